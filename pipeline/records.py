@@ -1,0 +1,90 @@
+"""The records every part speaks: the preference group and what a loss may see of it.
+
+One prompt with K completions covers every case (K = 0 prompts, 1 demonstrations, 2 pairs with the preferred
+first, 1 + M ranked candidates with the preferred first), so there is one table schema, one tokeniser path, one
+trainer. Nothing here imports more than the standard library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STOP = "stop"  # the completion ended by a stop token, which is its last token id
+LENGTH = "length"  # the completion was cut at the token limit: no stop token
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer to a prompt.
+
+    `token_ids` is empty until the text has been tokenised with the policy's template; from then on it is the truth
+    and `text` its rendering. It ends with a stop id if and only if `finish_reason` is "stop".
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish_reason: str = STOP
+    scores: dict[str, float] = field(default_factory=dict)  # by scorer name
+    ref_logp: float | None = None  # sum over completion tokens under the reference, nats
+    sample: int = 0  # index among the samples of this prompt
+    temperature: float | None = None
+    seed: int | None = None
+    policy: str = ""  # output digest of the weights that wrote it; "" = the data set
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt and its K completions: one row of every table."""
+
+    id: str
+    messages: tuple[Message, ...]
+    completions: tuple[Completion, ...] = ()
+    prompt_ids: tuple[int, ...] = ()
+    label: bool | None = None  # binary feedback on completion 0
+    weight: float = 1.0
+    dataset: str = ""
+    iteration: int = 0  # 0 = from the data set, k = sampled in iteration k
+
+
+@dataclass(frozen=True)
+class TokenInputs:
+    """Per-token view of a batch for token-level objectives: N = every completion token of every group, flat."""
+
+    logits: Tensor  # (N, V) float32, the logits that predict each token
+    targets: Tensor  # (N,) int64, the token itself
+    group: Tensor  # (N,) int64 in [0, G)
+    column: Tensor  # (N,) int64 in [0, K)
+    uniforms: Tensor  # (N,) float32 in [0, 1): the randomness of any draw, fixed by (seed, step, group, position)
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What an objective sees of G groups with up to K completions each. Completion 0 is the preferred one."""
+
+    logps: Tensor  # (G, K) float32, sum over completion tokens; 0 where absent
+    lengths: Tensor  # (G, K) int64, number of completion tokens; 0 where absent
+    present: Tensor  # (G, K) bool
+    ref_logps: Tensor | None = None  # (G, K) float32; only where the objective needs "reference"
+    labels: Tensor | None = None  # (G,) bool; binary feedback
+    tokens: TokenInputs | None = None  # only where the objective needs "tokens"
+
+
+class UserError(Exception):
+    """Something the user can put right. Carries one message per problem; printed without a traceback, exit code 2."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)

@@ -1,0 +1,99 @@
+"""What a stage is and what it is given.
+
+A stage is a module `pipeline/stages/<kind>.py` plus `conf/stage/<kind>.yaml`:
+
+    VERSION = 1                      bumped by hand when the meaning of its output changes
+    INPUTS = {"model": "one", ...}   input name -> "one", "many" or "optional"
+    Settings                         frozen dataclass: what can change the result (hashed into the artifact's key)
+    Runtime                          frozen dataclass: what cannot (batch size per device, threads, part size ...)
+    run(context)                     reads context.inputs, writes everything under context.out
+
+Heavy imports (torch, transformers, vllm) go inside functions: planning imports every stage module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+STAGES = "pipeline.stages"
+
+
+@dataclass(frozen=True)
+class NoRuntime:
+    """For stages without runtime settings."""
+
+
+@dataclass
+class Reporter:
+    """Metrics and progress of one step, appended as JSON lines; counts end up in the artifact's manifest."""
+
+    run: str = ""
+    step: str = ""
+    metrics_path: Path | None = None
+    progress_path: Path | None = None
+    counts: dict[str, float] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def metric(self, at: int, **values: float) -> None:
+        """Report numbers of optimizer step (or item) `at`."""
+        if self.metrics_path is None:
+            return
+        line = {"step": self.step, "at": at, "time": round(time.time(), 3), **values}
+        with self.metrics_path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def progress(self, done: int, total: int, unit: str = "") -> None:
+        """Say how far the stage is. The supervisor's bar, `align status` and the dashboard read it."""
+        if self.progress_path is None:
+            return
+        state = {"step": self.step, "done": done, "total": total, "unit": unit, "time": round(time.time(), 3)}
+        temporary = self.progress_path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(state))
+        temporary.replace(self.progress_path)
+
+    def count(self, **values: float) -> None:
+        """Set numbers for the manifest (rows, tokens, means)."""
+        self.counts.update(values)
+
+    def drop(self, reason: str, number: int = 1) -> None:
+        """Account for `number` rows left out because of `reason`."""
+        if number:
+            self.dropped[reason] = self.dropped.get(reason, 0) + number
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a stage gets. Nothing else reaches it: no global state, no config object."""
+
+    settings: Any
+    runtime: Any
+    inputs: dict[str, tuple[Path, ...]]  # each input's folders, in recipe order
+    digests: dict[str, tuple[str, ...]]  # the content digest of each of them
+    work: Path  # survives a crash: checkpoints and scratch
+    seed: int
+    report: Reporter = field(default_factory=Reporter)
+
+    @property
+    def out(self) -> Path:
+        """What is here when the stage ends becomes the artifact."""
+        folder = self.work / "out"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def one(self, name: str) -> Path:
+        (path,) = self.inputs[name]
+        return path
+
+    def optional(self, name: str) -> Path | None:
+        return self.inputs[name][0] if self.inputs.get(name) else None
+
+
+def derive_seed(seed: int, *parts: object) -> int:
+    """A 63-bit seed from the run's seed and what it is for, independent of position, shard or worker."""
+    text = "\x1f".join([str(seed), *map(str, parts)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
