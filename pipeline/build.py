@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import math
+import pkgutil
 import types
 import typing
 from typing import Any
@@ -178,3 +180,49 @@ def _describe(hint: Any) -> str:
         return f"a mapping of {_describe(args[0])} to {_describe(args[1])}"
     plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping"}
     return plain.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A pluggable part: its module and its built Settings."""
+
+    module: types.ModuleType
+    settings: Any
+
+
+def load_part(spec: Any, where: str) -> Part:
+    """A config node `{module: pipeline.objectives.dpo, beta: 0.1}` -> the module and its `Settings(beta=0.1)`.
+
+    Any importable module with a `Settings` dataclass will do, so a user's own package plugs in by its dotted path.
+    Raises UserError for an unknown module (with the nearest ones beside it) and for every bad setting.
+    """
+    if not isinstance(spec, dict) or not isinstance(spec.get("module"), str):
+        raise UserError(f"{where}.module: missing, expected the dotted path of a module such as pipeline.objectives.dpo")
+    name = spec["module"]
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and not (name == error.name or name.startswith(error.name + ".")):
+            raise UserError(f"{where}.module: {name} needs {error.name}, which is not installed") from None
+        raise UserError(f"{where}.module: no module {name!r}{nearest(name, _siblings(name))}") from None
+    if not dataclasses.is_dataclass(getattr(module, "Settings", None)):
+        raise UserError(f"{where}.module: {name} has no Settings dataclass, so it is not a pluggable part")
+    return Part(module, build(module.Settings, {k: v for k, v in spec.items() if k != "module"}, where))
+
+
+def part_problems(spec: Any, where: str) -> list[tuple[str, str]]:
+    """The problems of a part as (key relative to nothing, text) pairs, for a Settings.check()."""
+    try:
+        load_part(spec, where)
+    except UserError as error:
+        return [(key, text.strip()) for key, _, text in (p.partition(":") for p in error.problems)]
+    return []
+
+
+def _siblings(name: str) -> list[str]:
+    package = name.rpartition(".")[0]
+    try:
+        paths = importlib.import_module(package).__path__ if package else []
+    except (ImportError, AttributeError):
+        return []
+    return [f"{package}.{m.name}" for m in pkgutil.iter_modules(paths)]
