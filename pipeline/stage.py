@@ -6,7 +6,14 @@ A stage is a module `pipeline/stages/<kind>.py` plus `conf/stage/<kind>.yaml`:
     INPUTS = {"model": "one", ...}   input name -> "one", "many" or "optional"
     Settings                         frozen dataclass: what can change the result (hashed into the artifact's key)
     Runtime                          frozen dataclass: what cannot (batch size per device, threads, part size ...)
+    SEEDED = True                    whether the run's seed changes the result (False: shared by all seeds)
     run(context)                     reads context.inputs, writes everything under context.out
+
+and where it applies
+
+    files(settings, runtime)         the files from outside it reads: their content is part of the key
+    check(settings, runtime)         problems that can be known before anything runs
+    wanted(settings)                 the optional inputs these settings have a use for
 
 Heavy imports (torch, transformers, vllm) go inside functions: planning imports every stage module.
 """

@@ -1,0 +1,67 @@
+"""What no run needs any more, and how much space it holds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import store
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A folder that can go: why, and its size in bytes."""
+
+    path: Path
+    reason: str
+    size: int
+
+
+def find_garbage(workspace: Path) -> list[Garbage]:
+    """Artifacts that no run points at, work folders of artifacts nobody is computing or will finish, left-over trash.
+
+    A run keeps every artifact its run.json names, finished or not; the work folder of an unfinished step is kept so
+    that the run can go on from there.
+    """
+    kept = _kept(workspace)
+    found = []
+    for folder in sorted((workspace / "artifacts").glob("*/*")):
+        kind, name = folder.parent.name, folder.name
+        if name.startswith(".trash-"):
+            found.append(Garbage(folder, "left over from a replaced artifact", _size(folder)))
+        elif name.startswith(".work-"):
+            if (kind, name.removeprefix(".work-")) not in kept and not _held(workspace, kind, name):
+                found.append(Garbage(folder, "unfinished work of no run", _size(folder)))
+        elif (kind, name) not in kept and not _held(workspace, kind, name):
+            found.append(Garbage(folder, "no run points at it", _size(folder)))
+    return found
+
+
+def remove(garbage: list[Garbage]) -> int:
+    """Delete it. Returns the bytes freed."""
+    for item in garbage:
+        shutil.rmtree(item.path)
+    return sum(item.size for item in garbage)
+
+
+def _kept(workspace: Path) -> set[tuple[str, str]]:
+    kept = set()
+    for record in (workspace / "runs").glob("*/run.json"):
+        for step in json.loads(record.read_text())["steps"]:
+            if step.get("key"):
+                kept.add((step["stage"], step["key"]))
+    return kept
+
+
+def _held(workspace: Path, kind: str, name: str) -> bool:
+    try:
+        with store.lock(workspace, kind, name.removeprefix(".work-")):
+            return False
+    except store.Busy:
+        return True
+
+
+def _size(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())

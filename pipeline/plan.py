@@ -1,0 +1,256 @@
+"""Recipe -> ordered steps, each with its typed settings, its inputs and, once those exist, its key in the store.
+
+A recipe names its steps once: `once` before the loop, `first` for iteration 1, `next` for every later iteration.
+An input is a reference `step/part`: `sft/model`, `train[i-1]/model`, `merge[i]/groups`, `tokens/pref`; [i] is this
+iteration, [i-1] the one before, [*] every one so far. A step marked `when: needed` is left out if no step that runs
+takes anything from it. Nothing here imports torch: planning must answer in about a second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import build, store
+from pipeline.records import UserError
+from pipeline.stage import STAGES, NoRuntime
+
+_REFERENCE = re.compile(r"^(?P<name>[a-z_]+)(\[(?P<index>i|i-1|\*|\d+)\])?(/(?P<part>[A-Za-z0-9_./-]+))?$")
+_STEP_KEYS = {"stage", "inputs", "settings", "runtime", "when"}
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A part of another step's artifact."""
+
+    step: str
+    part: str
+
+    def __str__(self) -> str:
+        return f"{self.step}/{self.part}" if self.part else self.step
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage with everything it will be given."""
+
+    name: str  # "sft", "train[2]"
+    stage: str  # kind: the module in pipeline/stages
+    iteration: int  # 0 before the loop
+    inputs: dict[str, tuple[Ref, ...]]
+    settings: Any  # the stage's Settings: hashed
+    runtime: Any  # the stage's Runtime: not hashed
+    seed: int
+
+    @property
+    def module(self) -> types.ModuleType:
+        return stage_module(self.stage)
+
+
+def stage_module(kind: str) -> types.ModuleType:
+    return importlib.import_module(f"{STAGES}.{kind}")
+
+
+def expand(config: dict[str, Any], overrides: dict[str, dict[str, Any]] | None = None) -> list[Step]:
+    """Every step of the recipe for `config["iterations"]` iterations, in running order.
+
+    `overrides` gives single steps a configuration of their own (`align stage`). Raises UserError with every problem
+    of every step: unknown stage, reference to nothing, bad setting, unmet input.
+    """
+    recipe, problems, steps, if_needed = config["recipe"], [], {}, set()
+    rounds = [("once", 0)] + [("first" if i == 1 else "next", i) for i in range(1, config["iterations"] + 1)]
+    for block, iteration in rounds:
+        for name, node in (recipe.get(block) or {}).items():
+            full = f"{name}[{iteration}]" if iteration else name
+            own = (overrides or {}).get(full, config)
+            node = own["recipe"][block][name]
+            try:
+                step = _step(full, node, iteration, own, steps, f"recipe.{block}.{name}")
+                if step is not None:
+                    steps[full] = step
+                    if_needed |= {full} if node.get("when") == "needed" else set()
+            except UserError as error:
+                problems += [p for p in error.problems if p not in problems]
+    if problems:
+        raise UserError(*problems)
+    return _without_unused(list(steps.values()), if_needed)
+
+
+def _without_unused(steps: list[Step], if_needed: set[str]) -> list[Step]:
+    kept: list[Step] = []
+    used: set[str] = set()
+    for step in reversed(steps):
+        if step.name not in if_needed or step.name in used:
+            kept.append(step)
+            used |= {ref.step for refs in step.inputs.values() for ref in refs}
+    return kept[::-1]
+
+
+def _step(full: str, node: Any, iteration: int, config: dict[str, Any], earlier: dict[str, Step], where: str) -> Step | None:
+    unknown = [k for k in node if k not in _STEP_KEYS]
+    if unknown:
+        raise UserError(*(f"{where}.{k}: unknown key{build.nearest(k, _STEP_KEYS)}" for k in unknown))
+    if not node.get("when", True):
+        return None
+    kind = node["stage"]
+    if kind not in config["stage"]:
+        raise UserError(f"{where}.stage: no stage {kind!r}{build.nearest(kind, config['stage'])}")
+    module, values = stage_module(kind), config["stage"][kind]
+    settings = merged(values.get("settings") or {}, node.get("settings") or {})
+    runtime = merged(values.get("runtime") or {}, node.get("runtime") or {})
+    inputs = _inputs(node.get("inputs") or {}, module.INPUTS, iteration, config["recipe"], earlier, where)
+    made = build.build(module.Settings, at_iteration(settings, iteration), f"stage.{kind}.settings")
+    if hasattr(module, "wanted"):  # optional inputs these settings have no use for would only make keys differ
+        wanted = module.wanted(made)
+        inputs = {n: refs for n, refs in inputs.items() if module.INPUTS[n] != "optional" or n in wanted}
+    return Step(
+        name=full,
+        stage=kind,
+        iteration=iteration,
+        inputs=inputs,
+        settings=made,
+        runtime=build.build(getattr(module, "Runtime", NoRuntime), runtime, f"stage.{kind}.runtime"),
+        seed=config["seed"],
+    )
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, mapping by mapping."""
+    out = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merged(out[key], value) if nested else value
+    return out
+
+
+def at_iteration(node: Any, iteration: int) -> Any:
+    """Settings as they are in one iteration: `later: {2: {alpha: 0.01}}` holds from iteration 2 on; "$iteration" is it."""
+    if node == "$iteration":
+        return iteration
+    if isinstance(node, (list, tuple)):
+        return [at_iteration(v, iteration) for v in node]
+    if not isinstance(node, dict):
+        return node
+    later = node.get("later") or {}
+    plain = {k: v for k, v in node.items() if k != "later"}
+    for start in sorted(later, key=int):
+        if int(start) <= iteration:
+            plain = merged(plain, later[start])
+    return {k: at_iteration(v, iteration) for k, v in plain.items()}
+
+
+def _inputs(
+    node: dict[str, Any], declared: dict[str, str], iteration: int, recipe: Any, earlier: dict[str, Step], where: str
+) -> dict[str, tuple[Ref, ...]]:
+    problems = [f"{where}.inputs.{k}: unknown input{build.nearest(k, declared)}" for k in node if k not in declared]
+    found: dict[str, tuple[Ref, ...]] = {}
+    for name, arity in declared.items():
+        texts = node.get(name)
+        texts = [] if texts is None else [texts] if isinstance(texts, str) else texts
+        refs = []
+        for text in texts:
+            found_refs = _references(text, iteration, earlier)
+            refs += found_refs
+            if not found_refs and not (arity == "optional" and _switched_off(text, recipe)):
+                problems.append(f"{where}.inputs.{name}: no earlier step {text!r}{build.nearest(text, earlier)}")
+        if arity == "one" and len(refs) != 1 and not problems:
+            problems.append(f"{where}.inputs.{name}: needs exactly one reference such as sft/model")
+        if refs:
+            found[name] = tuple(refs)
+    if problems:
+        raise UserError(*problems)
+    return found
+
+
+def _references(text: str, iteration: int, earlier: dict[str, Step]) -> list[Ref]:
+    """The earlier steps a reference means: one, or for [*] every iteration's; none if there is no such step."""
+    match = _REFERENCE.match(text)
+    if match is None:
+        return []
+    name, part = match["name"], match["part"] or ""
+    if match["index"] is None:
+        candidates = [name]
+    elif match["index"] == "*":
+        candidates = [f"{name}[{i}]" for i in range(1, iteration + 1)]
+    else:
+        candidates = [f"{name}[{ {'i': iteration, 'i-1': iteration - 1}.get(match['index'], match['index']) }]"]
+    return [Ref(step, part) for step in candidates if step in earlier]
+
+
+def _switched_off(text: str, recipe: Any) -> bool:
+    """Whether the recipe has the step but a `when: false` left it out."""
+    name = re.split(r"[\[/]", text)[0]
+    return any(name in (recipe.get(block) or {}) for block in ("once", "first", "next"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step and what the store knows of it. `key` is None while an input does not exist yet."""
+
+    step: Step
+    key: str | None
+    artifact: store.Artifact | None
+
+    @property
+    def cached(self) -> bool:
+        return self.artifact is not None
+
+
+def look_up(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> Planned:
+    """The step's key and, if it is there, its artifact. `done` holds the artifacts of the steps before it."""
+    refs = [ref for group in step.inputs.values() for ref in group]
+    if any(ref.step not in done for ref in refs):
+        return Planned(step, None, None)
+    key = step_key(workspace, step, done)
+    return Planned(step, key, store.find(workspace, step.stage, key))
+
+
+def look_up_all(workspace: Path, steps: list[Step]) -> list[Planned]:
+    """What is cached and what must run, in order."""
+    done: dict[str, store.Artifact] = {}
+    planned = []
+    for step in steps:
+        item = look_up(workspace, step, done)
+        planned.append(item)
+        if item.artifact is not None:
+            done[step.name] = item.artifact
+    return planned
+
+
+def step_key(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> str:
+    return store.fingerprint(step.stage, **key_parts(workspace, step, done))
+
+
+def key_parts(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> dict[str, Any]:
+    """What the key is made of: also kept in the manifest, so that `align explain` can compare field by field."""
+    module = step.module
+    inputs = {n: [done[r.step].digest(r.part) for r in refs] for n, refs in step.inputs.items()}
+    files = module.files(step.settings, step.runtime) if hasattr(module, "files") else []
+    if files:
+        hashes = store.cached_hashes(workspace, files)
+        inputs["files"] = [f"{path.name}:{digest}" for path, digest in hashes.items()]
+    return {
+        "version": module.VERSION,
+        "settings": dataclasses.asdict(step.settings),
+        "inputs": inputs,
+        "seed": step.seed if module.SEEDED else None,
+    }
+
+
+def check(steps: list[Step]) -> list[str]:
+    """Everything that can be known to be wrong before the first second of work: paths, files, folders."""
+    problems: list[str] = []
+    for step in steps:
+        if hasattr(step.module, "check"):
+            for problem in step.module.check(step.settings, step.runtime):
+                if problem not in problems:
+                    problems.append(problem)
+    return problems

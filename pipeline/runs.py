@@ -1,0 +1,124 @@
+"""A run's folder: what it is, where its steps are in the store, what happened when.
+
+    <workspace>/runs/<name>/run.json       config, per-step overrides, steps with their keys, outcome
+                            events.jsonl   started / finished / failed / cached, with times
+                            metrics.jsonl  every metric any stage reported
+                            progress.json  how far the running stage is
+                            logs/<step>.log
+
+These files decide what is done; no orchestrator is asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import store
+from pipeline.records import UserError
+
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+RUNNING, DONE, FAILED, INTERRUPTED = "running", "done", "failed", "interrupted"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The content of run.json."""
+
+    name: str
+    config: dict[str, Any]
+    overrides: list[str]  # what the user typed
+    step_overrides: dict[str, list[str]]  # `align stage`: changes of single steps
+    steps: list[dict[str, Any]]  # {name, stage, iteration, key, state, seconds, ...} in running order
+    outcome: str
+    created: float
+
+
+def folder(workspace: Path, name: str) -> Path:
+    return workspace / "runs" / name
+
+
+def names(workspace: Path) -> list[str]:
+    """Every run, newest first."""
+    records = (workspace / "runs").glob("*/run.json")
+    return [p.parent.name for p in sorted(records, key=lambda p: p.stat().st_mtime, reverse=True)]
+
+
+def load(workspace: Path, name: str) -> Run | None:
+    path = folder(workspace, name) / "run.json"
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text())
+        return Run(**data)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a run record ({error}); move it away or give another run=NAME") from None
+
+
+def save(workspace: Path, run: Run) -> None:
+    store.write_atomic(folder(workspace, run.name) / "run.json", json.dumps(vars(run), indent=1))
+
+
+def update_step(workspace: Path, run: Run, name: str, **facts: Any) -> Run:
+    """The run with new facts of one step, saved."""
+    changed = replace(run, steps=[{**s, **facts} if s["name"] == name else s for s in run.steps])
+    save(workspace, changed)
+    return changed
+
+
+def event(workspace: Path, name: str, step: str, kind: str, **facts: Any) -> None:
+    """Append one line to events.jsonl."""
+    line = {"time": round(time.time(), 3), "step": step, "event": kind, "pid": os.getpid(), **facts}
+    with (folder(workspace, name) / "events.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def log_path(workspace: Path, name: str, step: str) -> Path:
+    return folder(workspace, name) / "logs" / f"{step}.log"
+
+
+def tail(path: Path, lines: int) -> list[str]:
+    """The last lines of a log, without reading all of it."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 200 * lines - 4096))
+        return file.read().decode(errors="replace").splitlines()[-lines:]
+
+
+@contextlib.contextmanager
+def hold(workspace: Path, name: str) -> Iterator[None]:
+    """Be the one process that drives this run. The kernel frees it when the holder dies."""
+    path = folder(workspace, name) / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"run {name!r} is going on in process {file.read().strip()}; watch it with `align status {name}`"
+                " or stop that process first") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def outcome(workspace: Path, run: Run) -> str:
+    """The recorded outcome, or "interrupted" for one that says running while nobody drives it."""
+    if run.outcome != RUNNING:
+        return run.outcome
+    try:
+        with hold(workspace, run.name):
+            return INTERRUPTED
+    except UserError:
+        return RUNNING

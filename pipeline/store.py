@@ -1,0 +1,206 @@
+"""The content-addressed store: what is on disk, and the only proof that something is done.
+
+    <workspace>/artifacts/<kind>/<key>/        payload + manifest.json, written last; shared by all runs
+    <workspace>/artifacts/<kind>/.work-<key>/  work in progress, kept after a crash
+    <workspace>/locks/<kind>-<key>.lock        flock; the holder's pid, host and time inside
+
+The key is a hash of what the result depends on: kind, version, settings, the *output digests* of the inputs, seed.
+The output digest is a hash over (relative path, file hash), so a stage rebuilt to the same bytes rebuilds nothing
+after it. Kill this at any moment: a directory without a manifest is not an artifact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ALGORITHM = "sha256"
+KEY_LENGTH = 20
+MANIFEST = "manifest.json"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished result on disk."""
+
+    kind: str
+    key: str
+    path: Path
+    manifest: dict[str, Any]
+
+    def digest(self, part: str = "") -> str:
+        """Digest of the payload, or of the sub-folder `part` alone. KeyError if the artifact has no such part."""
+        files = self.manifest["files"]
+        prefix = f"{part}/" if part else ""
+        chosen = {name[len(prefix):]: f["hash"] for name, f in files.items() if name.startswith(prefix)}
+        if not chosen:
+            raise KeyError(f"artifact {self.kind}/{self.key} has no part {part!r}")
+        return tree_digest(chosen)
+
+
+class Busy(Exception):
+    """Somebody else is computing this artifact."""
+
+
+def canonical(data: Any) -> str:
+    """One text per value: sorted keys, no NaN, plain data only."""
+    return json.dumps(data, sort_keys=True, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
+
+
+def fingerprint(kind: str, version: int, settings: Any, inputs: dict[str, list[str]], seed: int | None) -> str:
+    """The artifact's key. `inputs` maps an input's name to output digests; `seed` is None where nothing is random."""
+    parts = {"kind": kind, "version": version, "settings": settings, "inputs": inputs, "seed": seed}
+    return hashlib.sha256(canonical(parts).encode()).hexdigest()[:KEY_LENGTH]
+
+
+def tree_digest(hashes: dict[str, str]) -> str:
+    """Digest over (relative path, file hash) pairs."""
+    return hashlib.sha256(canonical(hashes).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    hasher = hashlib.new(ALGORITHM)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a small file so that readers see the old or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def artifact_path(workspace: Path, kind: str, key: str) -> Path:
+    return workspace / "artifacts" / kind / key
+
+
+def work_path(workspace: Path, kind: str, key: str) -> Path:
+    return workspace / "artifacts" / kind / f".work-{key}"
+
+
+def find(workspace: Path, kind: str, key: str) -> Artifact | None:
+    """The artifact, if its manifest is there and every file has the size the manifest says."""
+    path = artifact_path(workspace, kind, key)
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        sizes_match = all((path / name).stat().st_size == f["size"] for name, f in manifest["files"].items())
+    except (OSError, ValueError, KeyError):
+        return None
+    return Artifact(kind, key, path, manifest) if sizes_match else None
+
+
+def artifacts(workspace: Path) -> Iterator[Artifact]:
+    """Every artifact of the workspace."""
+    for manifest in sorted((workspace / "artifacts").glob(f"*/*/{MANIFEST}")):
+        found = find(workspace, manifest.parent.parent.name, manifest.parent.name)
+        if found is not None:
+            yield found
+
+
+def commit(workspace: Path, kind: str, key: str, facts: dict[str, Any]) -> Artifact:
+    """Turn `.work-<key>/out` into the artifact: hash everything, manifest last, rename, then drop the work folder."""
+    work, target = work_path(workspace, kind, key), artifact_path(workspace, kind, key)
+    out = work / "out"
+    names = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+    files = {n: {"hash": file_hash(out / n), "size": (out / n).stat().st_size} for n in names if n != MANIFEST}
+    for name in files:
+        _sync(out / name)
+    for folder in [p for p in out.rglob("*") if p.is_dir()]:
+        _sync_folder(folder)
+    manifest = {"kind": kind, "key": key, "algorithm": ALGORITHM, **facts, "files": files}
+    write_atomic(out / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+    if target.exists():  # damaged, or we would not have computed it again
+        trash = target.with_name(f".trash-{key}-{os.getpid()}")
+        os.replace(target, trash)
+        shutil.rmtree(trash)
+    os.replace(out, target)
+    _sync_folder(target.parent)
+    shutil.rmtree(work)
+    return Artifact(kind, key, target, manifest)
+
+
+def damage(artifact: Artifact) -> list[str]:
+    """Every file whose bytes are not those the manifest promises, as 'path: what' lines."""
+    problems = []
+    for name, promised in artifact.manifest["files"].items():
+        path = artifact.path / name
+        if not path.exists():
+            problems.append(f"{path}: missing")
+        elif path.stat().st_size != promised["size"]:
+            problems.append(f"{path}: {path.stat().st_size} bytes, expected {promised['size']}")
+        elif file_hash(path) != promised["hash"]:
+            problems.append(f"{path}: content changed (its {ALGORITHM} is not the manifest's)")
+    known = set(artifact.manifest["files"]) | {MANIFEST}
+    extra = [p for p in artifact.path.rglob("*") if p.is_file() and str(p.relative_to(artifact.path)) not in known]
+    return problems + [f"{p}: not in the manifest" for p in extra]
+
+
+@contextlib.contextmanager
+def lock(workspace: Path, kind: str, key: str, wait: float = 0) -> Iterator[None]:
+    """Hold the right to compute an artifact. The kernel frees it when the holder dies. Raises Busy after `wait` s."""
+    path = workspace / "locks" / f"{kind}-{key}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    file.seek(0)
+                    raise Busy(f"{kind}/{key} is being computed by {file.read().strip() or 'another process'}") from None
+                time.sleep(0.2)
+        file.truncate(0)
+        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}))
+        file.flush()
+        yield
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+_sync_folder = _sync  # a folder's entries become durable the same way
+
+
+def cached_hashes(workspace: Path, files: list[Path]) -> dict[Path, str]:
+    """Content hashes of files from outside, remembered by (size, mtime, inode) so that planning reads them once."""
+    memory = workspace / "file-hashes.json"
+    try:
+        known = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        known = {}
+    found, new = {}, {}
+    for path in files:
+        stat = path.stat()
+        identity = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
+        found[path] = known.get(identity) or file_hash(path)
+        if identity not in known:
+            new[identity] = found[path]
+    if new:
+        write_atomic(memory, json.dumps({**known, **new}, indent=0))
+    return found

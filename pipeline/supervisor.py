@@ -1,0 +1,148 @@
+"""Run one command so that nothing of it outlives its end, its timeout, its parent or a stop request.
+
+    python -m pipeline.supervisor [--grace 10] [--timeout 0] [--log FILE] -- COMMAND ...
+
+Killing a process group is not enough: torchrun starts its workers in new sessions and vLLM's engine core survives a
+SIGKILL of its parent. So this process is the child subreaper of everything the command starts, and when the command
+is over, for whatever reason, every descendant left is killed. It ends by itself when its own parent has gone, which
+it learns by looking (a parent-death signal would fire when the spawning *thread* ends).
+
+Exit code: the command's own; 128 + n when signal n ended it; 124 timeout; 143 or 130 when told to stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_POLL_SECONDS = 0.5
+
+
+def command_line(command: list[str], *, log: Path | None, grace: float, timeout: float = 0) -> list[str]:
+    """The argv that runs `command` under a supervisor of its own. `log` gets its stdout and stderr, appended."""
+    options = ["--grace", str(grace), "--timeout", str(timeout), "--parent", str(os.getpid())]
+    options += ["--log", str(log)] if log else []
+    return [sys.executable, "-m", "pipeline.supervisor", *options, "--", *command]
+
+
+def supervise(command: list[str], *, grace: float, timeout: float = 0, parent: int = 0) -> int:
+    """Run `command` in this process's care and return its exit code. Meant to be called by a process of its own."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    child = subprocess.Popen(command, start_new_session=True, preexec_fn=_in_child)
+    parent = parent or os.getppid()
+    deadline = time.monotonic() + timeout if timeout else None
+    code = _wait(child, parent, deadline, grace)
+    _kill_descendants()
+    return code
+
+
+def _wait(child: subprocess.Popen[bytes], parent: int, deadline: float | None, grace: float) -> int:
+    verdict: int | None = None  # set once we decided to end it
+    kill_at: float | None = None
+    while True:
+        received = signal.sigtimedwait(_WATCHED, _POLL_SECONDS)
+        code = _reap(child)
+        if code is not None:
+            return code if verdict is None else verdict
+        now = time.monotonic()
+        if verdict is None:
+            verdict = _reason_to_stop(received, parent, deadline, now)
+            if verdict is not None:
+                child.send_signal(signal.SIGTERM)
+                kill_at = now + grace
+        elif kill_at is not None and now >= kill_at:
+            child.kill()
+            kill_at = None
+
+
+def _reason_to_stop(received: signal.struct_siginfo | None, parent: int, deadline: float | None, now: float) -> int | None:
+    if received is not None and received.si_signo == signal.SIGINT:
+        return 130
+    if received is not None and received.si_signo in (signal.SIGTERM, signal.SIGHUP):
+        return 143
+    if os.getppid() != parent:
+        return 143
+    if deadline is not None and now >= deadline:
+        return 124
+    return None
+
+
+def _reap(child: subprocess.Popen[bytes]) -> int | None:
+    """Collect every dead child, adopted orphans too. Returns the command's exit code once it has ended."""
+    found: int | None = None
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return found
+        if pid == 0:
+            return found
+        if pid == child.pid:
+            code = os.waitstatus_to_exitcode(status)
+            child.returncode = code
+            found = code if code >= 0 else 128 - code
+
+
+def _kill_descendants() -> None:
+    """SIGKILL until none is left: a process may fork between the look and the kill."""
+    me = psutil.Process()
+    for _ in range(100):
+        left = [p for p in me.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+        if not left:
+            return
+        for process in left:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                pass
+        psutil.wait_procs(left, timeout=0.2)
+
+
+def _in_child() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    """Linux only; elsewhere the descendants of a killed child are still found through psutil's process tree."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.supervisor", description=__doc__.splitlines()[0])
+    parser.add_argument("--grace", type=float, default=10, help="seconds between SIGTERM and SIGKILL")
+    parser.add_argument("--timeout", type=float, default=0, help="seconds the command may run, 0: no limit")
+    parser.add_argument("--log", type=Path, help="append the command's stdout and stderr to this file")
+    parser.add_argument("--parent", type=int, default=0, help="pid whose end ends the command (default: the parent)")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        parser.error("no command given")
+    if options.log:
+        _redirect(options.log)
+    return supervise(command, grace=options.grace, timeout=options.timeout, parent=options.parent)
+
+
+def _redirect(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
