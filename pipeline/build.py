@@ -204,7 +204,7 @@ def load_part(spec: Any, where: str) -> Part:
     except ModuleNotFoundError as error:
         if error.name and not (name == error.name or name.startswith(error.name + ".")):
             raise UserError(f"{where}.module: {name} needs {error.name}, which is not installed") from None
-        raise UserError(f"{where}.module: no module {name!r}{nearest(name, _siblings(name))}") from None
+        raise UserError(f"{where}.module: no module {name!r}{nearest(name.rpartition('.')[2], _siblings(name))}") from None
     if not dataclasses.is_dataclass(getattr(module, "Settings", None)):
         raise UserError(f"{where}.module: {name} has no Settings dataclass, so it is not a pluggable part")
     return Part(module, build(module.Settings, {k: v for k, v in spec.items() if k != "module"}, where))
@@ -225,4 +225,4 @@ def _siblings(name: str) -> list[str]:
         paths = importlib.import_module(package).__path__ if package else []
     except (ImportError, AttributeError):
         return []
-    return [f"{package}.{m.name}" for m in pkgutil.iter_modules(paths)]
+    return [m.name for m in pkgutil.iter_modules(paths)]

@@ -1,8 +1,8 @@
 """Recipe -> ordered steps, each with its typed settings, its inputs and, once those exist, its key in the store.
 
-A recipe names its steps once: `once` before the loop, `first` for iteration 1, `next` for every later iteration.
-An input is a reference `step/part`: `sft/model`, `train[i-1]/model`, `merge[i]/groups`, `tokens/pref`; [i] is this
-iteration, [i-1] the one before, [*] every one so far. A step marked `when: needed` is left out if no step that runs
+A recipe names its steps: `once` before the loop, `each` for every iteration (or `from: 2` on). An input is a reference
+`step/part`: `sft/model`, `merge[i]/groups`, `tokens/pref`; [i] is this iteration, [i-1] the one before, [*] every one
+so far; `train[i-1]/model | sft/model` is the first of them that exists. A step marked `when: needed` is left out if no step that runs
 takes anything from it. Nothing here imports torch: planning must answer in about a second.
 """
 
@@ -21,7 +21,7 @@ from pipeline.records import UserError
 from pipeline.stage import STAGES, NoRuntime
 
 _REFERENCE = re.compile(r"^(?P<name>[a-z_]+)(\[(?P<index>i|i-1|\*|\d+)\])?(/(?P<part>[A-Za-z0-9_./-]+))?$")
-_STEP_KEYS = {"stage", "inputs", "settings", "runtime", "when"}
+_STEP_KEYS = {"stage", "inputs", "settings", "runtime", "when", "from"}
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,11 @@ def expand(config: dict[str, Any], overrides: dict[str, dict[str, Any]] | None =
     of every step: unknown stage, reference to nothing, bad setting, unmet input.
     """
     recipe, problems, steps, if_needed = config["recipe"], [], {}, set()
-    rounds = [("once", 0)] + [("first" if i == 1 else "next", i) for i in range(1, config["iterations"] + 1)]
+    rounds = [("once", 0)] + [("each", i) for i in range(1, config["iterations"] + 1)]
     for block, iteration in rounds:
         for name, node in (recipe.get(block) or {}).items():
+            if iteration < node.get("from", 0):
+                continue
             full = f"{name}[{iteration}]" if iteration else name
             own = (overrides or {}).get(full, config)
             node = own["recipe"][block][name]
@@ -154,12 +156,12 @@ def _inputs(
         texts = [] if texts is None else [texts] if isinstance(texts, str) else texts
         refs = []
         for text in texts:
-            found_refs = _references(text, iteration, earlier)
+            found_refs = next(filter(None, (_references(t, iteration, earlier) for t in text.split("|"))), [])
             refs += found_refs
-            if not found_refs and not (arity == "optional" and _switched_off(text, recipe)):
+            if not found_refs and not _may_be_absent(text, arity, recipe):
                 problems.append(f"{where}.inputs.{name}: no earlier step {text!r}{build.nearest(text, earlier)}")
-        if arity == "one" and len(refs) != 1 and not problems:
-            problems.append(f"{where}.inputs.{name}: needs exactly one reference such as sft/model")
+        if (len(refs) != 1 if arity == "one" else arity == "many" and not refs) and not problems:
+            problems.append(f"{where}.inputs.{name}: needs {'exactly one' if arity == 'one' else 'at least one'} reference such as sft/model")
         if refs:
             found[name] = tuple(refs)
     if problems:
@@ -169,23 +171,25 @@ def _inputs(
 
 def _references(text: str, iteration: int, earlier: dict[str, Step]) -> list[Ref]:
     """The earlier steps a reference means: one, or for [*] every iteration's; none if there is no such step."""
-    match = _REFERENCE.match(text)
+    match = _REFERENCE.match(text.strip())
     if match is None:
         return []
-    name, part = match["name"], match["part"] or ""
-    if match["index"] is None:
+    name, index, part = match["name"], match["index"], match["part"] or ""
+    if index is None:
         candidates = [name]
-    elif match["index"] == "*":
+    elif index == "*":
         candidates = [f"{name}[{i}]" for i in range(1, iteration + 1)]
     else:
-        candidates = [f"{name}[{ {'i': iteration, 'i-1': iteration - 1}.get(match['index'], match['index']) }]"]
+        number = {"i": iteration, "i-1": iteration - 1}.get(index, index)
+        candidates = [f"{name}[{number}]"]
     return [Ref(step, part) for step in candidates if step in earlier]
 
 
-def _switched_off(text: str, recipe: Any) -> bool:
-    """Whether the recipe has the step but a `when: false` left it out."""
-    name = re.split(r"[\[/]", text)[0]
-    return any(name in (recipe.get(block) or {}) for block in ("once", "first", "next"))
+def _may_be_absent(text: str, arity: str, recipe: Any) -> bool:
+    """[*] of a step that starts later, or an optional input whose step was switched off or lies before the loop."""
+    match = _REFERENCE.match(text.strip())
+    known = match is not None and any(match["name"] in (recipe.get(block) or {}) for block in ("once", "each"))
+    return known and (arity == "optional" or (match is not None and match["index"] == "*"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

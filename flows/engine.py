@@ -1,0 +1,50 @@
+"""The sampling engine that outlives a stage: started once per run, early, used by every step that samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flows import display
+from pipeline import store
+from pipeline.build import load_part
+from pipeline.plan import Step
+
+
+class EngineHolder:
+    """Owns the run's engine service. It starts in the background as soon as a model exists whose shape it can take
+    (weights are swapped in place later), so that its start overlaps training."""
+
+    def __init__(self, log: Path, spec: dict[str, Any], workspace: Path) -> None:
+        self._part = load_part(spec, "engine")
+        self._log = log
+        self._workspace = workspace
+        self._service: Any = None
+
+    def warm_up(self, remaining: list[Step], done: dict[str, store.Artifact]) -> None:
+        """Start the service if a step to come will sample and nothing serves yet."""
+        wanted = any(getattr(step.module, "USES_ENGINE", False) and not self._cached(step, done) for step in remaining)
+        model = next((a.path / "model" for a in done.values() if "model/generation_config.json" in a.manifest["files"]), None)
+        start = getattr(self._part.module, "start_service", None)
+        if self._service is None and wanted and model is not None and start is not None:
+            self._service = start(model, self._log, self._part.settings)
+
+    def environment(self, step: Step) -> dict[str, str]:
+        """What the step's process needs to use the service. Waits until it serves; starts it anew if it has died."""
+        if self._service is None or not getattr(step.module, "USES_ENGINE", False):
+            return {}
+        if not self._service.alive():
+            display.say(f"note: the engine has ended ({self._log}); starting it again")
+            self._service = self._part.module.start_service(self._service.model, self._log, self._part.settings)
+        self._service.wait_ready(self._part.settings.start_timeout)
+        return dict(self._service.environment)
+
+    def close(self) -> None:
+        if self._service is not None:
+            self._service.stop()
+            self._service = None
+
+    def _cached(self, step: Step, done: dict[str, store.Artifact]) -> bool:
+        from pipeline.plan import look_up
+
+        return look_up(self._workspace, step, done).cached

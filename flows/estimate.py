@@ -1,0 +1,126 @@
+"""What a plan will cost, before anything runs: sampled tokens, floating-point operations, disk, time.
+
+Upper bounds from the settings (every sample as long as max_tokens allows), and times measured by earlier runs of the
+same stage in this workspace. What cannot be known yet is said to be unknown.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows import display
+from pipeline import store
+from pipeline.plan import Planned
+
+_FLOAT = 4  # bytes: master weights and optimizer state are float32
+_TOKEN_BYTES = 12  # of one sampled token in a table: id, text, compressed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Costs of the steps still to run."""
+
+    steps: int
+    parameters: float | None
+    sampled_tokens: float
+    flops: float
+    disk: float
+    seconds: float
+    unmeasured: list[str]  # stages nothing in this workspace has been measured for
+
+    def lines(self) -> list[str]:
+        if not self.steps:
+            return ["nothing to run"]
+        size = "unknown" if self.parameters is None else f"{self.parameters / 1e6:.1f} M"
+        times = f"{self.seconds / 60:.1f} minutes by earlier runs" if self.seconds else "no time measured yet"
+        if self.unmeasured and self.seconds:
+            times += f" (without {', '.join(self.unmeasured)}: not measured yet)"
+        return [f"to run: {self.steps} steps; model {size} parameters; at most {self.sampled_tokens:,.0f} sampled tokens,"
+                f" {self.flops:.1e} FLOPs of sampling and preference training, {display.size(self.disk)} of disk; {times}"]
+
+
+def estimate(config: dict[str, Any], planned: list[Planned]) -> Estimate:
+    """Add up what the uncached steps may need."""
+    todo = [item for item in planned if not item.cached]
+    parameters = count_parameters(config["model"])
+    measured = _measured(Path(config["workspace"]))
+    tokens = flops = disk = seconds = 0.0
+    unmeasured = []
+    for item in todo:
+        sampled = _sampled_tokens(item, planned)
+        tokens += sampled
+        flops += 2 * (parameters or 0) * sampled + 6 * (parameters or 0) * _trained_tokens(item, config)
+        disk += sampled * _TOKEN_BYTES + _model_bytes(item, parameters or 0)
+        if item.step.stage in measured:
+            seconds += measured[item.step.stage]
+        elif item.step.stage not in unmeasured:
+            unmeasured.append(item.step.stage)
+    if any("trainer" in vars(item.step.settings) for item in todo):  # the checkpoints of the one that is running
+        disk += 3 * _FLOAT * (parameters or 0) * config["hardware"]["training"]["keep_checkpoints"]
+    return Estimate(len(todo), parameters, tokens, flops, disk, seconds, unmeasured)
+
+
+def shortage(config: dict[str, Any], workspace: Path, planned: list[Planned]) -> list[str]:
+    """A problem if the plan needs more disk than there is."""
+    existing = next(p for p in [workspace, *workspace.parents] if p.exists())
+    free, needed = shutil.disk_usage(existing).free, estimate(config, planned).disk
+    if needed <= free:
+        return []
+    return [f"workspace: the plan needs about {display.size(needed)}, only {display.size(free)} are free in {existing};"
+            " free some (align gc), give another workspace=FOLDER, or fewer iterations"]
+
+
+def count_parameters(model: dict[str, Any]) -> float | None:
+    """Of a model described by its architecture, or by the size of its safetensors files (2 bytes a weight)."""
+    if model.get("path"):
+        sizes = [p.stat().st_size for p in Path(model["path"]).expanduser().glob("*.safetensors")]
+        return sum(sizes) / 2 if sizes else None
+    arch = model.get("arch") or {}
+    try:
+        hidden, layers, heads = arch["hidden_size"], arch["layers"], arch["heads"]
+        narrow = hidden // heads * arch["kv_heads"]
+        layer = 2 * hidden * hidden + 2 * hidden * narrow + 3 * hidden * arch["intermediate_size"]
+        return float(layers * layer + arch["vocab_size"] * hidden * (1 if arch["tie_embeddings"] else 2))
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
+def _sampled_tokens(item: Planned, planned: list[Planned]) -> float:
+    settings = item.step.settings
+    if item.step.stage != "generate":
+        return 0
+    (ref,) = item.step.inputs["prompts"]
+    source = next(p for p in planned if p.step.name == ref.step)
+    if source.artifact is not None:
+        counts = source.artifact.manifest["counts"]
+        prompts = counts.get(ref.part, counts.get("prompts", 0))
+    else:
+        prompts = getattr(source.step.settings, "count", 0)
+    return float(prompts * settings.n * len(settings.temperatures) * settings.max_tokens)
+
+
+def _trained_tokens(item: Planned, config: dict[str, Any]) -> float:
+    if item.step.stage != "train_preference":
+        return 0
+    trainer = item.step.settings.trainer
+    longest = (config["model"]["max_prompt_tokens"] or 0) + (config["model"]["max_completion_tokens"] or 0)
+    return float((trainer.max_steps or 0) * trainer.batch_size * 2 * longest)
+
+
+def _model_bytes(item: Planned, parameters: float) -> float:
+    kept = 3 if getattr(item.step.settings, "keep_optimizer", False) else 1
+    return kept * _FLOAT * parameters if item.step.stage in _MODEL_MAKERS else 0
+
+
+_MODEL_MAKERS = {"init_model", "sft", "train_reward", "train_preference"}
+
+
+def _measured(workspace: Path) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for artifact in store.artifacts(workspace):
+        found.setdefault(artifact.kind, []).append(artifact.manifest["process_seconds"])
+    return {kind: statistics.median(values) for kind, values in found.items()}

@@ -1,0 +1,143 @@
+"""The process that drives one run: `python -m flows.execute WORKSPACE RUN`, started by `align run` under a supervisor.
+
+One Prefect flow per run, one task per step: order, logs, its UI. Prefect never decides what is done; files do.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flows import display
+from flows.engine import EngineHolder
+from flows.environment import prefect_environment
+from flows.launch import Place, StepFailed, finish
+from flows.prepare import expand
+from flows.compose import compose
+from flows.server import running_url
+from flows.summary import conclude
+from pipeline import plan, runs, store
+from pipeline.plan import Step
+from pipeline.records import UserError
+
+
+class Driver:
+    """Walks a run's steps in order and keeps its record. One object per process."""
+
+    def __init__(self, workspace: Path, run: runs.Run, steps: list[Step], only: str | None, force: bool) -> None:
+        self.workspace, self.run, self.steps, self.only, self.force = workspace, run, steps, only, force
+        self.done: dict[str, store.Artifact] = {}
+        hardware = run.config["hardware"]
+        self.place = Place(workspace, run.name, hardware["grace_seconds"], 60 * hardware["timeout_minutes"])
+        self.engine = EngineHolder(self.place.folder / "logs" / "engine.log", run.config["engine"], workspace)
+        self.screen = display.Screen(len(steps))
+
+    def step(self, step: Step) -> None:
+        """Make sure the step's artifact is there; update the record either way."""
+        started = time.monotonic()
+        self.screen.start(step.name)
+        item = plan.look_up(self.workspace, step, self.done)
+        force = self.force and step.name == self.only
+        if item.artifact is not None and not force:
+            artifact, cached = item.artifact, True
+        elif self.only not in (None, step.name):
+            raise UserError(f"{self.only}: {step.name} must run first; run it with: align run run={self.run.name}")
+        else:
+            self._mark(step, state="running", key=item.key)
+            self.engine.warm_up(self._remaining(step), self.done)
+            environment = self.engine.environment(step)
+            artifact, cached = finish(self.place, item, self.done, environment, self.screen.watch, force)
+        self.done[step.name] = artifact
+        seconds = time.monotonic() - started
+        facts = {"state": "cached" if cached else "done", "key": artifact.key}
+        if not cached:
+            facts["seconds"] = round(seconds, 3)
+        else:
+            runs.event(self.workspace, self.run.name, step.name, "cached", key=artifact.key)
+        self._mark(step, **facts)
+        self.screen.finish(step.name, cached, seconds, display.brief(artifact.manifest["counts"]))
+
+    def _remaining(self, step: Step) -> list[Step]:
+        position = self.steps.index(step)
+        return [step] if self.only else self.steps[position:]
+
+    def _mark(self, step: Step, **facts: Any) -> None:
+        self.run = runs.update_step(self.workspace, self.run, step.name, **facts)
+
+    def fail(self, error: BaseException) -> None:
+        """Record how it ended. The running step is the one to blame."""
+        interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
+        state = runs.INTERRUPTED if interrupted else runs.FAILED
+        steps = [{**s, "state": state} if s["state"] == "running" else s for s in self.run.steps]
+        self.run = replace(self.run, steps=steps, outcome=state)
+        runs.save(self.workspace, self.run)
+
+
+def drive(driver: Driver) -> None:
+    """All steps as tasks of one Prefect flow. Called directly, so they run in order in this thread."""
+    from prefect import flow, get_run_logger, task
+    from prefect.cache_policies import NO_CACHE
+
+    def one_step(name: str) -> None:
+        driver.step(next(s for s in driver.steps if s.name == name))
+        get_run_logger().info("%s: %s", name, display.brief(driver.done[name].manifest["counts"]))
+
+    @flow(name="alignloop", flow_run_name=driver.run.name, validate_parameters=False)
+    def loop(steps: list[str]) -> None:
+        for name in steps:
+            task(one_step, name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)(name)
+
+    wanted = driver.steps[: 1 + [s.name for s in driver.steps].index(driver.only)] if driver.only else driver.steps
+    try:
+        loop([s.name for s in wanted])
+    except (UserError, StepFailed):
+        raise
+    except Exception as error:  # Prefect's server may go away after the last step: the files know better
+        if len(driver.done) < len(wanted):
+            raise
+        display.say(f"note: Prefect ended with {type(error).__name__}; every step is done, so the result stands")
+
+
+def main(workspace: Path, name: str, only: str | None, force: bool) -> int:
+    """Exit code of the run: 0 done, 1 a stage failed, 2 the user's input is wrong, 143 stopped."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # without it Prefect leaves its server behind
+    started = time.monotonic()
+    run = runs.load(workspace, name)
+    assert run is not None
+    with runs.hold(workspace, name):
+        steps = expand(compose(run.overrides), run.overrides, run.step_overrides)
+        driver = Driver(workspace, run, steps, only, force)
+        with driver.screen:
+            try:
+                drive(driver)
+            except UserError as error:
+                driver.fail(error)
+                display.problems(error.problems)
+                return 2
+            except StepFailed as error:
+                driver.fail(error)
+                display.problems([str(error)])
+                return 1
+            except BaseException as error:
+                driver.fail(error)
+                raise
+            finally:
+                driver.engine.close()
+        driver.run = replace(driver.run, outcome=runs.DONE)
+        runs.save(workspace, driver.run)
+        if only is None:
+            conclude(workspace, driver.run, driver.done, time.monotonic() - started)
+    return 0
+
+
+if __name__ == "__main__":
+    for variable, value in prefect_environment(Path(sys.argv[1])).items():
+        os.environ.setdefault(variable, value)
+    if "PREFECT_API_URL" not in os.environ and (url := running_url(Path(sys.argv[1]))):
+        os.environ["PREFECT_API_URL"] = url
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3] or None, "--force" in sys.argv))

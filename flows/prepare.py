@@ -1,0 +1,116 @@
+"""From what the user typed to a run that can start: compose, expand, check, compare with the run's record."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.compose import Composed, compose
+from pipeline import plan, runs
+from pipeline.plan import Step
+from pipeline.records import UserError
+
+_FREE = ("workspace", "run", "iterations", "hardware", "tracking", "choices")  # may differ between calls of one run
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked run: its record (not yet saved), its steps, and remarks for the user."""
+
+    run: runs.Run
+    workspace: Path
+    steps: list[Step]
+    notes: list[str]
+
+
+def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = None) -> Prepared:
+    """Raises UserError with every problem that can be known before the first second of work."""
+    overrides, record = _with_stored(overrides)
+    composed = compose(overrides)
+    workspace = Path(composed.config["workspace"])
+    name = composed.config["run"] or f"{composed.choices['recipe']}-{composed.choices.get('data', 'minifarm')}"
+    record = record or runs.load(workspace, name)
+    config = {**composed.config, "run": name}
+    if record is not None:
+        _same_settings(record, config, workspace)
+    own = {**(record.step_overrides if record else {}), **(step_overrides or {})}
+    steps = expand(composed, overrides, own)
+    unknown = [s for s in own if s not in {step.name for step in steps}]
+    if unknown and step_overrides:
+        known = [step.name for step in steps]
+        raise UserError(*(f"{s}: the run has no such step{plan.build.nearest(s, known)}" for s in unknown))
+    old = {s["name"]: s for s in record.steps} if record else {}
+    run = runs.Run(
+        name=name,
+        config=config,
+        overrides=overrides,
+        step_overrides=own,
+        steps=[{"key": None, "state": "waiting", **old.get(s.name, {}), "name": s.name, "stage": s.stage,
+                "iteration": s.iteration} for s in steps],
+        outcome=runs.RUNNING,
+        created=record.created if record else time.time(),
+    )
+    return Prepared(run, workspace, steps, composed.notes)
+
+
+def expand(composed: Composed, overrides: list[str], step_overrides: dict[str, list[str]]) -> list[Step]:
+    """The steps, checked; problems in the words of what the user typed."""
+    own: dict[str, dict[str, Any]] = {}
+    for step, extra in step_overrides.items():
+        own[step] = compose(overrides + extra).config
+    try:
+        steps = plan.expand(composed.config, own)
+    except UserError as error:
+        raise UserError(*map(composed.in_users_words, error.problems)) from None
+    problems = plan.check(steps)
+    if problems:
+        raise UserError(*map(composed.in_users_words, problems))
+    return steps
+
+
+def _with_stored(overrides: list[str]) -> tuple[list[str], runs.Run | None]:
+    """`align run run=NAME` without a recipe goes on with what the run was started with."""
+    given = dict(o.partition("=")[::2] for o in overrides)
+    if "recipe" in given or "run" not in given:
+        return overrides, None
+    workspace = Path(given.get("workspace", "workspace")).expanduser().resolve()
+    record = runs.load(workspace, given["run"])
+    if record is None:
+        known = runs.names(workspace)
+        raise UserError(f"run: no run named {given['run']!r} in {workspace}{plan.build.nearest(given['run'], known)};"
+                        " a new one needs recipe=NAME")
+    stored = [o for o in record.overrides if o.partition("=")[0] not in given]
+    return stored + overrides, record
+
+
+def _same_settings(record: runs.Run, config: dict[str, Any], workspace: Path) -> None:
+    old, new = flat(_compared(record.config)), flat(_compared(config))
+    differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    outer = [k for k in differing if not k.startswith("stage.")] or differing
+    if not outer:
+        return
+    lines = [f"    {k}: {old.get(k, 'absent')!r} in the run, {new.get(k, 'absent')!r} now" for k in outer[:20]]
+    more = [f"    ... and {len(outer) - 20} more"] if len(outer) > 20 else []
+    raise UserError("\n".join([
+        f"run: the name {record.name!r} is in use with other settings in {workspace}:", *lines, *more,
+        "  ways out: give another name (run=NAME), go on with the old settings (align run run=" + record.name + "),",
+        "  or change one step only (align stage STEP run=" + record.name + " key=value)"]))
+
+
+def _compared(config: dict[str, Any]) -> dict[str, Any]:
+    stages = {name: {k: v for k, v in (node or {}).items() if k != "runtime"} for name, node in config["stage"].items()}
+    return {**{k: v for k, v in config.items() if k not in _FREE}, "stage": stages}
+
+
+def flat(node: Any, where: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    if not isinstance(node, dict):
+        return {where: node}
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found.update(flat(value, f"{where}.{key}" if where else str(key)))
+    return found
+
+

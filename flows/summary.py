@@ -1,0 +1,53 @@
+"""What a run ends with: report.md and report.json in its folder, a table in the terminal, where to look next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from flows import display
+from pipeline import report, runs, store
+
+
+def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], seconds: float) -> None:
+    """Write the report from the manifests and print it. `seconds`: wall time of this call's work."""
+    steps = [_record(step, done[step["name"]]) for step in run.steps]
+    found = report.rows(steps)
+    folder = runs.folder(workspace, run.name)
+    title = f"{run.name}: {run.config['choices']['recipe']} on {run.config['choices'].get('data', 'minifarm')}"
+    comparisons = [done[s["name"]].path / "comparison.md" for s in run.steps if s["stage"] == "report"]
+    extra = comparisons[-1].read_text() if comparisons else ""
+    store.write_atomic(folder / "report.md", report.to_markdown(title, found, steps, extra))
+    store.write_atomic(folder / "report.json", json.dumps(report.to_json(title, found, steps), indent=1))
+    display.say("")
+    shown = [i for i, header in enumerate(report.HEADERS) if header not in _LEFT_OUT]
+    display.table(title, [report.HEADERS[i] for i in shown], [[row[i] for i in shown] for row in report.cells(found)])
+    work = sum(step.seconds for step in steps if not step.cached)
+    if work:
+        display.say(f"\n{seconds:.1f} s, of them {work:.1f} s in stages (orchestration "
+                    f"{100 * max(0.0, seconds - work) / seconds:.1f} %)")
+    else:
+        display.say(f"\nevery step cached, {seconds:.1f} s")
+    display.say(f"report    {folder / 'report.md'}\nmetrics   {folder / 'metrics.jsonl'}\nlogs      {folder / 'logs'}\n"
+                f"status    align status {run.name}")
+
+
+_LEFT_OUT = {"samples", "best of N", "peak memory"}  # in the report, too wide for a terminal
+
+
+def _record(step: dict[str, object], artifact: store.Artifact) -> report.StepRecord:
+    facts = artifact.manifest
+    references = [ref.partition("/")[0] for refs in facts["references"].values() for ref in refs]
+    return report.StepRecord(
+        step=str(step["name"]),
+        kind=artifact.kind,
+        iteration=int(str(step["iteration"])),
+        inputs=tuple(references),
+        settings=facts["settings"],
+        counts=facts["counts"],
+        dropped=facts["dropped"],
+        seconds=facts["process_seconds"],
+        peak_memory_mb=facts["peak_memory_mb"],
+        cached=step["state"] != "done",
+        key=artifact.key,
+    )

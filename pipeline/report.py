@@ -1,0 +1,196 @@
+"""What a run did and what it cost, iteration by iteration: from the manifests of its steps to a table.
+
+Pure functions: the flow hands over one `StepRecord` per step and writes `report.md` and `report.json`, and prints
+`cells(...)` as its closing table. Numbers that no step reported stay empty; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SCHEMA = 1  # of report.json
+_SAMPLING = ("generate", "score")  # the stages between a policy and the groups made from its samples
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step of a run and what its artifact's manifest says."""
+
+    step: str  # its name in the run: "train[2]"
+    kind: str  # its stage: "train_preference"
+    iteration: int  # 0 = before the loop
+    inputs: tuple[str, ...] = ()  # names of the steps it reads from
+    settings: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)  # rows by reason
+    seconds: float = 0.0  # when it was computed; a cached step took none now
+    peak_memory_mb: float = 0.0
+    cached: bool = False
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class IterationRow:
+    """One line of the report. None: no step of this iteration has such a number."""
+
+    iteration: int
+    prompts: int | None  # sampled from
+    samples: int | None
+    kept: int | None  # groups made of them
+    dropped: dict[str, int]  # rows left out by reason, evaluation not counted
+    reward_mean: float | None  # of the samples
+    reward_best: float | None  # mean over prompts of the best sample: best-of-N
+    margin: float | None  # mean reward of chosen less that of rejected
+    win_rate: float | None  # against the baseline, ties half, in [0, 1]
+    win_rate_low: float | None
+    win_rate_high: float | None
+    length: float | None  # mean tokens of an evaluated answer
+    truncated: float | None  # share of evaluated answers cut at the limit
+    tokens_per_s: float | None  # while sampling
+    seconds: float  # sum over its steps, of the time they were computed
+    peak_memory_mb: float  # the largest step's
+    steps: int
+    cached: int  # of them taken from the store
+
+
+def rows(steps: Sequence[StepRecord]) -> list[IterationRow]:
+    """One row per iteration, 0 first."""
+    names = {step.step: step for step in steps}
+    found = sorted({step.iteration for step in steps})
+    return [_row(i, [s for s in steps if s.iteration == i], names) for i in found]
+
+
+def _row(iteration: int, steps: Sequence[StepRecord], names: dict[str, StepRecord]) -> IterationRow:
+    judging = _sampled_for("evaluate", steps, names)
+    training = [s for s in steps if s not in judging]
+    sampled = _sampled_for("build_groups", steps, names) or [s for s in training if s.kind in _SAMPLING]
+    generated = [s for s in sampled if s.kind == "generate"]
+    scored = [s for s in sampled if s.kind == "score"]
+    grouped = [s for s in steps if s.kind == "build_groups"]
+    judged = [s for s in steps if s.kind == "evaluate"]
+    dropped: Counter[str] = Counter()
+    for step in training:
+        dropped.update(step.dropped)
+    return IterationRow(
+        iteration=iteration,
+        prompts=_total(generated, "prompts"),
+        samples=_total(generated, "samples"),
+        kept=_total(grouped, "kept"),
+        dropped=dict(sorted(dropped.items())),
+        reward_mean=_last(scored, "mean"),
+        reward_best=_last(scored, "best"),
+        margin=_last(grouped, "margin"),
+        win_rate=_last(judged, "win_rate"),
+        win_rate_low=_last(judged, "low"),
+        win_rate_high=_last(judged, "high"),
+        length=_last(judged, "mean_length"),
+        truncated=_last(judged, "truncated_share"),
+        tokens_per_s=_speed(generated),
+        seconds=round(sum(s.seconds for s in steps), 3),
+        peak_memory_mb=max((s.peak_memory_mb for s in steps), default=0.0),
+        steps=len(steps),
+        cached=sum(s.cached for s in steps),
+    )
+
+
+def _sampled_for(kind: str, steps: Sequence[StepRecord], names: dict[str, StepRecord]) -> list[StepRecord]:
+    """The sampling and scoring steps of this iteration that steps of `kind` read from, directly or one by the other."""
+    found: dict[str, StepRecord] = {}
+    waiting = [name for step in steps if step.kind == kind for name in step.inputs]
+    while waiting:
+        step = names.get(waiting.pop())
+        if step is None or step.kind not in _SAMPLING or step.step in found or step not in steps:
+            continue
+        found[step.step] = step
+        waiting += step.inputs
+    return [step for step in steps if step.step in found]
+
+
+def _total(steps: Iterable[StepRecord], name: str) -> int | None:
+    values = [step.counts[name] for step in steps if name in step.counts]
+    return round(sum(values)) if values else None
+
+
+def _last(steps: Iterable[StepRecord], name: str) -> float | None:
+    values = [step.counts[name] for step in steps if name in step.counts]
+    return values[-1] if values else None
+
+
+def _speed(steps: Iterable[StepRecord]) -> float | None:
+    """Tokens per second over all of them: total tokens by total time."""
+    known = [s.counts for s in steps if {"tokens", "tokens_per_s"} <= s.counts.keys() and s.counts["tokens_per_s"] > 0]
+    seconds = sum(counts["tokens"] / counts["tokens_per_s"] for counts in known)
+    return sum(counts["tokens"] for counts in known) / seconds if seconds else None
+
+
+# ---- the same as text ------------------------------------------------------------------------------------------------
+
+HEADERS = (
+    "iteration", "prompts", "samples", "kept", "dropped", "reward mean", "best of N", "margin", "win rate (interval)",
+    "length", "truncated", "tokens/s", "seconds", "peak memory", "steps (cached)",
+)
+
+
+def cells(found: Sequence[IterationRow]) -> list[tuple[str, ...]]:
+    """The rows as texts under HEADERS, for a terminal or a page; empty where there is no number."""
+    return [
+        (
+            str(r.iteration), _number(r.prompts), _number(r.samples), _number(r.kept), _number(sum(r.dropped.values())),
+            _number(r.reward_mean, ".3f"), _number(r.reward_best, ".3f"), _number(r.margin, ".3f"), _rate(r),
+            _number(r.length, ".1f"), _number(r.truncated, ".1%"), _number(r.tokens_per_s, ",.0f"),
+            _number(r.seconds, ",.1f"), f"{r.peak_memory_mb / 1024:.1f} GB", f"{r.steps} ({r.cached})",
+        )
+        for r in found
+    ]
+
+
+def to_markdown(title: str, found: Sequence[IterationRow], steps: Sequence[StepRecord], extra: str = "") -> str:
+    """The run's report. `extra` is put after the first table (the comparison that the report stage made)."""
+    reasons = [
+        f"| {r.iteration} | {reason} | {number:,} |" for r in found for reason, number in r.dropped.items()
+    ]
+    step_rows = [
+        f"| {s.step} | {s.kind} | {s.seconds:,.1f} | {s.peak_memory_mb / 1024:.1f} GB | "
+        f"{'cached' if s.cached else 'computed'} | `{s.key}` |"
+        for s in steps
+    ]
+    parts = [f"# {title}", _table(HEADERS, cells(found)), _LEGEND]
+    if extra:
+        parts += ["## Evaluation", extra.strip()]
+    if reasons:
+        parts += ["## Rows left out", "\n".join(["| iteration | reason | rows |", "| ---: | --- | ---: |", *reasons])]
+    head = ["| step | stage | seconds | peak memory | now | artifact |", "| --- | --- | ---: | ---: | --- | --- |"]
+    return "\n\n".join([*parts, "## Steps", "\n".join([*head, *step_rows])]) + "\n"
+
+
+_LEGEND = (
+    "Iteration 0 is what comes before the loop. Reward: as the loop sees it, over the samples drawn for training. Win "
+    "rate: against the baseline, ties half. Length and truncated: of the evaluated answers, in tokens. Seconds and "
+    "peak memory: of the time a step was computed, also where it was cached now."
+)
+
+
+def to_json(title: str, found: Sequence[IterationRow], steps: Sequence[StepRecord]) -> dict[str, Any]:
+    """The same as plain data."""
+    return {
+        "schema": SCHEMA, "title": title, "iterations": [asdict(r) for r in found], "steps": [asdict(s) for s in steps],
+    }
+
+
+def _table(headers: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [headers, ["---:"] * len(headers), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _number(value: float | None, form: str = ",d") -> str:
+    return "" if value is None else format(value, form)
+
+
+def _rate(row: IterationRow) -> str:
+    if row.win_rate is None:
+        return ""
+    between = "" if row.win_rate_low is None else f" ({row.win_rate_low:.1%} to {row.win_rate_high:.1%})"
+    return f"{row.win_rate:.1%}{between}"

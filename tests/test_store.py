@@ -1,0 +1,154 @@
+"""The store: keys, commits that are whole or absent, damage found, locks freed by death."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline import gc, store
+
+
+def _fill(workspace, kind="score", key="k" * 20, **files: str) -> store.Artifact:
+    out = store.work_path(workspace, kind, key) / "out"
+    for name, text in (files or {"a": "hello"}).items():
+        path = out / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return store.commit(workspace, kind, key, {"counts": {}})
+
+
+def test_the_key_depends_on_meaning_not_on_spelling():
+    base = store.fingerprint("sft", 1, {"a": 1, "b": 2}, {"model": ["x"]}, 0)
+    assert store.fingerprint("sft", 1, {"b": 2, "a": 1}, {"model": ["x"]}, 0) == base
+    others = [
+        store.fingerprint("sft", 2, {"a": 1, "b": 2}, {"model": ["x"]}, 0),
+        store.fingerprint("sft", 1, {"a": 1, "b": 3}, {"model": ["x"]}, 0),
+        store.fingerprint("sft", 1, {"a": 1, "b": 2}, {"model": ["y"]}, 0),
+        store.fingerprint("sft", 1, {"a": 1, "b": 2}, {"model": ["x"]}, 1),
+        store.fingerprint("sft", 1, {"a": 1, "b": 2}, {"model": ["x"]}, None),
+    ]
+    assert len({base, *others}) == 6 and len(base) == store.KEY_LENGTH
+
+
+def test_nan_has_no_key():
+    with pytest.raises(ValueError):
+        store.fingerprint("sft", 1, {"a": float("nan")}, {}, 0)
+
+
+def test_commit_makes_a_whole_artifact_and_leaves_no_work(tmp_path):
+    made = _fill(tmp_path, a="hello", model__w="weights")
+    found = store.find(tmp_path, "score", "k" * 20)
+    assert found is not None and found.manifest == made.manifest
+    assert set(found.manifest["files"]) == {"a", "model/w"}
+    assert found.manifest["files"]["a"] == {
+        "hash": "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824", "size": 5}
+    assert not store.work_path(tmp_path, "score", "k" * 20).exists()
+
+
+def test_the_digest_is_of_content_alone(tmp_path):
+    one = _fill(tmp_path / "x", a="hello", model__w="weights")
+    two = _fill(tmp_path / "y", key="j" * 20, a="hello", model__w="weights")
+    three = _fill(tmp_path / "z", a="hello", model__w="others")
+    assert one.digest() == two.digest() != three.digest()
+    assert one.digest("model") == two.digest("model") != three.digest("model")
+    with pytest.raises(KeyError):
+        one.digest("nothing")
+
+
+def test_a_folder_without_manifest_or_with_a_short_file_is_no_artifact(tmp_path):
+    made = _fill(tmp_path)
+    (made.path / "a").write_text("hell")
+    assert store.find(tmp_path, "score", made.key) is None
+    (made.path / "a").write_text("hello")
+    assert store.find(tmp_path, "score", made.key) is not None
+    (made.path / store.MANIFEST).unlink()
+    assert store.find(tmp_path, "score", made.key) is None
+
+
+def test_damage_names_every_file(tmp_path):
+    made = _fill(tmp_path, a="hello", b="world", c="!")
+    (made.path / "a").write_text("jello")
+    (made.path / "b").unlink()
+    (made.path / "extra").write_text("?")
+    words = [problem.rpartition("/")[2] for problem in store.damage(made)]
+    assert words == ["a: content changed (its sha256 is not the manifest's)", "b: missing", "extra: not in the manifest"]
+
+
+def test_a_damaged_artifact_is_replaced(tmp_path):
+    made = _fill(tmp_path)
+    (made.path / "a").write_text("broken!")
+    again = _fill(tmp_path)
+    assert store.damage(again) == [] and [p.name for p in again.path.parent.iterdir()] == [made.key]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from pipeline import store
+workspace, pace = Path(sys.argv[1]), float(sys.argv[2])
+out = store.work_path(workspace, "score", "k" * 20) / "out"
+out.mkdir(parents=True, exist_ok=True)
+for i in range(40):
+    if not (out / f"part-{i}").exists():
+        store.write_atomic(out / f"part-{i}", str(i) * 2000)
+        time.sleep(pace)
+store.commit(workspace, "score", "k" * 20, {})
+"""
+
+
+def test_killed_at_random_it_ends_with_the_same_bytes(tmp_path):
+    """Kill -9 at random moments, start again until done: the same digest as an undisturbed run, nothing half-made seen."""
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "calm"), "0"], check=True)
+    calm = store.find(tmp_path / "calm", "score", "k" * 20)
+    rng, kills = random.Random(0), 0
+    while store.find(tmp_path / "wild", "score", "k" * 20) is None:
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "wild"), "0.02"])
+        time.sleep(rng.uniform(0.15, 0.6))
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        process.wait()
+        assert kills < 100
+    wild = store.find(tmp_path / "wild", "score", "k" * 20)
+    assert kills >= 2 and wild.digest() == calm.digest() and store.damage(wild) == []
+
+
+def test_a_lock_says_who_holds_it_and_dies_with_its_holder(tmp_path):
+    code = "import sys, time; from pathlib import Path; from pipeline import store\nwith store.lock(Path(sys.argv[1]), 'sft', 'k'): print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    with pytest.raises(store.Busy, match=str(holder.pid)), store.lock(tmp_path, "sft", "k"):
+        pass
+    holder.kill()
+    holder.wait()
+    with store.lock(tmp_path, "sft", "k"):
+        assert json.loads((tmp_path / "locks" / "sft-k.lock").read_text())["pid"] == os.getpid()
+
+
+def test_file_hashes_are_remembered_until_the_file_changes(tmp_path):
+    file = tmp_path / "data.jsonl"
+    file.write_text("one")
+    first = store.cached_hashes(tmp_path / "w", [file])[file]
+    assert store.cached_hashes(tmp_path / "w", [file])[file] == first
+    file.write_text("two!")
+    assert store.cached_hashes(tmp_path / "w", [file])[file] != first
+
+
+def test_gc_keeps_what_a_run_points_at(tmp_path):
+    kept, loose = _fill(tmp_path), _fill(tmp_path, key="j" * 20)
+    unfinished, abandoned = store.work_path(tmp_path, "sft", "u" * 20), store.work_path(tmp_path, "sft", "v" * 20)
+    for folder in (unfinished, abandoned):
+        folder.mkdir(parents=True)
+        (folder / "x").write_text("12345")
+    run = {"steps": [{"stage": "score", "key": kept.key}, {"stage": "sft", "key": "u" * 20}, {"stage": "sft", "key": None}]}
+    store.write_atomic(tmp_path / "runs" / "r" / "run.json", json.dumps(run))
+    found = {item.path: item for item in gc.find_garbage(tmp_path)}
+    assert set(found) == {loose.path, abandoned} and found[abandoned].size == 5
+    gc.remove(list(found.values()))
+    assert kept.path.exists() and unfinished.exists() and not loose.path.exists() and not abandoned.exists()
