@@ -62,7 +62,7 @@ def compose(overrides: list[str], *, need_recipe: bool = True, conf: Path = CONF
     """Raises UserError with every problem of the overrides."""
     problems: list[str] = []
     choices, values = _sort_out(overrides, conf, problems)
-    if need_recipe and "recipe" not in choices:
+    if need_recipe and "recipe" not in choices and not any(p.startswith("recipe:") for p in problems):
         known = ", ".join(_options(conf, "recipe"))
         problems.insert(0, f"recipe: missing, say which one: recipe=NAME with NAME one of {known}")
     notes = _automatic(choices)
@@ -108,7 +108,8 @@ def _sort_out(overrides: list[str], conf: Path, problems: list[str]) -> tuple[di
             option, known = str(parsed.value()), _options(conf, key)
             if option not in known:
                 problems.append(f"{key}: no {key} named {option!r}{nearest(option, known)}")
-            choices[key] = option
+            else:
+                choices[key] = option
         else:
             values.append((key, parsed.value()))
     return choices, values
@@ -139,8 +140,8 @@ def _apply(cfg: DictConfig, key: str, value: Any, problems: list[str]) -> None:
         if name not in keys and not (name.isdigit() and int(name) in node if isinstance(node, DictConfig) else False):
             if inside_later:
                 break
-            place = ".".join(done) or "the configuration"
-            problems.append(f"{key}: unknown key, {place} has no {name!r}{nearest(name, keys)}")
+            place = f"{'.'.join(done)} has no {name!r}" if done else f"there is no {name!r}"
+            problems.append(f"{key}: unknown key, {place}{nearest(name, keys)}")
             return
         done.append(name)
         node = node.get(name) if not name.isdigit() or name in keys else node.get(int(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -10,9 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.progress import TimeRemainingColumn
 from rich.table import Table
 
+from pipeline.report import HEADERS
+
 _PLAIN_EVERY = 15.0  # seconds between progress lines where there is no terminal
 
-console = Console(highlight=False, soft_wrap=True)
+_WIDE = 220  # where there is no terminal, a table is not cut
+
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -73,7 +78,7 @@ def problems(texts: list[str]) -> None:
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        made.add_column(column, justify="right" if column in _NUMBERS else "left", no_wrap=True)
     for row in rows:
         made.add_row(*row)
     console.print(made)
@@ -98,3 +103,6 @@ def brief(counts: dict[str, Any]) -> str:
     """A step's most telling counts in a few words."""
     shown = [(k, v) for k, v in counts.items() if isinstance(v, (int, float))][:4]
     return ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in shown)
+
+
+_NUMBERS = {"size", "time", "steps", *(h for h in HEADERS if h != "iteration")}

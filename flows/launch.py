@@ -118,11 +118,12 @@ def _run_worker(place: Place, item: Planned, done: dict[str, store.Artifact], wo
         "metrics": str(place.folder / "metrics.jsonl"),
         "progress": str(progress),
     }))
+    log = log_path(place.workspace, place.run, step.name)
+    log.parent.mkdir(parents=True, exist_ok=True)
     command = supervisor.command_line(
-        [sys.executable, "-m", "pipeline.worker", str(spec)],
-        log=log_path(place.workspace, place.run, step.name), grace=place.grace, timeout=place.timeout)
-    with log_path(place.workspace, place.run, step.name).open("a") as log:
-        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {step.name} key {item.key}\n")
+        [sys.executable, "-m", "pipeline.worker", str(spec)], log=log, grace=place.grace, timeout=place.timeout)
+    with log.open("a") as file:
+        file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {step.name} key {item.key}\n")
     process = subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1", **environment})
     try:
         while (code := _poll(process)) is None:

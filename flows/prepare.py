@@ -64,7 +64,7 @@ def expand(composed: Composed, overrides: list[str], step_overrides: dict[str, l
         steps = plan.expand(composed.config, own)
     except UserError as error:
         raise UserError(*map(composed.in_users_words, error.problems)) from None
-    problems = plan.check(steps)
+    problems = plan.check(Path(composed.config["workspace"]), steps)
     if problems:
         raise UserError(*map(composed.in_users_words, problems))
     return steps

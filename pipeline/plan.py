@@ -62,7 +62,7 @@ def expand(config: dict[str, Any], overrides: dict[str, dict[str, Any]] | None =
     `overrides` gives single steps a configuration of their own (`align stage`). Raises UserError with every problem
     of every step: unknown stage, reference to nothing, bad setting, unmet input.
     """
-    recipe, problems, steps, if_needed = config["recipe"], [], {}, set()
+    recipe, problems, steps, if_needed, failed = config["recipe"], [], {}, set(), set()
     rounds = [("once", 0)] + [("each", i) for i in range(1, config["iterations"] + 1)]
     for block, iteration in rounds:
         for name, node in (recipe.get(block) or {}).items():
@@ -72,11 +72,12 @@ def expand(config: dict[str, Any], overrides: dict[str, dict[str, Any]] | None =
             own = (overrides or {}).get(full, config)
             node = own["recipe"][block][name]
             try:
-                step = _step(full, node, iteration, own, steps, f"recipe.{block}.{name}")
+                step = _step(full, node, iteration, own, steps, failed, f"recipe.{block}.{name}")
                 if step is not None:
                     steps[full] = step
                     if_needed |= {full} if node.get("when") == "needed" else set()
             except UserError as error:
+                failed.add(full)  # what builds on it is not a problem of its own
                 problems += [p for p in error.problems if p not in problems]
     if problems:
         raise UserError(*problems)
@@ -93,7 +94,9 @@ def _without_unused(steps: list[Step], if_needed: set[str]) -> list[Step]:
     return kept[::-1]
 
 
-def _step(full: str, node: Any, iteration: int, config: dict[str, Any], earlier: dict[str, Step], where: str) -> Step | None:
+def _step(
+    full: str, node: Any, iteration: int, config: dict[str, Any], earlier: dict[str, Step], failed: set[str], where: str
+) -> Step | None:
     unknown = [k for k in node if k not in _STEP_KEYS]
     if unknown:
         raise UserError(*(f"{where}.{k}: unknown key{build.nearest(k, _STEP_KEYS)}" for k in unknown))
@@ -103,22 +106,19 @@ def _step(full: str, node: Any, iteration: int, config: dict[str, Any], earlier:
     if kind not in config["stage"]:
         raise UserError(f"{where}.stage: no stage {kind!r}{build.nearest(kind, config['stage'])}")
     module, values = stage_module(kind), config["stage"][kind]
-    settings = merged(values.get("settings") or {}, node.get("settings") or {})
+    settings = at_iteration(merged(values.get("settings") or {}, node.get("settings") or {}), iteration)
     runtime = merged(values.get("runtime") or {}, node.get("runtime") or {})
-    inputs = _inputs(node.get("inputs") or {}, module.INPUTS, iteration, config["recipe"], earlier, where)
-    made = build.build(module.Settings, at_iteration(settings, iteration), f"stage.{kind}.settings")
+    runtime_class = getattr(module, "Runtime", NoRuntime)
+    problems = build.problems_of(module.Settings, settings, f"stage.{kind}.settings")
+    problems += build.problems_of(runtime_class, runtime, f"stage.{kind}.runtime")
+    inputs = _inputs(node.get("inputs") or {}, module.INPUTS, iteration, config["recipe"], {*earlier, *failed}, where, problems)
+    if problems or any(ref.step in failed for refs in inputs.values() for ref in refs):
+        raise UserError(*problems)
+    made = build.build(module.Settings, settings)
     if hasattr(module, "wanted"):  # optional inputs these settings have no use for would only make keys differ
         wanted = module.wanted(made)
         inputs = {n: refs for n, refs in inputs.items() if module.INPUTS[n] != "optional" or n in wanted}
-    return Step(
-        name=full,
-        stage=kind,
-        iteration=iteration,
-        inputs=inputs,
-        settings=made,
-        runtime=build.build(getattr(module, "Runtime", NoRuntime), runtime, f"stage.{kind}.runtime"),
-        seed=config["seed"],
-    )
+    return Step(full, kind, iteration, inputs, made, build.build(runtime_class, runtime), config["seed"])
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -147,29 +147,30 @@ def at_iteration(node: Any, iteration: int) -> Any:
 
 
 def _inputs(
-    node: dict[str, Any], declared: dict[str, str], iteration: int, recipe: Any, earlier: dict[str, Step], where: str
+    node: dict[str, Any], declared: dict[str, str], iteration: int, recipe: Any, earlier: set[str], where: str,
+    problems: list[str],
 ) -> dict[str, tuple[Ref, ...]]:
-    problems = [f"{where}.inputs.{k}: unknown input{build.nearest(k, declared)}" for k in node if k not in declared]
+    problems += [f"{where}.inputs.{k}: unknown input{build.nearest(k, declared)}" for k in node if k not in declared]
     found: dict[str, tuple[Ref, ...]] = {}
     for name, arity in declared.items():
+        before = len(problems)
         texts = node.get(name)
         texts = [] if texts is None else [texts] if isinstance(texts, str) else texts
-        refs = []
+        refs: list[Ref] = []
         for text in texts:
-            found_refs = next(filter(None, (_references(t, iteration, earlier) for t in text.split("|"))), [])
-            refs += found_refs
-            if not found_refs and not _may_be_absent(text, arity, recipe):
+            meant = next(filter(None, (_references(t, iteration, earlier) for t in text.split("|"))), [])
+            refs += meant
+            if not meant and not _may_be_absent(text, arity, recipe):
                 problems.append(f"{where}.inputs.{name}: no earlier step {text!r}{build.nearest(text, earlier)}")
-        if (len(refs) != 1 if arity == "one" else arity == "many" and not refs) and not problems:
-            problems.append(f"{where}.inputs.{name}: needs {'exactly one' if arity == 'one' else 'at least one'} reference such as sft/model")
+        if (len(refs) != 1 if arity == "one" else arity == "many" and not refs) and len(problems) == before:
+            number = "exactly one reference" if arity == "one" else "at least one reference"
+            problems.append(f"{where}.inputs.{name}: needs {number} such as sft/model")
         if refs:
             found[name] = tuple(refs)
-    if problems:
-        raise UserError(*problems)
     return found
 
 
-def _references(text: str, iteration: int, earlier: dict[str, Step]) -> list[Ref]:
+def _references(text: str, iteration: int, earlier: set[str]) -> list[Ref]:
     """The earlier steps a reference means: one, or for [*] every iteration's; none if there is no such step."""
     match = _REFERENCE.match(text.strip())
     if match is None:
@@ -249,12 +250,20 @@ def key_parts(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> d
     }
 
 
-def check(steps: list[Step]) -> list[str]:
-    """Everything that can be known to be wrong before the first second of work: paths, files, folders."""
+def check(workspace: Path, steps: list[Step]) -> list[str]:
+    """Everything that can be known to be wrong before the first second of work: paths, files, folders.
+
+    What is in the store already needs no check: a large data set is not read again by every plan.
+    """
     problems: list[str] = []
+    done: dict[str, store.Artifact] = {}
     for step in steps:
-        if hasattr(step.module, "check"):
-            for problem in step.module.check(step.settings, step.runtime):
-                if problem not in problems:
-                    problems.append(problem)
+        try:
+            item = look_up(workspace, step, done)
+            found = [] if item.cached or not hasattr(step.module, "check") else step.module.check(step.settings, step.runtime)
+            if item.artifact is not None:
+                done[step.name] = item.artifact
+        except UserError as error:
+            found = error.problems
+        problems += [problem for problem in found if problem not in problems]
     return problems

@@ -59,34 +59,33 @@ class IterationRow:
 def rows(steps: Sequence[StepRecord]) -> list[IterationRow]:
     """One row per iteration, 0 first."""
     names = {step.step: step for step in steps}
+    to_judge, to_train = _sampled_for("evaluate", names), _sampled_for("build_groups", names)
     found = sorted({step.iteration for step in steps})
-    return [_row(i, [s for s in steps if s.iteration == i], names) for i in found]
+    return [_row(i, [s for s in steps if s.iteration == i], to_judge, to_train) for i in found]
 
 
-def _row(iteration: int, steps: Sequence[StepRecord], names: dict[str, StepRecord]) -> IterationRow:
-    judging = _sampled_for("evaluate", steps, names)
-    training = [s for s in steps if s not in judging]
-    sampled = _sampled_for("build_groups", steps, names) or [s for s in training if s.kind in _SAMPLING]
-    generated = [s for s in sampled if s.kind == "generate"]
-    scored = [s for s in sampled if s.kind == "score"]
+def _row(iteration: int, steps: Sequence[StepRecord], to_judge: set[str], to_train: set[str]) -> IterationRow:
+    generated = [s for s in steps if s.kind == "generate" and s.step in to_train]
+    scored = [s for s in steps if s.kind == "score" and s.step in to_train]
     grouped = [s for s in steps if s.kind == "build_groups"]
     judged = [s for s in steps if s.kind == "evaluate"]
     dropped: Counter[str] = Counter()
-    for step in training:
-        dropped.update(step.dropped)
+    for step in steps:
+        if step.kind != "evaluate" and step.step not in to_judge:
+            dropped.update(step.dropped)
     return IterationRow(
         iteration=iteration,
         prompts=_total(generated, "prompts"),
-        samples=_total(generated, "samples"),
+        samples=_total(generated, "completions"),
         kept=_total(grouped, "kept"),
         dropped=dict(sorted(dropped.items())),
-        reward_mean=_last(scored, "mean"),
-        reward_best=_last(scored, "best"),
-        margin=_last(grouped, "margin"),
+        reward_mean=_last(scored, "score_mean"),
+        reward_best=_last(scored, "best_of_n_mean"),
+        margin=_last(grouped, "margin_mean"),
         win_rate=_last(judged, "win_rate"),
-        win_rate_low=_last(judged, "low"),
-        win_rate_high=_last(judged, "high"),
-        length=_last(judged, "mean_length"),
+        win_rate_low=_last(judged, "win_rate_low"),
+        win_rate_high=_last(judged, "win_rate_high"),
+        length=_last(judged, "length_mean"),
         truncated=_last(judged, "truncated_share"),
         tokens_per_s=_speed(generated),
         seconds=round(sum(s.seconds for s in steps), 3),
@@ -96,17 +95,16 @@ def _row(iteration: int, steps: Sequence[StepRecord], names: dict[str, StepRecor
     )
 
 
-def _sampled_for(kind: str, steps: Sequence[StepRecord], names: dict[str, StepRecord]) -> list[StepRecord]:
-    """The sampling and scoring steps of this iteration that steps of `kind` read from, directly or one by the other."""
-    found: dict[str, StepRecord] = {}
-    waiting = [name for step in steps if step.kind == kind for name in step.inputs]
+def _sampled_for(kind: str, steps: dict[str, StepRecord]) -> set[str]:
+    """Names of the sampling and scoring steps that steps of `kind` read from, directly or one by the other."""
+    found: set[str] = set()
+    waiting = [name for step in steps.values() if step.kind == kind for name in step.inputs]
     while waiting:
-        step = names.get(waiting.pop())
-        if step is None or step.kind not in _SAMPLING or step.step in found or step not in steps:
-            continue
-        found[step.step] = step
-        waiting += step.inputs
-    return [step for step in steps if step.step in found]
+        name = waiting.pop()
+        if name in steps and steps[name].kind in _SAMPLING and name not in found:
+            found.add(name)
+            waiting += steps[name].inputs
+    return found
 
 
 def _total(steps: Iterable[StepRecord], name: str) -> int | None:
@@ -121,9 +119,9 @@ def _last(steps: Iterable[StepRecord], name: str) -> float | None:
 
 def _speed(steps: Iterable[StepRecord]) -> float | None:
     """Tokens per second over all of them: total tokens by total time."""
-    known = [s.counts for s in steps if {"tokens", "tokens_per_s"} <= s.counts.keys() and s.counts["tokens_per_s"] > 0]
-    seconds = sum(counts["tokens"] / counts["tokens_per_s"] for counts in known)
-    return sum(counts["tokens"] for counts in known) / seconds if seconds else None
+    known = [(s.counts["tokens"], s.counts["tokens_per_second"]) for s in steps if s.counts.get("tokens_per_second")]
+    seconds = sum(tokens / speed for tokens, speed in known)
+    return sum(tokens for tokens, _ in known) / seconds if seconds else None
 
 
 # ---- the same as text ------------------------------------------------------------------------------------------------

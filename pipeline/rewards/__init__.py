@@ -1,0 +1,11 @@
+"""What scores a completion. A scorer is a module with five names:
+
+    Settings
+    needs_model(settings)   whether it takes a reward model made by an earlier step
+    files(settings)         files from outside it reads: a change of their content is a change of the scores
+    scorer(settings, *, model, batch_tokens, threads)
+                            -> a function from groups to one list of scores per group, one score per completion;
+                            made once per stage, so that a model is loaded once. NaN: could not be scored.
+
+Higher is better; the scale is the scorer's own.
+"""

@@ -1,0 +1,51 @@
+# Two commands are the whole set-up: `make demo` and `make test`. `make help` lists the rest.
+VENV   ?= .venv
+DEVICE ?= auto
+PYTHON ?=
+VLLM   ?= yes
+ARGS   ?=
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed-$(DEVICE)-$(VLLM)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench dashboard clean
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  variables: DEVICE=auto|cpu|cuda  PYTHON=python3.11  VENV=.venv  VLLM=yes|no  ARGS='more arguments'"
+
+setup: $(STAMP) ## Make the environment (again after pyproject.toml changed)
+
+$(STAMP): pyproject.toml scripts/setup_env.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" DEVICE="$(DEVICE)" VLLM="$(VLLM)" bash scripts/setup_env.sh
+	@touch $@
+
+demo: $(STAMP) ## Run PCO, 2 iterations, on the built-in world; the same command goes on after a crash
+	$(BIN)/align run recipe=pco run=demo $(ARGS)
+	@echo
+	@echo "where to look next:"
+	@echo "  workspace/runs/demo/report.md      the table above and what each step cost (report.json: for programs)"
+	@echo "  workspace/runs/demo/metrics.jsonl  every number any stage reported"
+	@echo "  workspace/runs/demo/logs/          what every stage printed"
+	@echo "  $(BIN)/align status demo           the steps of this run"
+	@echo "  $(BIN)/align plan recipe=iterative_dpo run=other    what another recipe would reuse"
+
+test: $(STAMP) ## Run every test that needs no GPU
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+check: $(STAMP) ## Run the linters (ruff, mypy)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+bench: $(STAMP) ## Run the benchmarks, scripts/bench_*.py
+	@set -e; for file in $(wildcard scripts/bench_*.py); do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
+	@$(if $(wildcard scripts/bench_*.py),:,echo "there is no scripts/bench_*.py yet, so nothing was measured")
+
+dashboard: $(STAMP) ## Show all runs and their reports in the terminal (there is no web page yet)
+	@$(BIN)/align status $(ARGS)
+	@$(if $(wildcard workspace/runs/*/report.md),echo; echo "reports:"; ls workspace/runs/*/report.md,:)
+
+clean: ## Remove caches and build leftovers; keeps the environment and the workspace
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,130 @@
+"""What every engine takes and gives: token ids in, token ids out.
+
+An engine is a module with a `Settings` dataclass and
+
+    open_engine(model, settings, log) -> a context manager giving an Engine
+
+for the model folder `model`; `log` is a file the engine may write to. A module may also have
+`start_service(model, log, settings)` for an engine that outlives a stage.
+Light: planning imports engine modules, so torch and the like are imported inside their functions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.records import LENGTH, STOP, UserError
+
+FACTS = "config.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """`n` samples of one prompt, all at one temperature. Sample j has the seed `seed + j`."""
+
+    prompt_ids: tuple[int, ...]
+    n: int
+    temperature: float  # 0: greedy
+    top_p: float  # in (0, 1]
+    top_k: int  # 0: off
+    max_tokens: int
+    stop_ids: tuple[int, ...]
+    seed: int  # in [0, 2^62), so that seed + j stays a 63-bit number
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled completion. `token_ids` ends with a stop id if and only if `finish_reason` is "stop"."""
+
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    text: str  # the ids decoded without special tokens
+    seed: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The samples of one request, or why the engine refused it."""
+
+    samples: tuple[Sample, ...] = ()
+    refused: str = ""
+
+
+class Engine(Protocol):
+    """An open engine: it serves one model folder."""
+
+    context_length: int  # prompt + completion tokens it can hold
+    facts: dict[str, float]  # numbers worth keeping with the result
+
+    def sample(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        """One answer per request, in order, reading `requests` ahead as far as keeps the engine busy."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What sampling needs to know of a model folder."""
+
+    stop_ids: tuple[int, ...]
+    vocab_size: int
+    max_position: int
+
+
+def model_facts(model: Path) -> ModelFacts:
+    """Read a Hugging Face folder's stop ids, vocabulary size and context length.
+
+    Stop ids are every `eos_token_id` of generation_config.json, else of config.json. Raises UserError where one
+    of the three is not to be found.
+    """
+    config = _json(model / FACTS)
+    config = {**config, **config.get("text_config", {})}
+    generation = _json(model / "generation_config.json") if (model / "generation_config.json").exists() else {}
+    stop = generation.get("eos_token_id", config.get("eos_token_id"))
+    stop_ids = tuple(stop) if isinstance(stop, list) else (stop,) if isinstance(stop, int) else ()
+    problems = []
+    if not stop_ids:
+        problems.append(f"{model}: no eos_token_id in generation_config.json or {FACTS}, so sampling would never stop; "
+                        f"add it there")
+    for key in ("vocab_size", "max_position_embeddings"):
+        if not isinstance(config.get(key), int):
+            problems.append(f"{model / FACTS}: no {key}, expected a whole number")
+    if problems:
+        raise UserError(*problems)
+    return ModelFacts(stop_ids, config["vocab_size"], config["max_position_embeddings"])
+
+
+def text_decoder(model: Path) -> Callable[[Iterable[int]], str]:
+    """ids -> text without special tokens, by the folder's own tokenizer: every engine writes the same text."""
+    file = model / "tokenizer.json"
+    if not file.exists():
+        raise UserError(f"{model}: no tokenizer.json; save the tokenizer with transformers' save_pretrained")
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def finished(token_ids: list[int], finish_reason: str, stop_ids: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
+    """Hold an engine to the contract: the ids end with a stop id iff the reason is "stop".
+
+    Raises RuntimeError where they do not: such a record would train the wrong end of every completion.
+    """
+    ends = bool(token_ids) and token_ids[-1] in stop_ids
+    if finish_reason not in (STOP, LENGTH) or ends != (finish_reason == STOP):
+        raise RuntimeError(f"the engine answered finish_reason {finish_reason!r} for ids ending in {token_ids[-3:]} "
+                           f"with stop ids {list(stop_ids)}")
+    return tuple(token_ids), finish_reason
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found, expected a Hugging Face model folder with it") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    return found

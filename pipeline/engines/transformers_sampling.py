@@ -1,0 +1,139 @@
+"""The generation loop of the transformers engine. Imports torch: only used inside an open engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from pipeline.engines.engine import Request
+from pipeline.records import LENGTH, STOP
+
+_SHRINK_BELOW = 0.75  # drop finished rows from the batch once the unfinished are fewer than this share of it
+
+
+def load(model: Path, dtype: str) -> Any:
+    """The folder's causal language model in evaluation mode, on the GPU if there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+    return network.to(device).eval()
+
+
+@torch.inference_mode()
+def completion_logps(model: Path, prompt_ids: list[int], completion_ids: list[int], dtype: str) -> list[float]:
+    """Log-prob in nats of every completion token given all before it, by transformers on the CPU."""
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+    ids = torch.tensor([[*prompt_ids, *completion_ids]])
+    logits = network(input_ids=ids).logits[0, len(prompt_ids) - 1 : -1].float()
+    return logits.log_softmax(-1).gather(1, ids[0, len(prompt_ids) :, None])[:, 0].tolist()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The sampling parameters of each of B rows (one row per sample)."""
+
+    temperature: Tensor  # (B,) float32
+    top_p: Tensor  # (B,) float32
+    top_k: Tensor  # (B,) int64, 0: off
+    uniforms: Tensor  # (B, T) float32 in [0, 1): row b's randomness, from its own seed
+
+    def keep(self, rows: Tensor) -> _Rows:
+        return _Rows(self.temperature[rows], self.top_p[rows], self.top_k[rows], self.uniforms[rows])
+
+
+@torch.inference_mode()
+def generate(network: Any, requests: list[Request]) -> list[list[tuple[list[int], str]]]:
+    """For each request its n completions as (token ids, finish reason). The prompt is computed once per request."""
+    device = network.device
+    owner = [i for i, request in enumerate(requests) for _ in range(request.n)]
+    rows = _rows(requests, device)
+    logits, cache, mask = _prefill(network, requests)
+    expand = torch.tensor(owner, device=device)
+    cache.batch_select_indices(expand)
+    logits, mask = logits[expand], mask[expand]
+    alive = list(range(len(owner)))  # the sample each row of the batch belongs to
+    made: list[list[int]] = [[] for _ in owner]
+    done = [False] * len(owner)
+    step = 0
+    while True:
+        chosen = choose(logits, rows.uniforms[:, step], rows.temperature, rows.top_p, rows.top_k)
+        step += 1
+        for sample, token in zip(alive, chosen.tolist(), strict=True):
+            if not done[sample]:
+                made[sample].append(token)
+                request = requests[owner[sample]]
+                done[sample] = token in request.stop_ids or len(made[sample]) == request.max_tokens
+        left = [row for row, sample in enumerate(alive) if not done[sample]]
+        if not left:
+            break
+        if len(left) < _SHRINK_BELOW * len(alive):
+            index = torch.tensor(left, device=device)
+            cache.batch_select_indices(index)
+            rows, mask, chosen, alive = rows.keep(index), mask[index], chosen[index], [alive[row] for row in left]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        positions = mask.sum(1, keepdim=True) - 1
+        answer = network(input_ids=chosen[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache)
+        logits = answer.logits[:, -1].float()
+    return _grouped(requests, owner, made)
+
+
+def choose(logits: Tensor, uniforms: Tensor, temperature: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
+    """One token per row by inverting the cumulative distribution at `uniforms`; the largest where temperature is 0.
+
+    logits (B, V) float32; uniforms, temperature, top_p (B,) float32; top_k (B,) int64, 0: off. Returns (B,) int64.
+    top-p keeps the smallest set of most probable tokens whose mass reaches top_p (Holtzman et al. 2020).
+    """
+    greedy = temperature == 0
+    probs = (logits / torch.where(greedy, 1.0, temperature)[:, None]).softmax(-1)
+    if bool((top_p < 1).any()) or bool((top_k > 0).any()):
+        ordered, index = probs.sort(stable=True, dim=-1, descending=True)
+        rank = torch.arange(probs.shape[1], device=probs.device)
+        limit = torch.where(top_k > 0, top_k, probs.shape[1])[:, None]
+        ordered = ordered * (rank < limit)
+        mass = ordered.sum(-1, keepdim=True)
+        ordered = ordered * (ordered.cumsum(-1) - ordered < top_p[:, None] * mass)
+        probs = torch.zeros_like(probs).scatter(1, index, ordered)
+    cumulative = probs.double().cumsum(-1)
+    target = uniforms.double()[:, None] * cumulative[:, -1:]
+    drawn = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=probs.shape[1] - 1)
+    return torch.where(greedy, logits.argmax(-1), drawn)
+
+
+def _rows(requests: list[Request], device: torch.device) -> _Rows:
+    samples = [(request, j) for request in requests for j in range(request.n)]
+    longest = max(request.max_tokens for request in requests)
+    uniforms = [torch.rand(longest, generator=torch.Generator().manual_seed(r.seed + j)) for r, j in samples]
+    return _Rows(
+        torch.tensor([r.temperature for r, _ in samples], device=device),
+        torch.tensor([r.top_p for r, _ in samples], device=device),
+        torch.tensor([r.top_k for r, _ in samples], device=device),
+        torch.stack(uniforms).to(device),
+    )
+
+
+def _prefill(network: Any, requests: list[Request]) -> tuple[Tensor, DynamicCache, Tensor]:
+    """Logits after each prompt (R, V) float32, the cache of R rows, and the left-padded mask (R, P) int64."""
+    width = max(len(request.prompt_ids) for request in requests)
+    ids = torch.zeros(len(requests), width, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, request in enumerate(requests):
+        ids[row, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
+        mask[row, width - len(request.prompt_ids) :] = 1
+    ids, mask = ids.to(network.device), mask.to(network.device)
+    cache = DynamicCache(config=network.config)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    answer = network(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+    )
+    return answer.logits[:, -1].float(), cache, mask
+
+
+def _grouped(requests: list[Request], owner: list[int], made: list[list[int]]) -> list[list[tuple[list[int], str]]]:
+    groups: list[list[tuple[list[int], str]]] = [[] for _ in requests]
+    for index, ids in zip(owner, made, strict=True):
+        groups[index].append((ids, STOP if ids[-1] in requests[index].stop_ids else LENGTH))
+    return groups

@@ -1,0 +1,142 @@
+"""Reading rows of JSON from files people have, with the file and line of everything that is wrong.
+
+`.jsonl` is one object per line that ends with \\n and nothing else (texts may hold U+2028 or U+0085); `.json` may also
+be one list of objects; both may be gzipped. Only the standard library is imported: planning reads the data too.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.records import UserError
+
+SHOWN = 20  # problems printed at most; a file in the wrong format has one per line
+_TEST_NAME = re.compile(r"(^|[._-])(test|eval|valid|validation)([._-]|$)")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One JSON object and where it stands: "file:line"."""
+
+    where: str
+    file: Path
+    data: dict[str, Any]
+
+
+def find(root: Path, pattern: str, key: str, expected: str) -> list[Path]:
+    """The files a glob `pattern` under `root` means, sorted; `root` itself where it is a file.
+
+    Raises UserError naming `data.root` or the setting `key` the pattern came from.
+    """
+    try:
+        root.stat()
+    except OSError as error:
+        raise UserError(f"data.root: {root} cannot be opened ({error.strerror}), expected {expected}") from None
+    if root.is_file():
+        return [root]
+    names = sorted(glob.glob(pattern, root_dir=root, recursive=True)) or [glob.escape(pattern)]
+    files = [root / name for name in names if (root / name).is_file()]
+    if not files:
+        raise UserError(f"{key}: no file in {root} matches {pattern!r}, expected {expected}")
+    return files
+
+
+def rows(files: list[Path], problems: list[str]) -> Iterator[Row]:
+    """Every row of the files, in order. What cannot be read is told in `problems`, one "file:line: ..." each."""
+    for file in files:
+        yield from _rows(file, problems)
+
+
+def is_test(file: Path) -> bool:
+    """Whether the name says held out: `test.jsonl.gz`, `helpful-base.test.jsonl`, `eval.json`."""
+    return _TEST_NAME.search(file.name) is not None
+
+
+def stem(file: Path) -> str:
+    """The file's name without .jsonl, .json and .gz: what goes into a group's `dataset`."""
+    return re.sub(r"(\.jsonl?)?(\.gz)?$", "", file.name)
+
+
+def stop_on(problems: list[str]) -> None:
+    """Raise all problems as one UserError, the first SHOWN of them in full."""
+    if problems:
+        more = len(problems) - SHOWN
+        raise UserError(*problems[:SHOWN], *([f"and {more} more problems in these files"] if more > 0 else []))
+
+
+def _rows(file: Path, problems: list[str]) -> Iterator[Row]:
+    before, number, seen = len(problems), 0, 0
+    try:
+        with _open(file) as stream:
+            if ".json" in file.suffixes and stream.peek(64).lstrip()[:1] == b"[":
+                for number, data in enumerate(_list(file, stream.read(), problems), 1):
+                    seen += 1
+                    yield from _row(f"{file}:row {number}", file, data, problems)
+            for number, raw in enumerate(stream, 1):
+                if raw.strip():
+                    seen += 1
+                    yield from _line(f"{file}:{number}", file, raw, number == 1, problems)
+    except (OSError, EOFError, zlib.error) as error:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        problems.append(f"{file}:{number + 1}: cannot be read from here on ({text}), expected a whole, readable file; "
+                        "fetch or copy it again")
+    if not seen and len(problems) == before:
+        problems.append(f"{file}: is empty, expected one JSON object per line")
+
+
+def _open(file: Path) -> io.BufferedReader | gzip.GzipFile:
+    stream = file.open("rb")
+    try:
+        zipped = file.suffix == ".gz" or stream.peek(2)[:2] == b"\x1f\x8b"
+    except OSError:
+        stream.close()
+        raise
+    if not zipped:
+        return stream
+    stream.close()
+    return gzip.open(file, "rb")
+
+
+def _line(where: str, file: Path, raw: bytes, first: bool, problems: list[str]) -> Iterator[Row]:
+    try:
+        data = json.loads(raw.decode("utf-8-sig" if first else "utf-8"))
+    except UnicodeDecodeError as error:
+        problems.append(f"{where}: byte {error.start + 1} of the line is not UTF-8, expected UTF-8 text; "
+                        "convert the file, e.g. iconv -f latin1 -t utf-8")
+    except (ValueError, RecursionError) as error:
+        if raw.endswith(b"\n"):
+            problems.append(f"{where}: not JSON ({error}), expected one object per line")
+        else:
+            problems.append(f"{where}: half-written, the file ends inside this line ({error}); write it again or "
+                            "remove the line")
+    else:
+        yield from _row(where, file, data, problems)
+
+
+def _list(file: Path, raw: bytes, problems: list[str]) -> list[Any]:
+    try:
+        return list(json.loads(raw.decode("utf-8-sig")))
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        problems.append(f"{file}:{line}: byte {error.start + 1} of the file is not UTF-8, expected UTF-8 text")
+    except json.JSONDecodeError as error:
+        problems.append(f"{file}:{error.lineno}: not JSON ({error.msg}), expected one list of objects")
+    except (ValueError, RecursionError) as error:
+        problems.append(f"{file}: not JSON ({error}), expected one list of objects")
+    return []
+
+
+def _row(where: str, file: Path, data: Any, problems: list[str]) -> Iterator[Row]:
+    if isinstance(data, dict):
+        yield Row(where, file, data)
+    else:
+        problems.append(f"{where}: {type(data).__name__} {str(data)[:40]!r}, expected a JSON object")

@@ -1,0 +1,57 @@
+"""Binary Cringe (Adolphs et al. 2022; Xu et al. 2023, Eq. 5).
+
+    L = L_CE(y+) + alpha L_Cr(y-)
+
+for a pair y+ is the chosen and y- the rejected completion; a labelled single completion has the one term its label
+says. Per-group sums, which the trainer divides by all completion tokens of the global batch (ParlAI's reduction).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.build import setting
+from pipeline.objectives.cringe import per_token, token_terms
+from pipeline.objectives.tensors import at_least_float32, detached
+from pipeline.records import LossInputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NEEDS = frozenset({"tokens"})  # pairs and labelled completions, also mixed
+NORMALISE = "tokens"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of Binary Cringe."""
+
+    alpha: float = setting(0.005, low=0.0)
+    """Weight of the contrastive loss. Paper: 0.005 in iteration 1, 0.01 in iteration 2."""
+
+    k: int = setting(5, low=1)
+    """How many of the largest logits the positive token is drawn from. Paper: 5."""
+
+
+def binary_cringe_losses(positive_logps: Tensor, negative_contrastive: Tensor, alpha: float) -> Tensor:
+    """-log pi(y+) + alpha L_Cr(y-).
+
+    Args:
+        positive_logps: (G,) sum over the tokens of y+, nats; 0 where there is none.
+        negative_contrastive: (G,) sum of contrastive losses over the tokens of y-; 0 where there is none.
+        alpha: >= 0.
+
+    Returns: (G,).
+    """
+    return alpha * at_least_float32(negative_contrastive) - at_least_float32(positive_logps)
+
+
+def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses (G,) and the metrics ce_per_token, cringe_per_token. Labels are used for groups of one.
+
+    Raises UserError for a k the vocabulary cannot give, ValueError without token inputs.
+    """
+    cross_entropy, contrastive = token_terms(batch, settings.k)
+    losses = binary_cringe_losses(-cross_entropy, contrastive, settings.alpha)
+    return losses, detached(**per_token(batch, cross_entropy, contrastive))

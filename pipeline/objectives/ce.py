@@ -1,0 +1,39 @@
+"""Cross-entropy on demonstrations: supervised fine-tuning.
+
+    L = -log pi(y|x) = -sum_t log pi(y_t | x, y_<t)
+
+over completion tokens only, the prompt is not learned. The batch is divided by its tokens, so a long answer weighs
+more than a short one, as in every SFT trainer. Give it groups of one: with more, the first is learned and the
+others still count in that division.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.objectives.tensors import column, detached
+from pipeline.records import LossInputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NEEDS: frozenset[str] = frozenset()
+NORMALISE = "tokens"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Cross-entropy has no hyper-parameter."""
+
+
+def ce_losses(logps: Tensor) -> Tensor:
+    """Negative log-likelihood. logps: (G,) sums over completion tokens, nats. Returns (G,)."""
+    return -logps
+
+
+def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses (G,) of completion 0 and the metric token_nll (nats per token)."""
+    logps = column(batch.logps, 0, batch.present[:, 0])
+    losses = ce_losses(logps)
+    return losses, detached(token_nll=losses / batch.lengths[:, 0].clamp(min=1))

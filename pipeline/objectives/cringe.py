@@ -1,0 +1,146 @@
+"""The mathematics of the Cringe family (Adolphs et al. 2022; Xu et al. 2023, Eqs. 2-8), used by its three plug-ins.
+
+At every token n of a rejected completion, with s the logits there:
+
+    C_t = the k largest logits without n;   s* ~ Categorical(softmax(s[C_t])), no gradient through the draw
+    l_t = -log( e^{s*} / (e^{s*} + e^{s[n]}) ) = softplus(s[n] - s*)
+
+The gradient flows into s* (pushed up) and s[n] (pushed down). The listings printed in the paper do not run, and mix
+the pairs of a batch; this follows the equations and ParlAI's implementation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.objectives.tensors import at_least_float32, column, masked, softplus
+from pipeline.records import LossInputs, TokenInputs, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def top_candidates(logits: Tensor, targets: Tensor, k: int) -> Tensor:
+    """C_t: ids of the k largest logits other than the target, largest first.
+
+    Args:
+        logits: (N, V) raw logits, any float type. targets: (N,) int64 in [0, V). k: 1 <= k <= V - 1.
+
+    Returns: (N, k) int64. Raises UserError for a k the vocabulary cannot give.
+    """
+    import torch
+
+    vocabulary = logits.shape[1]
+    if not 1 <= k <= vocabulary - 1:
+        raise UserError(
+            f"objective.k: {k} is out of range for a vocabulary of {vocabulary} tokens, expected 1 <= k <= "
+            f"{vocabulary - 1} (the label itself is never a candidate)"
+        )
+    ids = logits.detach().topk(k + 1, dim=1).indices
+    is_label = ids == targets[:, None]
+    # Leave out the label where it is among the k + 1, the last of them where it is not.
+    out = torch.where(is_label.any(dim=1), is_label.int().argmax(dim=1), k)
+    places = torch.arange(k, device=ids.device)
+    return ids.gather(1, places + (places >= out[:, None]))
+
+
+def draw_positives(logits: Tensor, targets: Tensor, uniforms: Tensor, k: int) -> Tensor:
+    """One draw from softmax(s[C_t]) per row by inverse CDF, largest logit first; temperature 1.
+
+    Args: as `top_candidates`; uniforms: (N,) in [0, 1), the only randomness.
+
+    Returns: (N,) int64 token ids, never the target.
+    """
+    import torch
+
+    with torch.no_grad():
+        candidates = top_candidates(logits, targets, k)
+        cumulative = at_least_float32(logits.gather(1, candidates)).softmax(dim=1).cumsum(dim=1)
+        # The sum of k rounded probabilities is not exactly 1: scale the uniform to it and keep the last place in reach.
+        place = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(dim=1, keepdim=True).clamp(max=k - 1)
+        return candidates.gather(1, place)[:, 0]
+
+
+def contrastive_losses_given(logits: Tensor, targets: Tensor, drawn: Tensor) -> Tensor:
+    """softplus(s[target] - s[drawn]) for each row. logits: (N, V); targets, drawn: (N,) int64. Returns (N,)."""
+    import torch
+
+    # One gather for both, so that the backward pass makes one (N, V) buffer and not two.
+    scores = at_least_float32(logits.gather(1, torch.stack([targets, drawn], dim=1)))
+    return softplus(scores[:, 0] - scores[:, 1])
+
+
+def contrastive_losses(logits: Tensor, targets: Tensor, uniforms: Tensor, k: int) -> Tensor:
+    """The contrastive loss of each token (the term of Xu et al. 2023, Eq. 4).
+
+    Args:
+        logits: (N, V) raw logits, with gradient. targets: (N,) int64 labels to push down.
+        uniforms: (N,) in [0, 1), one fresh number per token and step. k: 1 <= k <= V - 1; paper 5, ParlAI's default 1.
+
+    Returns: (N,), each > 0. Raises UserError for a k the vocabulary cannot give.
+    """
+    return contrastive_losses_given(logits, targets, draw_positives(logits, targets, uniforms, k))
+
+
+def contrastive_sums(tokens: TokenInputs, negative: Tensor, k: int) -> Tensor:
+    """Contrastive losses summed per group over the tokens of the negative completions.
+
+    Args: tokens: the batch's N tokens. negative: (G, K) bool. k: see `contrastive_losses`.
+
+    Returns: (G,), 0 for groups without a negative.
+    """
+    import torch
+
+    chosen_rows = negative[tokens.group, tokens.column]
+    rows = chosen_rows.nonzero()[:, 0]
+    with torch.no_grad():
+        drawn = tokens.targets.clone()  # only negative tokens need the top-k, the costly part
+        drawn[rows] = draw_positives(tokens.logits[rows], tokens.targets[rows], tokens.uniforms[rows], k)
+    losses = torch.where(chosen_rows, contrastive_losses_given(tokens.logits, tokens.targets, drawn), 0.0)
+    return losses.new_zeros(negative.shape[0]).index_add(0, tokens.group, losses)
+
+
+def signs(batch: LossInputs) -> tuple[Tensor, Tensor]:
+    """Which completions are to be raised and which lowered, both (G, K) bool.
+
+    A group of one follows its label (no label: a demonstration, raised). In a larger group the first completion is
+    raised and the others are lowered.
+    """
+    import torch
+
+    present = batch.present
+    raised = torch.ones_like(present[:, 0]) if batch.labels is None else batch.labels.bool()
+    raised = raised | present[:, 1:].any(dim=1)
+    positive = torch.zeros_like(present)
+    positive[:, 0] = raised & present[:, 0]
+    return positive, present & ~positive
+
+
+def token_terms(batch: LossInputs, k: int) -> tuple[Tensor, Tensor]:
+    """(cross-entropy of the raised completions, contrastive loss of the lowered ones), each (G,) sums over tokens."""
+    if batch.tokens is None:
+        raise ValueError("the Cringe losses are token-level: LossInputs.tokens is missing")
+    positive, negative = signs(batch)
+    return -masked(batch.logps, positive).sum(dim=1), contrastive_sums(batch.tokens, negative, k)
+
+
+def margins(batch: LossInputs, usable: Tensor, how: str) -> Tensor:
+    """M = log pi(y_w) - log pi(y_l) (Xu et al. 2023, Eq. 6), (G,), with gradient; 0 where not `usable` (G,).
+
+    how: "sum" over tokens, in nats; "avg" divides each by its number of tokens, as the paper's listing does.
+    """
+    chosen, rejected = column(batch.logps, 0, usable), column(batch.logps, 1, usable)
+    if how == "avg":
+        return chosen / column(batch.lengths, 0, usable).clamp(min=1) - rejected / column(
+            batch.lengths, 1, usable
+        ).clamp(min=1)
+    return chosen - rejected
+
+
+def per_token(batch: LossInputs, cross_entropy: Tensor, contrastive: Tensor) -> dict[str, Tensor]:
+    """The two token terms as means over their own tokens, (G,): what to watch whatever the lengths are."""
+    positive, negative = signs(batch)
+    return {
+        "ce_per_token": cross_entropy / (batch.lengths * positive).sum(dim=1).clamp(min=1),
+        "cringe_per_token": contrastive / (batch.lengths * negative).sum(dim=1).clamp(min=1),
+    }

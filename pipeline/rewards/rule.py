@@ -1,0 +1,94 @@
+"""Score by a Python function, named by its dotted path: `package.module.function`.
+
+    def function(messages: list[dict[str, str]], text: str) -> float
+
+gets the conversation (each turn with "role" and "content") and the completion, and returns a number, higher is
+better. It must be importable where stages run and give the same answer every time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.records import Group, UserError
+
+Rule = Callable[[list[dict[str, str]], str], float]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which function."""
+
+    function: str
+    """Dotted path, such as pipeline.rewards.rule.fresh_trigrams."""
+
+    def check(self) -> list[tuple[str, str]]:
+        try:
+            resolve(self.function)
+        except UserError as error:
+            return [("function", problem) for problem in error.problems]
+        return []
+
+
+def needs_model(settings: Settings) -> bool:
+    return False
+
+
+def files(settings: Settings) -> list[Path]:
+    """The function's own source file: an edited rule gives new scores, so it must give a new key."""
+    source = inspect.getsourcefile(inspect.unwrap(resolve(settings.function)))
+    return [Path(source)] if source else []
+
+
+def scorer(
+    settings: Settings, *, model: Path | None = None, batch_tokens: int = 0, threads: int | None = None
+) -> Callable[[Sequence[Group]], list[list[float]]]:
+    """See pipeline.rewards. Only the settings matter. Raises UserError for a result that is not a number."""
+    rule = resolve(settings.function)
+
+    def score_groups(groups: Sequence[Group]) -> list[list[float]]:
+        return [_score_group(rule, settings.function, group) for group in groups]
+
+    return score_groups
+
+
+def _score_group(rule: Rule, name: str, group: Group) -> list[float]:
+    messages = [{"role": m.role, "content": m.content} for m in group.messages]
+    scores = []
+    for completion in group.completions:
+        result: Any = rule([dict(m) for m in messages], completion.text)
+        if not isinstance(result, (int, float)):
+            raise UserError(f"reward rule {name}: returned {result!r} for {group.id!r}, expected a number")
+        scores.append(float(result))
+    return scores
+
+
+def resolve(path: str) -> Rule:
+    """The function at a dotted path. Raises UserError where there is none, saying which part of the path fails."""
+    module_name, _, name = path.rpartition(".")
+    if not module_name:
+        raise UserError(f"{path!r} is no dotted path, expected package.module.function")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        problem = f"cannot import {module_name!r} ({error}); it must be on the Python path of the stages"
+        raise UserError(problem) from None
+    function = getattr(module, name, None)
+    if not inspect.isroutine(function):
+        raise UserError(f"{module_name} has no function {name!r}")
+    return function  # type: ignore[return-value]
+
+
+def fresh_trigrams(messages: Sequence[dict[str, str]], text: str) -> float:
+    """Share of the word 3-grams of a text that did not occur earlier in it, in [0, 1]; 1 for fewer than three words.
+
+    A rule to start from, and a useful one: repetition is how small language models fail first.
+    """
+    words = text.split()
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    return len(set(trigrams)) / len(trigrams) if trigrams else 1.0

@@ -1,0 +1,111 @@
+"""Read a data set in the format people have it in and write the four splits: sft, pref, unlabeled, eval.
+
+Texts only; token ids are made by the next stage. What is wrong with the data is told before anything runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pipeline
+from pipeline.build import Part, load_part, part_problems, setting
+from pipeline.formats.splits import SPLITS, Imported, prompt_key
+from pipeline.records import UserError
+from pipeline.stage import Context
+
+VERSION = 1
+INPUTS: dict[str, str] = {}
+SEEDED = False  # how a data set is split belongs to the data, so that runs with other seeds are comparable
+BUILTIN = "builtin:"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`format` is a part with `files(root, settings)` and `read(root, settings)`; see pipeline/formats."""
+
+    format: dict[str, Any]
+    require: tuple[str, ...] = setting((), choices=SPLITS)  # splits that must not be empty
+
+    def check(self) -> list[tuple[str, str]]:
+        return part_problems(self.format, "format")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where the data are: a folder or file, relative to the working directory, or builtin:NAME."""
+
+    root: str | None = None
+
+
+def files(settings: Settings, runtime: Runtime) -> list[Path]:
+    """The files that will be read. Raises UserError if there are none."""
+    part = _format(settings)
+    found: list[Path] = part.module.files(_root(part, runtime), part.settings)
+    return found
+
+
+def check(settings: Settings, runtime: Runtime) -> list[str]:
+    """Every problem of the data, found by reading all of it; empty if there is none."""
+    try:
+        _import(settings, runtime)
+    except UserError as error:
+        return error.problems
+    return []
+
+
+def run(context: Context) -> None:
+    """Write the tables sft/ (K=1), pref/ (K=2 or labelled), unlabeled/ and eval/ (K=0)."""
+    from pipeline import tables
+
+    imported = _import(context.settings, context.runtime)
+    for done, split in enumerate(SPLITS, 1):
+        tables.write(context.out / split, imported.splits[split])
+        context.report.count(**{split: len(imported.splits[split])})
+        context.report.progress(done, len(SPLITS), "splits")
+    for reason, number in imported.dropped.items():
+        context.report.drop(reason, number)
+    context.report.count(eval_prompts_in_training=_overlap(imported))
+
+
+def _import(settings: Settings, runtime: Runtime) -> Imported:
+    part = _format(settings)
+    root = _root(part, runtime)
+    imported: Imported = part.module.read(root, part.settings)
+    empty = [split for split in settings.require if not imported.splits[split]]
+    if empty:
+        found = ", ".join(f"{split} {len(imported.splits[split])}" for split in SPLITS)
+        raise UserError(*(_empty(split, root, found, imported.dropped) for split in empty))
+    return imported
+
+
+def _empty(split: str, root: Path, found: str, dropped: dict[str, int]) -> str:
+    needs = {"sft": "demonstrations", "pref": "preference pairs", "unlabeled": "prompts", "eval": "evaluation prompts"}
+    left_out = f"; left out: {', '.join(f'{n} {reason}' for reason, n in dropped.items())}" if dropped else ""
+    ways = " (recipe=sft needs none)" if split == "pref" else ""
+    return (f"data.root: {root} gives no {needs[split]}, and this recipe needs the split {split!r}{ways}; "
+            f"found: {found}{left_out}")
+
+
+def _overlap(imported: Imported) -> int:
+    """Evaluation prompts that open like a training one: 0 unless the files themselves overlap."""
+    training = {prompt_key(group) for split in SPLITS[:3] for group in imported.splits[split]}
+    return sum(prompt_key(group) in training for group in imported.splits["eval"])
+
+
+def _format(settings: Settings) -> Part:
+    part = load_part(settings.format, "data.format")
+    missing = [name for name in ("files", "read", "EXPECTED") if not hasattr(part.module, name)]
+    if missing:
+        raise UserError(f"data.format.module: {part.module.__name__} has no {' and no '.join(missing)}, so it is not a "
+                        "data format (see pipeline/formats/jsonl.py)")
+    return part
+
+
+def _root(part: Part, runtime: Runtime) -> Path:
+    if not runtime.root:
+        raise UserError(f"data.root: not set, expected {part.module.EXPECTED}; give data.root=PATH")
+    if runtime.root.startswith(BUILTIN):
+        return Path(pipeline.__file__).parents[1] / "data" / runtime.root.removeprefix(BUILTIN)
+    return Path(runtime.root).expanduser()

@@ -1,0 +1,195 @@
+"""The model everything starts from: a Hugging Face folder on disk, or a tiny one made from a config.
+
+A folder is checked before anything runs (`check`) and copied, with every id that can end an answer written into its
+generation_config.json. From scratch: a byte-level BPE tokenizer trained on the data's text and a Llama drawn from
+the seed.
+
+Output: `model/`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.build import setting
+from pipeline.records import UserError
+from pipeline.stage import Context
+
+VERSION = 1
+INPUTS = {"data": "optional"}
+SEEDED = True
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True)
+class Arch:
+    """A Llama. Sizes in units of weights, `max_position` in tokens."""
+
+    hidden_size: int = setting(256, low=8)
+    intermediate_size: int = setting(704, low=8)
+    layers: int = setting(4, low=1)
+    heads: int = setting(4, low=1)
+    kv_heads: int = setting(4, low=1)
+    max_position: int = setting(1024, low=16)
+    vocab_size: int = setting(2048, low=270)  # 256 bytes and the special tokens come first
+    tie_embeddings: bool = True
+    rope_theta: float = setting(10000.0, above=0.0)
+
+    def check(self) -> list[tuple[str, str]]:
+        problems = []
+        if self.hidden_size % (2 * self.heads):
+            problems.append(("hidden_size", f"{self.hidden_size} is not an even multiple of heads ({self.heads})"))
+        if self.heads % self.kv_heads:
+            problems.append(("kv_heads", f"{self.kv_heads} does not divide heads ({self.heads})"))
+        return problems
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`arch` and `chat_template` are for models from scratch and unused when runtime.path is given."""
+
+    arch: Arch | None = None
+    chat_template: str | None = setting(None, choices=("roles", "chatml"))
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """`path`: a Hugging Face folder. Its content, not its place, goes into the key (`files`)."""
+
+    path: str | None = None
+
+
+def check(settings: Settings, runtime: Runtime) -> list[str]:
+    """What stands in the way of this stage, as messages. Imports nothing heavy, reads no weights."""
+    if runtime.path is None:
+        if settings.arch is None or settings.chat_template is None:
+            return ["model.path: missing, expected a Hugging Face folder (model.path=DIR) or a model from scratch "
+                    "(model=tiny)"]
+        return []
+    folder = Path(runtime.path)
+    if not folder.is_dir():
+        return [f"model.path: {folder} is not a folder, expected a Hugging Face model folder"]
+    return [f"model.path: {folder}: {problem}" for problem in _folder_problems(folder)]
+
+
+def files(settings: Settings, runtime: Runtime) -> list[Path]:
+    """Files from outside whose content decides the result."""
+    if runtime.path is None:
+        return []
+    return [p for p in sorted(Path(runtime.path).iterdir()) if p.is_file() and not _skipped(p)]
+
+
+def run(context: Context) -> None:
+    settings, runtime = context.settings, context.runtime
+    problems = check(settings, runtime)
+    if problems:
+        raise UserError(*problems)
+    target = context.out / "model"
+    shutil.rmtree(target, ignore_errors=True)  # of a try that was killed
+    target.mkdir(parents=True)
+    if runtime.path is not None:
+        for path in files(settings, runtime):
+            shutil.copyfile(path, target / path.name)
+    else:
+        _from_scratch(target, settings, context)
+    _write_stop_ids(target)
+    context.report.count(parameters=_parameters(target))
+
+
+def _from_scratch(target: Path, settings: Settings, context: Context) -> None:
+    import transformers
+
+    from pipeline.training import scratch
+
+    transformers.utils.logging.disable_progress_bar()
+
+    data = context.optional("data")
+    if data is None:
+        raise UserError("init_model: a model from scratch learns its tokenizer from text, expected an input `data`")
+    assert settings.arch is not None and settings.chat_template is not None
+    template = scratch.TEMPLATES[settings.chat_template]
+    tokenizer = scratch.train_tokenizer(
+        scratch.corpus(data), settings.arch.vocab_size, template, settings.arch.max_position)
+    tokenizer.save_pretrained(target)
+    scratch.tiny_llama(settings.arch, tokenizer, context.seed).save_pretrained(target)
+
+
+def _write_stop_ids(folder: Path) -> None:
+    """List every id that can end an answer: the config's, the tokenizer's, and what the template ends a turn with."""
+    import transformers
+
+    from pipeline.training import encode
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    path = folder / "generation_config.json"
+    config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    listed = config.get("eos_token_id")
+    candidates = [*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id,
+                  encode.turn_end_id(tokenizer)]
+    stops = list(dict.fromkeys(i for i in candidates if i is not None))
+    if not stops:
+        raise UserError(f"{folder}: no id ends an answer: generation_config.json and the tokenizer name no EOS and the "
+                        "chat template ends a turn with plain text; set eos_token in tokenizer_config.json")
+    path.write_text(json.dumps({**config, "eos_token_id": stops}, indent=2, sort_keys=True) + "\n")
+
+
+def _folder_problems(folder: Path) -> list[str]:
+    problems = []
+    if not (folder / "config.json").is_file():
+        problems.append("no config.json, expected the folder save_pretrained writes")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        old = any(folder.glob("*.bin"))
+        problems.append("no *.safetensors weights" + ("; there are pickled *.bin files, which are not read: load the "
+                        "model and save_pretrained it again" if old else ", expected at least one file"))
+    problems.extend(f"{p.name} is cut short, copy it again" for p in weights if not _whole(p))
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        problems.append(f"no tokenizer, expected one of {', '.join(_TOKENIZER_FILES)}; copy the tokenizer files of the "
+                        "model it was trained from")
+    if not _has_template(folder):
+        problems.append("no chat template, expected chat_template.jinja; a base model has none: put the template you "
+                        "want to train it with there")
+    return problems
+
+
+def _has_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    config = folder / "tokenizer_config.json"
+    return config.is_file() and bool(json.loads(config.read_text()).get("chat_template"))
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file: 8 bytes of length, then JSON."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return {"size": size, **json.loads(file.read(min(size, path.stat().st_size)))}
+
+
+def _whole(path: Path) -> bool:
+    try:
+        header = _header(path)
+    except ValueError:
+        return False
+    end = max((t["data_offsets"][1] for t in header.values() if isinstance(t, dict) and "data_offsets" in t), default=0)
+    return path.stat().st_size == 8 + int(header["size"]) + end
+
+
+def _parameters(folder: Path) -> int:
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        for tensor in _header(path).values():
+            if isinstance(tensor, dict) and "shape" in tensor:
+                number = 1
+                for side in tensor["shape"]:
+                    number *= side
+                total += number
+    return total
+
+
+def _skipped(path: Path) -> bool:
+    return path.name.startswith(".") or path.suffix in (".bin", ".pt", ".pth", ".md", ".gguf")

@@ -1,0 +1,69 @@
+"""Log-probs of every completion under a reference model, once, for every objective, seed and run that needs them.
+
+The key of the artifact holds the digest of the weights and of the tokenised groups, so a stale table cannot be found.
+Written part by part; a killed stage goes on behind the last whole part. Output: `groups/` with `ref_logp` filled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.build import setting
+from pipeline.records import Group, UserError
+from pipeline.stage import Context
+from pipeline.training.settings import PRECISIONS, TrainRuntime
+
+VERSION = 1
+INPUTS = {"model": "one", "groups": "one"}
+SEEDED = False
+Runtime = TrainRuntime
+_PART = 1024  # groups; fixed, because micro-batches are cut inside a part and rounding depends on them
+
+
+@dataclass(frozen=True)
+class Settings:
+    precision: str = setting("bfloat16", choices=PRECISIONS)  # as in training, so that both round alike
+
+
+def run(context: Context) -> None:
+    from pipeline import tables
+    from pipeline.training import data, export, forward
+
+    runtime, source, target = context.runtime, context.one("groups"), context.out / "groups"
+    device = export.prepare_machine(runtime)
+    for stale in target.glob(".part-*"):  # of a try that was killed
+        stale.unlink()
+    whole, total = len(tables.parts(target)), tables.count(source)
+    model = export.load_policy(context.one("model"), device)
+    forward.check_head(model)
+    for index, groups in enumerate(data.chunks(tables.read(source), _PART)):
+        if index >= whole:
+            tables.write_part(target, index, _score(model, groups, context))
+        context.report.progress(min(total, (index + 1) * _PART), total, "groups")
+    if total == 0:
+        tables.write_part(target, 0, [])
+    context.report.count(groups=total)
+
+
+def _score(model: Any, groups: Sequence[Group], context: Context) -> list[Group]:
+    import torch
+
+    from pipeline.training import batching, data, export, forward
+    from pipeline.training.loop import autocast
+
+    problems = [p for g in groups for p in data.row_problems(g)]
+    if problems:
+        raise UserError(*problems[:5])
+    examples = [data.example(g) for g in groups]
+    data.check_fits(examples, model.get_input_embeddings().weight.shape[0], export.context_length(model))
+    device, runtime = next(model.parameters()).device, context.runtime
+    scored = list(groups)
+    with torch.no_grad(), autocast(device, context.settings.precision):
+        for micro in batching.micro_batches(examples, runtime.tokens_per_batch):
+            rows = forward.collate([examples[i] for i in micro], device)
+            for i, row in zip(micro, forward.group_logps(model, rows, runtime.logits_per_chunk).tolist(), strict=True):
+                filled = [replace(c, ref_logp=v) for c, v in zip(groups[i].completions, row, strict=False)]
+                scored[i] = replace(groups[i], completions=tuple(filled))
+    return scored

@@ -1,0 +1,109 @@
+"""Set the evaluations of several iterations side by side: did each one gain on the one before?
+
+Reads the artifacts of `evaluate` in the order of the iterations. All judged the same prompts against the same
+baseline, so two iterations are compared prompt by prompt, which tells more than two separate intervals. Writes
+
+    comparison.json    one entry per iteration; `gain` is its paired gain in win rate on the one before
+    comparison.md      the same as a table to read
+
+What the run cost (seconds, memory, tokens per second) differs from machine to machine and is no artifact: see
+`pipeline.report`, which the run's report.md comes from.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import statistics
+from pipeline.build import setting
+from pipeline.records import UserError
+from pipeline.stage import Context, NoRuntime, derive_seed
+
+VERSION = 1
+INPUTS = {"evaluations": "many"}
+SEEDED = True  # the bootstrap draws
+Runtime = NoRuntime
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the gain between iterations is stated."""
+
+    confidence: float = setting(0.95, above=0.5, below=1.0)
+    resamples: int = setting(2000, low=100, high=100_000)  # of the bootstrap over prompts
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Paired difference in win rate of an iteration and the one before, in [-1, 1]."""
+
+    mean: float
+    low: float  # bootstrap over prompts
+    high: float
+    prompts: int  # judged in both
+
+
+def run(context: Context) -> None:
+    settings: Settings = context.settings
+    folders = context.inputs["evaluations"]
+    results = [json.loads((folder / "evaluation.json").read_text()) for folder in folders]
+    scores = sorted({result["score"] for result in results})
+    if len(scores) > 1:
+        raise UserError(f"report: the evaluations were decided by different scores ({', '.join(scores)}); use one")
+    outcomes = [prompt_outcomes(folder / "outcomes.jsonl") for folder in folders]
+    seed = derive_seed(context.seed, "report", "bootstrap")
+    gains = [None, *(gain(a, b, settings, seed) for a, b in itertools.pairwise(outcomes))]
+    entries = [
+        {"iteration": i, "gain": None if found is None else asdict(found), **result}
+        for i, (result, found) in enumerate(zip(results, gains, strict=True), start=1)
+    ]
+    (context.out / "comparison.json").write_text(json.dumps(entries, indent=2, allow_nan=False) + "\n")
+    (context.out / "comparison.md").write_text(to_markdown(entries))
+    context.report.count(evaluations=len(entries), win_rate=results[-1]["scores"][scores[0]]["win_rate"])
+    if gains[-1] is not None:
+        context.report.count(gain=gains[-1].mean, gain_low=gains[-1].low, gain_high=gains[-1].high)
+
+
+def prompt_outcomes(path: Path) -> dict[str, float]:
+    """Prompt id -> mean outcome of its samples, in [0, 1]."""
+    found: dict[str, list[float]] = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        found.setdefault(row["id"], []).append(row["outcome"])
+    return {name: statistics.mean(values) for name, values in found.items()}
+
+
+def gain(before: dict[str, float], after: dict[str, float], settings: Settings, seed: int) -> Gain:
+    """The mean of (after - before) over the prompts both judged. Raises UserError where there is none."""
+    common = sorted(before.keys() & after.keys())
+    if not common:
+        raise UserError("report: two evaluations share no prompt; evaluate every iteration on the same prompts")
+    differences = [after[name] - before[name] for name in common]
+    low, high = statistics.bootstrap(differences, seed, settings.resamples, settings.confidence)
+    return Gain(statistics.mean(differences), low, high, len(common))
+
+
+def to_markdown(entries: Sequence[dict[str, Any]]) -> str:
+    """A table with one row per iteration and score; the deciding score comes first."""
+    level = f"{entries[0]['confidence']:.0%}"
+    lines = [
+        f"| iteration | score | win rate | {level} interval | wins / ties / losses | mean | baseline | "
+        f"gain on the iteration before ({level}) | words | truncated |",
+        "| ---: | --- | ---: | --- | --- | ---: | ---: | --- | ---: | ---: |",
+    ]
+    for entry in entries:
+        for name, v in entry["scores"].items():
+            won = f"{v['wins']} / {v['ties']} / {v['losses']}"
+            found = entry["gain"] if name == entry["score"] else None
+            gained = f"{found['mean']:+.1%} ({found['low']:+.1%} to {found['high']:+.1%})" if found else ""
+            lines.append(
+                f"| {entry['iteration']} | {name} | {v['win_rate']:.1%} | {v['low']:.1%} to {v['high']:.1%} | {won} | "
+                f"{v['mean']:.3f} | {v['baseline_mean']:.3f} | {gained} | {entry['policy']['words']:.1f} | "
+                f"{entry['policy']['truncated']:.1%} |"
+            )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,149 @@
+"""Score every completion of a table with a reward model or a rule. Drops nothing.
+
+Writes groups/ with the parts of its input, each completion carrying the new score(s). A part that exists is done, so a
+killed stage goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.build import Part, load_part, part_problems, setting
+from pipeline.records import LENGTH, Group
+from pipeline.stage import Context
+
+VERSION = 1
+INPUTS = {"groups": "one", "model": "optional"}
+SEEDED = False
+_SLICE = 512  # groups between two signs of progress
+
+Scorer = Callable[[Sequence[Group]], list[list[float]]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What scores, and under which name."""
+
+    reward: dict[str, Any]
+    """The scorer: a part such as {module: pipeline.rewards.model}."""
+
+    name: str = "reward"
+    """The score's name in Completion.scores; a score of that name is replaced."""
+
+    also: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Further scorers by the name of their score, to see what the first one does not: {gold: {module: ...}}."""
+
+    def check(self) -> list[tuple[str, str]]:
+        problems = [(f"also.{n}", "the first score has this name already") for n in self.also if n == self.name]
+        for where, spec in _specs(self).values():
+            problems += part_problems(spec, where)
+        return problems
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How fast."""
+
+    batch_tokens: int = setting(16384, low=1)
+    """Most tokens of one forward pass, padding included."""
+
+    threads: int | None = setting(None, low=1)
+    """CPU threads; null: torch's choice."""
+
+
+def wanted(settings: Settings) -> set[str]:
+    """A rule, or a model given by path, has no use for a trained one."""
+    return {"model"} if any(p.module.needs_model(p.settings) for p in _parts(settings).values()) else set()
+
+
+def files(settings: Settings, runtime: Runtime) -> list[Path]:
+    found = {path: None for part in _parts(settings).values() for path in part.module.files(part.settings)}
+    return list(found)
+
+
+def run(context: Context) -> None:
+    from pipeline import tables
+
+    source, target = context.one("groups"), context.out / "groups"
+    total, done = tables.count(source), 0
+    scorers: dict[str, Scorer] = {}
+    for part in tables.parts(source):
+        if not (target / part.name).exists():
+            scorers = scorers or _scorers(context)
+            groups = list(tables.read_part(part))
+            scored: list[Group] = []
+            for start in range(0, len(groups), _SLICE):
+                scored += score_groups(groups[start : start + _SLICE], scorers)
+                context.report.progress(done + len(scored), total, "prompts")
+            tables.write_part(target, int(part.stem.removeprefix("part-")), scored)
+            context.report.metric(done + len(scored), **summary(scored, context.settings.name))
+        done += sum(1 for _ in tables.read_part(part))
+        context.report.progress(done, total, "prompts")
+    numbers = summary(tables.read(target), context.settings.name)
+    for name in context.settings.also:
+        further = summary(tables.read(target), name)
+        numbers |= {f"{name}_mean": further["score_mean"], f"{name}_best_of_n_mean": further["best_of_n_mean"]}
+    context.report.count(**numbers)
+
+
+def score_groups(groups: Sequence[Group], scorers: dict[str, Scorer]) -> list[Group]:
+    """The groups with every completion's score of each scorer added, by name."""
+    for name, scorer in scorers.items():
+        groups = [_with_scores(group, name, found) for group, found in zip(groups, scorer(groups), strict=True)]
+    return list(groups)
+
+
+def _with_scores(group: Group, name: str, values: Sequence[float]) -> Group:
+    scored = zip(group.completions, values, strict=True)
+    return replace(group, completions=tuple(replace(c, scores={**c.scores, name: value}) for c, value in scored))
+
+
+def summary(groups: Iterable[Group], name: str) -> dict[str, float]:
+    """Numbers of a scored table: means over completions of the score, over prompts of the best one (best of N), counts.
+
+    Scores that are not finite are counted as `unscored` and left out of the means.
+    """
+    prompts = completions = cut = tokens = 0
+    scores: list[float] = []
+    best: list[float] = []
+    for group in groups:
+        values = [c.scores[name] for c in group.completions]
+        finite = [v for v in values if math.isfinite(v)]
+        scores += finite
+        best += [max(finite)] if finite else []
+        prompts, completions = prompts + 1, completions + len(values)
+        cut += sum(c.finish_reason == LENGTH for c in group.completions)
+        tokens += sum(len(c.token_ids) for c in group.completions)
+    return {
+        "prompts": prompts,
+        "completions": completions,
+        "unscored": completions - len(scores),
+        "score_mean": sum(scores) / max(1, len(scores)),
+        "best_of_n_mean": sum(best) / max(1, len(best)),
+        "length_mean": tokens / max(1, completions),
+        "truncated_share": cut / max(1, completions),
+    }
+
+
+def _specs(settings: Settings) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Score name -> (where the part stands in the settings, the part)."""
+    further = {name: (f"also.{name}", spec) for name, spec in settings.also.items()}
+    return {settings.name: ("reward", settings.reward), **further}
+
+
+def _parts(settings: Settings) -> dict[str, Part]:
+    return {name: load_part(spec, where) for name, (where, spec) in _specs(settings).items()}
+
+
+def _scorers(context: Context) -> dict[str, Scorer]:
+    runtime: Runtime = context.runtime
+    return {
+        name: part.module.scorer(
+            part.settings, model=context.optional("model"), batch_tokens=runtime.batch_tokens, threads=runtime.threads
+        )
+        for name, part in _parts(context.settings).items()
+    }

@@ -1,0 +1,62 @@
+"""The prompts of one iteration: a slice of one shuffled order, so that no two iterations share a prompt.
+
+The order depends on the run's seed and the prompts' ids only; the slice on the iteration. A longer run therefore
+takes the same prompts in its first iterations as a shorter one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pipeline.build import setting
+from pipeline.records import UserError
+from pipeline.stage import Context, derive_seed
+
+VERSION = 1
+INPUTS = {"prompts": "one"}
+SEEDED = True
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which slice."""
+
+    iteration: int = setting(low=1)
+    count: int = setting(low=1)  # prompts per iteration
+    first: int = setting(1, low=1)  # the first iteration that samples: it gets the first slice, so none is wasted
+
+    def check(self) -> list[tuple[str, str]]:
+        if self.iteration < self.first:
+            return [("first", f"{self.first} is after iteration {self.iteration}, expected at most that")]
+        return []
+
+
+def run(context: Context) -> None:
+    """Write groups/: slice i - first of the shuffled pool, `count` prompts long, marked with iteration i.
+
+    Raises UserError where the pool has fewer.
+    """
+    from pipeline import tables
+
+    settings: Settings = context.settings
+    pool = list(tables.read(context.one("prompts")))
+    chosen = slice_of([group.id for group in pool], settings, context.seed)
+    by_id = {group.id: group for group in pool}
+    tables.write(context.out / "groups", (replace(by_id[id], iteration=settings.iteration) for id in chosen))
+    used = (settings.iteration - settings.first + 1) * settings.count
+    context.report.count(prompts=len(chosen), pool=len(pool), left=len(pool) - used)
+
+
+def slice_of(ids: list[str], settings: Settings, seed: int) -> list[str]:
+    """The ids of one iteration in shuffled order. Raises UserError where too few are left."""
+    count, number = settings.count, settings.iteration - settings.first + 1
+    start, end = (number - 1) * count, number * count
+    if end > len(ids):
+        most, possible = len(ids) // number, len(ids) // count and len(ids) // count + settings.first - 1
+        lower = f"set sampling.prompts_per_iteration={most} or less, " if most else ""
+        fewer = f"iterations={possible} or less, " if possible else ""
+        raise UserError(
+            f"sampling.prompts_per_iteration: iteration {settings.iteration} needs {count} new prompts, "
+            f"but of {len(ids)} unlabeled prompts {max(0, len(ids) - start)} are left; {lower}{fewer}"
+            "or give more unlabeled prompts (data.root, data.format.limits.unlabeled)")
+    return sorted(ids, key=lambda id: (derive_seed(seed, "select_prompts", id), id))[start:end]

@@ -1,0 +1,33 @@
+"""Supervised fine-tuning on demonstrations: cross-entropy of the completion, the prompt is not scored.
+
+Output: `model/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.build import part_problems
+from pipeline.stage import Context
+from pipeline.training.settings import TrainerSettings, TrainRuntime
+
+VERSION = 1
+INPUTS = {"model": "one", "groups": "one"}
+SEEDED = True
+Runtime = TrainRuntime
+
+
+@dataclass(frozen=True)
+class Settings:
+    objective: dict[str, Any] = field(default_factory=lambda: {"module": "pipeline.objectives.ce"})
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+
+    def check(self) -> list[tuple[str, str]]:
+        return part_problems(self.objective, "objective")
+
+
+def run(context: Context) -> None:
+    from pipeline.training import run_policy
+
+    run_policy.train(context, context.settings.objective, None)

@@ -1,0 +1,89 @@
+"""Ids, made once where text enters: prompt ids with the generation prompt, completion ids with the stop id.
+
+Output: the tables of `data` (`sft/ pref/ unlabeled/ eval/`) with ids. Rows beyond the length limits are dropped, cut
+or refused as the settings say, and every one is accounted for by split and reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.build import setting
+from pipeline.records import Group, UserError
+from pipeline.stage import Context, NoRuntime
+
+if TYPE_CHECKING:
+    from pipeline.training.encode import Encoder, Limits
+
+VERSION = 1
+INPUTS = {"data": "one", "model": "one"}
+SEEDED = False
+Runtime = NoRuntime
+SPLITS = ("sft", "pref", "unlabeled", "eval")
+_BATCH = 2048  # groups tokenised at once
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits in tokens. A cut completion has finish_reason "length" and no stop id; cut pairs lose what tells the two
+    sides apart, so pairs are dropped instead.
+    """
+
+    max_prompt_tokens: int = setting(512, low=1)
+    max_completion_tokens: int = setting(512, low=1)
+    overlong_prompts: str = setting("drop", choices=("drop", "error"))
+    overlong_sft: str = setting("truncate", choices=("drop", "truncate", "error"))
+    overlong_pref: str = setting("drop", choices=("drop", "truncate", "error"))
+
+
+def run(context: Context) -> None:
+    from pipeline import tables
+    from pipeline.training import encode, export
+
+    settings, model, data = context.settings, context.one("model"), context.one("data")
+    _check_context(settings, model)
+    encoder = encode.Encoder(export.load_tokenizer(model), export.stop_ids(model))
+    present = [split for split in SPLITS if (data / split).is_dir()]
+    total, done = sum(tables.count(data / split) for split in present), 0
+    for split in present:
+        policy = settings.overlong_sft if split == "sft" else settings.overlong_pref
+        limits = encode.Limits(settings.max_prompt_tokens, settings.max_completion_tokens,
+                               settings.overlong_prompts, policy)
+        kept = tables.write(context.out / split, _encoded(context, data / split, split, encoder, limits))
+        done += tables.count(data / split)
+        context.report.progress(done, total, "groups")
+        context.report.count(**{split: kept})
+        if kept == 0 and tables.count(data / split):
+            raise UserError(f"tokenize: no group of {split} is left; dropped {context.report.dropped}; raise "
+                            "max_prompt_tokens or max_completion_tokens")
+
+
+def _encoded(context: Context, table: Path, split: str, encoder: Encoder, limits: Limits) -> Iterator[Group]:
+    from pipeline import tables
+    from pipeline.training import encode
+    from pipeline.training.data import chunks
+
+    tokens = 0
+    for batch in chunks(tables.read(table), _BATCH):
+        for group in encoder.encode(batch):
+            kept, reasons = encode.limit(group, limits)
+            for reason in reasons:
+                context.report.drop(f"{split}_{reason}")
+            if kept is not None:
+                tokens += len(kept.prompt_ids) + sum(len(c.token_ids) for c in kept.completions)
+                yield kept
+    context.report.count(**{f"{split}_tokens": tokens})
+
+
+def _check_context(settings: Settings, model: Path) -> None:
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(model)
+    room = getattr(config, "max_position_embeddings", None)
+    wanted = settings.max_prompt_tokens + settings.max_completion_tokens
+    if room is not None and wanted > room:
+        raise UserError(f"tokenize: max_prompt_tokens + max_completion_tokens = {wanted}, but the model's context is "
+                        f"{room} tokens; lower them or take a model with a longer context")

@@ -1,0 +1,67 @@
+"""Which groups a step sees and how they are cut: all of it a pure function of (seed, step, group ids).
+
+Nothing depends on position in the table, on the number of workers or on what ran before, so resuming at step s needs
+no more than s, and any split into micro-batches draws the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from pipeline.stage import derive_seed
+from pipeline.training.data import Example
+
+
+def epoch_order(ids: Sequence[str], seed: int, epoch: int) -> list[int]:
+    """A permutation of range(len(ids)): each id is placed by its own hash."""
+    return sorted(range(len(ids)), key=lambda i: derive_seed(seed, "order", epoch, ids[i]))
+
+
+def global_batches(ids: Sequence[str], seed: int, size: int, start: int, stop: int) -> Iterator[list[int]]:
+    """Indices of the global batches of steps start .. stop - 1, cut from the endless stream of epochs."""
+    epoch, order = -1, []
+    for step in range(start, stop):
+        batch = []
+        for position in range(step * size, (step + 1) * size):
+            if position // len(ids) != epoch:
+                epoch = position // len(ids)
+                order = epoch_order(ids, seed, epoch)
+            batch.append(order[position % len(ids)])
+        yield batch
+
+
+def micro_batches(examples: Sequence[Example], tokens: int) -> list[list[int]]:
+    """Cut a global batch into micro-batches of at most `tokens` padded tokens, never splitting a group.
+
+    Sorted by length, longest first: little padding, and an out-of-memory shows at once. A group that is longer than
+    the budget goes alone.
+    """
+    cut: list[list[int]] = []
+    rows = width = 0
+    for i in sorted(range(len(examples)), key=lambda i: (-examples[i].longest, examples[i].id)):
+        k = len(examples[i].completions)
+        if cut and (rows + k) * width <= tokens:
+            cut[-1].append(i)
+            rows += k
+        else:
+            cut.append([i])
+            rows, width = k, examples[i].longest
+    return cut
+
+
+def token_uniforms(examples: Sequence[Example], seed: int, step: int) -> np.ndarray:
+    """(N,) float32 in [0, 1) for every completion token, group after group, completion after completion."""
+    drawn = [_generator(seed, "tokens", step, e.id).random(e.completion_tokens, np.float32) for e in examples]
+    return np.concatenate(drawn)
+
+
+def column_uniforms(examples: Sequence[Example], seed: int, step: int) -> np.ndarray:
+    """(G, K) float32 in [0, 1), K the largest number of completions; a group's numbers do not depend on K."""
+    width = max(len(e.completions) for e in examples)
+    return np.stack([_generator(seed, "columns", step, e.id).random(width, np.float32) for e in examples])
+
+
+def _generator(seed: int, *what: object) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=derive_seed(seed, *what)))

@@ -1,0 +1,68 @@
+"""AdamW and its state on disk, as safetensors by parameter name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.records import UserError
+from pipeline.training.settings import TrainerSettings
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+TENSORS, STATE = "optimizer.safetensors", "state.json"
+
+
+def adamw(model: Any, settings: TrainerSettings) -> torch.optim.AdamW:
+    """Decoupled weight decay on matrices only; biases and norm gains are left alone (Loshchilov & Hutter 2019)."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=False,
+    )
+
+
+def state_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """`<moment>.<parameter name>` -> tensor, on the CPU. The number of updates made is kept apart, as a number."""
+    return {f"{moment}.{name}": optimizer.state[p][moment].detach().cpu().contiguous()
+            for name, p in model.named_parameters() if p in optimizer.state for moment in _MOMENTS}
+
+
+def load_state(model: Any, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], updates: int) -> None:
+    """Give every parameter its moments. Raises UserError where names or shapes belong to another model."""
+    problems = []
+    for name, p in model.named_parameters():
+        found = [tensors.get(f"{moment}.{name}") for moment in _MOMENTS]
+        if any(t is None or t.shape != p.shape for t in found):
+            problems.append(f"optimizer: no state of the shape {tuple(p.shape)} for {name}; "
+                            "it comes from a model of another architecture")
+            continue
+        optimizer.state[p] = {"step": torch.tensor(float(updates)),
+                              **{m: t.to(p.device) for m, t in zip(_MOMENTS, found, strict=True) if t is not None}}
+    if problems:
+        raise UserError(*problems)
+
+
+def save_folder(folder: Path, model: Any, optimizer: torch.optim.Optimizer, updates: int) -> None:
+    """Write the state for the next training stage: `updates` lets the schedule run through."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state_tensors(model, optimizer), folder / TENSORS)
+    (folder / STATE).write_text(json.dumps({"updates": updates}) + "\n")
+
+
+def load_folder(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> int:
+    """Load what `save_folder` wrote. Returns the number of updates made so far."""
+    if not (folder / STATE).is_file():
+        raise UserError(f"{folder}: no {STATE}, expected the optimizer folder of a train_preference artifact "
+                        "made with keep_optimizer: true")
+    updates = int(json.loads((folder / STATE).read_text())["updates"])
+    load_state(model, optimizer, load_file(folder / TENSORS), updates)
+    return updates

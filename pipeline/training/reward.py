@@ -1,0 +1,72 @@
+"""A scalar reward model from pairs: Bradley-Terry on the score of a sequence-classification head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.stage import derive_seed
+from pipeline.training import batching, forward
+from pipeline.training.data import Example
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RewardTask:
+    """L = -log sigmoid(score(chosen) - score(rejected)), averaged over the rejected completions of a group."""
+
+    pad: int
+    normalise: str = "groups"
+
+    def prepare(self, model: Any, batch: list[Example], step: int) -> tuple[list[Example], Metrics]:
+        return batch, {}
+
+    def losses(self, model: Any, examples: Sequence[Example], step: int) -> tuple[Tensor, Metrics]:
+        """(G,) losses with gradient and (G,) metrics without."""
+        scores, present = group_scores(model, examples, self.pad)
+        margins = scores[:, :1] - scores[:, 1:]  # (G, K - 1)
+        others = present[:, 1:]
+        number = others.sum(1)
+        losses = (functional.softplus(-margins) * others).sum(1) / number
+        with torch.no_grad():
+            right = ((margins > 0) & others).sum(1) / number
+            metrics = {"accuracy": right, "margin": (margins * others).sum(1) / number,
+                       "chosen_reward": scores[:, 0].detach(),
+                       "rejected_reward": (scores[:, 1:].detach() * others).sum(1) / number}
+        return losses, metrics
+
+
+def group_scores(model: Any, examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor]:
+    """(G, K) float32 scores and (G, K) bool present.
+
+    The model's own forward finds the last token by its pad id, so that whoever loads the folder gets these scores.
+    """
+    rows = forward.collate(examples, next(model.parameters()).device, pad)
+    flat = model(input_ids=rows.input_ids, use_cache=False).logits[:, 0].float()  # (R,)
+    present = rows.present
+    return torch.zeros_like(present, dtype=torch.float32).masked_scatter(present, flat), present
+
+
+def split(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:
+    """(training, held out): by the hash of the id, so the same pair is on the same side in every run."""
+    limit = int(fraction * 1_000_000)
+    held = [derive_seed(0, "held out", e.id) % 1_000_000 < limit for e in examples]
+    return [e for e, h in zip(examples, held, strict=True) if not h], [e for e, h in zip(examples, held, strict=True)
+                                                                        if h]
+
+
+@torch.no_grad()
+def accuracy(model: Any, examples: Sequence[Example], pad: int, tokens_per_batch: int) -> dict[str, float]:
+    """Share of comparisons where the preferred completion scores higher, and the mean margin."""
+    right, margin, number = 0.0, 0.0, 0
+    for micro in batching.micro_batches(examples, tokens_per_batch):
+        scores, present = group_scores(model, [examples[i] for i in micro], pad)
+        margins = (scores[:, :1] - scores[:, 1:])[present[:, 1:]]
+        right, margin, number = right + (margins > 0).sum().item(), margin + margins.sum().item(), number + len(margins)
+    return {"accuracy": right / number, "margin": margin / number}

@@ -1,0 +1,80 @@
+"""Settings shared by every stage that trains. No heavy import: planning reads this module.
+
+`TrainerSettings` is what can change the result and is hashed into the artifact's key; `TrainRuntime` is how the same
+result is computed on this machine and is not.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pipeline.build import setting
+
+PRECISIONS = ("bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """One training run. `batch_size` is global: accumulation follows from the machine, not the other way round."""
+
+    lr: float = setting(1e-4, above=0.0)
+    batch_size: int = setting(64, low=1)  # groups per optimizer step
+    epochs: float | None = setting(1.0, above=0.0)
+    max_steps: int | None = setting(None, low=1)  # with epochs: whichever comes first
+    schedule: str = setting("constant", choices=("constant", "linear", "cosine"))
+    schedule_steps: int | None = setting(None, low=1)  # length of the decay where it spans several stages
+    warmup_steps: int = setting(0, low=0)
+    min_lr_ratio: float = setting(0.0, low=0.0, high=1.0)  # of lr, where a decaying schedule ends
+    beta1: float = setting(0.9, low=0.0, below=1.0)
+    beta2: float = setting(0.95, low=0.0, below=1.0)
+    eps: float = setting(1e-8, above=0.0)
+    weight_decay: float = setting(0.0, low=0.0)
+    grad_clip: float | None = setting(1.0, above=0.0)  # global norm; null = off
+    precision: str = setting("bfloat16", choices=PRECISIONS)  # of matrix products; masters are float32
+    save_dtype: str = setting("float32", choices=PRECISIONS)  # of the weights in the artifact
+
+    def check(self) -> list[tuple[str, str]]:
+        if self.epochs is None and self.max_steps is None:
+            return [("epochs", "null together with max_steps null never ends, set one of the two")]
+        return []
+
+
+@dataclass(frozen=True)
+class TrainRuntime:
+    """How this machine runs it."""
+
+    device: str = setting("auto", choices=("auto", "cpu", "cuda"))  # auto = cuda where there is one
+    threads: int | None = setting(None, low=1)  # CPU threads; null = torch's own choice
+    tokens_per_batch: int = setting(8192, low=1)  # padded tokens of one forward pass
+    logits_per_chunk: int = setting(2**27, low=1)  # tokens x vocabulary held at once by the LM head
+    gradient_checkpointing: bool = False
+    checkpoint_every_steps: int | None = setting(None, low=1)
+    checkpoint_every_seconds: float | None = setting(300.0, above=0.0)
+    keep_checkpoints: int = setting(2, low=1)
+    log_every: int = setting(10, low=1)  # optimizer steps
+
+
+def total_steps(settings: TrainerSettings, groups: int) -> int:
+    """Optimizer steps for `groups` groups. Every step is a full global batch: the last one reaches into the next
+    pass over the data rather than being small and noisy.
+    """
+    limits = []
+    if settings.epochs is not None:
+        limits.append(max(1, math.ceil(settings.epochs * groups / settings.batch_size)))
+    if settings.max_steps is not None:
+        limits.append(settings.max_steps)
+    return min(limits)
+
+
+def lr_factor(settings: TrainerSettings, step: int, last: int) -> float:
+    """Learning rate over `settings.lr` at 0-based `step` of a schedule of `last` steps, in (0, 1]."""
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return 1.0
+    span = max(1, last - settings.warmup_steps)
+    left = min(1.0, max(0.0, (last - step) / span))
+    if settings.schedule == "cosine":
+        left = 0.5 * (1.0 - math.cos(math.pi * left))
+    return settings.min_lr_ratio + (1.0 - settings.min_lr_ratio) * left

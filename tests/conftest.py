@@ -1,0 +1,101 @@
+"""What many tests share: tiny models, and one vLLM server for the whole test run."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SENTENCES = (
+    "The quick brown fox jumps over the lazy dog while the small cat sleeps near the warm stove.",
+    "Please write a short note to thank your neighbour for the apples and explain how you used them.",
+    "First boil the water, then add the rice, and finally let it rest for ten minutes before serving.",
+    "What is the best way to learn a new language? Practise a little every day and speak with people.",
+)
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Path]:
+    """make_model(folder, seed=0, **config) -> a tiny random Llama folder: weights, tokenizer, template, stop ids.
+
+    About 0.1M weights, vocabulary 320, context 256, stop ids </s> and <|end|>. `config` overrides LlamaConfig.
+    """
+
+    def make(folder: Path, seed: int = 0, **config: object) -> Path:
+        import torch
+        from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+        tokenizer = _tokenizer()
+        tokenizer.save_pretrained(folder)
+        values = {
+            "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256,
+            "tie_word_embeddings": True, "initializer_range": 0.2,
+            "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        }
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = LlamaForCausalLM(LlamaConfig(**{**values, **config}))
+        model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=[2, 6], pad_token_id=0)
+        model.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+def _tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    inner.train_from_iterator(SENTENCES, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        additional_special_tokens=special[3:],
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama folder, the same for the whole test run: read it, never change it."""
+    return make_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def vllm_service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """The one vLLM server of the test run, ready, made for `tiny_model`'s architecture."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vllm is not installed")
+    from pipeline.engines import vllm_service as module
+
+    log = tmp_path_factory.mktemp("vllm") / "vllm.log"
+    service = module.start(tiny_model, log, module.Settings(max_sequences=64))
+    try:
+        service.wait_ready(300)
+        yield service
+    finally:
+        service.stop()
+
+
+@pytest.fixture
+def use_vllm(vllm_service, monkeypatch: pytest.MonkeyPatch):
+    """Stages run in this test, and processes it starts, use the test run's server."""
+    for name, value in vllm_service.environment.items():
+        monkeypatch.setenv(name, value)
+    return vllm_service

@@ -1,0 +1,124 @@
+"""The formats on published data sets: needs the folder of them in ALIGNLOOP_TEST_DATA."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import conf
+from pipeline.build import build
+from pipeline.formats.splits import SPLITS, Imported, message_problem, prompt_key
+from pipeline.records import Group, UserError
+from pipeline.stages import import_data
+
+
+def data(name: str) -> Path:
+    folder = os.environ.get("ALIGNLOOP_TEST_DATA")
+    if not folder:
+        pytest.skip("ALIGNLOOP_TEST_DATA is not set: no folder with real data sets")
+    if not (Path(folder) / name).is_dir():
+        pytest.skip(f"no {name} in ALIGNLOOP_TEST_DATA")
+    return Path(folder) / name
+
+
+def settings(name: str, **changes: object) -> import_data.Settings:
+    node = yaml.safe_load((Path(conf.__file__).parent / "data" / f"{name}.yaml").read_text())
+    made: import_data.Settings = build(import_data.Settings, {"format": {**node["format"], **changes}})
+    return made
+
+
+def load(name: str, root: Path, **changes: object) -> Imported:
+    part = import_data._format(settings(name, **changes))
+    made: Imported = part.module.read(root, part.settings)
+    assert sorted(made.splits) == sorted(SPLITS)
+    return made
+
+
+def sizes(made: Imported) -> dict[str, int]:
+    return {split: len(groups) for split, groups in made.splits.items()}
+
+
+def check_groups(made: Imported) -> None:
+    """What every importer promises: K per split, proper turns, unique ids, no prompt in two splits."""
+    for split, wanted in {"sft": {1}, "pref": {2}, "unlabeled": {0}, "eval": {0}}.items():
+        groups = made.splits[split]
+        assert {len(g.completions) for g in groups} <= wanted
+        assert len({g.id for g in groups}) == len(groups)
+        assert not [g.id for g in groups if message_problem(g.messages)]
+        assert all(c.text.strip() for g in groups for c in g.completions)
+    keys = [{prompt_key(g) for g in groups} for groups in made.splits.values()]
+    assert sum(map(len, keys)) == len(set().union(*keys))
+
+
+def contents(group: Group) -> list[str]:
+    return [m.content for m in group.messages] + [c.text for c in group.completions]
+
+
+def test_hh() -> None:
+    made = load("hh", data("hh-rlhf"))
+    check_groups(made)
+    assert sizes(made) == {"sft": 1200, "pref": 1200, "unlabeled": 2387, "eval": 96}
+    texts = [text for groups in made.splits.values() for g in groups for text in contents(g)]
+    assert not [t for t in texts if t != t.strip() or re.search(r"\b(Human|Assistant):", t)]
+    depths = {len(g.messages) for g in made.splits["pref"]}
+    assert {1, 3, 5, 7} <= depths
+    # Of 6,270 rows about 1.6 % are irregular; were it much more, the reader would be losing good ones.
+    irregular = sum(n for reason, n in made.dropped.items() if "limits" not in reason and "split" not in reason)
+    assert 60 < irregular < 130
+
+
+def test_hh_takes_the_texts_as_they_are() -> None:
+    """The first pair of helpful-base.train, read by hand, with the splits set so that every pair stays a pair."""
+    shares = {"sft": 1e-9, "unlabeled": 0, "eval": 0}
+    made = load("hh", data("hh-rlhf") / "helpful-base.train.jsonl.gz", limits={}, shares=shares)
+    group = made.splits["pref"][0]
+    assert [m.content for m in group.messages] == ["Is climate change raising temperatures above their normal levels?"]
+    assert group.completions[0].text.startswith("A small percentage of the models used by climate scientists expect")
+    assert group.completions[1].text == "Yes."
+
+
+def test_llamafactory_has_demonstrations_and_pairs() -> None:
+    made = load("alpaca", data("llamafactory-demos"))
+    check_groups(made)
+    assert sum(n for split, n in sizes(made).items() if split != "eval") > 850
+    assert sizes(made)["pref"] > 190
+    assert {m.role for g in made.splits["pref"] for m in g.messages} == {"system", "user", "assistant"}
+    assert made.dropped["labelled answer (read by data=jsonl)"] == 233
+
+
+@pytest.mark.parametrize("name, rows", [("self-instruct-seeds", 133), ("gpteacher", 2800)])
+def test_demonstrations_without_pairs(name: str, rows: int) -> None:
+    made = load("alpaca", data(name), limits={})
+    check_groups(made)
+    assert sum(sizes(made).values()) + sum(made.dropped.values()) == rows
+    assert sizes(made)["pref"] == 0
+    assert min(sizes(made)[split] for split in ("sft", "unlabeled", "eval")) > 0
+    runtime = import_data.Runtime(str(data(name)))
+    preferences = import_data.Settings(settings("alpaca").format, require=("sft", "pref"))
+    (problem,) = import_data.check(preferences, runtime)
+    assert "no preference pairs" in problem
+    assert "recipe=sft needs none" in problem
+
+
+def test_ultrafeedback_has_rough_edges_that_are_told_then_left_out() -> None:
+    """962 rows: 4 pairs of identical sides, 2 with an empty side."""
+    root = data("ultrafeedback-binarized-sample")
+    with pytest.raises(UserError) as caught:
+        load("jsonl", root)
+    assert len(caught.value.problems) == 6
+    made = load("jsonl", root, identical="drop", empty="drop")
+    check_groups(made)
+    assert made.dropped == {"chosen and rejected are the same text": 4, "the answer is empty": 2}
+    assert sum(sizes(made).values()) == 956
+
+
+def test_unpaired_feedback() -> None:
+    files = {"pref": "kto_en_demo.train.jsonl.gz", "eval": "kto_en_demo.test.jsonl.gz"}
+    made = load("jsonl", data("llamafactory-demos"), **files, shares={"unlabeled": 0})
+    assert {g.label for g in made.splits["pref"]} == {True, False}
+    assert {len(g.completions) for g in made.splits["pref"]} == {1}
+    assert sizes(made)["eval"] > 20

@@ -1,0 +1,206 @@
+"""The reward model scorer: what the model is shown; batching, padding and precision do not change its score."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from pipeline.build import problems_of
+from pipeline.records import LENGTH, STOP, Completion, Group, Message, UserError
+from pipeline.rewards import model
+
+WORDS = ["<pad>", "<s>", "</s>", "<user>", "<bot>", "<unk>", *"abcdefgh"]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ '<user>' if m.role == 'user' else '<bot>' }}{{ m.content }}"
+    "{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+)
+PAD, BOS, EOS, USER, BOT = range(5)
+A, B, C, D = (WORDS.index(letter) for letter in "abcd")
+
+
+def tokenizer_of(template: str | None = TEMPLATE, words: list[str] = WORDS) -> Any:
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.decoder = decoders.Fuse()
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
+        additional_special_tokens=["<user>", "<bot>"],
+    )
+    made.chat_template = template
+    return made
+
+
+def config_of(**changes: Any) -> Any:
+    return transformers.LlamaConfig(**{
+        "vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "max_position_embeddings": 40, "num_labels": 1, "pad_token_id": PAD,
+        "bos_token_id": BOS, "eos_token_id": EOS, **changes,
+    })
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reward") / "model"
+    torch.manual_seed(0)
+    net = transformers.LlamaForSequenceClassification(config_of(initializer_range=0.1))
+    net.save_pretrained(path)
+    tokenizer_of().save_pretrained(path)
+    return path
+
+
+def group_of(*texts: str, carried: bool = False, finish: str = STOP, prompt: str = "ab") -> Group:
+    completions = tuple(
+        Completion(t, tuple(WORDS.index(x) for x in t) + ((EOS,) if finish == STOP else ()) if carried else (), finish)
+        for t in texts
+    )
+    ids = (BOS, USER, *(WORDS.index(x) for x in prompt), BOT) if carried else ()
+    return Group("p", (Message("user", prompt),), completions, ids)
+
+
+def score_of(folder: Path, ids: list[int]) -> float:
+    """The score of one row by itself, in float32, straight from transformers."""
+    net = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return net(input_ids=torch.tensor([ids])).logits.item()
+
+
+@pytest.mark.parametrize("carried", [True, False])
+def test_the_end_of_turn_is_there_if_and_only_if_the_answer_ended(carried: bool) -> None:
+    prompt = [BOS, USER, A, B, BOT]
+    tokenizer = tokenizer_of()
+    assert model.encode(tokenizer, group_of("cd", carried=carried)) == [[*prompt, C, D, EOS]]
+    assert model.encode(tokenizer, group_of("cd", carried=carried, finish=LENGTH)) == [[*prompt, C, D]]
+
+
+def test_carried_ids_are_scored_as_they_are() -> None:
+    """The policy may have written "cd" as ids the tokenizer would not choose; they are what was sampled."""
+    group = Group("p", (Message("user", "ab"),), (Completion("cd", (D, C, EOS)),), (BOS, USER, A, B, BOT))
+    assert model.encode(tokenizer_of(), group) == [[BOS, USER, A, B, BOT, D, C, EOS]]
+
+
+def test_a_policy_with_other_ids_is_formatted_from_its_messages() -> None:
+    other_vocabulary = Group("p", (Message("user", "ab"),), (Completion("cd", (90, 91, 7)),), (70, 71, 72))
+    assert model.encode(tokenizer_of(), other_vocabulary) == [[BOS, USER, A, B, BOT, C, D, EOS]]
+
+
+@pytest.mark.parametrize("written", ["{{ bos_token }}", "{{ bos_token }}{{ bos_token }}"])
+def test_bos_exactly_once(written: str) -> None:
+    tokenizer = tokenizer_of(TEMPLATE.replace("{{ bos_token }}", written))
+    assert model.encode(tokenizer, group_of("c"))[0].count(BOS) == 1
+
+
+def test_scores_do_not_depend_on_batch_and_padding(folder: Path) -> None:
+    groups = [group_of("c", "abcdefgh", "dd"), group_of(), group_of("hgfedcba" * 2, prompt="a", carried=True)]
+    rows = [[BOS, USER, A, B, BOT, C, EOS], [BOS, USER, A, B, BOT, *range(A, A + 8), EOS]]
+    expected = [score_of(folder, row) for row in rows]
+    settings = model.Settings(precision="float32")
+    for batch_tokens in (1, 20, 10_000):
+        scores = model.scorer(settings, model=folder, batch_tokens=batch_tokens)(groups)
+        assert [len(s) for s in scores] == [3, 0, 1]
+        assert scores[0][:2] == pytest.approx(expected, abs=1e-5)
+
+
+def test_without_a_padding_token_the_last_token_still_counts(folder: Path, tmp_path: Path) -> None:
+    """transformers refuses such a batch; the scorer pads with an id that ends no row."""
+    net = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    net.config.pad_token_id = None
+    net.save_pretrained(tmp_path)
+    tokenizer_of().save_pretrained(tmp_path)
+    groups = [group_of("c", "abcdefgh", "dd")]
+    settings = model.Settings(precision="float32")
+    assert model.scorer(settings, model=tmp_path)(groups)[0] == pytest.approx(
+        model.scorer(settings, model=folder)(groups)[0], abs=1e-5
+    )
+
+
+def test_bfloat16_scores_keep_the_resolution_of_float32(folder: Path) -> None:
+    """Close to the float32 scores, and not rounded to bfloat16 themselves: that would tie different answers."""
+    groups = [group_of(*(f"{x}{y}" for x in "abcdefgh" for y in "abcdefgh"))]
+    exact = torch.tensor(model.scorer(model.Settings(precision="float32"), model=folder)(groups)[0])
+    fast = torch.tensor(model.scorer(model.Settings(), model=folder)(groups)[0])
+    assert (fast - exact).abs().mean() < 0.1 * exact.std()
+    assert (fast.bfloat16().float() != fast).double().mean() > 0.9
+    assert fast.unique().numel() == 64
+
+
+def test_what_does_not_fit_the_model_has_no_score(folder: Path) -> None:
+    (scores,) = model.scorer(model.Settings(), model=folder)([group_of("a" * 34, "a" * 35)])  # 5 + 34 + 1 = 40
+    assert math.isfinite(scores[0])
+    assert math.isnan(scores[1])
+
+
+def test_batches_fill_the_budget_longest_first() -> None:
+    assert model.batches([3, 9, 4, 8, 1], 18) == [[1, 3], [2, 0, 4]]
+    assert model.batches([50, 2], 10) == [[0], [1]]
+    assert model.batches([], 10) == []
+
+
+def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
+    transformers.LlamaForCausalLM(config_of()).save_pretrained(tmp_path)
+    tokenizer_of().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"no trained reward model, these weights are missing: score.weight"):
+        model.scorer(model.Settings(), model=tmp_path)
+
+
+def test_folders_that_cannot_score(folder: Path, tmp_path: Path) -> None:
+    two = tmp_path / "two"
+    transformers.LlamaForSequenceClassification(config_of(num_labels=2)).save_pretrained(two)
+    tokenizer_of().save_pretrained(two)
+    with pytest.raises(UserError, match="has 2 outputs, expected one"):
+        model.scorer(model.Settings(), model=two)
+    tokenizer_of(template=None).save_pretrained(tmp_path / "plain")
+    with pytest.raises(UserError, match="has no chat template"):
+        model.scorer(model.Settings(), model=tmp_path / "plain")
+    with pytest.raises(UserError, match="there is no reward model"):
+        model.scorer(model.Settings())
+
+
+def test_a_template_that_refuses_says_which_prompt(folder: Path) -> None:
+    tokenizer = tokenizer_of("{{ raise_exception('no system turns') }}")
+    with pytest.raises(UserError, match="refuses 'p': no system turns"):
+        model.encode(tokenizer, group_of("c"))
+
+
+def test_a_given_path_is_checked_while_planning(folder: Path, tmp_path: Path) -> None:
+    assert problems_of(model.Settings, {"path": str(folder)}) == []
+    (tmp_path / "config.json").write_text("{}")
+    assert problems_of(model.Settings, {"path": str(tmp_path)}, "reward.scorer") == [
+        f"reward.scorer.path: '{tmp_path}' has no weights and no tokenizer"
+    ]
+    assert "no folder" in problems_of(model.Settings, {"path": str(tmp_path / "x")})[0]
+    given = model.Settings(path=str(folder))
+    assert not model.needs_model(given)
+    assert model.needs_model(model.Settings())
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in model.files(given)}
+    groups = [group_of("c")]
+    assert model.scorer(given)(groups) == model.scorer(model.Settings(), model=folder)(groups)
+
+
+def test_scores_are_those_of_the_training_stage(tiny_model: Path, tmp_path: Path) -> None:
+    """A reward model the loop trained gives the policy's own ids the scores it gave them in training."""
+    from pipeline.training import data, encode, export, reward
+
+    net = export.load_reward(tiny_model, torch.device("cpu"), seed=3, pad=0)
+    export.save_folder(net, tiny_model, tmp_path / "model", "float32")
+    texts = ("Boil the water.", "Eat rice every day with your neighbour, slowly.")
+    plain = Group("p", (Message("system", "be kind"), Message("user", "What now?")),
+                  (Completion(texts[0]), Completion(texts[1], finish_reason=LENGTH)))
+    encoder = encode.Encoder(export.load_tokenizer(tiny_model), export.stop_ids(tiny_model))
+    (group,) = encoder.encode([plain])
+    rows = model.encode(export.load_tokenizer(tmp_path / "model"), group)
+    assert rows == [[*group.prompt_ids, *c.token_ids] for c in group.completions]
+    assert model.encode(export.load_tokenizer(tmp_path / "model"), plain) == rows  # from the messages: the same ids
+    example = data.Example(
+        "p", np.array(group.prompt_ids, np.int32), tuple(np.array(c.token_ids, np.int32) for c in group.completions)
+    )
+    with torch.no_grad():
+        trained, _ = reward.group_scores(net.eval(), [example], pad=0)
+    scores = model.scorer(model.Settings(precision="float32"), model=tmp_path / "model")([group])
+    assert scores[0] == pytest.approx(trained[0].tolist(), abs=1e-5)

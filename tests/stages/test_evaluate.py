@@ -1,0 +1,123 @@
+"""Evaluation of a policy against a baseline: pairing, ties, samples per prompt, and what is refused."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from pipeline import tables
+from pipeline.build import build
+from pipeline.records import LENGTH, STOP, Completion, Group, Message, UserError
+from pipeline.stage import Context, Reporter
+from pipeline.stages import evaluate
+from pipeline.stages.evaluate import Settings
+
+
+def group(
+    name: str, *scores: float, text: str = "an answer", tokens: int = 3, cut: bool = False, **further: float
+) -> Group:
+    completions = tuple(
+        Completion(
+            text, tuple(range(tokens)), LENGTH if cut else STOP, scores={"gold": score, **further}, sample=index
+        )
+        for index, score in enumerate(scores)
+    )
+    return Group(name, (Message("user", f"question {name}"),), completions)
+
+
+def run(folder: Path, ours: list[Group], theirs: list[Group], **settings: object) -> tuple[dict, Reporter, Path]:
+    for name, groups in (("ours", ours), ("theirs", theirs)):
+        tables.write(folder / name, groups)
+    report = Reporter()
+    inputs = {"groups": (folder / "ours",), "baseline": (folder / "theirs",)}
+    made = build(Settings, {"score": "gold", **settings})
+    context = Context(made, evaluate.Runtime(), inputs, {}, folder / "work", seed=3, report=report)
+    evaluate.run(context)
+    return json.loads((context.out / "evaluation.json").read_text()), report, context.out
+
+
+def test_wins_ties_and_losses_by_hand(tmp_path: Path):
+    """Gold 2 > 1 a win, 1 = 1 a tie, 0 < 1 a loss, 5 > 1 a win: (2 + 1/2) / 4 = 0.625; means 2 and 1."""
+    ours = [group("a", 2.0), group("b", 1.0), group("c", 0.0), group("d", 5.0)]
+    theirs = [group(name, 1.0) for name in "abcd"]
+    result, report, out = run(tmp_path, ours, theirs)
+    gold = result["scores"]["gold"]
+    assert (gold["wins"], gold["ties"], gold["losses"]) == (2, 1, 1)
+    assert gold["win_rate"] == report.counts["win_rate"] == 0.625
+    assert (gold["mean"], gold["baseline_mean"], gold["gain"]) == (2.0, 1.0, 1.0)
+    assert gold["low"] < 0.625 < gold["high"]
+    outcomes = [json.loads(line) for line in (out / "outcomes.jsonl").read_text().splitlines()]
+    assert [(o["id"], o["outcome"]) for o in outcomes] == [("a", 1.0), ("b", 0.5), ("c", 0.0), ("d", 1.0)]
+
+
+def test_a_smaller_difference_than_the_tie_margin_is_a_tie(tmp_path: Path):
+    result, _, _ = run(tmp_path, [group("a", 1.2), group("b", 2.0)], [group("a", 1.0), group("b", 1.0)], tie_margin=0.5)
+    assert (result["scores"]["gold"]["wins"], result["scores"]["gold"]["ties"]) == (1, 1)
+
+
+def test_prompts_not_samples_are_the_independent_units(tmp_path: Path):
+    """2 prompts x 8 samples with the same outcome each tell as much as 2 prompts x 1: the intervals are the same."""
+    many, _, _ = run(tmp_path / "8", [group("a", *[2.0] * 8), group("b", *[0.0] * 8)],
+                     [group("a", *[1.0] * 8), group("b", *[1.0] * 8)])
+    one, _, _ = run(tmp_path / "1", [group("a", 2.0), group("b", 0.0)], [group("a", 1.0), group("b", 1.0)])
+    assert many["comparisons"] == 16
+    assert many["prompts"] == one["prompts"] == 2
+    for bound in ("win_rate", "low", "high", "bootstrap_low", "bootstrap_high"):
+        assert many["scores"]["gold"][bound] == one["scores"]["gold"][bound]
+
+
+def test_other_scores_are_compared_beside_the_deciding_one(tmp_path: Path):
+    """A reward that is being gamed: the learned score rises (1.0 > 0.5 everywhere) while gold falls."""
+    ours = [group(name, 0.0, reward=1.0) for name in "abc"]
+    theirs = [group(name, 1.0, reward=0.5) for name in "abc"]
+    result, report, _ = run(tmp_path, ours, theirs)
+    assert list(result["scores"]) == ["gold", "reward"]
+    assert (result["scores"]["gold"]["win_rate"], result["scores"]["reward"]["win_rate"]) == (0.0, 1.0)
+    assert report.counts["win_rate_reward"] == 1.0
+
+
+def test_lengths_and_truncation(tmp_path: Path):
+    """Ours: 5 and 7 tokens, one cut, 2 and 4 words. Theirs: 3 tokens, none cut."""
+    ours = [group("a", 1.0, text="two words", tokens=5, cut=True), group("b", 1.0, text="now there are four", tokens=7)]
+    result, report, _ = run(tmp_path, ours, [group("a", 1.0), group("b", 1.0)])
+    assert result["policy"] == {"tokens": 6.0, "words": 3.0, "truncated": 0.5}
+    assert result["baseline"] == {"tokens": 3.0, "words": 2.0, "truncated": 0.0}
+    assert (report.counts["length_mean"], report.counts["truncated_share"]) == (6.0, 0.5)
+
+
+def test_answers_without_a_counterpart_or_a_finite_score_are_counted(tmp_path: Path):
+    ours = [group("a", 2.0, 2.0), group("only ours", 1.0), group("nan", math.nan)]
+    theirs = [group("a", 1.0), group("only theirs", 1.0, 1.0), group("nan", 1.0)]
+    result, report, _ = run(tmp_path, ours, theirs)
+    assert result["comparisons"] == 1
+    assert report.dropped == {
+        "no answer of the baseline": 2, "no answer of the policy": 2, "without a finite score": 1,
+    }
+
+
+def test_the_same_tables_and_seed_give_the_same_bytes(tmp_path: Path):
+    ours, theirs = [group(n, 1.0 + (n in "ace")) for n in "abcde"], [group(n, 1.5) for n in "abcde"]
+    first, again = run(tmp_path / "1", ours, theirs)[2], run(tmp_path / "2", ours[::-1], theirs)[2]
+    for name in ("evaluation.json", "outcomes.jsonl"):
+        assert (first / name).read_bytes() == (again / name).read_bytes()
+
+
+def test_a_missing_score_names_the_nearest(tmp_path: Path):
+    with pytest.raises(UserError, match=r"evaluate\.score: .* 'golf' is on no completion \(did you mean gold\?\)"):
+        run(tmp_path, [group("a", 1.0)], [group("a", 1.0)], score="golf")
+
+
+def test_a_score_on_some_completions_only_is_said_to_be_so(tmp_path: Path):
+    with pytest.raises(UserError, match="'reward' is missing from some completions"):
+        run(tmp_path, [group("a", 1.0, reward=1.0)], [group("a", 1.0)], score="reward")
+
+
+def test_tables_of_other_prompts_are_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="no prompt id and sample index of the 1 groups"):
+        run(tmp_path / "1", [group("a", 1.0)], [group("b", 1.0)])
+    other = Group("a", (Message("user", "something else"),), (Completion("x", scores={"gold": 1.0}),))
+    with pytest.raises(UserError, match="prompt 'a' is 'question a' in the groups and 'something else' in the base"):
+        run(tmp_path / "2", [group("a", 1.0)], [other])
+    with pytest.raises(UserError, match="finite number for neither"):
+        run(tmp_path / "3", [group("a", math.nan)], [group("a", 1.0)])

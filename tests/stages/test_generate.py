@@ -1,0 +1,204 @@
+"""The generate stage: shards, seeds, what is dropped and counted; kill -9 with a real vLLM server."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import build, tables
+from pipeline.records import LENGTH, Group, Message, UserError
+from pipeline.stage import Context, Reporter
+from pipeline.stages import generate
+
+TRANSFORMERS = {"module": "pipeline.engines.transformers", "dtype": "float32"}
+VLLM = {"module": "pipeline.engines.vllm", "dtype": "float32", "concurrency": 8}
+
+
+def prompts(number: int, length: int = 8) -> list[Group]:
+    def ids(i: int) -> tuple[int, ...]:
+        return (1, 4, *(20 + (i * 7 + k) % 250 for k in range(length)), 5)
+
+    return [
+        Group(f"p{i}", (Message("user", f"question {i}"),), prompt_ids=ids(i), dataset="toy", iteration=2)
+        for i in range(number)
+    ]
+
+
+@pytest.fixture
+def run_stage(tiny_model, tmp_path):
+    """run_stage(groups, engine=..., part_size=..., **settings) -> (rows of the table, reporter). Same work folder."""
+
+    def run(groups, engine=TRANSFORMERS, part_size=4, work="work", **changes):
+        folder = tmp_path / "prompts"
+        if not tables.parts(folder):
+            tables.write(folder, groups)
+        values = {"engine": engine["module"], "dtype": "float32", "n": 2, "max_tokens": 12, **changes}
+        context = Context(
+            settings=build.build(generate.Settings, values),
+            runtime=build.build(generate.Runtime, {"engine": engine, "part_size": part_size}),
+            inputs={"model": (tiny_model,), "prompts": (folder,)},
+            digests={"model": ("weights-digest",), "prompts": ("prompts-digest",)},
+            work=tmp_path / work, seed=5, report=Reporter(),
+        )
+        generate.run(context)
+        return list(tables.read(context.out / "groups")), context.report
+
+    return run
+
+
+def test_rows_keep_order_and_carry_their_provenance(run_stage):
+    groups = prompts(10)
+    rows, report = run_stage(groups, n=2, temperatures=[0.6, 1.0])
+    assert [replace(row, completions=()) for row in rows] == groups
+    for row in rows:
+        assert [c.sample for c in row.completions] == [0, 1, 2, 3]
+        assert [c.temperature for c in row.completions] == [0.6, 0.6, 1.0, 1.0]
+        assert {c.policy for c in row.completions} == {"weights-digest"}
+    completions = [c for row in rows for c in row.completions]
+    assert len({c.seed for c in completions}) == 40
+    assert report.counts["completions"] == 40
+    assert report.counts["tokens"] == sum(len(c.token_ids) for c in completions)
+    assert report.counts["truncated_share"] == round(sum(c.finish_reason == LENGTH for c in completions) / 40, 4)
+    assert report.dropped == {}
+
+
+def test_samples_are_the_same_whatever_the_shards(run_stage):
+    rows, _ = run_stage(prompts(10), part_size=4)
+    others, _ = run_stage(prompts(10), part_size=3, work="other", engine={**TRANSFORMERS, "batch_size": 2, "window": 3})
+    assert rows == others
+
+
+def test_a_resumed_stage_samples_only_what_is_missing(run_stage, tmp_path):
+    """Parts 0 and 2 of three are there at first; 1 and 2 are removed, part 0 is marked: it must be kept as it is."""
+    rows, report = run_stage(prompts(10), part_size=4)
+    out = tmp_path / "work" / "out" / "groups"
+    for index in (1, 2):
+        tables.part_path(out, index).unlink()
+    (out / ".part-00001.parquet.77.tmp").write_bytes(b"torn")
+    marked = [replace(row, weight=9.0) for row in rows[:4]]
+    tables.write_part(out, 0, marked)
+    again, second = run_stage(prompts(10), part_size=4)
+    assert again == marked + rows[4:]
+    assert {k: second.counts[k] for k in ("prompts", "completions", "tokens")} == {
+        k: report.counts[k] for k in ("prompts", "completions", "tokens")}
+    assert sorted(p.name for p in out.iterdir()) == [f"part-0000{i}.parquet" for i in range(3)]
+
+
+def test_a_prompt_too_long_is_an_empty_row_and_counted(run_stage):
+    """The context is 256: 245 prompt ids + 12 do not fit, 244 + 12 do."""
+    groups = [*prompts(2), replace(prompts(1, length=242)[0], id="long"), replace(prompts(1, length=241)[0], id="fits")]
+    rows, report = run_stage(groups)
+    assert [len(row.completions) for row in rows] == [2, 2, 0, 2]
+    assert report.dropped == {"prompt_too_long": 1}
+
+
+def test_truncated_completions_are_dropped_by_setting(run_stage):
+    kept, first = run_stage(prompts(6), temperatures=[1.5], n=4, max_tokens=24)
+    rows, report = run_stage(prompts(6), temperatures=[1.5], n=4, max_tokens=24, truncated="drop", work="dropped")
+    number = sum(c.finish_reason == LENGTH for row in kept for c in row.completions)
+    assert 0 < number < 24
+    assert report.dropped == {"completion_truncated": number}
+    assert report.counts["truncated_share"] == first.counts["truncated_share"] == round(number / 24, 4)
+    assert [row.completions for row in rows] == [
+        tuple(c for c in row.completions if c.finish_reason != LENGTH) for row in kept]
+
+
+def test_no_prompts_give_an_empty_table(run_stage, tmp_path):
+    rows, report = run_stage([])
+    assert rows == []
+    assert report.counts["prompts"] == 0
+    assert [p.name for p in tables.parts(tmp_path / "work" / "out" / "groups")] == ["part-00000.parquet"]
+
+
+def test_wrong_prompts_are_all_named_before_anything_is_sampled(run_stage, tmp_path):
+    good, bare, foreign = prompts(3)
+    groups = [good, good, replace(bare, prompt_ids=()), replace(foreign, prompt_ids=(1, 320))]
+    with pytest.raises(UserError) as caught:
+        run_stage(groups)
+    twice, bare_ids, outside = caught.value.problems
+    assert "an id that an earlier prompt has too" in twice
+    assert "no prompt_ids" in bare_ids
+    assert "outside the vocabulary" in outside
+    assert not tables.parts(tmp_path / "work" / "out" / "groups")
+
+
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({"n": 0}, "n: 0 is out of range"),
+    ({"temperatures": []}, "temperatures: is empty"),
+    ({"temperatures": [0.7, 0.7]}, "names one twice"),
+    ({"temperatures": [-1]}, "out of range"),
+    ({"max_tokens": 0}, "max_tokens: 0 is out of range"),
+    ({"truncated": "perhaps"}, "expected one of keep, drop"),
+])
+def test_wrong_settings(changes, expected):
+    values = {"engine": "pipeline.engines.vllm", "dtype": "float32", **changes}
+    assert any(expected in problem for problem in build.problems_of(generate.Settings, values))
+
+
+def test_an_unknown_engine_is_a_problem_of_the_plan():
+    (problem,) = build.problems_of(generate.Runtime, {"engine": {"module": "pipeline.engines.vlm"}})
+    assert problem.startswith("engine.module: no module 'pipeline.engines.vlm'")
+    assert "vllm" in problem
+
+
+def start_worker(tmp_path: Path, model: Path, groups: list[Group], part_size: int) -> tuple[subprocess.Popen, Path]:
+    """The stage in a process of its own; returns it and its output table."""
+    if not tables.parts(tmp_path / "prompts"):
+        tables.write(tmp_path / "prompts", groups)
+    spec = {
+        "stage": "generate", "run": "test", "step": "generate", "seed": 5, "work": str(tmp_path / "work"),
+        "settings": {"engine": VLLM["module"], "dtype": "float32", "n": 4, "max_tokens": 64, "temperatures": [0.7]},
+        "runtime": {"engine": VLLM, "part_size": part_size},
+        "inputs": {"model": [str(model)], "prompts": [str(tmp_path / "prompts")]},
+        "digests": {"model": ["d"], "prompts": ["p"]},
+        "metrics": str(tmp_path / "metrics.jsonl"), "progress": str(tmp_path / "progress.json"),
+    }
+    (tmp_path / "step.json").write_text(json.dumps(spec))
+    log = (tmp_path / "worker.log").open("a")
+    command = [sys.executable, "-m", "pipeline.worker", str(tmp_path / "step.json")]
+    process = subprocess.Popen(command, stdout=log, stderr=log)
+    return process, tmp_path / "work" / "out" / "groups"
+
+
+@pytest.mark.slow
+def test_kill_9_loses_nothing_and_samples_nothing_twice(use_vllm, tiny_model, tmp_path):
+    groups = prompts(96)
+    process, out = start_worker(tmp_path, tiny_model, groups, part_size=8)
+    deadline = time.monotonic() + 120
+    while len(tables.parts(out)) < 2:
+        assert process.poll() is None, (tmp_path / "worker.log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {part.name: part.stat().st_mtime_ns for part in tables.parts(out)}
+    assert 2 <= len(before) < 12
+    process, out = start_worker(tmp_path, tiny_model, groups, part_size=8)
+    assert process.wait(120) == 0, (tmp_path / "worker.log").read_text()
+    assert {name: (out / name).stat().st_mtime_ns for name in before} == before
+    rows = list(tables.read(out))
+    assert [row.id for row in rows] == [group.id for group in groups]
+    assert all(len(row.completions) == 4 for row in rows)
+
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    process, whole = start_worker(fresh, tiny_model, groups, part_size=8)
+    assert process.wait(120) == 0
+    assert list(tables.read(whole)) == rows  # as if it had never been killed
+    counts = [json.loads((folder / "work" / "result.json").read_text())["counts"] for folder in (tmp_path, fresh)]
+    assert counts[0]["tokens"] == counts[1]["tokens"] == sum(len(c.token_ids) for row in rows for c in row.completions)
+
+
+@pytest.mark.slow
+def test_both_engines_give_the_same_greedy_table(use_vllm, run_stage):
+    ours, _ = run_stage(prompts(6), n=1, temperatures=[0.0])
+    served, report = run_stage(prompts(6), engine=VLLM, n=1, temperatures=[0.0], work="vllm")
+    assert served == ours
+    assert report.counts["logprob_gap"] < 1e-3

@@ -1,0 +1,111 @@
+"""The score stage: every completion scored under its name, part by part, resumable, with its numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import tables
+from pipeline.build import build, problems_of
+from pipeline.records import LENGTH, Completion, Group, Message
+from pipeline.stage import Context, Reporter
+from pipeline.stages import score
+
+RULE = {"module": "pipeline.rewards.rule", "function": "pipeline.rewards.rule.fresh_trigrams"}
+
+
+def group_of(name: str, *texts: str, finish: str = "stop") -> Group:
+    completions = tuple(Completion(t, (1, 2, 3), finish, {"old": 4.0}, sample=i) for i, t in enumerate(texts))
+    return Group(name, (Message("user", "hi"),), completions, (5,), dataset="d", iteration=1)
+
+
+def context_of(tmp_path: Path, settings: Any, report: Reporter | None = None) -> Context:
+    return Context(settings, score.Runtime(), {"groups": (tmp_path / "in",)}, {}, tmp_path / "work", 0,
+                   report or Reporter())
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Two parts. Shares of new 3-grams: a b c a b c -> 3/4, x x x x -> 1/2, one two -> 1."""
+    tables.write_part(tmp_path / "in", 0, [group_of("p0", "a b c a b c", "one two"), group_of("p1", finish=LENGTH)])
+    tables.write_part(tmp_path / "in", 3, [group_of("p2", "x x x x", "a b c a b c", finish=LENGTH)])
+    return tmp_path
+
+
+def test_every_completion_gets_the_score_and_nothing_else_changes(table: Path) -> None:
+    context = context_of(table, build(score.Settings, {"reward": RULE, "name": "fresh"}))
+    score.run(context)
+    assert [p.name for p in tables.parts(context.out / "groups")] == ["part-00000.parquet", "part-00003.parquet"]
+    before, after = list(tables.read(table / "in")), list(tables.read(context.out / "groups"))
+    assert [[c.scores for c in g.completions] for g in after] == [
+        [{"old": 4.0, "fresh": 0.75}, {"old": 4.0, "fresh": 1.0}], [],
+        [{"old": 4.0, "fresh": 0.5}, {"old": 4.0, "fresh": 0.75}],
+    ]
+    strip = [[(c.text, c.token_ids, c.finish_reason, c.sample) for c in g.completions] for g in after]
+    assert strip == [[(c.text, c.token_ids, c.finish_reason, c.sample) for c in g.completions] for g in before]
+    assert [(g.id, g.messages, g.prompt_ids, g.dataset, g.iteration) for g in after] == [
+        (g.id, g.messages, g.prompt_ids, g.dataset, g.iteration) for g in before
+    ]
+
+
+def test_numbers(table: Path) -> None:
+    """Mean of 0.75, 1, 0.5, 0.75 is 0.75; best of p0 is 1, of p2 0.75: mean 0.875; two of four are cut."""
+    report = Reporter(metrics_path=table / "metrics.jsonl", progress_path=table / "progress.json")
+    score.run(context_of(table, build(score.Settings, {"reward": RULE}), report))
+    assert report.counts == {
+        "prompts": 3, "completions": 4, "unscored": 0, "score_mean": 0.75, "best_of_n_mean": 0.875,
+        "length_mean": 3.0, "truncated_share": 0.5,
+    }
+    assert len((table / "metrics.jsonl").read_text().splitlines()) == 2
+    assert '"done": 3, "total": 3' in (table / "progress.json").read_text()
+
+
+def test_scores_that_are_no_numbers_are_counted_and_kept_out_of_the_means() -> None:
+    completions = tuple(Completion("", scores={"reward": v}) for v in (1.0, float("nan"), 3.0))
+    numbers = score.summary([Group("p", (), completions)], "reward")
+    assert (numbers["score_mean"], numbers["best_of_n_mean"], numbers["unscored"]) == (2.0, 3.0, 1)
+
+
+def test_a_part_that_exists_is_not_scored_again(table: Path) -> None:
+    """What a kill leaves behind: part 0 finished, part 3 not. Part 0's bytes stay; the result is the whole table."""
+    settings = build(score.Settings, {"reward": RULE})
+    context = context_of(table, settings)
+    done = score.score_groups(list(tables.read_part(tables.part_path(table / "in", 0))),
+                              {"reward": lambda groups: [[9.0] * len(g.completions) for g in groups]})
+    tables.write_part(context.out / "groups", 0, done)
+    score.run(context)
+    assert [[c.scores["reward"] for c in g.completions] for g in tables.read(context.out / "groups")] == [
+        [9.0, 9.0], [], [0.5, 0.75]
+    ]
+
+
+def test_further_scorers_stand_beside_the_first(table: Path) -> None:
+    gold = {"module": "pipeline.rewards.rule", "function": "builtins.len"}
+    settings = build(score.Settings, {"reward": RULE, "also": {"fresh": RULE}})
+    report = Reporter()
+    score.run(context_of(table, settings, report))
+    assert report.counts["fresh_mean"] == report.counts["score_mean"] == 0.75
+    assert report.counts["fresh_best_of_n_mean"] == 0.875
+    assert problems_of(score.Settings, {"reward": RULE, "name": "gold", "also": {"gold": gold}}, "stage") == [
+        "stage.also.gold: the first score has this name already"
+    ]
+
+
+def test_bad_parts_are_found_while_planning() -> None:
+    problems = problems_of(
+        score.Settings,
+        {"reward": {"module": "pipeline.rewards.modle"}, "also": {"gold": {**RULE, "function": "nowhere"}}},
+        "stage.score.settings",
+    )
+    assert problems[0].startswith("stage.score.settings.reward.module: no module 'pipeline.rewards.modle' (did you")
+    assert problems[1].startswith("stage.score.settings.also.gold.function: 'nowhere' is no dotted path")
+
+
+def test_a_model_is_wanted_only_where_one_is_used(tmp_path: Path) -> None:
+    learned = {"module": "pipeline.rewards.model"}
+    assert score.wanted(build(score.Settings, {"reward": RULE})) == set()
+    assert score.wanted(build(score.Settings, {"reward": learned})) == {"model"}
+    assert score.wanted(build(score.Settings, {"reward": RULE, "also": {"learned": learned}})) == {"model"}
+    assert [p.name for p in score.files(build(score.Settings, {"reward": RULE}), score.Runtime())] == ["rule.py"]

@@ -1,0 +1,183 @@
+"""The house rules, checked on the source itself: who imports whom, what planning may load, sizes, descriptions."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("objectives", "selection", "rewards", "engines", "training", "formats")
+# What every part may stand on: records, their tables, config building, the stage contract, plain statistics, and the
+# care of child processes. "" is the package itself (its version, its place on disk).
+BASE = {"", "records", "tables", "build", "stage", "statistics", "supervisor"}
+HEAVY = ("torch", "transformers", "vllm", "accelerate", "peft", "datasets", "wandb")
+# The one home of each package that would otherwise leak everywhere.
+HOMES = {
+    "prefect": ("flows/",),
+    "hydra": ("flows/",),
+    "omegaconf": ("flows/",),
+    "wandb": ("pipeline/tracking.py",),
+    "vllm": ("pipeline/engines/",),
+    "rich": ("flows/",),
+}
+MOST_LINES = 6000
+# Distribution name -> the name it is imported by, where they differ.
+IMPORT_NAMES = {"hydra-core": "hydra", "pyyaml": "yaml"}
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(p for folder in folders for p in (ROOT / folder).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported(path: Path) -> list[tuple[int, str]]:
+    """(line, dotted module) of every import statement, wherever it stands; `from a import b` gives a and a.b."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}:{node.lineno}: relative import; write the whole path"
+            found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
+    return found
+
+
+def area(dotted: str) -> str:
+    """The part of the house a dotted name is in: "stages", "objectives" ..., "base", "pipeline", "flows", "outside"."""
+    top, _, rest = dotted.partition(".")
+    if top != "pipeline":
+        return top if top in ("flows", "conf", "scripts", "tests") else "outside"
+    inner = rest.partition(".")[0]
+    if inner in BASE:
+        return "base"
+    return inner if inner in (*PARTS, "stages") else "pipeline"
+
+
+def area_of(path: Path) -> str:
+    return area(".".join(path.relative_to(ROOT).with_suffix("").parts))
+
+
+ALLOWED = {
+    "base": {"base"},
+    **{part: {part, "base"} for part in PARTS},
+    "stages": {*PARTS, "base"},
+    "pipeline": {"pipeline", "base"},  # store, plan, worker, runs ...: they load stages by name, at run time
+    "flows": {"flows", "pipeline", "base", "conf"},
+}
+
+
+@pytest.mark.parametrize("path", sources("pipeline", "flows"), ids=name_of)
+def test_imports_go_one_way(path: Path):
+    """flows -> pipeline; stages -> parts -> base. No part imports another, no stage another, nothing imports flows."""
+    where = area_of(path)
+    own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    wrong = [
+        f"{name_of(path)}:{line} imports {target}"
+        for line, target in imported(path)
+        if area(target) not in ALLOWED[where] | {"outside"} and target != own
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", HOMES)
+def test_each_special_package_has_one_home(package: str):
+    strangers = [
+        f"{name_of(path)}:{line}"
+        for path in sources("pipeline", "flows")
+        for line, target in imported(path)
+        if target.partition(".")[0] == package and not name_of(path).startswith(HOMES[package])
+    ]
+    assert strangers == []
+
+
+def test_every_imported_package_is_declared():
+    """No package is used because another one happens to bring it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["vllm"]]
+    names = [re.split(r"[^A-Za-z0-9_-]", requirement)[0] for requirement in wanted]
+    declared = {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names}
+    used = {
+        target.partition(".")[0]: f"{name_of(path)}:{line}"
+        for path in sources("pipeline", "flows")
+        for line, target in imported(path)
+        if area(target) == "outside"
+    }
+    unknown = {name: place for name, place in used.items() if name not in declared | sys.stdlib_module_names}
+    assert unknown == {}
+
+
+def test_planning_loads_nothing_heavy():
+    """What `align plan`, `status` and `--help` import, all stages and pluggable parts included, in a fresh process."""
+    folders = ("stages", "objectives", "selection", "rewards")
+    modules = ["flows.cli"] + [
+        f"pipeline.{folder}.{path.stem}"
+        for folder in folders for path in (ROOT / "pipeline" / folder).glob("*.py") if path.stem != "__init__"
+    ]
+    assert len(modules) > 20
+    code = (
+        "import importlib, sys\n"
+        f"for name in {modules}: importlib.import_module(name)\n"
+        f"print([name for name in {(*HEAVY, 'prefect')} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_sizes_stay_readable():
+    """Files under 300 lines, functions under 50, pipeline and flows together under MOST_LINES."""
+    too_long, total = [], 0
+    for path in sources("pipeline", "flows"):
+        text = path.read_text()
+        lines = text.count("\n")
+        total += lines
+        if lines >= 300:
+            too_long.append(f"{name_of(path)}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                size = (node.end_lineno or node.lineno) - node.lineno + 1
+                if size >= 50:
+                    too_long.append(f"{name_of(path)}:{node.lineno} {node.name}: {size} lines")
+    assert too_long == []
+    assert total < MOST_LINES
+
+
+@pytest.mark.parametrize("path", sources("pipeline", "flows"), ids=name_of)
+def test_every_module_says_what_it_is(path: Path):
+    text = path.read_text()
+    if path.name == "__init__.py" and not text.strip():
+        return
+    assert ast.get_docstring(ast.parse(text)), f"{name_of(path)} has no docstring"
+
+
+def test_every_make_target_has_a_description_and_help_prints_it():
+    text = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^([a-z]+):(?!=)(.*)$", text, flags=re.MULTILINE)
+    assert {name for name, _ in targets} == {"help", "setup", "demo", "test", "check", "bench", "dashboard", "clean"}
+    assert [name for name, rest in targets if "## " not in rest] == []
+    command = ["make", "--no-print-directory", "help"]
+    printed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    for name, rest in targets:
+        line = next(line for line in printed.stdout.splitlines() if line.split()[:2] == ["make", name])
+        assert rest.split("## ")[1] in line
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf").rglob("*.yaml")), ids=name_of)
+def test_every_config_file_is_commented(path: Path):
+    """Beside Hydra's own `# @package`, a comment: a header that says what this option is, or one at each key."""
+    comments = [
+        line for line in path.read_text().splitlines() if re.search(r"(^|\s)# ", line) and "# @package" not in line
+    ]
+    assert comments, f"{name_of(path)} says nothing about itself"
+
+
+def test_every_stage_has_a_config_and_every_config_a_stage():
+    stages = {p.stem for p in (ROOT / "pipeline" / "stages").glob("*.py")} - {"__init__"}
+    assert stages == {p.stem for p in (ROOT / "conf" / "stage").glob("*.yaml")}

@@ -1,0 +1,80 @@
+"""Win rates and intervals, against numbers worked by hand."""
+
+import math
+
+import pytest
+
+from pipeline.statistics import bootstrap, mean, outcome, quantile, wilson, win_rate
+
+
+def test_ties_count_half_in_the_win_rate():
+    """3 wins, 2 ties, 5 losses: (3 + 2/2) / 10 = 0.4."""
+    assert win_rate(3, 2, 5) == 0.4
+    assert win_rate(0, 7, 0) == 0.5
+    with pytest.raises(ValueError, match="no comparisons"):
+        win_rate(0, 0, 0)
+
+
+def test_outcome_is_a_tie_within_the_margin():
+    """|1.0 - 0.75| = 0.25 is within a margin of 0.25 and beyond one of 0.2."""
+    assert outcome(1.0, 0.75) == 1.0
+    assert outcome(1.0, 0.75, margin=0.25) == 0.5
+    assert outcome(0.75, 1.0, margin=0.2) == 0.0
+    assert outcome(1.0, 1.0) == 0.5
+
+
+def test_wilson_by_hand():
+    """8 of 10 at 95 %: z = 1.959964, z^2 = 3.841459.
+
+    centre = (0.8 + z^2/20) / (1 + z^2/10) = 0.992073 / 1.384146 = 0.716740
+    half   = z * sqrt(0.8*0.2/10 + z^2/400) / 1.384146 = 1.959964 * 0.160012 / 1.384146 = 0.226578
+    """
+    low, high = wilson(0.8, 10)
+    assert low == pytest.approx(0.490162, abs=1e-5)
+    assert high == pytest.approx(0.943318, abs=1e-5)
+
+
+def test_wilson_stays_honest_at_the_ends():
+    """All 10 won: the lower end is n / (n + z^2) = 10 / 13.841459, not 1."""
+    low, high = wilson(1.0, 10)
+    assert low == pytest.approx(10 / 13.841459, abs=1e-6)
+    assert high == 1.0
+    assert wilson(0.0, 10)[0] == 0.0
+    with pytest.raises(ValueError, match="n >= 1"):
+        wilson(0.5, 0)
+    with pytest.raises(ValueError, match=r"share in \[0, 1\]"):
+        wilson(1.2, 10)
+
+
+def test_wilson_covers_the_truth_as_often_as_it_says():
+    """Sum over every outcome of 40 fair coin tosses, weighted by its probability: about 95 %."""
+    covered = sum(math.comb(40, k) / 2**40 for k in range(41) if wilson(k / 40, 40)[0] <= 0.5 <= wilson(k / 40, 40)[1])
+    assert 0.93 < covered < 0.98
+
+
+def test_quantile_is_linear_between_neighbours():
+    """Of [0, 10, 20, 30], the 0.25 quantile is at place 0.75: 7.5."""
+    assert quantile([0.0, 10.0, 20.0, 30.0], 0.25) == 7.5
+    assert quantile([0.0, 10.0, 20.0, 30.0], 1.0) == 30.0
+    assert quantile([4.0], 0.5) == 4.0
+
+
+def test_bootstrap_is_near_the_normal_interval_for_many_values():
+    """1,000 values, half 0 and half 1: 0.5 -+ 1.96 * 0.5 / sqrt(1000) = 0.5 -+ 0.031."""
+    low, high = bootstrap([0.0, 1.0] * 500, seed=1)
+    assert low == pytest.approx(0.469, abs=0.004)
+    assert high == pytest.approx(0.531, abs=0.004)
+
+
+def test_bootstrap_repeats_with_its_seed_only():
+    values = [0.0, 0.25, 0.5, 0.9, 1.0, 1.0, 0.3]
+    assert bootstrap(values, seed=7) == bootstrap(values, seed=7)
+    assert bootstrap(values, seed=7) != bootstrap(values, seed=8)
+
+
+def test_bootstrap_of_equal_values_has_no_width_and_of_none_no_meaning():
+    assert bootstrap([0.5] * 9, seed=0) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="no values"):
+        bootstrap([], seed=0)
+    with pytest.raises(ValueError, match="no values"):
+        mean([])

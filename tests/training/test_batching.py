@@ -1,0 +1,51 @@
+"""Order, micro-batches and random numbers are functions of (seed, step, group id) and nothing else."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.training import batching
+
+IDS = [f"id-{i}" for i in range(10)]
+
+
+def test_order_follows_ids_not_places():
+    turned = IDS[::-1]
+    assert [IDS[i] for i in batching.epoch_order(IDS, 7, 0)] == [turned[i] for i in batching.epoch_order(turned, 7, 0)]
+    assert batching.epoch_order(IDS, 7, 0) != batching.epoch_order(IDS, 7, 1) != batching.epoch_order(IDS, 8, 1)
+
+
+@given(size=st.integers(1, 25), start=st.integers(0, 8))
+def test_batches_from_a_step_are_the_tail_of_all_batches(size, start):
+    whole = list(batching.global_batches(IDS, 0, size, 0, 9))
+    assert list(batching.global_batches(IDS, 0, size, start, 9)) == whole[start:]
+    assert all(len(batch) == size for batch in whole)
+    seen = [i for batch in whole for i in batch]
+    for epoch in range(len(seen) // 10):
+        assert sorted(seen[10 * epoch: 10 * epoch + 10]) == list(range(10)), "every group once a pass"
+
+
+def test_micro_batches_keep_groups_whole_and_within_the_budget(tiny):
+    @settings(deadline=None)
+    @given(budget=st.integers(1, 400), seed=st.integers(0, 5))
+    def check(budget, seed):
+        examples = tiny.examples(12, k=3, seed=seed)
+        cut = batching.micro_batches(examples, budget)
+        assert sorted(i for micro in cut for i in micro) == list(range(12))
+        for micro in cut:
+            padded = 3 * len(micro) * max(examples[i].longest for i in micro)
+            assert padded <= budget or len(micro) == 1
+
+    check()
+
+
+def test_uniforms_belong_to_the_group(tiny):
+    examples = tiny.examples(4)
+    together = batching.token_uniforms(examples, 3, 11)
+    apart = [u for e in examples for u in batching.token_uniforms([e], 3, 11)]
+    assert together.tolist() == apart
+    assert together.tolist() != batching.token_uniforms(examples, 3, 12).tolist()
+    columns = batching.column_uniforms(tiny.examples(2, k=2) + tiny.examples(1, k=5), 3, 11)
+    assert columns.shape == (3, 5)
+    assert columns[0, :2].tolist() == batching.column_uniforms(tiny.examples(1, k=2), 3, 11)[0].tolist()

@@ -1,0 +1,115 @@
+"""What an objective sees, which negatives stay, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+
+import pytest
+import torch
+
+from pipeline.build import Part, load_part
+from pipeline.records import UserError
+from pipeline.training import data, forward, policy
+
+DPO = load_part({"module": "pipeline.objectives.dpo"}, "objective")
+CE = load_part({"module": "pipeline.objectives.ce"}, "objective")
+CRINGE = load_part({"module": "pipeline.objectives.pairwise_cringe"}, "objective")
+RNCE = load_part({"module": "pipeline.objectives.rnce"}, "objective")
+MC = load_part({"module": "pipeline.selection.mc", "m": 2}, "negatives")
+
+
+def task(objective, negatives=None):
+    return policy.PolicyTask(objective, negatives, 0, 10**6, 2**27)
+
+
+def with_own_reference(model, examples):
+    """Examples whose reference is the policy itself."""
+    with torch.no_grad():
+        logps = forward.group_logps(model, forward.collate(examples), 2**27)
+    return [dataclasses.replace(e, ref_logps=tuple(row)) for e, row in zip(examples, logps.tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("objective, k, expected", [(DPO, 2, math.log(2)), (RNCE, 4, math.log(4))])
+def test_loss_where_policy_is_reference(tiny, objective, k, expected):
+    model = tiny.llama()
+    losses, metrics = task(objective).losses(model, with_own_reference(model, tiny.examples(5, k=k)), 0)
+    assert losses.tolist() == pytest.approx([expected] * 5, abs=1e-5)
+    assert metrics["chosen_log_ratio"].tolist() == pytest.approx([0.0] * 5, abs=1e-4)
+
+
+def test_token_inputs_belong_to_their_log_probs(tiny):
+    """Summing the token view by (group, column) gives the sequence log-probs."""
+    examples = tiny.examples(3)
+    inputs = task(CRINGE).inputs(tiny.llama(), examples, 0)
+    tokens = inputs.tokens
+    per_token = tokens.logits.log_softmax(-1).gather(1, tokens.targets[:, None])[:, 0]
+    sums = torch.zeros(3, 2).index_put((tokens.group, tokens.column), per_token, accumulate=True)
+    assert torch.allclose(sums, inputs.logps, atol=1e-4)
+    assert inputs.lengths.tolist() == [[len(c) for c in e.completions] for e in examples]
+
+
+def test_negatives_are_drawn_and_the_preferred_stays(tiny):
+    examples, model = tiny.examples(6, k=5), tiny.llama()
+    drawn, metrics = task(RNCE, MC).prepare(model, examples, step=0)
+    again, _ = task(RNCE, MC).prepare(model, examples, step=0)
+    other, _ = task(RNCE, MC).prepare(model, examples, step=1)
+
+    def ids(batch):
+        return [[c.tolist() for c in e.completions] for e in batch]
+
+    assert ids(drawn) == ids(again) != ids(other)
+    for before, after in zip(examples, drawn, strict=True):
+        assert len(after.completions) == 3
+        assert after.completions[0] is before.completions[0]
+        assert all(any(c is b for b in before.completions[1:]) for c in after.completions[1:])
+        for completion, ref in zip(after.completions, after.ref_logps, strict=True):
+            place = next(i for i, b in enumerate(before.completions) if b is completion)
+            assert ref == before.ref_logps[place], "a drawn completion keeps its own reference"
+    assert (metrics["kernel_entropy"] <= math.log(4) + 1e-6).all()
+
+
+def test_candidates_are_scored_by_the_live_policy(tiny):
+    """A draw that returns the largest log-prob picks the candidate the model itself finds most likely."""
+    model, examples = tiny.llama(), tiny.examples(4, k=4)
+    hardest = load_part({"module": "pipeline.selection.hardest", "weights": "logp"}, "negatives")
+    drawn, _ = task(RNCE, hardest).prepare(model, examples, 0)
+    logps = forward.group_logps(model, forward.collate(examples), 2**27)
+    best = logps[:, 1:].argmax(1) + 1
+    assert [e.completions[1].tolist() for e in drawn] == [
+        e.completions[i].tolist() for e, i in zip(examples, best.tolist(), strict=True)]
+
+
+def test_misfits_are_named(tiny):
+    pairs, single, lists = tiny.examples(2), tiny.examples(2, k=1), tiny.examples(2, k=4)
+    bare = tiny.examples(2, reference=False)
+    for examples, objective, negatives, words in [
+        (single, DPO, None, "compares completions, but 2 of 2 groups have one"),
+        (lists, DPO, None, "have more than two completions"),
+        (bare, DPO, None, "needs reference log-probs, but 2 of 2"),
+        (lists, DPO, MC, "negatives.m: 2 with pipeline.objectives.dpo, which takes pairs, expected 1"),
+        (single, CE, MC, "takes single completions, expected negatives=none"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            policy.fit_to_objective(examples, objective, negatives)
+    assert policy.fit_to_objective(pairs, DPO, None) == pairs
+
+
+def test_labels_that_are_missing_are_named(tiny):
+    module = types.ModuleType("labelled")
+    module.NEEDS, module.NORMALISE = frozenset({"labels"}), "groups"
+    with pytest.raises(UserError, match="needs labels, but 2 of 2 groups have none"):
+        policy.fit_to_objective(tiny.examples(2, k=1), Part(module, None), None)
+
+
+def test_demonstrations_of_pairs_are_the_preferred_side(tiny):
+    (example,) = policy.fit_to_objective(tiny.examples(1), CE, None)
+    assert len(example.completions) == 1 == len(example.ref_logps)
+
+
+def test_rows_that_do_not_fit_the_model(tiny):
+    with pytest.raises(UserError, match="vocabulary of 10"):
+        data.check_fits(tiny.examples(3), 10, None)
+    with pytest.raises(UserError, match="the model's context is 5"):
+        data.check_fits(tiny.examples(3), 64, 5)

@@ -1,0 +1,33 @@
+"""Steps and schedules, by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.build import problems_of
+from pipeline.training.settings import TrainerSettings, lr_factor, total_steps
+
+
+def test_steps():
+    """10 groups, batch 4: 2.5 batches a pass, so 3 steps of one pass and 5 of two."""
+    assert total_steps(TrainerSettings(batch_size=4), 10) == 3
+    assert total_steps(TrainerSettings(batch_size=4, epochs=2.0), 10) == 5
+    assert total_steps(TrainerSettings(batch_size=4, epochs=2.0, max_steps=4), 10) == 4
+    assert total_steps(TrainerSettings(batch_size=4, epochs=None, max_steps=40), 10) == 40
+    assert problems_of(TrainerSettings, {"epochs": None}, "trainer")[0].startswith("trainer.epochs: null together")
+
+
+@pytest.mark.parametrize("schedule, expected", [
+    ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+    ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+    ("cosine", [0.5, 1.0, 1.0, 0.5 + 0.5 * 2**-0.5, 0.5, 0.5 - 0.5 * 2**-0.5]),
+])
+def test_schedules(schedule, expected):
+    """2 steps of warm-up, then a decay over the 4 that are left of 6."""
+    settings = TrainerSettings(schedule=schedule, warmup_steps=2)
+    assert [lr_factor(settings, s, 6) for s in range(6)] == pytest.approx(expected)
+
+
+def test_decay_ends_at_the_minimum():
+    settings = TrainerSettings(schedule="linear", min_lr_ratio=0.1)
+    assert lr_factor(settings, 10, 10) == pytest.approx(0.1) and lr_factor(settings, 99, 10) == pytest.approx(0.1)
