@@ -83,11 +83,11 @@ def compose(overrides: list[str], *, need_recipe: bool = True, conf: Path = CONF
     except OmegaConfBaseException as error:
         raise UserError(_first_line(error)) from None
     assert isinstance(config, dict)
-    config = {str(key): value for key, value in config.items()}
-    build(Top, {k: config[k] for k in ("run", "workspace", "seed", "iterations")})
-    config["workspace"] = str(Path(config["workspace"]).expanduser().resolve())
-    config["choices"] = choices
-    return Composed(config, choices, origins, notes)
+    plain: dict[str, Any] = {str(key): value for key, value in config.items()}
+    build(Top, {k: plain[k] for k in ("run", "workspace", "seed", "iterations")})
+    plain["workspace"] = str(Path(plain["workspace"]).expanduser().resolve())
+    plain["choices"] = choices
+    return Composed(plain, choices, origins, notes)
 
 
 def _sort_out(overrides: list[str], conf: Path, problems: list[str]) -> tuple[dict[str, str], list[tuple[str, Any]]]:

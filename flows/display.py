@@ -7,8 +7,15 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from pipeline.report import HEADERS
@@ -77,7 +84,7 @@ def problems(texts: list[str]) -> None:
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for index, column in enumerate(columns):
+    for column in columns:
         made.add_column(column, justify="right" if column in _NUMBERS else "left", no_wrap=True)
     for row in rows:
         made.add_row(*row)

@@ -20,14 +20,17 @@ class EngineHolder:
         self._log = log
         self._workspace = workspace
         self._service: Any = None
+        self._model: Path | None = None  # the folder the service was started with
 
     def warm_up(self, remaining: list[Step], done: dict[str, store.Artifact]) -> None:
         """Start the service if a step to come will sample and nothing serves yet."""
         wanted = any(getattr(step.module, "USES_ENGINE", False) and not self._cached(step, done) for step in remaining)
-        model = next((a.path / "model" for a in done.values() if "model/generation_config.json" in a.manifest["files"]), None)
+        models = (a.path / "model" for a in done.values() if "model/generation_config.json" in a.manifest["files"])
+        model = next(models, None)
         start = getattr(self._part.module, "start_service", None)
         if self._service is None and wanted and model is not None and start is not None:
-            self._service = start(model, self._log, self._part.settings)
+            self._model = model
+            self._service = start(model, self._log, self._part.settings)  # None: the user's own server serves
 
     def environment(self, step: Step) -> dict[str, str]:
         """What the step's process needs to use the service. Waits until it serves; starts it anew if it has died."""
@@ -35,7 +38,7 @@ class EngineHolder:
             return {}
         if not self._service.alive():
             display.say(f"note: the engine has ended ({self._log}); starting it again")
-            self._service = self._part.module.start_service(self._service.model, self._log, self._part.settings)
+            self._service = self._part.module.start_service(self._model, self._log, self._part.settings)
         self._service.wait_ready(self._part.settings.start_timeout)
         return dict(self._service.environment)
 

@@ -39,8 +39,9 @@ class Estimate:
         times = f"{self.seconds / 60:.1f} minutes by earlier runs" if self.seconds else "no time measured yet"
         if self.unmeasured and self.seconds:
             times += f" (without {', '.join(self.unmeasured)}: not measured yet)"
-        return [f"to run: {self.steps} steps; model {size} parameters; at most {self.sampled_tokens:,.0f} sampled tokens,"
-                f" {self.flops:.1e} FLOPs of sampling and preference training, {display.size(self.disk)} of disk; {times}"]
+        return [f"to run: {self.steps} steps; model {size} parameters; at most {self.sampled_tokens:,.0f} sampled "
+                f"tokens, {self.flops:.1e} FLOPs of sampling and preference training, {display.size(self.disk)} of "
+                f"disk; {times}"]
 
 
 def estimate(config: dict[str, Any], planned: list[Planned]) -> Estimate:

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from flows import display
+from flows.compose import compose
 from flows.engine import EngineHolder
 from flows.environment import prefect_environment
 from flows.launch import Place, StepFailed, finish
 from flows.prepare import expand
-from flows.compose import compose
 from flows.server import running_url
 from flows.summary import conclude
-from pipeline import plan, runs, store
+from pipeline import plan, runs, store, tracking
+from pipeline.build import build
 from pipeline.plan import Step
 from pipeline.records import UserError
 
@@ -54,7 +55,7 @@ class Driver:
             artifact, cached = finish(self.place, item, self.done, environment, self.screen.watch, force)
         self.done[step.name] = artifact
         seconds = time.monotonic() - started
-        facts = {"state": "cached" if cached else "done", "key": artifact.key}
+        facts: dict[str, Any] = {"state": "cached" if cached else "done", "key": artifact.key}
         if not cached:
             facts["seconds"] = round(seconds, 3)
         else:
@@ -90,7 +91,8 @@ def drive(driver: Driver) -> None:
     @flow(name="alignloop", flow_run_name=driver.run.name, validate_parameters=False)
     def loop(steps: list[str]) -> None:
         for name in steps:
-            task(one_step, name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)(name)
+            as_task = task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
+            as_task(one_step)(name)
 
     wanted = driver.steps[: 1 + [s.name for s in driver.steps].index(driver.only)] if driver.only else driver.steps
     try:
@@ -112,7 +114,8 @@ def main(workspace: Path, name: str, only: str | None, force: bool) -> int:
     with runs.hold(workspace, name):
         steps = expand(compose(run.overrides), run.overrides, run.step_overrides)
         driver = Driver(workspace, run, steps, only, force)
-        with driver.screen:
+        mirror = build(tracking.Settings, run.config["tracking"], "tracking")
+        with tracking.mirrored(mirror, driver.place.folder, display.say), driver.screen:
             try:
                 drive(driver)
             except UserError as error:

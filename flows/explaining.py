@@ -37,7 +37,8 @@ def explain(step: str, overrides: list[str]) -> int:
     differences = {a.key: _differences(now, _parts(a)) for a in others}
     best = min(others, key=lambda a: (len(differences[a.key]), -a.manifest["created"]))
     rows = [[name, repr(old), repr(new)] for name, old, new in differences[best.key]]
-    title = f"{step} against the nearest {item.step.stage} artifact, {best.key} ({best.manifest['run']}: {best.manifest['step']})"
+    origin = f"{best.manifest['run']}: {best.manifest['step']}"
+    title = f"{step} against the nearest {item.step.stage} artifact, {best.key} ({origin})"
     display.table(title, ["field", "there", "here"], rows)
     return 0
 

@@ -36,7 +36,8 @@ def status(workspace: str, name: str | None) -> int:
     for step in run.steps:
         if step["state"] == runs.FAILED:
             display.say(f"\nlast lines of {runs.log_path(place, name, step['name'])}:")
-            display.say("\n".join(f"    {line}" for line in runs.tail(runs.log_path(place, name, step["name"]), 10)))
+            lines = runs.tail(runs.log_path(place, name, step["name"]), 10)
+            display.say("\n".join(f"    {line}" for line in lines))
     report = runs.folder(place, name) / "report.md"
     if report.exists():
         display.say(f"\nreport: {report}")

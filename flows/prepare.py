@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.compose import Composed, compose
-from pipeline import plan, runs
+from pipeline import plan, runs, tracking
+from pipeline.build import nearest, problems_of
 from pipeline.plan import Step
 from pipeline.records import UserError
 
@@ -40,7 +41,7 @@ def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = 
     unknown = [s for s in own if s not in {step.name for step in steps}]
     if unknown and step_overrides:
         known = [step.name for step in steps]
-        raise UserError(*(f"{s}: the run has no such step{plan.build.nearest(s, known)}" for s in unknown))
+        raise UserError(*(f"{s}: the run has no such step{nearest(s, known)}" for s in unknown))
     old = {s["name"]: s for s in record.steps} if record else {}
     run = runs.Run(
         name=name,
@@ -64,7 +65,8 @@ def expand(composed: Composed, overrides: list[str], step_overrides: dict[str, l
         steps = plan.expand(composed.config, own)
     except UserError as error:
         raise UserError(*map(composed.in_users_words, error.problems)) from None
-    problems = plan.check(Path(composed.config["workspace"]), steps)
+    problems = problems_of(tracking.Settings, composed.config["tracking"], "tracking")
+    problems += plan.check(Path(composed.config["workspace"]), steps)
     if problems:
         raise UserError(*map(composed.in_users_words, problems))
     return steps
@@ -79,7 +81,7 @@ def _with_stored(overrides: list[str]) -> tuple[list[str], runs.Run | None]:
     record = runs.load(workspace, given["run"])
     if record is None:
         known = runs.names(workspace)
-        raise UserError(f"run: no run named {given['run']!r} in {workspace}{plan.build.nearest(given['run'], known)};"
+        raise UserError(f"run: no run named {given['run']!r} in {workspace}{nearest(given['run'], known)};"
                         " a new one needs recipe=NAME")
     stored = [o for o in record.overrides if o.partition("=")[0] not in given]
     return stored + overrides, record

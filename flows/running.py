@@ -15,6 +15,7 @@ from flows.estimate import estimate, shortage
 from flows.prepare import Prepared, prepare
 from flows.summary import conclude
 from pipeline import plan, runs, supervisor
+from pipeline.build import nearest
 from pipeline.plan import Planned
 from pipeline.records import UserError
 
@@ -64,7 +65,7 @@ def run_stage(step: str, overrides: list[str], force: bool) -> int:
     prepared = prepare(fixed, {step: changes} if changes else None)
     names = [s.name for s in prepared.steps]
     if step not in names:
-        raise UserError(f"{step}: the run has no such step{plan.build.nearest(step, names)}")
+        raise UserError(f"{step}: the run has no such step{nearest(step, names)}")
     planned = {item.step.name: item for item in plan.look_up_all(prepared.workspace, prepared.steps)}
     if planned[step].cached and not force:
         display.say(f"{step} is there already with these settings ({planned[step].key}); --force computes it again")

@@ -53,8 +53,8 @@ def _up(place: Path, record: Path, port: int) -> int:
             display.say(f"up at {url}; runs in {place} report to it; stop it with: align server down")
             return 0
         time.sleep(0.3)
-    raise UserError(f"port: Prefect's server did not start on {port}: {(started.stderr or started.stdout).strip()[-400:]}"
-                    "; try another --port")
+    said = (started.stderr or started.stdout).strip()[-400:]
+    raise UserError(f"port: Prefect's server did not start on {port}: {said}; try another --port")
 
 
 def running_url(workspace: Path) -> str | None:
@@ -65,7 +65,8 @@ def running_url(workspace: Path) -> str | None:
 
 def _environment(place: Path, port: int) -> dict[str, str]:
     """The port goes through the environment: given as an option the page asks another one and stays blank."""
-    own = {"PREFECT_SERVER_API_PORT": str(port), "PREFECT_SERVER_API_HOST": "127.0.0.1", "PREFECT_SERVER_UI_API_URL": "/api"}
+    own = {"PREFECT_SERVER_API_PORT": str(port), "PREFECT_SERVER_API_HOST": "127.0.0.1",
+           "PREFECT_SERVER_UI_API_URL": "/api"}
     kept = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
     return {**prefect_environment(place), **kept, **own}
 

@@ -197,7 +197,7 @@ def load_part(spec: Any, where: str) -> Part:
     Raises UserError for an unknown module (with the nearest ones beside it) and for every bad setting.
     """
     if not isinstance(spec, dict) or not isinstance(spec.get("module"), str):
-        raise UserError(f"{where}.module: missing, expected the dotted path of a module such as pipeline.objectives.dpo")
+        raise UserError(f"{where}.module: missing, expected a module's dotted path such as pipeline.objectives.dpo")
     name = spec["module"]
     try:
         module = importlib.import_module(name)

@@ -62,7 +62,8 @@ def expand(config: dict[str, Any], overrides: dict[str, dict[str, Any]] | None =
     `overrides` gives single steps a configuration of their own (`align stage`). Raises UserError with every problem
     of every step: unknown stage, reference to nothing, bad setting, unmet input.
     """
-    recipe, problems, steps, if_needed, failed = config["recipe"], [], {}, set(), set()
+    recipe, problems = config["recipe"], list[str]()
+    steps, if_needed, failed = dict[str, Step](), set[str](), set[str]()
     rounds = [("once", 0)] + [("each", i) for i in range(1, config["iterations"] + 1)]
     for block, iteration in rounds:
         for name, node in (recipe.get(block) or {}).items():
@@ -111,7 +112,8 @@ def _step(
     runtime_class = getattr(module, "Runtime", NoRuntime)
     problems = build.problems_of(module.Settings, settings, f"stage.{kind}.settings")
     problems += build.problems_of(runtime_class, runtime, f"stage.{kind}.runtime")
-    inputs = _inputs(node.get("inputs") or {}, module.INPUTS, iteration, config["recipe"], {*earlier, *failed}, where, problems)
+    known = {*earlier, *failed}
+    inputs = _inputs(node.get("inputs") or {}, module.INPUTS, iteration, config["recipe"], known, where, problems)
     if problems or any(ref.step in failed for refs in inputs.values() for ref in refs):
         raise UserError(*problems)
     made = build.build(module.Settings, settings)
@@ -260,9 +262,11 @@ def check(workspace: Path, steps: list[Step]) -> list[str]:
     for step in steps:
         try:
             item = look_up(workspace, step, done)
-            found = [] if item.cached or not hasattr(step.module, "check") else step.module.check(step.settings, step.runtime)
+            found = []
             if item.artifact is not None:
                 done[step.name] = item.artifact
+            elif hasattr(step.module, "check"):
+                found = step.module.check(step.settings, step.runtime)
         except UserError as error:
             found = error.problems
         problems += [problem for problem in found if problem not in problems]

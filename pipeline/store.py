@@ -120,6 +120,8 @@ def commit(workspace: Path, kind: str, key: str, facts: dict[str, Any]) -> Artif
     """Turn `.work-<key>/out` into the artifact: hash everything, manifest last, rename, then drop the work folder."""
     work, target = work_path(workspace, kind, key), artifact_path(workspace, kind, key)
     out = work / "out"
+    for left_over in out.rglob(".*.tmp"):  # of a write that was killed
+        left_over.unlink()
     names = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
     files = {n: {"hash": file_hash(out / n), "size": (out / n).stat().st_size} for n in names if n != MANIFEST}
     for name in files:
@@ -168,7 +170,8 @@ def lock(workspace: Path, kind: str, key: str, wait: float = 0) -> Iterator[None
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     file.seek(0)
-                    raise Busy(f"{kind}/{key} is being computed by {file.read().strip() or 'another process'}") from None
+                    holder = file.read().strip() or "another process"
+                    raise Busy(f"{kind}/{key} is being computed by {holder}") from None
                 time.sleep(0.2)
         file.truncate(0)
         file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}))

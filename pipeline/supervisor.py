@@ -66,7 +66,9 @@ def _wait(child: subprocess.Popen[bytes], parent: int, deadline: float | None, g
             kill_at = None
 
 
-def _reason_to_stop(received: signal.struct_siginfo | None, parent: int, deadline: float | None, now: float) -> int | None:
+def _reason_to_stop(
+    received: signal.struct_siginfo | None, parent: int, deadline: float | None, now: float
+) -> int | None:
     if received is not None and received.si_signo == signal.SIGINT:
         return 130
     if received is not None and received.si_signo in (signal.SIGTERM, signal.SIGHUP):

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -54,32 +54,28 @@ class Settings:
 
 
 @contextlib.contextmanager
-def mirrored(settings: Settings, workspace: Path, run_dir: Path, say: Callable[[str], None] = print) -> Iterator[None]:
+def mirrored(settings: Settings, run_dir: Path, say: Callable[[str], None] = print) -> Iterator[None]:
     """Mirror the run while the body runs. Never raises of its own; says one line at the end."""
     if settings.wandb is None:
         yield
         return
     log = run_dir / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
-    process = _start(workspace, run_dir, log)
+    process = _start(run_dir, log)
     try:
         yield
     finally:
         say(_stop(process, settings.wandb.finish_timeout, log))
 
 
-def _start(workspace: Path, run_dir: Path, log: Path) -> subprocess.Popen[bytes]:
-    root = workspace.absolute()
-    # Not in `.wandb`: W&B takes a folder of that name for its own and moves there in the middle of a run.
-    own = {f"WANDB_{name}_DIR": str(root / "wandb" / f".{name.lower()}") for name in ("CACHE", "DATA", "CONFIG")}
-    own |= {"WANDB_DIR": str(root), "WANDB_ERROR_REPORTING": "false"}
+def _start(run_dir: Path, log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "pipeline.tracking", str(run_dir.absolute()), "--follow"]
     code = str(Path(__file__).parent.parent)  # importable also where the package is not installed
     path = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH", "")]))
-    # A session of its own: Ctrl-C is for the run, which then closes the pipe and lets this finish.
+    # Apart from the terminal: Ctrl-C is for the run, which then closes the pipe and lets this finish.
     with log.open("ab") as file:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True,
-                                env={**own, **os.environ, "PYTHONPATH": path})
+                                env={**os.environ, "PYTHONPATH": path})
 
 
 def _stop(process: subprocess.Popen[bytes], timeout: float, log: Path) -> str:
@@ -221,10 +217,18 @@ def _stdin_open(seconds: float = 1.0) -> bool:
     return not ready or bool(os.read(sys.stdin.fileno(), 1024))
 
 
+def _environment(workspace: Path) -> dict[str, str]:
+    """W&B keeps everything in the workspace and reports nothing about itself, unless the user's variables say so."""
+    # Not in `.wandb`: W&B takes a folder of that name for its own and moves there in the middle of a run.
+    inner = {f"WANDB_{name}_DIR": str(workspace / "wandb" / f".{name.lower()}") for name in ("CACHE", "DATA", "CONFIG")}
+    return {**inner, "WANDB_DIR": str(workspace), "WANDB_ERROR_REPORTING": "false", **os.environ}
+
+
 def main(arguments: list[str]) -> int:
-    run_dir = Path(arguments[0])
+    run_dir = Path(arguments[0]).resolve()
+    os.environ.update(_environment(run_dir.parent.parent))
     node = json.loads((run_dir / "run.json").read_text())["config"]["tracking"]
-    settings = build(Settings, node, "tracking").wandb or replace(Wandb(), mode="offline")
+    settings = build(Settings, node, "tracking").wandb or Wandb()
     started = time.monotonic()
     with (run_dir / ".tracking.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the mirror of a killed run may still be finishing

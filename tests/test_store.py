@@ -51,6 +51,13 @@ def test_commit_makes_a_whole_artifact_and_leaves_no_work(tmp_path):
     assert not store.work_path(tmp_path, "score", "k" * 20).exists()
 
 
+def test_a_killed_writes_temporary_file_is_not_committed(tmp_path):
+    folder = store.work_path(tmp_path, "score", "k" * 20) / "out" / "groups"
+    folder.mkdir(parents=True)
+    (folder / ".part-00000.parquet.123.tmp").write_text("half")
+    assert set(_fill(tmp_path).manifest["files"]) == {"a"}
+
+
 def test_the_digest_is_of_content_alone(tmp_path):
     one = _fill(tmp_path / "x", a="hello", model__w="weights")
     two = _fill(tmp_path / "y", key="j" * 20, a="hello", model__w="weights")

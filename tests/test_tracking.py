@@ -76,7 +76,7 @@ def sent(workspace: Path) -> dict[str, dict]:
 
 def test_every_line_reaches_wandb_one_run_per_step(run_dir: Path):
     workspace, said = run_dir.parent.parent, []
-    with mirrored(MIRROR, workspace, run_dir, said.append):
+    with mirrored(MIRROR, run_dir, said.append):
         report(run_dir, "sft", 3.0, 2.5)
         report(run_dir, "train[1]", 0.7, 0.6, 0.5)
     found = sent(workspace)
@@ -91,10 +91,10 @@ def test_every_line_reaches_wandb_one_run_per_step(run_dir: Path):
 def test_the_same_run_again_sends_only_the_rest(run_dir: Path):
     workspace = run_dir.parent.parent
     report(run_dir, "sft", 3.0, 2.5)
-    with mirrored(MIRROR, workspace, run_dir, lambda line: None):
+    with mirrored(MIRROR, run_dir, lambda line: None):
         pass
     report(run_dir, "sft", 2.0)
-    with mirrored(MIRROR, workspace, run_dir, lambda line: None):
+    with mirrored(MIRROR, run_dir, lambda line: None):
         pass
     (sft,) = sent(workspace).values()
     assert sft["losses"] == [3.0, 2.5, 2.0]
@@ -102,7 +102,7 @@ def test_the_same_run_again_sends_only_the_rest(run_dir: Path):
 
 def test_nothing_is_written_outside_the_workspace(run_dir: Path, tmp_path: Path):
     report(run_dir, "sft", 3.0)
-    with mirrored(MIRROR, run_dir.parent.parent, run_dir, lambda line: None):
+    with mirrored(MIRROR, run_dir, lambda line: None):
         pass
     assert [p.name for p in tmp_path.iterdir()] == ["workspace"]
     assert {p.name for p in (tmp_path / "workspace").iterdir()} == {"runs", "wandb"}
@@ -116,7 +116,7 @@ def test_a_service_that_cannot_be_reached_costs_init_timeout_and_falls_to_offlin
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     report(run_dir, "sft", 3.0, 2.0)
     workspace, said, started = run_dir.parent.parent, [], time.monotonic()
-    with mirrored(Settings(Wandb(init_timeout=2.0, finish_timeout=60.0)), workspace, run_dir, said.append):
+    with mirrored(Settings(Wandb(init_timeout=2.0, finish_timeout=60.0)), run_dir, said.append):
         assert time.monotonic() - started < 1.0  # starting the mirror delays nothing
         config = json.loads((run_dir / "run.json").read_text())
         config["config"]["tracking"]["wandb"] = {"init_timeout": 2.0}
@@ -133,7 +133,7 @@ def test_a_mirror_that_hangs_is_left_after_finish_timeout(run_dir: Path, monkeyp
     with (run_dir / ".tracking.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         impatient = Settings(Wandb(mode="offline", finish_timeout=0.5))
-        with mirrored(impatient, run_dir.parent.parent, run_dir, said.append):
+        with mirrored(impatient, run_dir, said.append):
             report(run_dir, "sft", 3.0)
             started = time.monotonic()
         assert time.monotonic() - started < 3.0
@@ -144,7 +144,7 @@ def test_a_mirror_that_fails_does_not_fail_the_run(run_dir: Path):
     report(run_dir, "sft", 3.0)
     (run_dir / "run.json").write_text("{")
     said: list[str] = []
-    with mirrored(MIRROR, run_dir.parent.parent, run_dir, said.append):
+    with mirrored(MIRROR, run_dir, said.append):
         pass
     assert "the mirror failed, metrics.jsonl has everything" in said[0]
     assert "JSONDecodeError" in (run_dir / tracking.LOG).read_text()
@@ -154,11 +154,10 @@ def test_it_ends_by_itself_when_its_run_is_killed(run_dir: Path):
     """Standard input closes when the process that holds the other end dies, however it dies."""
     code = (
         "import sys, time; from pathlib import Path; from pipeline.tracking import *\n"
-        "context = mirrored(Settings(Wandb(mode='offline')), Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "context = mirrored(Settings(Wandb(mode='offline')), Path(sys.argv[1]))\n"
         "context.__enter__(); print('up', flush=True); time.sleep(60)"
     )
-    workspace = run_dir.parent.parent
-    command = [sys.executable, "-c", code, str(workspace), str(run_dir)]
+    command = [sys.executable, "-c", code, str(run_dir)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -171,7 +170,7 @@ def test_it_ends_by_itself_when_its_run_is_killed(run_dir: Path):
 
 
 def test_without_the_mirror_nothing_is_started(run_dir: Path):
-    with mirrored(Settings(), run_dir.parent.parent, run_dir):
+    with mirrored(Settings(), run_dir):
         report(run_dir, "sft", 3.0)
     assert not (run_dir / tracking.LOG).exists()
 

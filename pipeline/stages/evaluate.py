@@ -109,7 +109,7 @@ def match(groups: dict[str, Group], baseline: dict[str, Group]) -> tuple[list[Pa
     different prompts: the tables then come from different data.
     """
     pairs: list[Pair] = []
-    shared = 0
+    common = 0
     for name in sorted(groups.keys() & baseline.keys()):
         ours, theirs = groups[name], baseline[name]
         if ours.messages != theirs.messages:
@@ -120,9 +120,9 @@ def match(groups: dict[str, Group], baseline: dict[str, Group]) -> tuple[list[Pa
         other = {c.sample: c for c in theirs.completions}
         found = [Pair(name, c.sample, c, other[c.sample]) for c in ours.completions if c.sample in other]
         pairs += sorted(found, key=lambda pair: pair.sample)
-        shared += len(found)
-    left = sum(len(g.completions) for g in groups.values()) - shared
-    right = sum(len(g.completions) for g in baseline.values()) - shared
+        common += len(found)
+    left = sum(len(g.completions) for g in groups.values()) - common
+    right = sum(len(g.completions) for g in baseline.values()) - common
     return pairs, {"no answer of the baseline": left, "no answer of the policy": right}
 
 

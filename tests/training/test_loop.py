@@ -11,7 +11,7 @@ import torch
 from pipeline.build import load_part
 from pipeline.records import UserError
 from pipeline.stage import Reporter
-from pipeline.training import checkpoint, optim, policy
+from pipeline.training import checkpoint, loop, optim, policy
 from pipeline.training.loop import Job, fit, normalised_weights
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
@@ -41,14 +41,12 @@ def test_any_split_gives_the_same_gradient(tiny, tmp_path, spec, k, negatives):
     """One group at a time, a few, or all at once: the gradients of one step agree to 1e-6 in float32."""
     gradients = []
     for tokens in (1, 90, 10**6):
-        from pipeline.training import loop
-
         model, made = tiny.llama(), task(spec, tokens, negatives)
         loop._gradients(model, made, tiny.examples(8, k=k), 3, job(tmp_path, tokens))
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    size = gradients[2].norm()
-    assert size > 0
-    assert (gradients[0] - gradients[2]).norm() <= 1e-6 * size and (gradients[1] - gradients[2]).norm() <= 1e-6 * size
+    assert gradients[2].abs().max() > 0.1
+    for other in gradients[:2]:
+        assert torch.allclose(other, gradients[2], atol=1e-6, rtol=1e-6)
 
 
 def test_normalisation(tiny):

@@ -1,0 +1,118 @@
+"""Overrides -> configuration: what the user typed wrong is named, all of it at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from flows.compose import CONF, compose
+from flows.prepare import expand
+from pipeline.records import UserError
+
+RECIPES = sorted(p.stem for p in (CONF / "recipe").glob("*.yaml"))
+
+
+def _problems(*overrides: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        composed = compose(list(overrides))
+        expand(composed, list(overrides), {})
+    return caught.value.problems
+
+
+def _steps(*overrides: str):
+    return {step.name: step for step in expand(compose(list(overrides)), list(overrides), {})}
+
+
+def test_the_command_line_beats_the_recipe_and_the_recipe_the_defaults():
+    assert compose(["recipe=pco"]).config["objective"]["module"] == "pipeline.objectives.pairwise_cringe"
+    assert compose(["recipe=pco", "objective=dpo"]).config["objective"]["module"] == "pipeline.objectives.dpo"
+    assert compose(["recipe=pco", "objective.alpha=0.5"]).config["objective"]["alpha"] == 0.5
+    assert compose(["recipe=onmcpo"]).config["iterations"] == 3
+    assert compose(["recipe=onmcpo", "iterations=5"]).config["iterations"] == 5
+
+
+def test_every_problem_of_the_command_line_at_once():
+    problems = _problems("recipe=pcoo", "modell=tiny", "model=tinny", "objective.betta=1", "+x=1", "nonsense")
+    assert problems == [
+        "recipe: no recipe named 'pcoo' (did you mean pco?)",
+        "model: no model named 'tinny' (did you mean tiny?)",
+        "+x=1: expected plain key=value (no +, ~ or list of values to sweep over)",
+        problems[3],
+        "modell: unknown key, there is no 'modell' (did you mean model?)",
+        "objective.betta: unknown key, objective has no 'betta' (did you mean beta?)",
+    ]
+    assert problems[3].startswith("nonsense: not of the form key=value")
+
+
+def test_no_recipe_lists_them():
+    assert _problems() == [f"recipe: missing, say which one: recipe=NAME with NAME one of {', '.join(RECIPES)}"]
+
+
+def test_wrong_types_and_ranges_carry_the_key_the_user_types():
+    problems = _problems("recipe=iterative_dpo", "objective.beta=abc", "trainer.sft.lr=-1", "sampling.n=0",
+                         "model.arch.layers=two", "selection.score=3")
+    keys = [problem.partition(":")[0] for problem in problems]
+    assert keys == ["model.arch.layers", "trainer.sft.lr", "objective.beta", "sampling.n", "selection.score"] or set(
+        keys) == {"model.arch.layers", "trainer.sft.lr", "objective.beta", "sampling.n", "selection.score"}
+    assert "trainer.sft.lr: -1.0 is out of range, expected 0.0 < x" in problems
+
+
+@pytest.mark.parametrize(("override", "key"), [
+    ("iterations=0", "iterations"), ("iterations=two", "iterations"), ("seed=-1", "seed"), ("run=a/b", "run"),
+    ("objective=5", "objective"), ("objective.module=pipeline.objectives.nope", "objective.module"),
+    ("reward.scorer.function=no.such.rule", "reward"), ("tracking=wandbb", "tracking"),
+])
+def test_single_wrong_values(override, key):
+    assert any(p.startswith(key) for p in _problems("recipe=pco", override)), _problems("recipe=pco", override)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("extra", [(), ("iterations=4",), ("reward=rule",), ("engine=transformers",), ("hardware=cuda",)])
+def test_every_recipe_can_be_planned(recipe, extra):
+    assert _steps(f"recipe={recipe}", *extra)
+
+
+@pytest.mark.parametrize(("group", "option"), [
+    (folder.name, option.stem)
+    for folder in sorted(CONF.iterdir()) if folder.is_dir() and folder.name not in ("stage", "steps", "recipe", "__pycache__")
+    for option in sorted(folder.glob("*.yaml"))
+])
+def test_every_option_of_every_group_composes(group, option):
+    assert compose(["recipe=mcpo", f"{group}={option}"]).choices[group] == option
+
+
+def test_pco_has_the_papers_hyper_parameters_per_iteration():
+    """Xu et al. 2023, table of simulated preferences: alpha, b, tau = 0.005, 0, 10, then 0.01, -10, 1; k = 5."""
+    steps = _steps("recipe=pco", "iterations=3")
+    chosen = [{k: steps[f"train[{i}]"].settings.objective[k] for k in ("alpha", "b", "tau", "k")} for i in (1, 2, 3)]
+    assert chosen == [{"alpha": 0.005, "b": 0.0, "tau": 10.0, "k": 5}] + 2 * [
+        {"alpha": 0.01, "b": -10.0, "tau": 1.0, "k": 5}]
+    generate = steps["generate[2]"].settings
+    assert (generate.n, generate.temperatures) == (4, (0.7,))
+
+
+def test_pco_restarts_from_sft_and_merges_everything_so_far():
+    steps = _steps("recipe=pco", "iterations=3")
+    assert [str(r) for r in steps["train[3]"].inputs["model"]] == ["sft/model"]
+    assert [str(r) for r in steps["generate[3]"].inputs["model"]] == ["train[2]/model"]
+    assert [str(r) for r in steps["merge[3]"].inputs["groups"]] == ["tokens/pref", "pairs[2]/groups", "pairs[3]/groups"]
+
+
+def test_only_objectives_with_a_reference_get_one():
+    assert not any(name.startswith(("reference", "pref_reference")) for name in _steps("recipe=pco"))
+    dpo = _steps("recipe=iterative_dpo", "iterations=3")
+    assert [str(r) for r in dpo["train[3]"].inputs["reference"]] == [
+        "pref_reference/groups", "reference[2]/groups", "reference[3]/groups"]
+
+
+def test_onmcpo_runs_the_optimizer_through():
+    steps = _steps("recipe=onmcpo")
+    assert "optimizer" not in steps["train[1]"].inputs
+    assert [str(r) for r in steps["train[3]"].inputs["optimizer"]] == ["train[2]/optimizer"]
+    assert [str(r) for r in steps["train[3]"].inputs["model"]] == ["train[2]/model"]
+    sampling = steps["generate[2]"].settings
+    assert (sampling.n, len(sampling.temperatures)) == (2, 3)
+
+
+def test_a_rule_needs_no_reward_model():
+    assert "reward" not in _steps("recipe=pco", "reward=rule")
+    assert "reward" in _steps("recipe=pco")

@@ -1,0 +1,88 @@
+"""The committed world is what the script makes, and has the properties the protocol asks of it."""
+
+import hashlib
+import json
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from pipeline.rewards.minifarm import gold, words_of
+from scripts.make_minifarm import FLIPPED, SEED, SIZES, main, make_world
+
+FOLDER = Path(__file__).parent.parent.parent / "data" / "minifarm"
+DIGEST = "@DIGEST@"  # of the four files, in the order of SIZES; also in data/README.md
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, list[dict]]:
+    return {s: [json.loads(line) for line in (FOLDER / f"{s}.jsonl").read_text().splitlines()] for s in SIZES}
+
+
+def asked(row: dict) -> list[dict[str, str]]:
+    return row["messages"][:1] if "messages" in row else row["prompt"]
+
+
+def margins(pairs: list[dict]) -> list[float]:
+    return [gold(r["prompt"], r["chosen"][0]["content"]) - gold(r["prompt"], r["rejected"][0]["content"]) for r in pairs]
+
+
+def test_the_committed_files_are_the_known_bytes():
+    content = b"".join((FOLDER / f"{split}.jsonl").read_bytes() for split in SIZES)
+    assert hashlib.sha256(content).hexdigest() == DIGEST
+    assert DIGEST in (FOLDER.parent / "README.md").read_text()
+    assert len(content) < 2_000_000
+
+
+def test_the_script_makes_the_committed_bytes(tmp_path: Path):
+    main([str(tmp_path)])
+    for split in SIZES:
+        assert (tmp_path / f"{split}.jsonl").read_bytes() == (FOLDER / f"{split}.jsonl").read_bytes(), split
+
+
+def test_another_seed_makes_another_world():
+    sizes = dict.fromkeys(SIZES, 20)
+    assert make_world(SEED, sizes) == make_world(SEED, sizes) != make_world(SEED + 1, sizes)
+
+
+def test_the_splits_stand_in_the_proportions_of_the_protocol(rows):
+    """SFT : PREF : unlabeled : eval = 10 : 10 : 20 : 0.8."""
+    counts = {split: len(made) for split, made in rows.items()}
+    assert counts == SIZES
+    assert [counts[s] * 10 / counts["sft"] for s in ("sft", "pref", "unlabeled", "eval")] == [10, 10, 20, 0.8]
+
+
+def test_no_prompt_and_no_id_appears_twice_in_any_split(rows):
+    every = [row for made in rows.values() for row in made]
+    assert len({asked(row)[0]["content"] for row in every}) == len(every)
+    assert len({row["id"] for row in every}) == len(every)
+
+
+def test_the_rows_are_trl_conversations(rows):
+    assert {tuple(row) for row in rows["sft"]} == {("id", "messages")}
+    assert {tuple(m["role"] for m in row["messages"]) for row in rows["sft"]} == {("user", "assistant")}
+    assert {tuple(row) for row in rows["pref"]} == {("id", "prompt", "chosen", "rejected")}
+    assert {row[side][0]["role"] for row in rows["pref"] for side in ("chosen", "rejected")} == {"assistant"}
+    assert {tuple(row) for row in rows["unlabeled"] + rows["eval"]} == {("id", "prompt")}
+
+
+def test_about_a_fifth_of_the_labels_are_turned_around(rows):
+    """Binomial with p = 0.2: within three standard deviations, and no pair is tied under gold."""
+    found = margins(rows["pref"])
+    assert all(found)
+    spread = (FLIPPED * (1 - FLIPPED) / len(found)) ** 0.5
+    assert abs(fmean(m < 0 for m in found) - FLIPPED) < 3 * spread
+
+
+def test_demonstrations_leave_room_and_pairs_reach_beyond_them(rows):
+    """The mean demonstration is far from 10; among the pairs there are answers of twice its distance upwards."""
+    shown = fmean(gold(asked(row), row["messages"][1]["content"]) for row in rows["sft"])
+    best = max(gold(row["prompt"], row["chosen"][0]["content"]) for row in rows["pref"])
+    assert shown < 6.5
+    assert best > 9.5
+
+
+def test_longer_answers_win_more_often_than_not(rows):
+    """What a learned reward can mistake for quality: the labels favour length although gold stops at 32 words."""
+    lengths = [tuple(len(words_of(row[side][0]["content"])) for side in ("chosen", "rejected")) for row in rows["pref"]]
+    assert fmean(a > b for a, b in lengths if a != b) > 0.58

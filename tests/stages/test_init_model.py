@@ -1,0 +1,120 @@
+"""A model from nothing, a model from a folder, and every way a folder can be unfit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from pipeline import tables
+from pipeline.build import build, problems_of
+from pipeline.records import Completion, Group, Message, UserError
+from pipeline.stage import Context
+from pipeline.stages import init_model
+
+ARCH = {"hidden_size": 32, "intermediate_size": 48, "layers": 2, "heads": 4, "kv_heads": 2, "max_position": 64,
+        "vocab_size": 320}
+
+
+def make(work: Path, data: Path | None, path: Path | None = None, template: str | None = "roles", seed: int = 0) -> Path:
+    scratch = {"arch": ARCH, "chat_template": template} if path is None else {}
+    context = Context(
+        build(init_model.Settings, scratch), build(init_model.Runtime, {"path": path and str(path)}),
+        {"data": (data,)} if data else {}, {}, work, seed)
+    init_model.run(context)
+    return context.out / "model"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    rows = [Group(f"g{i}", (Message("user", f"Count to {i} with the ducks."),), (Completion(f"{i} ducks swim."),))
+            for i in range(50)]
+    tables.write(root / "sft", rows)
+    tables.write(root / "eval", [Group("e", (Message("user", "zzyzx zzyzx zzyzx zzyzx"),))] * 50)
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(data, tmp_path_factory) -> Path:
+    return make(tmp_path_factory.mktemp("made"), data)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("template", ["roles", "chatml"])
+def test_from_scratch_is_a_plain_folder(data, tmp_path, template):
+    folder = make(tmp_path, data, template=template)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert loaded.dtype == torch.float32 and loaded.config.num_hidden_layers == 2
+    assert len(tokenizer) == loaded.get_input_embeddings().weight.shape[0] <= 320
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Count to 3."}], add_generation_prompt=True, return_dict=False)
+    assert ids.count(tokenizer.bos_token_id) == 1 == ids[:1].count(tokenizer.bos_token_id)
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [tokenizer.eos_token_id]
+    for text in ("ducks  swim\n", "naïve 鴨 🦆", "\t<b>&amp;</b>"):
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_same_seed_same_bytes(data, model, tmp_path):
+    assert contents(make(tmp_path / "again", data)) == contents(model)
+    other = contents(make(tmp_path / "other", data, seed=1))
+    assert {n for n, b in other.items() if b != contents(model)[n]} == {"model.safetensors"}
+
+
+def test_the_tokenizer_does_not_see_the_evaluation_split(model):
+    assert "zzy" not in (model / "tokenizer.json").read_text()
+
+
+def test_from_a_folder(model, tmp_path):
+    """The copy has the same weights and tokenizer; its content, not its place, is what `files` offers for the key."""
+    elsewhere = shutil.copytree(model, tmp_path / "elsewhere")
+    (elsewhere / "generation_config.json").write_text('{"temperature": 0.7}')
+    (elsewhere / "old.bin").write_bytes(b"not read")
+    made = make(tmp_path / "work", None, path=elsewhere)
+    assert (made / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+    stops = json.loads((model / "generation_config.json").read_text())["eos_token_id"]
+    assert json.loads((made / "generation_config.json").read_text()) == {"temperature": 0.7, "eos_token_id": stops}
+    listed = init_model.files(init_model.Settings(), init_model.Runtime(str(elsewhere)))
+    assert {p.name for p in listed} == {p.name for p in elsewhere.iterdir()} - {"old.bin"}
+
+
+def test_every_problem_of_a_folder_at_once(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    problems = init_model.check(init_model.Settings(), init_model.Runtime(str(tmp_path)))
+    assert len(problems) == 4 and all(p.startswith(f"model.path: {tmp_path}: no ") for p in problems)
+    for word in ("config.json", "pickled", "tokenizer", "chat template"):
+        assert any(word in p for p in problems)
+
+
+def test_weights_cut_short(model, tmp_path):
+    broken = shutil.copytree(model, tmp_path / "broken")
+    whole = (broken / "model.safetensors").read_bytes()
+    for size in (len(whole) - 1, 100, 3):
+        (broken / "model.safetensors").write_bytes(whole[:size])
+        (problem,) = init_model.check(init_model.Settings(), init_model.Runtime(str(broken)))
+        assert "model.safetensors is cut short" in problem
+
+
+def test_neither_a_path_nor_a_config(tmp_path):
+    (problem,) = init_model.check(init_model.Settings(), init_model.Runtime())
+    assert problem.startswith("model.path: missing")
+    (problem,) = init_model.check(init_model.Settings(), init_model.Runtime(str(tmp_path / "no")))
+    assert "is not a folder" in problem
+
+
+def test_from_scratch_needs_text(tmp_path):
+    with pytest.raises(UserError, match="expected an input `data`"):
+        make(tmp_path, None)
+
+
+def test_architecture_that_cannot_be():
+    problems = problems_of(init_model.Settings, {"arch": {"hidden_size": 100, "heads": 8, "kv_heads": 3}}, "s")
+    assert [p.split(":")[0] for p in problems] == ["s.arch.hidden_size", "s.arch.kv_heads"]

@@ -1,0 +1,87 @@
+"""Ids for every split; what does not fit is counted by split and reason."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from pipeline import tables
+from pipeline.build import build
+from pipeline.records import LENGTH, Completion, Group, Message, UserError
+from pipeline.stage import Context
+from pipeline.stages import init_model, tokenize
+
+ARCH = {"hidden_size": 16, "intermediate_size": 16, "layers": 1, "heads": 2, "kv_heads": 1, "max_position": 64,
+        "vocab_size": 280}
+ASK = (Message("user", "How many?"),)
+
+
+def run(data: Path, model: Path, work: Path, **settings) -> Context:
+    wanted = {"max_prompt_tokens": 20, "max_completion_tokens": 30} | settings
+    context = Context(build(tokenize.Settings, wanted), tokenize.Runtime(), {"data": (data,), "model": (model,)}, {},
+                      work, 0)
+    tokenize.run(context)
+    return context
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    long = "seven " * 40
+    tables.write(root / "sft", [Group("s0", ASK, (Completion("Six."),)), Group("s1", ASK, (Completion(long),)),
+                                Group("s2", (Message("user", long),), (Completion("Six."),))])
+    tables.write(root / "pref", [
+        Group("p0", ASK, (Completion("Six."), Completion("Five!"))),
+        Group("p1", ASK, (Completion("Six."), Completion(long))),
+        Group("p2", ASK, (Completion("Six."), Completion("Six."))),
+    ])
+    tables.write(root / "unlabeled", [Group("u0", ASK)])
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(data, tmp_path_factory) -> Path:
+    context = Context(build(init_model.Settings, {"arch": ARCH, "chat_template": "roles"}), init_model.Runtime(),
+                      {"data": (data,)}, {}, tmp_path_factory.mktemp("model"), 0)
+    init_model.run(context)
+    return context.out / "model"
+
+
+def test_every_split_gets_ids(data, model, tmp_path):
+    context = run(data, model, tmp_path)
+    tokens = {split: {g.id: g for g in tables.read(context.out / split)} for split in ("sft", "pref", "unlabeled")}
+    assert not (context.out / "eval").exists(), "a split the data does not have is not made up"
+    assert list(tokens["sft"]) == ["s0", "s1"] and list(tokens["pref"]) == ["p0"]
+    cut = tokens["sft"]["s1"].completions[0]
+    assert cut.finish_reason == LENGTH and len(cut.token_ids) == 30
+    whole = tokens["sft"]["s0"].completions[0]
+    assert whole.token_ids[-1] == 2 != cut.token_ids[-1]
+    assert tokens["unlabeled"]["u0"].prompt_ids == tokens["pref"]["p0"].prompt_ids
+    assert context.report.dropped == {
+        "sft_truncated": 1, "sft_long_prompt": 1, "pref_long_completion": 1, "pref_identical_completion": 1}
+    assert context.report.counts["sft"] == 2 and context.report.counts["pref"] == 1
+
+
+def test_limits_can_be_errors(data, model, tmp_path):
+    with pytest.raises(UserError, match="example 's2': a prompt of .* tokens, the limit is 20"):
+        run(data, model, tmp_path, overlong_prompts="error")
+
+
+def test_limits_beyond_the_context(data, model, tmp_path):
+    with pytest.raises(UserError, match=r"max_prompt_tokens \+ max_completion_tokens = 70, but .* 64 tokens"):
+        run(data, model, tmp_path, max_completion_tokens=50)
+
+
+def test_nothing_left_is_an_error(data, model, tmp_path):
+    with pytest.raises(UserError, match="no group of sft is left"):
+        run(data, model, tmp_path, max_prompt_tokens=2)
+
+
+def test_text_is_kept(data, model, tmp_path):
+    context = run(data, model, tmp_path)
+    (before, *_), (after, *_) = tables.read(data / "pref"), tables.read(context.out / "pref")
+    bare = dataclasses.replace(after, prompt_ids=(), completions=tuple(
+        dataclasses.replace(c, token_ids=()) for c in after.completions))
+    assert bare == before

@@ -1,0 +1,62 @@
+"""Tables become examples, or say why not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline import tables
+from pipeline.records import Completion, Group, Message, UserError
+from pipeline.training import data
+
+PAIR = Group("a", (Message("user", "?"),), (Completion("x", (5, 2)), Completion("y", (6, 7, 2))), prompt_ids=(1, 4))
+
+
+def scored(group, *values):
+    return replace(group, completions=tuple(
+        replace(c, ref_logp=v) for c, v in zip(group.completions, values, strict=True)))
+
+
+def test_loads_ids_and_reference_by_tokens(tmp_path):
+    """The reference is spread over two tables and found by token ids, whatever the order and the group's id."""
+    other = replace(PAIR, id="b", prompt_ids=(1, 9))
+    tables.write(tmp_path / "groups", [PAIR, other])
+    tables.write(tmp_path / "one", [scored(replace(other, id="renamed"), -3.0, -4.0)])
+    tables.write(tmp_path / "two", [scored(PAIR, -1.0, -2.0)])
+    first, second = data.load(tmp_path / "groups", [tmp_path / "one", tmp_path / "two"])
+    assert (first.id, first.prompt.tolist(), first.completions[1].tolist()) == ("a", [1, 4], [6, 7, 2])
+    assert first.ref_logps == (-1.0, -2.0) and second.ref_logps == (-3.0, -4.0)
+    assert data.load(tmp_path / "groups")[0].ref_logps is None
+    assert (first.longest, first.completion_tokens) == (5, 5)
+
+
+def test_reference_of_other_tokens_is_refused(tmp_path):
+    tables.write(tmp_path / "groups", [PAIR])
+    tables.write(tmp_path / "other", [scored(replace(PAIR, prompt_ids=(1, 9)), -1.0, -2.0)])
+    with pytest.raises(UserError, match="no reference log-probs for 1 groups of .*first 'a'"):
+        data.load(tmp_path / "groups", [tmp_path / "other"])
+
+
+def test_bad_rows_are_named_all_at_once(tmp_path):
+    tables.write(tmp_path / "groups", [
+        replace(PAIR, id="no ids", prompt_ids=()),
+        replace(PAIR, id="none", completions=()),
+        replace(PAIR, id="empty", completions=(PAIR.completions[0], Completion("z"))),
+    ])
+    with pytest.raises(UserError) as caught:
+        data.load(tmp_path / "groups")
+    assert [p.split(":")[0] for p in caught.value.problems] == ["group 'no ids'", "group 'none'", "group 'empty'"]
+
+
+def test_empty_table(tmp_path):
+    tables.write(tmp_path / "groups", [])
+    with pytest.raises(UserError, match="no groups to train on"):
+        data.load(tmp_path / "groups")
+
+
+def test_stop_that_is_missing(tmp_path):
+    tables.write(tmp_path / "groups", [PAIR, replace(PAIR, id="b", completions=(Completion("x", (5,)),)),
+                                       replace(PAIR, id="c", completions=(Completion("x", (5,), "length"),))])
+    assert data.missing_stop(tmp_path / "groups", [2]) == [
+        "group 'b': completion 0 has finish_reason stop but ends with id 5, expected one of the stop ids [2]"]
