@@ -83,7 +83,7 @@ def verify(workspace: str, name: str | None) -> int:
     for problem in problems:
         display.say(f"damaged: {problem}")
     if problems:
-        display.say("remove the artifact's folder and run again: it is rebuilt, and nothing after it if the bytes agree")
+        display.say("remove the artifact's folder and run again: it is rebuilt, nothing after it if the bytes agree")
     display.say(f"{number} artifacts, {files} files, {len(problems)} problems")
     return 1 if problems else 0
 

@@ -47,8 +47,8 @@ def show_plan(overrides: list[str]) -> int:
         origin = item.artifact.manifest.get("run", "") if item.artifact else ""
         inputs = ", ".join(str(ref) for refs in item.step.inputs.values() for ref in refs)
         rows.append([item.step.name, item.step.stage, state, item.key or "", origin, inputs])
-    display.table(f"run {prepared.run.name} in {prepared.workspace}", ["step", "stage", "", "key", "made by run", "inputs"],
-                  rows)
+    columns = ["step", "stage", "", "key", "made by run", "inputs"]
+    display.table(f"run {prepared.run.name} in {prepared.workspace}", columns, rows)
     for line in estimate(prepared.run.config, planned).lines():
         display.say(line)
     for problem in shortage(prepared.run.config, prepared.workspace, planned):

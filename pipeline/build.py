@@ -204,7 +204,8 @@ def load_part(spec: Any, where: str) -> Part:
     except ModuleNotFoundError as error:
         if error.name and not (name == error.name or name.startswith(error.name + ".")):
             raise UserError(f"{where}.module: {name} needs {error.name}, which is not installed") from None
-        raise UserError(f"{where}.module: no module {name!r}{nearest(name.rpartition('.')[2], _siblings(name))}") from None
+        close = nearest(name.rpartition(".")[2], _siblings(name))
+        raise UserError(f"{where}.module: no module {name!r}{close}") from None
     if not dataclasses.is_dataclass(getattr(module, "Settings", None)):
         raise UserError(f"{where}.module: {name} has no Settings dataclass, so it is not a pluggable part")
     return Part(module, build(module.Settings, {k: v for k, v in spec.items() if k != "module"}, where))

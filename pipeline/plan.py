@@ -2,8 +2,8 @@
 
 A recipe names its steps: `once` before the loop, `each` for every iteration (or `from: 2` on). An input is a reference
 `step/part`: `sft/model`, `merge[i]/groups`, `tokens/pref`; [i] is this iteration, [i-1] the one before, [*] every one
-so far; `train[i-1]/model | sft/model` is the first of them that exists. A step marked `when: needed` is left out if no step that runs
-takes anything from it. Nothing here imports torch: planning must answer in about a second.
+so far; `train[i-1]/model | sft/model` is the first of them that exists. A step marked `when: needed` is left out if
+no step that runs takes anything from it. Nothing here imports torch: planning must answer in about a second.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def at_iteration(node: Any, iteration: int) -> Any:
-    """Settings as they are in one iteration: `later: {2: {alpha: 0.01}}` holds from iteration 2 on; "$iteration" is it."""
+    """Settings in one iteration: `later: {2: {alpha: 0.01}}` holds from iteration 2 on; "$iteration" is its number."""
     if node == "$iteration":
         return iteration
     if isinstance(node, (list, tuple)):

@@ -4,7 +4,8 @@ The AlpacaFarm protocol (Dubois et al. 2023) in miniature: SFT demonstrations, P
 evaluation prompts in the proportions 10 : 10 : 20 : 0.8, no prompt used twice. Every answer is put together from
 parts; a hidden skill between 0 and 1 makes each good part more likely and each bad one less. Demonstrations have
 middling skill, the two sides of a pair any skill. The preferred side comes from the gold rule of
-`pipeline.rewards.minifarm`; 20 % of the labels are then flipped at random, as AlpacaFarm flips its annotators' labels.
+`pipeline.rewards.minifarm`; 20 % of the labels, drawn at random, are then turned around (AlpacaFarm turns 25 % of its
+simulated annotators' labels).
 
 The only randomness is `Random.random()`, whose sequence Python keeps the same between versions, so one seed gives
 the same bytes everywhere.
@@ -121,7 +122,12 @@ SAID = {
 }
 OPENINGS = ("Of course.", "Gladly.", "Happy to help.", "Thank you for asking.", "What a lovely question!", "Hello!")
 CLOSINGS = (
-    "I hope this helps.", "Good luck!", "Let me know how it goes.", "Best wishes.", "Enjoy it!", "Ask me again.",
+    "I hope this helps.",
+    "Good luck!",
+    "Let me know how it goes.",
+    "Best wishes.",
+    "Enjoy it!",
+    "Ask me again.",
 )
 
 
@@ -228,15 +234,14 @@ def _turn(role: str, content: str) -> list[dict[str, str]]:
     return [{"role": role, "content": content}]
 
 
-def draw_pair(rng: Random, prompt: Prompt) -> tuple[str, str]:
-    """(chosen, rejected): two answers of different gold, the better first, turned around with probability FLIPPED."""
+def draw_pair(rng: Random, prompt: Prompt, flipped: bool) -> tuple[str, str]:
+    """(chosen, rejected): two answers of different gold, the better first unless the label is flipped."""
     asked = _turn("user", prompt.text)
     while True:
         one, two = (draw_answer(rng, prompt, _skill(rng, PREF_SKILL)) for _ in range(2))
         margin = gold(asked, one) - gold(asked, two)
         if margin:
-            better_first = (margin > 0) != (rng.random() < FLIPPED)
-            return (one, two) if better_first else (two, one)
+            return (one, two) if (margin > 0) != flipped else (two, one)
 
 
 def unique_prompts(rng: Random) -> Iterator[Prompt]:
@@ -249,14 +254,14 @@ def unique_prompts(rng: Random) -> Iterator[Prompt]:
             yield prompt
 
 
-def make_row(rng: Random, split: str, number: int, prompt: Prompt) -> dict[str, Any]:
+def make_row(rng: Random, split: str, number: int, prompt: Prompt, flipped: bool) -> dict[str, Any]:
     """One row: messages for sft, TRL's conversational preference form for pref, prompts alone for the rest."""
     name, asked = {"id": f"{split}-{number:04d}"}, _turn("user", prompt.text)
     if split == "sft":
         answer = draw_answer(rng, prompt, _skill(rng, SFT_SKILL))
         return name | {"messages": asked + _turn("assistant", answer)}
     if split == "pref":
-        chosen, rejected = draw_pair(rng, prompt)
+        chosen, rejected = draw_pair(rng, prompt, flipped)
         return name | {
             "prompt": asked,
             "chosen": _turn("assistant", chosen),
@@ -265,15 +270,19 @@ def make_row(rng: Random, split: str, number: int, prompt: Prompt) -> dict[str, 
     return name | {"prompt": asked}
 
 
+def make_split(rng: Random, prompts: Iterator[Prompt], split: str, size: int) -> str:
+    """The text of one jsonl file. Exactly FLIPPED of the rows, rounded, have a flipped label; only pref uses it."""
+    turned = round(FLIPPED * size)
+    flips = shuffled(rng, (True,) * turned + (False,) * (size - turned))
+    rows = [make_row(rng, split, i, next(prompts), flipped) for i, flipped in enumerate(flips)]
+    return "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
+
+
 def make_world(seed: int, sizes: dict[str, int]) -> dict[str, str]:
     """Split name -> the text of its jsonl file. Same seed and sizes, same text."""
     rng = Random(seed)
     prompts = unique_prompts(rng)
-    rows = {split: [make_row(rng, split, i, next(prompts)) for i in range(size)] for split, size in sizes.items()}
-    return {
-        split: "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in made)
-        for split, made in rows.items()
-    }
+    return {split: make_split(rng, prompts, split, size) for split, size in sizes.items()}
 
 
 def main(arguments: Sequence[str]) -> None:

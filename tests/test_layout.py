@@ -24,7 +24,7 @@ HOMES = {
     "vllm": ("pipeline/engines/",),
     "rich": ("flows/",),
 }
-MOST_LINES = 6000
+MOST_LINES = 7500  # of code: docs/decisions/003-size.md
 # Distribution name -> the name it is imported by, where they differ.
 IMPORT_NAMES = {"hydra-core": "hydra", "pyyaml": "yaml"}
 
@@ -131,13 +131,23 @@ def test_planning_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def code_lines(text: str) -> int:
+    """Lines that are neither blank nor comment nor docstring (a text that stands alone, under a field too)."""
+    prose: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            prose |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = enumerate(text.split("\n"), 1)
+    return sum(1 for i, line in lines if line.strip() and not line.strip().startswith("#") and i not in prose)
+
+
 def test_sizes_stay_readable():
-    """Files under 300 lines, functions under 50, pipeline and flows together under MOST_LINES."""
+    """Files under 300 lines, functions under 50, pipeline and flows together under MOST_LINES of code."""
     too_long, total = [], 0
     for path in sources("pipeline", "flows"):
         text = path.read_text()
         lines = text.count("\n")
-        total += lines
+        total += code_lines(text)
         if lines >= 300:
             too_long.append(f"{name_of(path)}: {lines} lines")
         for node in ast.walk(ast.parse(text)):

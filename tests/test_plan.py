@@ -23,7 +23,11 @@ LOOP = {
     "once": {"data": {"stage": "import_data"}},
     "each": {
         "prompts": {"stage": "select_prompts", "inputs": {"prompts": "data/unlabeled"}},
-        "merge": {"stage": "merge", "from": 2, "inputs": {"groups": ["merge[i-1]/groups | data/pref", "prompts[*]/groups"]}},
+        "merge": {
+            "stage": "merge",
+            "from": 2,
+            "inputs": {"groups": ["merge[i-1]/groups | data/pref", "prompts[*]/groups"]},
+        },
     },
 }
 
@@ -32,7 +36,10 @@ def test_the_loop_is_unrolled_with_its_references():
     steps = {s.name: s for s in plan.expand(_config(LOOP, iterations=3))}
     assert list(steps) == ["data", "prompts[1]", "prompts[2]", "merge[2]", "prompts[3]", "merge[3]"]
     assert steps["merge[2]"].inputs["groups"] == (
-        Ref("data", "pref"), Ref("prompts[1]", "groups"), Ref("prompts[2]", "groups"))
+        Ref("data", "pref"),
+        Ref("prompts[1]", "groups"),
+        Ref("prompts[2]", "groups"),
+    )
     assert steps["merge[3]"].inputs["groups"][0] == Ref("merge[2]", "groups")
     assert [steps[f"prompts[{i}]"].settings.iteration for i in (1, 2, 3)] == [1, 2, 3]
 
@@ -40,8 +47,12 @@ def test_the_loop_is_unrolled_with_its_references():
 def test_settings_may_change_from_an_iteration_on():
     node = {"alpha": 0.005, "tau": 10, "later": {2: {"alpha": 0.01}, 4: {"tau": 1}}}
     assert [at_iteration(node, i) for i in (0, 1, 2, 3, 4)] == [
-        {"alpha": 0.005, "tau": 10}, {"alpha": 0.005, "tau": 10}, {"alpha": 0.01, "tau": 10}, {"alpha": 0.01, "tau": 10},
-        {"alpha": 0.01, "tau": 1}]
+        {"alpha": 0.005, "tau": 10},
+        {"alpha": 0.005, "tau": 10},
+        {"alpha": 0.01, "tau": 10},
+        {"alpha": 0.01, "tau": 10},
+        {"alpha": 0.01, "tau": 1},
+    ]
 
 
 def test_merged_goes_into_mappings_and_leaves_its_input_alone():
@@ -51,27 +62,42 @@ def test_merged_goes_into_mappings_and_leaves_its_input_alone():
 
 
 def test_what_nobody_needs_is_left_out():
-    recipe = {"once": {
-        "data": {"stage": "import_data"},
-        "unused": {"stage": "select_prompts", "when": "needed", "inputs": {"prompts": "data/eval"}},
-        "used": {"stage": "select_prompts", "when": "needed", "inputs": {"prompts": "data/eval"}},
-        "off": {"stage": "select_prompts", "when": False, "inputs": {"prompts": "data/eval"}},
-        "merge": {"stage": "merge", "inputs": {"groups": "used/groups"}},
-    }}
+    recipe = {
+        "once": {
+            "data": {"stage": "import_data"},
+            "unused": {"stage": "select_prompts", "when": "needed", "inputs": {"prompts": "data/eval"}},
+            "used": {"stage": "select_prompts", "when": "needed", "inputs": {"prompts": "data/eval"}},
+            "off": {"stage": "select_prompts", "when": False, "inputs": {"prompts": "data/eval"}},
+            "merge": {"stage": "merge", "inputs": {"groups": "used/groups"}},
+        }
+    }
     stages = {"select_prompts": {"settings": {"iteration": 1, "count": 1}}}
     assert [s.name for s in plan.expand(_config(recipe, **stages))] == ["data", "used", "merge"]
 
 
-@pytest.mark.parametrize(("node", "message"), [
-    ({"stage": "merg", "inputs": {"groups": "data/pref"}}, "recipe.once.x.stage: no stage 'merg' (did you mean merge?)"),
-    ({"stage": "merge", "inputs": {"groups": "dat/pref"}}, "recipe.once.x.inputs.groups: no earlier step 'dat/pref'"),
-    ({"stage": "merge", "inputs": {"group": "data/pref"}},
-     "recipe.once.x.inputs.group: unknown input (did you mean groups?)"),
-    ({"stage": "merge"}, "recipe.once.x.inputs.groups: needs at least one reference such as sft/model"),
-    ({"stage": "merge", "input": {}}, "recipe.once.x.input: unknown key (did you mean inputs?)"),
-    ({"stage": "merge", "inputs": {"groups": "data/pref"}, "settings": {"weight": 1}},
-     "stage.merge.settings.weight: unknown key (did you mean weights?)"),
-])
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (
+            {"stage": "merg", "inputs": {"groups": "data/pref"}},
+            "recipe.once.x.stage: no stage 'merg' (did you mean merge?)",
+        ),
+        (
+            {"stage": "merge", "inputs": {"groups": "dat/pref"}},
+            "recipe.once.x.inputs.groups: no earlier step 'dat/pref'",
+        ),
+        (
+            {"stage": "merge", "inputs": {"group": "data/pref"}},
+            "recipe.once.x.inputs.group: unknown input (did you mean groups?)",
+        ),
+        ({"stage": "merge"}, "recipe.once.x.inputs.groups: needs at least one reference such as sft/model"),
+        ({"stage": "merge", "input": {}}, "recipe.once.x.input: unknown key (did you mean inputs?)"),
+        (
+            {"stage": "merge", "inputs": {"groups": "data/pref"}, "settings": {"weight": 1}},
+            "stage.merge.settings.weight: unknown key (did you mean weights?)",
+        ),
+    ],
+)
 def test_a_wrong_step_is_named(node, message):
     with pytest.raises(UserError) as caught:
         plan.expand(_config({"once": {"data": {"stage": "import_data"}, "x": node}}))

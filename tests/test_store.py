@@ -47,7 +47,9 @@ def test_commit_makes_a_whole_artifact_and_leaves_no_work(tmp_path):
     assert found is not None and found.manifest == made.manifest
     assert set(found.manifest["files"]) == {"a", "model/w"}
     assert found.manifest["files"]["a"] == {
-        "hash": "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824", "size": 5}
+        "hash": "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824",
+        "size": 5,
+    }
     assert not store.work_path(tmp_path, "score", "k" * 20).exists()
 
 
@@ -84,7 +86,11 @@ def test_damage_names_every_file(tmp_path):
     (made.path / "b").unlink()
     (made.path / "extra").write_text("?")
     words = [problem.rpartition("/")[2] for problem in store.damage(made)]
-    assert words == ["a: content changed (its sha256 is not the manifest's)", "b: missing", "extra: not in the manifest"]
+    assert words == [
+        "a: content changed (its sha256 is not the manifest's)",
+        "b: missing",
+        "extra: not in the manifest",
+    ]
 
 
 def test_a_damaged_artifact_is_replaced(tmp_path):
@@ -153,7 +159,9 @@ def test_gc_keeps_what_a_run_points_at(tmp_path):
     for folder in (unfinished, abandoned):
         folder.mkdir(parents=True)
         (folder / "x").write_text("12345")
-    run = {"steps": [{"stage": "score", "key": kept.key}, {"stage": "sft", "key": "u" * 20}, {"stage": "sft", "key": None}]}
+    run = {
+        "steps": [{"stage": "score", "key": kept.key}, {"stage": "sft", "key": "u" * 20}, {"stage": "sft", "key": None}]
+    }
     store.write_atomic(tmp_path / "runs" / "r" / "run.json", json.dumps(run))
     found = {item.path: item for item in gc.find_garbage(tmp_path)}
     assert set(found) == {loose.path, abandoned} and found[abandoned].size == 5

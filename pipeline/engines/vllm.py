@@ -98,10 +98,10 @@ class Engine:
         """Nothing leaves before the weights are known to be the right ones."""
         gap = self.gap.result()
         self.facts["logprob_gap"] = gap
-        if gap > self.settings.probe_tolerance:
+        if not gap <= self.settings.tolerance:
             raise RuntimeError(
                 f"the vLLM server does not serve the weights of {self.model}: its log-probs differ from transformers' "
-                f"by {gap:.4f} nats per token, allowed are {self.settings.probe_tolerance} (engine.probe_tolerance)")
+                f"by {gap:.4f} nats per token, allowed are {self.settings.tolerance} (engine.probe_tolerance)")
         return answer
 
 

@@ -41,46 +41,6 @@ a cheese cellar | cheese wheels, oak shelves, cheese cloths, salt tubs, curd for
     cool air ripens cheese slowly; salt draws out the water; wheels must be turned
 a pumpkin field | orange pumpkins, vines, compost heaps, scarecrows, wheelbarrows, garden hoes |
     vines need a lot of room; rich soil feeds big fruit; crows steal the seeds
-a horse stable | grey horses, saddles, oat buckets, hoof picks, leather reins, warm blankets |
-    horses need daily exercise; clean hooves stay sound; tired horses catch cold
-a sheep meadow | woolly sheep, lambs, sheep dogs, wool shears, hedges, wool bags |
-    short grass keeps sheep healthy; thick wool is too hot; wolves fear loud dogs
-a potato patch | potatoes, digging forks, earth rows, burlap sacks, green shoots, beetle traps |
-    loose earth helps tubers swell; light turns tubers green; beetles hide under leaves
-a berry hedge | blackberries, raspberry canes, thorn gloves, berry baskets, wire frames, jam pots |
-    ripe berries fall quickly; canes fruit only once; birds eat the best ones
-a flower stand | roses, tulips, glass vases, ribbons, sunflowers, flower buckets |
-    cut stems must drink; bright colours catch the eye; wilted petals drive buyers away
-a tea room | tea pots, china cups, scones, sugar lumps, lemon slices, cushions |
-    good tea needs boiling water; soft seats make guests stay; cakes go well with tea
-a wood workshop | oak boards, sharp chisels, hand planes, iron nails, glue jars, work benches |
-    dull blades slip easily; dry timber does not bend; glue needs firm pressure
-a camp site | tents, lanterns, sleeping bags, tin mugs, tent pegs, fire pits |
-    high ground stays dry; lights guide people home; open fire needs watching
-a village school | pencils, story books, chalk boards, maps, school desks, curious pupils |
-    stories hold attention; small groups learn faster; pictures help memory
-a fishing boat | fishing nets, oars, silver trout, life vests, anchors, bait boxes |
-    fish rise at dawn; ropes wear out at sea; a full boat moves slowly
-a corn mill | mill stones, corn sacks, wooden gears, water wheels, sieves, grain chutes |
-    grain must be dry for grinding; slow stones keep the flavour; running water is free
-a rose garden | thorny bushes, garden arches, pruning shears, bone meal bags, rose petals, garden benches |
-    old flowers block new buds; deep roots find water; morning sun dries the leaves
-a bicycle shed | bicycles, tyre pumps, oil cans, chain guards, spare tubes, bike locks |
-    oiled chains last longer; soft tyres waste effort; thieves like open doors
-a cool pantry | pickle jars, dried beans, jam shelves, garlic strings, smoked hams, candles |
-    sealed food keeps for months; mice find every crumb; labels save much searching
-a music hall | fiddles, drums, song books, wooden stools, straw bales, paper lamps |
-    straw softens the echo; live songs draw a crowd; dancers need space
-a rabbit hutch | rabbits, carrots, wire doors, hay beds, water bottles, chew sticks |
-    long teeth hurt rabbits; rabbits fear sudden noise; damp straw makes rabbits ill
-a cherry lane | cherry trees, cherries, bird nets, fruit pickers, stone paths, blossom branches |
-    birds love red fruit; blossom brings visitors; split fruit rots fast
-a pottery studio | clay pots, potter wheels, glazes, kilns, sponges, clay tiles |
-    wet clay cracks in heat; even walls dry slowly; glaze makes pots waterproof
-a laundry yard | clothes lines, wooden pegs, soap bars, white sheets, wash tubs, ironing boards |
-    wind dries linen quickly; sunlight bleaches stains; soft soap spares the hands
-a pig farm | pigs, mud baths, feed troughs, apple peels, piglets, straw huts |
-    mud protects bare skin; clever animals get bored; clean troughs stop disease
 """
 
 NUMBERS = ("two", "three", "four", "five", "six", "eight", "nine", "ten", "twelve", "twenty", "thirty")
@@ -100,7 +60,7 @@ ASPECTS = {
     "place": ("a place", ("gate", "church", "river", "fountain", "bridge", "hill")),
 }
 
-BEST_WORDS = (18, 32)  # answers of this many words lose nothing for their length
+BEST_WORDS = (18, 36)  # answers of this many words lose nothing for their length
 WEIGHTS = {
     "cover": 2.5,
     "asked": 2.5,
@@ -236,11 +196,11 @@ def _focus(task: Task, sentences: list[str]) -> float:
 
 
 def _length(count: int) -> float:
-    """1 inside the best window, count / 18 below it, minus 1 for every 16 words above it down to -3."""
+    """1 inside the best window, count / 18 below it, minus 1 for every 12 words above it down to -3."""
     low, high = BEST_WORDS
     if count < low:
         return count / low
-    return max(-3.0, 1.0 - max(0, count - high) / 16)
+    return max(-3.0, 1.0 - max(0, count - high) / 12)
 
 
 def qualities(messages: Sequence[Mapping[str, str]], text: str) -> dict[str, float]:

@@ -101,11 +101,9 @@ def run(context: Context) -> None:
 
 
 def _from_scratch(target: Path, settings: Settings, context: Context) -> None:
-    import transformers
+    from pipeline.training import export, scratch
 
-    from pipeline.training import scratch
-
-    transformers.utils.logging.disable_progress_bar()
+    export.quiet()
 
     data = context.optional("data")
     if data is None:

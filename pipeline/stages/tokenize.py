@@ -44,6 +44,7 @@ def run(context: Context) -> None:
     from pipeline.training import encode, export
 
     settings, model, data = context.settings, context.one("model"), context.one("data")
+    export.quiet()
     _check_context(settings, model)
     encoder = encode.Encoder(export.load_tokenizer(model), export.stop_ids(model))
     present = [split for split in SPLITS if (data / split).is_dir()]

@@ -17,14 +17,19 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
 
 def prepare_machine(runtime: TrainRuntime) -> torch.device:
     """Fix the thread count and choose the device. Raises UserError where cuda was asked for and is not there."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet()
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
     if runtime.device == "cuda" and not torch.cuda.is_available():
         raise UserError("runtime.device: cuda, but torch sees no CUDA device here; use hardware=cpu")
     wanted = "cuda" if runtime.device == "auto" and torch.cuda.is_available() else runtime.device
     return torch.device("cpu" if wanted == "auto" else wanted)
+
+
+def quiet() -> None:
+    """Keep transformers' bars and remarks out of the stage's log; what matters is checked and said by the stage."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def load_policy(folder: Path, device: torch.device, runtime: TrainRuntime | None = None) -> Any:

@@ -26,7 +26,8 @@ def adamw(model: Any, settings: TrainerSettings) -> torch.optim.AdamW:
     ]
     return torch.optim.AdamW(
         [g for g in groups if g["params"]],
-        lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=False,
+        lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps,
+        fused=True,  # one pass over memory instead of ten; elementwise, so as reproducible as the plain one
     )
 
 
@@ -45,7 +46,7 @@ def load_state(model: Any, optimizer: torch.optim.Optimizer, tensors: dict[str, 
             problems.append(f"optimizer: no state of the shape {tuple(p.shape)} for {name}; "
                             "it comes from a model of another architecture")
             continue
-        optimizer.state[p] = {"step": torch.tensor(float(updates)),
+        optimizer.state[p] = {"step": torch.tensor(float(updates), device=p.device),
                               **{m: t.to(p.device) for m, t in zip(_MOMENTS, found, strict=True) if t is not None}}
     if problems:
         raise UserError(*problems)

@@ -48,34 +48,55 @@ def test_no_recipe_lists_them():
 
 
 def test_wrong_types_and_ranges_carry_the_key_the_user_types():
-    problems = _problems("recipe=iterative_dpo", "objective.beta=abc", "trainer.sft.lr=-1", "sampling.n=0",
-                         "model.arch.layers=two", "selection.score=3")
+    problems = _problems(
+        "recipe=iterative_dpo",
+        "objective.beta=abc",
+        "trainer.sft.lr=-1",
+        "sampling.n=0",
+        "model.arch.layers=two",
+        "selection.score=3",
+    )
     keys = [problem.partition(":")[0] for problem in problems]
     assert keys == ["model.arch.layers", "trainer.sft.lr", "objective.beta", "sampling.n", "selection.score"] or set(
-        keys) == {"model.arch.layers", "trainer.sft.lr", "objective.beta", "sampling.n", "selection.score"}
+        keys
+    ) == {"model.arch.layers", "trainer.sft.lr", "objective.beta", "sampling.n", "selection.score"}
     assert "trainer.sft.lr: -1.0 is out of range, expected 0.0 < x" in problems
 
 
-@pytest.mark.parametrize(("override", "key"), [
-    ("iterations=0", "iterations"), ("iterations=two", "iterations"), ("seed=-1", "seed"), ("run=a/b", "run"),
-    ("objective=5", "objective"), ("objective.module=pipeline.objectives.nope", "objective.module"),
-    ("reward.scorer.function=no.such.rule", "reward"), ("tracking=wandbb", "tracking"),
-])
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("iterations=0", "iterations"),
+        ("iterations=two", "iterations"),
+        ("seed=-1", "seed"),
+        ("run=a/b", "run"),
+        ("objective=5", "objective"),
+        ("objective.module=pipeline.objectives.nope", "objective.module"),
+        ("reward.scorer.function=no.such.rule", "reward"),
+        ("tracking=wandbb", "tracking"),
+    ],
+)
 def test_single_wrong_values(override, key):
     assert any(p.startswith(key) for p in _problems("recipe=pco", override)), _problems("recipe=pco", override)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("extra", [(), ("iterations=4",), ("reward=rule",), ("engine=transformers",), ("hardware=cuda",)])
+@pytest.mark.parametrize(
+    "extra", [(), ("iterations=4",), ("reward=rule",), ("engine=transformers",), ("hardware=cuda",)]
+)
 def test_every_recipe_can_be_planned(recipe, extra):
     assert _steps(f"recipe={recipe}", *extra)
 
 
-@pytest.mark.parametrize(("group", "option"), [
-    (folder.name, option.stem)
-    for folder in sorted(CONF.iterdir()) if folder.is_dir() and folder.name not in ("stage", "steps", "recipe", "__pycache__")
-    for option in sorted(folder.glob("*.yaml"))
-])
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [
+        (folder.name, option.stem)
+        for folder in sorted(CONF.iterdir())
+        if folder.is_dir() and folder.name not in ("stage", "steps", "recipe", "__pycache__")
+        for option in sorted(folder.glob("*.yaml"))
+    ],
+)
 def test_every_option_of_every_group_composes(group, option):
     assert compose(["recipe=mcpo", f"{group}={option}"]).choices[group] == option
 
@@ -85,7 +106,8 @@ def test_pco_has_the_papers_hyper_parameters_per_iteration():
     steps = _steps("recipe=pco", "iterations=3")
     chosen = [{k: steps[f"train[{i}]"].settings.objective[k] for k in ("alpha", "b", "tau", "k")} for i in (1, 2, 3)]
     assert chosen == [{"alpha": 0.005, "b": 0.0, "tau": 10.0, "k": 5}] + 2 * [
-        {"alpha": 0.01, "b": -10.0, "tau": 1.0, "k": 5}]
+        {"alpha": 0.01, "b": -10.0, "tau": 1.0, "k": 5}
+    ]
     generate = steps["generate[2]"].settings
     assert (generate.n, generate.temperatures) == (4, (0.7,))
 
@@ -101,7 +123,10 @@ def test_only_objectives_with_a_reference_get_one():
     assert not any(name.startswith(("reference", "pref_reference")) for name in _steps("recipe=pco"))
     dpo = _steps("recipe=iterative_dpo", "iterations=3")
     assert [str(r) for r in dpo["train[3]"].inputs["reference"]] == [
-        "pref_reference/groups", "reference[2]/groups", "reference[3]/groups"]
+        "pref_reference/groups",
+        "reference[2]/groups",
+        "reference[3]/groups",
+    ]
 
 
 def test_onmcpo_runs_the_optimizer_through():

@@ -27,12 +27,12 @@ def test_a_perfect_answer_scores_ten():
 
 
 def test_a_poor_answer_by_hand():
-    """"Try roses. This is so because people like it." (9 words) to the same prompt.
+    """For "Try lentils. This is so because people like it." (9 words) to the same prompt.
 
     No own thing and one foreign one: max(0, 0 - 0.25) = 0. No aspect: 0. A because without a true reason: 0.4 * 1.5.
     Nothing repeated: 0.5. Neither sentence is on the subject: 0. Length 9/18 * 1.0. Sum 0.6 + 0.5 + 0.5 = 1.6.
     """
-    answer = "Try roses. This is so because people like it."
+    answer = "Try lentils. This is so because people like it."
     found = qualities(turn(), answer)
     assert (found["cover"], found["asked"], found["reason"], found["focus"]) == (0.0, 0.0, 0.4, 0.0)
     assert gold(turn(), answer) == pytest.approx(1.6)
@@ -44,7 +44,7 @@ def test_a_poor_answer_by_hand():
         ("Seedlings.", 1 / 3),
         ("Seedlings and seedlings.", 1 / 3),  # the same thing counts once
         ("Seedlings, basil plants and straw mats.", 1.0),
-        ("Seedlings, basil plants and roses.", 2 / 3 - 0.25),  # a foreign thing
+        ("Seedlings, basil plants and lentils.", 2 / 3 - 0.25),  # a foreign thing
         ("My seedlingsx.", 0.0),  # whole words only
     ],
 )
@@ -53,7 +53,7 @@ def test_cover_counts_own_things_against_the_number_asked(answer: str, cover: fl
 
 
 def test_named_things_must_be_the_ones_that_are_answered():
-    """"seedlings or straw mats": one of the two is half, a third thing of the same place adds nothing."""
+    """For "seedlings or straw mats": one of the two is half, a third thing of the same place adds nothing."""
     asked = turn("Should I get seedlings or straw mats for a tomato bed?")
     assert qualities(asked, "Choose seedlings and basil plants.")["cover"] == 0.5
     assert qualities(asked, "Choose seedlings before straw mats.")["cover"] == 1.0
@@ -81,15 +81,15 @@ def test_example_is_graded(answer: str, value: float):
 
 @pytest.mark.parametrize(
     ("count", "value"),
-    [(9, 0.5), (18, 1.0), (32, 1.0), (40, 0.5), (48, 0.0), (64, -1.0), (96, -3.0), (200, -3.0)],
+    [(9, 0.5), (18, 1.0), (36, 1.0), (42, 0.5), (48, 0.0), (60, -1.0), (84, -3.0), (200, -3.0)],
 )
 def test_length_is_mild_at_first_and_strong_when_long(count: int, value: float):
-    """9/18 below the window; above it 1 - (n - 32)/16, never under -3."""
+    """9/18 below the window; above it 1 - (n - 36)/12, never under -3."""
     assert qualities(turn(), " ".join(f"w{i}" for i in range(count)) + ".")["length"] == pytest.approx(value)
 
 
 def test_repetition_and_a_cut_end_cost_freshness():
-    """"a b c d. a b c d." has 6 three-grams, 2 of them repeats: 1 - 3 * 2/6 = 0. A cut end halves."""
+    """For "a b c d. a b c d." has 6 three-grams, 2 of them repeats: 1 - 3 * 2/6 = 0. A cut end halves."""
     assert qualities(turn(), "a b c d. a b c d.")["fresh"] == pytest.approx(0.0)
     assert qualities(turn(), "a b c d. a b c e. f g h i.")["fresh"] == pytest.approx(1 - 3 * 1 / 10)
     assert qualities(turn(), "a b c d and")["fresh"] == 0.5
@@ -110,7 +110,7 @@ def test_only_the_last_user_turn_counts():
 
 
 def test_a_prompt_from_elsewhere_is_refused_with_the_way_out():
-    with pytest.raises(UserError, match="names no place of the minifarm world.*another scorer"):
+    with pytest.raises(UserError, match=r"names no place of the minifarm world.*another scorer"):
         gold(turn("What is the capital of France?"), "Paris.")
 
 

@@ -20,7 +20,7 @@ ARCH = {"hidden_size": 32, "intermediate_size": 48, "layers": 2, "heads": 4, "kv
         "vocab_size": 320}
 
 
-def make(work: Path, data: Path | None, path: Path | None = None, template: str | None = "roles", seed: int = 0) -> Path:
+def make(work: Path, data: Path | None, path: Path | None = None, template: str = "roles", seed: int = 0) -> Path:
     scratch = {"arch": ARCH, "chat_template": template} if path is None else {}
     context = Context(
         build(init_model.Settings, scratch), build(init_model.Runtime, {"path": path and str(path)}),

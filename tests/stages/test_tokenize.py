@@ -65,7 +65,7 @@ def test_every_split_gets_ids(data, model, tmp_path):
 
 
 def test_limits_can_be_errors(data, model, tmp_path):
-    with pytest.raises(UserError, match="example 's2': a prompt of .* tokens, the limit is 20"):
+    with pytest.raises(UserError, match=r"example 's2': a prompt of .* tokens, the limit is 20"):
         run(data, model, tmp_path, overlong_prompts="error")
 
 

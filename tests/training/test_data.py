@@ -34,7 +34,7 @@ def test_loads_ids_and_reference_by_tokens(tmp_path):
 def test_reference_of_other_tokens_is_refused(tmp_path):
     tables.write(tmp_path / "groups", [PAIR])
     tables.write(tmp_path / "other", [scored(replace(PAIR, prompt_ids=(1, 9)), -1.0, -2.0)])
-    with pytest.raises(UserError, match="no reference log-probs for 1 groups of .*first 'a'"):
+    with pytest.raises(UserError, match=r"no reference log-probs for 1 groups of .*first 'a'"):
         data.load(tmp_path / "groups", [tmp_path / "other"])
 
 

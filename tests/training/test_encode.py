@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import pre_tokenizers
 
 from pipeline.records import LENGTH, Completion, Group, Message, UserError
 from pipeline.training import encode, scratch
@@ -31,7 +30,7 @@ def group(answer="Ducks and swans.", finish="stop", turns=1):
 
 @pytest.mark.parametrize("name", ["roles", "chatml"])
 @pytest.mark.parametrize("turns", [1, 2])
-@pytest.mark.parametrize("answer", ["Ducks and swans.", " leading space", "\n\nnewlines first", "naïve 鴨 🦆", "<|odd|>"])
+@pytest.mark.parametrize("answer", ["Ducks and swans.", " leading space", "\n\nnewlines", "naïve 鴨 🦆", "<|odd|>"])
 def test_ids_are_those_of_the_whole_conversation(name, turns, answer):
     made = encoder(name)
     (done,) = made.encode([group(answer, turns=turns)])
@@ -80,22 +79,20 @@ def test_template_that_refuses():
 
 
 def crossing(template):
-    """An encoder whose tokenizer learned `:D` as one token, because its training text was full of it."""
+    """An encoder whose tokenizer learned `SayDucks` as one token, because its training text was full of it."""
     chosen = scratch.Template(template, scratch.TEMPLATES["roles"].specials, scratch.END)
-    made = scratch.train_tokenizer([":Ducks"] * 50, 300, chosen, 128)
+    made = scratch.train_tokenizer(["SayDucks"] * 50, 300, chosen, 128)
     return encode.Encoder(made, (made.eos_token_id,))
 
 
 def test_boundary_where_the_tokenizer_would_merge():
-    """A template of plain text lets `: ` + answer merge; prompt ids and completion ids stay apart all the same."""
+    """A template of plain text lets `Say` + `Ducks` merge; prompt ids and completion ids stay apart all the same."""
     template = scratch.BOS + "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}\n{% else %}" + (
-        "A:{{ m['content'] }}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}A:{% endif %}")
+        "Say{{ m['content'] }}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}Say{% endif %}")
     made = crossing(template)
-    made.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    merged = made.tokenizer("A:Ducks", add_special_tokens=False)["input_ids"]
-    assert merged != [i for part in ("A:", "Ducks") for i in made.tokenizer(part, add_special_tokens=False)["input_ids"]]
+    assert made.tokenizer.tokenize("SayDucks") == ["SayDucks"]
     (done,) = made.encode([group("Ducks")])
-    assert made.tokenizer.decode(done.prompt_ids).endswith("A:")
+    assert made.tokenizer.decode(done.prompt_ids).endswith("Say")
     assert made.tokenizer.decode(done.completions[0].token_ids) == "Ducks<|end|>"
 
 

@@ -27,7 +27,7 @@ def task(spec, tokens=10**6, negatives=None):
 
 
 def job(tmp_path, tokens=10**6, optimizer=None, report=None, **changes):
-    settings = dict(lr=1e-2, batch_size=4, epochs=1.0, precision="float32") | changes
+    settings = {"lr": 1e-2, "batch_size": 4, "epochs": 1.0, "precision": "float32"} | changes
     runtime = TrainRuntime(tokens_per_batch=tokens, checkpoint_every_steps=2, log_every=1)
     return Job(TrainerSettings(**settings), runtime, 0, tmp_path / "checkpoints", report or Reporter(), optimizer)
 

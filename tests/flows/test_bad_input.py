@@ -1,0 +1,122 @@
+"""What a user gets wrong: exit code 2, one clear message per problem, all at once, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+GOOD = {"prompt": "Name a fruit.", "chosen": "A ripe pear.", "rejected": "No."}
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """refused("run", ...) -> the problems `align` printed; checks the exit code and that nothing was written."""
+
+    def call(*words: str) -> list[str]:
+        workspace = tmp_path / "workspace"
+        done = subprocess.run([sys.executable, "-m", "flows.cli", *words, f"workspace={workspace}"],
+                              capture_output=True, text=True)  # fmt: skip
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        assert not list(workspace.rglob("run.json")) and not list(workspace.rglob("artifacts/*/*"))
+        return [line.removeprefix("error: ") for line in done.stderr.splitlines()]
+
+    return call
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [{**GOOD, "prompt": f"Name fruit number {i}."} for i in range(40)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_everything_wrong_at_once(refused):
+    problems = refused("run", "recipe=pco", "model=tinny", "objectiv.alpha=1", "data=jsonl")
+    assert problems == [
+        "model: no model named 'tinny' (did you mean tiny?)",
+        "objectiv.alpha: unknown key, there is no 'objectiv' (did you mean objective?)",
+    ]
+    problems = refused("run", "recipe=pco", "objective.alpha=much", "trainer.sft.batch_size=0.5", "sampling.top_p=2")
+    assert {p.partition(":")[0] for p in problems} == {"objective.alpha", "trainer.sft.batch_size", "sampling.top_p"}
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_missing_path(refused, command, tmp_path):
+    (problem,) = refused(command, "recipe=pco", "data=jsonl", f"data.root={tmp_path / 'nowhere'}")
+    assert problem.startswith("data.root:") and str(tmp_path / "nowhere") in problem
+
+
+def test_no_path_given(refused):
+    (problem,) = refused("run", "recipe=pco", "data=hh")
+    assert problem.startswith("data.root: not set")
+
+
+def test_rows_are_named_by_file_and_line(refused, data):
+    file = data / "pairs.jsonl"
+    lines = file.read_text().splitlines()
+    lines[3] = '{"prompt": "half a row'
+    lines[7] = json.dumps({**GOOD, "rejected": GOOD["chosen"]})
+    lines[9] = json.dumps({"chosen": "a", "rejected": "b"})
+    file.write_text("\n".join(lines) + "\n")
+    problems = refused("run", "recipe=pco", "data=jsonl", f"data.root={data}")
+    assert [p.split(":")[1] for p in problems if p.startswith(str(file)) or file.name in p.split(":")[0]] == ["4", "8", "10"]
+    assert "data.format.identical=drop" in "\n".join(problems)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"prompt": "caf\xe9", "chosen": "a", "rejected": "b"}\n'])
+def test_empty_and_not_utf8(refused, data, content):
+    (data / "pairs.jsonl").write_bytes(content)
+    problems = refused("run", "recipe=pco", "data=jsonl", f"data.root={data}")
+    assert len(problems) == 1 and "pairs.jsonl" in problems[0]
+
+
+def test_unreadable(refused, data):
+    (data / "pairs.jsonl").unlink()
+    (data / "pairs.jsonl").mkdir()  # root may read any file, so a folder in a file's place stands for it
+    assert len(refused("run", "recipe=pco", "data=jsonl", f"data.root={data}")) == 1
+
+
+def test_model_folder_without_tokenizer_or_template(refused, tiny_model, tmp_path):
+    broken = tmp_path / "model"
+    shutil.copytree(tiny_model, broken)
+    (broken / "chat_template.jinja").unlink()
+    problems = refused("run", "recipe=pco", "model=path", f"model.path={broken}")
+    assert len(problems) == 1 and problems[0].startswith("model.path:") and "chat template" in problems[0]
+    for file in broken.glob("tokenizer*"):
+        file.unlink()
+    assert any("tokenizer" in p for p in refused("run", "recipe=pco", "model=path", f"model.path={broken}"))
+    assert refused("run", "recipe=pco", "model=path")[0].startswith("model.path:")
+
+
+def test_a_plan_larger_than_the_disk(refused):
+    arch = ["model.arch.hidden_size=65536", "model.arch.intermediate_size=262144", "model.arch.layers=96"]
+    (problem,) = refused("run", "recipe=pco", *arch)
+    assert problem.startswith("workspace: the plan needs about") and "ways" not in problem and "align gc" in problem
+
+
+def test_words_that_are_no_command_or_run(refused):
+    assert refused("status", "nosuchrun")[0].startswith("workspace: no folder")
+    assert refused("run", "run=nosuchrun")[0].startswith("run: no run named 'nosuchrun'")
+    assert refused("stage", "train[2]", "recipe=pco")[0].startswith("run: missing")
+
+
+@pytest.mark.parametrize("words", [("--help",), ("plan", "recipe=pco"), ("status",)])
+def test_looking_is_quick(words, tmp_path):
+    """Under 1.5 s on an idle machine: 3 s here, since other tests may run."""
+    best = 99.0
+    for _ in range(3):
+        started = time.monotonic()
+        extra = [] if words == ("--help",) else [f"workspace={tmp_path}"]
+        done = subprocess.run([sys.executable, "-m", "flows.cli", *words, *extra], capture_output=True, text=True)
+        best = min(best, time.monotonic() - started)
+        assert done.returncode == 0, done.stderr
+    assert best < 3

@@ -1,0 +1,226 @@
+"""The whole loop on a smaller world, as a user runs it: real vLLM, a learned reward model, real Prefect, real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline import runs, store, tables
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def finished(align, small_run, tmp_path_factory) -> tuple[Path, list[str]]:
+    """A workspace in which PCO with two iterations has run, and the command that did it."""
+    workspace = tmp_path_factory.mktemp("workspace")
+    words = ["recipe=pco", "run=first", f"workspace={workspace}", *small_run]
+    done = align("run", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return workspace, words
+
+
+def _artifact(workspace: Path, run: str, step: str) -> store.Artifact:
+    record = runs.load(workspace, run)
+    (facts,) = (s for s in record.steps if s["name"] == step)
+    return store.find(workspace, facts["stage"], facts["key"])
+
+
+def test_every_stage_leaves_its_artifact_and_the_report_says_what_happened(finished):
+    workspace, _ = finished
+    record = runs.load(workspace, "first")
+    assert record.outcome == "done" and {s["state"] for s in record.steps} == {"done"}
+    report = json.loads((runs.folder(workspace, "first") / "report.json").read_text())
+    assert [row["iteration"] for row in report["iterations"]] == [0, 1, 2]
+    second = report["iterations"][2]
+    assert second["prompts"] == 24 and second["samples"] == 96
+    assert second["kept"] + sum(second["dropped"].values()) == 24
+    assert all(
+        0 <= row["win_rate_low"] <= row["win_rate"] <= row["win_rate_high"] <= 1 for row in report["iterations"][1:]
+    )
+    assert (runs.folder(workspace, "first") / "report.md").read_text().startswith("# first")
+
+
+def test_pairs_are_the_best_and_worst_of_what_was_sampled_and_merge_keeps_where_rows_come_from(finished):
+    workspace, _ = finished
+    sampled = {g.id: g for g in tables.read(_artifact(workspace, "first", "score[2]").path / "groups")}
+    for pair in tables.read(_artifact(workspace, "first", "pairs[2]").path / "groups"):
+        scores = [c.scores["reward"] for c in sampled[pair.id].completions]
+        assert [c.scores["reward"] for c in pair.completions] == [max(scores), min(scores)]
+    merged = list(tables.read(_artifact(workspace, "first", "merge[2]").path / "groups"))
+    assert {g.iteration for g in merged} == {0, 2}
+    policy = {c.policy for g in merged if g.iteration == 2 for c in g.completions}
+    assert policy == {_artifact(workspace, "first", "train[1]").digest("model")}
+
+
+def test_token_ids_are_carried_not_made_again(finished):
+    """The ids that were sampled are the ids that are trained on, with the stop id if and only if the sample stopped."""
+    workspace, _ = finished
+    sampled = {g.id: g for g in tables.read(_artifact(workspace, "first", "generate[2]").path / "groups")}
+    stop_ids = {2, 6}
+    for pair in tables.read(_artifact(workspace, "first", "merge[2]").path / "groups"):
+        for completion in pair.completions:
+            assert (completion.token_ids[-1] in stop_ids) == (completion.finish_reason == "stop")
+            if pair.iteration == 2:
+                assert completion.token_ids == sampled[pair.id].completions[completion.sample].token_ids
+                assert pair.prompt_ids == sampled[pair.id].prompt_ids
+
+
+def test_the_same_command_again_finds_everything_done(finished, align):
+    _, words = finished
+    started = time.monotonic()
+    again = align("run", *words)
+    assert again.returncode == 0 and time.monotonic() - started < 10
+    assert again.stdout.count("  cached  ") == 23 and "every step cached" in again.stdout
+
+
+def test_a_third_iteration_reruns_nothing_of_the_first_two(finished, align):
+    _, words = finished
+    rows = _plan_states(align("plan", *words, "iterations=3").stdout)
+    assert {name for name, state in rows.items() if state != "cached"} == {
+        f"{name}[3]"
+        for name in (
+            "prompts",
+            "generate",
+            "score",
+            "pairs",
+            "merge",
+            "train",
+            "answers",
+            "answer_scores",
+            "evaluate",
+            "report",
+        )
+    }
+
+
+@pytest.mark.parametrize("recipe", ["iterative_dpo", "onmcpo", "mcpo", "online_dpo"])
+def test_other_recipes_reuse_the_sft_and_reward_model(finished, align, recipe):
+    _, words = finished
+    other = [f"recipe={recipe}", "run=other", *words[2:]]
+    rows = _plan_states(align("plan", *other).stdout)
+    reused = ("data", "init", "tokens", "sft", "reward", "baseline", "baseline_scores")
+    assert [rows[name] for name in reused] == ["cached"] * 7 and rows["train[1]"] != "cached"
+
+
+def test_onmcpo_runs_its_three_segments(finished, align):
+    workspace, words = finished
+    done = align("run", "recipe=onmcpo", "run=online", *words[2:])
+    assert done.returncode == 0, done.stdout + done.stderr
+    group = next(tables.read(_artifact(workspace, "online", "generate[1]").path / "groups"))
+    assert sorted({c.temperature for c in group.completions}) == [0.6, 0.8, 1.0] and len(group.completions) == 6
+    steps = [_artifact(workspace, "online", f"train[{i}]").manifest["counts"]["steps"] for i in (1, 2, 3)]
+    state = [
+        json.loads(next((_artifact(workspace, "online", f"train[{i}]").path / "optimizer").glob("*.json")).read_text())
+        for i in (1, 2, 3)
+    ]
+    assert [s["step"] for s in state] == [sum(steps[:i]) for i in (1, 2, 3)]
+
+
+def test_a_run_name_in_use_with_other_settings_is_refused(finished, align):
+    _, words = finished
+    refused = align("run", *words, "objective.alpha=0.5", "sampling.n=2")
+    assert refused.returncode == 2
+    assert "objective.alpha: 0.005 in the run, 0.5 now" in refused.stderr
+    assert "sampling.n: 4 in the run, 2 now" in refused.stderr and "ways out" in refused.stderr
+
+
+def test_one_step_with_changed_settings_makes_what_follows_stale(finished, align):
+    workspace, _ = finished
+    where = ["run=first", f"workspace={workspace}"]
+    before = _artifact(workspace, "first", "train[2]").key
+    changed = align("stage", "train[2]", *where, "objective.later.2.alpha=0.02")
+    assert changed.returncode == 0, changed.stdout + changed.stderr
+    assert "stale now: answers[2], answer_scores[2], evaluate[2], report[2]" in changed.stdout
+    assert _artifact(workspace, "first", "train[2]").key != before
+    why = align("explain", "train[2]", *where)
+    assert "settings.objective.alpha" in why.stdout and "0.01" in why.stdout and "0.02" in why.stdout
+    back = align("run", *where)
+    assert back.returncode == 0, back.stdout + back.stderr
+    assert runs.load(workspace, "first").outcome == "done"
+
+
+def test_verify_finds_one_changed_byte_and_the_run_heals(finished, align):
+    workspace, _ = finished
+    assert align("verify", f"workspace={workspace}").returncode == 0
+    file = _artifact(workspace, "first", "prompts[2]").path / "groups" / "part-00000.parquet"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    found = align("verify", f"workspace={workspace}")
+    assert found.returncode == 1 and f"{file}: content changed" in found.stdout
+    file.write_bytes(content[:-1])  # a short file is not taken for done
+    healed = align("run", "run=first", f"workspace={workspace}")
+    assert healed.returncode == 0 and file.read_bytes() == content
+    rows = [line.split()[:3] for line in healed.stdout.splitlines() if line.startswith("  done")]
+    assert [row[2] for row in rows] == ["prompts[2]"]
+
+
+def test_killed_at_random_it_goes_on_to_the_same_weights(finished, small_run, environment, align, command, tmp_path):
+    """kill -9 of the command three times, at random moments; go on; the SFT and reward weights are byte for byte those
+    of the undisturbed run, every artifact verifies, no process is left."""
+    workspace, _ = finished
+    words = ["run", "recipe=pco", "run=first", f"workspace={tmp_path}", *small_run]
+    rng = random.Random(1)
+    for _ in range(3):
+        process = subprocess.Popen(
+            command(*words), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(rng.uniform(10, 30))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        _wait_for_nobody(tmp_path)
+    assert align("status", "first", f"workspace={tmp_path}").returncode == 0
+    last = align(*words)
+    assert last.returncode == 0, last.stdout + last.stderr
+    for step in ("tokens", "sft", "reward"):
+        assert _artifact(tmp_path, "first", step).digest() == _artifact(workspace, "first", step).digest()
+    assert align("verify", f"workspace={tmp_path}").returncode == 0
+
+
+def test_interrupt_is_130_and_says_how_to_go_on(small_run, environment, command, tmp_path):
+    words = ["run", "recipe=sft", "run=stopped", f"workspace={tmp_path}", *small_run]
+    process = subprocess.Popen(command(*words), env=environment, stdout=subprocess.PIPE, text=True)
+    time.sleep(8)
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 130 and "go on with: align run run=stopped" in output
+    assert runs.load(tmp_path, "stopped").outcome == "interrupted"
+    _wait_for_nobody(tmp_path)
+
+
+def _wait_for_nobody(workspace: Path) -> None:
+    """Every process that names the workspace is gone within a minute."""
+    deadline = time.monotonic() + 60
+    while True:
+        mine = os.getpid()
+        left = [
+            p.info["cmdline"]
+            for p in psutil.process_iter(["cmdline", "pid", "status"])
+            if p.info["pid"] != mine
+            and str(workspace) in " ".join(p.info["cmdline"] or [])
+            and p.info["status"] != psutil.STATUS_ZOMBIE
+        ]
+        if not left:
+            return
+        assert time.monotonic() < deadline, left
+        time.sleep(0.3)
+
+
+def _plan_states(text: str) -> dict[str, str]:
+    """Step -> "cached", "run" or "run, after its inputs" from the table `align plan` prints."""
+    rows = {}
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) > 2 and words[2].rstrip(",") in ("cached", "run"):
+            rows[words[0]] = words[2].rstrip(",")
+    return rows
