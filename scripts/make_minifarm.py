@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from pipeline.rewards.minifarm import ASPECTS, COUNTS, NUMBERS, TOPICS, Topic, gold
 
 SEED = 20231116
-SIZES = {"sft": 1800, "pref": 1800, "unlabeled": 3600, "eval": 144}
+SIZES = {"sft": 1750, "pref": 1750, "unlabeled": 3500, "eval": 140}
 FLIPPED = 0.2  # share of PREF labels turned around
 SFT_SKILL = (0.15, 0.65)  # uniform range of the hidden skill
 PREF_SKILL = (0.0, 1.0)
@@ -107,8 +107,8 @@ FILLERS = (
     "It is good in many ways.",
     "There is a lot to say about this.",
     "Some people think so and others do not.",
-    "As you know, the farm is a lovely old place with a long history.",
-    "Everything is fine and everyone is happy here all the time.",
+    "As you know, the farm is a lovely old place.",
+    "Everyone is happy here all the time.",
 )
 SAID = {
     "price": ("It costs {k} coins.", "Expect to pay about {k} coins for it."),
@@ -117,8 +117,6 @@ SAID = {
     "helper": ("My aunt can help.", "Ask your uncle for a hand.", "Your cousin knows how to do it."),
     "season": ("Begin in spring.", "The best season is autumn.", "Do most of it in summer."),
     "danger": ("Be careful on wet ground.", "Avoid open flames.", "Please never work alone at night."),
-    "tool": ("Bring a brush.", "You need a spade for that.", "Keep a bucket and a rope close."),
-    "place": ("Meet me at the gate.", "It is near the river.", "Look just behind the old bridge."),
 }
 OPENINGS = ("Of course.", "Gladly.", "Happy to help.", "Thank you for asking.", "What a lovely question!", "Hello!")
 CLOSINGS = (
@@ -207,17 +205,16 @@ def _example(rng: Random, prompt: Prompt, skill: float) -> str:
 
 def draw_answer(rng: Random, prompt: Prompt, skill: float) -> str:
     """One answer of 3 to about 70 words; `skill` in [0, 1] moves the odds of every part."""
-    body = [_said(rng, name) for name in prompt.aspects if rng.random() < 0.2 + 0.65 * skill]
-    if rng.random() < 0.35:
+    body = [_said(rng, name) for name in prompt.aspects if rng.random() < 0.3 + 0.6 * skill]
+    if rng.random() < 0.45:
         body.append(_said(rng, pick(rng, tuple(SAID))))
     if rng.random() < 0.25 + 0.55 * skill:
         body.append(_reason(rng, prompt, skill))
     if rng.random() < 0.15 + 0.55 * skill:
         body.append(_example(rng, prompt, skill))
-    if rng.random() < 0.45 - 0.3 * skill:
-        body.append(pick(rng, FILLERS))
+    body += [pick(rng, FILLERS) for _ in range(2) if rng.random() < 0.35 - 0.1 * skill]
     sentences = _points(rng, prompt, skill) + shuffled(rng, body)
-    if rng.random() < 0.15 * (1 - skill):
+    if rng.random() < 0.2 * (1 - skill):
         sentences.append(pick(rng, sentences))
     if rng.random() < 0.2 + 0.4 * skill:
         sentences.insert(0, pick(rng, OPENINGS))

@@ -56,16 +56,14 @@ ASPECTS = {
     "helper": ("who can help", ("aunt", "uncle", "cousin", "grandmother", "brother", "teacher")),
     "season": ("the season", ("spring", "summer", "autumn", "winter")),
     "danger": ("one danger", ("careful", "avoid", "never", "beware")),
-    "tool": ("a tool", ("hammer", "brush", "spade", "bucket", "rope", "broom")),
-    "place": ("a place", ("gate", "church", "river", "fountain", "bridge", "hill")),
 }
 
-BEST_WORDS = (18, 36)  # answers of this many words lose nothing for their length
+BEST_WORDS = (18, 40)  # answers of this many words lose nothing for their length
 WEIGHTS = {
     "cover": 2.5,
-    "asked": 2.5,
-    "reason": 1.5,
-    "example": 1.0,
+    "asked": 3.0,
+    "reason": 1.25,
+    "example": 0.75,
     "courtesy": 0.5,
     "fresh": 0.5,
     "focus": 0.5,
@@ -156,20 +154,20 @@ def _asked(task: Task, padded: str) -> float:
 
 
 def _reason(task: Task, padded: str) -> float:
-    """1 for a because with a true reason of this place, 0.4 for any other because."""
+    """1 for a because with a true reason of this place, 0.3 for any other because."""
     if not _mentions(padded, "because"):
         return 0.0
-    return 1.0 if any(_mentions(padded, f"because {reason}") for reason in task.topic.reasons) else 0.4
+    return 1.0 if any(_mentions(padded, f"because {reason}") for reason in task.topic.reasons) else 0.3
 
 
 def _example(task: Task, sentences: list[str]) -> float:
-    """0.4 for an example, 0.3 more with a number in its sentence, 0.3 more with a thing of this place."""
+    """0.3 for an example, 0.3 more with a number in its sentence, 0.4 more with a thing of this place."""
     best = 0.0
     for padded in map(_pad, sentences):
         if _mentions(padded, "for example"):
             number = any(_mentions(padded, word) for word in NUMBERS)
             thing = any(_mentions(padded, word) for word in task.topic.things)
-            best = max(best, 0.4 + 0.3 * number + 0.3 * thing)
+            best = max(best, 0.3 + 0.3 * number + 0.4 * thing)
     return best
 
 
@@ -196,11 +194,11 @@ def _focus(task: Task, sentences: list[str]) -> float:
 
 
 def _length(count: int) -> float:
-    """1 inside the best window, count / 18 below it, minus 1 for every 12 words above it down to -3."""
+    """1 inside the best window, count / 18 below it, minus 1 for every 16 words above it down to -3."""
     low, high = BEST_WORDS
     if count < low:
         return count / low
-    return max(-3.0, 1.0 - max(0, count - high) / 12)
+    return max(-3.0, 1.0 - max(0, count - high) / 16)
 
 
 def qualities(messages: Sequence[Mapping[str, str]], text: str) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The gold rule of the built-in world, worked by hand.
 
-The weights: cover 2.5, asked 2.5, reason 1.5, example 1.0, courtesy 0.5, fresh 0.5, focus 0.5, length 1.0.
+The weights: cover 2.5, asked 3.0, reason 1.25, example 0.75, courtesy 0.5, fresh 0.5, focus 0.5, length 1.0.
 """
 
 import pytest
@@ -29,13 +29,13 @@ def test_a_perfect_answer_scores_ten():
 def test_a_poor_answer_by_hand():
     """For "Try lentils. This is so because people like it." (9 words) to the same prompt.
 
-    No own thing and one foreign one: max(0, 0 - 0.25) = 0. No aspect: 0. A because without a true reason: 0.4 * 1.5.
-    Nothing repeated: 0.5. Neither sentence is on the subject: 0. Length 9/18 * 1.0. Sum 0.6 + 0.5 + 0.5 = 1.6.
+    No own thing and one foreign one: max(0, 0 - 0.25) = 0. No aspect: 0. A because without a true reason: 0.3 * 1.25.
+    Nothing repeated: 0.5. Neither sentence is on the subject: 0. Length 9/18 * 1.0. Sum 0.375 + 0.5 + 0.5 = 1.375.
     """
     answer = "Try lentils. This is so because people like it."
     found = qualities(turn(), answer)
-    assert (found["cover"], found["asked"], found["reason"], found["focus"]) == (0.0, 0.0, 0.4, 0.0)
-    assert gold(turn(), answer) == pytest.approx(1.6)
+    assert (found["cover"], found["asked"], found["reason"], found["focus"]) == (0.0, 0.0, 0.3, 0.0)
+    assert gold(turn(), answer) == pytest.approx(1.375)
 
 
 @pytest.mark.parametrize(
@@ -61,17 +61,17 @@ def test_named_things_must_be_the_ones_that_are_answered():
 
 def test_aspects_are_asked_by_the_prompt_and_free_where_it_asks_none():
     """Price and season asked: the season alone is half, an aspect nobody asked for adds nothing."""
-    assert qualities(turn(), "Begin in spring near the river.")["asked"] == 0.5
+    assert qualities(turn(), "Begin in spring when the rain stops.")["asked"] == 0.5
     assert qualities(turn("Describe a tomato bed."), "Nothing.")["asked"] == 1.0
 
 
 @pytest.mark.parametrize(
     ("answer", "value"),
     [
-        ("For example, take some of it.", 0.4),
-        ("For example, take six of it.", 0.7),
+        ("For example, take some of it.", 0.3),
+        ("For example, take six of it.", 0.6),
         ("For example, take six seedlings.", 1.0),
-        ("For example, so. Take six seedlings.", 0.4),  # number and thing stand in another sentence
+        ("For example, so. Take six seedlings.", 0.3),  # number and thing stand in another sentence
         ("Take six seedlings.", 0.0),
     ],
 )
@@ -81,10 +81,10 @@ def test_example_is_graded(answer: str, value: float):
 
 @pytest.mark.parametrize(
     ("count", "value"),
-    [(9, 0.5), (18, 1.0), (36, 1.0), (42, 0.5), (48, 0.0), (60, -1.0), (84, -3.0), (200, -3.0)],
+    [(9, 0.5), (18, 1.0), (40, 1.0), (48, 0.5), (56, 0.0), (72, -1.0), (104, -3.0), (200, -3.0)],
 )
 def test_length_is_mild_at_first_and_strong_when_long(count: int, value: float):
-    """9/18 below the window; above it 1 - (n - 36)/12, never under -3."""
+    """9/18 below the window; above it 1 - (n - 40)/16, never under -3."""
     assert qualities(turn(), " ".join(f"w{i}" for i in range(count)) + ".")["length"] == pytest.approx(value)
 
 

@@ -12,7 +12,7 @@ from scripts.make_minifarm import FLIPPED, SEED, SIZES, main, make_world
 
 FOLDER = Path(__file__).parent.parent.parent / "data" / "minifarm"
 # Of the four files joined in the order of SIZES; data/README.md states it too.
-DIGEST = "7996eaa68773c5818f061af9173e456fabefb49eb9b3ff1e78d2f14b92995d1b"
+DIGEST = "c497a6cc842e2350015b54286e05f446ab44858f0f3a5f172e730f57c9e57a85"
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +71,10 @@ def test_the_rows_are_trl_conversations(rows):
 
 
 def test_a_fifth_of_the_labels_is_turned_around(rows):
-    """0.2 of 1800 pairs: exactly 360 have the worse answer first, and no pair is tied under gold."""
+    """0.2 of 1750 pairs: exactly 350 have the worse answer first, and no pair is tied under gold."""
     found = margins(rows["pref"])
     assert all(found)
-    assert sum(m < 0 for m in found) == round(FLIPPED * len(found)) == 360
+    assert sum(m < 0 for m in found) == round(FLIPPED * len(found)) == 350
 
 
 def test_demonstrations_leave_room_and_pairs_reach_beyond_them(rows):
@@ -86,6 +86,6 @@ def test_demonstrations_leave_room_and_pairs_reach_beyond_them(rows):
 
 
 def test_longer_answers_win_more_often_than_not(rows):
-    """What a learned reward can mistake for quality: the labels favour length although gold stops at 36 words."""
+    """What a learned reward can mistake for quality: the labels favour length although gold stops at 40 words."""
     lengths = [tuple(len(words_of(row[side][0]["content"])) for side in ("chosen", "rejected")) for row in rows["pref"]]
-    assert fmean(a > b for a, b in lengths if a != b) > 0.58
+    assert fmean(a > b for a, b in lengths if a != b) > 0.55
