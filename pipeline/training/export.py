@@ -34,7 +34,8 @@ def quiet() -> None:
 
 def load_policy(folder: Path, device: torch.device, runtime: TrainRuntime | None = None) -> Any:
     """A causal LM with float32 weights and every dropout off, on `device`."""
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, **_attention(runtime))
     return _ready(model.to(device), runtime)
 
 
@@ -42,8 +43,12 @@ def load_reward(folder: Path, device: torch.device, seed: int, pad: int, runtime
     """A one-score sequence classifier on the weights of `folder`; a head that is not there yet is drawn from `seed`."""
     torch.manual_seed(seed)
     model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=1, pad_token_id=pad, dtype=torch.float32)
+        folder, num_labels=1, pad_token_id=pad, dtype=torch.float32, **_attention(runtime))
     return _ready(model.to(device), runtime)
+
+
+def _attention(runtime: TrainRuntime | None) -> dict[str, str]:
+    return {} if runtime is None else {"attn_implementation": runtime.attention}
 
 
 def load_tokenizer(folder: Path) -> Any:
