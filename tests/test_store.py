@@ -116,7 +116,7 @@ store.commit(workspace, "score", "k" * 20, {})
 
 
 def test_killed_at_random_it_ends_with_the_same_bytes(tmp_path):
-    """Kill -9 at random moments, start again until done: the same digest as an undisturbed run, nothing half-made seen."""
+    """Kill -9 at random moments, start again until done: the same digest as an undisturbed run."""
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "calm"), "0"], check=True)
     calm = store.find(tmp_path / "calm", "score", "k" * 20)
     rng, kills = random.Random(0), 0
@@ -133,7 +133,10 @@ def test_killed_at_random_it_ends_with_the_same_bytes(tmp_path):
 
 
 def test_a_lock_says_who_holds_it_and_dies_with_its_holder(tmp_path):
-    code = "import sys, time; from pathlib import Path; from pipeline import store\nwith store.lock(Path(sys.argv[1]), 'sft', 'k'): print('held', flush=True); time.sleep(60)"
+    code = (
+        "import sys, time; from pathlib import Path; from pipeline import store\n"
+        "with store.lock(Path(sys.argv[1]), 'sft', 'k'): print('held', flush=True); time.sleep(60)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     holder.stdout.readline()
     with pytest.raises(store.Busy, match=str(holder.pid)), store.lock(tmp_path, "sft", "k"):

@@ -58,7 +58,11 @@ def test_a_signal_becomes_128_plus_its_number():
 
 
 def test_left_overs_of_a_command_that_ended_are_killed(mark):
-    leave = 'import subprocess, sys; subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", sys.argv[1]], start_new_session=True)'
+    leave = (
+        "import subprocess, sys\n"
+        "sleeper = [sys.executable, '-c', 'import time; time.sleep(60)', sys.argv[1]]\n"
+        "subprocess.Popen(sleeper, start_new_session=True)"
+    )
     assert _start(_python(leave, mark)).wait() == 0
     assert _marked(mark) == []
 

@@ -38,6 +38,7 @@ class Arch:
     vocab_size: int = setting(2048, low=270)  # 256 bytes and the special tokens come first
     tie_embeddings: bool = True
     rope_theta: float = setting(10000.0, above=0.0)
+    initializer_range: float = setting(0.02, above=0.0)  # standard deviation of the first weights
 
     def check(self) -> list[tuple[str, str]]:
         problems = []

@@ -48,7 +48,7 @@ class TrainRuntime:
     threads: int | None = setting(None, low=1)  # CPU threads; null = torch's own choice
     tokens_per_batch: int = setting(8192, low=1)  # padded tokens of one forward pass
     logits_per_chunk: int = setting(2**27, low=1)  # tokens x vocabulary held at once by the LM head
-    attention: str = setting("sdpa", choices=("eager", "sdpa", "flash_attention_2"))  # eager: fastest for short CPU rows
+    attention: str = setting("sdpa", choices=("eager", "sdpa", "flash_attention_2"))  # eager: best for short CPU rows
     gradient_checkpointing: bool = False
     checkpoint_every_steps: int | None = setting(None, low=1)
     checkpoint_every_seconds: float | None = setting(300.0, above=0.0)

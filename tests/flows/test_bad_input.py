@@ -68,7 +68,7 @@ def test_rows_are_named_by_file_and_line(refused, data):
     lines[9] = json.dumps({"chosen": "a", "rejected": "b"})
     file.write_text("\n".join(lines) + "\n")
     problems = refused("run", "recipe=pco", "data=jsonl", f"data.root={data}")
-    assert [p.split(":")[1] for p in problems if p.startswith(str(file)) or file.name in p.split(":")[0]] == ["4", "8", "10"]
+    assert [p.split(":")[1] for p in problems if file.name in p.split(":")[0]] == ["4", "8", "10"]
     assert "data.format.identical=drop" in "\n".join(problems)
 
 
