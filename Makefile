@@ -23,13 +23,7 @@ $(STAMP): pyproject.toml scripts/setup_env.sh
 
 demo: $(STAMP) ## Run PCO, 2 iterations, on the built-in world; the same command goes on after a crash
 	$(BIN)/align run recipe=pco run=demo $(ARGS)
-	@echo
-	@echo "where to look next:"
-	@echo "  workspace/runs/demo/report.md      the table above and what each step cost (report.json: for programs)"
-	@echo "  workspace/runs/demo/metrics.jsonl  every number any stage reported"
-	@echo "  workspace/runs/demo/logs/          what every stage printed"
-	@echo "  $(BIN)/align status demo           the steps of this run"
-	@echo "  $(BIN)/align plan recipe=iterative_dpo run=other    what another recipe would reuse"
+	@echo "next:     $(BIN)/align plan recipe=iterative_dpo    what another recipe would reuse of it"
 
 test: $(STAMP) ## Run every test that needs no GPU
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)

@@ -49,7 +49,8 @@ def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = 
         overrides=overrides,
         step_overrides=own,
         steps=[{"key": None, "state": "waiting", **old.get(s.name, {}), "name": s.name, "stage": s.stage,
-                "iteration": s.iteration} for s in steps],
+                "iteration": s.iteration, "inputs": [str(r) for refs in s.inputs.values() for r in refs]}
+               for s in steps],
         outcome=runs.RUNNING,
         created=record.created if record else time.time(),
     )

@@ -103,8 +103,7 @@ def _with_known(run: runs.Run, planned: list[Planned]) -> runs.Run:
     steps = []
     for step in run.steps:
         item = known[step["name"]]
-        state = "waiting" if not item.cached else step["state"] if step["state"] in ("done", "cached") else "cached"
-        steps.append({**step, "state": state, "key": item.key})
+        steps.append({**step, "state": "cached" if item.cached else "waiting", "key": item.key})
     return replace(run, steps=steps)
 
 
@@ -112,7 +111,7 @@ def _all_cached(prepared: Prepared, record: runs.Run, planned: list[Planned], st
     """Nothing to run: no process, no Prefect."""
     for item in planned:
         display.say(f"  cached  {item.step.name}")
-    record = replace(record, outcome=runs.DONE)
+    record = replace(record, outcome=runs.DONE, steps=[{**s, "state": "cached"} for s in record.steps])
     runs.save(prepared.workspace, record)
     done = {item.step.name: item.artifact for item in planned if item.artifact}
     conclude(prepared.workspace, record, done, time.monotonic() - started)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from flows import display
 from pipeline import report, runs, store
@@ -29,20 +30,25 @@ def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], se
     else:
         display.say(f"\nevery step cached, {seconds:.1f} s")
     display.say(f"report    {folder / 'report.md'}\nmetrics   {folder / 'metrics.jsonl'}\nlogs      {folder / 'logs'}\n"
-                f"status    align status {run.name}")
+                f"status    align status {run.name}\nsamples   {_samples(run, done)}")
+
+
+def _samples(run: runs.Run, done: dict[str, store.Artifact]) -> str:
+    """Where the last answers and their scores are."""
+    scored = [done[s["name"]].path / "groups" for s in run.steps if s["stage"] == "score"]
+    return str(scored[-1]) if scored else "none: this recipe samples nothing"
 
 
 _LEFT_OUT = {"samples", "best of N", "peak memory"}  # in the report, too wide for a terminal
 
 
-def _record(step: dict[str, object], artifact: store.Artifact) -> report.StepRecord:
-    facts = artifact.manifest
-    references = [ref.partition("/")[0] for refs in facts["references"].values() for ref in refs]
+def _record(step: dict[str, Any], artifact: store.Artifact) -> report.StepRecord:
+    facts = artifact.manifest  # its own step names are those of the run that made it
     return report.StepRecord(
-        step=str(step["name"]),
+        step=step["name"],
         kind=artifact.kind,
-        iteration=int(str(step["iteration"])),
-        inputs=tuple(references),
+        iteration=step["iteration"],
+        inputs=tuple(ref.partition("/")[0] for ref in step["inputs"]),
         settings=facts["settings"],
         counts=facts["counts"],
         dropped=facts["dropped"],

@@ -25,7 +25,6 @@ VERSION = 1
 INPUTS = {"model": "one", "prompts": "one"}
 USES_ENGINE = True  # a run keeps one engine service alive for the steps that say so
 SEEDED = True
-USES_ENGINE = True  # the run keeps one engine service for every such stage
 _SHOWN = 10  # problems of one kind shown at once
 
 

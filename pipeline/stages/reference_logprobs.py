@@ -36,7 +36,7 @@ def run(context: Context) -> None:
     for stale in target.glob(".part-*"):  # of a try that was killed
         stale.unlink()
     whole, total = len(tables.parts(target)), tables.count(source)
-    model = export.load_policy(context.one("model"), device)
+    model = export.load_policy(context.one("model"), device, runtime)
     forward.check_head(model)
     for index, groups in enumerate(data.chunks(tables.read(source), _PART)):
         if index >= whole:
