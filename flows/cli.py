@@ -47,9 +47,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except PermissionError as error:
+        display.problems([f"{error.filename}: {error.strerror}; give a folder you may write: workspace=FOLDER"])
+        return 2
     except BrokenPipeError:  # `align status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        display.problems([f"{error.filename or 'disk'}: {error.strerror or error}"])
+        return 1
 
 
 def _run(parser: argparse.ArgumentParser) -> None:

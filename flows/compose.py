@@ -7,6 +7,7 @@ or let pass, is looked for first: unknown groups, options and keys, each with th
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.build import build, nearest, setting
+from pipeline.build import nearest, problems_of, setting
 from pipeline.records import UserError
 from pipeline.runs import NAME
 
@@ -36,9 +37,23 @@ class Top:
     iterations: int = setting(low=1)
 
     def check(self) -> list[tuple[str, str]]:
+        problems = []
         if self.run is not None and not NAME.match(self.run):
-            return [("run", f"{self.run!r} is no run name, expected letters, digits, '.', '_' and '-', at most 64")]
-        return []
+            problems.append(("run", f"{self.run!r} is no run name, expected up to 64 letters, digits and . _ -"))
+        place = Path(self.workspace).expanduser().resolve()
+        existing = next(p for p in [place, *place.parents] if p.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            problems.append(("workspace", f"{existing} cannot be written; give another workspace=FOLDER"))
+        return problems
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What conf/hardware says beside what the stages take from it."""
+
+    training: dict[str, Any]
+    grace_seconds: float = setting(low=0)
+    timeout_minutes: float = setting(low=0)
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,7 @@ class Composed:
     choices: dict[str, str]
     origins: dict[str, str] = field(default_factory=dict)  # stage setting -> the key a user would change
     notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # of the overrides; to be raised together with those of the steps
 
     def in_users_words(self, problem: str) -> str:
         """A problem's dotted key as the user would type it: trainer.sft.lr, not stage.sft.settings.trainer.lr."""
@@ -59,7 +75,7 @@ class Composed:
 
 
 def compose(overrides: list[str], *, need_recipe: bool = True, conf: Path = CONF) -> Composed:
-    """Raises UserError with every problem of the overrides."""
+    """The configuration and the problems of the overrides. Raises UserError only where nothing can be composed."""
     problems: list[str] = []
     choices, values = _sort_out(overrides, conf, problems)
     if need_recipe and "recipe" not in choices and not any(p.startswith("recipe:") for p in problems):
@@ -76,18 +92,17 @@ def compose(overrides: list[str], *, need_recipe: bool = True, conf: Path = CONF
     for key, value in values:
         _apply(cfg, key, value, problems)
     origins = _origins(cfg)
-    if problems:
-        raise UserError(*problems)
     try:
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
-        raise UserError(_first_line(error)) from None
+        raise UserError(*problems, _first_line(error)) from None
     assert isinstance(config, dict)
     plain: dict[str, Any] = {str(key): value for key, value in config.items()}
-    build(Top, {k: plain[k] for k in ("run", "workspace", "seed", "iterations")})
-    plain["workspace"] = str(Path(plain["workspace"]).expanduser().resolve())
+    problems += problems_of(Top, {k: plain[k] for k in ("run", "workspace", "seed", "iterations")})
+    problems += problems_of(Hardware, plain["hardware"], "hardware")
+    plain["workspace"] = str(Path(str(plain["workspace"])).expanduser().resolve())
     plain["choices"] = choices
-    return Composed(plain, choices, origins, notes)
+    return Composed(plain, choices, origins, notes, problems)
 
 
 def _sort_out(overrides: list[str], conf: Path, problems: list[str]) -> tuple[dict[str, str], list[tuple[str, Any]]]:

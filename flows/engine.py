@@ -11,6 +11,10 @@ from pipeline.build import load_part
 from pipeline.plan import Step
 
 
+class EngineFailed(Exception):
+    """The engine's service did not start. Carries the last lines of its log."""
+
+
 class EngineHolder:
     """Owns the run's engine service. It starts in the background as soon as a model exists whose shape it can take
     (weights are swapped in place later), so that its start overlaps training."""
@@ -39,7 +43,10 @@ class EngineHolder:
         if not self._service.alive():
             display.say(f"note: the engine has ended ({self._log}); starting it again")
             self._service = self._part.module.start_service(self._model, self._log, self._part.settings)
-        self._service.wait_ready(self._part.settings.start_timeout)
+        try:
+            self._service.wait_ready(self._part.settings.start_timeout)
+        except RuntimeError as error:
+            raise EngineFailed(f"{step.name} cannot sample: {error}") from None
         return dict(self._service.environment)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from flows import display
 from flows.compose import compose
-from flows.engine import EngineHolder
+from flows.engine import EngineFailed, EngineHolder
 from flows.environment import prefect_environment
 from flows.launch import Place, StepFailed, finish
 from flows.prepare import expand
@@ -86,7 +86,10 @@ def _start_prefect() -> None:
     from prefect.settings import get_current_settings
 
     if not get_current_settings().api.url:
-        SubprocessASGIServer().start()
+        try:
+            SubprocessASGIServer().start()
+        except Exception as error:  # the flow will say so again; the steps do not need it
+            display.say(f"note: Prefect's server did not start ({error})")
 
 
 def drive(driver: Driver) -> None:
@@ -121,7 +124,7 @@ def _as_flow(driver: Driver, wanted: list[Step]) -> None:
 
     try:
         loop([s.name for s in wanted])
-    except (UserError, StepFailed):
+    except (UserError, StepFailed, EngineFailed):
         raise
     except Exception as error:  # Prefect's server may go away after the last step: the files know better
         if len(driver.done) < len(wanted):
@@ -133,33 +136,37 @@ def main(workspace: Path, name: str, only: str | None, force: bool) -> int:
     """Exit code of the run: 0 done, 1 a stage failed, 2 the user's input is wrong, 143 stopped."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # without it Prefect leaves its server behind
     started = time.monotonic()
-    run = runs.load(workspace, name)
-    assert run is not None
-    with runs.hold(workspace, name):
-        steps = expand(compose(run.overrides), run.overrides, run.step_overrides)
-        driver = Driver(workspace, run, steps, only, force)
-        mirror = build(tracking.Settings, run.config["tracking"], "tracking")
-        with tracking.mirrored(mirror, driver.place.folder, display.say), driver.screen:
-            try:
-                drive(driver)
-            except UserError as error:
-                driver.fail(error)
-                display.problems(error.problems)
-                return 2
-            except StepFailed as error:
-                driver.fail(error)
-                display.problems([str(error)])
-                return 1
-            except BaseException as error:
-                driver.fail(error)
-                raise
-            finally:
-                driver.engine.close()
-        driver.run = replace(driver.run, outcome=runs.DONE)
-        runs.save(workspace, driver.run)
-        if only is None:
-            conclude(workspace, driver.run, driver.done, time.monotonic() - started)
+    try:
+        with runs.hold(workspace, name):
+            run = runs.load(workspace, name)
+            assert run is not None
+            composed = compose(run.overrides)
+            driver = Driver(workspace, run, expand(composed, run.overrides, run.step_overrides), only, force)
+            _run(driver)
+            if only is None:
+                conclude(workspace, driver.run, driver.done, time.monotonic() - started)
+    except UserError as error:
+        display.problems(error.problems)
+        return 2
+    except (StepFailed, EngineFailed) as error:
+        display.problems([str(error)])
+        return 1
     return 0
+
+
+def _run(driver: Driver) -> None:
+    """Drive to the end and record how it ended, whatever happens."""
+    mirror = build(tracking.Settings, driver.run.config["tracking"], "tracking")
+    with tracking.mirrored(mirror, driver.place.folder, display.say), driver.screen:
+        try:
+            drive(driver)
+        except BaseException as error:
+            driver.fail(error)
+            raise
+        finally:
+            driver.engine.close()
+    driver.run = replace(driver.run, outcome=runs.DONE)
+    runs.save(driver.workspace, driver.run)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,8 @@ def _compute(place: Place, item: Planned, done: dict[str, store.Artifact], envir
         _raise(place, step.name, code, work)
     facts = json.loads((work / worker.RESULT).read_text())
     parts = key_parts(place.workspace, step, done)
+    if store.fingerprint(step.stage, **parts) != key:
+        raise UserError(f"{step.name}: a file it reads was changed while it was reading; run again")
     artifact = store.commit(place.workspace, step.stage, key, {
         **parts, **facts,
         "references": {name: [str(r) for r in refs] for name, refs in step.inputs.items()},

@@ -13,6 +13,7 @@ from pipeline.build import nearest, problems_of
 from pipeline.plan import Step
 from pipeline.records import UserError
 
+_PATHS = ("data.root", "model.path", "reward.path", "reward.base")
 _FREE = ("workspace", "run", "iterations", "hardware", "tracking", "choices")  # may differ between calls of one run
 
 
@@ -28,14 +29,16 @@ class Prepared:
 
 def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = None) -> Prepared:
     """Raises UserError with every problem that can be known before the first second of work."""
-    overrides, record = _with_stored(overrides)
+    overrides, resumed = _with_stored([_absolute(o) for o in overrides])
     composed = compose(overrides)
+    if composed.problems:
+        expand(composed, overrides, {})
     workspace = Path(composed.config["workspace"])
     name = composed.config["run"] or f"{composed.choices['recipe']}-{composed.choices.get('data', 'minifarm')}"
-    record = record or runs.load(workspace, name)
+    record = resumed or runs.load(workspace, name)
     config = {**composed.config, "run": name}
     if record is not None:
-        _same_settings(record, config, workspace)
+        _same_settings(record, config, workspace, given=len(overrides) > len(record.overrides) or resumed is None)
     own = {**(record.step_overrides if record else {}), **(step_overrides or {})}
     steps = expand(composed, overrides, own)
     unknown = [s for s in own if s not in {step.name for step in steps}]
@@ -59,18 +62,41 @@ def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = 
 
 def expand(composed: Composed, overrides: list[str], step_overrides: dict[str, list[str]]) -> list[Step]:
     """The steps, checked; problems in the words of what the user typed."""
-    own: dict[str, dict[str, Any]] = {}
+    problems, own = list(composed.problems), dict[str, dict[str, Any]]()
     for step, extra in step_overrides.items():
-        own[step] = compose(overrides + extra).config
-    try:
-        steps = plan.expand(composed.config, own)
-    except UserError as error:
-        raise UserError(*map(composed.in_users_words, error.problems)) from None
-    problems = problems_of(tracking.Settings, composed.config["tracking"], "tracking")
+        changed = compose(overrides + extra)
+        own[step] = changed.config
+        problems += [p for p in changed.problems if p not in problems]
+    iterations = composed.config["iterations"]
+    countable = isinstance(iterations, int) and iterations >= 1
+    steps, found = plan.try_expand({**composed.config, "iterations": iterations if countable else 2}, own)
+    problems += found + problems_of(tracking.Settings, composed.config["tracking"], "tracking")
+    problems += _contradictions(composed.config)
     problems += plan.check(Path(composed.config["workspace"]), steps)
     if problems:
-        raise UserError(*map(composed.in_users_words, problems))
+        raise UserError(*dict.fromkeys(map(composed.in_users_words, problems)))
     return steps
+
+
+def _contradictions(config: dict[str, Any]) -> list[str]:
+    """Settings that are fine alone and impossible together, told before the hours they would cost."""
+    problems = []
+    score, scores = config["evaluation"]["score"], ["reward", *(config["evaluation"]["scoring"].get("also") or {})]
+    if score not in scores:
+        problems.append(f"evaluation.score: nothing gives a score named {score!r}{nearest(str(score), scores)}")
+    arch, most = config["model"].get("arch"), config["sampling"]["max_tokens"]
+    room = arch.get("max_position") if arch and not config["model"].get("path") else None
+    if isinstance(most, int) and isinstance(room, int) and most >= room:
+        problems.append(f"sampling.max_tokens: {most} leaves no room for a prompt in a context of {room} tokens "
+                        "(model.arch.max_position)")
+    return problems
+
+
+def _absolute(override: str) -> str:
+    """Paths as they are seen from anywhere: a run may go on from another folder."""
+    key, _, value = override.partition("=")
+    local = key in _PATHS and value not in ("", "null") and not value.startswith("builtin:")
+    return f"{key}={Path(value).expanduser().resolve()}" if local else override
 
 
 def _with_stored(overrides: list[str]) -> tuple[list[str], runs.Run | None]:
@@ -88,7 +114,7 @@ def _with_stored(overrides: list[str]) -> tuple[list[str], runs.Run | None]:
     return stored + overrides, record
 
 
-def _same_settings(record: runs.Run, config: dict[str, Any], workspace: Path) -> None:
+def _same_settings(record: runs.Run, config: dict[str, Any], workspace: Path, given: bool) -> None:
     old, new = flat(_compared(record.config)), flat(_compared(config))
     differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     outer = [k for k in differing if not k.startswith("stage.")] or differing
@@ -96,10 +122,13 @@ def _same_settings(record: runs.Run, config: dict[str, Any], workspace: Path) ->
         return
     lines = [f"    {k}: {old.get(k, 'absent')!r} in the run, {new.get(k, 'absent')!r} now" for k in outer[:20]]
     more = [f"    ... and {len(outer) - 20} more"] if len(outer) > 20 else []
+    why = f"the name {record.name!r} is in use with other settings" if given else (
+        f"the defaults have changed since {record.name!r} was started")
+    old_settings = f", go on with the old ones (align run run={record.name})" if given else ""
     raise UserError("\n".join([
-        f"run: the name {record.name!r} is in use with other settings in {workspace}:", *lines, *more,
-        "  ways out: give another name (run=NAME), go on with the old settings (align run run=" + record.name + "),",
-        "  or change one step only (align stage STEP run=" + record.name + " key=value)"]))
+        f"run: {why} in {workspace}:", *lines, *more,
+        f"  ways out: give another name (run=NAME; what is unchanged comes from the store){old_settings},",
+        f"  or change one step only (align stage STEP run={record.name} key=value)"]))
 
 
 def _compared(config: dict[str, Any]) -> dict[str, Any]:

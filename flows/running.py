@@ -69,7 +69,8 @@ def run_stage(step: str, overrides: list[str], force: bool) -> int:
     planned = {item.step.name: item for item in plan.look_up_all(prepared.workspace, prepared.steps)}
     if planned[step].cached and not force:
         display.say(f"{step} is there already with these settings ({planned[step].key}); --force computes it again")
-    runs.save(prepared.workspace, prepared.run)
+    with runs.hold(prepared.workspace, prepared.run.name):
+        runs.save(prepared.workspace, prepared.run)
     code = _drive(prepared, only=step, force=force)
     after = plan.look_up_all(prepared.workspace, prepared.steps)
     stale = [item.step.name for item in after if not item.cached]
@@ -131,8 +132,9 @@ def _drive(prepared: Prepared, only: str | None, force: bool) -> int:
         signal.signal(number, lambda received, _frame: process.send_signal(received))
     code = process.wait()
     record = runs.load(prepared.workspace, prepared.run.name)
-    if record is not None and record.outcome == runs.RUNNING:
+    if record is not None and runs.outcome(prepared.workspace, record) == runs.INTERRUPTED:
         runs.save(prepared.workspace, replace(record, outcome=runs.INTERRUPTED))
     if code in (130, 143):
         display.say(f"interrupted; go on with: align run run={prepared.run.name}")
-    return code
+        return 130
+    return code if code in (0, 1, 2) else 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import store
+from pipeline.records import UserError
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,18 @@ def remove(garbage: list[Garbage]) -> int:
 def _kept(workspace: Path) -> set[tuple[str, str]]:
     kept = set()
     for record in (workspace / "runs").glob("*/run.json"):
-        for step in json.loads(record.read_text())["steps"]:
+        for step in _steps(record):
             if step.get("key"):
                 kept.add((step["stage"], step["key"]))
     return kept
+
+
+def _steps(record: Path) -> list[dict[str, str]]:
+    """Raises UserError for a record that cannot be read: what it keeps is unknown, so nothing may go."""
+    try:
+        return list(json.loads(record.read_text())["steps"])
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{record}: not a run record ({error}); move it away first") from None
 
 
 def _held(workspace: Path, kind: str, name: str) -> bool:

@@ -62,6 +62,14 @@ def expand(config: dict[str, Any], overrides: dict[str, dict[str, Any]] | None =
     `overrides` gives single steps a configuration of their own (`align stage`). Raises UserError with every problem
     of every step: unknown stage, reference to nothing, bad setting, unmet input.
     """
+    steps, problems = try_expand(config, overrides or {})
+    if problems:
+        raise UserError(*problems)
+    return steps
+
+
+def try_expand(config: dict[str, Any], overrides: dict[str, dict[str, Any]]) -> tuple[list[Step], list[str]]:
+    """As `expand`: the steps that could be built, and the problems of the others."""
     recipe, problems = config["recipe"], list[str]()
     steps, if_needed, failed = dict[str, Step](), set[str](), set[str]()
     rounds = [("once", 0)] + [("each", i) for i in range(1, config["iterations"] + 1)]
@@ -70,7 +78,7 @@ def expand(config: dict[str, Any], overrides: dict[str, dict[str, Any]] | None =
             if iteration < node.get("from", 0):
                 continue
             full = f"{name}[{iteration}]" if iteration else name
-            own = (overrides or {}).get(full, config)
+            own = overrides.get(full, config)
             node = own["recipe"][block][name]
             try:
                 step = _step(full, node, iteration, own, steps, failed, f"recipe.{block}.{name}")
@@ -80,9 +88,7 @@ def expand(config: dict[str, Any], overrides: dict[str, dict[str, Any]] | None =
             except UserError as error:
                 failed.add(full)  # what builds on it is not a problem of its own
                 problems += [p for p in error.problems if p not in problems]
-    if problems:
-        raise UserError(*problems)
-    return _without_unused(list(steps.values()), if_needed)
+    return _without_unused(list(steps.values()), if_needed), problems
 
 
 def _without_unused(steps: list[Step], if_needed: set[str]) -> list[Step]:
@@ -246,10 +252,20 @@ def key_parts(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> d
         inputs["files"] = [f"{path.name}:{digest}" for path, digest in hashes.items()]
     return {
         "version": module.VERSION,
-        "settings": dataclasses.asdict(step.settings),
+        "settings": _without_paths(dataclasses.asdict(step.settings), files),
         "inputs": inputs,
         "seed": step.seed if module.SEEDED else None,
     }
+
+
+def _without_paths(node: Any, files: list[Path]) -> Any:
+    """Settings with the paths of hashed files left out: their content is in the key, where they lie is not."""
+    if isinstance(node, dict):
+        return {key: _without_paths(value, files) for key, value in node.items()}
+    if isinstance(node, str) and "/" in node and files:
+        place = Path(node).expanduser().resolve()
+        return "(its files)" if any(place in (f.resolve(), *f.resolve().parents) for f in files) else node
+    return node
 
 
 def check(workspace: Path, steps: list[Step]) -> list[str]:
@@ -269,5 +285,7 @@ def check(workspace: Path, steps: list[Step]) -> list[str]:
                 found = step.module.check(step.settings, step.runtime)
         except UserError as error:
             found = error.problems
+        except OSError:  # a file it wants to hash is not there; its own check says it better
+            found = step.module.check(step.settings, step.runtime)
         problems += [problem for problem in found if problem not in problems]
     return problems

@@ -20,12 +20,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pipeline import store
 from pipeline.records import UserError
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+_PATIENCE = 1.0  # seconds
 RUNNING, DONE, FAILED, INTERRUPTED, STALE = "running", "done", "failed", "interrupted", "stale"
 
 
@@ -100,25 +101,31 @@ def hold(workspace: Path, name: str) -> Iterator[None]:
     path = folder(workspace, name) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"run {name!r} is going on in process {file.read().strip()}; watch it with `align status {name}`"
-                " or stop that process first") from None
+        deadline = time.monotonic() + _PATIENCE  # `align status` holds it for a moment, too
+        while not _locked(file):
+            if time.monotonic() > deadline:
+                file.seek(0)
+                raise UserError(
+                    f"run {name!r} is going on in process {file.read().strip()}; watch it with `align status {name}`"
+                    " or stop that process first")
+            time.sleep(0.05)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
 
 
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def outcome(workspace: Path, run: Run) -> str:
     """The recorded outcome, or "interrupted" for one that says running while nobody drives it."""
     if run.outcome != RUNNING:
         return run.outcome
-    try:
-        with hold(workspace, run.name):
-            return INTERRUPTED
-    except UserError:
-        return RUNNING
+    with (folder(workspace, run.name) / ".lock").open("a+") as file:
+        return INTERRUPTED if _locked(file) else RUNNING

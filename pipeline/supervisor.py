@@ -113,7 +113,7 @@ def _kill_descendants() -> None:
 
 def _in_child() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # not SIGKILL: what it started is its to end, and SIGTERM lets it
 
 
 def _prctl(option: int, value: int) -> None:

@@ -223,7 +223,7 @@ def _http(url: str, key: str, data: dict[str, Any] | None = None) -> tuple[int, 
     except urllib.error.HTTPError as error:
         return error.code, {"error": _message(error.read().decode(errors="replace"))}
     except (OSError, ValueError) as error:
-        raise UserError(f"{url}: no vLLM server answers there ({error})") from None
+        raise ConnectionError(f"{url}: no vLLM server answers there ({error})") from None
 
 
 def _message(text: str) -> str:

@@ -40,6 +40,8 @@ class Settings:
     top_k: int = setting(0, low=0)  # 0: off
     max_tokens: int = setting(300, low=1)  # per completion, its stop token included
     truncated: str = setting("keep", choices=("keep", "drop"))  # completions cut at max_tokens
+    context_length: int | None = None  # the engine's, if less than the model's: longer prompts drop out
+    engine_arguments: tuple[str, ...] = ()  # more arguments of the engine: they may change what it samples
 
     def check(self) -> list[tuple[str, str]]:
         if not self.temperatures:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+
 import pytest
+import yaml
 
 from flows.compose import CONF, compose
-from flows.prepare import expand
+from flows.prepare import _absolute, expand
+from pipeline.plan import _without_paths
 from pipeline.records import UserError
 
 RECIPES = sorted(p.stem for p in (CONF / "recipe").glob("*.yaml"))
@@ -136,6 +141,46 @@ def test_onmcpo_runs_the_optimizer_through():
     assert [str(r) for r in steps["train[3]"].inputs["model"]] == ["train[2]/model"]
     sampling = steps["generate[2]"].settings
     assert (sampling.n, len(sampling.temperatures)) == (2, 3)
+
+
+def test_what_cannot_work_together_is_said_before_anything_runs():
+    assert _problems("recipe=pco", "evaluation.score=golt", "sampling.max_tokens=2000") == [
+        "evaluation.score: nothing gives a score named 'golt' (did you mean gold?)",
+        "sampling.max_tokens: 2000 leaves no room for a prompt in a context of 1024 tokens (model.arch.max_position)",
+    ]
+
+
+def test_problems_of_all_layers_come_together():
+    """A wrong key, a wrong top-level value, a wrong stage setting and a missing path, in one go."""
+    problems = _problems("recipe=pco", "objective.alhpa=1", "seed=x", "trainer.sft.lr=abc", "data.root=/no/such/place")
+    assert [p.partition(":")[0] for p in problems] == ["objective.alhpa", "seed", "trainer.sft.lr", "data.root"]
+
+
+@pytest.mark.parametrize(("file", "where", "schema"), [
+    *((f"hardware/{name}", ("training",), "pipeline.training.settings:TrainRuntime") for name in ("cpu", "cuda")),
+    *(("trainer/default", (block,), "pipeline.training.settings:TrainerSettings")
+      for block in ("sft", "reward", "preference")),
+    ("engine/vllm", (), "pipeline.engines.vllm_service:Settings"),
+    ("engine/transformers", (), "pipeline.engines.transformers:Settings"),
+    ("model/tiny", ("arch",), "pipeline.stages.init_model:Arch"),
+])  # fmt: skip
+def test_every_setting_can_be_set(file, where, schema):
+    """A key that is not in the yaml could not be given on the command line."""
+    node = yaml.safe_load((CONF / f"{file}.yaml").read_text())
+    for key in where:
+        node = node[key]
+    module, _, name = schema.partition(":")
+    fields = {f.name for f in dataclasses.fields(getattr(importlib.import_module(module), name))}
+    assert set(node) - {"module"} == fields
+
+
+def test_a_path_is_the_same_from_everywhere_and_its_place_is_not_in_the_key(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _absolute("data.root=rows") == f"data.root={tmp_path / 'rows'}"
+    assert _absolute("data.root=builtin:minifarm") == "data.root=builtin:minifarm"
+    settings = {"reward": {"module": "pipeline.rewards.model", "path": str(tmp_path / "rm")}}
+    assert _without_paths(settings, [tmp_path / "rm" / "config.json"])["reward"] == {
+        "module": "pipeline.rewards.model", "path": "(its files)"}
 
 
 def test_a_rule_needs_no_reward_model():

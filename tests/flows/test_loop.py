@@ -122,7 +122,7 @@ def test_onmcpo_runs_its_three_segments(finished, align):
         json.loads(next((_artifact(workspace, "online", f"train[{i}]").path / "optimizer").glob("*.json")).read_text())
         for i in (1, 2, 3)
     ]
-    assert [s["step"] for s in state] == [sum(steps[:i]) for i in (1, 2, 3)]
+    assert [s["updates"] for s in state] == [sum(steps[:i]) for i in (1, 2, 3)]
 
 
 def test_a_run_name_in_use_with_other_settings_is_refused(finished, align):
@@ -168,7 +168,7 @@ def test_killed_at_random_it_goes_on_to_the_same_weights(finished, small_run, en
     of the undisturbed run, every artifact verifies, no process is left."""
     workspace, _ = finished
     words = ["run", "recipe=pco", "run=first", f"workspace={tmp_path}", *small_run]
-    rng = random.Random(1)
+    rng, kills = random.Random(1), 0
     for _ in range(3):
         process = subprocess.Popen(
             command(*words), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -178,11 +178,13 @@ def test_killed_at_random_it_goes_on_to_the_same_weights(finished, small_run, en
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+            kills += 1
         _wait_for_nobody(tmp_path)
     assert align("status", "first", f"workspace={tmp_path}").returncode == 0
     last = align(*words)
     assert last.returncode == 0, last.stdout + last.stderr
-    for step in ("tokens", "sft", "reward"):
+    assert kills == 3
+    for step in ("tokens", "sft", "reward", "train[1]"):
         assert _artifact(tmp_path, "first", step).digest() == _artifact(workspace, "first", step).digest()
     assert align("verify", f"workspace={tmp_path}").returncode == 0
 
