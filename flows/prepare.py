@@ -69,7 +69,8 @@ def expand(composed: Composed, overrides: list[str], step_overrides: dict[str, l
         problems += [p for p in changed.problems if p not in problems]
     iterations = composed.config["iterations"]
     countable = isinstance(iterations, int) and iterations >= 1
-    steps, found = plan.try_expand({**composed.config, "iterations": iterations if countable else 2}, own)
+    readable = {"recipe": {}, **composed.config, "iterations": iterations if countable else 2}
+    steps, found = plan.try_expand(readable, own)
     problems += found + problems_of(tracking.Settings, composed.config["tracking"], "tracking")
     problems += _contradictions(composed.config)
     problems += plan.check(Path(composed.config["workspace"]), steps)

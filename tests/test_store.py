@@ -121,7 +121,7 @@ def test_killed_at_random_it_ends_with_the_same_bytes(tmp_path):
     calm = store.find(tmp_path / "calm", "score", "k" * 20)
     rng, kills = random.Random(0), 0
     while store.find(tmp_path / "wild", "score", "k" * 20) is None:
-        process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "wild"), "0.02"])
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "wild"), "0.06"])
         time.sleep(rng.uniform(0.15, 0.6))
         if process.poll() is None:
             process.kill()
