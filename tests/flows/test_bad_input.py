@@ -99,8 +99,13 @@ def test_model_folder_without_tokenizer_or_template(refused, tiny_model, tmp_pat
 
 
 def test_a_plan_larger_than_the_disk(refused):
-    arch = ["model.arch.hidden_size=65536", "model.arch.intermediate_size=262144", "model.arch.layers=96", "model.arch.heads=512",
-            "model.arch.kv_heads=512"]
+    arch = [
+        "model.arch.hidden_size=65536",
+        "model.arch.intermediate_size=262144",
+        "model.arch.layers=96",
+        "model.arch.heads=512",
+        "model.arch.kv_heads=512",
+    ]
     (problem,) = refused("run", "recipe=pco", *arch)
     assert problem.startswith("workspace: the plan needs about") and "ways" not in problem and "align gc" in problem
 
