@@ -56,7 +56,12 @@ def open_engine(model: Path, settings: Settings, log: Path) -> Iterator[Engine]:
     try:
         if service:
             service.wait_ready(settings.start_timeout)
-        context = _load(url, key, model)
+        try:
+            context = _load(url, key, model)
+        except ConnectionError as error:
+            if settings.url:  # the user's own server; one of the run's that is gone is no mistake of theirs
+                raise UserError(f"engine.url: {error}") from None
+            raise
         with ThreadPoolExecutor(1) as pool:  # transformers takes seconds to import: sampling starts meanwhile
             yield Engine(url, key, model, settings, context, {}, pool.submit(_gap, url, key, model, settings))
     finally:

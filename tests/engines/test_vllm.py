@@ -106,15 +106,22 @@ def test_one_refused_request_leaves_the_others(use_vllm, tiny_model):
     assert len(fine.samples) == 1
 
 
-def test_wrong_key_wrong_url_and_wrong_architecture_are_the_users_to_fix(use_vllm, tiny_model, make_model, tmp_path):
+def test_wrong_key_and_wrong_architecture_are_the_users_to_fix(use_vllm, tiny_model, make_model, tmp_path):
     deeper = make_model(tmp_path / "deeper", num_hidden_layers=3)
     for url, key, model, expected in (
         (use_vllm.url, "wrong", tiny_model, "refuses the key"),
-        ("http://127.0.0.1:9", use_vllm.key, tiny_model, "no vLLM server answers"),
         (use_vllm.url, use_vllm.key, deeper, "num_hidden_layers 2 there, 3 here"),
     ):
         with pytest.raises(UserError, match=expected):
             vllm._load(url, key, model)
+
+
+def test_a_url_where_nobody_answers_is_the_users_to_fix(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.delenv(vllm_service.URL, raising=False)
+    settings = vllm_service.Settings(url="http://127.0.0.1:9")
+    opened = vllm.open_engine(tiny_model, settings, tmp_path / "log")
+    with pytest.raises(UserError, match=r"engine\.url: .*no vLLM server answers"), opened:
+        pass
 
 
 def test_the_key_is_on_no_command_line_and_in_no_log(use_vllm):
