@@ -34,10 +34,15 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="")
     for name, add in _COMMANDS.items():
         add(commands.add_parser(name, help=argparse.SUPPRESS))
-    options = parser.parse_args(arguments)
+    options, later = parser.parse_known_args(arguments)  # words may also follow an option: stage X --force run=Y
+    if any(word.startswith("-") for word in later):
+        parser.error(f"unknown option {' '.join(w for w in later if w.startswith('-'))}")
     if options.command is None:
         print(_HELP)
         return 0
+    for name in ("overrides", "words"):
+        if hasattr(options, name):
+            getattr(options, name).extend(later)
     from flows import display
 
     try:

@@ -116,6 +116,10 @@ def test_words_that_are_no_command_or_run(refused):
     assert refused("stage", "train[2]", "recipe=pco")[0].startswith("run: missing")
 
 
+def test_words_may_follow_an_option(refused):
+    assert refused("stage", "train[2]", "--force", "run=nosuchrun")[0].startswith("run: no run named")
+
+
 @pytest.mark.parametrize("words", [("--help",), ("plan", "recipe=pco"), ("status",)])
 def test_looking_is_quick(words, tmp_path):
     """Under 1.5 s on an idle machine: 3 s here, since other tests may run."""
