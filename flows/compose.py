@@ -74,11 +74,11 @@ class Composed:
         return problem
 
 
-def compose(overrides: list[str], *, need_recipe: bool = True, conf: Path = CONF) -> Composed:
+def compose(overrides: list[str], *, conf: Path = CONF) -> Composed:
     """The configuration and the problems of the overrides. Raises UserError only where nothing can be composed."""
     problems: list[str] = []
     choices, values = _sort_out(overrides, conf, problems)
-    if need_recipe and "recipe" not in choices and not any(p.startswith("recipe:") for p in problems):
+    if "recipe" not in choices and not any(p.startswith("recipe:") for p in problems):
         known = ", ".join(_options(conf, "recipe"))
         problems.insert(0, f"recipe: missing, say which one: recipe=NAME with NAME one of {known}")
     notes = _automatic(choices)

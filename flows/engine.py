@@ -8,7 +8,7 @@ from typing import Any
 from flows import display
 from pipeline import store
 from pipeline.build import load_part
-from pipeline.plan import Step
+from pipeline.plan import Step, look_up
 
 
 class EngineFailed(Exception):
@@ -28,11 +28,13 @@ class EngineHolder:
 
     def warm_up(self, remaining: list[Step], done: dict[str, store.Artifact]) -> None:
         """Start the service if a step to come will sample and nothing serves yet."""
+        if self._service is not None:
+            return
         wanted = any(getattr(step.module, "USES_ENGINE", False) and not self._cached(step, done) for step in remaining)
         models = (a.path / "model" for a in done.values() if "model/generation_config.json" in a.manifest["files"])
         model = next(models, None)
         start = getattr(self._part.module, "start_service", None)
-        if self._service is None and wanted and model is not None and start is not None:
+        if wanted and model is not None and start is not None:
             self._model = model
             self._service = start(model, self._log, self._part.settings)  # None: the user's own server serves
 
@@ -55,6 +57,4 @@ class EngineHolder:
             self._service = None
 
     def _cached(self, step: Step, done: dict[str, store.Artifact]) -> bool:
-        from pipeline.plan import look_up
-
         return look_up(self._workspace, step, done).cached
