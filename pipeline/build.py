@@ -211,6 +211,12 @@ def load_part(spec: Any, where: str) -> Part:
     return Part(module, build(module.Settings, {k: v for k, v in spec.items() if k != "module"}, where))
 
 
+def declared(part: Part, name: str) -> Any:
+    """What a part declares as a constant NAME or, where it depends on the settings, as a function name(settings)."""
+    function = getattr(part.module, name, None)
+    return function(part.settings) if function is not None else getattr(part.module, name.upper())
+
+
 def part_problems(spec: Any, where: str) -> list[tuple[str, str]]:
     """The problems of a part as (key relative to nothing, text) pairs, for a Settings.check()."""
     try:

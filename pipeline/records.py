@@ -43,6 +43,7 @@ class Completion:
     temperature: float | None = None
     seed: int | None = None
     policy: str = ""  # output digest of the weights that wrote it; "" = the data set
+    prompt_ids: tuple[int, ...] = ()  # its own prompt where it is not the group's: a rationale, an answer to a draft
 
 
 @dataclass(frozen=True)
@@ -61,25 +62,43 @@ class Group:
 
 @dataclass(frozen=True)
 class TokenInputs:
-    """Per-token view of a batch for token-level objectives: N = every completion token of every group, flat."""
+    """Per-token view of a batch for token-level objectives: N = every completion token of every group, flat.
 
-    logits: Tensor  # (N, V) float32, the logits that predict each token
+    The first five are always there; the others only where the objective's needs name them.
+    """
+
     targets: Tensor  # (N,) int64, the token itself
     group: Tensor  # (N,) int64 in [0, G)
     column: Tensor  # (N,) int64 in [0, K)
-    uniforms: Tensor  # (N,) float32 in [0, 1): the randomness of any draw, fixed by (seed, step, group, position)
+    position: Tensor  # (N,) int64, index of the token in its completion, from 0
+    logps: Tensor  # (N,) float32, log-prob of the token under the policy, with gradient
+    uniforms: Tensor | None = None  # "tokens": (N,) in [0, 1), of any draw; fixed by (seed, step, group, position)
+    logits: Tensor | None = None  # "tokens": (N, V) float32, the policy's logits that predict each token
+    ref_logps: Tensor | None = None  # "reference_tokens": (N,) float32
+    ref_logits: Tensor | None = None  # "reference_tokens" and "tokens": (N, V) float32
+    ref_hidden: Tensor | None = None  # "reference_hidden": (N, layers, H) float32, the states that predict each token
 
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What an objective sees of G groups with up to K completions each. Completion 0 is the preferred one."""
+    """What an objective sees of G groups with up to K completions each. Completion 0 is the preferred one.
+
+    The first three are always there; the others only where the objective's needs name them.
+    """
 
     logps: Tensor  # (G, K) float32, sum over completion tokens; 0 where absent
     lengths: Tensor  # (G, K) int64, number of completion tokens; 0 where absent
     present: Tensor  # (G, K) bool
-    ref_logps: Tensor | None = None  # (G, K) float32; only where the objective needs "reference"
-    labels: Tensor | None = None  # (G,) bool; binary feedback
-    tokens: TokenInputs | None = None  # only where the objective needs "tokens"
+    ref_logps: Tensor | None = None  # "reference": (G, K) float32
+    labels: Tensor | None = None  # (G,) bool; binary feedback, None where no group has one
+    tokens: TokenInputs | None = None  # "token_logps", "tokens", "reference_tokens", "reference_hidden"
+    previous_logps: Tensor | None = None  # "previous": (G, K) float32, under the policy this iteration began with
+    scores: Tensor | None = None  # "scores": (G, K) float32, the reward of each completion; 0 where absent
+    mismatched_logps: Tensor | None = None  # "mismatched": (G,) float32, of another group's completion 0, no gradient
+    mismatched_ref_logps: Tensor | None = None  # "mismatched": (G,) float32
+    mean_chosen_length: Tensor | None = None  # () float32, tokens of completion 0, mean over the *global* batch
+    state: dict[str, Tensor] = field(default_factory=dict)  # what the objective carries from step to step, scalars
+    parameters: dict[str, Tensor] = field(default_factory=dict)  # trained with the policy, with gradient
 
 
 class UserError(Exception):

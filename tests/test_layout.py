@@ -24,7 +24,7 @@ HOMES = {
     "vllm": ("pipeline/engines/",),
     "rich": ("flows/",),
 }
-MOST_LINES = 7500  # of code: docs/decisions/003-size.md
+MOST_LINES = 16000  # of code: docs/decisions/003-size.md
 # Distribution name -> the name it is imported by, where they differ.
 IMPORT_NAMES = {"hydra-core": "hydra", "pyyaml": "yaml"}
 

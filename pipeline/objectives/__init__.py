@@ -1,12 +1,21 @@
-"""Objectives: one file per family. An objective is a module with four names:
+"""Objectives: one file per family member. An objective is a module with these names:
 
-    Settings    frozen dataclass of its hyper-parameters (build.setting gives the ranges)
-    NEEDS       what it wants beside the policy's log-probs, a subset of
-                  "reference"  batch.ref_logps
-                  "tokens"     batch.tokens: token-level logits and the uniforms of its draws
-                  "pairs"      groups of two completions, the preferred one first
-                  "lists"      groups of 1 + M completions, the preferred one first
-                  "labels"     binary feedback in batch.labels
+    Settings    frozen dataclass of its hyper-parameters (build.setting gives the ranges, `check()` what spans several)
+    NEEDS       what it wants beside the policy's log-probs, a frozenset of
+                  "pairs"             groups of two completions, the preferred one first
+                  "lists"             groups of 1 + M completions, M >= 1, the preferred one first
+                  "labels"            binary feedback: batch.labels for groups of one; in larger groups completion 0
+                                      is wanted and the others are unwanted
+                  "reference"         batch.ref_logps
+                  "previous"          batch.previous_logps: the policy this iteration began with (pi_t)
+                  "scores"            batch.scores: the reward of every completion
+                  "token_logps"       batch.tokens.logps, per token
+                  "tokens"            batch.tokens.logits and .uniforms: (N, V), the costly one
+                  "reference_tokens"  batch.tokens.ref_logps; with "tokens" also .ref_logits; holds the reference model
+                  "reference_hidden"  batch.tokens.ref_hidden; holds the reference model
+                  "mismatched"        batch.mismatched_logps and .mismatched_ref_logps; holds the reference model
+                  "batch"             the loss of a group depends on the other groups: the trainer gives the *global*
+                                      batch, whatever the micro-batches are
     NORMALISE   what the trainer divides the loss sum of a *global* batch by:
                   "groups"  the number of groups
                   "tokens"  the number of completion tokens of all present completions
@@ -15,6 +24,17 @@
                 A completion that is not present contributes nothing; a group that lacks a completion the
                 objective compares has loss 0 and metrics 0.
 
-Beside them stand the same formulas as pure functions on plain tensors. Half-precision inputs are computed in
-float32, float64 inputs in float64.
+and, where they apply,
+
+    needs(settings)          instead of NEEDS, where the needs depend on the settings
+    normalise(settings)      instead of NORMALISE
+    state(settings)          -> name -> float: what is carried from step to step, as it starts. Checkpointed.
+    update(batch, settings)  -> name -> () tensor: the state after this batch, without gradient. The trainer calls it
+                             with the global batch, before `loss`, which then sees the new state (needs "batch").
+    parameters(hidden, layers, settings) -> name -> tensor: what is trained beside the policy, as it starts (zeros or
+                             constants; random values are drawn from a generator seeded with a constant)
+
+Metrics every comparison reports: rewards_chosen, rewards_rejected, margin, accuracy. Beside them stand the same
+formulas as pure functions on plain tensors, for notebooks. Half-precision inputs are computed in float32, float32 in
+float32, float64 in float64.
 """

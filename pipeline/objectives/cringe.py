@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.objectives.tensors import at_least_float32, column, masked, softplus
+from pipeline.objectives.tensors import at_least_float32, column, masked, required, softplus
 from pipeline.records import LossInputs, TokenInputs, UserError
 
 if TYPE_CHECKING:
@@ -91,12 +91,14 @@ def contrastive_sums(tokens: TokenInputs, negative: Tensor, k: int) -> Tensor:
     """
     import torch
 
+    logits = required(tokens.logits, "tokens.logits", "cringe")
+    uniforms = required(tokens.uniforms, "tokens.uniforms", "cringe")
     chosen_rows = negative[tokens.group, tokens.column]
     rows = chosen_rows.nonzero()[:, 0]
     with torch.no_grad():
         drawn = tokens.targets.clone()  # only negative tokens need the top-k, the costly part
-        drawn[rows] = draw_positives(tokens.logits[rows], tokens.targets[rows], tokens.uniforms[rows], k)
-    losses = torch.where(chosen_rows, contrastive_losses_given(tokens.logits, tokens.targets, drawn), 0.0)
+        drawn[rows] = draw_positives(logits[rows], tokens.targets[rows], uniforms[rows], k)
+    losses = torch.where(chosen_rows, contrastive_losses_given(logits, tokens.targets, drawn), 0.0)
     return losses.new_zeros(negative.shape[0]).index_add(0, tokens.group, losses)
 
 

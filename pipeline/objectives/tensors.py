@@ -41,9 +41,14 @@ def masked(values: Tensor, keep: Tensor) -> Tensor:
 
 def reference_of(batch: LossInputs, objective: str) -> Tensor:
     """batch.ref_logps (G, K). Raises ValueError when the trainer did not provide them."""
-    if batch.ref_logps is None:
-        raise ValueError(f"{objective} compares with a reference: LossInputs.ref_logps is missing")
-    return batch.ref_logps
+    return required(batch.ref_logps, "ref_logps", objective)
+
+
+def required(value: Tensor | None, what: str, objective: str) -> Tensor:
+    """`value`. Raises ValueError naming the field `what` where the trainer did not provide it."""
+    if value is None:
+        raise ValueError(f"{objective} needs LossInputs.{what}, which is missing")
+    return value
 
 
 def paired(batch: LossInputs, objective: str) -> Tensor:

@@ -51,7 +51,7 @@ def _score(model: Any, groups: Sequence[Group], context: Context) -> list[Group]
     import torch
 
     from pipeline.training import batching, data, export, forward
-    from pipeline.training.loop import autocast
+    from pipeline.training.gradients import autocast
 
     problems = [p for g in groups for p in data.row_problems(g)]
     if problems:

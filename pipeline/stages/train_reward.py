@@ -28,7 +28,8 @@ class Settings:
 
 def run(context: Context) -> None:
     from pipeline.training import data, export, reward
-    from pipeline.training.loop import Job, autocast, fit
+    from pipeline.training.gradients import autocast
+    from pipeline.training.loop import Job, fit
 
     settings, runtime, source = context.settings, context.runtime, _base(context)
     device, pad = export.prepare_machine(runtime), export.pad_id(export.load_tokenizer(source))

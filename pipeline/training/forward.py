@@ -122,6 +122,11 @@ def token_logps(model: Any, hidden: Tensor, targets: Tensor, logits_per_chunk: i
     return torch.cat([checkpoint(some, h, t, use_reentrant=False) for h, t in pieces])
 
 
+def positions(rows: Rows) -> Tensor:
+    """(N,) int64, the index of each token in its completion."""
+    return rows.slot % rows.longest
+
+
 def sums(rows: Rows, per_token: Tensor) -> Tensor:
     """(G, K) float32 sums of (N,) token values over each completion; 0 where absent.
 

@@ -14,29 +14,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from pipeline.records import UserError
 from pipeline.stage import Reporter, derive_seed
-from pipeline.training import batching, checkpoint, optim
+from pipeline.training import batching, checkpoint, gradients, optim
 from pipeline.training.data import Example
 from pipeline.training.settings import TrainerSettings, TrainRuntime, lr_factor, total_steps
-
-Metrics = dict[str, Tensor]
-
-
-class Task(Protocol):
-    """What is trained: a model's losses on groups."""
-
-    @property
-    def normalise(self) -> str: ...
-
-    def prepare(self, model: Any, batch: list[Example], step: int) -> tuple[list[Example], Metrics]: ...
-
-    def losses(self, model: Any, examples: Sequence[Example], step: int) -> tuple[Tensor, Metrics]: ...
 
 
 @dataclass(frozen=True)
@@ -80,7 +66,7 @@ class _Window:
         return {**means, "tokens_per_second": self.tokens / seconds, "seconds_per_step": seconds / self.steps}
 
 
-def fit(model: Any, examples: Sequence[Example], task: Task, job: Job) -> Outcome:
+def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job) -> Outcome:
     """Train `model` in place. Raises UserError on a loss or gradient that is not finite, and on too little memory."""
     settings, runtime = job.settings, job.runtime
     optimizer = optim.adamw(model, settings)
@@ -117,12 +103,14 @@ def _due(runtime: TrainRuntime, done: int, saved: float) -> bool:
 
 
 def _step(
-    model: Any, optimizer: torch.optim.Optimizer, task: Task, batch: list[Example], step: int, lr: float, job: Job
+    model: Any, optimizer: torch.optim.Optimizer, task: gradients.Task, batch: list[Example], step: int, lr: float,
+    job: Job,
 ) -> tuple[dict[str, float], int]:
     """One optimizer step. Returns its mean metrics and the number of tokens in its rows."""
     torch.manual_seed(derive_seed(job.seed, "step", step))  # whatever a model draws is fixed by the step
     try:
-        batch, values, bad = _gradients(model, task, batch, step, job)
+        batch, values, bad = gradients.accumulate(
+            model, task, batch, step, job.settings.precision, job.runtime.tokens_per_batch)
     except torch.OutOfMemoryError:
         raise UserError(
             f"out of memory in step {step + 1}: lower runtime.tokens_per_batch (now {job.runtime.tokens_per_batch}) or "
@@ -138,44 +126,6 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     tokens = sum(len(e.prompt) + len(c) for e in batch for c in e.completions)
     return {**values, "grad_norm": norm}, tokens
-
-
-def _gradients(
-    model: Any, task: Task, batch: list[Example], step: int, job: Job
-) -> tuple[list[Example], dict[str, float], list[str]]:
-    """Accumulate the gradient of the global batch. Returns the batch trained on, mean metrics, ids of bad losses."""
-    device = next(model.parameters()).device
-    with autocast(device, job.settings.precision):
-        batch, drawn = task.prepare(model, batch, step)
-    share = normalised_weights(batch, task.normalise)
-    collected: dict[str, list[Tensor]] = {}
-    loss, bad = 0.0, list[str]()
-    for micro in batching.micro_batches(batch, job.runtime.tokens_per_batch):
-        with autocast(device, job.settings.precision):
-            losses, metrics = task.losses(model, [batch[i] for i in micro], step)
-        part = (losses * torch.tensor([share[i] for i in micro], device=device)).sum()
-        part.backward()
-        loss += float(part.detach())
-        bad.extend(batch[i].id for i, ok in zip(micro, losses.detach().isfinite().tolist(), strict=True) if not ok)
-        for name, value in metrics.items():
-            collected.setdefault(name, []).append(value.detach().float())
-    means = {name: float(torch.cat(parts).mean()) for name, parts in collected.items()}
-    return batch, {"loss": loss, **means, **{name: float(v.float().mean()) for name, v in drawn.items()}}, bad
-
-
-def normalised_weights(batch: Sequence[Example], normalise: str) -> list[float]:
-    """What each group's loss is multiplied by, so that the sum over the global batch is its loss.
-
-    "groups": sum of w L / sum of w. "tokens": sum of w L / sum of w n, n the group's scored completion tokens.
-    """
-    sizes = {"groups": [1] * len(batch), "tokens": [e.completion_tokens for e in batch]}[normalise]
-    total = sum(e.weight * n for e, n in zip(batch, sizes, strict=True))
-    return [e.weight / total for e in batch]
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 matrix products over float32 masters, or plain float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def peak_memory_gb() -> float:

@@ -56,7 +56,8 @@ class PolicyTask:
             logits = forward.head_logits(model, hidden).float()
             per_token = -torch.nn.functional.cross_entropy(logits, rows.targets, reduction="none")
             uniforms = torch.from_numpy(batching.token_uniforms(examples, self.seed, step)).to(device)
-            tokens = TokenInputs(logits, rows.targets, rows.group, rows.column, uniforms)
+            tokens = TokenInputs(rows.targets, rows.group, rows.column, forward.positions(rows), per_token, uniforms,
+                                 logits)
         else:
             per_token = forward.token_logps(model, hidden, rows.targets, self.logits_per_chunk)
         return LossInputs(

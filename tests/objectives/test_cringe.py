@@ -120,11 +120,17 @@ ROWS = torch.tensor([1.0, 3.0, 2.0, 0.0], dtype=torch.float64)
 TOKEN = 1.313261687518223  # the worked token with u = 0.5
 
 
+def tokens_of(logits: torch.Tensor, targets: torch.Tensor, group: torch.Tensor, column: torch.Tensor,
+              uniforms: torch.Tensor) -> TokenInputs:
+    """The token view; the Cringe losses use neither position nor log-prob of a token."""
+    return TokenInputs(targets, group, column, torch.zeros_like(targets), logits[:, 0].detach(), uniforms, logits)
+
+
 def batch_of(logps: list[list[float]], **changes: object) -> LossInputs:
     """Groups of two completions with two tokens each; every token is the worked one."""
     groups = len(logps)
     number = groups * 4
-    tokens = TokenInputs(
+    tokens = tokens_of(
         logits=ROWS.repeat(number, 1),
         targets=torch.ones(number, dtype=torch.int64),
         group=torch.arange(groups).repeat_interleave(4),
@@ -151,7 +157,7 @@ def test_binary_value() -> None:
 def test_binary_labels_choose_the_term() -> None:
     """Single completions of two tokens: a good one costs -log p = 4, a bad one alpha * 2 * 1.3132616875."""
     group = torch.tensor([0, 0, 1, 1])
-    tokens = TokenInputs(ROWS.repeat(4, 1), torch.ones(4, dtype=torch.int64), group, torch.zeros_like(group),
+    tokens = tokens_of(ROWS.repeat(4, 1), torch.ones(4, dtype=torch.int64), group, torch.zeros_like(group),
                          torch.full((4,), 0.5))
     batch = LossInputs(
         logps=torch.tensor([[-4.0], [-5.0]], dtype=torch.float64), lengths=torch.full((2, 1), 2),
@@ -236,13 +242,13 @@ def test_pairs_do_not_mix_and_tokens_may_come_in_any_order() -> None:
     logits = torch.randn(12, 8, generator=generator, dtype=torch.float64)
     targets, uniforms = torch.randint(8, (12,), generator=generator), torch.rand(12, generator=generator)
     shuffle = torch.randperm(12, generator=generator)
-    tokens = TokenInputs(logits[shuffle], targets[shuffle], batch.tokens.group[shuffle], batch.tokens.column[shuffle],
+    tokens = tokens_of(logits[shuffle], targets[shuffle], batch.tokens.group[shuffle], batch.tokens.column[shuffle],
                          uniforms[shuffle])
     chosen = pairwise_cringe.Settings(k=3)
     together = pairwise_cringe.loss(batch_of(pairs, tokens=tokens), chosen)[0]
     for g, pair in enumerate(pairs):
         own = slice(4 * g, 4 * g + 4)
-        alone = TokenInputs(logits[own], targets[own], torch.zeros(4, dtype=torch.int64), torch.tensor([0, 0, 1, 1]),
+        alone = tokens_of(logits[own], targets[own], torch.zeros(4, dtype=torch.int64), torch.tensor([0, 0, 1, 1]),
                             uniforms[own])
         assert together[g].item() == pytest.approx(
             pairwise_cringe.loss(batch_of([pair], tokens=alone), chosen)[0].item(), abs=1e-12
@@ -253,7 +259,7 @@ def test_absent_completions_contribute_nothing() -> None:
     batch = batch_of([[-6.0, float("nan")], [float("nan"), float("nan")]])
     keep = torch.tensor([0, 1])  # only completion 0 of group 0 has tokens
     assert batch.tokens is not None
-    tokens = TokenInputs(*(getattr(batch.tokens, name)[keep] for name in ("logits", "targets", "group", "column",
+    tokens = tokens_of(*(getattr(batch.tokens, name)[keep] for name in ("logits", "targets", "group", "column",
                                                                           "uniforms")))
     present = torch.tensor([[True, False], [False, False]])
     for module in (binary_cringe, pairwise_cringe, hard_cringe):
@@ -285,7 +291,7 @@ logp = st.floats(-2000, 0, width=32)
 @given(logp, logp, st.floats(-50, 50), st.floats(0.01, 50), st.lists(st.floats(-200, 200, width=32), min_size=6,
                                                                       max_size=6))
 def test_finite_for_any_log_probs(chosen: float, rejected: float, b: float, tau: float, row: list[float]) -> None:
-    tokens = TokenInputs(torch.tensor([row] * 4, requires_grad=True), torch.tensor([0, 1, 2, 3]),
+    tokens = tokens_of(torch.tensor([row] * 4, requires_grad=True), torch.tensor([0, 1, 2, 3]),
                          torch.zeros(4, dtype=torch.int64), torch.tensor([0, 0, 1, 1]),
                          torch.tensor([0.0, 0.3, 0.6, 0.999]))
     logps = torch.tensor([[chosen, rejected]], requires_grad=True)

@@ -11,8 +11,9 @@ import torch
 from pipeline.build import load_part
 from pipeline.records import UserError
 from pipeline.stage import Reporter
-from pipeline.training import checkpoint, loop, optim, policy
-from pipeline.training.loop import Job, fit, normalised_weights
+from pipeline.training import checkpoint, optim, policy
+from pipeline.training.gradients import accumulate, normalised_weights
+from pipeline.training.loop import Job, fit
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
 DPO = {"module": "pipeline.objectives.dpo"}
@@ -42,7 +43,7 @@ def test_any_split_gives_the_same_gradient(tiny, tmp_path, spec, k, negatives):
     gradients = []
     for tokens in (1, 90, 10**6):
         model, made = tiny.llama(), task(spec, tokens, negatives)
-        loop._gradients(model, made, tiny.examples(8, k=k), 3, job(tmp_path, tokens))
+        accumulate(model, made, tiny.examples(8, k=k), 3, "float32", tokens)
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert gradients[2].abs().max() > 0.1
     for other in gradients[:2]:
