@@ -88,7 +88,24 @@ def try_expand(config: dict[str, Any], overrides: dict[str, dict[str, Any]]) -> 
             except UserError as error:
                 failed.add(full)  # what builds on it is not a problem of its own
                 problems += [p for p in error.problems if p not in problems]
-    return _without_unused(list(steps.values()), if_needed), problems
+    return _without_unused(list(steps.values()), if_needed), problems + misfits(steps)
+
+
+def misfits(steps: dict[str, Step]) -> list[str]:
+    """Steps whose settings cannot take the kind of groups the steps before them make, as messages.
+
+    A stage that makes or passes on groups says which in `kinds(settings, kinds of its inputs)`; one that minds says
+    what is wrong in `misfit(settings, kinds of its groups)`.
+    """
+    kinds: dict[str, frozenset[str]] = {}
+    problems: list[str] = []
+    for step in steps.values():
+        given = frozenset[str]().union(*(kinds[ref.step] for ref in step.inputs.get("groups", ())))
+        kinds[step.name] = step.module.kinds(step.settings, given) if hasattr(step.module, "kinds") else frozenset()
+        wrong = step.module.misfit(step.settings, given) if hasattr(step.module, "misfit") else None
+        if wrong is not None and f"stage.{step.stage}: {wrong}" not in problems:
+            problems.append(f"stage.{step.stage}: {wrong}")
+    return problems
 
 
 def _without_unused(steps: list[Step], if_needed: set[str]) -> list[Step]:
@@ -123,6 +140,12 @@ def _step(
     if problems or any(ref.step in failed for refs in inputs.values() for ref in refs):
         raise UserError(*problems)
     made = build.build(module.Settings, settings)
+    if hasattr(module, "required"):
+        given = node.get("inputs") or {}
+        unmet = {name: why for name, why in module.required(made).items() if name not in given}
+        if unmet:
+            raise UserError(*(f"{where}.inputs.{name}: these settings need it ({why}), but the recipe does not give it"
+                              for name, why in unmet.items()))
     if hasattr(module, "wanted"):  # optional inputs these settings have no use for would only make keys differ
         wanted = module.wanted(made)
         inputs = {n: refs for n, refs in inputs.items() if module.INPUTS[n] != "optional" or n in wanted}

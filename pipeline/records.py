@@ -96,7 +96,8 @@ class LossInputs:
     scores: Tensor | None = None  # "scores": (G, K) float32, the reward of each completion; 0 where absent
     mismatched_logps: Tensor | None = None  # "mismatched": (G,) float32, of another group's completion 0, no gradient
     mismatched_ref_logps: Tensor | None = None  # "mismatched": (G,) float32
-    mean_chosen_length: Tensor | None = None  # () float32, tokens of completion 0, mean over the *global* batch
+    mean_chosen_length: float | None = None  # tokens of completion 0, mean over the groups of the *global* batch
+    mean_length: float | None = None  # tokens of all completions, mean over the groups of the *global* batch
     state: dict[str, Tensor] = field(default_factory=dict)  # what the objective carries from step to step, scalars
     parameters: dict[str, Tensor] = field(default_factory=dict)  # trained with the policy, with gradient
 

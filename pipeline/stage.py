@@ -14,6 +14,9 @@ and where it applies
     files(settings, runtime)         the files from outside it reads: their content is part of the key
     check(settings, runtime)         problems that can be known before anything runs
     wanted(settings)                 the optional inputs these settings have a use for
+    required(settings)               the optional inputs they cannot do without -> what each gives
+    kinds(settings, given)           what groups it makes ("pairs", "lists"), given those of its input `groups`
+    misfit(settings, given)          why it cannot take such groups, or None
 
 Heavy imports (torch, transformers, vllm) go inside functions: planning imports every stage module.
 """

@@ -26,6 +26,7 @@ _COMPLETION = pa.struct([
     ("temperature", pa.float64()),
     ("seed", pa.int64()),
     ("policy", pa.string()),
+    ("prompt_ids", pa.list_(pa.int32())),
 ])
 SCHEMA = pa.schema([
     ("id", pa.string()),
@@ -107,7 +108,9 @@ def _to_row(group: Group) -> dict[str, Any]:
 
 def _from_row(row: dict[str, Any]) -> Group:
     completions = tuple(
-        Completion(**{**c, "token_ids": tuple(c["token_ids"]), "scores": dict(c["scores"])}) for c in row["completions"]
+        Completion(**{**c, "token_ids": tuple(c["token_ids"]), "prompt_ids": tuple(c["prompt_ids"]),
+                      "scores": dict(c["scores"])})
+        for c in row["completions"]
     )
     messages = tuple(Message(**m) for m in row["messages"])
     return Group(**{**row, "messages": messages, "completions": completions, "prompt_ids": tuple(row["prompt_ids"])})

@@ -4,6 +4,7 @@
     NEEDS       what it wants beside the policy's log-probs, a frozenset of
                   "pairs"             groups of two completions, the preferred one first
                   "lists"             groups of 1 + M completions, M >= 1, the preferred one first
+                  "singles"           beside pairs or lists also groups of one (a label, or a demonstration)
                   "labels"            binary feedback: batch.labels for groups of one; in larger groups completion 0
                                       is wanted and the others are unwanted
                   "reference"         batch.ref_logps

@@ -21,7 +21,7 @@ from pipeline.records import LossInputs
 if TYPE_CHECKING:
     from torch import Tensor
 
-NEEDS = frozenset({"tokens", "pairs"})
+NEEDS = frozenset({"tokens", "pairs", "singles"})
 NORMALISE = "tokens"
 
 

@@ -29,6 +29,11 @@ class Settings:
     """Factor on the weight of each input's groups, one per input in recipe order; empty: leave the weights."""
 
 
+def kinds(settings: Settings, given: frozenset[str]) -> frozenset[str]:
+    """The groups it is given."""
+    return given
+
+
 def run(context: Context) -> None:
     from pipeline import tables
 

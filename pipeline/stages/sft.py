@@ -30,4 +30,4 @@ class Settings:
 def run(context: Context) -> None:
     from pipeline.training import run_policy
 
-    run_policy.train(context, context.settings.objective, None)
+    run_policy.train(context, run_policy.Parts.load(context.settings.objective))

@@ -1,8 +1,9 @@
-"""Preference training with any objective, and negatives drawn at every step where the recipe has them.
+"""Preference training with any objective, terms beside it, and negatives drawn at every step where the recipe has them.
 
-Inputs: `model` to start from, `groups` to train on, `reference` (the groups with reference log-probs, where the
-objective needs them), `optimizer` (state of an earlier train_preference to go on from). Output: `model/`, and
-`optimizer/` with keep_optimizer.
+Inputs: `model` to start from, `groups` to train on, and, each only where the objective asks for it: `reference` (the
+groups with reference log-probs), `previous` (with log-probs of the policy this iteration began with), `scored` (with
+scores), `reference_model` (held in memory: token-level objectives and KTO's KL point), `optimizer` (state of an earlier
+train_preference to go on from). Output: `model/`, and `optimizer/` with keep_optimizer.
 """
 
 from __future__ import annotations
@@ -10,20 +11,29 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.build import load_part, part_problems
+from pipeline.build import Part, declared, load_part, part_problems
 from pipeline.stage import Context
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
-VERSION = 1
-INPUTS = {"model": "one", "groups": "one", "reference": "optional", "optimizer": "optional"}
+VERSION = 2
+INPUTS = {"model": "one", "groups": "one", "reference": "optional", "previous": "optional", "scored": "optional",
+          "reference_model": "optional", "optimizer": "optional"}
 SEEDED = True
 Runtime = TrainRuntime
+_LIVE = frozenset({"reference_tokens", "reference_hidden", "mismatched"})
+_WHY = {
+    "reference": "log-probs of every completion under the reference",
+    "previous": "log-probs of every completion under the policy the iteration began with",
+    "reference_model": "the reference model itself, held in memory",
+}
 
 
 @dataclass(frozen=True)
 class Settings:
     objective: dict[str, Any]
+    auxiliary: dict[str, Any] | None = None  # terms beside it; no block = none
     negatives: dict[str, Any] | None = None  # module null (or no block) = train on the groups as they are
+    score: str = "reward"  # which score objectives that need scores see
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     keep_optimizer: bool = False
 
@@ -33,18 +43,61 @@ class Settings:
         return self.negatives if self.negatives and self.negatives.get("module") is not None else None
 
     def check(self) -> list[tuple[str, str]]:
-        negatives = part_problems(self.drawn, "negatives") if self.drawn is not None else []
-        return [*part_problems(self.objective, "objective"), *negatives]
+        problems = part_problems(self.objective, "objective")
+        if self.drawn is not None:
+            problems += part_problems(self.drawn, "negatives")
+        if self.auxiliary is not None:
+            problems += part_problems(self.auxiliary, "auxiliary")
+        return problems or _between_parts(self)
+
+
+def _between_parts(settings: Settings) -> list[tuple[str, str]]:
+    """What is wrong between parts that are right on their own."""
+    needs, name = needs_of(settings), settings.objective["module"].rpartition(".")[2]
+    problems = []
+    if settings.drawn is not None:
+        m = load_part(settings.drawn, "negatives").settings.m
+        if not needs & {"pairs", "lists"}:
+            problems.append(("negatives", f"objective {name} takes single completions, expected negatives=none"))
+        elif "lists" not in needs and m != 1:
+            problems.append(("negatives.m", f"{m} with objective {name}, which takes pairs, expected 1"))
+    if "batch" in needs and needs & {"token_logps", "tokens", "reference_tokens", "reference_hidden"}:
+        problems.append(("objective", f"{name} compares the groups of a whole batch, for which token-level log-probs "
+                         "are not held; set auxiliary.length_alpha=1 or choose another objective"))
+    return problems
+
+
+def needs_of(settings: Settings) -> frozenset[str]:
+    """What the objective and the terms beside it need together."""
+    found = frozenset(declared(load_part(settings.objective, "objective"), "needs"))
+    auxiliary: Part | None = None if settings.auxiliary is None else load_part(settings.auxiliary, "auxiliary")
+    return found if auxiliary is None else found | declared(auxiliary, "needs")
+
+
+def required(settings: Settings) -> dict[str, str]:
+    """The optional inputs these settings cannot do without, and what they give."""
+    needs = needs_of(settings)
+    names = [n for n in ("reference", "previous") if n in needs] + (["reference_model"] if needs & _LIVE else [])
+    return {name: _WHY[name] for name in names}
 
 
 def wanted(settings: Settings) -> set[str]:
     """The optional inputs these settings have a use for."""
-    needs = load_part(settings.objective, "objective").module.NEEDS
-    return {"optimizer"} | ({"reference"} if "reference" in needs else set())
+    return {"optimizer", *required(settings)} | ({"scored"} if "scores" in needs_of(settings) else set())
+
+
+def misfit(settings: Settings, kinds: frozenset[str]) -> str | None:
+    """Why groups of these kinds ("pairs", "lists") cannot be trained on, None where they can."""
+    needs, name = needs_of(settings), settings.objective["module"].rpartition(".")[2]
+    if "lists" in kinds and "pairs" in needs and "lists" not in needs and settings.drawn is None:
+        return (f"objective {name} takes pairs, but the selection makes lists of more than two; "
+                "set selection=best_worst, negatives=uniform (or mc, hardest, easiest), or an objective for lists")
+    return None
 
 
 def run(context: Context) -> None:
     from pipeline.training import run_policy
 
     settings = context.settings
-    run_policy.train(context, settings.objective, settings.drawn, settings.keep_optimizer)
+    run_policy.train(context, run_policy.Parts.load(settings.objective, settings.auxiliary, settings.drawn),
+                     score=settings.score, keep=settings.keep_optimizer)

@@ -47,10 +47,10 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu", pad
     lengths = np.zeros((len(examples), most), np.int64)
     predict, targets, slot, row = [], [], [], 0
     for g, e in enumerate(examples):
-        start = len(e.prompt)
         for k, completion in enumerate(e.completions):
-            n = len(completion)
-            ids[row, :start], ids[row, start:start + n] = e.prompt, completion
+            prompt = e.prompt_of(k)  # completions may have prompts of their own
+            start, n = len(prompt), len(completion)
+            ids[row, :start], ids[row, start:start + n] = prompt, completion
             lengths[g, k] = n
             predict.append(np.arange(start - 1, start - 1 + n) + row * width)
             slot.append(np.arange(n) + (g * most + k) * longest)
@@ -70,6 +70,12 @@ def hidden_at_predictions(model: Any, rows: Rows) -> Tensor:
     states = model.base_model(input_ids=rows.input_ids, use_cache=False).last_hidden_state
     # index_select: its backward adds each row once, so it is deterministic on a GPU too
     return states.reshape(-1, states.shape[-1]).index_select(0, rows.predict)
+
+
+def layers_at_predictions(model: Any, rows: Rows) -> Tensor:
+    """(N, layers, H) hidden states behind every transformer layer, only where a completion token is predicted."""
+    states = model.base_model(input_ids=rows.input_ids, use_cache=False, output_hidden_states=True).hidden_states
+    return torch.stack([s.reshape(-1, s.shape[-1]).index_select(0, rows.predict) for s in states[1:]], dim=1)
 
 
 def head_logits(model: Any, hidden: Tensor) -> Tensor:

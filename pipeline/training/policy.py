@@ -1,37 +1,53 @@
-"""An objective on groups: builds what the loss may see, draws negatives, says how the loss is normalised."""
+"""An objective on groups: what it sees, the terms beside it, the negatives drawn for it, what it carries along."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.build import Part
-from pipeline.records import LossInputs, TokenInputs, UserError
+from pipeline.build import Part, declared
+from pipeline.records import LossInputs
 from pipeline.training import batching, forward
 from pipeline.training.data import Example, columns
+from pipeline.training.inputs import About, Source, device_of, loss_inputs, reference
 
 Metrics = dict[str, Tensor]
+PARAMETERS = "objective_parameters"  # the model's submodule that holds what an objective trains beside it
 
 
 @dataclass(frozen=True)
 class PolicyTask:
-    """Train a causal LM with `objective`, and `negatives` where some are drawn at every step."""
+    """Train a causal LM with `objective`, `auxiliary` terms beside it, and `negatives` drawn at every step."""
 
     objective: Part
     negatives: Part | None
     seed: int
     tokens_per_batch: int
     logits_per_chunk: int
+    auxiliary: Part | None = None
+    reference_model: Any | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)  # of the objective; changed by every step
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return needs_of(self.objective, self.auxiliary)
 
     @property
     def normalise(self) -> str:
         """ "groups" or "tokens": what the loss of a global batch is divided by."""
-        return str(self.objective.module.NORMALISE)
+        return str(declared(self.objective, "normalise"))
+
+    @property
+    def whole(self) -> bool:
+        """Whether the loss of a group depends on the others of its global batch."""
+        return "batch" in self.needs
+
+    def about(self, batch: Sequence[Example]) -> About:
+        return About.of(batch, "mismatched" in self.needs)
 
     def prepare(self, model: Any, batch: list[Example], step: int) -> tuple[list[Example], Metrics]:
         """Completion 0 and the negatives drawn for this step; without a `negatives` part the batch as it is."""
@@ -39,52 +55,72 @@ class PolicyTask:
             return batch, {}
         return draw_negatives(model, batch, step, self)
 
-    def losses(self, model: Any, examples: Sequence[Example], step: int) -> tuple[Tensor, Metrics]:
+    def losses(self, model: Any, examples: Sequence[Example], step: int, about: About) -> tuple[Tensor, Metrics]:
         """(G,) losses with gradient and (G,) metrics without."""
-        inputs = self.inputs(model, examples, step)
-        losses, metrics = self.objective.module.loss(inputs, self.objective.settings)
-        return losses, {**common_metrics(inputs), **{k: v.detach() for k, v in metrics.items()}}
+        return self.loss(self.inputs(model, examples, step, about))
 
-    def inputs(self, model: Any, examples: Sequence[Example], step: int) -> LossInputs:
-        """Run the policy and gather what the objective's NEEDS ask for."""
-        needs = self.objective.module.NEEDS
-        device = next(model.parameters()).device
-        rows = forward.collate(examples, device)
-        hidden = forward.hidden_at_predictions(model, rows)
-        tokens = None
-        if "tokens" in needs:
-            logits = forward.head_logits(model, hidden).float()
-            per_token = -torch.nn.functional.cross_entropy(logits, rows.targets, reduction="none")
-            uniforms = torch.from_numpy(batching.token_uniforms(examples, self.seed, step)).to(device)
-            tokens = TokenInputs(rows.targets, rows.group, rows.column, forward.positions(rows), per_token, uniforms,
-                                 logits)
-        else:
-            per_token = forward.token_logps(model, hidden, rows.targets, self.logits_per_chunk)
-        return LossInputs(
-            logps=forward.sums(rows, per_token),
-            lengths=rows.lengths,
-            present=rows.present,
-            ref_logps=reference(examples, device) if "reference" in needs else None,
-            labels=labels(examples, device),
-            tokens=tokens,
-        )
+    def inputs(self, model: Any, examples: Sequence[Example], step: int, about: About) -> LossInputs:
+        """Run the policy and gather what the needs ask for."""
+        source = Source(self.needs, self.seed, self.logits_per_chunk, self.reference_model)
+        return loss_inputs(source, model, examples, step, about, dict(self.state), parameters_of(model))
+
+    def logps(self, model: Any, examples: Sequence[Example]) -> Tensor:
+        """(G, K) log-probs with gradient, nothing else."""
+        return forward.group_logps(model, forward.collate(examples, device_of(model)), self.logits_per_chunk)
+
+    def loss(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
+        """(G,) losses and metrics of inputs gathered before. Carries the objective's state on by one batch."""
+        metrics, whole = common_metrics(inputs), inputs
+        if self.auxiliary is not None:
+            inputs = self.auxiliary.module.before(inputs, self.auxiliary.settings)
+        if self.state:
+            with torch.no_grad():
+                self.state.update(self.objective.module.update(inputs, self.objective.settings))
+            inputs.state.update(self.state)
+        losses, own = self.objective.module.loss(inputs, self.objective.settings)
+        if self.auxiliary is not None:
+            added, beside = self.auxiliary.module.terms(whole, self.auxiliary.settings)
+            losses, own = losses + added, {**own, **beside}
+        return losses, {**metrics, **{k: v.detach() for k, v in own.items()}}
 
 
-def labels(examples: Sequence[Example], device: torch.device | str) -> Tensor | None:
-    """(G,) bool, None where no group has a label. Among labelled ones a group without counts as preferred."""
-    if all(e.label is None for e in examples):
-        return None
-    return torch.tensor([e.label is not False for e in examples], device=device)
+def needs_of(objective: Part, auxiliary: Part | None) -> frozenset[str]:
+    """What the objective and the terms beside it need together."""
+    own = declared(objective, "needs")
+    return frozenset(own if auxiliary is None else own | declared(auxiliary, "needs"))
 
 
-def reference(examples: Sequence[Example], device: torch.device | str) -> Tensor:
-    """(G, K) float32 reference log-probs; 0 where absent."""
-    width = max(len(e.completions) for e in examples)
-    table = np.zeros((len(examples), width), np.float32)
-    for g, e in enumerate(examples):
-        assert e.ref_logps is not None, "fit_to_objective checks this"
-        table[g, : len(e.ref_logps)] = e.ref_logps
-    return torch.from_numpy(table).to(device)
+def first_state(objective: Part, device: torch.device) -> dict[str, Tensor]:
+    """What the objective carries from step to step, as it starts; empty for most."""
+    made = getattr(objective.module, "state", None)
+    values = {} if made is None else made(objective.settings)
+    return {name: torch.tensor(float(value), device=device) for name, value in values.items()}
+
+
+def add_parameters(model: Any, objective: Part) -> None:
+    """Hang what the objective trains beside the policy onto the model, so that optimizer, clipping, checkpoints and
+    distribution treat both alike. `remove_parameters` takes it off again.
+    """
+    made = getattr(objective.module, "parameters", None)
+    if made is None:
+        return
+    config = model.config.get_text_config()
+    values = made(config.hidden_size, config.num_hidden_layers, objective.settings)
+    device = device_of(model)
+    trained = {name: torch.nn.Parameter(value.to(device)) for name, value in values.items()}
+    model.add_module(PARAMETERS, torch.nn.ParameterDict(trained))
+
+
+def parameters_of(model: Any) -> dict[str, Tensor]:
+    return dict(getattr(model, PARAMETERS, {}).items())
+
+
+def remove_parameters(model: Any) -> dict[str, Tensor]:
+    """Take them off the model. Returns them, detached."""
+    values = {name: value.detach() for name, value in parameters_of(model).items()}
+    if values:
+        delattr(model, PARAMETERS)
+    return values
 
 
 def common_metrics(inputs: LossInputs) -> Metrics:
@@ -136,39 +172,3 @@ def candidate_logps(model: Any, batch: list[Example], width: int, task: PolicyTa
         scored = forward.group_logps(model, rows, task.logits_per_chunk)
         logps[micro, 1:1 + scored.shape[1]] = scored
     return logps
-
-
-def fit_to_objective(examples: Sequence[Example], objective: Part, negatives: Part | None) -> list[Example]:
-    """Bring groups to the number of completions the objective takes. Raises UserError, all kinds of misfit at once.
-
-    One that needs pairs takes groups of two, or of more where a `negatives` part draws one. One that needs only
-    log-probs learns from demonstrations: it sees completion 0.
-    """
-    needs, name = objective.module.NEEDS, objective.module.__name__
-    several = bool(needs & {"pairs", "lists"})
-    problems = []
-    if negatives is not None and not several:
-        problems.append(f"negatives: {name} takes single completions, expected negatives=none")
-    if negatives is not None and "lists" not in needs and negatives.settings.m != 1:
-        problems.append(f"negatives.m: {negatives.settings.m} with {name}, which takes pairs, expected 1")
-    short = [e for e in examples if several and len(e.completions) < 2]
-    if short:
-        problems.append(f"objective: {name} compares completions, but {len(short)} of {len(examples)} groups have one "
-                        f"(first {short[0].id!r}); train on preference data or use an objective for demonstrations")
-    long = [e for e in examples if len(e.completions) > 2]
-    if long and "pairs" in needs and "lists" not in needs and negatives is None:
-        problems.append(f"objective: {name} takes pairs, but {len(long)} of {len(examples)} groups have more than two "
-                        f"completions (first {long[0].id!r}: {len(long[0].completions)}); set negatives= to draw one, "
-                        "or use an objective for lists")
-    unlabeled = [e for e in examples if "labels" in needs and e.label is None]
-    if unlabeled:
-        problems.append(f"objective: {name} needs labels, but {len(unlabeled)} of {len(examples)} groups have none "
-                        f"(first {unlabeled[0].id!r})")
-    bare = [e for e in examples if "reference" in needs and e.ref_logps is None]
-    if bare:
-        problems.append(f"objective: {name} needs reference log-probs, but {len(bare)} of {len(examples)} groups have "
-                        f"none (first {bare[0].id!r}); give the step a `reference` input made by reference_logprobs")
-    if problems:
-        raise UserError(*problems)
-    single = not needs & {"pairs", "lists", "tokens", "labels"}
-    return [columns(e, [0]) for e in examples] if single else list(examples)

@@ -13,6 +13,7 @@ from torch.nn import functional
 from pipeline.stage import derive_seed
 from pipeline.training import batching, forward
 from pipeline.training.data import Example
+from pipeline.training.inputs import About
 
 Metrics = dict[str, Tensor]
 
@@ -23,11 +24,15 @@ class RewardTask:
 
     pad: int
     normalise: str = "groups"
+    whole: bool = False
 
     def prepare(self, model: Any, batch: list[Example], step: int) -> tuple[list[Example], Metrics]:
         return batch, {}
 
-    def losses(self, model: Any, examples: Sequence[Example], step: int) -> tuple[Tensor, Metrics]:
+    def about(self, batch: Sequence[Example]) -> About:
+        return About.of(batch)
+
+    def losses(self, model: Any, examples: Sequence[Example], step: int, about: About) -> tuple[Tensor, Metrics]:
         """(G,) losses with gradient and (G,) metrics without."""
         scores, present = group_scores(model, examples, self.pad)
         margins = scores[:, :1] - scores[:, 1:]  # (G, K - 1)

@@ -2,44 +2,71 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.build import Part, load_part
 from pipeline.records import UserError
 from pipeline.stage import Context
-from pipeline.training import data, export, forward, optim, policy
+from pipeline.training import data, export, fitting, forward, optim, policy
+from pipeline.training.inputs import LIVE_NEEDS
 from pipeline.training.loop import Job, fit
 
 
-def train(context: Context, objective: dict[str, Any], negatives: dict[str, Any] | None, keep: bool = False) -> None:
+@dataclass(frozen=True)
+class Parts:
+    """The pluggable parts of a training run."""
+
+    objective: Part
+    auxiliary: Part | None = None
+    negatives: Part | None = None
+
+    @classmethod
+    def load(cls, objective: dict[str, Any], auxiliary: dict[str, Any] | None = None,
+             negatives: dict[str, Any] | None = None) -> Parts:
+        return cls(load_part(objective, "objective"),
+                   None if auxiliary is None else load_part(auxiliary, "auxiliary"),
+                   None if negatives is None else load_part(negatives, "negatives"))
+
+
+def train(context: Context, parts: Parts, score: str = "reward", keep: bool = False) -> None:
     """Train the policy of `context` and write `model/` (and `optimizer/` with `keep`)."""
     runtime, trainer = context.runtime, context.settings.trainer
     device, source = export.prepare_machine(runtime), context.one("model")
-    task = policy.PolicyTask(
-        load_part(objective, "objective"), None if negatives is None else load_part(negatives, "negatives"),
-        context.seed, runtime.tokens_per_batch, runtime.logits_per_chunk)
-    examples = load_examples(context, task.objective, task.negatives)
+    needs = policy.needs_of(parts.objective, parts.auxiliary)
+    examples = load_examples(context, parts, score)
     model = export.load_policy(source, device, runtime)
     data.check_fits(examples, model.get_input_embeddings().weight.shape[0], export.context_length(model))
     forward.check_head(model)
+    policy.add_parameters(model, parts.objective)
+    task = policy.PolicyTask(
+        parts.objective, parts.negatives, context.seed, runtime.tokens_per_batch, runtime.logits_per_chunk,
+        parts.auxiliary, reference_model(context, device) if needs & LIVE_NEEDS else None,
+        policy.first_state(parts.objective, device))
     outcome = fit(model, examples, task, Job(
         trainer, runtime, context.seed, context.work / "checkpoints", context.report, context.optional("optimizer")))
     if keep:
         optim.save_folder(context.out / "optimizer", model, outcome.optimizer, outcome.updates)
+    policy.remove_parameters(model)
     export.save_folder(model, source, context.out / "model", trainer.save_dtype)
     context.report.count(groups=len(examples), steps=outcome.steps,
                          completion_tokens=sum(e.completion_tokens for e in examples),
                          parameters=sum(p.numel() for p in model.parameters()))
 
 
-def load_examples(context: Context, objective: Part, negatives: Part | None) -> list[data.Example]:
+def reference_model(context: Context, device: Any) -> Any:
+    """The frozen reference, for objectives that need more of it than sums of log-probs."""
+    model = export.load_policy(context.one("reference_model"), device, context.runtime)
+    return model.eval().requires_grad_(False)
+
+
+def load_examples(context: Context, parts: Parts, score: str) -> list[data.Example]:
     """The groups of `context`, checked against the token contract and the objective."""
     groups = context.one("groups")
-    references = context.inputs.get("reference", ()) if "reference" in objective.module.NEEDS else ()
-    examples = data.load(groups, references)
+    examples = data.load(groups, data.Beside(
+        context.inputs.get("reference", ()), context.inputs.get("previous", ()), context.inputs.get("scored", ()),
+        score))
     problems = data.missing_stop(groups, export.stop_ids(context.one("model")))
     if problems:
         raise UserError(*problems)
-    return policy.fit_to_objective(examples, objective, negatives)
-
-
+    return fitting.fit_to_objective(examples, parts.objective, parts.negatives, parts.auxiliary)

@@ -108,9 +108,9 @@ def test_objective_without_its_reference(world, tmp_path):
 
 
 def test_pairs_wanted_demonstrations_given(world, tmp_path):
-    cringe = {"objective": {"module": "pipeline.objectives.pairwise_cringe"}, "trainer": TRAINER}
+    dpo = {"objective": {"module": "pipeline.objectives.dpo"}, "trainer": TRAINER}
     with pytest.raises(UserError, match="compares completions, but 48 of 48 groups have one"):
-        run(train_preference, tmp_path / "work", cringe, RUNTIME, model=world.sft, groups=world.ids / "sft")
+        run(train_preference, tmp_path / "work", dpo, RUNTIME, model=world.sft, groups=world.ids / "sft")
 
 
 def test_bad_parts_show_when_planning():

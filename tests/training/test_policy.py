@@ -11,7 +11,7 @@ import torch
 
 from pipeline.build import Part, load_part
 from pipeline.records import UserError
-from pipeline.training import data, forward, policy
+from pipeline.training import data, fitting, forward, inputs, policy
 
 DPO = load_part({"module": "pipeline.objectives.dpo"}, "objective")
 CE = load_part({"module": "pipeline.objectives.ce"}, "objective")
@@ -24,6 +24,10 @@ def task(objective, negatives=None):
     return policy.PolicyTask(objective, negatives, 0, 10**6, 2**27)
 
 
+def run(made, model, examples):
+    return made.losses(model, examples, 0, made.about(examples))
+
+
 def with_own_reference(model, examples):
     """Examples whose reference is the policy itself."""
     with torch.no_grad():
@@ -34,7 +38,7 @@ def with_own_reference(model, examples):
 @pytest.mark.parametrize("objective, k, expected", [(DPO, 2, math.log(2)), (RNCE, 4, math.log(4))])
 def test_loss_where_policy_is_reference(tiny, objective, k, expected):
     model = tiny.llama()
-    losses, metrics = task(objective).losses(model, with_own_reference(model, tiny.examples(5, k=k)), 0)
+    losses, metrics = run(task(objective), model, with_own_reference(model, tiny.examples(5, k=k)))
     assert losses.tolist() == pytest.approx([expected] * 5, abs=1e-5)
     assert metrics["chosen_log_ratio"].tolist() == pytest.approx([0.0] * 5, abs=1e-4)
 
@@ -42,12 +46,12 @@ def test_loss_where_policy_is_reference(tiny, objective, k, expected):
 def test_token_inputs_belong_to_their_log_probs(tiny):
     """Summing the token view by (group, column) gives the sequence log-probs."""
     examples = tiny.examples(3)
-    inputs = task(CRINGE).inputs(tiny.llama(), examples, 0)
-    tokens = inputs.tokens
+    seen = task(CRINGE).inputs(tiny.llama(), examples, 0, inputs.About.of(examples))
+    tokens = seen.tokens
     per_token = tokens.logits.log_softmax(-1).gather(1, tokens.targets[:, None])[:, 0]
     sums = torch.zeros(3, 2).index_put((tokens.group, tokens.column), per_token, accumulate=True)
-    assert torch.allclose(sums, inputs.logps, atol=1e-4)
-    assert inputs.lengths.tolist() == [[len(c) for c in e.completions] for e in examples]
+    assert torch.allclose(sums, seen.logps, atol=1e-4)
+    assert seen.lengths.tolist() == [[len(c) for c in e.completions] for e in examples]
 
 
 def test_negatives_are_drawn_and_the_preferred_stays(tiny):
@@ -92,19 +96,19 @@ def test_misfits_are_named(tiny):
         (single, CE, MC, "takes single completions, expected negatives=none"),
     ]:
         with pytest.raises(UserError, match=words):
-            policy.fit_to_objective(examples, objective, negatives)
-    assert policy.fit_to_objective(pairs, DPO, None) == pairs
+            fitting.fit_to_objective(examples, objective, negatives)
+    assert fitting.fit_to_objective(pairs, DPO, None) == pairs
 
 
 def test_labels_that_are_missing_are_named(tiny):
     module = types.ModuleType("labelled")
     module.NEEDS, module.NORMALISE = frozenset({"labels"}), "groups"
     with pytest.raises(UserError, match="needs labels, but 2 of 2 groups have none"):
-        policy.fit_to_objective(tiny.examples(2, k=1), Part(module, None), None)
+        fitting.fit_to_objective(tiny.examples(2, k=1), Part(module, None), None)
 
 
 def test_demonstrations_of_pairs_are_the_preferred_side(tiny):
-    (example,) = policy.fit_to_objective(tiny.examples(1), CE, None)
+    (example,) = fitting.fit_to_objective(tiny.examples(1), CE, None)
     assert len(example.completions) == 1 == len(example.ref_logps)
 
 

@@ -1,0 +1,170 @@
+"""Terms that stand beside any objective: an SFT term, length desensitisation, a rationale term.
+
+    before(batch, settings) -> LossInputs             what the objective sees
+    terms(batch, settings) -> (losses (G,), metrics)  what is added to its losses; sees the batch as it was
+
+SFT term:  + w (-log pi(y_w)), in one of three normalisations (equations A0): the sum over tokens (the papers), its mean
+over the completion's tokens (OpenRLHF's nll_loss_coef), or the mean over all chosen tokens of the global batch (TRL's
+"sft" loss and CPO).
+
+Length desensitisation (LD-DPO, Liu et al. 2024): tokens of a pair beyond the length of its shorter side weigh alpha, in
+the sums of the policy and of the reference.
+
+Rationale term (Just et al. 2024): + gamma (-log pi(rationale | its own prompt)); the rationale is the last completion
+of a group, with a prompt of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.build import setting
+from pipeline.objectives.tensors import at_least_float32, masked, required
+from pipeline.records import LossInputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every term is off by default."""
+
+    sft_weight: float = setting(0.0, low=0.0)
+    """w of the SFT term on the preferred completion. RPO's papers: 0.005 x beta (sum), 0.2 (mean)."""
+
+    sft_normalise: str = setting("batch", choices=("sum", "mean", "batch"))
+    """sum: over the completion's tokens; mean: of them; batch: mean over all chosen tokens of the global batch."""
+
+    length_alpha: float = setting(1.0, low=0.0, high=1.0)
+    """Weight of a pair's tokens beyond its shorter side. 1: off. LD-DPO: 0.5."""
+
+    rationale_gamma: float = setting(0.0, low=0.0)
+    """Weight of the rationale's negative log-prob. Released runs: 0.001."""
+
+    rationale_log_sigmoid: bool = False
+    """Wrap it as the released RDPO code does: -log s(gamma log pi(rationale)) instead of -gamma log pi."""
+
+
+def needs(settings: Settings) -> frozenset[str]:
+    """Token-level log-probs for length desensitisation, a further completion for rationales; else nothing."""
+    found: set[str] = set()
+    if settings.length_alpha < 1.0:
+        found |= {"token_logps", "reference_tokens"}
+    if settings.rationale_gamma > 0.0:
+        found |= {"rationale"}
+    return frozenset(found)
+
+
+def sft_losses(
+    chosen_logps: Tensor, chosen_lengths: Tensor, normalise: str = "batch", mean_length: float | None = None
+) -> Tensor:
+    """-log pi(y_w) of each group in one of three normalisations.
+
+    Args:
+        chosen_logps: (G,) sums over tokens, nats. chosen_lengths: (G,) tokens.
+        normalise: "sum", "mean" or "batch".
+        mean_length: tokens of y_w, mean over the global batch; None: over this one. Only for "batch": the mean of the
+            returned losses over all groups is then the mean over all tokens.
+
+    Returns: (G,), each >= 0.
+    """
+    nll = -at_least_float32(chosen_logps)
+    if normalise == "mean":
+        return nll / chosen_lengths.clamp(min=1)
+    if normalise == "batch":
+        mean = at_least_float32(chosen_lengths.to(nll.dtype)).mean() if mean_length is None else mean_length
+        return nll / max(float(mean), 1e-9)
+    return nll
+
+
+def desensitised_sums(
+    token_logps: Tensor, group: Tensor, column: Tensor, position: Tensor, lengths: Tensor, alpha: float
+) -> Tensor:
+    """(G, K) sums in which tokens beyond min(|y_w|, |y_l|) of their group weigh alpha.
+
+    Args:
+        token_logps: (N,) nats. group, column, position: (N,) int64, where each token stands.
+        lengths: (G, K) int64, 0 where absent; a group with one completion keeps weight 1.
+        alpha: in [0, 1].
+    """
+    import torch
+
+    values = at_least_float32(token_logps)
+    shortest = torch.where(lengths > 0, lengths, lengths.max()).amin(dim=1)
+    weights = torch.where(position < shortest[group], 1.0, alpha).to(values.dtype)
+    flat = values.new_zeros(lengths.numel()).index_add(0, group * lengths.shape[1] + column, values * weights)
+    return flat.view(lengths.shape)
+
+
+def before(batch: LossInputs, settings: Settings) -> LossInputs:
+    """The batch as the objective sees it: without the rationale column, with desensitised sums."""
+    if settings.length_alpha < 1.0:
+        tokens = required(batch.tokens, "tokens", "length_alpha")
+        places = (tokens.group, tokens.column, tokens.position, _compared(batch, settings), settings.length_alpha)
+        ref = required(tokens.ref_logps, "tokens.ref_logps", "length_alpha")
+        batch = dataclasses.replace(
+            batch,
+            logps=desensitised_sums(tokens.logps, *places),
+            ref_logps=None if batch.ref_logps is None else desensitised_sums(ref, *places),
+        )
+    return without_last(batch) if settings.rationale_gamma > 0.0 else batch
+
+
+def _compared(batch: LossInputs, settings: Settings) -> Tensor:
+    """Lengths of the completions that are compared: a rationale is not."""
+    import torch
+
+    if settings.rationale_gamma == 0.0:
+        return batch.lengths
+    last = _last(batch)
+    return torch.where(torch.nn.functional.one_hot(last, batch.lengths.shape[1]).bool(), 0, batch.lengths)
+
+
+def _last(batch: LossInputs) -> Tensor:
+    return batch.present.sum(dim=1) - 1  # (G,), the last completion's column
+
+
+def without_last(batch: LossInputs) -> LossInputs:
+    """The batch without the last completion of every group; its tokens stay in the token view of no column."""
+    import torch
+
+    last = torch.nn.functional.one_hot(_last(batch).clamp(min=0), batch.present.shape[1]).bool()
+    kept = batch.present & ~last
+    width = int(kept.sum(dim=1).max()) if kept.numel() else 0
+
+    def cut(values: Tensor | None) -> Tensor | None:
+        return None if values is None else torch.where(kept, values, torch.zeros_like(values))[:, :width]
+
+    tokens = batch.tokens
+    if tokens is not None:
+        keep = ~last[tokens.group, tokens.column]
+        tokens = dataclasses.replace(tokens, **{
+            f.name: None if getattr(tokens, f.name) is None else getattr(tokens, f.name)[keep]
+            for f in dataclasses.fields(tokens)})
+    names = ("logps", "lengths", "ref_logps", "previous_logps", "scores")
+    columns = {name: cut(getattr(batch, name)) for name in names}
+    return dataclasses.replace(batch, present=kept[:, :width], tokens=tokens, **columns)
+
+
+def terms(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+    """What is added to the losses, (G,), and how large each term is."""
+    import torch
+
+    total = torch.zeros_like(at_least_float32(batch.logps[:, 0]))
+    metrics: dict[str, Tensor] = {}
+    if settings.sft_weight > 0.0:
+        chosen, there = masked(batch.logps, batch.present)[:, 0], batch.present[:, 0]
+        losses = sft_losses(chosen, batch.lengths[:, 0], settings.sft_normalise, batch.mean_chosen_length)
+        metrics["sft_loss"] = torch.where(there, losses, 0.0).detach()
+        total = total + settings.sft_weight * torch.where(there, losses, 0.0)
+    if settings.rationale_gamma > 0.0:
+        logps = masked(batch.logps, batch.present).gather(1, _last(batch).clamp(min=0)[:, None])[:, 0]
+        losses = -settings.rationale_gamma * logps
+        if settings.rationale_log_sigmoid:
+            losses = -torch.nn.functional.logsigmoid(settings.rationale_gamma * logps)
+        metrics["rationale_logps"] = logps.detach()
+        total = total + losses
+    return total, metrics

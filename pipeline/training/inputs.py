@@ -1,0 +1,181 @@
+"""What an objective sees of a micro-batch, and of a global batch joined from its micro-batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.records import LossInputs, TokenInputs, UserError
+from pipeline.training import batching, forward
+from pipeline.training.data import Example
+
+TOKEN_NEEDS = frozenset({"token_logps", "tokens", "reference_tokens", "reference_hidden"})
+LIVE_NEEDS = frozenset({"reference_tokens", "reference_hidden", "mismatched"})  # ask for the reference model itself
+_COLUMNS = ("logps", "lengths", "present", "ref_logps", "previous_logps", "scores")  # (G, K)
+_GROUPS = ("labels", "mismatched_logps", "mismatched_ref_logps")  # (G,)
+
+
+@dataclass(frozen=True)
+class About:
+    """The global batch a micro-batch belongs to."""
+
+    mean_chosen_length: float  # tokens of completion 0
+    mean_length: float  # tokens of all completions
+    partners: dict[str, Example]  # group id -> the group whose completion 0 is its mismatched one
+
+    @classmethod
+    def of(cls, batch: Sequence[Example], mismatched: bool = False) -> About:
+        """Facts of `batch`; with `mismatched` also a partner with another prompt for every group."""
+        chosen = sum(len(e.completions[0]) for e in batch) / len(batch)
+        return cls(chosen, sum(e.completion_tokens for e in batch) / len(batch),
+                   partners(batch) if mismatched else {})
+
+
+def partners(batch: Sequence[Example]) -> dict[str, Example]:
+    """For every group the nearest one before it (cyclic) that has another prompt: the mismatch of KTO's KL point.
+
+    Raises UserError where a group has none.
+    """
+    found: dict[str, Example] = {}
+    for i, one in enumerate(batch):
+        others = (batch[i - back] for back in range(1, len(batch)))
+        partner = next((o for o in others if not np.array_equal(o.prompt, one.prompt)), None)
+        if partner is None:
+            raise UserError(f"objective: its KL point needs completions of other prompts, but group {one.id!r} stands "
+                            f"in a global batch of {len(batch)} with no other prompt; raise "
+                            "trainer.preference.batch_size or choose another objective.reference_point")
+        found[one.id] = partner
+    return found
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the inputs come from: what is needed, by which models, drawn from which seed."""
+
+    needs: frozenset[str]
+    seed: int
+    logits_per_chunk: int
+    reference_model: Any | None = None  # on the device; only where LIVE_NEEDS ask for it
+
+
+def loss_inputs(
+    source: Source, model: Any, examples: Sequence[Example], step: int, about: About, state: dict[str, Tensor],
+    parameters: dict[str, Tensor],
+) -> LossInputs:
+    """Run the policy (and the reference, where it is needed live) and gather what the needs name."""
+    needs, device = source.needs, device_of(model)
+    rows = forward.collate(examples, device)
+    hidden = forward.hidden_at_predictions(model, rows)
+    logits = None
+    if "tokens" in needs:
+        logits = forward.head_logits(model, hidden).float()
+        per_token = -torch.nn.functional.cross_entropy(logits, rows.targets, reduction="none")
+    else:
+        per_token = forward.token_logps(model, hidden, rows.targets, source.logits_per_chunk)
+    tokens = _tokens(source, rows, examples, step, per_token, logits) if needs & TOKEN_NEEDS else None
+    mismatched = _mismatched(source, model, examples, about) if "mismatched" in needs else (None, None)
+    return LossInputs(
+        logps=forward.sums(rows, per_token),
+        lengths=rows.lengths,
+        present=rows.present,
+        ref_logps=_table([e.ref_logps for e in examples], device) if "reference" in needs else None,
+        previous_logps=_table([e.previous_logps for e in examples], device) if "previous" in needs else None,
+        scores=_table([e.scores for e in examples], device) if "scores" in needs else None,
+        labels=labels(examples, device),
+        tokens=tokens,
+        mismatched_logps=mismatched[0],
+        mismatched_ref_logps=mismatched[1],
+        mean_chosen_length=about.mean_chosen_length,
+        mean_length=about.mean_length,
+        state=state,
+        parameters=parameters,
+    )
+
+
+def _tokens(
+    source: Source, rows: forward.Rows, examples: Sequence[Example], step: int, per_token: Tensor, logits: Tensor | None
+) -> TokenInputs:
+    needs, device = source.needs, per_token.device
+    uniforms = ref_logps = ref_logits = ref_hidden = None
+    if "tokens" in needs:
+        uniforms = torch.from_numpy(batching.token_uniforms(examples, source.seed, step)).to(device)
+    with torch.no_grad():
+        if "reference_tokens" in needs:
+            hidden = forward.hidden_at_predictions(source.reference_model, rows)
+            if "tokens" in needs:
+                ref_logits = forward.head_logits(source.reference_model, hidden).float()
+                ref_logps = -torch.nn.functional.cross_entropy(ref_logits, rows.targets, reduction="none")
+            else:
+                ref_logps = forward.token_logps(source.reference_model, hidden, rows.targets, source.logits_per_chunk)
+        if "reference_hidden" in needs:
+            ref_hidden = forward.layers_at_predictions(source.reference_model, rows).float()
+    return TokenInputs(rows.targets, rows.group, rows.column, forward.positions(rows), per_token, uniforms, logits,
+                       ref_logps, ref_logits, ref_hidden)
+
+
+@torch.no_grad()
+def _mismatched(source: Source, model: Any, examples: Sequence[Example], about: About) -> tuple[Tensor, Tensor]:
+    """(G,) log-probs of each group's mismatched completion under the policy and the reference."""
+    swapped = [Example(e.id, e.prompt, (about.partners[e.id].completions[0],)) for e in examples]
+    rows = forward.collate(swapped, device_of(model))
+    of_policy, of_reference = (forward.group_logps(m, rows, source.logits_per_chunk)[:, 0]
+                               for m in (model, source.reference_model))
+    return of_policy, of_reference
+
+
+def device_of(model: Any) -> torch.device:
+    return next(model.parameters()).device
+
+
+def labels(examples: Sequence[Example], device: torch.device | str) -> Tensor | None:
+    """(G,) bool, None where no group has a label. Among labelled ones a group without counts as preferred."""
+    if all(e.label is None for e in examples):
+        return None
+    return torch.tensor([e.label is not False for e in examples], device=device)
+
+
+def reference(examples: Sequence[Example], device: torch.device | str) -> Tensor:
+    """(G, K) float32 reference log-probs; 0 where absent."""
+    return _table([e.ref_logps for e in examples], device)
+
+
+def _table(values: Sequence[Sequence[float] | None], device: torch.device | str) -> Tensor:
+    """(G, K) float32 from one row per group; 0 where absent."""
+    table = np.zeros((len(values), max(len(v or ()) for v in values)), np.float32)
+    for g, row in enumerate(values):
+        assert row is not None, "fit_to_objective checks this"
+        table[g, : len(row)] = row
+    return torch.from_numpy(table).to(device)
+
+
+def joined(parts: Sequence[LossInputs], places: Sequence[Sequence[int]]) -> LossInputs:
+    """The inputs of a global batch from those of its micro-batches; `places` are their groups' places in the batch.
+
+    Token views are not joined: an objective over the whole batch sees sequences only.
+    """
+    order = torch.tensor([i for place in places for i in place]).argsort()
+    width = max(p.logps.shape[1] for p in parts)
+
+    def column(name: str) -> Tensor | None:
+        values = [getattr(p, name) for p in parts]
+        if any(v is None for v in values):
+            return None
+        wide = [torch.nn.functional.pad(v, (0, width - v.shape[1])) for v in values]
+        return torch.cat(wide)[order.to(wide[0].device)]
+
+    def flat(name: str) -> Tensor | None:
+        values = [getattr(p, name) for p in parts]
+        if all(v is None for v in values):
+            return None
+        # a micro-batch without any label beside one with some: unlabelled groups count as preferred
+        full = [torch.ones_like(p.present[:, 0]) if v is None else v for p, v in zip(parts, values, strict=True)]
+        return torch.cat(full)[order.to(full[0].device)]
+
+    gathered = {n: column(n) for n in _COLUMNS} | {n: flat(n) for n in _GROUPS}
+    return dataclasses.replace(parts[0], tokens=None, **gathered)
