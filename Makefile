@@ -36,9 +36,8 @@ bench: $(STAMP) ## Run the benchmarks, scripts/bench_*.py
 	@set -e; for file in $(wildcard scripts/bench_*.py); do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
 	@$(if $(wildcard scripts/bench_*.py),:,echo "there is no scripts/bench_*.py yet, so nothing was measured")
 
-dashboard: $(STAMP) ## Show all runs and their reports in the terminal (there is no web page yet)
-	@$(BIN)/align status $(ARGS)
-	@$(if $(wildcard workspace/runs/*/report.md),echo; echo "reports:"; ls workspace/runs/*/report.md,:)
+dashboard: $(STAMP) ## Show all runs in the browser: one page over the workspace, live
+	$(BIN)/align dashboard $(ARGS)
 
 clean: ## Remove caches and build leftovers; keeps the environment and the workspace
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

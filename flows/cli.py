@@ -21,6 +21,8 @@ align explain  STEP run=NAME            why a step is stale or was rebuilt, fiel
 align verify   [NAME]                   check every hash of every artifact
 align gc       [--apply]                what no run needs any more; --apply removes it
 align doctor                            versions, devices, disk and memory, what is missing
+align dashboard [--host H] [--port P]   the runs in the browser: one page over this workspace, live
+align report   NAME [--html]            a run's report; --html writes it as one self-contained page
 align server   up|down|status           Prefect's own web page over the runs of this workspace
 
 groups: recipe model data objective negatives selection reward engine sampling trainer evaluation hardware tracking
@@ -168,9 +170,34 @@ def _server(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(act=act)
 
 
+def _dashboard(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="anything but loopback makes the page ask for a token")
+    parser.add_argument("--port", type=int)
+    _name(parser)
+
+    def act(options: argparse.Namespace) -> int:
+        from flows.dashboard.serve import dashboard
+
+        return dashboard(_workspace_and_name(options)[0], options.host, options.port)
+
+    parser.set_defaults(act=act)
+
+
+def _report(parser: argparse.ArgumentParser) -> None:
+    _name(parser)
+    parser.add_argument("--html", action="store_true", help="write one page with everything in it")
+
+    def act(options: argparse.Namespace) -> int:
+        from flows.dashboard.report import report
+
+        return report(*_workspace_and_name(options), options.html)
+
+    parser.set_defaults(act=act)
+
+
 _COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "run": _run, "plan": _plan, "stage": _stage, "status": _status, "explain": _explain, "verify": _verify, "gc": _gc,
-    "doctor": _doctor, "server": _server,
+    "doctor": _doctor, "dashboard": _dashboard, "report": _report, "server": _server,
 }
 
 

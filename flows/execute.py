@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flows import display
+from flows import display, gates, prefect_page
 from flows.compose import compose
 from flows.engine import EngineFailed, EngineHolder
 from flows.environment import prefect_environment
@@ -38,6 +38,7 @@ class Driver:
         self.place = Place(workspace, run.name, hardware["grace_seconds"], 60 * hardware["timeout_minutes"])
         self.engine = EngineHolder(self.place.folder / "logs" / "engine.log", run.config["engine"], workspace)
         self.screen = display.Screen(len(steps))
+        self.stopped_by = ""  # the gate that ended the run, "" where none did
 
     def step(self, step: Step) -> None:
         """Make sure the step's artifact is there; update the record either way."""
@@ -63,6 +64,21 @@ class Driver:
             runs.event(self.workspace, self.run.name, step.name, "cached", key=artifact.key)
         self._mark(step, **facts)
         self.screen.finish(step.name, cached, seconds, display.brief(artifact.manifest["counts"]))
+        self._gate(step, artifact)
+
+    def _gate(self, step: Step, artifact: store.Artifact) -> None:
+        """Say what a gate decided; the artifact is the decision, so a run that goes on decides the same."""
+        decision = gates.read(artifact)
+        if decision is None:
+            return
+        for line in gates.lines(step.name, decision):
+            display.say(line)
+        if decision["decision"] == gates.STOP and not self.only:
+            self.stopped_by = step.name
+
+    def wanted(self) -> list[Step]:
+        """The steps to run: all, or all up to the one that was asked for."""
+        return self.steps[: 1 + [s.name for s in self.steps].index(self.only)] if self.only else self.steps
 
     def _remaining(self, step: Step) -> list[Step]:
         position = self.steps.index(step)
@@ -97,14 +113,13 @@ def drive(driver: Driver) -> None:
 
     The first steps run while Prefect starts; their tasks then find them done.
     """
-    wanted = driver.steps[: 1 + [s.name for s in driver.steps].index(driver.only)] if driver.only else driver.steps
     prefect = threading.Thread(target=_start_prefect, daemon=True)
     prefect.start()
-    for step in wanted:
-        if prefect.is_alive():
+    for step in driver.wanted():
+        if prefect.is_alive() and not driver.stopped_by:
             driver.step(step)
     prefect.join()
-    _as_flow(driver, wanted)
+    _as_flow(driver, driver.wanted())
 
 
 def _as_flow(driver: Driver, wanted: list[Step]) -> None:
@@ -112,13 +127,17 @@ def _as_flow(driver: Driver, wanted: list[Step]) -> None:
     from prefect.cache_policies import NO_CACHE
 
     def one_step(name: str) -> None:
-        if name not in driver.done:
-            driver.step(next(s for s in driver.steps if s.name == name))
+        with prefect_page.progress(driver, name):
+            if name not in driver.done:
+                driver.step(next(s for s in driver.steps if s.name == name))
+        prefect_page.link(driver, name)
         get_run_logger().info("%s: %s", name, display.brief(driver.done[name].manifest["counts"]))
 
     @flow(name="alignloop", flow_run_name=driver.run.name, validate_parameters=False)
     def loop(steps: list[str]) -> None:
         for name in steps:
+            if driver.stopped_by and name not in driver.done:
+                break
             as_task = task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
             as_task(one_step)(name)
 
@@ -127,7 +146,7 @@ def _as_flow(driver: Driver, wanted: list[Step]) -> None:
     except (UserError, StepFailed, EngineFailed):
         raise
     except Exception as error:  # Prefect's server may go away after the last step: the files know better
-        if len(driver.done) < len(wanted):
+        if len(driver.done) < len(wanted) and not driver.stopped_by:
             raise
         display.say(f"note: Prefect ended with {type(error).__name__}; every step is done, so the result stands")
 
@@ -165,7 +184,7 @@ def _run(driver: Driver) -> None:
             raise
         finally:
             driver.engine.close()
-    driver.run = replace(driver.run, outcome=runs.DONE)
+    driver.run = gates.ended(driver.run, driver.stopped_by)
     runs.save(driver.workspace, driver.run)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from flows.compose import Composed, compose
 from pipeline import plan, runs, tracking
-from pipeline.build import nearest, problems_of
+from pipeline.build import declared, load_part, nearest, part_problems, problems_of
 from pipeline.plan import Step
 from pipeline.records import UserError
 
@@ -90,7 +90,23 @@ def _contradictions(config: dict[str, Any]) -> list[str]:
     if isinstance(most, int) and isinstance(room, int) and most >= room:
         problems.append(f"sampling.max_tokens: {most} leaves no room for a prompt in a context of {room} tokens "
                         "(model.arch.max_position)")
-    return problems
+    return problems + _too_few_samples(config)
+
+
+def _too_few_samples(config: dict[str, Any]) -> list[str]:
+    """A selection that could use no prompt at all, whatever is sampled."""
+    blocks = (config["recipe"] or {}).values()
+    selects = any(isinstance(node, dict) and node.get("stage") == "build_groups"
+                  for block in blocks if isinstance(block, dict) for node in block.values())
+    n, temperatures = config["sampling"]["n"], config["sampling"]["temperatures"]
+    if not selects or not isinstance(n, int) or part_problems(config["selection"], "selection"):
+        return []
+    part = load_part(config["selection"], "selection")
+    needed, given = declared(part, "samples"), n * len(temperatures)
+    if given >= needed:
+        return []
+    return [f"selection: {part.module.__name__} needs {needed} samples per prompt with these settings, sampling gives "
+            f"{given} (sampling.n x sampling.temperatures)"]
 
 
 def _absolute(override: str) -> str:

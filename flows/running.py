@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from flows import display
+from flows import display, gates
 from flows.estimate import estimate, shortage
 from flows.prepare import Prepared, prepare
 from flows.summary import conclude
@@ -29,8 +29,9 @@ def run(overrides: list[str]) -> int:
     _enough_disk(prepared, planned)
     with runs.hold(prepared.workspace, prepared.run.name):
         record = _with_known(prepared.run, planned)
-        if all(item.cached for item in planned):
-            return _all_cached(prepared, record, planned, started)
+        reachable = gates.reachable(planned)
+        if all(item.cached for item in reachable):
+            return _all_cached(prepared, record, reachable, started)
         runs.save(prepared.workspace, record)
     return _drive(prepared, only=None, force=False)
 
@@ -112,7 +113,8 @@ def _all_cached(prepared: Prepared, record: runs.Run, planned: list[Planned], st
     """Nothing to run: no process, no Prefect."""
     for item in planned:
         display.say(f"  cached  {item.step.name}")
-    record = replace(record, outcome=runs.DONE, steps=[{**s, "state": "cached"} for s in record.steps])
+    record = replace(record, steps=[{**s, "state": "cached"} for s in record.steps])
+    record = gates.ended(record, planned[-1].step.name if len(planned) < len(record.steps) else "")
     runs.save(prepared.workspace, record)
     done = {item.step.name: item.artifact for item in planned if item.artifact}
     conclude(prepared.workspace, record, done, time.monotonic() - started)

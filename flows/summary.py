@@ -6,23 +6,30 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flows import display
+from flows import display, gates
 from pipeline import report, runs, store
 
 
 def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], seconds: float) -> None:
     """Write the report from the manifests and print it. `seconds`: wall time of this call's work."""
-    steps = [_record(step, done[step["name"]]) for step in run.steps]
+    steps = [_record(step, done[step["name"]]) for step in run.steps if step["name"] in done]
     found = report.rows(steps)
     folder = runs.folder(workspace, run.name)
     title = f"{run.name}: {run.config['choices']['recipe']} on {run.config['choices'].get('data', 'minifarm')}"
-    comparisons = [done[s["name"]].path / "comparison.md" for s in run.steps if s["stage"] == "report"]
-    extra = comparisons[-1].read_text() if comparisons else ""
-    store.write_atomic(folder / "report.md", report.to_markdown(title, found, steps, extra))
+    comparisons = [done[s["name"]].path / "comparison.md" for s in run.steps
+                   if s["stage"] == "report" and s["name"] in done]
+    sections = {
+        "Evaluation": comparisons[-1].read_text() if comparisons else "",
+        "Diagnostics": report.diagnostics_table(_diagnostics(run, done)),
+        "Gates": gates.table(run, done),
+    }
+    store.write_atomic(folder / "report.md", report.to_markdown(title, found, steps, sections))
     store.write_atomic(folder / "report.json", json.dumps(report.to_json(title, found, steps), indent=1))
     display.say("")
     shown = [i for i, header in enumerate(report.HEADERS) if header not in _LEFT_OUT]
     display.table(title, [report.HEADERS[i] for i in shown], [[row[i] for i in shown] for row in report.cells(found)])
+    if run.outcome.startswith("stopped"):
+        _say_why(run, done)
     work = sum(step.seconds for step in steps if not step.cached)
     if work:
         display.say(f"\n{seconds:.1f} s, of them {work:.1f} s in stages (orchestration "
@@ -33,9 +40,25 @@ def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], se
                 f"status    align status {run.name}\nsamples   {_samples(run, done)}")
 
 
+def _diagnostics(run: runs.Run, done: dict[str, store.Artifact]) -> list[tuple[int, dict[str, Any]]]:
+    """(iteration, content of diagnostics.json) of every iteration that has it."""
+    return [
+        (s["iteration"], json.loads((done[s["name"]].path / "diagnostics.json").read_text()))
+        for s in run.steps if s["stage"] == "diagnose" and s["name"] in done
+    ]
+
+
+def _say_why(run: runs.Run, done: dict[str, store.Artifact]) -> None:
+    step = run.outcome.removeprefix("stopped by ")
+    decision = gates.read(done[step])
+    assert decision is not None
+    display.say(f"\n{run.outcome}: {'; '.join(decision['reasons'])}\nmodel     {done[step].path / 'model'} "
+                f"(of iteration {decision['goes_on_from']}; 0: what the loop began with)")
+
+
 def _samples(run: runs.Run, done: dict[str, store.Artifact]) -> str:
     """Where the last answers and their scores are."""
-    scored = [done[s["name"]].path / "groups" for s in run.steps if s["stage"] == "score"]
+    scored = [done[s["name"]].path / "groups" for s in run.steps if s["stage"] == "score" and s["name"] in done]
     return str(scored[-1]) if scored else "none: this recipe samples nothing"
 
 

@@ -277,7 +277,7 @@ def key_parts(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> d
         "version": module.VERSION,
         "settings": _without_paths(dataclasses.asdict(step.settings), files),
         "inputs": inputs,
-        "seed": step.seed if module.SEEDED else None,
+        "seed": step.seed if build.declared(build.Part(module, step.settings), "seeded") else None,
     }
 
 

@@ -43,6 +43,7 @@ class Completion:
     temperature: float | None = None
     seed: int | None = None
     policy: str = ""  # output digest of the weights that wrote it; "" = the data set
+    logprobs: tuple[float, ...] | None = None  # of each token under the policy that sampled it, nats; kept on request
     prompt_ids: tuple[int, ...] = ()  # its own prompt where it is not the group's: a rationale, an answer to a draft
 
 

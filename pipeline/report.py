@@ -145,8 +145,10 @@ def cells(found: Sequence[IterationRow]) -> list[tuple[str, ...]]:
     ]
 
 
-def to_markdown(title: str, found: Sequence[IterationRow], steps: Sequence[StepRecord], extra: str = "") -> str:
-    """The run's report. `extra` is put after the first table (the comparison that the report stage made)."""
+def to_markdown(
+    title: str, found: Sequence[IterationRow], steps: Sequence[StepRecord], sections: dict[str, str] | None = None
+) -> str:
+    """The run's report. `sections`, by heading, come after the first table; empty ones are left out."""
     reasons = [
         f"| {r.iteration} | {reason} | {number:,} |" for r in found for reason, number in r.dropped.items()
     ]
@@ -156,8 +158,8 @@ def to_markdown(title: str, found: Sequence[IterationRow], steps: Sequence[StepR
         for s in steps
     ]
     parts = [f"# {title}", _table(HEADERS, cells(found)), _LEGEND]
-    if extra:
-        parts += ["## Evaluation", extra.strip()]
+    for heading, text in (sections or {}).items():
+        parts += [f"## {heading}", text.strip()] if text else []
     if reasons:
         parts += ["## Rows left out", "\n".join(["| iteration | reason | rows |", "| ---: | --- | ---: |", *reasons])]
     head = ["| step | stage | seconds | peak memory | now | artifact |", "| --- | --- | ---: | ---: | --- | --- |"]
@@ -169,6 +171,30 @@ _LEGEND = (
     "rate: against the baseline, ties half. Length and truncated: of the evaluated answers, in tokens. Seconds and "
     "peak memory: of the time a step was computed, also where it was cached now."
 )
+
+
+def diagnostics_table(found: Sequence[tuple[int, dict[str, Any]]]) -> str:
+    """(iteration, diagnostics.json) -> a Markdown table with one row per iteration, "" for none."""
+    if not found:
+        return ""
+    headers = ("iteration", "learned reward", "judge", "KL", "length drift", "held-out chosen / rejected log-ratio",
+               "ranking accuracy", "implicit accuracy", "Repeat@3-gram", "distinct-2", "truncated", "reward model",
+               "kernel entropy")
+    return _table(headers, [_diagnostics_row(iteration, data) for iteration, data in found])
+
+
+def _diagnostics_row(iteration: int, data: dict[str, Any]) -> list[str]:
+    answers, pairs = data["answers"], data["held_out_pairs"] or {}
+    learned, judge = (answers["scores"].get(data[name], {}).get("mean") for name in ("learned", "score"))
+    ratios = " / ".join(_number(pairs.get(f"{side}_log_ratio"), "+.2f") for side in ("chosen", "rejected"))
+    return [
+        str(iteration), _number(learned, ".3f"), _number(judge, ".3f"), _number(data["kl"]["per_answer"], ".2f"),
+        _number(answers["tokens"] / max(1e-9, data["baseline"]["tokens"]) - 1, "+.0%"), ratios if pairs else "",
+        _number(pairs.get("ranking_accuracy"), ".1%"), _number(pairs.get("implicit_accuracy"), ".1%"),
+        _number(answers["repeat_3gram"], ".2f"), _number(answers["distinct_2"], ".3f"),
+        _number(answers["truncated"], ".1%"), _number((data["reward_model"] or {}).get("accuracy"), ".1%"),
+        _number((data["negatives"] or {}).get("kernel_entropy"), ".3f"),
+    ]
 
 
 def to_json(title: str, found: Sequence[IterationRow], steps: Sequence[StepRecord]) -> dict[str, Any]:

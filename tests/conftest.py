@@ -85,7 +85,7 @@ def vllm_service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     from pipeline.engines import vllm_service as module
 
     log = tmp_path_factory.mktemp("vllm") / "vllm.log"
-    service = module.start(tiny_model, log, module.Settings(max_sequences=64))
+    service = module.start(tiny_model, log, module.Settings(max_sequences=64, lora_rank=8))
     try:
         service.wait_ready(300)
         yield service

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("objectives", "selection", "rewards", "engines", "training", "formats")
+PARTS = ("objectives", "selection", "rewards", "engines", "training", "formats", "evaluation")
 # What every part may stand on: records, their tables, config building, the stage contract, plain statistics, and the
 # care of child processes. "" is the package itself (its version, its place on disk).
 BASE = {"", "records", "tables", "build", "stage", "statistics", "supervisor"}
@@ -20,7 +20,8 @@ HOMES = {
     "prefect": ("flows/",),
     "hydra": ("flows/",),
     "omegaconf": ("flows/",),
-    "wandb": ("pipeline/tracking.py",),
+    "wandb": ("pipeline/tracking_wandb.py",),
+    "tensorboard": ("pipeline/tracking_tensorboard.py",),
     "vllm": ("pipeline/engines/",),
     "rich": ("flows/",),
 }
@@ -100,7 +101,8 @@ def test_each_special_package_has_one_home(package: str):
 def test_every_imported_package_is_declared():
     """No package is used because another one happens to bring it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["vllm"]]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["vllm"],
+              *project["optional-dependencies"]["tensorboard"]]
     names = [re.split(r"[^A-Za-z0-9_-]", requirement)[0] for requirement in wanted]
     declared = {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names}
     used = {

@@ -73,11 +73,12 @@ def test_what_no_step_reported_stays_empty():
 
 
 def test_markdown_has_the_table_the_reasons_and_every_step():
-    text = to_markdown("demo", rows(steps()), steps(), extra="| from the report stage |")
+    text = to_markdown("demo", rows(steps()), steps(), sections={"Evaluation": "| from the report stage |", "Gates": ""})
     assert text.startswith("# demo\n")
     assert "60.0% (50.0% to 70.0%)" in text
     assert "| 2 | too long | 3 |" in text
     assert "## Evaluation\n\n| from the report stage |" in text
+    assert "## Gates" not in text
     assert "| sft | sft | 10.0 | 2.0 GB | cached | `k-sft` |" in text
     widths = {line.count("|") for line in text.splitlines()[2:7]}
     assert widths == {len(HEADERS) + 1}

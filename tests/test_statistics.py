@@ -4,7 +4,17 @@ import math
 
 import pytest
 
-from pipeline.statistics import bootstrap, mean, outcome, quantile, wilson, win_rate
+from pipeline.statistics import (
+    bootstrap,
+    mean,
+    outcome,
+    quantile,
+    sign_flip,
+    spread,
+    standard_error,
+    wilson,
+    win_rate,
+)
 
 
 def test_ties_count_half_in_the_win_rate():
@@ -78,3 +88,27 @@ def test_bootstrap_of_equal_values_has_no_width_and_of_none_no_meaning():
         bootstrap([], seed=0)
     with pytest.raises(ValueError, match="no values"):
         mean([])
+
+
+def test_sign_flip_by_hand():
+    """Differences 3, 2, 1: of the 8 sign patterns only +++ and --- reach a sum of 6: p = 2/8. Zeros tell nothing."""
+    assert sign_flip([3.0, 2.0, 1.0], seed=0) == 0.25
+    assert sign_flip([3.0, 0.0, 2.0, 0.0, 1.0], seed=0) == 0.25
+    assert sign_flip([3.0, -2.0, 1.0], seed=0) == 0.75  # sums of +-6, +-4 twice and +-2: six of eight reach 2
+    assert sign_flip([0.0, 0.0], seed=0) == 1.0
+    with pytest.raises(ValueError, match="no differences"):
+        sign_flip([], seed=0)
+
+
+def test_sign_flip_of_many_is_near_the_binomial():
+    """30 of 40 prompts better by 1, 10 worse: two-sided sign test p = 2 * P(X >= 30), X ~ B(40, 1/2) = 0.00222."""
+    exact = 2 * sum(math.comb(40, k) for k in range(30, 41)) / 2**40
+    assert exact == pytest.approx(0.00222, abs=1e-5)
+    assert sign_flip([1.0] * 30 + [-1.0] * 10, seed=1, resamples=20_000) == pytest.approx(exact, abs=0.001)
+
+
+def test_spread_and_standard_error_by_hand():
+    """1, 2, 3, 4: mean 2.5, sd sqrt(5/3) = 1.290994, standard error half of it."""
+    assert spread([1.0, 2.0, 3.0, 4.0]) == pytest.approx((2.5, 1.290994))
+    assert standard_error([1.0, 2.0, 3.0, 4.0]) == pytest.approx(0.645497)
+    assert spread([7.0]) == (7.0, 0.0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import tracking
+from pipeline import store, tables, tracking
 from pipeline.build import build, problems_of
-from pipeline.tracking import Settings, Wandb, find_mode, mirrored, read_lines, run_id
+from pipeline.records import Completion, Group, Message
+from pipeline.tracking import Settings, mirrored, read_lines
+from pipeline.tracking_tensorboard import TensorBoard
+from pipeline.tracking_wandb import Wandb, find_mode, run_id, sample_rows
 
 MIRROR = Settings(Wandb(mode="offline"))
 
@@ -85,7 +89,7 @@ def test_every_line_reaches_wandb_one_run_per_step(run_dir: Path):
     assert (sft["losses"], train["losses"]) == ([3.0, 2.5], [0.7, 0.6, 0.5])
     assert (train["group"], train["job"], train["seed"]) == ("demo", "train_preference", 7)
     assert train["step"]["key"] == "k2"
-    assert "5 lines sent offline" in said[0]
+    assert "5 lines and 0 artifact references sent offline" in said[0]
 
 
 def test_the_same_run_again_sends_only_the_rest(run_dir: Path):
@@ -121,8 +125,104 @@ def test_a_service_that_cannot_be_reached_costs_init_timeout_and_falls_to_offlin
         config = json.loads((run_dir / "run.json").read_text())
         config["config"]["tracking"]["wandb"] = {"init_timeout": 2.0}
         (run_dir / "run.json").write_text(json.dumps(config))
-    assert "2 lines sent offline (the service could not be reached)" in said[0]
+    assert "2 lines and 0 artifact references sent offline (the service could not be reached)" in said[0]
     assert [v["losses"] for v in sent(workspace).values()] == [[3.0, 2.0]]
+
+
+def test_a_network_that_swallows_everything_delays_no_run(run_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    """A key, and a service that takes connections and never answers, as behind a firewall that drops packets: the run
+    starts at once, and its end, which waits for the mirror, comes within 25 s with every line in the offline files."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        config = json.loads((run_dir / "run.json").read_text())
+        config["config"]["tracking"]["wandb"] = {"init_timeout": 5.0}
+        (run_dir / "run.json").write_text(json.dumps(config))
+        report(run_dir, "sft", 3.0, 2.0)
+        said, started = [], time.monotonic()
+        with mirrored(Settings(Wandb()), run_dir, said.append):
+            delay = time.monotonic() - started
+        waited = time.monotonic() - started
+    assert delay < 1.0 and waited < 25.0
+    assert "2 lines and 0 artifact references sent offline (the service could not be reached)" in said[0]
+    assert [v["losses"] for v in sent(run_dir.parent.parent).values()] == [[3.0, 2.0]]
+
+
+def finish_step(run_dir: Path, step: str, stage: str, groups: list[Group], **counts: float) -> store.Artifact:
+    """Commit an artifact as a run does, and say so in events.jsonl."""
+    workspace, key = run_dir.parent.parent, f"key-{stage}"
+    tables.write(store.work_path(workspace, stage, key) / "out" / "groups", groups)
+    (store.work_path(workspace, stage, key) / "out" / "weights").write_bytes(b"x" * 2_000_000)
+    artifact = store.commit(workspace, stage, key, {"counts": counts, "inputs": {}, "created": 5.0})
+    event = {"time": 1.0, "step": step, "event": "finished", "pid": 1, "key": key}
+    with (run_dir / tracking.EVENTS).open("a") as file:
+        file.write(json.dumps(event) + "\n")
+    run = json.loads((run_dir / "run.json").read_text())
+    run["steps"].append({"name": step, "stage": stage, "key": key})
+    (run_dir / "run.json").write_text(json.dumps(run))
+    return artifact
+
+
+SCORED = [Group("a", (Message("user", "why?"),), (Completion("so", scores={"gold": 1.0}), Completion("no", scores={"gold": 0.0})))]
+
+
+def test_an_artifact_is_a_reference_with_our_digest_and_nothing_is_copied(run_dir: Path):
+    """2 MB of weights: the offline folder stays far smaller; the reference says where, the metadata what. Once."""
+    workspace = run_dir.parent.parent
+    report(run_dir, "score[1]", 1.0)
+    artifact = finish_step(run_dir, "score[1]", "score", SCORED, score_mean=0.5)
+    said: list[str] = []
+    for _ in range(2):
+        with mirrored(MIRROR, run_dir, said.append):
+            pass
+    assert "1 lines and 1 artifact references sent" in said[0] and "0 lines and 0 artifact" in said[1]
+    (path,) = workspace.glob("wandb/offline-run-*/*.wandb")
+    found = [r for r in records(path) if r.WhichOneof("record_type") in ("artifact", "request")]
+    (made,) = [r.artifact if r.artifact.ByteSize() else r.request.log_artifact.artifact for r in found
+               if r.artifact.ByteSize() or r.request.log_artifact.artifact.ByteSize()]
+    (entry,) = made.manifest.contents
+    assert entry.ref == artifact.path.as_uri()
+    metadata = json.loads(made.metadata)
+    assert metadata["digest"] == artifact.digest()
+    assert metadata["files"]["weights"] == artifact.manifest["files"]["weights"]
+    assert sum(p.stat().st_size for p in (workspace / "wandb").rglob("*") if p.is_file()) < 500_000
+    assert list((workspace / "wandb").rglob("*samples*.table.json"))
+
+
+def test_a_table_of_samples_has_every_completion_of_the_first_prompts(tmp_path: Path):
+    tables.write(tmp_path / "groups", [*SCORED, Group("b", (Message("user", "x"),), (Completion("y"),))])
+    columns, rows = sample_rows(tmp_path / "groups", 1)
+    assert columns == ["id", "prompt", "sample", "answer", "finish_reason", "gold"]
+    assert rows == [["a", "why?", 0, "so", "stop", 1.0], ["a", "why?", 0, "no", "stop", 0.0]]
+
+
+def test_tensorboard_gets_every_number_once(run_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    """Read back with TensorBoard's own reader; the mirror starts again and sends only the rest."""
+    pytest.importorskip("tensorboard", reason="the extra alignloop[tensorboard] is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = json.loads((run_dir / "run.json").read_text())
+    config["config"]["tracking"] = {"tensorboard": {}}
+    (run_dir / "run.json").write_text(json.dumps(config))
+    report(run_dir, "sft", 3.0, 2.5)
+    finish_step(run_dir, "train[1]", "train_preference", [], groups=7.0)
+    said: list[str] = []
+    with mirrored(Settings(tensorboard=TensorBoard()), run_dir, said.append):
+        pass
+    report(run_dir, "sft", 2.0)
+    with mirrored(Settings(tensorboard=TensorBoard()), run_dir, said.append):
+        pass
+    assert said[0].startswith("TensorBoard: 3 lines in ") and said[1].startswith("TensorBoard: 1 lines in ")
+    accumulator = EventAccumulator(str(run_dir / "tensorboard" / "sft")).Reload()
+    assert sorted(event.value for event in accumulator.Scalars("loss")) == [2.0, 2.5, 3.0]
+    counted = EventAccumulator(str(run_dir / "tensorboard" / "train[1]")).Reload()
+    assert [event.value for event in counted.Scalars("count/groups")] == [7.0]
+
+
+def test_tensorboard_without_its_package_is_said_before_the_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (problem,) = problems_of(Settings, {"tensorboard": {}}, "tracking")
+    assert problem.startswith("tracking.tensorboard: the package is not installed; pip install 'alignloop[tensorboard]'")
 
 
 def test_a_mirror_that_hangs_is_left_after_finish_timeout(run_dir: Path, monkeypatch: pytest.MonkeyPatch):
@@ -164,9 +264,9 @@ def test_it_ends_by_itself_when_its_run_is_killed(run_dir: Path):
         report(run_dir, "sft", 3.0)
         process.kill()
     deadline = time.monotonic() + 30
-    while "lines sent" not in (log := (run_dir / tracking.LOG).read_text()) and time.monotonic() < deadline:
+    while "sent offline" not in (log := (run_dir / tracking.LOG).read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert "1 lines sent offline" in log
+    assert "1 lines and 0 artifact references sent offline" in log
 
 
 def test_without_the_mirror_nothing_is_started(run_dir: Path):

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from pipeline.records import LENGTH, STOP, UserError
 
 FACTS = "config.json"
+ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Request:
     max_tokens: int
     stop_ids: tuple[int, ...]
     seed: int  # in [0, 2^62), so that seed + j stays a 63-bit number
+    logprobs: bool = False  # keep the log-prob of every sampled token
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Sample:
     finish_reason: str
     text: str  # the ids decoded without special tokens
     seed: int
+    logprobs: tuple[float, ...] | None = None  # of each token under the model itself (temperature 1, no cut), nats
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,34 @@ class ModelFacts:
     max_position: int
 
 
+def adapter_base(model: Path) -> Path | None:
+    """The base model's folder if `model` is a LoRA adapter in peft's format, else None.
+
+    Raises UserError where the adapter names a base that is no local folder.
+    """
+    if not (model / ADAPTER).exists():
+        return None
+    named = _json(model / ADAPTER).get("base_model_name_or_path")
+    base = model / str(named)  # an absolute path stays what it is
+    if not named or not (base / FACTS).exists():
+        raise UserError(f"{model / ADAPTER}: base_model_name_or_path is {named!r}, expected a model folder on this "
+                        f"machine, absolute or relative to the adapter's")
+    return base.resolve()
+
+
+def adapter_rank(model: Path) -> int:
+    """The largest rank in a LoRA adapter, `rank_pattern` included."""
+    config = _json(model / ADAPTER)
+    return max(int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values()), 0)
+
+
 def model_facts(model: Path) -> ModelFacts:
-    """Read a Hugging Face folder's stop ids, vocabulary size and context length.
+    """Read a Hugging Face folder's stop ids, vocabulary size and context length; of an adapter's base if it is one.
 
     Stop ids are every `eos_token_id` of generation_config.json, else of config.json. Raises UserError where one
     of the three is not to be found.
     """
+    model = adapter_base(model) or model
     config = _json(model / FACTS)
     config = {**config, **config.get("text_config", {})}
     generation = _json(model / "generation_config.json") if (model / "generation_config.json").exists() else {}
@@ -100,6 +125,8 @@ def model_facts(model: Path) -> ModelFacts:
 def text_decoder(model: Path) -> Callable[[Iterable[int]], str]:
     """ids -> text without special tokens, by the folder's own tokenizer: every engine writes the same text."""
     file = model / "tokenizer.json"
+    if not file.exists() and (base := adapter_base(model)):
+        file = base / "tokenizer.json"
     if not file.exists():
         raise UserError(f"{model}: no tokenizer.json; save the tokenizer with transformers' save_pretrained")
     from tokenizers import Tokenizer

@@ -69,9 +69,9 @@ class Engine:
         made = []
         for request, completions in zip(requests, generate(self.network, requests), strict=True):
             samples = []
-            for j, (ids, reason) in enumerate(completions):
-                token_ids, reason = finished(ids, reason, request.stop_ids)
-                samples.append(Sample(token_ids, reason, self.decode(token_ids), request.seed + j))
+            for j, one in enumerate(completions):
+                ids, reason = finished(one.token_ids, one.finish_reason, request.stop_ids)
+                samples.append(Sample(ids, reason, self.decode(ids), request.seed + j, one.logprobs))
             made.append(Answer(tuple(samples)))
         return made
 

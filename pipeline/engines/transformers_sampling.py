@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from pipeline.engines.engine import Request
+from pipeline.engines.engine import Request, adapter_base
 from pipeline.records import LENGTH, STOP
 
 _SHRINK_BELOW = 0.75  # drop finished rows from the batch once the unfinished are fewer than this share of it
@@ -18,18 +18,36 @@ _SHRINK_BELOW = 0.75  # drop finished rows from the batch once the unfinished ar
 
 def load(model: Path, dtype: str) -> Any:
     """The folder's causal language model in evaluation mode, on the GPU if there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
-    return network.to(device).eval()
+    return _read(model, dtype).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _read(model: Path, dtype: str) -> Any:
+    """A LoRA adapter (peft's folder format) is put on its base, unmerged: what the trainer computes with."""
+    base = adapter_base(model)
+    network: Any = AutoModelForCausalLM.from_pretrained(base or model, dtype=getattr(torch, dtype))
+    if base:
+        from peft import PeftModel
+
+        network = PeftModel.from_pretrained(network, str(model))
+    return network.eval()
 
 
 @torch.inference_mode()
 def completion_logps(model: Path, prompt_ids: list[int], completion_ids: list[int], dtype: str) -> list[float]:
     """Log-prob in nats of every completion token given all before it, by transformers on the CPU."""
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+    network = _read(model, dtype)
     ids = torch.tensor([[*prompt_ids, *completion_ids]])
     logits = network(input_ids=ids).logits[0, len(prompt_ids) - 1 : -1].float()
     return logits.log_softmax(-1).gather(1, ids[0, len(prompt_ids) :, None])[:, 0].tolist()
+
+
+@dataclass(frozen=True)
+class Made:
+    """One completion: its log-probs are nats per token under the model itself, None where nobody asked."""
+
+    token_ids: list[int]
+    finish_reason: str
+    logprobs: tuple[float, ...] | None
 
 
 @dataclass(frozen=True)
@@ -46,8 +64,8 @@ class _Rows:
 
 
 @torch.inference_mode()
-def generate(network: Any, requests: list[Request]) -> list[list[tuple[list[int], str]]]:
-    """For each request its n completions as (token ids, finish reason). The prompt is computed once per request."""
+def generate(network: Any, requests: list[Request]) -> list[list[Made]]:
+    """For each request its n completions. The prompt is computed once per request."""
     device = network.device
     owner = [i for i, request in enumerate(requests) for _ in range(request.n)]
     rows = _rows(requests, device)
@@ -57,14 +75,18 @@ def generate(network: Any, requests: list[Request]) -> list[list[tuple[list[int]
     logits, mask = logits[expand], mask[expand]
     alive = list(range(len(owner)))  # the sample each row of the batch belongs to
     made: list[list[int]] = [[] for _ in owner]
+    logps: list[list[float]] = [[] for _ in owner]
+    wanted = any(request.logprobs for request in requests)
     done = [False] * len(owner)
     step = 0
     while True:
         chosen = choose(logits, rows.uniforms[:, step], rows.temperature, rows.top_p, rows.top_k)
         step += 1
-        for sample, token in zip(alive, chosen.tolist(), strict=True):
+        kept = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist() if wanted else [0.0] * len(alive)
+        for sample, token, logp in zip(alive, chosen.tolist(), kept, strict=True):
             if not done[sample]:
                 made[sample].append(token)
+                logps[sample].append(logp)
                 request = requests[owner[sample]]
                 done[sample] = token in request.stop_ids or len(made[sample]) == request.max_tokens
         left = [row for row, sample in enumerate(alive) if not done[sample]]
@@ -78,7 +100,11 @@ def generate(network: Any, requests: list[Request]) -> list[list[tuple[list[int]
         positions = mask.sum(1, keepdim=True) - 1
         answer = network(input_ids=chosen[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache)
         logits = answer.logits[:, -1].float()
-    return _grouped(requests, owner, made)
+    groups: list[list[Made]] = [[] for _ in requests]
+    for i, ids, of_ids in zip(owner, made, logps, strict=True):
+        reason = STOP if ids[-1] in requests[i].stop_ids else LENGTH
+        groups[i].append(Made(ids, reason, tuple(of_ids) if requests[i].logprobs else None))
+    return groups
 
 
 def choose(logits: Tensor, uniforms: Tensor, temperature: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
@@ -130,10 +156,3 @@ def _prefill(network: Any, requests: list[Request]) -> tuple[Tensor, DynamicCach
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
     )
     return answer.logits[:, -1].float(), cache, mask
-
-
-def _grouped(requests: list[Request], owner: list[int], made: list[list[int]]) -> list[list[tuple[list[int], str]]]:
-    groups: list[list[tuple[list[int], str]]] = [[] for _ in requests]
-    for index, ids in zip(owner, made, strict=True):
-        groups[index].append((ids, STOP if ids[-1] in requests[index].stop_ids else LENGTH))
-    return groups

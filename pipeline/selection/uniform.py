@@ -23,7 +23,8 @@ class Settings:
 
 
 def draw(
-    logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings
+    logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """See pipeline.selection. The M largest uniforms are M candidates at random. Metric: kernel_entropy, ln L nats."""
     import torch

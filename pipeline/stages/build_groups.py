@@ -1,21 +1,27 @@
 """Scored samples -> preference groups: which completions of a prompt are compared. Writes groups/.
 
-A prompt the selection cannot use is left out and counted by reason.
+Filters, then the selection rule, then filters on what it made (pipeline.selection.filters). What is left out is counted
+by reason: prompts under the reason itself; of the prompts that are kept, single samples as completion_<reason> and
+whole groups as group_<reason>. Scores are read, never computed: another rule or another filter re-pairs the same table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from pipeline.build import load_part, part_problems
+from pipeline.build import Part, declared, load_part, part_problems
 from pipeline.records import LENGTH, Group, UserError
+from pipeline.selection.candidates import TOO_FEW
+from pipeline.selection.filters import Correction, Filters, clean, compared, length_of, lines
 from pipeline.stage import Context, NoRuntime
 
-VERSION = 1
+VERSION = 2
 INPUTS = {"groups": "one"}
-SEEDED = False
+SEEDED = False  # unless the rule draws, see seeded
 Runtime = NoRuntime
 
 
@@ -26,8 +32,20 @@ class Settings:
     selection: dict[str, Any]
     """The selection: a part such as {module: pipeline.selection.best_worst}."""
 
+    filters: Filters = field(default_factory=Filters)
+    """What may be compared at all."""
+
     def check(self) -> list[tuple[str, str]]:
         return part_problems(self.selection, "selection")
+
+
+def seeded(settings: Settings) -> bool:
+    """Rules that draw nothing make the same groups with every seed, so their groups are shared by all seeds."""
+    return bool(declared(_rule(settings), "seeded"))
+
+
+def kinds(settings: Settings, given: frozenset[str]) -> frozenset[str]:
+    return frozenset({str(declared(_rule(settings), "gives"))})
 
 
 @dataclass
@@ -36,9 +54,22 @@ class Tally:
 
     score: str
     read: int = 0
+    used: int = 0
     kept: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-    sums: dict[str, float] = field(default_factory=dict)
+    dropped: Counter[str] = field(default_factory=Counter)
+    sums: Counter[str] = field(default_factory=Counter)
+
+    def prompt(self, made: list[Group], reason: str, samples: dict[str, int], groups: dict[str, int]) -> None:
+        """Account for one prompt: the groups it gave, or the reason it gave none."""
+        self.read += 1
+        if not made:
+            self.dropped[reason] += 1
+            return
+        self.used += 1
+        self.dropped.update({f"completion_{why}": number for why, number in samples.items()})
+        self.dropped.update({f"group_{why}": number for why, number in groups.items()})
+        for group in made:
+            self.add(group)
 
     def add(self, group: Group) -> None:
         chosen, rest = group.completions[0], group.completions[1:]
@@ -48,52 +79,102 @@ class Tally:
             ("margin_mean", chosen.scores[self.score] - rejected_score),
             ("chosen_score_mean", chosen.scores[self.score]),
             ("rejected_score_mean", rejected_score),
-            ("chosen_length_mean", len(chosen.token_ids)),
-            ("rejected_length_mean", sum(len(c.token_ids) for c in rest) / len(rest)),
+            ("chosen_length_mean", length_of(chosen)),
+            ("rejected_length_mean", sum(map(length_of, rest)) / len(rest)),
             ("chosen_truncated_share", chosen.finish_reason == LENGTH),
             ("candidates_mean", len(rest)),
         ):
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.sums[name] += value  # type: ignore[assignment]
 
     def numbers(self) -> dict[str, float]:
-        return {"read": self.read, "kept": self.kept, **{n: s / self.kept for n, s in self.sums.items()}}
+        means = {name: total / self.kept for name, total in self.sums.items()}
+        return {"read": self.read, "used": self.used, "kept": self.kept, **means}
 
 
 def run(context: Context) -> None:
     from pipeline import tables
 
-    part = load_part(context.settings.selection, "selection")
-    source = context.one("groups")
-    total = tables.count(source)
-    tally = Tally(part.settings.score)
+    settings, source = context.settings, context.one("groups")
+    part = _rule(settings)
+    correction = _correction(settings.filters, part, source)
+    select = _select(part, correction, source, context.seed)
+    total, tally = tables.count(source), Tally(_ranks(part))
 
-    def progressing(groups: Iterable[Group]) -> Iterator[Group]:
-        for group in groups:
+    def made() -> Iterator[Group]:
+        for group in tables.read(source):
             if tally.read % 1000 == 0:
                 context.report.progress(tally.read, total, "prompts")
-            yield group
+            yield from groups_of(group, correction, select, tally)
 
-    tables.write(context.out / "groups", selected(progressing(tables.read(source)), part, tally))
+    tables.write(context.out / "groups", made())
     for reason, number in sorted(tally.dropped.items()):
         context.report.drop(reason, number)
     if not tally.kept:
         reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(tally.dropped.items())) or "the table is empty"
         raise UserError(
             f"build_groups: none of the {tally.read} prompts gives a group ({reasons}). Take more samples per prompt, "
-            "a higher sampling temperature, or another reward"
+            "a higher sampling temperature, another reward, or weaker filters"
         )
+    for name, line in correction.lines.items():
+        context.report.count(**{f"length_slope_{name}": line.slope})
     context.report.progress(total, total, "prompts")
     context.report.count(**tally.numbers())
     context.report.metric(tally.read, **tally.numbers())
 
 
-def selected(groups: Iterable[Group], part: Any, tally: Tally) -> Iterator[Group]:
-    """The groups the selection makes, in the order of the prompts; `tally` counts on the way."""
-    for group in groups:
-        tally.read += 1
-        made, reason = part.module.select(group, part.settings)
-        if made is None:
-            tally.dropped[reason] = tally.dropped.get(reason, 0) + 1
-            continue
-        tally.add(made)
-        yield made
+Select = Callable[[Group], tuple[list[Group], str]]
+
+
+def groups_of(group: Group, correction: Correction, select: Select, tally: Tally) -> list[Group]:
+    """The groups one prompt gives, counted in `tally`."""
+    filters = correction.filters
+    cleaned, samples, reason = clean(group, filters, correction.scores)
+    if len(cleaned.completions) < 2:
+        tally.prompt([], reason or TOO_FEW, samples, {})
+        return []
+    made, reason = select(correction.apply(cleaned))
+    found, left_out = list[Group](), Counter[str]()
+    for one in made:
+        kept, gone, why = compared(one, filters, tally.score)
+        reason = reason or why
+        if kept is None:
+            left_out[why] += 1
+        else:
+            found.append(kept)
+            samples = Counter(samples) + Counter(gone)
+    tally.prompt(found, reason, samples, left_out)
+    return found
+
+
+def _rule(settings: Settings) -> Part:
+    return load_part(settings.selection, "selection")
+
+
+def _ranks(part: Part) -> str:
+    function = getattr(part.module, "ranks", None)
+    return str(function(part.settings) if function is not None else part.settings.score)
+
+
+def _correction(filters: Filters, part: Part, source: Path) -> Correction:
+    """The filters with what they must know of the whole table."""
+    from pipeline import tables
+
+    function = getattr(part.module, "reads", None)
+    scores = tuple(function(part.settings)) if function is not None else (part.settings.score,)
+    cleaned = (clean(group, filters, scores)[0] for group in tables.read(source))
+    return Correction(filters, scores, lines(cleaned, filters, scores))
+
+
+def _select(part: Part, correction: Correction, source: Path, seed: int) -> Select:
+    """The rule as a function of the group alone, with what it must know of the whole table."""
+    from pipeline import tables
+
+    def usable() -> Iterable[Group]:
+        for group in tables.read(source):
+            cleaned, _, _ = clean(group, correction.filters, correction.scores)
+            if len(cleaned.completions) >= 2:
+                yield correction.apply(cleaned)
+
+    survey = getattr(part.module, "survey", None)
+    found = () if survey is None else (survey(usable(), part.settings, seed),)
+    return lambda group: part.module.select(group, part.settings, seed, *found)

@@ -40,6 +40,7 @@ class Settings:
     top_k: int = setting(0, low=0)  # 0: off
     max_tokens: int = setting(300, low=1)  # per completion, its stop token included
     truncated: str = setting("keep", choices=("keep", "drop"))  # completions cut at max_tokens
+    logprobs: bool = False  # keep the log-prob of every sampled token
     context_length: int | None = None  # the engine's, if less than the model's: longer prompts drop out
     engine_arguments: tuple[str, ...] = ()  # more arguments of the engine: they may change what it samples
 
@@ -94,7 +95,7 @@ def run(context: Context) -> None:
     from pipeline import tables
 
     model, prompts, out = context.one("model"), context.one("prompts"), context.out / "groups"
-    check_prompts(prompts, model)
+    check_prompts(prompts, model, context.settings)
     for torn in out.glob(".*.tmp"):
         torn.unlink()
     total = tables.count(prompts)
@@ -111,11 +112,13 @@ def run(context: Context) -> None:
     _report(sum((_tally(context.work, index) for index in range(len(tables.parts(out)))), Tally()), context)
 
 
-def check_prompts(prompts: Path, model: Path) -> None:
+def check_prompts(prompts: Path, model: Path, settings: Settings) -> None:
     """Everything that can be wrong with the prompts, before anything is sampled. Raises UserError."""
     from pipeline import tables
 
-    vocab_size = model_facts(model).vocab_size
+    facts = model_facts(model)
+    vocab_size, window = facts.vocab_size, min(facts.max_position, settings.context_length or facts.max_position)
+    shortest = window
     seen: set[str] = set()
     wrong: dict[str, list[str]] = {"twice": [], "bare": [], "foreign": []}
     for group in tables.read(prompts):
@@ -125,6 +128,7 @@ def check_prompts(prompts: Path, model: Path) -> None:
             wrong["bare"].append(group.id)
         elif not 0 <= min(group.prompt_ids) <= max(group.prompt_ids) < vocab_size:
             wrong["foreign"].append(group.id)
+        shortest = min(shortest, len(group.prompt_ids))
         seen.add(group.id)
     texts = {
         "twice": "an id that an earlier prompt has too (their samples would be the same); make the ids unique",
@@ -133,6 +137,9 @@ def check_prompts(prompts: Path, model: Path) -> None:
     }
     problems = [f"{prompts}: {len(ids)} prompts have {texts[kind]}: {', '.join(ids[:_SHOWN])}"
                 for kind, ids in wrong.items() if ids]
+    if seen and shortest + settings.max_tokens > window:
+        problems.append(f"sampling.max_tokens: {settings.max_tokens} leaves no room for any prompt of {prompts}: the "
+                        f"shortest has {shortest} tokens, the context {window}; lower sampling.max_tokens")
     if problems:
         raise UserError(*problems)
 
@@ -148,6 +155,7 @@ def requests_for(group: Group, settings: Settings, stop_ids: tuple[int, ...], ru
             top_k=settings.top_k,
             max_tokens=settings.max_tokens,
             stop_ids=stop_ids,
+            logprobs=settings.logprobs,
             seed=derive_seed(run_seed, "generate", group.iteration, group.id, temperature) >> 1,
         )
         for temperature in settings.temperatures
@@ -188,7 +196,7 @@ def _completed(group: Group, answers: list[Answer], settings: Settings, policy: 
             index = settings.temperatures.index(temperature) * settings.n + j
             completions.append(Completion(
                 text=sample.text, token_ids=sample.token_ids, finish_reason=sample.finish_reason,
-                sample=index, temperature=temperature, seed=sample.seed, policy=policy,
+                sample=index, temperature=temperature, seed=sample.seed, policy=policy, logprobs=sample.logprobs,
             ))
     tally.completions = len(completions)
     tally.tokens = sum(len(c.token_ids) for c in completions)

@@ -24,7 +24,7 @@ from pipeline.build import setting
 from pipeline.records import UserError
 from pipeline.stage import Context, NoRuntime, derive_seed
 
-VERSION = 1
+VERSION = 2
 INPUTS = {"evaluations": "many"}
 SEEDED = True  # the bootstrap draws
 Runtime = NoRuntime
@@ -46,6 +46,7 @@ class Gain:
     low: float  # bootstrap over prompts
     high: float
     prompts: int  # judged in both
+    p_value: float  # two-sided, of "both iterations are alike": paired sign-flip test over prompts
 
 
 def run(context: Context) -> None:
@@ -58,15 +59,38 @@ def run(context: Context) -> None:
     outcomes = [prompt_outcomes(folder / "outcomes.jsonl") for folder in folders]
     seed = derive_seed(context.seed, "report", "bootstrap")
     gains = [None, *(gain(a, b, settings, seed) for a, b in itertools.pairwise(outcomes))]
+    controlled = with_difficulties(folders, results)
     entries = [
-        {"iteration": i, "gain": None if found is None else asdict(found), **result}
-        for i, (result, found) in enumerate(zip(results, gains, strict=True), start=1)
+        {"iteration": i, "gain": None if found is None else asdict(found), "length_controlled_jointly": joint, **result}
+        for i, (result, found, joint) in enumerate(zip(results, gains, controlled, strict=True), start=1)
     ]
     (context.out / "comparison.json").write_text(json.dumps(entries, indent=2, allow_nan=False) + "\n")
     (context.out / "comparison.md").write_text(to_markdown(entries))
     context.report.count(evaluations=len(entries), win_rate=results[-1]["scores"][scores[0]]["win_rate"])
     if gains[-1] is not None:
-        context.report.count(gain=gains[-1].mean, gain_low=gains[-1].low, gain_high=gains[-1].high)
+        context.report.count(gain=gains[-1].mean, gain_low=gains[-1].low, gain_high=gains[-1].high,
+                             gain_p_value=gains[-1].p_value)
+
+
+def with_difficulties(folders: Sequence[Path], results: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:
+    """Each iteration's length-controlled win rate with the prompts' difficulties estimated from all iterations.
+
+    One iteration alone says nothing of difficulties: None. Prompts that not all of them judged are left out.
+    """
+    from pipeline.evaluation import length_control
+
+    if len(folders) < 2:
+        return [None] * len(folders)
+    tables = [[json.loads(line) for line in (folder / "outcomes.jsonl").read_text().splitlines()] for folder in folders]
+    known = length_control.difficulties(
+        {str(i): prompt_outcomes(folder / "outcomes.jsonl") for i, folder in enumerate(folders)})
+    found: list[dict[str, Any] | None] = []
+    for rows, result in zip(tables, results, strict=True):
+        common = [row for row in rows if row["id"] in known]
+        found.append(asdict(length_control.control(
+            [row["id"] for row in common], [row["outcome"] for row in common],
+            [row["characters"] - row["baseline_characters"] for row in common], result["confidence"], known)))
+    return found
 
 
 def prompt_outcomes(path: Path) -> dict[str, float]:
@@ -85,7 +109,8 @@ def gain(before: dict[str, float], after: dict[str, float], settings: Settings, 
         raise UserError("report: two evaluations share no prompt; evaluate every iteration on the same prompts")
     differences = [after[name] - before[name] for name in common]
     low, high = statistics.bootstrap(differences, seed, settings.resamples, settings.confidence)
-    return Gain(statistics.mean(differences), low, high, len(common))
+    p_value = statistics.sign_flip(differences, seed, settings.resamples)
+    return Gain(statistics.mean(differences), low, high, len(common), p_value)
 
 
 def to_markdown(entries: Sequence[dict[str, Any]]) -> str:
@@ -93,17 +118,43 @@ def to_markdown(entries: Sequence[dict[str, Any]]) -> str:
     level = f"{entries[0]['confidence']:.0%}"
     lines = [
         f"| iteration | score | win rate | {level} interval | wins / ties / losses | mean | baseline | "
-        f"gain on the iteration before ({level}) | words | truncated |",
-        "| ---: | --- | ---: | --- | --- | ---: | ---: | --- | ---: | ---: |",
+        f"gain on the iteration before ({level}) | p | length-controlled ({level}) | words | truncated |",
+        "| ---: | --- | ---: | --- | --- | ---: | ---: | --- | ---: | --- | ---: | ---: |",
     ]
     for entry in entries:
         for name, v in entry["scores"].items():
+            deciding = name == entry["score"]
             won = f"{v['wins']} / {v['ties']} / {v['losses']}"
-            found = entry["gain"] if name == entry["score"] else None
+            found = entry["gain"] if deciding else None
             gained = f"{found['mean']:+.1%} ({found['low']:+.1%} to {found['high']:+.1%})" if found else ""
+            p_value = f"{found['p_value']:.3f}" if found else ""
             lines.append(
                 f"| {entry['iteration']} | {name} | {v['win_rate']:.1%} | {v['low']:.1%} to {v['high']:.1%} | {won} | "
-                f"{v['mean']:.3f} | {v['baseline_mean']:.3f} | {gained} | {entry['policy']['words']:.1f} | "
+                f"{_number(v['mean'])} | {_number(v['baseline_mean'])} | {gained} | {p_value} | "
+                f"{_rate(entry['length_controlled']) if deciding else ''} | {entry['policy']['words']:.1f} | "
                 f"{entry['policy']['truncated']:.1%} |"
             )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_by_category(entries)]) + "\n"
+
+
+def _by_category(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """Win rates by category, a column per iteration; nothing where the prompts have one category only."""
+    names = sorted({name for entry in entries for name in entry["categories"]})
+    if not names:
+        return []
+    heads = [f"iteration {entry['iteration']}" for entry in entries]
+    lines = ["", f"| category | prompts | {' | '.join(heads)} |",
+             f"| --- | ---: |{' --- |' * len(entries)}"]
+    for name in names:
+        found = [entry["categories"].get(name) for entry in entries]
+        prompts = max(v["prompts"] for v in found if v is not None)
+        lines.append(f"| {name or '(none)'} | {prompts} | {' | '.join(_rate(v) for v in found)} |")
+    return lines
+
+
+def _rate(found: dict[str, Any] | None) -> str:
+    return "" if found is None else f"{found['win_rate']:.1%} ({found['low']:.1%} to {found['high']:.1%})"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -1,13 +1,13 @@
-"""Score every completion of a table with a reward model or a rule. Drops nothing.
+"""Score every completion of a table with a reward model, a rule, a judge or the policy itself. Drops nothing.
 
-Writes groups/ with the parts of its input, each completion carrying the new score(s). A part that exists is done, so a
-killed stage goes on with the next one.
+`policy` and `reference` are models for scorers that need them (the implicit reward). Writes groups/ with the parts of its
+input, each completion carrying the new score(s). A part that exists is done, so a killed stage goes on with the next.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from pipeline.records import LENGTH, Group
 from pipeline.stage import Context
 
 VERSION = 1
-INPUTS = {"groups": "one", "model": "optional"}
+INPUTS = {"groups": "one", "model": "optional", "policy": "optional", "reference": "optional"}
 SEEDED = False
 _SLICE = 512  # groups between two signs of progress
 
-Scorer = Callable[[Sequence[Group]], list[list[float]]]
+Score = float | Mapping[str, float]  # a mapping: what stands behind the score's name -> value
+Scorer = Callable[[Sequence[Group]], Sequence[Sequence[Score]]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,13 @@ class Runtime:
 
 def wanted(settings: Settings) -> set[str]:
     """A rule, or a model given by path, has no use for a trained one."""
-    return {"model"} if any(p.module.needs_model(p.settings) for p in _parts(settings).values()) else set()
+    needed = {name for part in _parts(settings).values() for name in _needs(part)}
+    return needed | ({"model"} if any(p.module.needs_model(p.settings) for p in _parts(settings).values()) else set())
+
+
+def required(settings: Settings) -> dict[str, str]:
+    needed = {name for part in _parts(settings).values() for name in _needs(part)}
+    return {name: f"a score is computed with the {name} model" for name in sorted(needed)}
 
 
 def files(settings: Settings, runtime: Runtime) -> list[Path]:
@@ -97,9 +104,13 @@ def score_groups(groups: Sequence[Group], scorers: dict[str, Scorer]) -> list[Gr
     return list(groups)
 
 
-def _with_scores(group: Group, name: str, values: Sequence[float]) -> Group:
+def _with_scores(group: Group, name: str, values: Sequence[Score]) -> Group:
     scored = zip(group.completions, values, strict=True)
-    return replace(group, completions=tuple(replace(c, scores={**c.scores, name: value}) for c, value in scored))
+    return replace(group, completions=tuple(replace(c, scores={**c.scores, **_named(name, v)}) for c, v in scored))
+
+
+def _named(name: str, value: Score) -> dict[str, float]:
+    return {name + k: v for k, v in value.items()} if isinstance(value, Mapping) else {name: value}
 
 
 def summary(groups: Iterable[Group], name: str) -> dict[str, float]:
@@ -139,11 +150,17 @@ def _parts(settings: Settings) -> dict[str, Part]:
     return {name: load_part(spec, where) for name, (where, spec) in _specs(settings).items()}
 
 
+def _needs(part: Part) -> frozenset[str]:
+    function = getattr(part.module, "needs", None)
+    return function(part.settings) if function is not None else frozenset()
+
+
 def _scorers(context: Context) -> dict[str, Scorer]:
     runtime: Runtime = context.runtime
     return {
         name: part.module.scorer(
-            part.settings, model=context.optional("model"), batch_tokens=runtime.batch_tokens, threads=runtime.threads
+            part.settings, model=context.optional("model"), batch_tokens=runtime.batch_tokens, threads=runtime.threads,
+            **{needed: context.optional(needed) for needed in _needs(part)},
         )
         for name, part in _parts(context.settings).items()
     }

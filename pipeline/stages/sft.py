@@ -15,6 +15,7 @@ from pipeline.training.settings import TrainerSettings, TrainRuntime
 VERSION = 1
 INPUTS = {"model": "one", "groups": "one"}
 SEEDED = True
+DISTRIBUTED = True
 Runtime = TrainRuntime
 
 

@@ -19,6 +19,7 @@ VERSION = 2
 INPUTS = {"model": "one", "groups": "one", "reference": "optional", "previous": "optional", "scored": "optional",
           "reference_model": "optional", "optimizer": "optional"}
 SEEDED = True
+DISTRIBUTED = True
 Runtime = TrainRuntime
 _LIVE = frozenset({"reference_tokens", "reference_hidden", "mismatched"})
 _WHY = {

@@ -5,17 +5,23 @@ Trains on the ids the tables carry. Output: `model/`, a sequence-classification 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.build import setting
 from pipeline.records import UserError
 from pipeline.stage import Context, derive_seed
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
+if TYPE_CHECKING:
+    from pipeline.training.data import Example
+
 VERSION = 1
 INPUTS = {"model": "one", "groups": "one"}
 SEEDED = True
+DISTRIBUTED = True
 Runtime = TrainRuntime
 
 
@@ -27,24 +33,34 @@ class Settings:
 
 
 def run(context: Context) -> None:
-    from pipeline.training import data, export, reward
+    import torch
+
+    from pipeline.training import adapters, assembly, data, distribute, export, reward
     from pipeline.training.gradients import autocast
     from pipeline.training.loop import Job, fit
 
     settings, runtime, source = context.settings, context.runtime, _base(context)
-    device, pad = export.prepare_machine(runtime), export.pad_id(export.load_tokenizer(source))
-    training, held_out = reward.split(data.load(context.one("groups")), settings.held_out)
-    _check_pairs([*training, *held_out], bool(training))
-    model = export.load_reward(source, device, derive_seed(context.seed, "head"), pad, runtime)
-    data.check_fits([*training, *held_out], model.get_input_embeddings().weight.shape[0], export.context_length(model))
+    trainer, head = settings.trainer, derive_seed(context.seed, "head")
+    world, device = distribute.join(runtime, export.prepare_machine(runtime))
+    adapters.require(trainer.adapter, device)
+    pad = export.pad_id(export.load_tokenizer(source))
+    training, held_out = reward.split(distribute.first_then_all(
+        world, lambda: data.load(context.one("groups"), context.work / "examples")), settings.held_out)
+    _check_pairs(training, held_out)
+    model = export.load_reward(source, device, head, pad, runtime, adapters.quantisation(trainer.adapter))
+    for part in (training, held_out):
+        data.check_fits(part, model.get_input_embeddings().weight.shape[0], export.context_length(model))
+    assembly.adapt(model, trainer, runtime, context.seed, whole=("score",))
+    world = distribute.spread(world, model, runtime)
     outcome = fit(model, training, reward.RewardTask(pad), Job(
-        settings.trainer, runtime, context.seed, context.work / "checkpoints", context.report))
+        trainer, runtime, context.seed, context.work / "checkpoints", context.report, world=world))
     if held_out:
-        with autocast(device, settings.trainer.precision):
-            measured = reward.accuracy(model, held_out, pad, runtime.tokens_per_batch)
+        with autocast(device, trainer.precision):
+            measured = world.run(reward.accuracy, model, held_out, pad, runtime.tokens_per_batch)
         context.report.metric(outcome.steps, **{f"held_out_{k}": v for k, v in measured.items()})
         context.report.count(**{f"held_out_{k}": v for k, v in measured.items()})
-    export.save_folder(model, source, context.out / "model", settings.trainer.save_dtype)
+    assembly.deliver(model, lambda: export.load_reward(source, torch.device("cpu"), head, pad), source, context.out,
+                     trainer, world)
     context.report.count(groups=len(training), held_out_groups=len(held_out), steps=outcome.steps)
 
 
@@ -75,9 +91,9 @@ def _base(context: Context) -> Path:
     return base
 
 
-def _check_pairs(examples: list, enough: bool) -> None:  # type: ignore[type-arg]
-    single = [e.id for e in examples if len(e.completions) < 2]
+def _check_pairs(training: Sequence[Example], held_out: Sequence[Example]) -> None:
+    single = [e.id for part in (training, held_out) for e in part if len(e.completions) < 2]
     if single:
         raise UserError(f"train_reward: {len(single)} groups have one completion (first {single[0]!r}), expected pairs")
-    if not enough:
+    if not training:
         raise UserError("train_reward: held_out leaves no pair to train on, lower it")

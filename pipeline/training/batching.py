@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.stage import derive_seed
 from pipeline.training.data import Example
+from pipeline.training.packed import unique_tokens
 
 
 def epoch_order(ids: Sequence[str], seed: int, epoch: int) -> list[int]:
@@ -33,21 +34,21 @@ def global_batches(ids: Sequence[str], seed: int, size: int, start: int, stop: i
 
 
 def micro_batches(examples: Sequence[Example], tokens: int) -> list[list[int]]:
-    """Cut a global batch into micro-batches of at most `tokens` padded tokens, never splitting a group.
+    """Cut a global batch into micro-batches of at most `tokens` unique tokens, never splitting a group.
 
-    Sorted by length, longest first: little padding, and an out-of-memory shows at once. A group that is longer than
-    the budget goes alone.
+    Sorted by length, longest first: an out-of-memory shows at once, and a model that has to stay with padded rows
+    wastes little. A group that is longer than the budget goes alone.
     """
     cut: list[list[int]] = []
-    rows = width = 0
+    held = 0
     for i in sorted(range(len(examples)), key=lambda i: (-examples[i].longest, examples[i].id)):
-        k = len(examples[i].completions)
-        if cut and (rows + k) * width <= tokens:
+        size = unique_tokens(examples[i])
+        if cut and held + size <= tokens:
             cut[-1].append(i)
-            rows += k
+            held += size
         else:
             cut.append([i])
-            rows, width = k, examples[i].longest
+            held = size
     return cut
 
 

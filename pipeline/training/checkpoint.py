@@ -1,8 +1,9 @@
 """Training checkpoints: complete or absent, never half.
 
-`<folder>/step-<n>/` holds the float32 masters, the optimizer's moments and a manifest with the hash of each file,
-written last; the whole is made under a temporary name, flushed and renamed. Order of data and random numbers are
-functions of (seed, step), so the step is the only other state there is.
+`<folder>/step-<n>/` holds the float32 masters of what is trained, the optimizer's moments, what the objective carries
+along, and a manifest with the hash of each file, written last; the whole is made under a temporary name, flushed and
+renamed. Order of data and random numbers are functions of (seed, step), so the step is the only other state there is.
+Tensors are whole, however many processes trained them, so any number can go on.
 """
 
 from __future__ import annotations
@@ -11,27 +12,53 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from pipeline.training import optim
+from pipeline.training.distribute import World, like
 
-_MODEL, _OPTIMIZER, _MANIFEST = "model.safetensors", "optimizer.safetensors", "manifest.json"
+_MODEL, _OPTIMIZER, _EXTRA, _MANIFEST = "model.safetensors", "optimizer.safetensors", "extra.safetensors", "manifest.json"
 
 
-def save(folder: Path, model: Any, optimizer: torch.optim.Optimizer, step: int, updates: int, keep: int) -> Path:
-    """Write the state after `step` steps of this stage (`updates` of the optimizer) and drop all but `keep`."""
-    target, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
-    for stale in folder.glob(".step-*.tmp"):
-        shutil.rmtree(stale)
-    temporary.mkdir(parents=True)
-    save_file(_weights(model), temporary / _MODEL)
-    save_file(optim.state_tensors(model, optimizer), temporary / _OPTIMIZER)
-    hashes = {name: _sha256(temporary / name) for name in (_MODEL, _OPTIMIZER)}
-    (temporary / _MANIFEST).write_text(json.dumps({"step": step, "updates": updates, "sha256": hashes}, indent=1))
+@dataclass(frozen=True)
+class Loaded:
+    """Where a checkpoint stands."""
+
+    step: int  # of this stage
+    updates: int  # of the optimizer, earlier stages included
+    extra: dict[str, Tensor]  # what the objective carries from step to step
+
+
+def save(folder: Path, model: Any, optimizer: torch.optim.Optimizer, at: Loaded, keep: int,
+         world: World | None = None) -> Path:
+    """Write the state after step `at.step` and drop all but `keep`. Every process calls it; the first one writes."""
+    world = world or World()
+    target, temporary = folder / f"step-{at.step:08d}", folder / f".step-{at.step:08d}.tmp"
+    if world.first:
+        for stale in folder.glob(".step-*.tmp"):
+            shutil.rmtree(stale)
+        temporary.mkdir(parents=True)
+    states = {_MODEL: weights(model), _OPTIMIZER: optim.state_tensors(model, optimizer), _EXTRA: at.extra}
+    for name, tensors in states.items():  # one file after the other: as little memory as can be
+        found = world.whole(tensors)
+        if world.first:
+            save_file(found, temporary / name)
+    if world.first:
+        _finish(folder, temporary, target, at, keep)
+    world.wait()
+    return target
+
+
+def _finish(folder: Path, temporary: Path, target: Path, at: Loaded, keep: int) -> None:
+    hashes = {name: _sha256(temporary / name) for name in (_MODEL, _OPTIMIZER, _EXTRA)}
+    manifest = {"step": at.step, "updates": at.updates, "sha256": hashes}
+    (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in (*temporary.iterdir(), temporary):
         _sync(path)
     if target.exists():  # left damaged by something else; `newest` passed over it
@@ -40,7 +67,6 @@ def save(folder: Path, model: Any, optimizer: torch.optim.Optimizer, step: int, 
     _sync(folder)
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
-    return target
 
 
 def newest(folder: Path) -> Path | None:
@@ -48,24 +74,26 @@ def newest(folder: Path) -> Path | None:
     return next((path for path in sorted(folder.glob("step-*"), reverse=True) if _complete(path)), None)
 
 
-def load(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
-    """Put the state back. Returns (steps of this stage, updates of the optimizer)."""
+def load(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> Loaded:
+    """Put the state back, sharded as the model is."""
     manifest = json.loads((path / _MANIFEST).read_text())
-    weights, saved = _weights(model), load_file(path / _MODEL)
-    assert weights.keys() == saved.keys(), "a checkpoint lives in the work folder of one key, so of one model"
-    with torch.no_grad():
-        for name, tensor in _live(model).items():
-            tensor.copy_(saved[name])
+    put(model, load_file(path / _MODEL))
     optim.load_state(model, optimizer, load_file(path / _OPTIMIZER), manifest["updates"])
-    return int(manifest["step"]), int(manifest["updates"])
+    return Loaded(int(manifest["step"]), int(manifest["updates"]), load_file(path / _EXTRA))
 
 
-def _live(model: Any) -> dict[str, torch.Tensor]:
-    return dict(model.named_parameters())  # tied weights appear once
+def weights(model: Any) -> dict[str, Tensor]:
+    """What is trained, by name, as it lies."""
+    return {name: p.detach() for name, p in optim.trained(model).items()}
 
 
-def _weights(model: Any) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in _live(model).items()}
+@torch.no_grad()
+def put(model: Any, saved: dict[str, Tensor]) -> None:
+    """Give the trained parameters the values of `saved`, whole tensors."""
+    live = optim.trained(model)
+    assert live.keys() == saved.keys(), "a checkpoint lives in the work folder of one key, so of one model"
+    for name, p in live.items():
+        p.copy_(like(saved[name], p))
 
 
 def _complete(path: Path) -> bool:

@@ -32,23 +32,28 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def load_policy(folder: Path, device: torch.device, runtime: TrainRuntime | None = None) -> Any:
-    """A causal LM with float32 weights and every dropout off, on `device`."""
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, **_attention(runtime))
-    return _ready(model.to(device), runtime)
+def load_policy(
+    folder: Path, device: torch.device, runtime: TrainRuntime | None = None, options: dict[str, Any] | None = None
+) -> Any:
+    """A causal LM with float32 weights (4-bit ones where `options` say so) and every dropout off, on `device`."""
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, **_loading(device, runtime, options))
+    return _ready(model, runtime)
 
 
-def load_reward(folder: Path, device: torch.device, seed: int, pad: int, runtime: TrainRuntime | None = None) -> Any:
+def load_reward(
+    folder: Path, device: torch.device, seed: int, pad: int, runtime: TrainRuntime | None = None,
+    options: dict[str, Any] | None = None,
+) -> Any:
     """A one-score sequence classifier on the weights of `folder`; a head that is not there yet is drawn from `seed`."""
     torch.manual_seed(seed)
     model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=1, pad_token_id=pad, dtype=torch.float32, **_attention(runtime))
-    return _ready(model.to(device), runtime)
+        folder, num_labels=1, pad_token_id=pad, **_loading(device, runtime, options))
+    return _ready(model, runtime)
 
 
-def _attention(runtime: TrainRuntime | None) -> dict[str, str]:
-    return {} if runtime is None else {"attn_implementation": runtime.attention}
+def _loading(device: torch.device, runtime: TrainRuntime | None, options: dict[str, Any] | None) -> dict[str, Any]:
+    attention = {} if runtime is None else {"attn_implementation": runtime.attention}
+    return {"dtype": torch.float32, "device_map": {"": device}, **attention, **(options or {})}
 
 
 def load_tokenizer(folder: Path) -> Any:

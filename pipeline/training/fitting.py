@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.build import Part
 from pipeline.records import UserError
-from pipeline.training.data import Example, columns
+from pipeline.training.data import Example, columns, shaped
 from pipeline.training.policy import needs_of
 
 _TABLES = {  # need -> (the example's field, how it is called, where it comes from)
@@ -87,16 +87,14 @@ def shape(objective: Part, auxiliary: Part | None = None) -> Callable[[Example],
 
 
 def fit_to_objective(
-    examples: Iterable[Example], objective: Part, negatives: Part | None, auxiliary: Part | None = None
-) -> list[Example]:
+    examples: Sequence[Example], objective: Part, negatives: Part | None, auxiliary: Part | None = None
+) -> Sequence[Example]:
     """The examples as the objective takes them. Raises UserError, all kinds of misfit at once."""
     problems = settings_problems(objective, negatives)
     looked = Misfits(needs_of(objective, auxiliary), negatives is not None)
-    cut, fitted = shape(objective, auxiliary), []
     for example in examples:
         looked.look(example)
-        fitted.append(cut(example))
     problems += looked.problems(objective.module.__name__)
     if problems:
         raise UserError(*problems)
-    return fitted
+    return shaped(examples, shape(objective, auxiliary))

@@ -1,31 +1,37 @@
-"""Forward over groups: the LM head runs only where a completion token is predicted.
+"""Forward over groups: hidden states -> LM head only where a completion token is predicted -> sums per completion.
 
-A group becomes K rows `prompt + completion`, padded on the right. With a causal model no token sees what comes after
-it, so no attention mask is needed and the fast causal kernel is used; what the padded positions hold is never read.
+`collate` says which tokens there are and where they belong; how they are laid out is up to the model. One that passed
+`sharing.shared` sees every prompt once (`packed`), any other sees K rows `prompt + completion` padded on the right: with
+a causal model no token sees what comes after it, so rows need no mask, and what padded positions hold is never read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from pipeline.records import UserError
+from pipeline.training import sharing
 from pipeline.training.data import Example
+from pipeline.training.head import head_logits, token_logps
+from pipeline.training.packed import Packed, pack
+
+__all__ = ["Rows", "check_head", "collate", "group_logps", "head_logits", "hidden_at_predictions",
+           "layers_at_predictions", "positions", "prepare", "sums", "token_logps"]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """G groups as R rows of L tokens, and where their N completion tokens are."""
+    """G groups with up to K completions, and their N completion tokens: group by group, completion by completion."""
 
-    input_ids: Tensor  # (R, L) int64, padded on the right
-    predict: Tensor  # (N,) int64 into the flattened (R * L), the positions that predict a completion token
+    examples: tuple[Example, ...]
+    pad: int
     targets: Tensor  # (N,) int64, the tokens predicted
     slot: Tensor  # (N,) int64 into the flattened (G * K * T), one place per completion token
     group: Tensor  # (N,) int64
@@ -37,95 +43,69 @@ class Rows:
     def present(self) -> Tensor:
         return self.lengths > 0
 
+    @cached_property
+    def packed(self) -> Packed:
+        """The layout in which every prompt stands once."""
+        return pack(self.examples, self.lengths.device)
+
+    @cached_property
+    def input_ids(self) -> Tensor:
+        """(R, L) int64, one row per completion, padded on the right."""
+        width = max(e.longest for e in self.examples)
+        ids = np.full((sum(len(e.completions) for e in self.examples), width), self.pad, np.int64)
+        for row, (prompt, completion) in zip(ids, self._sequences(), strict=True):
+            row[: len(prompt)], row[len(prompt):len(prompt) + len(completion)] = prompt, completion
+        return torch.from_numpy(ids).to(self.lengths.device)
+
+    @cached_property
+    def predict(self) -> Tensor:
+        """(N,) int64 into the flattened (R * L), the positions that predict a completion token."""
+        width = self.input_ids.shape[1]
+        places = [np.arange(len(c)) + len(prompt) - 1 + row * width
+                  for row, (prompt, c) in enumerate(self._sequences())]
+        return torch.from_numpy(np.concatenate(places).astype(np.int64)).to(self.lengths.device)
+
+    def _sequences(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(e.prompt_of(k), c) for e in self.examples for k, c in enumerate(e.completions)]
+
 
 def collate(examples: Sequence[Example], device: torch.device | str = "cpu", pad: int = 0) -> Rows:
-    """Lay groups out as rows. The order of tokens is group by group, completion by completion."""
-    width = max(e.longest for e in examples)
+    """Where every completion token of the groups belongs. `pad` fills rows; nothing reads what a padded place gives."""
     most = max(len(e.completions) for e in examples)
     longest = max(len(c) for e in examples for c in e.completions)
-    ids = np.full((sum(len(e.completions) for e in examples), width), pad, np.int64)
     lengths = np.zeros((len(examples), most), np.int64)
-    predict, targets, slot, row = [], [], [], 0
+    targets, slot = [], []
     for g, e in enumerate(examples):
         for k, completion in enumerate(e.completions):
-            prompt = e.prompt_of(k)  # completions may have prompts of their own
-            start, n = len(prompt), len(completion)
-            ids[row, :start], ids[row, start:start + n] = prompt, completion
-            lengths[g, k] = n
-            predict.append(np.arange(start - 1, start - 1 + n) + row * width)
-            slot.append(np.arange(n) + (g * most + k) * longest)
+            lengths[g, k] = len(completion)
+            slot.append(np.arange(len(completion)) + (g * most + k) * longest)
             targets.append(completion)
-            row += 1
 
     def put(parts: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
 
     slots = put(slot)
-    return Rows(torch.from_numpy(ids).to(device), put(predict), put(targets), slots, slots // (most * longest),
-                slots // longest % most, torch.from_numpy(lengths).to(device), longest)
+    return Rows(tuple(examples), pad, put(targets), slots, slots // (most * longest), slots // longest % most,
+                torch.from_numpy(lengths).to(device), longest)
 
 
 def hidden_at_predictions(model: Any, rows: Rows) -> Tensor:
     """(N, H) hidden states, only at the positions that predict a completion token."""
-    states = model.base_model(input_ids=rows.input_ids, use_cache=False).last_hidden_state
+    if sharing.is_shared(model):
+        return sharing.hidden_states(model, rows.packed).index_select(0, rows.packed.predict)
+    states = sharing.backbone(model)(input_ids=rows.input_ids, use_cache=False).last_hidden_state
     # index_select: its backward adds each row once, so it is deterministic on a GPU too
     return states.reshape(-1, states.shape[-1]).index_select(0, rows.predict)
 
 
 def layers_at_predictions(model: Any, rows: Rows) -> Tensor:
     """(N, layers, H) hidden states behind every transformer layer, only where a completion token is predicted."""
-    states = model.base_model(input_ids=rows.input_ids, use_cache=False, output_hidden_states=True).hidden_states
-    return torch.stack([s.reshape(-1, s.shape[-1]).index_select(0, rows.predict) for s in states[1:]], dim=1)
-
-
-def head_logits(model: Any, hidden: Tensor) -> Tensor:
-    """(N, V) logits, with what Gemma-, Cohere- and Granite-like models do after their head."""
-    logits: Tensor = model.get_output_embeddings()(hidden)
-    config = model.config
-    if getattr(config, "logit_scale", None) is not None:
-        logits = logits * config.logit_scale
-    if getattr(config, "logits_scaling", None) is not None:
-        logits = logits / config.logits_scaling
-    cap = getattr(config, "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
-class _TokenLogps(torch.autograd.Function):
-    """log softmax at the targets in float32, keeping the logits in their own precision and no second copy."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:  # (N, V), (N,) -> (N,) float32
-        logps = -functional.cross_entropy(logits.float(), targets, reduction="none")
-        ctx.save_for_backward(logits, targets, logps)
-        return logps
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        logits, targets, logps = ctx.saved_tensors
-        at = targets[:, None]
-        # logp = logit[target] - logsumexp, so logsumexp needs no second pass over the vocabulary
-        logsumexp = logits.gather(1, at).float() - logps[:, None]
-        full = logits.float().sub_(logsumexp).exp_().mul_(-gradient[:, None])
-        full.scatter_add_(1, at, gradient[:, None])
-        return full.to(logits.dtype), None
-
-
-def token_logps(model: Any, hidden: Tensor, targets: Tensor, logits_per_chunk: int) -> Tensor:
-    """(N,) float32 log-probs of the targets, nats.
-
-    Where N x V is above `logits_per_chunk` the head runs chunk by chunk and again in the backward pass, so that
-    (tokens, vocabulary) is never held at once.
-    """
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-
-    def some(part: Tensor, answers: Tensor) -> Tensor:
-        return _TokenLogps.apply(head_logits(model, part), answers)  # type: ignore[no-any-return]
-
-    if hidden.shape[0] * vocabulary <= logits_per_chunk:
-        return some(hidden, targets)
-    size = max(1, logits_per_chunk // vocabulary)
-    pieces = zip(hidden.split(size), targets.split(size), strict=True)
-    return torch.cat([checkpoint(some, h, t, use_reentrant=False) for h, t in pieces])
+    if sharing.is_shared(model):
+        layers, places = sharing.hidden_states(model, rows.packed, every_layer=True), rows.packed.predict
+    else:
+        out = sharing.backbone(model)(input_ids=rows.input_ids, use_cache=False, output_hidden_states=True)
+        layers, places = [s.reshape(-1, s.shape[-1]) for s in out.hidden_states[1:]], rows.predict
+    return torch.stack([s.index_select(0, places) for s in layers], dim=1)
 
 
 def positions(rows: Rows) -> Tensor:
@@ -149,6 +129,18 @@ def group_logps(model: Any, rows: Rows, logits_per_chunk: int) -> Tensor:
     return sums(rows, token_logps(model, hidden_at_predictions(model, rows), rows.targets, logits_per_chunk))
 
 
+def prepare(model: Any, share_prefix: bool = True) -> None:
+    """Check the model's head and choose its layout, once, before the first step. A model that has to stay with rows is
+    named in the log. Raises UserError as `check_head` does.
+    """
+    check_head(model)
+    if not share_prefix:
+        return
+    why = sharing.shared(model)
+    if why is not None:
+        print(f"prompts are not shared, every completion is a row of its own: {type(model).__name__}: {why}", flush=True)
+
+
 @torch.no_grad()
 def check_head(model: Any) -> None:
     """Compare our head with the model's own forward on a few tokens. Raises UserError where they part.
@@ -159,7 +151,7 @@ def check_head(model: Any) -> None:
     device = next(model.parameters()).device
     ids = torch.arange(8, device=device)[None] % model.get_input_embeddings().weight.shape[0]
     own = model(input_ids=ids, use_cache=False).logits.float()
-    ours = head_logits(model, model.base_model(input_ids=ids, use_cache=False).last_hidden_state).float()
+    ours = head_logits(model, sharing.backbone(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
     if not torch.allclose(own, ours, atol=1e-3, rtol=1e-3):
         name = type(model).__name__
         raise UserError(f"model: {name} changes its logits after the LM head in a way the training core does not know "

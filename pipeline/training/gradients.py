@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pipeline.records import LossInputs
-from pipeline.training import batching
 from pipeline.training.data import Example
-from pipeline.training.inputs import About, device_of, joined
+from pipeline.training.distribute import World
+from pipeline.training.inputs import About, device_of, joined, moved
 
 Metrics = dict[str, Tensor]
 
@@ -30,6 +31,9 @@ class Task(Protocol):
 
     @property
     def whole(self) -> bool: ...  # the loss compares groups of the global batch
+
+    @property
+    def state(self) -> dict[str, Tensor]: ...  # what is carried from step to step
 
     def prepare(self, model: Any, batch: list[Example], step: int) -> tuple[list[Example], Metrics]: ...
 
@@ -48,54 +52,102 @@ class WholeTask(Task, Protocol):
     def logps(self, model: Any, examples: Sequence[Example]) -> Tensor: ...
 
 
+@dataclass
+class Found:
+    """What the passes over a global batch gave, beside the gradient."""
+
+    loss: float = 0.0
+    bad: list[str] = field(default_factory=list)  # ids of groups whose loss is not finite
+    metrics: dict[str, list[Tensor]] = field(default_factory=dict)  # (G,) float32 parts of each
+
+    def add(self, loss: Tensor, names: Sequence[str], losses: Tensor, metrics: Metrics) -> None:
+        """Count the (G,) losses of the groups `names`, which are `loss` of the global batch's."""
+        self.loss += float(loss.detach())
+        self.bad += [name for name, ok in zip(names, losses.detach().isfinite().tolist(), strict=True) if not ok]
+        for name, value in metrics.items():
+            self.metrics.setdefault(name, []).append(value.detach().float())
+
+
 def accumulate(
-    model: Any, task: Any, batch: list[Example], step: int, precision: str, tokens_per_batch: int
+    model: Any, task: Any, batch: list[Example], step: int, precision: str, tokens_per_batch: int,
+    world: World | None = None,
 ) -> tuple[list[Example], dict[str, float], list[str]]:
-    """Accumulate the gradient of the global batch. Returns the batch trained on, mean metrics, ids of bad losses."""
+    """Accumulate the gradient of the global batch. Returns the batch trained on, mean metrics, ids of bad losses.
+
+    In a `world` of several processes each does its micro-batches; gradient, loss, metrics and ids are those of all.
+    """
+    world = world or World()
     with autocast(device_of(model), precision):
-        batch, drawn = task.prepare(model, batch, step)
+        batch, drawn = world.run(task.prepare, model, batch, step)
     share = torch.tensor(normalised_weights(batch, task.normalise), device=device_of(model))
-    about, cut = task.about(batch), batching.micro_batches(batch, tokens_per_batch)
-    function = _of_whole if task.whole and len(cut) > 1 else _of_parts
-    loss, bad, collected = function(model, task, batch, step, precision, about, cut, share)
-    means = {name: float(torch.cat(parts).mean()) for name, parts in collected.items()}
-    return batch, {"loss": loss, **means, **{name: float(v.float().mean()) for name, v in drawn.items()}}, bad
+    about, cut = task.about(batch), world.cut(batch, tokens_per_batch)
+    function = _of_whole if task.whole and (len(cut) > 1 or world.size > 1) else _of_parts
+    found = _of_all(function(model, task, batch, step, precision, about, cut, share, world), world)
+    world.reduce_gradients(model)
+    means = {name: float(torch.cat(parts).mean()) for name, parts in found.metrics.items()}
+    return batch, {"loss": found.loss, **means, **{n: float(v.float().mean()) for n, v in drawn.items()}}, found.bad
 
 
 def _of_parts(
-    model: Any, task: Task, batch: list[Example], step: int, precision: str, about: About, cut: list[list[int]],
-    share: Tensor,
-) -> tuple[float, list[str], dict[str, list[Tensor]]]:
-    loss, bad, collected = 0.0, list[str](), dict[str, list[Tensor]]()
-    for micro in cut:
+    model: Any, task: Task, batch: list[Example], step: int, precision: str, about: About,
+    cut: list[tuple[list[int], bool]], share: Tensor, world: World,
+) -> Found:
+    found = Found()
+    for micro, counts in cut:
+        examples = [batch[i] for i in micro]
         with autocast(device_of(model), precision):
-            losses, metrics = task.losses(model, [batch[i] for i in micro], step, about)
-        part = (losses * share[micro]).sum()
+            losses, metrics = world.run(task.losses, model, examples, step, about)
+        part = (losses * share[micro] * counts).sum()
         part.backward()
-        loss += float(part.detach())
-        bad.extend(batch[i].id for i, ok in zip(micro, losses.detach().isfinite().tolist(), strict=True) if not ok)
-        for name, value in metrics.items():
-            collected.setdefault(name, []).append(value.detach().float())
-    return loss, bad, collected
+        if counts:
+            found.add(part, [e.id for e in examples], losses, metrics)
+    return found
 
 
 def _of_whole(
-    model: Any, task: WholeTask, batch: list[Example], step: int, precision: str, about: About, cut: list[list[int]],
-    share: Tensor,
-) -> tuple[float, list[str], dict[str, list[Tensor]]]:
-    device = device_of(model)
+    model: Any, task: WholeTask, batch: list[Example], step: int, precision: str, about: About,
+    cut: list[tuple[list[int], bool]], share: Tensor, world: World,
+) -> Found:
+    device, found = device_of(model), Found()
     with torch.no_grad(), autocast(device, precision):
-        inputs = joined([task.inputs(model, [batch[i] for i in micro], step, about) for micro in cut], cut)
+        parts = [(world.run(task.inputs, model, [batch[i] for i in micro], step, about), micro)
+                 for micro, counts in cut if counts or world.size > 1]
+    inputs = _joined_of_all(parts, [counts for _, counts in cut], world, device)
     logps = inputs.logps.requires_grad_()
     losses, metrics = task.loss(dataclasses.replace(inputs, logps=logps))
     loss = (losses * share).sum()
     (slopes,) = torch.autograd.grad(loss, logps)
-    for micro in cut:
+    for micro, counts in cut:
         with autocast(device, precision):
-            live = task.logps(model, [batch[i] for i in micro])
-        (live * slopes[micro, : live.shape[1]]).sum().backward()
-    bad = [e.id for e, ok in zip(batch, losses.detach().isfinite().tolist(), strict=True) if not ok]
-    return float(loss.detach()), bad, {name: [value.detach().float()] for name, value in metrics.items()}
+            live = world.run(task.logps, model, [batch[i] for i in micro])
+        (live * slopes[micro, : live.shape[1]] * counts).sum().backward()
+    if world.first:  # every process has the loss of all
+        found.add(loss, [e.id for e in batch], losses, metrics)
+    return found
+
+
+def _joined_of_all(parts: list[tuple[LossInputs, list[int]]], counts: list[bool], world: World,
+                   device: torch.device) -> LossInputs:
+    """The inputs of the global batch, from the micro-batches of every process."""
+    own = parts[0][0]
+    if world.size > 1:
+        light = [(moved(inputs, "cpu"), micro) for (inputs, micro), ok in zip(parts, counts, strict=True) if ok]
+        parts = [(moved(inputs, device), micro) for found in world.gather(light) for inputs, micro in found]
+    whole = joined([inputs for inputs, _ in parts], [micro for _, micro in parts])
+    return dataclasses.replace(whole, state=own.state, parameters=own.parameters)
+
+
+def _of_all(own: Found, world: World) -> Found:
+    """What every process found."""
+    if world.size == 1:
+        return own
+    light = Found(own.loss, own.bad, {name: [torch.cat(parts).cpu()] for name, parts in own.metrics.items()})
+    total = Found()
+    for found in world.gather(light):
+        total.loss, total.bad = total.loss + found.loss, total.bad + found.bad
+        for name, parts in found.metrics.items():
+            total.metrics.setdefault(name, []).extend(parts)
+    return total
 
 
 def normalised_weights(batch: Sequence[Example], normalise: str) -> list[float]:

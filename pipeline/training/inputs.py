@@ -154,6 +154,13 @@ def _table(values: Sequence[Sequence[float] | None], device: torch.device | str)
     return torch.from_numpy(table).to(device)
 
 
+def moved(inputs: LossInputs, device: torch.device | str) -> LossInputs:
+    """The per-group part of `inputs` on another device, without what belongs to the model."""
+    there = {n: getattr(inputs, n) for n in (*_COLUMNS, *_GROUPS)}
+    return dataclasses.replace(inputs, tokens=None, state={}, parameters={},
+                               **{n: None if v is None else v.to(device) for n, v in there.items()})
+
+
 def joined(parts: Sequence[LossInputs], places: Sequence[Sequence[int]]) -> LossInputs:
     """The inputs of a global batch from those of its micro-batches; `places` are their groups' places in the batch.
 

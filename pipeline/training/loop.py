@@ -4,12 +4,12 @@
 
 A task says what a micro-batch's losses are; the loop owns order, micro-batches, normalisation over the global batch,
 clipping, schedule, metrics, checkpoints and resume. Killed at any point and started again, it gives the same bytes.
+Several processes run it side by side on the same batches; the first one reports and writes.
 """
 
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from pipeline.records import UserError
 from pipeline.stage import Reporter, derive_seed
-from pipeline.training import batching, checkpoint, gradients, optim
-from pipeline.training.data import Example
+from pipeline.training import batching, checkpoint, gradients, optim, throughput
+from pipeline.training.checkpoint import Loaded
+from pipeline.training.data import Example, ids_of
+from pipeline.training.distribute import World
+from pipeline.training.inputs import device_of
 from pipeline.training.settings import TrainerSettings, TrainRuntime, lr_factor, total_steps
 
 
@@ -35,6 +39,7 @@ class Job:
     checkpoints: Path
     report: Reporter
     optimizer: Path | None = None  # state to go on from: moments and schedule run through
+    world: World = field(default_factory=World)
 
 
 @dataclass(frozen=True)
@@ -46,93 +51,120 @@ class Outcome:
     updates: int  # of the optimizer, earlier stages included
 
 
+@dataclass(frozen=True)
+class _Meter:
+    """What turns counts into rates."""
+
+    shape: throughput.Shape
+    peak: float  # FLOP/s of all devices
+
+    @classmethod
+    def of(cls, model: Any, job: Job) -> _Meter:
+        peak = throughput.peak_flops(device_of(model), job.settings.precision, job.runtime.peak_tflops)
+        return cls(throughput.shape_of(model), peak * job.world.size)
+
+
 @dataclass
 class _Window:
     """Metrics since the last report."""
 
     since: float = field(default_factory=time.perf_counter)
     tokens: int = 0
+    flops: float = 0.0
     steps: int = 0
     sums: dict[str, float] = field(default_factory=dict)
 
-    def add(self, values: dict[str, float], tokens: int) -> None:
-        self.tokens, self.steps = self.tokens + tokens, self.steps + 1
+    def add(self, values: dict[str, float], batch: Sequence[Example], meter: _Meter) -> None:
+        self.tokens, self.steps = self.tokens + throughput.unique_tokens(batch), self.steps + 1
+        self.flops += throughput.flops(meter.shape, batch)
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def means(self) -> dict[str, float]:
+    def means(self, left: int, meter: _Meter) -> dict[str, float]:
+        """Mean metrics per step, rates, and the seconds that `left` more steps will take."""
         seconds = max(1e-9, time.perf_counter() - self.since)
         means = {name: value / self.steps for name, value in self.sums.items()}
-        return {**means, "tokens_per_second": self.tokens / seconds, "seconds_per_step": seconds / self.steps}
+        return {**means, "tokens_per_second": self.tokens / seconds, "seconds_per_step": seconds / self.steps,
+                "flop_utilisation": self.flops / seconds / meter.peak, "eta_seconds": left * seconds / self.steps,
+                "peak_memory_gb": throughput.peak_memory_gb()}
 
 
 def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job) -> Outcome:
     """Train `model` in place. Raises UserError on a loss or gradient that is not finite, and on too little memory."""
-    settings, runtime = job.settings, job.runtime
+    settings, runtime, world = job.settings, job.runtime, job.world
     optimizer = optim.adamw(model, settings)
-    first = optim.load_folder(job.optimizer, model, optimizer) if job.optimizer is not None else 0
-    steps, done = total_steps(settings, len(examples)), 0
-    found = checkpoint.newest(job.checkpoints)
-    if found is not None:
-        done, updates = checkpoint.load(found, model, optimizer)
-        assert updates == first + done
+    steps, at = total_steps(settings, len(examples)), _start(model, optimizer, task, job)
+    first, reported = at.updates - at.step, job.report.reported() if at.step else 0
     last = settings.schedule_steps or first + steps
-    window, saved = _Window(), time.monotonic()
-    ids = [e.id for e in examples]
-    job.report.progress(done, steps, "steps")
-    for step, chosen in enumerate(batching.global_batches(ids, job.seed, settings.batch_size, done, steps), done):
+    window, meter, saved = _Window(), _Meter.of(model, job), time.monotonic()
+    ids = ids_of(examples)
+    job.report.progress(at.step, steps, "steps")
+    for step, chosen in enumerate(batching.global_batches(ids, job.seed, settings.batch_size, at.step, steps), at.step):
         lr = settings.lr * lr_factor(settings, first + step, last)
-        batch = [examples[i] for i in chosen]
-        values, tokens = _step(model, optimizer, task, batch, step, lr, job)
-        window.add(values, tokens)
+        batch, values = _step(model, optimizer, task, [examples[i] for i in chosen], step, lr, job)
+        window.add(values, batch, meter)
         now = step + 1
         if now % runtime.log_every == 0 or now == steps:
-            job.report.metric(now, **window.means(), lr=lr, peak_memory_gb=peak_memory_gb())
+            if now > reported:  # a step made again after a crash has been reported, with the same numbers
+                job.report.metric(now, **window.means(steps - now, meter), lr=lr)
             window = _Window()
         job.report.progress(now, steps, "steps")
-        if now < steps and _due(runtime, now, saved):
-            checkpoint.save(job.checkpoints, model, optimizer, now, first + now, runtime.keep_checkpoints)
+        if now < steps and _due(runtime, now, saved, world):
+            state = Loaded(now, first + now, task.state)
+            checkpoint.save(job.checkpoints, model, optimizer, state, runtime.keep_checkpoints, world)
             saved = time.monotonic()
+    world.settle()
     return Outcome(optimizer, steps, first + steps)
 
 
-def _due(runtime: TrainRuntime, done: int, saved: float) -> bool:
-    by_steps = runtime.checkpoint_every_steps is not None and done % runtime.checkpoint_every_steps == 0
+def _start(model: Any, optimizer: torch.optim.Optimizer, task: gradients.Task, job: Job) -> Loaded:
+    """Where to begin: at the newest checkpoint, behind an earlier stage's last update, or at nothing."""
+    found = checkpoint.newest(job.checkpoints)
+    if found is not None:
+        at = checkpoint.load(found, model, optimizer)
+        task.state.update({name: value.to(device_of(model)) for name, value in at.extra.items()})
+        return at
+    return Loaded(0, optim.load_folder(job.optimizer, model, optimizer) if job.optimizer is not None else 0, {})
+
+
+def _due(runtime: TrainRuntime, done: int, saved: float, world: World) -> bool:
+    if runtime.checkpoint_every_steps is not None and done % runtime.checkpoint_every_steps == 0:
+        return True
     seconds = runtime.checkpoint_every_seconds
-    return by_steps or (seconds is not None and time.monotonic() - saved >= seconds)
+    return seconds is not None and world.agree(time.monotonic() - saved >= seconds)
 
 
 def _step(
     model: Any, optimizer: torch.optim.Optimizer, task: gradients.Task, batch: list[Example], step: int, lr: float,
     job: Job,
-) -> tuple[dict[str, float], int]:
-    """One optimizer step. Returns its mean metrics and the number of tokens in its rows."""
+) -> tuple[list[Example], dict[str, float]]:
+    """One optimizer step. Returns the batch trained on and its mean metrics."""
     torch.manual_seed(derive_seed(job.seed, "step", step))  # whatever a model draws is fixed by the step
     try:
         batch, values, bad = gradients.accumulate(
-            model, task, batch, step, job.settings.precision, job.runtime.tokens_per_batch)
-    except torch.OutOfMemoryError:
+            model, task, batch, step, job.settings.precision, job.runtime.tokens_per_batch, job.world)
+    except RuntimeError as error:  # on a CPU it has no class of its own
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
         raise UserError(
             f"out of memory in step {step + 1}: lower runtime.tokens_per_batch (now {job.runtime.tokens_per_batch}) or "
             "runtime.logits_per_chunk, or set runtime.gradient_checkpointing=true; none of them changes the result"
         ) from None
-    limit = job.settings.grad_clip if job.settings.grad_clip is not None else math.inf
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit, foreach=False))
+    norm = _clip(model, job.settings.grad_clip)
     if bad or not math.isfinite(norm):
         raise UserError(_not_finite(step, bad or [e.id for e in batch], values["loss"], norm, lr, job))
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    tokens = sum(len(e.prompt) + len(c) for e in batch for c in e.completions)
-    return {**values, "grad_norm": norm}, tokens
+    return batch, {**values, "grad_norm": norm}
 
 
-def peak_memory_gb() -> float:
-    """Peak memory of the device, or of this process where the device is the CPU."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def _clip(model: Any, limit: float | None) -> float:
+    """Clip the gradient to a global norm of `limit`, over all processes' shards. Returns the norm it had."""
+    norm = torch.nn.utils.clip_grad_norm_(
+        optim.trained(model).values(), math.inf if limit is None else limit, foreach=False)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def _not_finite(step: int, ids: list[str], loss: float, norm: float, lr: float, job: Job) -> str:

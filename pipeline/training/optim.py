@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.records import UserError
+from pipeline.training.distribute import like
 from pipeline.training.settings import TrainerSettings
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -19,10 +20,10 @@ TENSORS, STATE = "optimizer.safetensors", "state.json"
 
 def adamw(model: Any, settings: TrainerSettings) -> torch.optim.AdamW:
     """Decoupled weight decay on matrices only; biases and norm gains are left alone (Loshchilov & Hutter 2019)."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    found = trained(model).values()
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in found if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in found if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [g for g in groups if g["params"]],
@@ -31,31 +32,36 @@ def adamw(model: Any, settings: TrainerSettings) -> torch.optim.AdamW:
     )
 
 
+def trained(model: Any) -> dict[str, torch.nn.Parameter]:
+    """The parameters that learn, by name; tied weights appear once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 def state_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """`<moment>.<parameter name>` -> tensor, on the CPU. The number of updates made is kept apart, as a number."""
-    return {f"{moment}.{name}": optimizer.state[p][moment].detach().cpu().contiguous()
-            for name, p in model.named_parameters() if p in optimizer.state for moment in _MOMENTS}
+    """`<moment>.<parameter name>` -> tensor, as it lies. The number of updates made is kept apart, as a number."""
+    return {f"{moment}.{name}": optimizer.state[p][moment]
+            for name, p in trained(model).items() if p in optimizer.state for moment in _MOMENTS}
 
 
 def load_state(model: Any, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], updates: int) -> None:
     """Give every parameter its moments. Raises UserError where names or shapes belong to another model."""
     problems = []
-    for name, p in model.named_parameters():
+    for name, p in trained(model).items():
         found = [tensors.get(f"{moment}.{name}") for moment in _MOMENTS]
         if any(t is None or t.shape != p.shape for t in found):
             problems.append(f"optimizer: no state of the shape {tuple(p.shape)} for {name}; "
                             "it comes from a model of another architecture")
             continue
         optimizer.state[p] = {"step": torch.tensor(float(updates), device=p.device),
-                              **{m: t.to(p.device) for m, t in zip(_MOMENTS, found, strict=True) if t is not None}}
+                              **{m: like(t, p) for m, t in zip(_MOMENTS, found, strict=True) if t is not None}}
     if problems:
         raise UserError(*problems)
 
 
-def save_folder(folder: Path, model: Any, optimizer: torch.optim.Optimizer, updates: int) -> None:
-    """Write the state for the next training stage: `updates` lets the schedule run through."""
+def save_folder(folder: Path, tensors: dict[str, Tensor], updates: int) -> None:
+    """Write whole `state_tensors` for the next training stage: `updates` lets the schedule run through."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(state_tensors(model, optimizer), folder / TENSORS)
+    save_file(tensors, folder / TENSORS)
     (folder / STATE).write_text(json.dumps({"updates": updates}) + "\n")
 
 

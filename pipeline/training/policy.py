@@ -156,7 +156,9 @@ def draw_negatives(model: Any, batch: list[Example], step: int, task: PolicyTask
     refs = reference(batch, device) if all(e.ref_logps is not None for e in batch) else None
     logps = candidate_logps(model, batch, width, task) if module.NEEDS_LOGPS else None
     uniforms = torch.from_numpy(batching.column_uniforms(batch, task.seed, step)).to(device)
-    indices, valid, metrics = module.draw(logps, refs, present, uniforms, settings)
+    lengths = torch.tensor([[len(c) for c in e.completions] + [0] * (width - len(e.completions)) for e in batch],
+                           device=device)
+    indices, valid, metrics = module.draw(logps, refs, present, uniforms, settings, lengths)
     drawn = [columns(e, [0, *(k for k, ok in zip(ks, oks, strict=True) if ok)])
              for e, ks, oks in zip(batch, indices.tolist(), valid.tolist(), strict=True)]
     return drawn, metrics

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from pipeline.stage import derive_seed
 from pipeline.training import batching, forward
-from pipeline.training.data import Example
+from pipeline.training.data import Example, ids_of, subset
 from pipeline.training.inputs import About
 
 Metrics = dict[str, Tensor]
@@ -25,6 +25,7 @@ class RewardTask:
     pad: int
     normalise: str = "groups"
     whole: bool = False
+    state: dict[str, Tensor] = field(default_factory=dict)  # none
 
     def prepare(self, model: Any, batch: list[Example], step: int) -> tuple[list[Example], Metrics]:
         return batch, {}
@@ -58,12 +59,12 @@ def group_scores(model: Any, examples: Sequence[Example], pad: int) -> tuple[Ten
     return torch.zeros_like(present, dtype=torch.float32).masked_scatter(present, flat), present
 
 
-def split(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:
+def split(examples: Sequence[Example], fraction: float) -> tuple[Sequence[Example], Sequence[Example]]:
     """(training, held out): by the hash of the id, so the same pair is on the same side in every run."""
     limit = int(fraction * 1_000_000)
-    held = [derive_seed(0, "held out", e.id) % 1_000_000 < limit for e in examples]
-    return [e for e, h in zip(examples, held, strict=True) if not h], [e for e, h in zip(examples, held, strict=True)
-                                                                        if h]
+    held = [derive_seed(0, "held out", name) % 1_000_000 < limit for name in ids_of(examples)]
+    return (subset(examples, [i for i, h in enumerate(held) if not h]),
+            subset(examples, [i for i, h in enumerate(held) if h]))
 
 
 @torch.no_grad()

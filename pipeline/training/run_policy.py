@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from pipeline.build import Part, load_part
-from pipeline.records import UserError
 from pipeline.stage import Context
-from pipeline.training import data, export, fitting, forward, optim, policy
+from pipeline.training import adapters, assembly, data, distribute, export, fitting, forward, optim, policy
+from pipeline.training.distribute import World
 from pipeline.training.inputs import LIVE_NEEDS
 from pipeline.training.loop import Job, fit
 
@@ -32,23 +35,30 @@ class Parts:
 def train(context: Context, parts: Parts, score: str = "reward", keep: bool = False) -> None:
     """Train the policy of `context` and write `model/` (and `optimizer/` with `keep`)."""
     runtime, trainer = context.runtime, context.settings.trainer
-    device, source = export.prepare_machine(runtime), context.one("model")
+    source = context.one("model")
+    world, device = distribute.join(runtime, export.prepare_machine(runtime))
+    adapters.require(trainer.adapter, device)
     needs = policy.needs_of(parts.objective, parts.auxiliary)
-    examples = load_examples(context, parts, score)
-    model = export.load_policy(source, device, runtime)
+    examples = load_examples(context, parts, score, world)
+    model = export.load_policy(source, device, runtime, adapters.quantisation(trainer.adapter))
     data.check_fits(examples, model.get_input_embeddings().weight.shape[0], export.context_length(model))
     forward.check_head(model)
+    assembly.adapt(model, trainer, runtime, context.seed)
     policy.add_parameters(model, parts.objective)
+    world = distribute.spread(world, model, runtime)
     task = policy.PolicyTask(
         parts.objective, parts.negatives, context.seed, runtime.tokens_per_batch, runtime.logits_per_chunk,
         parts.auxiliary, reference_model(context, device) if needs & LIVE_NEEDS else None,
         policy.first_state(parts.objective, device))
     outcome = fit(model, examples, task, Job(
-        trainer, runtime, context.seed, context.work / "checkpoints", context.report, context.optional("optimizer")))
+        trainer, runtime, context.seed, context.work / "checkpoints", context.report, context.optional("optimizer"),
+        world))
     if keep:
-        optim.save_folder(context.out / "optimizer", model, outcome.optimizer, outcome.updates)
+        moments = world.whole(optim.state_tensors(model, outcome.optimizer))
+        if world.first:
+            optim.save_folder(context.out / "optimizer", moments, outcome.updates)
     policy.remove_parameters(model)
-    export.save_folder(model, source, context.out / "model", trainer.save_dtype)
+    assembly.deliver(model, lambda: export.load_policy(source, torch.device("cpu")), source, context.out, trainer, world)
     context.report.count(groups=len(examples), steps=outcome.steps,
                          completion_tokens=sum(e.completion_tokens for e in examples),
                          parameters=sum(p.numel() for p in model.parameters()))
@@ -60,13 +70,13 @@ def reference_model(context: Context, device: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def load_examples(context: Context, parts: Parts, score: str) -> list[data.Example]:
+def load_examples(context: Context, parts: Parts, score: str, world: World) -> Sequence[data.Example]:
     """The groups of `context`, checked against the token contract and the objective."""
-    groups = context.one("groups")
-    examples = data.load(groups, data.Beside(
-        context.inputs.get("reference", ()), context.inputs.get("previous", ()), context.inputs.get("scored", ()),
-        score))
-    problems = data.missing_stop(groups, export.stop_ids(context.one("model")))
-    if problems:
-        raise UserError(*problems)
-    return fitting.fit_to_objective(examples, parts.objective, parts.negatives, parts.auxiliary)
+    def load() -> Sequence[data.Example]:
+        beside = data.Beside(context.inputs.get("reference", ()), context.inputs.get("previous", ()),
+                             context.inputs.get("scored", ()), score)
+        return data.load(context.one("groups"), context.work / "examples", beside,
+                         export.stop_ids(context.one("model")))
+
+    return fitting.fit_to_objective(
+        distribute.first_then_all(world, load), parts.objective, parts.negatives, parts.auxiliary)

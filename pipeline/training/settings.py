@@ -7,11 +7,27 @@ result is computed on this machine and is not.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.build import setting
 
 PRECISIONS = ("bfloat16", "float32")
+STRATEGIES = ("none", "ddp", "fsdp2")
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """Low-rank adapters (Hu et al. 2022): W + alpha / r * B A, where only A and B are trained."""
+
+    kind: str = setting("none", choices=("none", "lora", "qlora"))  # none = every weight; qlora = over a 4-bit base
+    r: int = setting(16, low=1)
+    alpha: float = setting(32.0, above=0.0)
+    dropout: float = setting(0.0, low=0.0, below=1.0)  # of the adapter's input
+    target_modules: list[str] = setting(["all-linear"])  # names of linear layers, or "all-linear": all but the head
+
+    @property
+    def on(self) -> bool:
+        return self.kind != "none"
 
 
 @dataclass(frozen=True)
@@ -33,6 +49,7 @@ class TrainerSettings:
     grad_clip: float | None = setting(1.0, above=0.0)  # global norm; null = off
     precision: str = setting("bfloat16", choices=PRECISIONS)  # of matrix products; masters are float32
     save_dtype: str = setting("float32", choices=PRECISIONS)  # of the weights in the artifact
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
 
     def check(self) -> list[tuple[str, str]]:
         if self.epochs is None and self.max_steps is None:
@@ -54,6 +71,35 @@ class TrainRuntime:
     checkpoint_every_seconds: float | None = setting(300.0, above=0.0)
     keep_checkpoints: int = setting(2, low=1)
     log_every: int = setting(10, low=1)  # optimizer steps
+    compile: bool = False  # torch.compile the layers: a minute more at the start
+    peak_tflops: float | None = setting(None, above=0.0)  # of one device, for model FLOP utilisation; null = known or measured
+    strategy: str = setting("none", choices=STRATEGIES)  # of several processes: whole copies (ddp) or sharded weights
+    processes: int = setting(1, low=1)  # on this node: one per device
+    nodes: int = setting(1, low=1)
+    rendezvous: str | None = None  # host:port of one of several nodes, the same on each
+
+    @property
+    def world_size(self) -> int:
+        """Processes on all nodes."""
+        return self.processes * self.nodes
+
+    @property
+    def torchrun(self) -> list[str]:
+        """Arguments that start this node's processes; empty where one process is enough."""
+        if self.world_size == 1:
+            return []
+        if self.nodes == 1:
+            return ["--standalone", f"--nproc-per-node={self.processes}"]
+        return [f"--nnodes={self.nodes}", f"--nproc-per-node={self.processes}", "--rdzv-backend=c10d",
+                f"--rdzv-endpoint={self.rendezvous}", "--rdzv-id=alignloop"]
+
+    def check(self) -> list[tuple[str, str]]:
+        problems = []
+        if self.world_size > 1 and self.strategy == "none":
+            problems.append(("strategy", f"none with {self.world_size} processes, expected ddp or fsdp2"))
+        if self.nodes > 1 and self.rendezvous is None:
+            problems.append(("rendezvous", f"null with {self.nodes} nodes, expected host:port of one of them"))
+        return problems
 
 
 def total_steps(settings: TrainerSettings, groups: int) -> int:

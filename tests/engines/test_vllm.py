@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from pipeline.engines import transformers as oracle_module
-from pipeline.engines import vllm, vllm_service
+from pipeline.engines import vllm, vllm_client, vllm_service
 from pipeline.engines.engine import Request
+from pipeline.engines.transformers_sampling import completion_logps
 from pipeline.records import UserError
 
 pytestmark = pytest.mark.slow
@@ -59,15 +64,99 @@ def test_the_gap_to_transformers_is_reported(use_vllm, tiny_model):
 
 def test_stale_weights_stop_the_run(use_vllm, tiny_model, other_model):
     """The server is given other weights behind the engine's back."""
+    server = vllm_client.connect(use_vllm.url, use_vllm.key)
     with vllm.open_engine(tiny_model, vllm.Settings(probe=False), tiny_model / "no.log") as engine:
-        vllm._load(use_vllm.url, use_vllm.key, other_model)
-        gap = vllm._gap(use_vllm.url, use_vllm.key, tiny_model, vllm.Settings())
+        vllm_client.load(server, other_model)
+        gap = vllm.gap(server, tiny_model, vllm.Settings())
         assert gap > 0.5
-        known: Future[float] = Future()
-        known.set_result(gap)
-        stale = vllm.Engine(engine.url, engine.key, tiny_model, vllm.Settings(), 256, {}, known)
+        engine.gaps.result()
+        stale = replace(engine, gaps=_known(gap), settings=vllm.Settings())
         with pytest.raises(RuntimeError, match="does not serve the weights"):
             next(stale.sample([ask(PROMPTS[0])]))
+
+
+def _known(value: float):
+    future: Future[float] = Future()
+    future.set_result(value)
+    return future
+
+
+def test_sampled_log_probs_are_the_models_own_at_any_temperature(use_vllm, tiny_model):
+    requests = [replace(ask(PROMPTS[1], n=2, temperature=0.5, seed=3), logprobs=True), ask(PROMPTS[1])]
+    for module in (vllm, oracle_module):
+        wanted, unwanted = sample(module, tiny_model, requests)
+        for one in wanted.samples:
+            logps = completion_logps(tiny_model, list(PROMPTS[1]), list(one.token_ids), "float32")
+            assert one.logprobs == pytest.approx(logps, abs=1e-4)
+        assert unwanted.samples[0].logprobs is None
+
+
+def test_a_lora_adapter_is_served_unmerged_and_leaves_with_the_next_policy(use_vllm, tiny_model, adapter):
+    requests = [ask(prompt) for prompt in PROMPTS]
+    base, adapted = sample(vllm, tiny_model, requests), sample(vllm, adapter, requests)
+    assert adapted == sample(oracle_module, adapter, requests)
+    assert adapted != base
+    assert sample(vllm, tiny_model, requests) == base
+
+
+def test_an_adapter_that_the_server_cannot_take_is_the_users_to_fix(use_vllm, adapter, tmp_path):
+    server = vllm_client.connect(use_vllm.url, use_vllm.key)
+    assert server.lora_rank == 8
+    with pytest.raises(UserError, match=r"rank 4, the vLLM server takes ranks up to 2; set engine\.lora_rank=4"):
+        vllm_client.load(replace(server, lora_rank=2), adapter)
+    lost = tmp_path / "lost"
+    lost.mkdir()
+    (lost / "adapter_config.json").write_text(json.dumps({"r": 4, "base_model_name_or_path": "org/elsewhere"}))
+    with pytest.raises(UserError, match=r"base_model_name_or_path is 'org/elsewhere'"):
+        vllm_client.load(server, lost)
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model, tmp_path_factory) -> Path:
+    """A LoRA adapter of rank 4 with random weights on tiny_model, as peft saves it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "adapter"
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(
+            r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "o_proj", "down_proj"], init_lora_weights=False,
+            task_type="CAUSAL_LM"))
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_any_vllm_server_will_do_over_the_openai_protocol(use_vllm, tiny_model):
+    """Asked as a server without our endpoints is: the same samples, log-probs and refusals."""
+    server = vllm_client.connect(use_vllm.url, use_vllm.key)
+    requests = [replace(ask(p, n=2, temperature=1.0, seed=9 * i), logprobs=i == 1) for i, p in enumerate(PROMPTS)]
+    requests.append(ask(range(20, 300)))
+    answers = {}
+    for ours in (True, False):
+        asked = vllm_client.ask(replace(server, ours=ours), requests, lambda ids: "", set())
+        answers[ours] = dict(asked)
+    for i in range(len(PROMPTS)):
+        assert [s.token_ids for s in answers[True][i].samples] == [s.token_ids for s in answers[False][i].samples]
+    assert answers[True][1].samples[0].logprobs == pytest.approx(answers[False][1].samples[0].logprobs, abs=1e-5)
+    assert answers[False][0].samples[0].logprobs is None
+    assert answers[True][8].refused and answers[False][8].refused
+
+
+def test_without_the_key_nothing_but_health_answers(use_vllm):
+    """vLLM 0.32 itself guards only /v1: whoever reached the port could swap the weights."""
+    for path in ("/collective_rpc", "/sleep", "/reset_prefix_cache", "/policy", "/policy/load", "/v1/models"):
+        for key in ("", "wrong"):
+            assert vllm_client.call(use_vllm.url + path, key)[0] == 401, path
+            assert vllm_client.call(use_vllm.url + path, key, {})[0] == 401, path
+    assert vllm_client.call(f"{use_vllm.url}/health", "")[0] == 200
+
+
+def test_sleep_on_cpu_is_refused_so_that_the_server_goes_on_answering(use_vllm, tiny_model):
+    assert vllm_client.call(f"{use_vllm.url}/sleep?level=1", use_vllm.key, {})[0] == 409
+    replace(use_vllm, sleep_level=1).rest()  # as a run does between stages: nothing happens
+    assert sample(vllm, tiny_model, [ask(PROMPTS[0])])[0].samples
 
 
 def test_samples_depend_on_their_seed_and_on_nothing_else(use_vllm, tiny_model):
@@ -91,8 +180,9 @@ def test_stop_id_at_the_end_iff_stopped(use_vllm, tiny_model):
 
 def test_prompt_ids_arrive_as_they_were_sent(use_vllm, tiny_model):
     """BOS once, nothing added: the server gives back the ids it computed on."""
-    body = {**vllm._body(ask(PROMPTS[3])), "temperature": 0.0}
-    status, answer = vllm._http(f"{use_vllm.url}/v1/completions", use_vllm.key, body)
+    body = {**vllm_client._parameters(ask(PROMPTS[3])), "model": vllm_service.SERVED, "logprobs": None,
+            "return_token_ids": True}
+    status, answer = vllm_client.call(f"{use_vllm.url}/v1/completions", use_vllm.key, body)
     assert status == 200
     assert tuple(answer["choices"][0]["prompt_token_ids"]) == PROMPTS[3]
     assert PROMPTS[3].count(1) == 1
@@ -106,14 +196,40 @@ def test_one_refused_request_leaves_the_others(use_vllm, tiny_model):
     assert len(fine.samples) == 1
 
 
-def test_wrong_key_and_wrong_architecture_are_the_users_to_fix(use_vllm, tiny_model, make_model, tmp_path):
+def test_wrong_key_and_wrong_architecture_are_the_users_to_fix(use_vllm, tiny_model, make_model, tmp_path, monkeypatch):
     deeper = make_model(tmp_path / "deeper", num_hidden_layers=3)
-    for url, key, model, expected in (
-        (use_vllm.url, "wrong", tiny_model, "refuses the key"),
-        (use_vllm.url, use_vllm.key, deeper, "num_hidden_layers 2 there, 3 here"),
-    ):
-        with pytest.raises(UserError, match=expected):
-            vllm._load(url, key, model)
+    with pytest.raises(UserError, match="num_hidden_layers 2 there, 3 here"):
+        vllm_client.load(vllm_client.connect(use_vllm.url, use_vllm.key), deeper)
+    monkeypatch.setenv(vllm_service.KEY, "wrong")
+    opened = vllm.open_engine(tiny_model, vllm.Settings(), tmp_path / "log")
+    with pytest.raises(UserError, match="refuses the key in ALIGNLOOP_ENGINE_KEY"), opened:
+        pass
+
+
+@pytest.fixture
+def stranger() -> Iterator[str]:
+    """A server that answers as vLLM does, with a model of another name."""
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = json.dumps({"data": [{"id": "llama", "max_model_len": 8}]}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_model_of_another_name_is_the_users_to_fix(stranger, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.delenv(vllm_service.URL, raising=False)
+    opened = vllm.open_engine(tiny_model, vllm.Settings(url=stranger), tmp_path / "log")
+    with pytest.raises(UserError, match=r"no model named 'policy' is served there, but llama; start vLLM with"), opened:
+        pass
 
 
 def test_a_url_where_nobody_answers_is_the_users_to_fix(tiny_model, tmp_path, monkeypatch):
@@ -125,8 +241,9 @@ def test_a_url_where_nobody_answers_is_the_users_to_fix(tiny_model, tmp_path, mo
 
 
 def test_the_key_is_on_no_command_line_and_in_no_log(use_vllm):
-    tree = [psutil.Process(use_vllm.process.pid), *psutil.Process(use_vllm.process.pid).children(recursive=True)]
-    assert len(tree) >= 3  # supervisor, server, engine
+    keeper = psutil.Process(use_vllm.processes[0].pid)
+    tree = [keeper, *keeper.children(recursive=True)]
+    assert len(tree) >= 3  # keeper, server, engine
     assert not any(use_vllm.key in " ".join(process.cmdline()) for process in tree)
     assert use_vllm.key not in use_vllm.log.read_text()
     assert use_vllm.key not in repr(use_vllm)
@@ -148,7 +265,7 @@ def test_kill_9_of_its_owner_leaves_no_process(tiny_model, tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from pipeline.engines import vllm_service as v;"
         "s = v.start(Path(sys.argv[1]), Path(sys.argv[2]), v.Settings());"
-        "print(s.process.pid, flush=True); time.sleep(600)"
+        "print(s.processes[0].pid, flush=True); time.sleep(600)"
     )
     environment = {k: v for k, v in os.environ.items() if k not in (vllm_service.URL, vllm_service.KEY)}
     log = tmp_path / "vllm.log"
@@ -156,9 +273,9 @@ def test_kill_9_of_its_owner_leaves_no_process(tiny_model, tmp_path):
         [sys.executable, "-c", code, str(tiny_model), str(log)], stdout=subprocess.PIPE, text=True, env=environment
     )
     assert owner.stdout is not None
-    supervisor = psutil.Process(int(owner.stdout.readline()))
+    keeper = psutil.Process(int(owner.stdout.readline()))
     deadline = time.monotonic() + 240
-    while len(family := [supervisor, *supervisor.children(recursive=True)]) < 4:  # the engine's process has started
+    while len(family := [keeper, *keeper.children(recursive=True)]) < 4:  # the engine's process has started
         assert time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.3)
     owner.kill()
@@ -168,18 +285,32 @@ def test_kill_9_of_its_owner_leaves_no_process(tiny_model, tmp_path):
 
 
 def test_settings_name_a_url_that_is_none():
-    (problem,) = vllm_service.Settings(url="localhost:8000").check()
+    (problem,) = vllm_service.Settings(url="http://a:1, localhost:8000").check()
     assert problem == ("url", "expected http://HOST:PORT, got 'localhost:8000'")
     assert vllm.start_service(Path("unused"), Path("unused"), vllm.Settings(url="http://elsewhere:8000")) is None
 
 
 def test_the_services_arguments(tiny_model):
     """A whole prompt per step on CPU: a seeded request cut into chunks kills vLLM's engine there."""
-    made = vllm_service.arguments(tiny_model, 1234, vllm_service.Settings(arguments=("--seed", "3")))
+    made = vllm_service.arguments(tiny_model, "10.0.0.7", 1234, vllm_service.Settings(arguments=("--seed", "3")))
     assert made[made.index("--max-model-len") + 1] == "256"
+    assert made[made.index("--host") + 1] == "10.0.0.7"
     assert "--no-enable-chunked-prefill" in made
+    assert "--enable-lora" not in made
     assert made[-2:] == ["--seed", "3"]
     assert json.dumps(made)  # all text
-    assert "--no-enable-chunked-prefill" not in vllm_service.arguments(
-        tiny_model, 1234, vllm_service.Settings(chunked_prefill=True)
-    )
+    other = vllm_service.Settings(chunked_prefill=True, lora_rank=16)
+    changed = vllm_service.arguments(tiny_model, "127.0.0.1", 1234, other)
+    assert "--no-enable-chunked-prefill" not in changed
+    assert changed[changed.index("--max-lora-rank") + 1] == "16"
+
+
+def test_replicas_share_the_cores_or_gpus(monkeypatch):
+    """Seven things in three: 2, 2, 3; two things for three: the first is used twice."""
+    seven = list("abcdefg")
+    assert [vllm_service.share(seven, i, 3) for i in range(3)] == [["a", "b"], ["c", "d"], ["e", "f", "g"]]
+    assert [vllm_service.share(["a", "b"], i, 3) for i in range(3)] == [["a"], ["b"], ["a"]]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    made = vllm_service.engine_environment(vllm_service.Settings(replicas=2), 1)
+    assert made["CUDA_VISIBLE_DEVICES"] == "6,7"
+    assert "CUDA_VISIBLE_DEVICES" not in vllm_service.engine_environment(vllm_service.Settings())

@@ -89,8 +89,10 @@ def test_single_wrong_values(override, key):
 @pytest.mark.parametrize(
     "extra", [(), ("iterations=4",), ("reward=rule",), ("engine=transformers",), ("hardware=cuda",)]
 )
-def test_every_recipe_can_be_planned(recipe, extra):
-    assert _steps(f"recipe={recipe}", *extra)
+def test_every_recipe_can_be_planned(recipe, extra, tiny_model, tmp_path):
+    (tmp_path / "model_outputs.json").write_text('[{"instruction": "Why?"}]')
+    given = [f"data.root={tmp_path}", f"model.path={tiny_model}"] if recipe == "benchmark" else []
+    assert _steps(f"recipe={recipe}", *given, *extra)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +163,7 @@ def test_problems_of_all_layers_come_together():
     *(("trainer/default", (block,), "pipeline.training.settings:TrainerSettings")
       for block in ("sft", "reward", "preference")),
     ("engine/vllm", (), "pipeline.engines.vllm_service:Settings"),
+    ("engine/vllm_ray", (), "pipeline.engines.vllm_ray:Settings"),
     ("engine/transformers", (), "pipeline.engines.transformers:Settings"),
     ("model/tiny", ("arch",), "pipeline.stages.init_model:Arch"),
 ])  # fmt: skip

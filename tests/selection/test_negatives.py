@@ -11,7 +11,7 @@ import torch
 
 from pipeline.build import problems_of
 from pipeline.records import UserError
-from pipeline.selection import easiest, hardest, mc, uniform
+from pipeline.selection import draws, easiest, hardest, mc, uniform
 
 ALL = (mc, uniform, hardest, easiest)
 
@@ -162,3 +162,63 @@ def test_what_is_missing_is_said() -> None:
         "negatives.m: 0 is out of range, expected 1 <= x",
         "negatives.weights: 'x' is not allowed, expected one of reward, logp",
     ]
+
+
+def test_a_chain_of_two_steps_over_disjoint_pools() -> None:
+    """Weights e^1, 1, e^0.5, e^-1 (beta 0.1 times log-probs 10, 0, 5, -10); pools {1, 3} and {2, 4}. z_1 is 1 with
+    probability e / (e + e^0.5) = 0.62246, else 3; z_2 is drawn from {z_1, 2, 4}: 1 in 0.4141, 2 in 0.2775, 3 in 0.2063,
+    4 in 0.1021. One draw over all four would give 1 in 0.4742.
+    """
+    logps = repeated([0.0, 10.0, 0.0, 5.0, -10.0], NUMBER)
+    chosen = mc.Settings(beta=0.1, weights="logp", steps=2)
+    indices, valid, _ = mc.draw(logps, None, torch.ones(NUMBER, 5, dtype=torch.bool), uniforms_of(NUMBER, 5, 3), chosen)
+    assert valid.all()
+    found = torch.bincount(indices[:, 0], minlength=5) / NUMBER
+    assert found.tolist() == pytest.approx([0.0, 0.4141, 0.2775, 0.2063, 0.1021], abs=0.01)
+
+
+def test_a_chain_keeps_m_states_and_needs_no_full_pools() -> None:
+    """Three candidates in four pools: one is empty, the others hold one each; with m = 2 the third step draws two of
+    three, and what is drawn is distinct.
+    """
+    present = present_of(4, 2)
+    logps = torch.zeros(2, 4)
+    for seed in range(20):
+        indices, valid, _ = mc.draw(logps, logps, present, uniforms_of(2, 4, seed), mc.Settings(m=2, steps=4))
+        assert valid.tolist() == [[True, True], [True, False]]
+        assert indices[0, 0] != indices[0, 1]
+        assert indices[1, 0] == 1
+
+
+def test_further_uniforms_are_uniform_and_new() -> None:
+    """Mean 1/2, variance 1/12, no correlation with the first ones or between steps (4 sigma at 40,000: 0.02)."""
+    uniforms = uniforms_of(NUMBER, 3, 9)
+    sets = [draws.fresh(uniforms, step) for step in range(3)]
+    assert torch.equal(sets[0], uniforms)
+    for numbers in sets:
+        assert ((numbers >= 0) & (numbers < 1)).all()
+        assert numbers.mean().item() == pytest.approx(0.5, abs=0.005)
+        assert numbers.var().item() == pytest.approx(1 / 12, abs=0.002)
+    table = torch.cat(sets, dim=1).T
+    assert (torch.corrcoef(table) - torch.eye(9)).abs().max() < 0.02
+
+
+@pytest.mark.parametrize(("module", "expected"), [(hardest, 2), (easiest, 1)])
+def test_weights_per_token(module: ModuleType, expected: int) -> None:
+    """Log-probs -10 of 2 tokens, -12 of 6: the sums prefer 1 to 2, nats per token, -5 and -2, prefer 2."""
+    logps, lengths = torch.tensor([[0.0, -10.0, -12.0]]), torch.tensor([[1, 2, 6]])
+    summed = module.Settings(weights="logp")
+    per_token = module.Settings(weights="logp", length_normalize=True)
+    assert module.draw(logps, None, present_of(3), uniforms_of(1, 3), summed, lengths)[0].tolist() == [[3 - expected]]
+    assert module.draw(logps, None, present_of(3), uniforms_of(1, 3), per_token, lengths)[0].tolist() == [[expected]]
+    with pytest.raises(ValueError, match="needs the lengths"):
+        module.draw(logps, None, present_of(3), uniforms_of(1, 3), per_token)
+
+
+def test_the_kernel_per_token() -> None:
+    """-5 and -2 nats per token at beta 1: softmax (0.0474, 0.9526)."""
+    logps, lengths = repeated([0.0, -10.0, -12.0], NUMBER), repeated([1, 2, 6], NUMBER)
+    chosen = mc.Settings(beta=1.0, weights="logp", length_normalize=True)
+    present = torch.ones(NUMBER, 3, dtype=torch.bool)
+    indices, _, _ = mc.draw(logps, None, present, uniforms_of(NUMBER, 3), chosen, lengths)
+    assert (indices == 2).double().mean().item() == pytest.approx(0.9526, abs=0.005)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import tables
+from flows.compose import compose
+from flows.prepare import expand
+from pipeline import plan, store, tables
 from pipeline.build import build, problems_of
 from pipeline.records import LENGTH, Completion, Group, Message, UserError
 from pipeline.stage import Context, Reporter
@@ -30,11 +32,24 @@ GROUPS = [
 ]
 
 
-def context_of(tmp_path: Path, groups: list[Group], module: str) -> Context:
-    tables.write(tmp_path / "in", groups, part_size=2)
-    settings = build(build_groups.Settings, {"selection": {"module": f"pipeline.selection.{module}"}})
+def settings_of(module: str, filters: dict | None = None, **rule: object) -> build_groups.Settings:
+    selection = {"module": f"pipeline.selection.{module}", **rule}
+    return build(build_groups.Settings, {"selection": selection, "filters": filters or {}})
+
+
+def context_of(
+    tmp_path: Path, groups: list[Group], module: str, filters: dict | None = None, seed: int = 0, **rule: object
+) -> Context:
+    if not (tmp_path / "in").exists():
+        tables.write(tmp_path / "in", groups, part_size=2)
+    work = tmp_path / f"work-{len(list(tmp_path.iterdir()))}"
     inputs = {"groups": (tmp_path / "in",)}
-    return Context(settings, build_groups.Runtime(), inputs, {}, tmp_path / "work", 0, Reporter())
+    return Context(settings_of(module, filters, **rule), build_groups.Runtime(), inputs, {}, work, seed, Reporter())
+
+
+def made_by(context: Context) -> list[tuple[str, str]]:
+    build_groups.run(context)
+    return [(g.id, " ".join(c.text for c in g.completions)) for g in tables.read(context.out / "groups")]
 
 
 def test_pairs_and_their_account(tmp_path: Path) -> None:
@@ -45,10 +60,10 @@ def test_pairs_and_their_account(tmp_path: Path) -> None:
     assert [(g.id, [c.text for c in g.completions]) for g in made] == [("p0", ["bbbb", "c"]), ("p3", ["aaa", "b"])]
     assert context.report.dropped == {"tied_scores": 1, "duplicates": 1, "too_few_samples": 1}
     assert context.report.counts == {
-        "read": 5, "kept": 2, "margin_mean": 4.0, "chosen_score_mean": 3.0, "rejected_score_mean": -1.0,
+        "read": 5, "used": 2, "kept": 2, "margin_mean": 4.0, "chosen_score_mean": 3.0, "rejected_score_mean": -1.0,
         "chosen_length_mean": 3.5, "rejected_length_mean": 1.0, "chosen_truncated_share": 0.5, "candidates_mean": 1.0,
     }
-    assert context.report.counts["read"] == context.report.counts["kept"] + sum(context.report.dropped.values())
+    assert context.report.counts["read"] == context.report.counts["used"] + sum(context.report.dropped.values())
 
 
 def test_ranked_candidates(tmp_path: Path) -> None:
@@ -70,3 +85,105 @@ def test_nothing_left_is_an_error_that_says_why(tmp_path: Path) -> None:
 def test_a_bad_selection_is_found_while_planning() -> None:
     (problem,) = problems_of(build_groups.Settings, {"selection": {"module": "pipeline.selection.best_wurst"}}, "s")
     assert problem.startswith("s.selection.module: no module 'pipeline.selection.best_wurst' (did you mean")
+
+
+def test_several_groups_of_one_prompt_and_what_is_left_out_of_them(tmp_path: Path) -> None:
+    """p0: 6, 5, 5, 0 and a copy of the first. Pairs above a margin of 0: a-b, a-c, a-d, b-d, c-d; with a minimum of 2
+    a-b and a-c go. p1 gives one pair, whose margin is too low.
+    """
+    groups = [group_of("p0", ("a", 6.0), ("b", 5.0), ("c", 5.0), ("d", 0.0), ("a", 1.0)),
+              group_of("p1", ("a", 1.0), ("b", 0.0))]
+    context = context_of(tmp_path, groups, "all_pairs", {"min_margin": 2.0})
+    assert made_by(context) == [("p0#0", "a d"), ("p0#1", "b d"), ("p0#2", "c d")]
+    assert context.report.dropped == {"completion_duplicates": 1, "group_low_margin": 2, "low_margin": 1}
+    assert (context.report.counts["read"], context.report.counts["used"], context.report.counts["kept"]) == (2, 1, 3)
+
+
+def test_negatives_as_good_as_the_preferred_one_leave_the_list(tmp_path: Path) -> None:
+    groups = [group_of("p0", ("a", 6.0), ("b", 6.0), ("c", 5.0), ("d", 0.0))]
+    context = context_of(tmp_path, groups, "best_rest", {"min_margin": 1.5})
+    assert made_by(context) == [("p0", "a d")]
+    assert context.report.dropped == {"completion_tied_scores": 1, "completion_low_margin": 1}
+
+
+def test_length_is_taken_out_of_the_scores_of_the_whole_table(tmp_path: Path) -> None:
+    """Within prompts a score is worth 1 per token: p0 (1: 0, 3: 2), p1 (2: 5, 5: 8). p2's longer answer is better by
+    less than its length: (1: 0, 4: 2.4). Slope: products 2 + 4.5 + 3.6 = 10.1 over squares 2 + 4.5 + 4.5 = 11: 0.918.
+    Corrected, the long answers lead by 0.16 and 0.25, and p2's trails by 0.35.
+    """
+    groups = [group_of("p0", ("a", 0.0), ("bbb", 2.0)), group_of("p1", ("aa", 5.0), ("bbbbb", 8.0)),
+              group_of("p2", ("a", 0.0), ("bbbb", 2.4))]
+    context = context_of(tmp_path, groups, "best_worst", {"length_debias": "within"})
+    assert made_by(context) == [("p0", "bbb a"), ("p1", "bbbbb aa"), ("p2", "a bbbb")]
+    assert context.report.counts["length_slope_reward"] == pytest.approx(10.1 / 11)
+    (last,) = [g for g in tables.read(context.out / "groups") if g.id == "p2"]
+    assert [c.scores["reward_raw"] for c in last.completions] == [0.0, 2.4]
+
+
+def test_the_percentile_of_noise_is_the_tables(tmp_path: Path) -> None:
+    """Eleven pairs with de-coupled margins 0 .. 10; the two at or below the 10th percentile, 1, get the label 0.9."""
+    groups = [
+        Group(f"p{i}", (), tuple(Completion(t, (ord(t),), scores={"reward": v, "mix": i * v}, sample=k)
+                                 for k, (t, v) in enumerate((("a", 1.0), ("b", 0.0)))))
+        for i in range(11)
+    ]
+    context = context_of(tmp_path, groups, "spa", decoupled="mix")
+    build_groups.run(context)
+    labels = [g.completions[0].scores["win_rate"] for g in tables.read(context.out / "groups")]
+    assert labels == [0.9, 0.9] + [1.0] * 9
+
+
+def test_only_rules_that_draw_depend_on_the_seed(tmp_path: Path) -> None:
+    """The draws are fixed by (seed, id): the same in another order of the prompts."""
+    groups = [group_of(f"p{i}", *((c, float(k)) for k, c in enumerate("abcdef"))) for i in range(20)]
+    first = made_by(context_of(tmp_path, groups, "best_random"))
+    assert made_by(context_of(tmp_path, groups, "best_random")) == first
+    assert made_by(context_of(tmp_path, groups, "best_random", seed=1)) != first
+    assert made_by(context_of(tmp_path, groups, "best_worst", seed=1)) == made_by(
+        context_of(tmp_path, groups, "best_worst"))
+    turned = tmp_path / "turned"
+    turned.mkdir()
+    assert sorted(made_by(context_of(turned, groups[::-1], "best_random"))) == sorted(first)
+    for module, rule, seeded in (("best_worst", {}, False), ("rso", {}, True), ("spa", {}, False),
+                                 ("spa", {"pairing": "best_random"}, True), ("relabel", {"rejected": "worst"}, False)):
+        assert build_groups.seeded(settings_of(module, **rule)) is seeded
+
+
+def steps_of(*overrides: str) -> dict[str, plan.Step]:
+    given = ["recipe=online_dpo", *overrides]
+    return {step.name: step for step in expand(compose(given), given, {})}
+
+
+def test_another_rule_or_filter_repairs_the_same_scores(tmp_path: Path) -> None:
+    """Sampling and scoring stay the very same steps; the groups get another key. The seed is in it where the rule
+    draws, and only there.
+    """
+    scored = store.Artifact("score", "k", tmp_path, {"files": {"groups/part-00000.parquet": {"hash": "h"}}})
+    base, keys = steps_of(), set()
+    for overrides in (
+        [], ["selection=rso"], ["selection.score=gold"], ["stage.build_groups.settings.filters.truncated=drop"],
+        ["stage.build_groups.settings.filters.min_margin=0.5"],
+    ):
+        changed = steps_of(*overrides)
+        for name in ("prompts[1]", "generate[1]", "score[1]"):
+            assert changed[name] == base[name]
+        keys.add(plan.step_key(tmp_path, changed["pairs[1]"], {"score[1]": scored}))
+    assert len(keys) == 5
+    for rule, same in (("best_worst", True), ("rso", False)):
+        both = [steps_of(f"selection={rule}", f"seed={seed}")["pairs[1]"] for seed in (0, 1)]
+        first, second = (plan.step_key(tmp_path, step, {"score[1]": scored}) for step in both)
+        assert (first == second) is same
+
+
+def test_what_groups_it_makes_is_known_while_planning() -> None:
+    assert build_groups.kinds(settings_of("rso"), frozenset()) == {"pairs"}
+    assert build_groups.kinds(settings_of("best_rest"), frozenset({"pairs"})) == {"lists"}
+    assert build_groups.kinds(settings_of("pairwise_ranking", rejected="rest"), frozenset()) == {"lists"}
+
+
+def test_bad_filters_are_found_while_planning() -> None:
+    data = {"selection": {"module": "pipeline.selection.rso", "n": 0}, "filters": {"tie": "drop", "ngram": 0}}
+    assert problems_of(build_groups.Settings, data, "s") == [
+        "s.filters.tie: unknown key (did you mean ties?)",
+        "s.filters.ngram: 0 is out of range, expected 1 <= x",
+    ]

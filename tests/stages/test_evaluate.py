@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,16 +82,16 @@ def test_lengths_and_truncation(tmp_path: Path):
     """Ours: 5 and 7 tokens, one cut, 2 and 4 words. Theirs: 3 tokens, none cut."""
     ours = [group("a", 1.0, text="two words", tokens=5, cut=True), group("b", 1.0, text="now there are four", tokens=7)]
     result, report, _ = run(tmp_path, ours, [group("a", 1.0), group("b", 1.0)])
-    assert result["policy"] == {"tokens": 6.0, "words": 3.0, "truncated": 0.5}
-    assert result["baseline"] == {"tokens": 3.0, "words": 2.0, "truncated": 0.0}
+    assert result["policy"] == {"tokens": 6.0, "words": 3.0, "characters": 13.5, "truncated": 0.5}
+    assert result["baseline"] == {"tokens": 3.0, "words": 2.0, "characters": 9.0, "truncated": 0.0}
     assert (report.counts["length_mean"], report.counts["truncated_share"]) == (6.0, 0.5)
 
 
 def test_answers_without_a_counterpart_or_a_finite_score_are_counted(tmp_path: Path):
-    ours = [group("a", 2.0, 2.0), group("only ours", 1.0), group("nan", math.nan)]
-    theirs = [group("a", 1.0), group("only theirs", 1.0, 1.0), group("nan", 1.0)]
+    ours = [group("a", 2.0, 2.0, 2.0), group("only ours", 1.0), group("nan", math.nan)]
+    theirs = [group("a", 1.0, 1.0), group("only theirs", 1.0, 1.0), group("nan", 1.0)]
     result, report, _ = run(tmp_path, ours, theirs)
-    assert result["comparisons"] == 1
+    assert result["comparisons"] == 2
     assert report.dropped == {
         "no answer of the baseline": 2, "no answer of the policy": 2, "without a finite score": 1,
     }
@@ -101,6 +102,56 @@ def test_the_same_tables_and_seed_give_the_same_bytes(tmp_path: Path):
     first, again = run(tmp_path / "1", ours, theirs)[2], run(tmp_path / "2", ours[::-1], theirs)[2]
     for name in ("evaluation.json", "outcomes.jsonl"):
         assert (first / name).read_bytes() == (again / name).read_bytes()
+
+
+def test_given_outputs_as_the_baseline(tmp_path: Path):
+    """One given answer per prompt, scored 1, against three samples scored 2, 1 and 0: a win, a tie, a loss."""
+    result, report, _ = run(tmp_path, [group("a", 2.0, 1.0, 0.0), group("b", 2.0)], [group("a", 1.0), group("b", 1.0)])
+    gold = result["scores"]["gold"]
+    assert (gold["wins"], gold["ties"], gold["losses"]) == (2, 1, 1)
+    assert report.dropped == {}
+
+
+def test_categories_and_length_control_are_written(tmp_path: Path):
+    """Both categories are judged apart. All lengths are equal, so the controlled rate is the raw one."""
+    ours = [replace(group(n, 2.0 if n in "ab" else 0.0), dataset="cook" if n in "abc" else "math") for n in "abcd"]
+    result, report, out = run(tmp_path, ours, [group(n, 1.0) for n in "abcd"])
+    found = {name: (v["win_rate"], v["prompts"]) for name, v in result["categories"].items()}
+    assert found == {"cook": (pytest.approx(2 / 3), 3), "math": (0.0, 1)}
+    assert result["length_controlled"]["win_rate"] == pytest.approx(0.5, abs=1e-3)
+    assert report.counts["length_controlled_win_rate"] == result["length_controlled"]["win_rate"]
+    first = json.loads((out / "outcomes.jsonl").read_text().splitlines()[0])
+    assert (first["category"], first["characters"], first["baseline_characters"]) == ("cook", 9, 9)
+
+
+def test_a_judges_preferences_decide_where_given(tmp_path: Path):
+    """AlpacaEval annotations by instruction: 1.9 and 1.25 of output 2, ours: preferences 0.9 and 0.25; c has none."""
+    rows = [
+        {"instruction": f"question {n}", "generator_1": "base", "generator_2": "ours", "preference": p}
+        for n, p in (("a", 1.9), ("b", 1.25))
+    ]
+    (tmp_path / "annotations.json").write_text(json.dumps(rows))
+    part = {"module": "pipeline.formats.alpaca_eval_judgments", "path": str(tmp_path / "annotations.json")}
+    groups = [group(n, 1.0) for n in "abc"]
+    result, report, _ = run(tmp_path, groups, groups, judgments=part)
+    decided = result["scores"]["judgments"]
+    assert result["score"] == "judgments" and decided["mean"] is None
+    assert decided["win_rate"] == pytest.approx(0.575)
+    assert (decided["wins"], decided["losses"], result["scores"]["gold"]["win_rate"]) == (1, 1, 0.5)
+    assert report.dropped == {"without a judgment": 1}
+    settings = build(Settings, {"score": "gold", "judgments": part})
+    assert evaluate.files(settings, evaluate.Runtime()) == [tmp_path / "annotations.json"]
+
+
+def test_difficulties_are_a_term_of_the_regression_and_must_cover_the_prompts(tmp_path: Path):
+    (tmp_path / "hard.json").write_text(json.dumps({"a": 1.0, "b": -1.0}))
+    groups = [group("a", 2.0), group("b", 0.0)]
+    result, _, _ = run(
+        tmp_path, groups, [group("a", 1.0), group("b", 1.0)], difficulties=str(tmp_path / "hard.json"))
+    assert result["length_controlled"]["difficulty"] > 1
+    with pytest.raises(UserError, match=r"difficulties: .* has no number for 1 of the 3 prompts, first 'c'"):
+        run(tmp_path / "2", [*groups, group("c", 1.0)], [group(n, 1.0) for n in "abc"],
+            difficulties=str(tmp_path / "hard.json"))
 
 
 def test_a_missing_score_names_the_nearest(tmp_path: Path):

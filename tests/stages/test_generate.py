@@ -10,15 +10,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline import build, tables
+from pipeline.engines import vllm_service
 from pipeline.records import LENGTH, Group, Message, UserError
 from pipeline.stage import Context, Reporter
 from pipeline.stages import generate
 
 TRANSFORMERS = {"module": "pipeline.engines.transformers", "dtype": "float32"}
-VLLM = {"module": "pipeline.engines.vllm", "dtype": "float32", "concurrency": 8}
+VLLM = {"module": "pipeline.engines.vllm", "dtype": "float32", "concurrency": 32}
 
 
 def prompts(number: int, length: int = 8) -> list[Group]:
@@ -129,6 +131,12 @@ def test_wrong_prompts_are_all_named_before_anything_is_sampled(run_stage, tmp_p
     assert not tables.parts(tmp_path / "work" / "out" / "groups")
 
 
+def test_a_limit_that_leaves_no_room_for_any_prompt_is_known_before_sampling(run_stage):
+    """Context 256, shortest prompt 11 tokens: 246 more do not fit, 245 do."""
+    with pytest.raises(UserError, match=r"sampling\.max_tokens: 246 leaves no room .* shortest has 11 .*context 256"):
+        run_stage(prompts(2), max_tokens=246)
+
+
 @pytest.mark.parametrize(("changes", "expected"), [
     ({"n": 0}, "n: 0 is out of range"),
     ({"temperatures": []}, "temperatures: is empty"),
@@ -194,6 +202,60 @@ def test_kill_9_loses_nothing_and_samples_nothing_twice(use_vllm, tiny_model, tm
     assert list(tables.read(whole)) == rows  # as if it had never been killed
     counts = [json.loads((folder / "work" / "result.json").read_text())["counts"] for folder in (tmp_path, fresh)]
     assert counts[0]["tokens"] == counts[1]["tokens"] == sum(len(c.token_ids) for row in rows for c in row.completions)
+
+
+@pytest.mark.slow
+def test_a_server_that_crashes_mid_run_comes_back_and_nothing_is_lost(use_vllm, tiny_model, tmp_path):
+    """vLLM's engine process is killed; the stage goes on by itself, and what it had finished is not sampled again."""
+    groups = prompts(192)
+    process, out = start_worker(tmp_path, tiny_model, groups, part_size=8)
+    deadline = time.monotonic() + 120
+    while len(tables.parts(out)) < 2:
+        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "worker.log").read_text()
+        time.sleep(0.02)
+    family = psutil.Process(use_vllm.processes[0].pid).children(recursive=True)
+    (engine,) = [p for p in family if "EngineCore" in " ".join(p.cmdline())]
+    engine.kill()
+    before = {part.name: part.stat().st_mtime_ns for part in tables.parts(out)}
+    assert process.wait(400) == 0, (tmp_path / "worker.log").read_text()
+    assert {name: (out / name).stat().st_mtime_ns for name in before} == before
+    assert "was lost; waiting for it to serve again" in (tmp_path / "worker.log").read_text()
+    rows = list(tables.read(out))
+    assert [row.id for row in rows] == [group.id for group in groups]
+    assert all(len(row.completions) == 4 for row in rows)
+    result = json.loads((tmp_path / "work" / "result.json").read_text())
+    assert result["counts"]["server_losses"] == 1
+    assert result["dropped"] == {}
+
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    process, whole = start_worker(fresh, tiny_model, groups, part_size=8)
+    assert process.wait(120) == 0
+    assert list(tables.read(whole)) == rows  # as if it had never crashed
+
+
+@pytest.mark.slow
+def test_two_replicas_give_the_table_of_one(use_vllm, run_stage, monkeypatch):
+    """Here one server at two addresses: what is tested is that two streams of answers make one table."""
+    one, _ = run_stage(prompts(40), engine=VLLM, n=2, temperatures=[0.0, 0.9])
+    monkeypatch.setenv(vllm_service.URL, f"{use_vllm.url},{use_vllm.url}/")
+    monkeypatch.delenv(vllm_service.PIDS)
+    two, report = run_stage(prompts(40), engine=VLLM, n=2, temperatures=[0.0, 0.9], work="two")
+    assert two == one
+    assert (report.counts["replicas"], report.counts["batch_invariant"]) == (2, 0)
+
+
+@pytest.mark.slow
+def test_log_probs_are_in_the_table_where_they_are_wanted(use_vllm, run_stage):
+    rows, _ = run_stage(prompts(4), engine=VLLM, logprobs=True)
+    ours, _ = run_stage(prompts(4), logprobs=True, temperatures=[0.0], work="ours")
+    for row in [*rows, *ours]:
+        for completion in row.completions:
+            assert completion.logprobs is not None
+            assert len(completion.logprobs) == len(completion.token_ids)
+            assert max(completion.logprobs) <= 0
+    plain, _ = run_stage(prompts(4), work="plain")
+    assert {c.logprobs for row in plain for c in row.completions} == {None}
 
 
 @pytest.mark.slow

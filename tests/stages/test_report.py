@@ -18,10 +18,14 @@ def evaluation(folder: Path, outcomes: dict[str, list[float]], score: str = "gol
     flat = [v for values in outcomes.values() for v in values]
     verdict = {"wins": flat.count(1.0), "ties": flat.count(0.5), "losses": flat.count(0.0), "mean": 1.0,
                "baseline_mean": 0.5, "win_rate": sum(flat) / len(flat), "low": 0.0, "high": 1.0}
+    controlled = {"win_rate": 0.5, "low": 0.4, "high": 0.6}
     side = {"tokens": 3.0, "words": 2.0, "truncated": 0.0}
-    result = {"score": score, "confidence": 0.95, "scores": {score: verdict}, "policy": side, "baseline": side}
+    result = {"score": score, "confidence": 0.95, "scores": {score: verdict}, "policy": side, "baseline": side,
+              "length_controlled": controlled,
+              "categories": {"cook": {"prompts": 3, **controlled}, "math": {"prompts": 1, **controlled}}}
     (folder / "evaluation.json").write_text(json.dumps(result))
-    lines = [{"id": i, "sample": k, "outcome": v} for i, values in outcomes.items() for k, v in enumerate(values)]
+    sizes = {"characters": 12, "baseline_characters": 10}
+    lines = [{"id": i, "sample": k, "outcome": v, **sizes} for i, values in outcomes.items() for k, v in enumerate(values)]
     (folder / "outcomes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -43,8 +47,10 @@ def test_gain_is_paired_by_prompt(tmp_path: Path):
     assert entries[1]["gain"]["mean"] == 0.5
     assert entries[1]["gain"]["prompts"] == 3
     assert reporter.counts["gain"] == 0.5
+    assert entries[1]["gain"]["p_value"] == 0.5  # two prompts moved, both up: ++ and -- of 4 sign patterns
     rows = (out / "comparison.md").read_text().splitlines()
-    assert len(rows) == 4
+    assert len(rows) == 9 and "50.0% (40.0% to 60.0%)" in rows[3]
+    assert rows[7] == "| cook | 3 | 50.0% (40.0% to 60.0%) | 50.0% (40.0% to 60.0%) |"
     assert "+50.0%" in rows[3]
     assert "+50.0%" not in rows[2]
 
@@ -55,6 +61,17 @@ def test_a_constant_gain_has_an_interval_that_separate_intervals_would_hide():
     after = {name: value + 0.1 for name, value in before.items()}
     found = gain(before, after, Settings(), seed=1)
     assert (found.mean, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_several_iterations_tell_how_hard_the_prompts_are(tmp_path: Path):
+    """Equal lengths: controlling changes little. The second iteration wins more often, so its rate is higher."""
+    first = evaluation(tmp_path / "1", {"a": [0.0], "b": [1.0], "c": [0.0], "d": [0.5]})
+    second = evaluation(tmp_path / "2", {"a": [0.5], "b": [1.0], "c": [0.0], "d": [1.0]})
+    entries, _, _ = run(tmp_path / "work", first, second)
+    rates = [entry["length_controlled_jointly"]["win_rate"] for entry in entries]
+    assert rates == [pytest.approx(0.375, abs=0.02), pytest.approx(0.625, abs=0.02)]
+    alone, _, _ = run(tmp_path / "alone", first)
+    assert alone[0]["length_controlled_jointly"] is None
 
 
 def test_one_iteration_has_no_gain(tmp_path: Path):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.training import batching
+from pipeline.training.packed import pack
 
 IDS = [f"id-{i}" for i in range(10)]
 
@@ -34,8 +35,10 @@ def test_micro_batches_keep_groups_whole_and_within_the_budget(tiny):
         cut = batching.micro_batches(examples, budget)
         assert sorted(i for micro in cut for i in micro) == list(range(12))
         for micro in cut:
-            padded = 3 * len(micro) * max(examples[i].longest for i in micro)
-            assert padded <= budget or len(micro) == 1
+            laid_out = pack([examples[i] for i in micro], "cpu").input_ids.numel()
+            assert laid_out <= budget or len(micro) == 1
+        firsts = [examples[micro[0]].longest for micro in cut]
+        assert firsts == sorted(firsts, reverse=True)
 
     check()
 

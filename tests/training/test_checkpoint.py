@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from pipeline.training import checkpoint, optim
+from pipeline.training.checkpoint import Loaded
 from pipeline.training.settings import TrainerSettings
 
 
@@ -17,15 +20,16 @@ def stepped(tiny):
 def test_keeps_the_newest(tiny, tmp_path):
     model, optimizer = stepped(tiny)
     for step in (1, 2, 3):
-        checkpoint.save(tmp_path, model, optimizer, step, step, keep=2)
+        checkpoint.save(tmp_path, model, optimizer, Loaded(step, 7 + step, {"shift": torch.tensor(0.5)}), keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
-    assert checkpoint.load(tmp_path / "step-00000003", *stepped(tiny)) == (3, 3)
+    at = checkpoint.load(tmp_path / "step-00000003", *stepped(tiny))
+    assert (at.step, at.updates, at.extra) == (3, 10, {"shift": torch.tensor(0.5)})
 
 
 def test_damaged_or_half_written_is_passed_over(tiny, tmp_path):
     model, optimizer = stepped(tiny)
     for step in (1, 2, 3):
-        checkpoint.save(tmp_path, model, optimizer, step, step, keep=3)
+        checkpoint.save(tmp_path, model, optimizer, Loaded(step, step, {}), keep=3)
     (tmp_path / "step-00000003" / "manifest.json").unlink()
     weights = tmp_path / "step-00000002" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")

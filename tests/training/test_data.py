@@ -24,11 +24,11 @@ def test_loads_ids_and_reference_by_tokens(tmp_path):
     tables.write(tmp_path / "groups", [PAIR, other])
     tables.write(tmp_path / "one", [scored(replace(other, id="renamed"), -3.0, -4.0)])
     tables.write(tmp_path / "two", [scored(PAIR, -1.0, -2.0)])
-    first, second = data.load(
-        tmp_path / "groups", data.Beside(reference=[tmp_path / "one", tmp_path / "two"]))
+    beside = data.Beside(reference=[tmp_path / "one", tmp_path / "two"])
+    first, second = data.load(tmp_path / "groups", tmp_path / "a", beside)
     assert (first.id, first.prompt.tolist(), first.completions[1].tolist()) == ("a", [1, 4], [6, 7, 2])
     assert first.ref_logps == (-1.0, -2.0) and second.ref_logps == (-3.0, -4.0)
-    assert data.load(tmp_path / "groups")[0].ref_logps is None
+    assert data.load(tmp_path / "groups", tmp_path / "b")[0].ref_logps is None
     assert (first.longest, first.completion_tokens) == (5, 5)
 
 
@@ -36,7 +36,7 @@ def test_reference_of_other_tokens_is_refused(tmp_path):
     tables.write(tmp_path / "groups", [PAIR])
     tables.write(tmp_path / "other", [scored(replace(PAIR, prompt_ids=(1, 9)), -1.0, -2.0)])
     with pytest.raises(UserError, match=r"no reference log-probs for 1 groups of .*first 'a'"):
-        data.load(tmp_path / "groups", data.Beside(reference=[tmp_path / "other"]))
+        data.load(tmp_path / "groups", tmp_path / "a", data.Beside(reference=[tmp_path / "other"]))
 
 
 def test_bad_rows_are_named_all_at_once(tmp_path):
@@ -46,21 +46,24 @@ def test_bad_rows_are_named_all_at_once(tmp_path):
         replace(PAIR, id="empty", completions=(PAIR.completions[0], Completion("z"))),
     ])
     with pytest.raises(UserError) as caught:
-        data.load(tmp_path / "groups")
+        data.load(tmp_path / "groups", tmp_path / "b")
     assert [p.split(":")[0] for p in caught.value.problems] == ["group 'no ids'", "group 'none'", "group 'empty'"]
 
 
 def test_empty_table(tmp_path):
     tables.write(tmp_path / "groups", [])
     with pytest.raises(UserError, match="no groups to train on"):
-        data.load(tmp_path / "groups")
+        data.load(tmp_path / "groups", tmp_path / "b")
 
 
 def test_stop_that_is_missing(tmp_path):
     tables.write(tmp_path / "groups", [PAIR, replace(PAIR, id="b", completions=(Completion("x", (5,)),)),
                                        replace(PAIR, id="c", completions=(Completion("x", (5,), "length"),))])
-    assert data.missing_stop(tmp_path / "groups", [2]) == [
+    with pytest.raises(UserError) as caught:
+        data.load(tmp_path / "groups", tmp_path / "a", stop_ids=[2])
+    assert caught.value.problems == [
         "group 'b': completion 0 has finish_reason stop but ends with id 5, expected one of the stop ids [2]"]
+    assert len(data.load(tmp_path / "groups", tmp_path / "a", stop_ids=[2, 5])) == 3, "nothing is left of the failed try"
 
 
 def test_scores_come_from_the_group_or_a_table_beside_it(tmp_path):
@@ -72,16 +75,17 @@ def test_scores_come_from_the_group_or_a_table_beside_it(tmp_path):
     other, third = replace(PAIR, id="b", prompt_ids=(1, 9)), replace(PAIR, id="c", prompt_ids=(1, 8))
     tables.write(tmp_path / "groups", [with_scores(PAIR, 1.0, 0.5), other, third])
     tables.write(tmp_path / "scored", [with_scores(PAIR, 7.0, 7.0), with_scores(other, 3.0, 4.0)])
-    loaded = data.load(tmp_path / "groups", data.Beside(scored=[tmp_path / "scored"]))
+    loaded = data.load(tmp_path / "groups", tmp_path / "a", data.Beside(scored=[tmp_path / "scored"]))
     assert [e.scores for e in loaded] == [(1.0, 0.5), (3.0, 4.0), None]
-    assert data.load(tmp_path / "groups", data.Beside(score="gold"))[0].scores is None
+    assert data.load(tmp_path / "groups", tmp_path / "b", data.Beside(score="gold"))[0].scores is None
 
 
 def test_previous_policy_is_its_own_table(tmp_path):
     tables.write(tmp_path / "groups", [PAIR])
     tables.write(tmp_path / "ref", [scored(PAIR, -1.0, -2.0)])
     tables.write(tmp_path / "prev", [scored(PAIR, -3.0, -4.0)])
-    (one,) = data.load(tmp_path / "groups", data.Beside(reference=[tmp_path / "ref"], previous=[tmp_path / "prev"]))
+    beside = data.Beside(reference=[tmp_path / "ref"], previous=[tmp_path / "prev"])
+    (one,) = data.load(tmp_path / "groups", tmp_path / "a", beside)
     assert (one.ref_logps, one.previous_logps) == ((-1.0, -2.0), (-3.0, -4.0))
 
 
@@ -90,6 +94,6 @@ def test_completions_with_prompts_of_their_own(tmp_path):
     second = replace(PAIR.completions[1], prompt_ids=(1, 5, 6, 4))
     group = replace(PAIR, completions=(PAIR.completions[0], second))
     tables.write(tmp_path / "groups", [group])
-    (one,) = data.load(tmp_path / "groups")
+    (one,) = data.load(tmp_path / "groups", tmp_path / "b")
     assert [one.prompt_of(k).tolist() for k in (0, 1)] == [[1, 4], [1, 5, 6, 4]]
     assert one.longest == 7 and data.columns(one, [1]).prompt_of(0).tolist() == [1, 5, 6, 4]

@@ -1,0 +1,146 @@
+"""The dashboard as an application: a static page, and the workspace as JSON. Nothing here writes."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import inspect
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+
+from flows.dashboard import curves, lineage, overview, samples
+from flows.dashboard.files import Files, NotHere
+from flows.dashboard.guard import Guard
+
+STATIC = Path(__file__).parent / "static"
+_TYPES = {
+    ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
+    ".woff2": "font/woff2", ".svg": "image/svg+xml",
+}
+_SMALL = 1000  # bytes, not worth compressing
+_BOTH = ["GET", "HEAD"]
+Names = Annotated[list[str], Query()]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A file of the page, read once."""
+
+    body: bytes
+    packed: bytes  # the same object where compressing gains nothing
+    kind: str
+    mark: str
+
+
+def make_app(workspace: Path, token: str | None = None) -> FastAPI:
+    """The application over one workspace. With a token every request needs it; without, only loopback is answered."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard, token=token)
+    files, pages = Files(workspace), _pages()
+
+    @app.exception_handler(NotHere)
+    async def missing(_: Request, error: NotHere) -> Response:
+        return Response(json.dumps({"error": str(error)}), 404, media_type="application/json")
+
+    for path, make in routes(files).items():
+        app.add_api_route(f"/api/{path}", _json(make), methods=_BOTH)
+
+    @app.api_route("/{path:path}", methods=_BOTH)
+    def page(path: str, request: Request) -> Response:
+        found = pages.get(path or "index.html")
+        if found is None:
+            return Response("not found\n", 404, media_type="text/plain")
+        return _answer(request, found.body, found.packed, found.kind, found.mark)
+
+    return app
+
+
+def routes(files: Files) -> dict[str, Callable[..., Any]]:
+    """Path below /api -> what answers it. The export calls the same functions."""
+
+    def log(name: str, step: str, lines: int = 200) -> Any:
+        return {"lines": overview.log_tail(files, name, step, min(lines, 1000))}
+
+    def page(name: str, step: str, part: str = "groups", start: int = 0, count: int = 20, q: str = "",
+             answers: bool = False, pieces: bool = False) -> Any:
+        start, count = max(0, start), max(1, count)
+        if q:
+            return samples.search(files, name, step, part, start, count, q[:200], answers, pieces)
+        return samples.page(files, name, step, part, start, count, pieces)
+
+    def compare(run: Names) -> Any:
+        return overview.compare(files, run)
+
+    def prompt(name: str, id: str, run: Annotated[list[str] | None, Query()] = None) -> Any:
+        return samples.same_prompt(files, name, id, run or [])
+
+    return {
+        "runs": lambda: overview.all_runs(files),
+        "compare": compare,
+        "runs/{name}": lambda name: overview.one_run(files, name),
+        "runs/{name}/log": log,
+        "runs/{name}/metrics": lambda name: curves.metrics(files, name),
+        "runs/{name}/iterations": lambda name: curves.iterations(files, name),
+        "runs/{name}/tables": lambda name: samples.tables_of(files, name),
+        "runs/{name}/samples": page,
+        "runs/{name}/prompt": prompt,
+        "runs/{name}/lineage": lambda name, step: lineage.lineage(files, name, step),
+    }
+
+
+def _json(make: Callable[..., Any]) -> Callable[..., Response]:
+    """`make` as an endpoint with the same parameters. Its JSON gets a mark: an unchanged answer is not sent twice."""
+    given = [p.replace(annotation=str if p.annotation is inspect.Parameter.empty else p.annotation)
+             for p in inspect.signature(make, eval_str=True).parameters.values()]
+
+    def endpoint(request: Request, **arguments: Any) -> Response:
+        body = dump(make(**arguments)).encode()
+        return _answer(request, body, None, "application/json", hashlib.blake2b(body, digest_size=12).hexdigest())
+
+    asked = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
+    endpoint.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [asked, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in given)])
+    endpoint.__annotations__ = {}
+    return endpoint
+
+
+def _answer(request: Request, body: bytes, packed: bytes | None, kind: str, mark: str) -> Response:
+    headers = {"ETag": f'"{mark}"', "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+    if mark in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    if packed is not body and len(body) > _SMALL and "gzip" in request.headers.get("accept-encoding", ""):
+        body = gzip.compress(body, 5) if packed is None else packed
+        headers["Content-Encoding"] = "gzip"
+    return Response(body, media_type=kind, headers=headers)
+
+
+def dump(data: Any) -> str:
+    """JSON a browser can read: a number that is not finite becomes null."""
+    try:
+        return json.dumps(data, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        return json.dumps(_finite(data), allow_nan=False, separators=(",", ":"))
+
+
+def _finite(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {k: _finite(v) for k, v in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_finite(v) for v in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node
+
+
+def _pages() -> dict[str, Page]:
+    found = {}
+    for path in sorted(p for p in STATIC.rglob("*") if p.suffix in _TYPES):
+        body = path.read_bytes()
+        packed = body if path.suffix == ".woff2" else gzip.compress(body)
+        mark = hashlib.blake2b(body, digest_size=12).hexdigest()
+        found[path.relative_to(STATIC).as_posix()] = Page(body, packed, _TYPES[path.suffix], mark)
+    return found

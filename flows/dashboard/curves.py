@@ -1,0 +1,153 @@
+"""The numbers stages report while they run, and what they add up to per iteration.
+
+metrics.jsonl only grows, so what was read stays read: a poll parses the new lines.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flows.dashboard import facts, tables
+from flows.dashboard.facts import Row
+from flows.dashboard.files import Files, NotHere
+from pipeline.tracking import METRICS, read_lines
+
+_POINTS = 600  # of one curve; more are averaged
+_BINS = (20, 48)  # of a histogram: the more values, the more
+_SCORES = 60_000  # groups a histogram is made of
+_ENVELOPE = ("step", "at", "time")
+
+
+class Log:
+    """The lines of one metrics.jsonl so far, by step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.offset, self.lines = path, 0, dict[str, list[Row]]()
+        self._lock = threading.Lock()
+
+    def read(self) -> dict[str, list[Row]]:
+        """Everything so far, new lines included. A step that went on from a checkpoint replaces what it repeats."""
+        with self._lock:
+            if self.path.exists() and self.path.stat().st_size < self.offset:
+                self.lines = {}  # the file was made anew
+            new, self.offset = read_lines(self.path, self.offset)
+            for line in new:
+                known = self.lines.setdefault(str(line.get("step")), [])
+                while known and known[-1].get("at", 0) > line.get("at", 0):
+                    known.pop()
+                known.append(line)
+            return {step: list(lines) for step, lines in self.lines.items()}
+
+
+def metrics(files: Files, name: str) -> Row:
+    """Every step's curves as columns. A step taken from another run shows what that run wrote while computing it."""
+    found = []
+    for step in facts.steps_of(files, files.run(name)):
+        origin = step["made_by"] or {"run": name, "step": step["name"]}
+        try:
+            lines = _log(files, str(origin["run"])).read().get(str(origin["step"]), [])
+        except (NotHere, ValueError):
+            lines = []
+        if lines:
+            found.append({"step": step["name"], "base": step["base"], "stage": step["stage"], "state": step["state"],
+                          "iteration": step["iteration"], "made_by": step["made_by"], **_columns(lines)})
+    return {"run": name, "steps": found}
+
+
+def _log(files: Files, name: str) -> Log:
+    path = files.run_path(name, METRICS)
+    made: Log = files.remember(("metrics", path), None, lambda: Log(path))
+    return made
+
+
+def _columns(lines: list[Row]) -> Row:
+    """{"at": [...], "time": [...], "values": {name: [...]}, "averaged": n}: n lines became one point."""
+    width = -(-len(lines) // _POINTS)
+    chunks = [lines[i : i + width] for i in range(0, len(lines), width)]
+    names = sorted({k for line in lines for k in line if k not in _ENVELOPE})
+    return {
+        "at": [chunk[-1].get("at") for chunk in chunks], "time": [chunk[-1].get("time") for chunk in chunks],
+        "values": {n: [_mean([v for x in chunk if _number(v := x.get(n))]) for chunk in chunks] for n in names},
+        "averaged": width,
+    }
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def iterations(files: Files, name: str) -> Row:
+    """What the iterations view shows beside the run's table: histograms, comparisons by score, every other number."""
+    steps = facts.steps_of(files, files.run(name))
+    serves = facts.purposes(steps)
+    scored = [s for s in steps if s["stage"] == "score" and s["key"] and s["state"] in ("done", "cached")]
+    return {
+        "run": name,
+        "numbers": [{"step": s["name"], "base": s["base"], "stage": s["stage"], "iteration": s["iteration"],
+                     "counts": s["counts"], "dropped": s["dropped"]} for s in steps if s["counts"]],
+        "trained": _last_metrics(files, name, steps),
+        "histograms": {purpose: _histograms(files, [s for s in scored if purpose in serves.get(s["name"], ())])
+                       for purpose in ("train", "judge")},
+        "documents": _documents(files, steps),
+    }
+
+
+def _last_metrics(files: Files, name: str, steps: list[Row]) -> list[Row]:
+    """How each training step ended: its last line of metrics."""
+    curves = {c["step"]: c for c in metrics(files, name)["steps"]}
+    return [{"step": s["name"], "iteration": s["iteration"],
+             "values": {k: v[-1] for k, v in curves[s["name"]]["values"].items() if v[-1] is not None}}
+            for s in steps if s["stage"] == "train_preference" and s["name"] in curves]
+
+
+def _histograms(files: Files, steps: list[Row]) -> dict[str, Row]:
+    """Score name -> shares of the completions per bin, the same bins for every step, so that they can be compared."""
+    loaded = []
+    for step in steps:
+        folder = files.table(step["stage"], step["key"], "groups")
+        try:
+            table = tables.open_table(files, folder)
+        except NotHere:
+            continue
+        values, read = files.remember(("scores", folder), table.mark, lambda t=table: tables.scores(t, _SCORES))
+        loaded.append((step, values, {"groups": read, "of": table.rows}))
+    names = sorted({n for _, values, _ in loaded for n in values})
+    return {n: made for n in names if (made := _histogram([(s, v[n], r) for s, v, r in loaded if n in v])) is not None}
+
+
+def _histogram(loaded: list[tuple[Row, np.ndarray, Row]]) -> Row | None:
+    having = [item for item in loaded if len(item[1])]
+    if not having:
+        return None
+    low = min(float(np.quantile(values, 0.001)) for _, values, _ in having)
+    high = max(float(np.quantile(values, 0.999)) for _, values, _ in having)
+    bins = int(np.clip(np.sqrt(min(len(values) for _, values, _ in having)), *_BINS))
+    edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
+    series = []
+    for step, values, read in having:
+        counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+        series.append({"step": step["name"], "iteration": step["iteration"], "mean": float(values.mean()),
+                       "deviation": float(values.std()), "number": len(values), **read,
+                       "share": [round(float(c), 6) for c in counts / len(values)]})
+    return {"edges": [round(float(e), 6) for e in edges], "series": series}
+
+
+def _documents(files: Files, steps: list[Row]) -> list[Row]:
+    """The JSON documents that evaluation, diagnosis and gates leave in their artifacts, as they are."""
+    found = []
+    for step in steps:
+        manifest = files.manifest(step["stage"], step["key"]) if step["state"] in ("done", "cached") else None
+        for file, size in ((f, x["size"]) for f, x in (manifest or {}).get("files", {}).items()):
+            if file.endswith(".json") and "/" not in file and size < 1_000_000:
+                content = files.json(files.artifact(step["stage"], str(step["key"]), file))
+                found.append({"step": step["name"], "stage": step["stage"], "iteration": step["iteration"],
+                              "file": file, "content": content})
+    return found

@@ -1,0 +1,156 @@
+"""What a run's record and its artifacts say about its steps and iterations. Every number names the step it is from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from flows.dashboard.files import Files
+from pipeline import runs, store
+
+_SAMPLING = ("generate", "score")
+_OWN = ("seed", "run", "workspace", "iterations", "hardware", "tracking", "choices")  # differ within one experiment
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of the iterations table: the last (or the sum) of `field` over the iteration's steps of a kind."""
+
+    name: str
+    label: str
+    kind: str
+    field: str
+    form: str  # how the page shows it: "int", "num", "rate", "len", "speed"
+    purpose: str = ""  # "train" or "judge": only the sampling done for that
+    total: bool = False
+    low: str = ""  # the fields of its interval
+    high: str = ""
+
+
+COLUMNS = (
+    Column("prompts", "Prompts", "generate", "prompts", "int", "train", total=True),
+    Column("samples", "Samples", "generate", "completions", "int", "train", total=True),
+    Column("kept", "Groups kept", "build_groups", "kept", "int", total=True),
+    Column("reward", "Reward", "score", "score_mean", "num", "train"),
+    Column("best", "Best of N", "score", "best_of_n_mean", "num", "train"),
+    Column("margin", "Margin", "build_groups", "margin_mean", "num"),
+    Column("win_rate", "Win rate", "evaluate", "win_rate", "rate", low="win_rate_low", high="win_rate_high"),
+    Column("win_rate_reward", "By learned reward", "evaluate", "win_rate_reward", "rate"),
+    Column("length", "Length", "evaluate", "length_mean", "len"),
+    Column("truncated", "Truncated", "evaluate", "truncated_share", "rate"),
+    Column("tokens_per_second", "Tokens/s", "generate", "tokens_per_second", "speed", "train"),
+)
+
+
+def steps_of(files: Files, record: Row) -> list[Row]:
+    """The run's steps as its record has them, each with what its artifact's manifest says."""
+    going_on = live_state(files, record) == runs.RUNNING
+    found = []
+    for step in record["steps"]:
+        facts = files.manifest(step["stage"], step.get("key"))
+        state = step["state"]
+        if state == runs.RUNNING and not going_on:
+            state = runs.INTERRUPTED
+        elif state in ("done", "cached") and facts is None:
+            state = "missing"
+        made = facts is not None and state in ("done", "cached")
+        shown = facts if made and facts is not None else {}
+        elsewhere = bool(shown) and (shown.get("run"), shown.get("step")) != (record["name"], step["name"])
+        found.append({
+            "name": step["name"], "base": step["name"].partition("[")[0], "stage": step["stage"],
+            "iteration": step["iteration"], "state": state, "key": step.get("key"), "inputs": step.get("inputs", []),
+            "seconds": shown.get("process_seconds", step.get("seconds")), "memory_mb": shown.get("peak_memory_mb"),
+            "made_by": {"run": shown.get("run"), "step": shown.get("step")} if elsewhere else None,
+            "counts": numbers(shown.get("counts", {})), "dropped": numbers(shown.get("dropped", {})),
+        })
+    return found
+
+
+def numbers(values: Any) -> dict[str, float]:
+    """The entries of a mapping that are numbers."""
+    items = values.items() if isinstance(values, dict) else ()
+    return {str(k): v for k, v in items if isinstance(v, (int, float)) and not isinstance(v, bool)}
+
+
+def live_state(files: Files, record: Row) -> str:
+    """The recorded outcome, or "interrupted" for one that says running while nobody drives it."""
+    outcome = str(record.get("outcome", ""))
+    if outcome == runs.RUNNING and not files.driven(record["name"]):
+        return runs.INTERRUPTED
+    return outcome
+
+
+def purposes(steps: list[Row]) -> dict[str, set[str]]:
+    """Sampling step -> what it was done for: "train" where groups are built from it, "judge" where it is evaluated."""
+    named = {s["name"]: s for s in steps}
+    found: dict[str, set[str]] = {}
+    for step in steps:
+        purpose = {"build_groups": "train", "evaluate": "judge"}.get(step["stage"])
+        waiting = [ref.partition("/")[0] for ref in step["inputs"]] if purpose else []
+        while waiting:
+            name = waiting.pop()
+            if name in named and named[name]["stage"] in _SAMPLING and purpose not in found.get(name, set()):
+                found.setdefault(name, set()).add(str(purpose))
+                waiting += [ref.partition("/")[0] for ref in named[name]["inputs"]]
+    return found
+
+
+def iterations(steps: list[Row]) -> list[Row]:
+    """One row per iteration: the cells of COLUMNS that have a number, rows left out by reason, time and memory."""
+    serves = purposes(steps)
+    rows = []
+    for number in sorted({s["iteration"] for s in steps}):
+        own = [s for s in steps if s["iteration"] == number]
+        cells = {c.name: cell for c in COLUMNS if (cell := _cell(c, own, serves)) is not None}
+        judging = {s["name"] for s in own if s["stage"] == "evaluate" or serves.get(s["name"]) == {"judge"}}
+        dropped: dict[str, Row] = {}
+        for step in own:
+            for reason, n in (step["dropped"] if step["name"] not in judging else {}).items():
+                entry = dropped.setdefault(reason, {"value": 0, "step": step["name"]})
+                entry["value"] += n
+        rows.append({
+            "iteration": number, "cells": cells, "dropped": dropped,
+            "seconds": sum(s["seconds"] or 0 for s in own),
+            "memory_mb": max((s["memory_mb"] or 0 for s in own), default=0),
+        })
+    return rows
+
+
+def _cell(column: Column, steps: list[Row], serves: dict[str, set[str]]) -> Row | None:
+    having = [s for s in steps if s["stage"] == column.kind and column.field in s["counts"]
+              and (not column.purpose or column.purpose in serves.get(s["name"], set()))]
+    if not having:
+        return None
+    last = having[-1]
+    value = sum(s["counts"][column.field] for s in having) if column.total else last["counts"][column.field]
+    cell = {"value": value, "step": last["name"], "field": column.field}
+    if column.low in last["counts"] and column.high in last["counts"]:
+        cell |= {"low": last["counts"][column.low], "high": last["counts"][column.high]}
+    return cell
+
+
+def about(config: Row) -> Row:
+    """What a run is, in a few words: recipe, model, data, objective, seed."""
+    choices = config.get("choices") or {}
+    model, data = config.get("model") or {}, config.get("data") or {}
+    arch = model.get("arch") or {}
+    made = f"{arch.get('layers')} × {arch.get('hidden_size')}" if arch else ""
+    root = str(data.get("root") or "").removeprefix("builtin:").rstrip("/")
+    return {
+        "recipe": choices.get("recipe", ""),
+        "model": str(model.get("path") or "").rstrip("/").rpartition("/")[2] or choices.get("model") or made,
+        "data": choices.get("data") or root.rpartition("/")[2],
+        "objective": str((config.get("objective") or {}).get("module", "")).rpartition(".")[2],
+        "seed": config.get("seed"),
+        "iterations": config.get("iterations"),
+    }
+
+
+def experiment(config: Row) -> str:
+    """The same for runs that differ in nothing but the seed: their numbers belong in one band."""
+    compared = {k: v for k, v in config.items() if k not in _OWN}
+    stages = compared.get("stage") or {}
+    compared["stage"] = {n: {k: v for k, v in (s or {}).items() if k != "runtime"} for n, s in stages.items()}
+    return hashlib.sha256(store.canonical(compared).encode()).hexdigest()[:12]

@@ -1,0 +1,143 @@
+"""The workspace as the page may see it: names checked, nothing outside its folders, small files remembered.
+
+Every path a request can name goes through `Files.path`. What is remembered is a copy of what is on disk, found again by
+the file's size and time, so a restart loses nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+from pipeline import runs, store
+
+STEP = re.compile(r"^[a-z_]{1,64}(\[\d{1,6}\])?$")
+_KIND = re.compile(r"^[a-z_]{1,64}$")
+_KEY = re.compile(r"^[0-9a-f]{8,64}$")
+_PART = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$")
+_REMEMBERED = 4096
+
+
+class NotHere(Exception):
+    """What was asked for is not there, or not the page's to show."""
+
+
+class Files:
+    """Reads one workspace. Safe to use from several threads."""
+
+    def __init__(self, workspace: Path) -> None:
+        self.workspace = workspace
+        self._known: OrderedDict[Hashable, tuple[Hashable, Any]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def path(self, top: str, *parts: str) -> Path:
+        """`workspace/top/parts`, followed to where it really is. NotHere if that is outside of `workspace/top`.
+
+        `top` itself may be a link (a workspace whose artifacts lie on another disk); nothing below it may lead out.
+        """
+        root = (self.workspace / top).resolve()
+        found = root.joinpath(*parts).resolve()
+        if not found.is_relative_to(root):
+            raise NotHere(f"{'/'.join(parts)} leads out of {top}/")
+        return found
+
+    def remember(self, key: Hashable, signature: Hashable, make: Callable[[], Any]) -> Any:
+        """`make()`, or what it gave last time for this key and signature."""
+        with self._lock:
+            known = self._known.get(key)
+            if known is not None and known[0] == signature:
+                self._known.move_to_end(key)
+                return known[1]
+        made = make()
+        with self._lock:
+            self._known[key] = (signature, made)
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return made
+
+    def json(self, path: Path) -> Any:
+        """The content of a JSON file, None where it is missing or half written."""
+        sign = signature(path)
+        return None if sign is None else self.remember(("json", path), sign, lambda: _parse(path))
+
+    def run_names(self) -> list[str]:
+        """Every run that lies in the workspace, newest first."""
+        found = []
+        for record in (self.workspace / "runs").glob("*/run.json"):
+            name = record.parent.name
+            sign = signature(record)
+            if sign is not None and runs.NAME.match(name) and self._inside(name):
+                found.append((sign[0], name))
+        return [name for _, name in sorted(found, reverse=True)]
+
+    def _inside(self, name: str) -> bool:
+        try:
+            self.path("runs", name, "run.json")
+        except NotHere:
+            return False
+        return True
+
+    def run_path(self, name: str, *parts: str) -> Path:
+        if not runs.NAME.match(name):
+            raise NotHere(f"{name!r} is no run's name")
+        return self.path("runs", name, *parts)
+
+    def run(self, name: str) -> dict[str, Any]:
+        """run.json. NotHere if there is no such run or its record cannot be read."""
+        record = self.json(self.run_path(name, "run.json"))
+        if not isinstance(record, dict) or not isinstance(record.get("steps"), list):
+            raise NotHere(f"no run {name!r}")
+        return record
+
+    def manifest(self, kind: str, key: str | None) -> dict[str, Any] | None:
+        """An artifact's manifest, None if there is no such artifact."""
+        if not key or not _KIND.match(kind) or not _KEY.match(key):
+            return None
+        found = self.json(self.path("artifacts", kind, key, store.MANIFEST))
+        return found if isinstance(found, dict) else None
+
+    def artifact(self, kind: str, key: str, *parts: str) -> Path:
+        """A place inside an artifact. NotHere if the names are no artifact's."""
+        if not _KIND.match(kind) or not _KEY.match(key):
+            raise NotHere(f"{kind}/{key} is no artifact's name")
+        return self.path("artifacts", kind, key, *parts)
+
+    def table(self, kind: str, key: str, part: str) -> Path:
+        """The folder of a table: of the artifact, or of the work in progress where it is not finished yet."""
+        if not _PART.match(part):
+            raise NotHere(f"{part!r} is no table's name")
+        done = self.artifact(kind, key, part)
+        return done if done.is_dir() else self.path("artifacts", kind, f".work-{key}", "out", part)
+
+    def driven(self, name: str) -> bool:
+        """Whether a process holds the run. Looks at the lock for a moment; whoever takes it waits longer than that."""
+        try:
+            with self.run_path(name, ".lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+
+def signature(path: Path) -> tuple[int, int, int] | None:
+    """Time, size and inode of a regular file; None if there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return (stat.st_mtime_ns, stat.st_size, stat.st_ino) if path.is_file() else None
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,95 @@
+"""Who may ask, and what the browser may do with the answer: method, Host, token, and the strict headers of every page.
+
+A page on another site can make a visitor's browser send requests here, also under a name of its own that points to
+127.0.0.1 (DNS rebinding): so on loopback only loopback names are answered. Anywhere else every request needs the token.
+"""
+
+from __future__ import annotations
+
+import hmac
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qsl
+
+from starlette.datastructures import MutableHeaders
+from starlette.responses import PlainTextResponse, RedirectResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+COOKIE = "alignloop_token"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# trusted-types: a string never becomes markup or the address of a script; dom.js allows the chart library's file only.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types default"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+
+
+class Guard:
+    """ASGI middleware. `token` None: loopback only, no token."""
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self.app, self.token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await (self._refusal(scope) or self.app)(scope, receive, with_headers)
+
+    def _refusal(self, scope: Scope) -> ASGIApp | None:
+        """The answer to a request that may not pass; None for one that may."""
+        if scope["method"] not in ("GET", "HEAD"):
+            return PlainTextResponse("read-only: GET and HEAD\n", 405, {"Allow": "GET, HEAD"})
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if self.token is None:
+            known = host_name(headers.get("host", "")) in LOOPBACK
+            return None if known else PlainTextResponse("this page answers to localhost only\n", 421)
+        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        given = dict(query).get("token")
+        if given is not None and same(given, self.token):
+            return self._welcome()
+        if same(cookie(headers.get("cookie", "")), self.token):
+            return None
+        return PlainTextResponse("open the address `align dashboard` printed, with its ?token=...\n", 401)
+
+    def _welcome(self) -> ASGIApp:
+        """Keep the token in a cookie no script can read, and take it out of the address bar."""
+        answer = RedirectResponse("/", 303)
+        answer.set_cookie(COOKIE, self.token or "", httponly=True, samesite="strict")
+        return answer
+
+
+def host_name(header: str) -> str:
+    """The Host header without its port: "localhost:4280" -> "localhost", "[::1]:80" -> "::1"."""
+    header = header.strip().lower()
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0]
+
+
+def cookie(header: str) -> str:
+    try:
+        found = SimpleCookie(header).get(COOKIE)
+    except CookieError:
+        return ""
+    return found.value if found else ""
+
+
+def same(given: str, token: str) -> bool:
+    return hmac.compare_digest(given.encode(), token.encode())

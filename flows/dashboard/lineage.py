@@ -1,0 +1,119 @@
+"""Where a number comes from: its artifact, that artifact's inputs, theirs, back to the files of raw data.
+
+And why a step was computed at all: what its key is made of, beside the nearest artifact there was before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows.dashboard import facts
+from flows.dashboard.facts import Row
+from flows.dashboard.files import STEP, Files, NotHere
+from flows.prepare import flat
+from pipeline import store
+
+_KEY_PARTS = ("version", "settings", "inputs", "seed")
+_MOST_FILES = 200
+
+
+def lineage(files: Files, name: str, step: str) -> Row:
+    """The step and everything upstream of it, nearest first, each with the inputs that tie it to the next."""
+    if not STEP.match(step):
+        raise NotHere(f"{step!r} is no step's name")
+    steps = {s["name"]: s for s in facts.steps_of(files, files.run(name))}
+    if step not in steps:
+        raise NotHere(f"run {name} has no step {step}")
+    order, waiting = list[str](), [step]
+    while waiting:
+        current = waiting.pop(0)
+        if current in order:
+            order.remove(current)  # reached by a longer way: it stands further back
+        order.append(current)
+        waiting += [ref.partition("/")[0] for ref in steps[current]["inputs"] if ref.partition("/")[0] in steps]
+    return {"run": name, "step": step, "chain": [_link(files, steps, n) for n in order],
+            "manifest": _manifest(files, steps[step]), "rebuilt": _rebuilt(files, steps[step])}
+
+
+def _link(files: Files, steps: dict[str, Row], name: str) -> Row:
+    """One artifact: what it was made from (with the digest of each input, and whether it still agrees) and of which raw
+    files.
+    """
+    step = steps[name]
+    manifest = files.manifest(step["stage"], step["key"])
+    link = {"step": name, "stage": step["stage"], "key": step["key"], "state": step["state"],
+            "made_by": step["made_by"], "inputs": [], "raw": [], "created": (manifest or {}).get("created")}
+    if manifest is None:
+        return link
+    link["digest"] = store.tree_digest({f: x["hash"] for f, x in manifest["files"].items()})
+    recorded = [d for n, digests in manifest["inputs"].items() if n != "files" for d in digests]
+    for i, ref in enumerate(step["inputs"]):
+        origin, _, part = ref.partition("/")
+        digest = _digest(files, steps.get(origin), part)
+        link["inputs"].append({"ref": ref, "step": origin, "digest": digest,
+                               "agrees": digest is not None and digest in recorded, "position": i})
+    for entry in manifest["inputs"].get("files", []):
+        file, _, hashed = str(entry).partition(":")
+        link["raw"].append({"file": file, "hash": hashed})
+    return link
+
+
+def _digest(files: Files, step: Row | None, part: str) -> str | None:
+    manifest = files.manifest(step["stage"], step["key"]) if step else None
+    if manifest is None or step is None:
+        return None
+    try:
+        return store.Artifact(step["stage"], step["key"], files.artifact(step["stage"], step["key"]),
+                              manifest).digest(part)
+    except KeyError:
+        return None
+
+
+def _manifest(files: Files, step: Row) -> Row | None:
+    """The manifest in the order of reading: what made it, the numbers, the settings, the files."""
+    manifest = files.manifest(step["stage"], step["key"])
+    if manifest is None:
+        return None
+    listed = sorted(manifest["files"].items())
+    return {
+        "path": f"artifacts/{step['stage']}/{step['key']}",
+        "about": {k: manifest.get(k) for k in ("kind", "key", "version", "seed", "run", "step", "iteration", "git",
+                                               "created", "process_seconds", "peak_memory_mb", "algorithm")},
+        "counts": manifest.get("counts", {}), "dropped": manifest.get("dropped", {}),
+        "settings": flat(manifest.get("settings", {})), "runtime": flat(manifest.get("runtime", {})),
+        "versions": manifest.get("versions", {}),
+        "files": [{"file": f, **x} for f, x in listed[:_MOST_FILES]], "number_of_files": len(listed),
+    }
+
+
+def _rebuilt(files: Files, step: Row) -> Row:
+    """What this artifact's key has in it that the nearest older artifact of its stage has not."""
+    manifest = files.manifest(step["stage"], step["key"])
+    if manifest is None:
+        return {"reason": "not made yet", "differences": []}
+    here = _parts(manifest)
+    others = [m for m in _others(files, step) if m.get("created", 0) < manifest.get("created", 0)]
+    if not others:
+        return {"reason": f"it is the first {step['stage']} artifact of this workspace", "differences": []}
+    compared = [(_differences(here, _parts(m)), m) for m in others]
+    differences, nearest = min(compared, key=lambda pair: (len(pair[0]), -pair[1].get("created", 0)))
+    return {
+        "reason": "its key differs from the nearest older artifact of this stage",
+        "nearest": {k: nearest.get(k) for k in ("run", "step", "key", "created")}, "differences": differences,
+    }
+
+
+def _others(files: Files, step: Row) -> list[dict[str, Any]]:
+    folders = files.path("artifacts", step["stage"]).glob(f"*/{store.MANIFEST}")
+    found = [files.manifest(step["stage"], p.parent.name) for p in folders if p.parent.name != step["key"]]
+    return [m for m in found if m is not None]
+
+
+def _parts(manifest: dict[str, Any]) -> dict[str, Any]:
+    return flat({k: manifest.get(k) for k in _KEY_PARTS})
+
+
+def _differences(here: dict[str, Any], there: dict[str, Any]) -> list[Row]:
+    names = sorted(here.keys() | there.keys())
+    return [{"field": n, "there": there.get(n, "absent"), "here": here.get(n, "absent")}
+            for n in names if here.get(n) != there.get(n)]

@@ -1,0 +1,139 @@
+"""The list of runs, one run as it is now, and several runs side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from flows.dashboard import facts
+from flows.dashboard.facts import Row
+from flows.dashboard.files import STEP, Files, NotHere, signature
+from flows.prepare import flat
+from pipeline import runs
+
+_TAIL = 12  # lines of a failed or running step
+_MOST_COMPARED = 40
+
+
+def all_runs(files: Files) -> Row:
+    """Every run, newest first. A record that cannot be read is listed as such and hides no other."""
+    return {"workspace": str(files.workspace), "runs": [_summary(files, name) for name in files.run_names()]}
+
+
+def _summary(files: Files, name: str) -> Row:
+    changed = max((s[0] for f in ("run.json", "metrics.jsonl", "progress.json")
+                   if (s := signature(files.run_path(name, f)))), default=0) / 1e9
+    try:
+        record = files.run(name)
+        steps = facts.steps_of(files, record)
+        rows = facts.iterations(steps)
+        about = facts.about(record["config"])
+    except (NotHere, KeyError, TypeError, AttributeError):
+        return {"name": name, "state": "unreadable", "changed": round(changed, 1)}
+    judged = [r["cells"]["win_rate"] | {"iteration": r["iteration"]} for r in rows if "win_rate" in r["cells"]]
+    current = next((s["name"] for s in steps if s["state"] == runs.RUNNING), None)
+    return {
+        "name": name, **about, "state": facts.live_state(files, record), "changed": round(changed, 1),
+        "created": record.get("created"), "done": sum(s["state"] in ("done", "cached") for s in steps),
+        "total": len(steps), "reused": sum(s["made_by"] is not None for s in steps),
+        "current": current, "progress": _progress(files, name, current),
+        "win_rates": judged, "experiment": facts.experiment(record["config"]),
+    }
+
+
+def one_run(files: Files, name: str) -> Row:
+    """The run's steps with states, times, memory and origin; its iterations; progress and logs of what matters now."""
+    record = files.run(name)
+    state, steps = facts.live_state(files, record), facts.steps_of(files, record)
+    events = _events(files, name)
+    for step in steps:
+        step |= events.get(step["name"], {})
+        if step["state"] == runs.RUNNING:
+            step["progress"] = _progress(files, name, step["name"])
+        if step["state"] in (runs.RUNNING, runs.FAILED, runs.INTERRUPTED):
+            step["tail"] = log_tail(files, name, step["name"], _TAIL)
+    config = record["config"]
+    return {
+        "name": name, **facts.about(config), "state": state, "created": record.get("created"), "steps": steps,
+        "iterations": facts.iterations(steps), "columns": [vars(c) for c in facts.COLUMNS],
+        "overrides": record.get("overrides", []), "step_overrides": record.get("step_overrides", {}),
+    }
+
+
+def compare(files: Files, names: list[str]) -> Row:
+    """The iteration rows of several runs, grouped into experiments, with the settings in which these differ."""
+    found, configs = [], {}
+    for name in names[:_MOST_COMPARED]:
+        record = files.run(name)
+        steps, config = facts.steps_of(files, record), record["config"]
+        mark = facts.experiment(config)
+        configs[mark] = _settings(config)
+        numbers = {str(r["iteration"]): _numbers(steps, r) for r in facts.iterations(steps)}
+        found.append({"name": name, **facts.about(config), "experiment": mark, "numbers": numbers})
+    names_differing = sorted(k for k in {k for c in configs.values() for k in c}
+                             if len({json.dumps(c.get(k), sort_keys=True) for c in configs.values()}) > 1)
+    return {
+        "runs": found, "columns": [vars(c) for c in facts.COLUMNS],
+        "differing": {mark: {k: c.get(k) for k in names_differing} for mark, c in configs.items()},
+    }
+
+
+def _numbers(steps: list[Row], row: Row) -> Row:
+    """Every number of an iteration: the table's columns first, then each step's counts as "step.field"."""
+    found = dict(row["cells"])
+    for step in steps:
+        if step["iteration"] == row["iteration"]:
+            found |= {f"{step['base']}.{field}": {"value": value, "step": step["name"], "field": field}
+                      for field, value in step["counts"].items()}
+    return found
+
+
+def _settings(config: Row) -> Row:
+    """What the user may have changed, as dotted keys. Stage settings repeat it and are left out."""
+    kept = {k: v for k, v in config.items() if k not in ("stage", "recipe", "run", "workspace", "seed", "hardware",
+                                                         "tracking", "iterations")}
+    return {k.removeprefix("choices."): v for k, v in flat(kept).items()}
+
+
+def log_tail(files: Files, name: str, step: str, lines: int) -> list[str]:
+    """The last lines a step's process printed."""
+    if not STEP.match(step):
+        raise NotHere(f"{step!r} is no step's name")
+    return runs.tail(files.run_path(name, "logs", f"{step}.log"), lines)
+
+
+def _progress(files: Files, name: str, step: str | None) -> Row | None:
+    """How far the running step is, and how long the rest will take at the pace so far."""
+    state = files.json(files.run_path(name, "progress.json"))
+    if step is None or not isinstance(state, dict) or state.get("step") != step or not state.get("total"):
+        return None
+    started = _events(files, name).get(step, {}).get("started")
+    done, total, seen = state["done"], state["total"], state.get("time", 0)
+    spent = seen - started if started and seen > started else None
+    left = spent * (total - done) / done if spent and 0 < done <= total else None
+    # from the moment of the last sign of progress, so that the answer changes only when the file does
+    return {"done": done, "total": total, "unit": state.get("unit", ""), "time": seen,
+            "ends": round(seen + left, 1) if left is not None else None}
+
+
+def _events(files: Files, name: str) -> dict[str, Row]:
+    """Step -> when it started and ended the last time, from events.jsonl."""
+    path = files.run_path(name, "events.jsonl")
+    sign = signature(path)
+    return {} if sign is None else files.remember(("events", path), sign, lambda: _read_events(path))
+
+
+def _read_events(path: Path) -> dict[str, Row]:
+    found: dict[str, Row] = {}
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+            step, kind, when = event["step"], event["event"], event["time"]
+        except (ValueError, KeyError, TypeError):  # a line still being written
+            continue
+        if kind == "started":
+            found[step] = {"started": when}
+        elif kind in ("finished", "failed"):
+            found.setdefault(step, {})["ended"] = when
+            found[step] |= {"code": event["code"]} if "code" in event else {}
+    return found

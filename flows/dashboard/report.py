@@ -1,0 +1,31 @@
+"""`align report NAME [--html]`: a finished run's report in the terminal, or as one page to keep or send."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flows import display
+from pipeline import runs
+from pipeline.build import nearest
+from pipeline.records import UserError
+
+
+def report(workspace: str, name: str | None, html: bool) -> int:
+    """Print report.md, or write report.html and say where. Exit code as of `align`."""
+    place = Path(workspace).expanduser().resolve()
+    if name is None:
+        raise UserError("run: missing, say of which run: align report run=NAME")
+    if not runs.NAME.match(name) or runs.load(place, name) is None:
+        raise UserError(f"run: no run named {name!r} in {place}{nearest(name, runs.names(place))}")
+    if html:
+        from flows.dashboard.export import export
+
+        written = export(place, name)
+        display.say(f"{written} ({display.size(written.stat().st_size)})")
+        return 0
+    text = runs.folder(place, name) / "report.md"
+    if not text.exists():
+        raise UserError(f"run: {name} has no report yet, it is written when the run is done; "
+                        f"what there is so far: align report run={name} --html")
+    display.say(text.read_text())
+    return 0

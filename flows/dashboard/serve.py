@@ -1,0 +1,56 @@
+"""`align dashboard`: start the page over a workspace and say where it is."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from pathlib import Path
+
+import uvicorn
+
+from flows import display
+from flows.dashboard.app import make_app
+from flows.dashboard.guard import LOOPBACK
+from pipeline.records import UserError
+
+PORT = 4280
+_TRIED = 20  # ports, where none is asked for
+
+
+def dashboard(workspace: str, host: str, port: int | None) -> int:
+    """Serve until interrupted. Bound to anything but loopback, the address holds a random token."""
+    place = Path(workspace).expanduser().resolve()
+    if not place.is_dir() and workspace != "workspace":
+        raise UserError(f"workspace: no folder {place}")
+    token = None if host in LOOPBACK else secrets.token_urlsafe(24)
+    found = _listen(host, port)
+    number = found.getsockname()[1]
+    shown = socket.gethostname() if host in ("0.0.0.0", "::") else host
+    shown = f"[{shown}]" if ":" in shown else shown
+    display.say(f"dashboard of {place}\n\n    http://{shown}:{number}/{f'?token={token}' if token else ''}\n")
+    if token is None:
+        display.say(f"from another machine: ssh -L {number}:localhost:{number} {socket.gethostname()}")
+    config = uvicorn.Config(make_app(place, token), log_level="warning", server_header=False, access_log=False)
+    try:
+        uvicorn.Server(config).run(sockets=[found])
+    except KeyboardInterrupt:  # uvicorn raises it again after a clean end
+        pass
+    return 0
+
+
+def _listen(host: str, port: int | None) -> socket.socket:
+    """A listening socket on the port, or on the first free one from PORT on where none was asked for."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    problem: OSError | None = None
+    for number in [port] if port is not None else range(PORT, PORT + _TRIED):
+        made = socket.socket(family, socket.SOCK_STREAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            made.bind((host, number))
+        except OSError as error:
+            made.close()
+            problem = error
+            continue
+        return made
+    why = problem.strerror if problem else "no port was tried"
+    raise UserError(f"port: {host}:{port if port is not None else PORT} cannot be opened ({why}); give another --port")

@@ -1,0 +1,116 @@
+// Several runs on one chart: any number over the iterations, seeds of one experiment as a line with its band.
+import { h, card, empty, FORMS, number, tick, words } from "./dom.js";
+import { ask } from "./data.js";
+import { band, chart, series } from "./chart.js";
+import { line } from "./text.js";
+import { go } from "./frame.js";
+
+export const compareView = {
+  async load(place) {
+    const names = place.parameters.getAll("run");
+    return [names.length ? await ask("compare", { run: names }) : { runs: [], columns: [], differing: {} }];
+  },
+  lively: () => true,
+  draw(place, data) {
+    const head = h("div.page-head", {}, h("h1", {}, "Compare"), h("p.about", {}, `${data.runs.length} runs`));
+    if (!data.runs.length) return [head, empty("No run chosen", "Tick runs in the list and choose Compare.", "align run recipe=iterative_dpo run=dpo")];
+    const numbers = [...new Set(data.runs.flatMap((r) => Object.values(r.numbers).flatMap((n) => Object.keys(n))))];
+    if (!numbers.length) return [head, empty("Nothing to compare yet", "None of these runs has a number for an iteration yet.", `align status ${data.runs[0].name}`)];
+    const y = pick(place, "y", numbers, "win_rate");
+    const x = pick(place, "x", ["iteration", ...numbers], "iteration");
+    const iterations = [...new Set(data.runs.flatMap((r) => Object.keys(r.numbers).filter((i) => r.numbers[i][y])))].map(Number).sort((a, b) => a - b);
+    const hidden = new Set((place.parameters.get("without") || "").split(",").filter(Boolean).map(Number));
+    const shown = iterations.filter((i) => !hidden.has(i));
+    const groups = experiments(data, place);
+    return [head, h("div.controls", {}, chooser("Show", "y", y, numbers, data), chooser("over", "x", x, ["iteration", ...numbers], data),
+      h("div.chips", { role: "group", "aria-label": "Iterations" }, iterations.map((i) => h("button.chip", { "aria-pressed": String(!hidden.has(i)), "data-focus": `i-${i}`, onclick: () => toggle(hidden, i) }, i ? `iteration ${i}` : "before the loop"))),
+      h("label", {}, h("input", { type: "checkbox", "data-focus": "apart", ...(place.parameters.get("apart") && { checked: true }), onchange: (e) => go({ apart: e.target.checked }) }), "seeds apart")),
+    card(label(y, data), { note: groups.some((g) => g.runs.length > 1) ? "mean over seeds, the band from the lowest to the highest seed" : x === "iteration" ? null : `each point is an iteration, over ${label(x, data).toLowerCase()}` },
+      chart(`compare/${data.runs.map((r) => r.name)}`, () => picture(groups, shown, x, y, data), { height: 380, label: `${label(y, data)} of ${data.runs.map((r) => r.name).join(", ")}` })),
+    table(groups, shown, y, data), settings(groups, data)];
+  },
+};
+
+function toggle(hidden, i) {
+  hidden.has(i) ? hidden.delete(i) : hidden.add(i);
+  go({ without: [...hidden].join(",") });
+}
+
+const pick = (place, key, known, otherwise) => (known.includes(place.parameters.get(key)) ? place.parameters.get(key) : known.includes(otherwise) ? otherwise : known[0]);
+const label = (name, data) => data.columns.find((c) => c.name === name)?.label || words(name.replace(".", ": "));
+const form = (name, data) => FORMS[data.columns.find((c) => c.name === name)?.form || (/rate$|share$/.test(name) ? "rate" : "any")];
+
+function chooser(text, key, value, names, data) {
+  const columns = new Set(["iteration", ...data.columns.map((c) => c.name)]);
+  const option = (n) => h("option", { value: n, selected: n === value }, n === "iteration" ? "iteration" : label(n, data));
+  return h("label", {}, text, h("select", { "data-focus": key, onchange: (e) => go({ [key]: e.target.value }) },
+    names.filter((n) => columns.has(n)).map(option), h("optgroup", { label: "Numbers of single steps" }, names.filter((n) => !columns.has(n)).sort().map(option))));
+}
+
+// Runs that differ in the seed only are one experiment; its name says in what it differs from the others.
+function experiments(data, place) {
+  const apart = place.parameters.get("apart") === "1";
+  const marks = [...new Set(data.runs.map((r) => (apart ? r.name : r.experiment)))];
+  return marks.map((mark) => {
+    const runs = data.runs.filter((r) => (apart ? r.name : r.experiment) === mark);
+    return { name: runs.length === 1 ? runs[0].name : `${runs[0].recipe} ${words(runs[0].objective)}, ${runs.length} seeds`, runs, mark: runs[0].experiment };
+  });
+}
+
+const at = (run, i, name) => run.numbers[String(i)]?.[name]?.value;
+const mean = (values) => (values.length ? values.reduce((a, b) => a + b, 0) / values.length : null);
+const known = (group, i, name) => group.runs.map((r) => at(r, i, name)).filter((v) => v !== undefined);
+
+function picture(groups, iterations, x, y, data) {
+  const write = form(y, data);
+  const found = groups.flatMap((group, k) => {
+    const tint = series(k);
+    const points = iterations.map((i) => ({ i, x: x === "iteration" ? i : mean(known(group, i, x)), values: known(group, i, y) })).filter((p) => p.values.length && p.x !== null);
+    const mainLine = { name: group.name, type: "line", data: points.map((p) => [p.x, mean(p.values), p.i]), symbol: "circle", symbolSize: 7, lineStyle: { width: 2, color: tint }, itemStyle: { color: tint }, z: 4,
+      label: x === "iteration" ? undefined : { show: true, formatter: (p) => String(p.value[2]), position: "top", fontSize: 10.5, color: tint } };
+    if (group.runs.length === 1) {
+      const intervals = points.filter((p) => group.runs[0].numbers[p.i][y].low !== undefined);
+      mainLine.markLine = { silent: true, symbol: "none", animation: false, label: { show: false }, lineStyle: { color: tint, width: 1.2, type: "solid", opacity: 0.7 },
+        data: intervals.map((p) => [{ coord: [p.x, group.runs[0].numbers[p.i][y].low] }, { coord: [p.x, group.runs[0].numbers[p.i][y].high] }]) };
+      return [mainLine];
+    }
+    return [...(x === "iteration" ? band(points.map((p) => Math.min(...p.values)), points.map((p) => Math.max(...p.values)), tint, points.map((p) => p.x)) : []), mainLine];
+  });
+  const whole = x === "iteration";
+  return {
+    legend: { data: groups.map((g) => g.name) }, series: found,
+    tooltip: { trigger: whole ? "axis" : "item", formatter: (items) => [].concat(items).filter((i) => i.seriesName && !i.seriesName.startsWith("series\0")).map((i) => `${i.seriesName}, iteration ${i.value[2]}  ${write(i.value[1])}`).join("\n") },
+    xAxis: { type: "value", name: whole ? "iteration" : label(x, data), scale: true, minInterval: whole ? 1 : 0, axisLabel: { formatter: whole ? tick : form(x, data) }, ...(whole && iterations.length ? { min: iterations[0] - 0.25, max: iterations[iterations.length - 1] + 0.25, axisLabel: { formatter: (v) => (Number.isInteger(v) ? v : "") }, interval: 1 } : {}) },
+    yAxis: { type: "value", axisLabel: { formatter: (v) => (write === FORMS.rate ? `${number(100 * v)} %` : tick(v)) } },
+  };
+}
+
+function table(groups, iterations, y, data) {
+  const write = form(y, data);
+  const spread = (values) => { const m = mean(values); return Math.sqrt(values.reduce((a, v) => a + (v - m) ** 2, 0) / Math.max(1, values.length - 1)); };
+  return card(`${label(y, data)} by iteration`, { note: "over seeds: mean, and standard deviation after ±" }, h("div.scroll", { "data-scroll": "compare" }, h("table", {},
+    h("thead", {}, h("tr", {}, h("th", {}, ""), h("th", {}, "Runs"), iterations.map((i) => h("th.r", {}, i ? `iteration ${i}` : "before")))),
+    h("tbody", {}, groups.map((g, k) => h("tr", {}, h("td.name", {}, h("i.swatch", { style: { background: `var(--series-${(k % 8) + 1})` } }), " ", g.name),
+      h("td", {}, g.runs.map((r, i) => [i ? ", " : "", h("a", { href: `#/run/${encodeURIComponent(r.name)}/iterations` }, r.name), h("span.muted", {}, ` seed ${r.seed}`)])),
+      iterations.map((i) => cell(g, i, y, write, spread))))))));
+}
+
+function cell(group, i, y, write, spread) {
+  const values = known(group, i, y);
+  if (!values.length) return h("td.r", {}, h("span.none", {}, "–"));
+  if (values.length > 1) return h("td.r", {}, write(mean(values)), h("span.interval", {}, `± ${write(spread(values))}`));
+  const run = group.runs.find((r) => at(r, i, y) !== undefined);
+  const found = run.numbers[String(i)][y];
+  return h("td.r", {}, h("a.number", { href: `#/run/${encodeURIComponent(run.name)}/lineage?${new URLSearchParams({ step: found.step, field: found.field })}` }, write(found.value)),
+    found.low !== undefined ? h("span.interval", {}, `${write(found.low).replace(" %", "")} to ${write(found.high)}`) : null);
+}
+
+function settings(groups, data) {
+  const marks = [...new Map(groups.map((g) => [g.mark, g])).values()];
+  const fields = Object.keys(data.differing[marks[0]?.mark] || {});
+  if (marks.length < 2 || !fields.length) return null;
+  const text = (v) => (v === null || v === undefined ? "–" : typeof v === "object" ? JSON.stringify(v) : String(v));
+  return card("Settings that differ", {}, h("div.scroll", { "data-scroll": "settings" }, h("table", {},
+    h("thead", {}, h("tr", {}, h("th", {}, "Setting"), marks.map((g) => h("th", {}, g.name)))),
+    h("tbody", {}, fields.map((f) => h("tr", {}, h("td.mono", {}, f), marks.map((g) => h("td.wrap", {}, line(text(data.differing[g.mark][f]), 80)))))))));
+}

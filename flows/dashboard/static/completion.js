@@ -1,0 +1,20 @@
+// One completion: its mark, its scores, its text or the words in which it differs from another.
+import { h, append, compact, number, words } from "./dom.js";
+import { line, plain, tokenised, written } from "./text.js";
+import { wordDiff } from "./diff.js";
+
+export function completion(c, differ) {
+  const scores = Object.entries(c.scores || {});
+  return h("div.completion", { class: c.mark || null },
+    h("div.completion-head", {}, c.mark ? h("span.mark", { class: c.mark }, c.mark) : h("span.muted", {}, `sample ${c.sample + 1}`),
+      scores.map(([name, v]) => h("span.score", {}, h("span.muted", {}, line(words(name), 24)), " ", h("b", {}, v === null ? "none" : number(v, 3)))),
+      h("span.meta", {}, c.finish === "length" ? h("span.badge.warn", { title: "cut at the token limit" }, "truncated") : null, `${number(c.tokens)} tokens`, c.temperature !== null && c.temperature !== undefined ? ` · T ${c.temperature}` : "", c.ref_logp !== null && c.ref_logp !== undefined ? ` · ref ${compact(c.ref_logp)}` : "")),
+    differ && differ.includes(c) && !c.pieces ? difference(c, differ) : c.pieces ? tokenised(c.pieces) : written(c.text));
+}
+
+function difference(c, [a, b]) {
+  const side = c === a ? "only-a" : "only-b";
+  const box = h("div.written", { dir: "auto" });
+  return append(box, wordDiff(a.text, b.text).filter(([kind]) => kind === "same" || kind === side)
+    .map(([kind, text]) => (kind === "same" ? plain(text) : h("mark", { class: side }, plain(text)))));
+}

@@ -1,0 +1,123 @@
+// Elements and text. Every text on the page becomes a text node: nothing here, or anywhere, parses markup.
+
+if (window.trustedTypes) {
+  // The only string that may act as markup is the empty one (the chart library clears its box with it), and the only
+  // script that may be added is that library.
+  window.trustedTypes.createPolicy("default", {
+    createHTML: (text) => (text === "" ? "" : null),
+    createScriptURL: (url) => (url === "vendor/echarts.common.min.js" ? url : null),
+  });
+}
+
+const ALIASES = { class: "className", for: "htmlFor", tabindex: "tabIndex", readonly: "readOnly" };
+
+// h("a.name", {href, onclick}, child, ...): an element. Children: elements, texts, numbers, arrays; null is nothing.
+export function h(name, attributes, ...children) {
+  const [tag, ...classes] = name.split(".");
+  const element = document.createElement(tag);
+  if (classes.length) element.className = classes.join(" ");
+  for (const [key, value] of Object.entries(attributes || {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else if (key === "style") for (const [k, v] of Object.entries(value)) element.style.setProperty(k, v);
+    else if (key === "class") element.className = `${element.className} ${value}`.trim();
+    else if (key in ALIASES) element[ALIASES[key]] = value;
+    else element.setAttribute(key, value === true ? "" : value);
+  }
+  append(element, children);
+  return element;
+}
+
+export function append(element, children) {
+  for (const child of children.flat(Infinity)) {
+    if (child === null || child === undefined || child === false) continue;
+    element.append(child instanceof Node ? child : String(child));
+  }
+  return element;
+}
+
+export function replace(element, ...children) {
+  element.replaceChildren();
+  return append(element, children);
+}
+
+// Put `content` into `holder` without losing the keyboard's place: the element with the same data-focus gets it back.
+export function swap(holder, ...content) {
+  const active = document.activeElement;
+  const held = active && holder.contains(active) ? active.getAttribute("data-focus") : null;
+  const caret = held && active.selectionStart !== undefined ? [active.selectionStart, active.selectionEnd] : null;
+  const scrolled = [...holder.querySelectorAll("[data-scroll]")].map((e) => [e.dataset.scroll, e.scrollLeft, e.scrollTop]);
+  replace(holder, ...content);
+  for (const [name, left, top] of scrolled) {
+    const same = holder.querySelector(`[data-scroll="${CSS.escape(name)}"]`);
+    if (same) Object.assign(same, { scrollLeft: left, scrollTop: top });
+  }
+  if (!held) return;
+  const again = holder.querySelector(`[data-focus="${CSS.escape(held)}"]`);
+  if (!again) return;
+  again.focus({ preventScroll: true });
+  if (caret && again.setSelectionRange && caret[0] !== null) again.setSelectionRange(...caret);
+}
+
+export const number = (value, digits = 0) =>
+  value === null || value === undefined ? "" : value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace("-", "−");
+
+export const percent = (value, digits = 1) => (value === null || value === undefined ? "" : `${number(100 * value, digits)} %`);
+
+export const signed = (value, write) => `${value > 0 ? "+" : ""}${write(value)}`;
+
+// A number of unknown size with four telling digits.
+export function compact(value) {
+  if (value === null || value === undefined) return "";
+  if (Number.isInteger(value) && Math.abs(value) < 1e6) return number(value);
+  const size = Math.abs(value);
+  if (size >= 1e9) return `${number(value / 1e9, 2)} G`;
+  if (size >= 1e6) return `${number(value / 1e6, 2)} M`;
+  if (size >= 1000) return number(value);
+  if (size >= 100) return number(value, 1);
+  if (size >= 1) return number(value, 2);
+  return size >= 0.001 ? number(value, 4) : value === 0 ? "0" : value.toExponential(2).replace("-", "−");
+}
+
+// A number on an axis: as short as it can be.
+export function tick(value) {
+  const size = Math.abs(value);
+  if (value !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential().replace("-", "−");
+  return size >= 1000 ? number(value) : String(Number(value.toPrecision(4))).replace("-", "−");
+}
+
+export const FORMS = {
+  int: (v) => number(v), num: (v) => number(v, 3), rate: (v) => percent(v), len: (v) => number(v, 1), speed: (v) => number(v), any: compact,
+};
+
+export function seconds(value) {
+  if (value === null || value === undefined) return "";
+  if (value < 10) return `${value.toFixed(1)} s`;
+  if (value < 100) return `${Math.round(value)} s`;
+  if (value < 3600) return `${Math.floor(value / 60)} min ${String(Math.round(value % 60)).padStart(2, "0")} s`;
+  if (value < 86400) return `${Math.floor(value / 3600)} h ${String(Math.floor((value % 3600) / 60)).padStart(2, "0")} min`;
+  return `${Math.floor(value / 86400)} d ${Math.floor((value % 86400) / 3600)} h`;
+}
+
+export function ago(time) {
+  const gone = Math.max(0, Date.now() / 1000 - time);
+  if (gone < 60) return "just now";
+  for (const [unit, length] of [["d", 86400], ["h", 3600], ["min", 60]]) if (gone >= length) return `${Math.floor(gone / length)} ${unit} ago`;
+  return "";
+}
+
+export const memory = (mb) => (!mb ? "" : mb < 1024 ? `${Math.round(mb)} MB` : `${(mb / 1024).toFixed(1)} GB`);
+
+export const when = (time) => (time ? new Date(time * 1000).toISOString().slice(0, 19).replace("T", " ") : "");
+
+export const words = (name) => name.replaceAll("_", " ");
+
+// What to say where there is nothing: why, and the command that changes it.
+export function empty(title, text, command) {
+  return h("div.empty", {}, h("h2", {}, title), h("p", {}, text), command && h("pre.command", {}, h("code", {}, command)));
+}
+
+export function card(title, { note, tools, wide, id } = {}, ...children) {
+  return h("section.card", { class: wide ? "wide" : null, id, "aria-label": title },
+    h("div.card-head", {}, h("h2", {}, title), note && h("p.note", {}, note), tools && h("div.tools", {}, tools)), children);
+}

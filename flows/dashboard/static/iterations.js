@@ -1,0 +1,167 @@
+// What each iteration did: the table of its numbers, then one chart per question.
+import { h, card, compact, empty, FORMS, tick, memory, number, percent, seconds, words } from "./dom.js";
+import { ask } from "./data.js";
+import { chart, color, series, shade, solid } from "./chart.js";
+import { line } from "./text.js";
+import { headline, source } from "./run.js";
+import { gates } from "./gates.js";
+import { redraw } from "./frame.js";
+
+let picked = null; // the number of the last chart
+const scoreOf = { train: null, judge: null };
+
+export const iterationsView = {
+  load: (place) => Promise.all([ask(`runs/${encodeURIComponent(place.run)}`), ask(`runs/${encodeURIComponent(place.run)}/iterations`)]),
+  lively: (run) => run.state === "running",
+  draw(place, run, more) {
+    if (!run.iterations.some((r) => Object.keys(r.cells).length)) {
+      return [headline(run), empty("No iteration has a number yet", "The first ones appear when a step that samples, scores or evaluates is done. This shows how far the run is:", `align status ${run.name}`)];
+    }
+    return [headline(run), table(run), gates(run, more), h("div.grid", {}, charts(run, more))];
+  },
+};
+
+function table(run) {
+  const rows = run.iterations.filter((r) => Object.keys(r.cells).length || r.seconds);
+  const columns = run.columns.filter((c) => rows.some((r) => r.cells[c.name]));
+  const wide = (c) => (rows.some((r) => r.cells[c.name]?.low !== undefined) ? [h("th.r", {}, c.label), h("th", {}, "95 %")] : h("th.r", {}, c.label));
+  const cells = (c, r) => {
+    const cell = r.cells[c.name];
+    const shown = h("td.r", {}, cell ? source(run.name, cell, FORMS[c.form](cell.value)) : h("span.none", {}, "–"));
+    if (!rows.some((other) => other.cells[c.name]?.low !== undefined)) return shown;
+    return [shown, h("td.interval-cell", {}, cell && cell.low !== undefined ? `${percent(cell.low).slice(0, -2)} to ${percent(cell.high)}` : "")];
+  };
+  return card("Iterations", { note: "Every number leads to the artifact it was read from." }, h("div.scroll", { "data-scroll": "iterations" }, h("table", {},
+    h("thead", {}, h("tr", {}, h("th", {}, "Iteration"), columns.map(wide), h("th.r", {}, "Left out"), h("th.r", {}, "Time"), h("th.r", {}, "Peak memory"))),
+    h("tbody", {}, rows.map((r) => h("tr", {},
+      h("td.name", {}, r.iteration === 0 ? "before the loop" : r.iteration), columns.map((c) => cells(c, r)),
+      h("td.r", {}, leftOut(run, r)), h("td.r", {}, seconds(r.seconds)), h("td.r", {}, memory(r.memory_mb))))))));
+}
+
+function leftOut(run, row) {
+  const entries = Object.entries(row.dropped);
+  if (!entries.length) return h("span.none", {}, "0");
+  const total = entries.reduce((a, [, d]) => a + d.value, 0);
+  return h("span", { title: entries.map(([reason, d]) => `${number(d.value)} ${words(reason)}`).join("\n") }, source(run.name, { step: entries[0][1].step, field: entries[0][0] }, number(total)));
+}
+
+const inLoop = (run) => run.iterations.filter((r) => r.iteration > 0);
+const value = (r, name) => r.cells[name]?.value ?? null;
+const labels = (rows) => rows.map((r) => String(r.iteration));
+
+function charts(run, more) {
+  const rows = inLoop(run);
+  const key = (name) => `${run.name}/iterations/${name}`;
+  const found = [];
+  const add = (title, note, option, extra = {}) => found.push(card(title, { note, ...extra }, chart(key(title), option, { label: `${title}. ${note || ""}` })));
+  if (rows.some((r) => r.cells.win_rate)) add("Win rate", "against the baseline, ties half; bars are 95 % intervals", () => winRates(rows));
+  for (const [purpose, title, note] of [["train", "Scores of the samples trained on", "share of completions"], ["judge", "Scores of the evaluated answers", "share of completions"]]) {
+    const scores = Object.keys(more.histograms[purpose]);
+    if (!scores.length) continue;
+    const score = scores.includes(scoreOf[purpose]) ? scoreOf[purpose] : scores.includes("gold") && purpose === "judge" ? "gold" : scores[scores.length - 1];
+    const tools = scores.length > 1 && scores.map((s) => h("button", { "aria-pressed": String(s === score), "data-focus": `score-${purpose}-${s}`, onclick: () => { scoreOf[purpose] = s; redraw(); } }, words(s)));
+    add(title, `${words(score)}, ${note}${partial(more.histograms[purpose][score])}`, () => histogram(more.histograms[purpose][score]), { tools });
+  }
+  if (rows.some((r) => r.cells.reward)) add("Reward and best of N", "of the samples, as the loop sees it", () => lines(rows, [["mean", (r) => value(r, "reward")], ["best of N", (r) => value(r, "best")], ["margin chosen to rejected", (r) => value(r, "margin")]]));
+  if (rows.some((r) => r.cells.length)) add("Length of the answers", "tokens, evaluated answers", () => lines(rows, [["mean length", (r) => value(r, "length")]], baseline(more, "baseline_length_mean")));
+  found.push(...trained(key, more), ...kept(key, run, rows), any(key, run, more));
+  return found;
+}
+
+const partial = (made) => (made.series.some((s) => s.groups < s.of) ? ", from evenly spread row groups" : "");
+
+function baseline(more, field) {
+  const known = more.numbers.filter((n) => field in n.counts);
+  return known.length ? { name: "baseline", value: known[known.length - 1].counts[field] } : null;
+}
+
+function winRates(rows) {
+  const having = rows.filter((r) => r.cells.win_rate);
+  const at = (name, part) => having.map((r) => r.cells[name]?.[part] ?? null);
+  const accent = color("series-1");
+  const bars = having.map((r, i) => (r.cells.win_rate.low === undefined ? null : [
+    { coord: [i, r.cells.win_rate.low], symbol: "rect", symbolSize: [9, 1.5] }, { coord: [i, r.cells.win_rate.high], symbol: "rect", symbolSize: [9, 1.5] }])).filter(Boolean);
+  const gold = {
+    name: "deciding score", type: "line", data: at("win_rate", "value"), symbol: "circle", symbolSize: 8, lineStyle: { width: 2, color: accent }, itemStyle: { color: accent }, z: 5,
+    label: { show: having.length <= 8, position: "right", offset: [2, 13], formatter: (p) => percent(p.value), color: color("ink"), fontSize: 11.5, fontWeight: 600 },
+    markLine: { silent: true, symbol: "none", animation: false, data: [...bars.map((b) => b.map((end) => ({ ...end, lineStyle: { color: accent, width: 1.5, type: "solid" } }))),
+      { yAxis: 0.5, lineStyle: { color: color("muted"), type: "dashed", width: 1 }, label: { formatter: "baseline", color: color("muted"), fontSize: 10.5, position: "insideStartTop" } }], label: { show: false } },
+  };
+  const learned = at("win_rate_reward", "value");
+  const other = learned.some((v) => v !== null) && { name: "learned reward", type: "line", data: learned, symbol: "circle", symbolSize: 6, lineStyle: { width: 1.5, type: "dashed", color: color("series-2") }, itemStyle: { color: color("series-2") } };
+  const low = Math.min(0.5, ...at("win_rate", "low").filter((v) => v !== null), ...at("win_rate", "value"));
+  return {
+    legend: {}, xAxis: { type: "category", data: labels(having), name: "iteration", boundaryGap: true }, series: [gold, other].filter(Boolean),
+    yAxis: { type: "value", min: Math.max(0, Math.floor(low * 10 - 0.5) / 10), max: 1, axisLabel: { formatter: (v) => `${Math.round(100 * v)} %` } },
+    tooltip: { formatter: (items) => [`iteration ${items[0].axisValue}`, ...items.map((i) => `${i.seriesName}  ${percent(i.value)}${i.seriesName === "deciding score" && having[i.dataIndex].cells.win_rate.low !== undefined ? `  (${percent(having[i.dataIndex].cells.win_rate.low)} to ${percent(having[i.dataIndex].cells.win_rate.high)})` : ""}`)].join("\n") },
+  };
+}
+
+function histogram(made) {
+  const middle = made.edges.slice(0, -1).map((e, i) => (e + made.edges[i + 1]) / 2);
+  const many = made.series.length;
+  return {
+    legend: {}, tooltip: { valueFormatter: (v) => percent(v), axisPointer: { label: { show: false } } },
+    xAxis: { type: "value", min: made.edges[0], max: made.edges[made.edges.length - 1], name: "score", axisLabel: { formatter: tick, showMinLabel: false, showMaxLabel: false } },
+    yAxis: { type: "value", min: 0, axisLabel: { formatter: (v) => `${number(100 * v)} %` } },
+    series: made.series.map((s, i) => {
+      const tint = solid(shade(i, many));
+      const last = i === many - 1;
+      return { name: `${s.iteration ? `iteration ${s.iteration}` : "baseline"}, mean ${number(s.mean, 2)}`, type: "line", step: "middle", symbol: "none", data: s.share.map((v, k) => [middle[k], v]),
+        lineStyle: { color: tint, width: last ? 2 : 1.3 }, itemStyle: { color: tint }, areaStyle: last ? { color: tint, opacity: 0.1 } : undefined, z: last ? 5 : 2 };
+    }),
+  };
+}
+
+function lines(rows, parts, mark) {
+  return {
+    legend: parts.length > 1 ? {} : undefined, tooltip: { valueFormatter: (v) => compact(v) },
+    xAxis: { type: "category", data: labels(rows), name: "iteration" }, yAxis: { type: "value", axisLabel: { formatter: tick }, min: mark ? (v) => Math.min(v.min, mark.value - (v.max - mark.value) * 0.1) : null },
+    series: parts.map(([name, of], i) => ({ name, type: "line", data: rows.map(of), symbol: "circle", symbolSize: 6, connectNulls: true, lineStyle: { width: 2, color: series(i) }, itemStyle: { color: series(i) },
+      markLine: i === 0 && mark ? { silent: true, symbol: "none", data: [{ yAxis: mark.value }], lineStyle: { color: color("muted"), type: "dashed" }, label: { formatter: `${mark.name} ${compact(mark.value)}`, position: "insideStartTop", color: color("muted"), fontSize: 10.5 } } : undefined })),
+  };
+}
+
+// Log-probs at the end of training, and the divergence where a stage measured one.
+function trained(key, more) {
+  const rows = more.trained.filter((t) => t.iteration > 0).map((t) => ({ iteration: t.iteration, values: t.values }));
+  const has = (name) => rows.some((r) => r.values[name] !== undefined);
+  const found = [];
+  const picks = (names) => names.filter(([, name]) => has(name)).map(([label, name]) => [label, (r) => r.values[name] ?? null]);
+  const logps = picks([["chosen", "chosen_logps"], ["rejected", "rejected_logps"]]);
+  if (logps.length) found.push(card("Log-probs at the end of training", { note: "sum over a completion, nats" }, chart(key("logps"), () => lines(rows, logps), { label: "Log-probs of chosen and rejected" })));
+  const ratios = picks([["chosen", "chosen_log_ratio"], ["rejected", "rejected_log_ratio"], ["margin", "logp_margin"]]);
+  if (ratios.length) found.push(card(ratios.length > 1 ? "Log-ratios and margin" : "Margin of the log-probs", { note: "to the reference where there is one, nats" }, chart(key("ratios"), () => lines(rows, ratios), { label: "Log-ratios" })));
+  const divergence = more.numbers.filter((n) => n.iteration > 0 && Object.keys(n.counts).some((k) => /(^|_)kl(_|$)/.test(k)));
+  if (divergence.length) {
+    const fields = [...new Set(divergence.flatMap((n) => Object.keys(n.counts).filter((k) => /(^|_)kl(_|$)/.test(k))))];
+    found.push(card("Divergence from the reference", { note: "nats" }, chart(key("kl"), () => lines(divergence, fields.map((f) => [words(f), (n) => n.counts[f] ?? null])), { label: "KL to the reference" })));
+  }
+  return found;
+}
+
+function kept(key, run, rows) {
+  const reasons = [...new Set(rows.flatMap((r) => Object.keys(r.dropped)))];
+  if (!rows.some((r) => r.cells.kept) && !reasons.length) return [];
+  const option = () => ({
+    legend: {}, tooltip: { valueFormatter: (v) => number(v), axisPointer: { type: "shadow" } }, xAxis: { type: "category", data: labels(rows), name: "iteration" }, yAxis: { type: "value", min: 0 },
+    series: [["kept", rows.map((r) => value(r, "kept") ?? 0), color("series-3")], ...reasons.map((reason, i) => [words(reason), rows.map((r) => r.dropped[reason]?.value ?? 0), series(i + 1)])]
+      .map(([name, data, tint]) => ({ name, type: "bar", stack: "rows", data, itemStyle: { color: tint }, barMaxWidth: 42 })),
+  });
+  const all = run.iterations.flatMap((r) => Object.entries(r.dropped).map(([reason, d]) => [r.iteration, reason, d]));
+  return [card("Groups kept, rows left out", { note: all.length ? null : "nothing was left out" }, chart(key("kept"), option, { height: all.length ? 170 : 220, label: "Groups kept and rows left out by reason" }),
+    all.length ? h("table.tight", {}, h("tbody", {}, all.map(([i, reason, d]) => h("tr", {}, h("td", {}, i ? `iteration ${i}` : "before the loop"), h("td", {}, line(words(reason))), h("td.r", {}, source(run.name, { step: d.step, field: reason }, number(d.value))))))) : null)];
+}
+
+// Whatever else a step reported, over the iterations: for numbers this page knows nothing about.
+function any(key, run, more) {
+  const loop = more.numbers.filter((n) => n.iteration > 0);
+  const names = [...new Set(loop.flatMap((n) => Object.keys(n.counts).map((k) => `${n.base}.${k}`)))].sort();
+  if (!names.length) return null;
+  const name = names.includes(picked) ? picked : names.find((n) => n.endsWith("truncated_share")) || names[0];
+  const [base, field] = [name.slice(0, name.indexOf(".")), name.slice(name.indexOf(".") + 1)];
+  const rows = loop.filter((n) => n.base === base && field in n.counts);
+  const tools = h("select", { "aria-label": "Which number", "data-focus": "any", onchange: (e) => { picked = e.target.value; redraw(); } },
+    names.map((n) => h("option", { value: n, selected: n === name }, words(n.replace(".", ": ")))));
+  return card("Any other number", { tools }, chart(key("any"), () => lines(rows, [[words(field), (n) => n.counts[field]]]), { label: name }));
+}

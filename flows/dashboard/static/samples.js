@@ -1,0 +1,116 @@
+// Prompts with all their completions: browse, search, the chosen and the rejected, a word-level difference.
+import { h, empty, number, words } from "./dom.js";
+import { ask, exported } from "./data.js";
+import { line, tokenised, written } from "./text.js";
+import { completion } from "./completion.js";
+import { go } from "./frame.js";
+import { headline } from "./run.js";
+import { sideBySide } from "./side.js";
+
+const COUNT = 10;
+const MOST_ROUNDS = 40; // of searching on, before the reader is asked
+
+export const samplesView = {
+  async load(place) {
+    const base = `runs/${encodeURIComponent(place.run)}`;
+    const [run, listed] = await Promise.all([ask(base), ask(`${base}/tables`)]);
+    const table = tableOf(place, listed.tables);
+    if (!table) return [run, listed, null, null];
+    const id = place.parameters.get("id");
+    const page = await rowsOf(base, place, table);
+    const others = (place.parameters.get("with") || "").split(",").filter(Boolean);
+    const side = id ? await ask(`${base}/prompt`, { id, run: others }) : null;
+    const all = id && !exported ? await ask("runs") : null;
+    return [run, listed, page, side, all];
+  },
+  lively: (run) => run.state === "running",
+  draw(place, run, listed, page, side, all) {
+    const table = tableOf(place, listed.tables);
+    if (!table) return [headline(run), empty("Nothing sampled yet", "Samples can be read here while the step that draws them is still running.", `align status ${run.name}`)];
+    if (side) return [headline(run), sideBySide(place, side, all)];
+    return [headline(run), controls(place, listed.tables, table, page), page.groups.length ? page.groups.map((g) => group(place, table, g)) : nothing(place, page), pager(place, table, page)];
+  },
+};
+
+const flag = (place, name) => place.parameters.get(name) === "1";
+const startOf = (place) => Number(place.parameters.get("at")) || 0;
+
+function tableOf(place, tables) {
+  const asked = place.parameters.get("table");
+  return tables.find((t) => `${t.step}/${t.part}` === asked) || tables[0];
+}
+
+// A page of the table, or the next hits of a search, asked for until a page is full or the table ends.
+async function rowsOf(base, place, table) {
+  const asked = { step: table.step, part: table.part, count: COUNT, q: place.parameters.get("q"), answers: flag(place, "answers"), pieces: flag(place, "tokens") };
+  let start = startOf(place);
+  const first = await ask(`${base}/samples`, { ...asked, start });
+  if (!asked.q || first.next === undefined) return first;
+  const all = { ...first, groups: [...first.groups] };
+  for (let round = 0; round < MOST_ROUNDS && all.groups.length < COUNT && all.next < all.rows; round++) {
+    const more = await ask(`${base}/samples`, { ...asked, start: all.next, count: COUNT - all.groups.length });
+    all.groups.push(...more.groups);
+    all.next = more.next;
+  }
+  const same = known.text === JSON.stringify(all);
+  if (!same) Object.assign(known, { text: JSON.stringify(all), data: all });
+  return known.data; // the same object while nothing changed, so that nothing is drawn again
+}
+const known = { text: "", data: null };
+
+function controls(place, tables, table, page) {
+  const name = (t) => `${t.step}${t.part === "groups" ? "" : `/${t.part}`}`;
+  const title = { score: "Scored samples", build_groups: "Groups trained on", generate: "Samples", tokenize: "Given data, tokenised", import_data: "Given data" };
+  const kinds = [...new Set(tables.map((t) => t.stage))];
+  const select = h("select", { "aria-label": "Table", "data-focus": "table", onchange: (e) => go({ table: e.target.value, at: null }, { push: true }) },
+    kinds.map((kind) => h("optgroup", { label: title[kind] || words(kind) }, tables.filter((t) => t.stage === kind).map((t) =>
+      h("option", { value: `${t.step}/${t.part}`, selected: t === table }, `${name(t)} · ${number(t.rows)}${t.purpose.includes("judge") ? " · evaluation" : ""}${t.state === "running" ? " · so far" : ""}`)))));
+  const check = (key, label, hint) => h("label", { title: hint }, h("input", { type: "checkbox", "data-focus": key, ...(flag(place, key) && { checked: true }), onchange: (e) => go({ [key]: e.target.checked }) }), label);
+  const submit = (event) => { event.preventDefault(); go({ q: event.target.elements.q.value.trim(), at: null }, { push: true }); };
+  return h("div.controls", {}, select,
+    h("form.search", { role: "search", onsubmit: submit }, h("input", { type: "search", name: "q", placeholder: "Search prompts   /", "aria-label": "Search", value: place.parameters.get("q") || "", "data-focus": "q", onsearch: (e) => e.target.value === "" && go({ q: null, at: null }) }), h("button", {}, "Search")),
+    check("answers", "in answers too", "Search the completions as well"), check("diff", "word differences", "Mark the words in which chosen and rejected differ"),
+    exported ? null : check("tokens", "special tokens", "Show the ids the model saw and wrote, decoded token by token"),
+    h("span.note.where", { role: "status" }, position(place, page)));
+}
+
+function position(place, page) {
+  if (place.parameters.get("q")) return `${page.groups.length} found, ${page.next < page.rows ? `searched ${number(page.next)} of ${number(page.rows)}` : `all ${number(page.rows)} searched`}`;
+  if (!page.groups.length) return `0 of ${number(page.rows)}`;
+  const held = page.held !== undefined && page.held < page.rows ? `, this file holds the first ${page.held}` : "";
+  return `${number(page.groups[0].index + 1)} to ${number(page.groups[page.groups.length - 1].index + 1)} of ${number(page.rows)}${held}`;
+}
+
+function nothing(place, page) {
+  return h("p.inline-empty.card", {}, place.parameters.get("q") ? "No prompt matches." : page.rows ? "The table ends before this place." : "The table is empty: every prompt was left out; the run's page says why.");
+}
+
+function pager(place, table, page) {
+  const q = place.parameters.get("q");
+  const start = startOf(place);
+  const last = page.groups.length ? page.groups[page.groups.length - 1].index + 1 : start;
+  const end = page.held ?? page.rows;
+  const more = q ? page.next < page.rows : last < end;
+  const jump = (event) => { event.preventDefault(); go({ at: Math.max(0, Math.min(end - 1, Number(event.target.elements.at.value) - 1)) }, { push: true }); };
+  return h("nav.pager", { "aria-label": "Pages" },
+    h("button", { disabled: start <= 0, "data-focus": "back", onclick: () => (q ? history.back() : go({ at: Math.max(0, start - COUNT) }, { push: true })) }, "Back"),
+    h("button", { disabled: !more, "data-focus": "next", onclick: () => { go({ at: q ? page.next : start + COUNT }, { push: true }); window.scrollTo(0, 0); } }, "Next"),
+    q ? null : h("form", { onsubmit: jump }, h("label", {}, "Row ", h("input", { type: "number", name: "at", min: 1, max: end, value: start + 1, "data-focus": "at" }))));
+}
+
+function group(place, table, g) {
+  const chosen = g.completions.find((c) => c.mark === "chosen");
+  const rejected = g.completions.filter((c) => c.mark === "rejected");
+  const worst = rejected[rejected.length - 1];
+  const differ = flag(place, "diff") && (chosen && worst ? [chosen, worst] : g.completions.length === 2 ? g.completions : null);
+  const other = new URLSearchParams({ table: `${table.step}/${table.part}`, id: g.id });
+  return h("article.group", { "aria-label": `Prompt ${g.index + 1}` },
+    h("header.group-head", {}, h("span.row-number", {}, number(g.index + 1)), h("span.mono.muted", {}, line(g.id, 60)), g.label !== null && g.label !== undefined ? h("span.badge", {}, g.label ? "liked" : "disliked") : null,
+      exported ? null : h("a", { href: `#/run/${encodeURIComponent(place.run)}/samples?${other}`, "data-focus": `side-${g.index}` }, "Everywhere it was answered")),
+    h("div.prompt", {}, g.prompt_pieces ? tokenised(g.prompt_pieces) : g.messages.map((m) => h("div.turn", {}, h("span.role", {}, line(m.role, 20)), written(m.content)))),
+    g.completions.length ? h("div.completions", { class: `n${Math.min(4, g.completions.length)}` }, order(g.completions).map((c) => completion(c, differ))) : h("p.inline-empty", {}, "No completion: the prompt alone."));
+}
+
+// Chosen first, rejected last, the others between as they were drawn.
+const order = (completions) => [...completions].sort((a, b) => rank(a) - rank(b));
+const rank = (c) => (c.mark === "chosen" ? 0 : c.mark === "rejected" ? 2 : 1);

@@ -1,0 +1,38 @@
+// Texts that a model wrote: shown as text, whatever is in them. Characters that would act (escape sequences, direction
+// overrides, invisible ones) are shown by their name instead.
+import { h } from "./dom.js";
+
+const ACTING = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|\udb40[\udc00-\udc7f]/gu;
+const NAMES = { 0x1b: "ESC", 0x0d: "CR", 0x00: "NUL", 0x08: "BS", 0x07: "BEL", 0x200b: "ZWSP", 0x200d: "ZWJ", 0x200e: "LRM", 0x200f: "RLM", 0x202e: "RLO", 0xfeff: "BOM" };
+
+// The nodes of a text: plain text, and a small labelled box for each acting character.
+export function plain(text) {
+  const nodes = [];
+  let from = 0;
+  for (const match of text.matchAll(ACTING)) {
+    if (match.index > from) nodes.push(text.slice(from, match.index));
+    const code = match[0].codePointAt(0);
+    const name = NAMES[code] || `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
+    nodes.push(h("span.acting", { title: `U+${code.toString(16).toUpperCase().padStart(4, "0")}` }, name));
+    from = match.index + match[0].length;
+  }
+  nodes.push(text.slice(from));
+  return nodes;
+}
+
+// A block of model text, kept apart from the direction of what is around it.
+export function written(text, className = "") {
+  return h("div.written", { dir: "auto", class: className }, text === "" ? h("span.nothing", {}, "(empty)") : plain(text));
+}
+
+// The same token by token: [[text, special], ...].
+export function tokenised(pieces) {
+  return h("div.written.pieces", { dir: "auto" },
+    pieces.map(([text, special]) => h(special ? "span.special" : "span.piece", {}, plain(text))));
+}
+
+// The page's own short texts that come from files: one line, cut.
+export function line(text, most = 200) {
+  const cut = text.length > most ? `${text.slice(0, most)}…` : text;
+  return h("bdi", {}, plain(cut.replace(/\s+/g, " ")));
+}

@@ -1,0 +1,71 @@
+"""What a gate decided, for the run that obeys it, its record and its last words."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from pipeline import runs, store
+from pipeline.plan import Planned
+
+STOP = "stop"
+KIND = "gate"
+SKIPPED = "skipped"  # the state of a step that a gate kept from running
+
+
+def read(artifact: store.Artifact) -> dict[str, Any] | None:
+    """The content of gate.json; None for another kind of artifact."""
+    if artifact.kind != KIND:
+        return None
+    found: dict[str, Any] = json.loads((artifact.path / "gate.json").read_text())
+    return found
+
+
+def reachable(planned: list[Planned]) -> list[Planned]:
+    """The steps up to the first gate known to stop the run: all, where there is none."""
+    for i, item in enumerate(planned):
+        decision = read(item.artifact) if item.artifact is not None else None
+        if decision is not None and decision["decision"] == STOP:
+            return planned[: i + 1]
+    return planned
+
+
+def lines(step: str, decision: dict[str, Any]) -> list[str]:
+    """What the terminal says of a decision; nothing of a pass."""
+    if not decision["reasons"]:
+        return []
+    origin = f"iteration {decision['goes_on_from']}" if decision["goes_on_from"] else "the model the loop began with"
+    follows = "the run stops here" if decision["decision"] == STOP else "it is set aside"
+    return [f"  {step}: {'; '.join(decision['reasons'])}", f"  {step}: {follows}; the model to go on from is {origin}"]
+
+
+def ended(run: runs.Run, stopped_by: str) -> runs.Run:
+    """The record of a run whose steps are done, or were kept from running by a gate."""
+    names = [step["name"] for step in run.steps]
+    position = names.index(stopped_by) if stopped_by else len(names)
+    if position >= len(names) - 1:  # a gate behind the last step keeps nothing from running
+        return replace(run, outcome=runs.DONE)
+    steps = [{**step, "state": SKIPPED} if i > position else step for i, step in enumerate(run.steps)]
+    return replace(run, steps=steps, outcome=f"stopped by {stopped_by}")
+
+
+def table(run: runs.Run, done: dict[str, store.Artifact]) -> str:
+    """Every gate of the run as a Markdown table, "" where it has none."""
+    found = [(step["name"], read(done[step["name"]])) for step in run.steps if step["name"] in done]
+    rows = [
+        f"| {name} | {gate['decision']} | {gate['goes_on_from']} | {gate['before']['win_rate']:.1%} to "
+        f"{gate['now']['win_rate']:.1%} | {_reward(gate)} | {gate['before']['tokens']:.1f} to "
+        f"{gate['now']['tokens']:.1f} | {'; '.join(gate['reasons'])} |"
+        for name, gate in found if gate is not None
+    ]
+    if not rows:
+        return ""
+    head = ["| gate | decision | goes on from iteration | win rate | learned reward | tokens | why |",
+            "| --- | --- | ---: | --- | --- | --- | --- |"]
+    return "\n".join([*head, *rows])
+
+
+def _reward(gate: dict[str, Any]) -> str:
+    before, now = gate["before"]["learned"], gate["now"]["learned"]
+    return "" if before is None or now is None else f"{before:.3f} to {now:.3f}"

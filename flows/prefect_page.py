@@ -1,0 +1,106 @@
+"""What Prefect's page shows of a run beside its tasks: progress while a stage runs, and a link to what it left.
+
+Prefect is a guest here: whatever goes wrong with its artifacts costs a remark, never the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pipeline import runs
+
+if TYPE_CHECKING:
+    from flows.execute import Driver
+
+_EVERY = 2.0  # seconds between two updates of a progress artifact
+
+
+def watched() -> bool:
+    """Whether a server with a page gets this run; the temporary one that ends with the run is looked at by nobody."""
+    return bool(os.environ.get("PREFECT_API_URL"))
+
+
+def key(run: str, step: str) -> str:
+    """A key Prefect accepts (lower-case letters, digits, dashes), one per run and step."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{run}-{step}".lower()).strip("-")
+
+
+@contextlib.contextmanager
+def progress(driver: Driver, name: str) -> Iterator[None]:
+    """A progress artifact of the task while the body runs, fed by what the screen is shown."""
+    if not watched():
+        yield
+        return
+    shown = _Progress(key(driver.run.name, name), name, name in driver.done)
+    watch = driver.screen.watch
+    driver.screen.watch = shown.beside(watch)  # type: ignore[method-assign]
+    try:
+        yield
+        shown.finish()
+    finally:
+        driver.screen.watch = watch  # type: ignore[method-assign]
+
+
+class _Progress:
+    """One progress artifact; silent for good after its first failure."""
+
+    def __init__(self, key: str, step: str, finished: bool) -> None:
+        self._last, self._id = 0.0, None
+        self._broken = False
+        self._try(lambda prefect: self._create(prefect, key, step, 100.0 if finished else 0.0))
+
+    def _create(self, prefect: Any, key: str, step: str, share: float) -> None:
+        self._id = prefect.create_progress_artifact(progress=share, key=f"{key}-progress", description=step)
+
+    def beside(self, watch: Any) -> Any:
+        def both(step: str, state: dict[str, Any] | None) -> None:
+            watch(step, state)
+            if state and state.get("total") and time.monotonic() - self._last > _EVERY:
+                self._set(100 * min(1.0, state["done"] / state["total"]))
+
+        return both
+
+    def finish(self) -> None:
+        self._set(100.0)
+
+    def _set(self, share: float) -> None:
+        self._last = time.monotonic()
+        if self._id is not None:
+            self._try(lambda prefect: prefect.update_progress_artifact(self._id, progress=share))
+
+    def _try(self, act: Any) -> None:
+        if not self._broken:
+            self._broken = not _quietly(act)
+
+
+def link(driver: Driver, name: str) -> None:
+    """A link artifact to the folder the step left, and a table of its counts."""
+    if not watched():
+        return
+    artifact, own = driver.done[name], key(driver.run.name, name)
+    counts = [{"what": what, "number": number} for what, number in artifact.manifest["counts"].items()]
+    page = runs.folder(driver.workspace, driver.run.name)
+
+    def make(prefect: Any) -> None:
+        prefect.create_link_artifact(link=artifact.path.as_uri(), link_text=f"{artifact.kind}/{artifact.key}",
+                                     key=f"{own}-artifact", description=f"{name}: its artifact; the run is in {page}")
+        if counts:
+            prefect.create_table_artifact(table=counts, key=f"{own}-counts", description=name)
+
+    _quietly(make)
+
+
+def _quietly(act: Any) -> bool:
+    """Run `act(prefect.artifacts)`; False where Prefect would not have it."""
+    try:
+        from prefect import artifacts
+
+        act(artifacts)
+    except Exception:  # whatever its client raises: the files are the record
+        return False
+    return True

@@ -1,0 +1,156 @@
+"""Keep several servers busy with one stream of requests, and lose none of them when a server is lost.
+
+Requests go out in small batches as soon as a server has room, answers come back in any order and leave in the order
+of the requests. What was in flight on a server that is lost goes back in the queue; its seeds make the second answer
+the first one. A request that was there at two losses is asked alone, and one that loses a server alone is refused: it
+is what kills the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pipeline.engines.engine import Answer, Request
+
+_AHEAD = 16  # times what is in flight: how far answers may overtake the oldest one
+_SUSPECT = 2  # losses after which a request is asked alone
+
+# ask(server, requests, connections): (index, answer) as they come; ends early when the server is lost.
+Ask = Callable[[Any, list[Request], set], Iterable[tuple[int, Answer]]]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One server and how much it gets at a time."""
+
+    server: Any
+    limit: int  # samples in flight
+    batch: int  # samples asked for in one call, about
+
+
+@dataclass
+class _Asked:
+    index: int
+    request: Request
+    losses: int = 0
+
+
+class Dispatcher:
+    """One pass over a stream of requests."""
+
+    def __init__(self, lanes: list[Lane], ask: Ask, recover: Callable[[Any], None]) -> None:
+        """`recover` returns once the server serves again, or raises."""
+        self.lanes, self.ask, self.recover = lanes, ask, recover
+        self.losses = 0
+        self._window = sum(lane.limit for lane in lanes)
+        self._up = [True] * len(lanes)
+        self._load = [0] * len(lanes)  # samples in flight
+        self._calls = [0] * len(lanes)  # batches in flight
+        self._again: deque[_Asked] = deque()
+        self._suspects: deque[_Asked] = deque()
+        self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._ready: dict[int, Answer] = {}
+        self._read = 0  # requests taken from the stream
+        self._next = 0  # the request whose answer leaves next
+        self._connections: set[Any] = set()
+
+    def answers(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        """One answer per request, in order. Raises what `recover` raises."""
+        reading = (_Asked(index, request) for index, request in enumerate(requests))
+        with ThreadPoolExecutor(self._window, thread_name_prefix="ask") as pool:
+            try:
+                while True:
+                    self._feed(reading, pool)
+                    while self._next in self._ready:
+                        answer = self._ready.pop(self._next)
+                        self._next += 1
+                        yield answer
+                        self._feed(reading, pool)
+                    if not any(self._calls) and all(self._up) and self._next not in self._ready:
+                        if not self._again and not self._suspects:
+                            return
+                        continue
+                    self._events.get()()
+                    with contextlib.suppress(queue.Empty):
+                        while True:
+                            self._events.get_nowait()()
+            finally:
+                self._hang_up()
+
+    def _feed(self, reading: Iterator[_Asked], pool: ThreadPoolExecutor) -> None:
+        """Give every server that is up as much as it may hold, the idlest one first."""
+        while True:
+            room = [i for i, lane in enumerate(self.lanes) if self._up[i] and self._load[i] < lane.limit]
+            if not room:
+                return
+            server = min(room, key=lambda i: self._load[i] / self.lanes[i].limit)
+            batch = self._batch(reading, self.lanes[server].batch)
+            if not batch:
+                return
+            self._load[server] += sum(asked.request.n for asked in batch)
+            self._calls[server] += 1
+            pool.submit(self._call, server, batch)
+
+    def _batch(self, reading: Iterator[_Asked], samples: int) -> list[_Asked]:
+        """The next requests, about `samples` samples together. A suspect waits until it can be alone."""
+        if self._suspects:
+            return [] if any(self._calls) else [self._suspects.popleft()]
+        batch: list[_Asked] = []
+        while sum(asked.request.n for asked in batch) < samples:
+            if self._again:
+                batch.append(self._again.popleft())
+            elif self._read - self._next < _AHEAD * self._window and (asked := next(reading, None)):
+                batch.append(asked)
+                self._read += 1
+            else:
+                break
+        return batch
+
+    def _call(self, server: int, batch: list[_Asked]) -> None:
+        """In a thread of the pool: everything it learns goes through the queue of events."""
+        left = dict(enumerate(batch))
+        error: Exception | None = None
+        try:
+            for k, answer in self.ask(self.lanes[server].server, [asked.request for asked in batch], self._connections):
+                asked = left.pop(k)
+                self._events.put(partial(self._answered, server, asked, answer))
+        except OSError:
+            pass  # the server is lost: what is left tells
+        except Exception as caught:
+            error = caught
+        self._events.put(partial(self._ended, server, list(left.values()), error))
+
+    def _answered(self, server: int, asked: _Asked, answer: Answer) -> None:
+        self._load[server] -= asked.request.n
+        self._ready[asked.index] = answer
+
+    def _ended(self, server: int, unanswered: list[_Asked], error: Exception | None) -> None:
+        self._calls[server] -= 1
+        self._load[server] -= sum(asked.request.n for asked in unanswered)
+        if error is not None:
+            raise error
+        for asked in unanswered:
+            asked.losses += 1
+            if asked.losses > _SUSPECT:
+                self._ready[asked.index] = Answer(refused=f"the server was lost {asked.losses} times over this request")
+            else:
+                (self._suspects if asked.losses == _SUSPECT else self._again).append(asked)
+        self._up[server] = self._up[server] and not unanswered
+        if not self._up[server] and self._calls[server] == 0:
+            self.losses += 1
+            self.recover(self.lanes[server].server)
+            self._up[server] = True
+
+    def _hang_up(self) -> None:
+        """Who stops reading ends the requests in flight: a server drops what nobody waits for."""
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError, AttributeError):
+                connection.sock.shutdown(socket.SHUT_RDWR)

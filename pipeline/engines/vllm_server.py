@@ -1,0 +1,191 @@
+"""What runs inside vLLM's API server, by vLLM's own `--middleware`: the key at every door, and our own endpoints.
+
+vLLM 0.32 asks for the API key under /v1 only: its development endpoints (/collective_rpc, /sleep ...), which change the
+served weights, are open to whoever reaches the port. Here every path but /health wants the key.
+
+    GET  /policy          facts of the server
+    POST /policy/load     {"model": folder, "adapter": folder or null}: swap the weights in, forget cached prefixes
+    POST /policy/transformers_logps    a completion's log-probs by transformers, from the folder on disk: here, because
+                          importing transformers takes seconds and this process has done it
+    POST /policy/sample   one request per line in, one answer per line out, each as soon as it is there
+
+/policy/sample is vLLM's engine without the OpenAI protocol around it: no detokenising, no validation of what cannot be
+wrong, many requests on one connection. That is what lets a server reach the speed of `LLM.generate`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import itertools
+import json
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+_OPEN = "/health"
+_ADAPTER_IDS = itertools.count(1)  # a new number per loading: a cached adapter is never served for a later one
+
+
+class Door:
+    """ASGI middleware: checks the key, serves /policy, passes everything else on to vLLM."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.key = os.environ.get("VLLM_API_KEY", "")
+        self.adapter: Any = None  # the LoRARequest of the policy being served
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif scope["path"] != _OPEN and not self._has_key(scope):
+            await _answer(send, 401, {"error": {"message": "wrong or missing API key"}})
+        elif scope["path"] == "/sleep" and _device() == "cpu":  # vLLM 0.32 would not sleep, yet never answer again
+            await _answer(send, 409, {"error": {"message": "vLLM cannot sleep on CPU"}})
+        elif scope["path"].startswith("/policy"):
+            await self._policy(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _has_key(self, scope: Scope) -> bool:
+        given = dict(scope["headers"]).get(b"authorization", b"").decode(errors="replace")
+        return not self.key or hmac.compare_digest(given.encode(), f"Bearer {self.key}".encode())
+
+    async def _policy(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = scope["app"].state
+        if scope["path"] == "/policy":
+            await _answer(send, 200, _facts(state))
+        elif scope["path"] == "/policy/load":
+            await self._load(state.engine_client, json.loads(await _body(receive)), send)
+        elif scope["path"] == "/policy/transformers_logps":
+            await _transformers_logps(json.loads(await _body(receive)), send)
+        elif scope["path"] == "/policy/sample":
+            lines = [json.loads(line) for line in (await _body(receive)).splitlines()]
+            await _sample(state.engine_client, lines, self.adapter, receive, send)
+        else:
+            await _answer(send, 404, {"error": {"message": "no such path"}})
+
+    async def _load(self, engine: Any, wanted: dict[str, Any], send: Send) -> None:
+        try:
+            await engine.collective_rpc("load_policy", args=(wanted["model"],))
+            if self.adapter is not None:
+                await engine.remove_lora(self.adapter.lora_int_id)
+                self.adapter = None
+            if wanted["adapter"]:
+                from vllm.lora.request import LoRARequest
+
+                number = next(_ADAPTER_IDS)
+                adapter = LoRARequest(f"policy-{number}", number, wanted["adapter"])
+                await engine.add_lora(adapter)
+                self.adapter = adapter
+            await engine.reset_prefix_cache()
+        except Exception as error:  # a missing file, another shape: the server goes on, the asker is told
+            await _answer(send, 500, {"error": {"message": f"{type(error).__name__}: {error}"}})
+        else:
+            await _answer(send, 200, {})
+
+
+async def _transformers_logps(wanted: dict[str, Any], send: Send) -> None:
+    def compute() -> list[float]:
+        from pipeline.engines.transformers_sampling import completion_logps
+
+        return completion_logps(Path(wanted["model"]), wanted["prompt"], wanted["completion"], wanted["dtype"])
+
+    await _answer(send, 200, {"logps": await asyncio.to_thread(compute)})
+
+
+def _facts(state: Any) -> dict[str, Any]:
+    config = state.engine_client.vllm_config
+    return {
+        "model": config.model_config.model,
+        "context_length": config.model_config.max_model_len,
+        "max_sequences": config.scheduler_config.max_num_seqs,
+        "lora_rank": config.lora_config.max_lora_rank if config.lora_config else 0,
+        "device": _device(),
+    }
+
+
+async def _sample(engine: Any, lines: list[dict[str, Any]], adapter: Any, receive: Receive, send: Send) -> None:
+    """Answers in the order they finish, each `[index of the request, answer]`. Who goes away ends their requests."""
+    done: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+    tasks = [asyncio.create_task(_one(engine, i, line, adapter, done)) for i, line in enumerate(lines)]
+    tasks.append(asyncio.create_task(_end_with_client(receive, asyncio.current_task())))
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/x-ndjson")]})
+    try:
+        left = len(lines)
+        while left:
+            answers = [await done.get()]
+            while not done.empty():
+                answers.append(done.get_nowait())
+            left -= len(answers)
+            for _, answer in answers:
+                if isinstance(answer, BaseException):  # the engine is dead: break the connection, no answer is one
+                    raise answer
+            text = "".join(json.dumps(answer) + "\n" for answer in answers)
+            await send({"type": "http.response.body", "body": text.encode(), "more_body": left > 0})
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _one(engine: Any, index: int, line: dict[str, Any], adapter: Any, done: asyncio.Queue) -> None:
+    """The samples of one request as [[ids, finish reason, log-probs or null], ...], or why there are none, as text."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    prompt, logprobs = line.pop("prompt"), line.pop("logprobs")
+    try:
+        parameters = SamplingParams(**line, logprobs=0 if logprobs else None, ignore_eos=True, detokenize=False,
+                                    output_kind=RequestOutputKind.FINAL_ONLY)
+        token = {"type": "token", "prompt_token_ids": prompt}
+        name = f"{id(done)}-{index}"
+        async for output in engine.generate(token, parameters, name, lora_request=adapter):
+            final = output
+        answer: Any = [[list(o.token_ids), o.finish_reason, _logprobs(o) if logprobs else None]
+                       for o in sorted(final.outputs, key=lambda o: o.index)]
+    except EngineDeadError as error:
+        answer = error
+    except Exception as error:  # of this one request; vLLM's own kinds of refusal are many
+        answer = f"{type(error).__name__}: {error}"
+    await done.put((index, answer))
+
+
+def _logprobs(output: Any) -> list[float]:
+    """Of each sampled token, nats, under the model itself: before temperature, top-p and top-k."""
+    return [step[token].logprob for step, token in zip(output.logprobs, output.token_ids, strict=True)]
+
+
+async def _end_with_client(receive: Receive, handler: asyncio.Task | None) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    if handler is not None:
+        handler.cancel()
+
+
+async def _body(receive: Receive) -> bytes:
+    parts, more = [], True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionError("the client went away")
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+async def _answer(send: Send, status: int, data: dict[str, Any]) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(data).encode()})
+
+
+def _device() -> str:
+    from vllm.platforms import current_platform
+
+    return str(current_platform.device_type)

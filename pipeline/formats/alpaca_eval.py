@@ -1,0 +1,81 @@
+"""AlpacaEval's model_outputs.json: a JSON list of {instruction, output, generator, dataset}, 805 in the original.
+
+The instructions become evaluation prompts with `dataset` as their category; outputs, where there are any, come along as
+given answers to compare with. `export` writes answers in the same format, in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.build import setting
+from pipeline.formats import lines, splits
+from pipeline.formats.splits import Imported
+from pipeline.records import Completion, Group, Message, UserError
+
+EXPECTED = "a model_outputs.json of AlpacaEval (a list of {instruction, output, generator, dataset}), or its folder"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to read."""
+
+    files: str = "model_outputs*.json"  # glob under the root; it must mean one file
+    outputs: str = setting("keep", choices=("keep", "drop"))  # the file's own outputs, as given answers
+
+
+def files(root: Path, settings: Settings) -> list[Path]:
+    """The one file. Raises UserError where there is none, or more than one."""
+    found = lines.find(root, settings.files, "data.format.files", EXPECTED)
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UserError(f"data.format.files: {settings.files!r} means {len(found)} files ({names}), expected one; "
+                        "name it with data.format.files=NAME")
+    return found
+
+
+def read(root: Path, settings: Settings) -> Imported:
+    """Evaluation prompts in the order of the file. Raises UserError with every wrong row."""
+    problems: list[str] = []
+    groups: dict[str, Group] = {}
+    for row in lines.rows(files(root, settings), problems):
+        try:
+            group = _group(row.data, settings)
+        except ValueError as error:
+            problems.append(f"{row.where}: {error}")
+            continue
+        if group.id in groups:
+            problems.append(f"{row.where}: the same instruction as an earlier row, expected each once")
+        groups[group.id] = group
+    lines.stop_on(problems)
+    return Imported({"sft": (), "pref": (), "unlabeled": (), "eval": tuple(groups.values())}, {})
+
+
+def _group(data: dict[str, Any], settings: Settings) -> Group:
+    instruction, output = data.get("instruction"), data.get("output")
+    if not isinstance(instruction, str):
+        raise ValueError(f"instruction: {instruction!r}, expected a text")
+    messages = [Message("user", instruction)]
+    problem = splits.message_problem(messages)
+    if problem:
+        raise ValueError(f"instruction: {problem}")
+    if output is not None and not isinstance(output, str):
+        raise ValueError(f"output: {output!r}, expected a text")
+    group = splits.group_of(messages, [], None, str(data.get("dataset") or ""), "")  # an id of the prompt alone
+    given = (Completion(output),) if output and settings.outputs == "keep" else ()
+    return replace(group, completions=given)
+
+
+def export(groups: Iterable[Group], second: dict[str, Group], model: str, out: Path, settings: Settings) -> int:
+    """Write model_outputs.json and return the number of answers. There are no second turns."""
+    rows = [
+        {"instruction": g.messages[-1].content, "output": g.completions[0].text, "generator": model,
+         "dataset": g.dataset}
+        for g in groups
+    ]
+    (out / "model_outputs.json").write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+    return len(rows)

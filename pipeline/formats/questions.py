@@ -1,0 +1,138 @@
+"""Question files of Arena-Hard and MT-Bench: one {question_id, category, turns, ...} a line; answers in files beside.
+
+    question.jsonl            {"question_id", "category", "cluster" (Arena-Hard), "turns": [text or {"content": text}]}
+    model_answer/<name>.jsonl {"question_id", "model_id", "answer_id", "choices": [{"index", "turns": [...]}]}
+
+The first turn becomes an evaluation prompt, later turns are asked once the first is answered. The category is the
+`cluster` where there is one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.formats import lines, splits
+from pipeline.formats.splits import Imported
+from pipeline.records import Completion, Group, Message, UserError
+
+EXPECTED = "a folder with question.jsonl ({question_id, category, turns} a line), or that file"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to read."""
+
+    questions: str = "question.jsonl"  # glob under the root
+    answers: str | None = None  # file under the root with answers to compare with
+    two_turns: bool = False  # whether `export` writes two turns per question
+    counted: bool = True  # whether it writes a turn as {content, token_len}, as Arena-Hard does, or as a text
+
+
+def files(root: Path, settings: Settings) -> list[Path]:
+    """Questions, and answers where they are asked for. Raises UserError where a file is missing."""
+    return [*_questions(root, settings), *_answers(root, settings)]
+
+
+def _questions(root: Path, settings: Settings) -> list[Path]:
+    return lines.find(root, settings.questions, "data.format.questions", EXPECTED)
+
+
+def _answers(root: Path, settings: Settings) -> list[Path]:
+    if settings.answers is None:
+        return []
+    if root.is_file():
+        raise UserError(f"data.format.answers: data.root is the file {root}, expected the folder that holds both")
+    return lines.find(root, settings.answers, "data.format.answers", EXPECTED)
+
+
+def read(root: Path, settings: Settings) -> Imported:
+    """First turns as evaluation prompts, in the order of the file. Raises UserError with every wrong row."""
+    problems: list[str] = []
+    groups: dict[str, Group] = {}
+    for row in lines.rows(_questions(root, settings), problems):
+        try:
+            name, turns = _turns(row.data)
+            problem = splits.message_problem([Message("user", turns[0])])
+            if problem or name in groups:
+                raise ValueError(problem or f"question_id {name!r} is there twice")
+        except ValueError as error:
+            problems.append(f"{row.where}: {error}")
+            continue
+        category = str(row.data.get("cluster") or row.data.get("category") or "")
+        groups[name] = splits.group_of([Message("user", turns[0])], [], None, category, name)
+    for row in lines.rows(_answers(root, settings), problems):
+        try:
+            name, answer = _answer(row.data)
+        except ValueError as error:
+            problems.append(f"{row.where}: {error}")
+            continue
+        if name in groups:
+            groups[name] = replace(groups[name], completions=(Completion(answer),))
+    lines.stop_on(problems)
+    return Imported({"sft": (), "pref": (), "unlabeled": (), "eval": tuple(groups.values())}, {})
+
+
+def follow_ups(root: Path, settings: Settings) -> dict[str, str]:
+    """{question id: second turn} of the questions that have one."""
+    problems: list[str] = []
+    found = [_turns(row.data) for row in lines.rows(_questions(root, settings), problems)]
+    lines.stop_on(problems)
+    return {name: turns[1] for name, turns in found if len(turns) > 1}
+
+
+def _turns(data: dict[str, Any]) -> tuple[str, list[str]]:
+    name, turns = data.get("question_id"), data.get("turns")
+    if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
+        raise ValueError(f"question_id: {name!r}, expected a text or a whole number")
+    texts = [_text(turn) for turn in turns] if isinstance(turns, list) else []
+    if not texts or None in texts:
+        raise ValueError(f"turns: {str(turns)[:60]}, expected a list of texts or of {{content: text}}")
+    return str(name), [text for text in texts if text is not None]
+
+
+def _answer(data: dict[str, Any]) -> tuple[str, str]:
+    """(question id, first turn of the first choice)."""
+    try:
+        text = _text(data["choices"][0]["turns"][0])
+        name = str(data["question_id"])
+    except (KeyError, IndexError, TypeError):
+        text = None
+    if text is None or not text.strip():
+        raise ValueError("expected {question_id, choices: [{turns: [answer]}]} with a text as the answer")
+    return name, text
+
+
+def _text(turn: Any) -> str | None:
+    if isinstance(turn, dict):
+        turn = turn.get("content")
+    return turn if isinstance(turn, str) else None
+
+
+def export(groups: Iterable[Group], second: dict[str, Group], model: str, out: Path, settings: Settings) -> int:
+    """Write model_answer/<model>.jsonl and return the number of answers. `second`: the answers to the second turns.
+
+    `answer_id` is made from model and question, and there is no time stamp, so that equal answers are equal bytes;
+    `token_len` counts the model's own tokens.
+    """
+    folder = out / "model_answer"
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 0
+    with (folder / f"{model}.jsonl").open("w") as file:
+        for group in groups:
+            turns = [group.completions[0]]
+            if settings.two_turns and group.id in second:
+                turns.append(second[group.id].completions[0])
+            said = [{"content": c.text, "token_len": len(c.token_ids)} if settings.counted else c.text for c in turns]
+            row = {
+                "question_id": int(group.id) if group.id.isdigit() else group.id,
+                "answer_id": hashlib.sha256(f"{model}/{group.id}".encode()).hexdigest()[:22], "model_id": model,
+                "choices": [{"index": 0, "turns": said}],
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            number += 1
+    return number

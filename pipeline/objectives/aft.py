@@ -1,0 +1,76 @@
+"""AFT, the alignment loss of Alignment Fine-Tuning (Wang et al. 2023): every good answer above every bad one.
+
+    L = log( 1 + sum_{w good} sum_{l bad} exp(s_l - s_w) ),   s = log pi(y|x)
+
+No reference. Which answers are good: completion 0 alone, or all whose score reaches `threshold`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.build import setting
+from pipeline.objectives.lists import compared_list
+from pipeline.objectives.pairs import averages
+from pipeline.objectives.tensors import at_least_float32, masked, required, softplus
+from pipeline.records import LossInputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NORMALISE = "groups"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of AFT."""
+
+    logps: str = setting("sum", choices=("sum", "avg"))
+    """s: log-probs summed over tokens (as the DPOP paper quotes the loss) or averaged (the AFT paper's own scores)."""
+
+    threshold: float | None = None
+    """Answers that score at least this are good, the others bad. null: completion 0 is good, no scores needed."""
+
+
+def needs(settings: Settings) -> frozenset[str]:
+    """Lists; scores only where a threshold tells good from bad."""
+    return frozenset({"lists"} if settings.threshold is None else {"lists", "scores"})
+
+
+def aft_losses(values: Tensor, good: Tensor, bad: Tensor) -> Tensor:
+    """AFT loss of each group.
+
+    Args:
+        values: (G, K) log pi of the completions, nats (or nats per token).
+        good, bad: (G, K) bool, disjoint; entries in neither are ignored.
+
+    Returns: (G,), >= 0: log(1 + n_good n_bad) where all values agree; 0 for a group without a good or a bad one.
+    """
+    import torch
+
+    usable = good.any(dim=1) & bad.any(dim=1)
+    kept = masked(values, good | bad)
+    # The double sum is a product: log sum_l e^{s_l} + log sum_w e^{-s_w}. Unusable rows keep zeros, for their gradient.
+    lowest = (-kept).masked_fill(~good & usable[:, None], float("-inf"))
+    highest = kept.masked_fill(~bad & usable[:, None], float("-inf"))
+    violation = torch.logsumexp(highest, dim=1) + torch.logsumexp(lowest, dim=1)
+    return torch.where(usable, softplus(violation), 0.0)
+
+
+def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses (G,), the metrics of a list (rewards are s) and good (how many). Raises ValueError without its scores."""
+    import torch
+
+    good = torch.zeros_like(batch.present)
+    good[:, 0] = batch.present[:, 0]
+    if settings.threshold is not None:
+        scores = at_least_float32(required(batch.scores, "scores", "aft"))
+        good = batch.present & (scores >= settings.threshold)
+    bad = batch.present & ~good
+    values = masked(batch.logps, batch.present)
+    if settings.logps == "avg":
+        values = averages(values, batch.lengths)
+    usable = good.any(dim=1) & bad.any(dim=1)
+    losses = aft_losses(values, good, bad)
+    return compared_list(usable, batch.present, losses, values, good=good.sum(dim=1))

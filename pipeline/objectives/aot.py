@@ -1,0 +1,81 @@
+"""Alignment via optimal transport (Melnyk et al. 2024): DPO between sorted samples, so that one distribution dominates.
+
+    paired      u = sort(log pi(y_w) - log pi(y_l)), v = sort(log ref(y_w) - log ref(y_l))
+    unpaired    u = sort(a), v = sort(b)
+    L_i = -(1 - eps) log s(beta (u_i - v_i)) - eps log s(-beta (u_i - v_i))
+
+Sorted over the pairs of the global batch, and compared rank by rank: a batch objective. The gradient flows through the
+values, not through the order. The loss of a rank is given to the group whose u has it. Sums over tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.build import setting
+from pipeline.objectives.pairs import compared, log_ratios, smoothed_losses, with_anchor
+from pipeline.objectives.tensors import at_least_float32
+from pipeline.records import LossInputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NEEDS = frozenset({"reference", "pairs", "batch"})
+NORMALISE = "groups"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of AOT."""
+
+    beta: float = setting(0.01, above=0.0)
+    """Strength of the pull to the reference, 1/nats. Paper: 0.01."""
+
+    paired: bool = True
+    """Sort the margins of pairs (TRL's aot) or chosen and rejected log-ratios apart (aot_unpaired)."""
+
+    label_smoothing: float = setting(0.0, low=0.0, below=0.5)
+    """eps, as in cDPO."""
+
+
+def aot_losses(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    beta: float,
+    paired: bool = True,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """AOT losses of a whole batch of pairs, each at the place of the pair that holds the rank on the u side.
+
+    Args:
+        chosen_logps, rejected_logps: (G,) log pi of the two completions, sums over tokens, nats.
+        ref_chosen_logps, ref_rejected_logps: (G,) the same under the frozen reference.
+        beta: > 0. paired: sort margins, else the two sides. label_smoothing: eps in [0, 1/2].
+
+    Returns: (G,), each > 0; ln 2 where policy and reference agree and `paired` is true.
+    """
+    import torch
+
+    four = [at_least_float32(v) for v in (chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)]
+    upper, lower = (four[0] - four[1], four[2] - four[3]) if paired else log_ratios(*four)
+    ordered, places = upper.sort()
+    losses = smoothed_losses(beta * (ordered - lower.sort().values), label_smoothing)
+    return torch.zeros_like(losses).scatter(0, places, losses)
+
+
+def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
+    import torch
+
+    pairs, four = with_anchor(batch, "aot")
+    places = pairs.usable.nonzero()[:, 0]  # the others must not take part in the sort
+    chosen, rejected, ref_chosen, ref_rejected = (v[places] for v in four)
+    found = aot_losses(
+        chosen, rejected, ref_chosen, ref_rejected, settings.beta, settings.paired, settings.label_smoothing
+    )
+    losses = torch.zeros_like(four[0]).to(found.dtype).scatter(0, places, found)
+    chosen, rejected = log_ratios(*four)
+    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)

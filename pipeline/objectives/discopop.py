@@ -1,0 +1,67 @@
+"""DiscoPOP (Lu et al. 2024, Eq. 5): a loss found by a language model.
+
+    z = beta h,   g = s(z / tau)
+    L = (1 - g) (-log s(z)) + g exp(-z)
+
+Exponential for pairs ranked well (z >> 0), logistic for the others. The gradient flows through g. Not convex.
+Sums over tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.build import setting
+from pipeline.objectives.pairs import compared, log_ratios, with_anchor
+from pipeline.objectives.tensors import log_sigmoid
+from pipeline.records import LossInputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NEEDS = frozenset({"reference", "pairs"})
+NORMALISE = "groups"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of DiscoPOP."""
+
+    beta: float = setting(0.05, above=0.0)
+    """Strength of the pull to the reference, 1/nats. Paper: 0.05."""
+
+    tau: float = setting(0.05, above=0.0, high=1.0)
+    """Temperature of the mixing. Paper: 0.05. Above 1 the exponential part would grow without bound for z < 0."""
+
+
+def discopop_losses(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    beta: float,
+    tau: float,
+) -> Tensor:
+    """DiscoPOP loss of each pair.
+
+    Args:
+        chosen_logps, rejected_logps: (G,) log pi of the two completions, sums over tokens, nats.
+        ref_chosen_logps, ref_rejected_logps: (G,) the same under the frozen reference.
+        beta: > 0. tau: in (0, 1].
+
+    Returns: (G,), each > 0; (1 + ln 2) / 2 where policy and reference agree.
+    """
+    chosen, rejected = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    logits = beta * (chosen - rejected)
+    logistic = (-logits / tau).sigmoid() * -log_sigmoid(logits)
+    # g exp(-z) as one exponential: its factors are 0 and inf for z below -88.
+    return logistic + (log_sigmoid(logits / tau) - logits).exp()
+
+
+def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
+    pairs, four = with_anchor(batch, "discopop")
+    losses = discopop_losses(*four, settings.beta, settings.tau)
+    chosen, rejected = log_ratios(*four)
+    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)

@@ -1,0 +1,65 @@
+"""EXO on rewards (Ji et al. 2024): the reverse KL from the policy's choice among K answers to the reward's.
+
+    q = softmax_i(beta (log pi(y_i) - log ref(y_i))),   p = softmax_i(R_i / beta_r)
+    L = sum_i q_i (log q_i - log p_i)
+
+The gradient flows through both factors. The forward KL with the same two distributions is InfoNCA. Where the policy
+gives an answer almost no weight its gradient vanishes too. Sums over tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.build import setting
+from pipeline.objectives.lists import comparable, compared_list, log_softmax_over, soft_labels
+from pipeline.objectives.tensors import masked, reference_of, required
+from pipeline.records import LossInputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NEEDS = frozenset({"reference", "lists", "scores"})
+NORMALISE = "groups"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of EXO on rewards."""
+
+    beta: float = setting(0.5, above=0.0)
+    """beta_pi, 1/nats. Official code: 0.5; the paper's appendix and TRL's pair form: 0.1."""
+
+    reward_temperature: float = setting(0.5, above=0.0)
+    """beta_r, in the unit of the rewards. Official code: 0.5."""
+
+
+def exo_rw_losses(
+    logps: Tensor, ref_logps: Tensor, scores: Tensor, present: Tensor, beta: float, reward_temperature: float
+) -> Tensor:
+    """EXO-rw loss of each group.
+
+    Args:
+        logps, ref_logps: (G, K) sums over completion tokens, nats.
+        scores: (G, K) rewards. present: (G, K) bool; other entries are ignored.
+        beta: > 0, 1/nats. reward_temperature: > 0, in the unit of the rewards.
+
+    Returns: (G,), >= 0, KL(q || p): 0 where q = p, and -(mean_i log p_i) - ln K where policy and reference agree; 0 for
+        a group without completion 0 or without any other.
+    """
+    import torch
+
+    log_q = log_softmax_over(beta * (masked(logps, present) - masked(ref_logps, present)), present)
+    log_p = soft_labels(scores, present, reward_temperature)[1]
+    divergence = masked(log_q.exp() * (log_q - log_p), present).sum(dim=1)
+    return torch.where(comparable(present), divergence, 0.0)
+
+
+def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses (G,) and the metrics of a list. Raises ValueError without a reference or scores."""
+    reference = reference_of(batch, "exo_rw")
+    scores = required(batch.scores, "scores", "exo_rw")
+    losses = exo_rw_losses(batch.logps, reference, scores, batch.present, settings.beta, settings.reward_temperature)
+    rewards = settings.beta * (masked(batch.logps, batch.present) - masked(reference, batch.present))
+    return compared_list(comparable(batch.present), batch.present, losses, rewards)

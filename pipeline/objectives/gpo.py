@@ -1,0 +1,72 @@
+"""GPO, general preference optimisation (Zhang et al. 2024): SPPO with scores in place of win rates.
+
+    L = (log pi(y_w)/pi_t(y_w) - s_avg(y_w)/beta)^2 + (log pi(y_l)/pi_t(y_l) - s_avg(y_l)/beta)^2
+
+pi_t is the policy this iteration began with; s_avg(y) the mean over the K samples y_j of the antisymmetric score
+s(y > y_j), y itself included. Sums over tokens; at beta = 0.001 a score of 0.1 asks for 100 nats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.build import setting
+from pipeline.objectives.pairs import compared, log_ratios, with_anchor
+from pipeline.objectives.tensors import at_least_float32, column, required
+from pipeline.records import LossInputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NEEDS = frozenset({"previous", "scores", "pairs"})
+NORMALISE = "groups"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of GPO."""
+
+    beta: float = setting(0.001, above=0.0)
+    """Inverse step size, unit of the scores per nat. Paper: 0.001 to 0.002."""
+
+    scores: str = setting("rewards", choices=("rewards", "averages"))
+    """rewards: of any reward model; s(y > y') is their difference, averaged over the pair itself. averages: s_avg
+    already (see `gpm.average_scores`), over all samples of the prompt."""
+
+
+def gpo_losses(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    previous_chosen_logps: Tensor,
+    previous_rejected_logps: Tensor,
+    chosen_scores: Tensor,
+    rejected_scores: Tensor,
+    beta: float,
+) -> Tensor:
+    """GPO loss of each pair.
+
+    Args: the first four: (G,) sums over tokens, nats, under the policy and pi_t.
+        chosen_scores, rejected_scores: (G,) s_avg of the two answers. beta: > 0.
+
+    Returns: (G,), >= 0; (s_w^2 + s_l^2)/beta^2 where the policy is pi_t.
+    """
+    chosen, rejected = log_ratios(chosen_logps, rejected_logps, previous_chosen_logps, previous_rejected_logps)
+    targets = at_least_float32(chosen_scores) / beta, at_least_float32(rejected_scores) / beta
+    return (chosen - targets[0]).square() + (rejected - targets[1]).square()
+
+
+def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses (G,) and the metrics of a comparison; rewards are beta times the log-ratio to pi_t, fitted at s_avg.
+
+    Raises UserError for more than two completions, ValueError without scores or previous log-probs.
+    """
+    pairs, four = with_anchor(batch, "gpo", "previous")
+    table = required(batch.scores, "scores", "gpo").detach()
+    scores = column(table, 0, pairs.usable), column(table, 1, pairs.usable)
+    if settings.scores == "rewards":
+        gap = 0.5 * (scores[0] - scores[1])
+        scores = (gap, -gap)
+    losses = gpo_losses(*four, *scores, settings.beta)
+    chosen, rejected = log_ratios(*four)
+    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)

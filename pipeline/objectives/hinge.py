@@ -1,0 +1,54 @@
+"""The normalised hinge loss of RSO (Liu et al. 2023, Eq. 10).
+
+    L = max(0, 1 - gamma h)
+
+A pair costs nothing once its margin h reaches 1 / gamma nats. Subgradient 0 at the kink. Sums over tokens. Without the
+reference it is SLiC's rank loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.build import setting
+from pipeline.objectives.pairs import compared, log_ratios, with_anchor
+from pipeline.records import LossInputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NEEDS = frozenset({"reference", "pairs"})
+NORMALISE = "groups"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameter of the hinge loss."""
+
+    gamma: float = setting(0.05, above=0.0)
+    """Slope, 1/nats; the margin is 1 / gamma. RSO: 0.05. TRL calls it beta."""
+
+
+def hinge_losses(
+    chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, gamma: float
+) -> Tensor:
+    """Hinge loss of each pair.
+
+    Args:
+        chosen_logps, rejected_logps: (G,) log pi of the two completions, sums over tokens, nats.
+        ref_chosen_logps, ref_rejected_logps: (G,) the same under the frozen reference.
+        gamma: > 0.
+
+    Returns: (G,), each >= 0; 1 where policy and reference agree.
+    """
+    chosen, rejected = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    return (1.0 - gamma * (chosen - rejected)).relu()
+
+
+def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
+    pairs, four = with_anchor(batch, "hinge")
+    losses = hinge_losses(*four, settings.gamma)
+    chosen, rejected = log_ratios(*four)
+    return compared(pairs, losses, settings.gamma * chosen, settings.gamma * rejected)

@@ -1,0 +1,84 @@
+"""HyPO, hybrid preference optimisation (Song et al. 2024): DPO on offline pairs, reverse KL on the policy's samples.
+
+    L = -log s(beta h) + lambda (1/k) sum_i log pi(y_i) sg[c_i - mean_{j != i} c_j],   y_i ~ pi,  c = log pi - log ref
+
+The second term is a REINFORCE gradient of KL(pi || ref) with the leave-one-out baseline (none for k = 1). It needs no
+labels. Sums over tokens, c in nats.
+
+Columns of a group: chosen, rejected, then k >= 1 samples of the current policy for the same prompt. With lam = 0 it is
+DPO, and a pair is enough.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.build import setting
+from pipeline.objectives.dpo import dpo_losses
+from pipeline.objectives.lists import laid_out
+from pipeline.objectives.pairs import Pairs, compared
+from pipeline.objectives.tensors import column, masked, reference_of
+from pipeline.records import LossInputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NEEDS = frozenset({"reference", "lists"})
+NORMALISE = "groups"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of HyPO. The values are quoted from memory of the paper: unverified."""
+
+    beta: float = setting(0.05, above=0.0)
+    """Strength of the pull to the reference in the DPO term, 1/nats."""
+
+    lam: float = setting(1e-4, low=0.0)
+    """lambda, weight of the reverse KL."""
+
+
+def leave_one_out(values: Tensor, present: Tensor) -> Tensor:
+    """c_i - mean_{j != i} c_j over the present samples of each row, without gradient.
+
+    values: (G, k), present: (G, k) bool. Returns (G, k); c_i itself where it is the only one, 0 where absent.
+    """
+    import torch
+
+    values = masked(values.detach(), present)
+    number = present.sum(dim=1, keepdim=True)
+    rest = (values.sum(dim=1, keepdim=True) - values) / (number - 1).clamp(min=1)
+    return masked(torch.where(number > 1, values - rest, values), present)
+
+
+def online_kl_losses(logps: Tensor, ref_logps: Tensor, present: Tensor) -> Tensor:
+    """The reverse-KL term of each group.
+
+    Args: logps, ref_logps: (G, k) of the policy's own samples, sums over tokens, nats. present: (G, k) bool.
+
+    Returns: (G,) with gradient coefficient / k into each present `logps`; 0 where policy and reference agree, and for a
+        group without samples. The value means nothing, the gradient is that of KL(pi || ref).
+    """
+    logps = masked(logps, present)
+    coefficients = leave_one_out(logps - masked(ref_logps, present), present)
+    return (coefficients * logps).sum(dim=1) / present.sum(dim=1).clamp(min=1)
+
+
+def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses (G,), the metrics of a comparison and online_kl (mean log-ratio of the samples, nats).
+
+    Raises UserError for groups of another layout, ValueError without a reference.
+    """
+    reference = reference_of(batch, "hypo")
+    names = ("chosen", "rejected", "samples of the current policy (or set objective.lam=0)")
+    usable = laid_out(batch.present, "hypo", names if settings.lam > 0.0 else names[:2], more=True)
+    tables = (batch.logps, batch.logps, reference, reference, batch.lengths, batch.lengths)
+    chosen, rejected, ref_chosen, ref_rejected, *lengths = (column(t, i % 2, usable) for i, t in enumerate(tables))
+    samples = batch.present[:, 2:] & usable[:, None]
+    online = online_kl_losses(batch.logps[:, 2:], reference[:, 2:], samples)
+    losses = dpo_losses(chosen, rejected, ref_chosen, ref_rejected, settings.beta) + settings.lam * online
+    rewards = settings.beta * (chosen - ref_chosen), settings.beta * (rejected - ref_rejected)
+    ratios = masked(batch.logps[:, 2:], samples) - masked(reference[:, 2:], samples)
+    pairs = Pairs(usable, chosen, rejected, *lengths)
+    return compared(pairs, losses, *rewards, online_kl=ratios.sum(dim=1) / samples.sum(dim=1).clamp(min=1))

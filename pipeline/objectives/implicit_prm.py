@@ -1,0 +1,86 @@
+"""Implicit process reward model (Yuan et al. 2024): outcome cross-entropy on the log-ratio, steps for free.
+
+    r = beta (log pi(y|x) - log ref(y|x));   L = -l log s(r) - (1 - l) log s(-r),   l: is the response correct
+    process reward:  q_t = beta sum_{i<=t} log pi(y_i)/ref(y_i),   r_t = q_t - q_{t-1}
+
+A labelled single response has the one term its label says; of a pair or list the first is correct and the others are
+not, and their terms add. (The authors' README prints the loss without its minus sign.) Sums over tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.build import setting
+from pipeline.objectives.cringe import signs
+from pipeline.objectives.tensors import at_least_float32, detached, log_sigmoid, masked, reference_of
+from pipeline.records import LossInputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NEEDS = frozenset({"reference", "labels"})
+NORMALISE = "groups"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameter of the implicit PRM."""
+
+    beta: float = setting(0.05, above=0.0)
+    """Scale of the reward, 1/nats. 0.05 is quoted from memory of the paper: unverified."""
+
+
+def implicit_prm_losses(logps: Tensor, ref_logps: Tensor, correct: Tensor, beta: float) -> Tensor:
+    """Cross-entropy of each response's label.
+
+    Args:
+        logps, ref_logps: sums over response tokens, nats, any one shape.
+        correct: bool, the same shape. beta: > 0, 1/nats.
+
+    Returns: the same shape, each > 0; ln 2 where policy and reference agree.
+    """
+    import torch
+
+    rewards = beta * (at_least_float32(logps) - at_least_float32(ref_logps))
+    return -log_sigmoid(torch.where(correct, rewards, -rewards))
+
+
+def step_rewards(token_log_ratios: Tensor, ends: Tensor, beta: float) -> Tensor:
+    """Process rewards of one response's steps.
+
+    Args:
+        token_log_ratios: (T,) log pi - log ref of each response token, nats.
+        ends: (S,) int64, increasing, index of the last token of each step. beta: > 0, 1/nats.
+
+    Returns: (S,), r of each step; their sum is q at the last end.
+    """
+    import torch
+
+    reached = beta * at_least_float32(token_log_ratios).cumsum(dim=0)[ends]
+    return torch.diff(reached, prepend=reached.new_zeros(1))
+
+
+def response_score(steps: Tensor, how: str = "min") -> Tensor:
+    """One score for best-of-N from (S,) step rewards, (): their "min" (as the paper ranks), "mean" or "sum"."""
+    return {"min": steps.amin(), "mean": steps.mean(), "sum": steps.sum()}[how]
+
+
+def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses (G,) and metrics: mean reward of the correct and of the others (0 where there is none), their margin,
+    accuracy (share of responses on their side of 0). Raises ValueError without a reference.
+    """
+    reference = reference_of(batch, "implicit_prm")
+    positive, negative = signs(batch)
+    logps, ref_logps = masked(batch.logps, batch.present), masked(reference, batch.present)
+    losses = masked(implicit_prm_losses(logps, ref_logps, positive, settings.beta), batch.present)
+    rewards = settings.beta * (logps - ref_logps)
+    right = (positive & (rewards > 0)) | (negative & (rewards < 0))
+    chosen, rejected = (
+        masked(rewards, keep).sum(dim=1) / keep.sum(dim=1).clamp(min=1) for keep in (positive, negative)
+    )
+    number = batch.present.sum(dim=1).clamp(min=1)
+    metrics = detached(rewards_chosen=chosen, rewards_rejected=rejected, margin=chosen - rejected,
+                       accuracy=right.sum(dim=1) / number)
+    return losses.sum(dim=1), metrics

@@ -1,0 +1,72 @@
+"""InfoNCA (Chen et al. 2024): cross-entropy from the rewards' soft labels to the policy's choice among K answers.
+
+    r_i = beta (log pi(y_i) - log ref(y_i)),   t = softmax_i(R_i / alpha)
+    L   = -sum_i t_i log softmax(r)_i
+
+K = 2 with one-hot labels (alpha -> 0) is DPO. The forward-KL sibling of EXO on rewards. Sums over tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.build import setting
+from pipeline.objectives.lists import comparable, compared_list, log_softmax_over, soft_labels
+from pipeline.objectives.tensors import masked, reference_of, required
+from pipeline.records import LossInputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NEEDS = frozenset({"reference", "lists", "scores"})
+NORMALISE = "groups"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of InfoNCA."""
+
+    beta: float = setting(0.01, above=0.0)
+    """Scale of the implicit reward, 1/nats. Paper: 0.01."""
+
+    alpha: float = setting(0.01, above=0.0)
+    """Temperature of the labels, in the unit of the rewards. Paper: 0.01; the authors' yaml: 1e-4, nearly one-hot."""
+
+    first_bonus: float = setting(0.0, low=0.0)
+    """Added to the reward of completion 0 to break ties. The authors' code adds 0.01, the paper nothing."""
+
+
+def infonca_losses(
+    logps: Tensor, ref_logps: Tensor, scores: Tensor, present: Tensor, beta: float, alpha: float
+) -> Tensor:
+    """InfoNCA loss of each group.
+
+    Args:
+        logps, ref_logps: (G, K) sums over completion tokens, nats.
+        scores: (G, K) rewards. present: (G, K) bool; other entries are ignored.
+        beta: > 0, 1/nats. alpha: > 0, in the unit of the rewards.
+
+    Returns: (G,), each > 0; ln K where policy and reference agree; 0 for a group without completion 0 or any other.
+    """
+    import torch
+
+    log_q = log_softmax_over(beta * (masked(logps, present) - masked(ref_logps, present)), present)
+    labels = soft_labels(scores, present, alpha)[0]
+    return torch.where(comparable(present), -(labels * log_q).sum(dim=1), 0.0)
+
+
+def with_bonus(scores: Tensor, bonus: float) -> Tensor:
+    """(G, K) rewards with `bonus` added to completion 0."""
+    import torch
+
+    return torch.cat([scores[:, :1] + bonus, scores[:, 1:]], dim=1)
+
+
+def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses (G,) and the metrics of a list. Raises ValueError without a reference or scores."""
+    reference = reference_of(batch, "infonca")
+    scores = with_bonus(required(batch.scores, "scores", "infonca"), settings.first_bonus)
+    losses = infonca_losses(batch.logps, reference, scores, batch.present, settings.beta, settings.alpha)
+    rewards = settings.beta * (masked(batch.logps, batch.present) - masked(reference, batch.present))
+    return compared_list(comparable(batch.present), batch.present, losses, rewards)

@@ -1,0 +1,77 @@
+"""Length-desensitised DPO (Liu et al. 2024): what the longer answer has beyond the shorter one counts less.
+
+    log pi(y) -> sum_{t <= m} log pi(y_t) + alpha sum_{t > m} log pi(y_t),   m = min(|y_w|, |y_l|)
+
+in the policy's and in the reference's sums, then DPO. alpha = 1 is DPO. The same as DPO with the auxiliary setting
+length_alpha.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.build import setting
+from pipeline.objectives.auxiliary import desensitised_sums
+from pipeline.objectives.dpo import dpo_losses
+from pipeline.objectives.pairs import compared, log_ratios, pairs_of
+from pipeline.objectives.tensors import column, required, tokens_of
+from pipeline.records import LossInputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NEEDS = frozenset({"pairs", "token_logps", "reference_tokens"})
+NORMALISE = "groups"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of LD-DPO."""
+
+    beta: float = setting(0.1, above=0.0)
+    """Strength of the pull to the reference, 1/nats, as in DPO."""
+
+    alpha: float = setting(0.5, low=0.0, high=1.0)
+    """Weight of the tokens beyond the shorter length. Paper and TRL (ld_alpha): 0.5."""
+
+
+def ld_dpo_losses(
+    token_logps: Tensor,
+    ref_token_logps: Tensor,
+    group: Tensor,
+    side: Tensor,
+    position: Tensor,
+    lengths: Tensor,
+    beta: float,
+    alpha: float,
+) -> Tensor:
+    """LD-DPO loss of each pair.
+
+    Args:
+        token_logps, ref_token_logps: (N,) log-probs of all completion tokens under policy and reference, nats.
+        group, side, position: (N,) int64: the token's pair, 0 for chosen or 1 for rejected, its place from 0.
+        lengths: (G, 2) int64 numbers of tokens.
+        beta: > 0. alpha: in [0, 1].
+
+    Returns: (G,), each > 0; ln 2 where policy and reference agree.
+    """
+    places = (group, side, position, lengths, alpha)
+    policy, reference = desensitised_sums(token_logps, *places), desensitised_sums(ref_token_logps, *places)
+    return dpo_losses(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], beta)
+
+
+def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses (G,) and the metrics of a comparison.
+
+    Raises UserError for more than two completions, ValueError without token inputs.
+    """
+    pairs = pairs_of(batch, "ld_dpo")
+    tokens = tokens_of(batch, "ld_dpo")
+    reference_logps = required(tokens.ref_logps, "tokens.ref_logps", "ld_dpo")
+    places = (tokens.group, tokens.column, tokens.position, batch.lengths, settings.alpha)
+    tables = desensitised_sums(tokens.logps, *places), desensitised_sums(reference_logps, *places)
+    policy, reference = ((column(table, 0, pairs.usable), column(table, 1, pairs.usable)) for table in tables)
+    losses = dpo_losses(*policy, *reference, settings.beta)
+    chosen, rejected = log_ratios(*policy, *reference)
+    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)

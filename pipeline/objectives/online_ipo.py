@@ -1,0 +1,119 @@
+"""Online IPO (Calandriello et al. 2024; both versions in Zhou et al. 2025): regression to preference differences.
+
+    version 1 (mirror descent):  L = (lr(y) - lr(y') - (P(y > y'') - P(y' > y''))/beta)^2,   y'' ~ policy
+    version 2:                   L = (lr(y) - lr(y') - (P(y > y') - 1/2)/beta)^2,             y, y' ~ policy
+
+with lr = log pi - log ref. Neither P nor the samples carry a gradient. The preference model is Bradley-Terry on the
+scores, P(y > y') = s(R(y) - R(y')).
+
+Columns of a group: y, y', then any number of opponents y'', whose preferences are averaged (only their scores are
+used). A pair without opponents has y'' = y': when all come from the same distribution P(y' > y'') is 1/2 in
+expectation, the authors' way of judging once. The loss does not care which of y and y' comes first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.build import setting
+from pipeline.objectives.lists import compared_list
+from pipeline.objectives.pairs import averages, preference_probabilities
+from pipeline.objectives.tensors import at_least_float32, column, masked, paired, reference_of, required
+from pipeline.records import LossInputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NORMALISE = "groups"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of online IPO."""
+
+    beta: float = setting(0.1, above=0.0)
+    """Strength of the pull to the reference, 1/nats (per token with log_ratio=avg). EGPO's code: 0.1."""
+
+    version: int = setting(1, choices=(1, 2))
+    """1: against opponents y'' of the policy; y and y' may come from anywhere. 2: against each other; they must be the
+    policy's own samples."""
+
+    log_ratio: str = setting("avg", choices=("sum", "avg"))
+    """lr averaged over tokens, as the authors' language-model code does, or summed, as in the paper's equations."""
+
+
+def needs(settings: Settings) -> frozenset[str]:
+    """Version 1 takes opponents beside the pair."""
+    return frozenset({"reference", "scores", "lists" if settings.version == 1 else "pairs"})
+
+
+def online_ipo_losses(first: Tensor, second: Tensor, difference: Tensor, beta: float) -> Tensor:
+    """The squared residual of each pair, for both versions and for both half steps of EGPO.
+
+    Args:
+        first, second: (G,) log-ratios of y and y', nats (or nats per token), with gradient.
+        difference: (G,) in [-1, 1]: P(y > y'') - P(y' > y''), or P(y > y') - 1/2.
+        beta: > 0.
+
+    Returns: (G,), >= 0; (difference / beta)^2 where policy and reference agree.
+    """
+    target = at_least_float32(difference.detach()) / beta
+    return (at_least_float32(first) - at_least_float32(second) - target).square()
+
+
+def preference_differences(scores: Tensor, present: Tensor) -> Tensor:
+    """P(y > y'') - P(y' > y''), mean over the opponents y'' in the columns from 2 on.
+
+    Args: scores: (G, K) rewards. present: (G, K) bool, K >= 2.
+
+    Returns: (G,) in [-1, 1], without gradient; P(y > y') - 1/2 for a group without opponents.
+    """
+    import torch
+
+    scores = masked(scores.detach(), present)
+    first, second, opponents, there = scores[:, :1], scores[:, 1:2], scores[:, 2:], present[:, 2:]
+    gaps = (first - opponents).sigmoid() - (second - opponents).sigmoid()
+    against = masked(gaps, there).sum(dim=1) / there.sum(dim=1).clamp(min=1)
+    return torch.where(there.any(dim=1), against, (first - second).sigmoid()[:, 0] - 0.5)
+
+
+def against_opponents(
+    batch: LossInputs, objective: str, beta: float, log_ratio: str
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses and metrics of version 1, (G,). Raises ValueError without a reference or scores."""
+    import torch
+
+    reference, scores = reference_of(batch, objective), required(batch.scores, "scores", objective)
+    if batch.present.shape[1] < 2:
+        usable = torch.zeros_like(batch.present[:, 0])
+        differences = torch.zeros_like(at_least_float32(batch.logps[:, 0]))
+    else:
+        usable = batch.present[:, 0] & batch.present[:, 1]
+        differences = preference_differences(scores, batch.present)
+    return _regression(batch, usable, reference, differences, beta, log_ratio)
+
+
+def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses (G,), the metrics of a comparison (rewards are beta lr) and target (nats, or nats per token).
+
+    Raises UserError for more than two completions in version 2, ValueError without a reference or scores.
+    """
+    if settings.version == 1:
+        return against_opponents(batch, "online_ipo", settings.beta, settings.log_ratio)
+    usable = paired(batch, "online_ipo")
+    reference, scores = reference_of(batch, "online_ipo"), required(batch.scores, "scores", "online_ipo")
+    probabilities = preference_probabilities(column(scores, 0, usable), column(scores, 1, usable), "rewards")
+    return _regression(batch, usable, reference, probabilities - 0.5, settings.beta, settings.log_ratio)
+
+
+def _regression(
+    batch: LossInputs, usable: Tensor, reference: Tensor, differences: Tensor, beta: float, log_ratio: str
+) -> tuple[Tensor, dict[str, Tensor]]:
+    ratios = masked(batch.logps, batch.present) - masked(reference, batch.present)
+    if log_ratio == "avg":
+        ratios = averages(ratios, batch.lengths)
+    first, second = (column(ratios, i, usable) for i in (0, 1))
+    losses = online_ipo_losses(first, second, differences, beta)
+    two = ratios[:, :2]
+    return compared_list(usable, batch.present[:, :2], losses, beta * two, target=differences / beta)

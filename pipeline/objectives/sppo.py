@@ -1,0 +1,102 @@
+"""Self-Play Preference Optimization (Wu et al. 2024, Eq. 4.7): log-ratios regressed onto scaled win rates.
+
+    hard      L = ( a - 1 / (2 beta) )^2 + ( b + 1 / (2 beta) )^2                               labels 1 / 0, as in TRL
+    soft      L = 1/2 [ ( a - (P_w - 1/2) / beta )^2 + ( b - (P_l - 1/2) / beta )^2 ]           the official loss
+    single    L = 1/2 [ ( a - (p - 1/2) / beta )^2 + ( b + (p - 1/2) / beta )^2 ]               p = P(y_w over y_l)
+
+P_w, P_l: estimated win rates against the samples of the policy pi_t that wrote them; pi_t is what the log-ratios are
+taken against. Only the hard form has no 1/2. beta = 0.001 makes targets of +-500 nats. Sums over tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.build import setting
+from pipeline.objectives.pairs import (
+    Pairs,
+    compared,
+    log_ratios,
+    preference_probabilities,
+    refuse_unless_probabilities,
+    with_anchor,
+)
+from pipeline.objectives.tensors import at_least_float32, column, required
+from pipeline.records import LossInputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NORMALISE = "groups"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of SPPO."""
+
+    beta: float = setting(0.001, above=0.0)
+    """1 / eta, 1/nats. Paper: 0.001."""
+
+    labels: str = setting("hard", choices=("hard", "soft", "single"))
+    """"hard": 1 and 0. "soft": the scores are the win rates P_w and P_l, in [0, 1]. "single": the scores are rewards R
+    with p = s(R_w - R_l)."""
+
+    against: str = setting("previous", choices=("previous", "reference"))
+    """The frozen model of the log-ratios. Paper: the policy the iteration began with; TRL: the reference."""
+
+
+def needs(settings: Settings) -> frozenset[str]:
+    """Soft labels need scores."""
+    return frozenset({"pairs", settings.against} | (set() if settings.labels == "hard" else {"scores"}))
+
+
+def sppo_losses(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    previous_chosen_logps: Tensor,
+    previous_rejected_logps: Tensor,
+    chosen_win_rates: Tensor | float,
+    rejected_win_rates: Tensor | float,
+    beta: float,
+    scale: float = 0.5,
+) -> Tensor:
+    """SPPO loss of each pair.
+
+    Args:
+        chosen_logps, rejected_logps: (G,) log pi of the two completions, sums over tokens, nats.
+        previous_chosen_logps, previous_rejected_logps: (G,) the same under the policy of the previous iteration.
+        chosen_win_rates, rejected_win_rates: (G,) or a number, P_w and P_l in [0, 1].
+        beta: > 0. scale: the factor in front; 1/2 in the official loss, 1 in TRL's hard one.
+
+    Returns: (G,), each >= 0. Hard labels with scale 1 cost 1 / (2 beta^2) where the two policies agree.
+    """
+    chosen, rejected = log_ratios(chosen_logps, rejected_logps, previous_chosen_logps, previous_rejected_logps)
+    of_chosen = (chosen - (chosen_win_rates - 0.5) / beta).square()
+    of_rejected = (rejected - (rejected_win_rates - 0.5) / beta).square()
+    return scale * (of_chosen + of_rejected)
+
+
+def _win_rates(batch: LossInputs, pairs: Pairs, labels: str) -> tuple[Tensor | float, Tensor | float]:
+    if labels == "hard":
+        return 1.0, 0.0
+    scores = required(batch.scores, "scores", "sppo")
+    chosen, rejected = (at_least_float32(column(scores, i, pairs.usable)).detach() for i in (0, 1))
+    if labels == "single":
+        p = preference_probabilities(chosen, rejected, "rewards")
+        return p, 1.0 - p
+    for one in (chosen, rejected):
+        refuse_unless_probabilities(one, "labels=soft")
+    return chosen, rejected
+
+
+def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses (G,) and the metrics of a comparison.
+
+    Raises UserError for more than two completions, and for soft labels outside [0, 1].
+    """
+    pairs, four = with_anchor(batch, "sppo", settings.against)
+    scale = 1.0 if settings.labels == "hard" else 0.5
+    losses = sppo_losses(*four, *_win_rates(batch, pairs, settings.labels), settings.beta, scale)
+    chosen, rejected = log_ratios(*four)
+    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)

@@ -1,0 +1,99 @@
+"""XPO, exploratory preference optimisation (Xie et al. 2024, Alg. 1): DPO plus optimism.
+
+    y ~ pi_t,  y~ ~ ref;   L = -log s(beta h) + alpha log pi(y~)
+
+The second term lowers the policy's likelihood of the reference's sample y~, whether it won or lost; the less of the
+reference's ground is kept, the more is explored. Sums over tokens. Unbounded below: with a large learning rate
+log pi(y~) runs away, watch reference_sample_logps. The paper minimises over all data so far, this over what the recipe
+gives it.
+
+Which completion is y~, by `layout`:
+    copy     groups of three: chosen, rejected, and y~ once more as the third
+    origin   groups of two by origin: the policy's sample, then the reference's; the scores say who won (tie: policy)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.build import setting
+from pipeline.objectives.dpo import dpo_losses
+from pipeline.objectives.lists import laid_out
+from pipeline.objectives.pairs import Pairs, compared
+from pipeline.objectives.tensors import at_least_float32, column, paired, reference_of, required
+from pipeline.records import LossInputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NORMALISE = "groups"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of XPO."""
+
+    beta: float = setting(0.1, above=0.0)
+    """Strength of the pull to the reference, 1/nats. TRL: 0.1."""
+
+    alpha: float = setting(1e-5, low=0.0)
+    """Weight of the optimism. TRL: 1e-5; the paper names no value."""
+
+    layout: str = setting("copy", choices=("copy", "origin"))
+    """Which completion is the reference's sample, see above."""
+
+
+def needs(settings: Settings) -> frozenset[str]:
+    """By origin the scores say who won."""
+    return frozenset({"reference", "lists"} if settings.layout == "copy" else {"reference", "pairs", "scores"})
+
+
+def xpo_losses(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    sample_logps: Tensor,
+    beta: float,
+    alpha: float,
+) -> Tensor:
+    """XPO loss of each pair.
+
+    Args:
+        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps: (G,) sums over tokens, nats.
+        sample_logps: (G,) log pi of the reference's sample, nats, with gradient.
+        beta: > 0. alpha: >= 0.
+
+    Returns: (G,); ln 2 + alpha log ref(y~) where policy and reference agree.
+    """
+    fitted = dpo_losses(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta)
+    return fitted + alpha * at_least_float32(sample_logps)
+
+
+def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses (G,), the metrics of a comparison and reference_sample_logps (nats).
+
+    Raises UserError for groups of another layout, ValueError without a reference or needed scores.
+    """
+    import torch
+
+    reference = reference_of(batch, "xpo")
+    if settings.layout == "copy":
+        names = ("chosen", "rejected", "the reference's sample (one of the two, once more)")
+        usable, won = laid_out(batch.present, "xpo", names), None
+        sample = column(batch.logps, 2, usable)
+    else:
+        usable = paired(batch, "xpo")
+        scores = required(batch.scores, "scores", "xpo")
+        won = column(scores, 0, usable) >= column(scores, 1, usable)
+        sample = column(batch.logps, 1, usable)
+    tables = (batch.logps, batch.logps, reference, reference, batch.lengths, batch.lengths)
+    first, second, ref_first, ref_second, *lengths = (column(t, i % 2, usable) for i, t in enumerate(tables))
+    if won is not None:
+        first, second = torch.where(won, first, second), torch.where(won, second, first)
+        ref_first, ref_second = torch.where(won, ref_first, ref_second), torch.where(won, ref_second, ref_first)
+    losses = xpo_losses(first, second, ref_first, ref_second, sample, settings.beta, settings.alpha)
+    rewards = settings.beta * (first - ref_first), settings.beta * (second - ref_second)
+    pairs = Pairs(usable, first, second, *lengths)
+    return compared(pairs, losses, *rewards, reference_sample_logps=sample)

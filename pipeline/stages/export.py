@@ -1,0 +1,60 @@
+"""Answers as the file a benchmark's own tools read: model_outputs.json of AlpacaEval, model_answer/ of Arena-Hard and
+MT-Bench. One answer per prompt; prompts without one are counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.build import load_part, part_problems
+from pipeline.records import Group, UserError
+from pipeline.stage import Context, NoRuntime
+
+VERSION = 1
+INPUTS = {"groups": "one", "second": "optional"}
+SEEDED = False
+Runtime = NoRuntime
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`format` is a data format that can write: a part with `export(groups, second, model, out, settings)`."""
+
+    format: dict[str, Any]
+    model: str  # the name the answers go by
+
+    def check(self) -> list[tuple[str, str]]:
+        problems = part_problems(self.format, "format")
+        if not problems and not hasattr(load_part(self.format, "format").module, "export"):
+            problems.append(("format.module", f"{self.format['module']} cannot be exported to; use data=alpaca_eval, "
+                                              "arena_hard or mt_bench"))
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.model):
+            problems.append(("model", f"{self.model!r}, expected letters, digits and . _ -: it becomes a file's name"))
+        return problems
+
+
+def run(context: Context) -> None:
+    from pipeline import tables
+
+    settings: Settings = context.settings
+    part = load_part(settings.format, "data.format")
+    second = context.optional("second")
+    later = {} if second is None else {g.id: g for g in answered(tables.read(second), context, "no second answer")}
+    groups = answered(tables.read(context.one("groups")), context, "no answer")
+    written = part.module.export(groups, later, settings.model, context.out, part.settings)
+    context.report.count(answers=written, second_answers=len(later))
+
+
+def answered(groups: Iterable[Group], context: Context, reason: str) -> Iterator[Group]:
+    """The groups with an answer, in order. Raises UserError for one with several: nobody could say which is meant."""
+    for group in groups:
+        if len(group.completions) > 1:
+            raise UserError(f"export: prompt {group.id!r} has {len(group.completions)} answers, expected one; sample "
+                            "one with sampling=single")
+        if group.completions:
+            yield group
+        else:
+            context.report.drop(reason)

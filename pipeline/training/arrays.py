@@ -1,0 +1,188 @@
+"""Tables of groups as flat arrays, read from Parquet batch by batch: no Python object per row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import tables
+from pipeline.records import STOP
+
+_BATCH = 8192  # rows in memory at once
+_COMPLETION = "completions.list.element."
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Lists of different lengths: list i is values[starts[i]:starts[i + 1]]."""
+
+    values: np.ndarray
+    starts: np.ndarray  # (n + 1,) int64
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.values[self.starts[i]:self.starts[i + 1]]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.starts)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """One number per completion, of the groups that have all of theirs."""
+
+    values: np.ndarray  # (C,) float64
+    present: np.ndarray  # (G,) bool
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive groups: G of them with C completions."""
+
+    ids: list[str]
+    prompts: Ragged  # G lists of int32
+    first: np.ndarray  # (G + 1,) int64, where each group's completions begin
+    tokens: Ragged  # C lists of int32
+    own: Ragged  # C lists of int32, empty where a completion answers the group's prompt
+    stopped: np.ndarray  # (C,) bool, finish_reason is "stop"
+    weight: np.ndarray  # (G,) float64
+    label: np.ndarray  # (G,) int8: 1, 0, -1 where there is none
+    ref_logps: Numbers
+    scores: Numbers
+
+    def group_of(self, completion: int) -> int:
+        return int(np.searchsorted(self.first, completion, "right")) - 1
+
+    def longest(self) -> np.ndarray:
+        """(G,) int64 tokens of the longest prompt + completion; 0 for a group without completions."""
+        shared = np.repeat(self.prompts.lengths, np.diff(self.first))
+        rows = np.where(self.own.lengths > 0, self.own.lengths, shared) + self.tokens.lengths
+        return _largest(rows, self.first)
+
+    def highest(self) -> np.ndarray:
+        """(G,) int64 largest token id."""
+        of_completions = np.maximum(_largest(self.tokens.values, self.tokens.starts),
+                                    _largest(self.own.values, self.own.starts))
+        return np.maximum(_largest(self.prompts.values, self.prompts.starts), _largest(of_completions, self.first))
+
+    def keys(self) -> np.ndarray:
+        """(G,) uint64 of each group's token ids: prompt and completions, in order.
+
+        Sums of 64 mixed bits per (token, place): two groups of a million share one with probability 3e-8.
+        """
+        column = places(self.first)  # of each completion in its group
+        total = _hashed(self.prompts, np.zeros(len(self.prompts), np.uint64))
+        both = _hashed(self.tokens, 2 * column + 1) + _hashed(self.own, 2 * column + 2)
+        return total + _sums(both, self.first)
+
+
+def _largest(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The largest value of each list, 0 for an empty one."""
+    found, some = np.zeros(len(starts) - 1, np.int64), np.flatnonzero(np.diff(starts))
+    if len(some):
+        found[some] = np.maximum.reduceat(values, starts[some])
+    return found
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """splitmix64, a bijection of 64 bits (Steele et al. 2014)."""
+    x = (x + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def places(starts: np.ndarray) -> np.ndarray:
+    """0, 1, 2 ... within each list."""
+    return np.arange(starts[-1], dtype=np.uint64) - np.repeat(starts[:-1], np.diff(starts)).astype(np.uint64)
+
+
+def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Sums of uint64 over each list, modulo 2^64."""
+    running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values, dtype=np.uint64)])
+    return running[starts[1:]] - running[starts[:-1]]
+
+
+def _hashed(lists: Ragged, kind: np.ndarray) -> np.ndarray:
+    place = places(lists.starts)
+    salt = _mixed(np.repeat(kind.astype(np.uint64), lists.lengths) * np.uint64(0x100000001B3) + place)
+    tokens = lists.values.astype(np.uint64) if len(lists.values) else np.zeros(0, np.uint64)
+    length = _mixed(_mixed(kind.astype(np.uint64)) + lists.lengths.astype(np.uint64))
+    return _sums(_mixed(salt ^ tokens), lists.starts) + length
+
+
+def read(table: Path, score: str) -> Iterator[Chunk]:
+    """The columns training needs, `_BATCH` rows at a time."""
+    for part in tables.parts(table):
+        with pq.ParquetFile(part) as file:
+            paths = [file.schema.column(i).path for i in range(len(file.schema))]
+            wanted = [p for p in paths if p.split(".")[0] in ("id", "prompt_ids", "label", "weight") or p.startswith(
+                tuple(_COMPLETION + n for n in ("token_ids", "finish_reason", "scores", "ref_logp", "prompt_ids")))]
+            for batch in file.iter_batches(batch_size=_BATCH, columns=wanted):
+                if len(batch):
+                    yield _chunk(batch, score)
+
+
+def _chunk(batch: pa.RecordBatch, score: str) -> Chunk:
+    groups = batch.column("completions")
+    completions = groups.flatten()
+    first = _starts(groups)
+    made = dict(zip((f.name for f in completions.type), completions.flatten(), strict=True))
+    label = batch.column("label")
+    return Chunk(
+        ids=batch.column("id").to_pylist(),
+        prompts=_ragged(batch.column("prompt_ids")),
+        first=first,
+        tokens=_ragged(made["token_ids"]),
+        own=_ragged(made["prompt_ids"]),
+        stopped=pc.equal(made["finish_reason"], STOP).to_numpy(zero_copy_only=False).astype(bool),
+        weight=batch.column("weight").to_numpy(zero_copy_only=False),
+        label=pc.fill_null(label.cast(pa.int8()), -1).to_numpy(zero_copy_only=False),
+        ref_logps=_numbers(made["ref_logp"], first),
+        scores=_numbers(_named(made["scores"], score), first),
+    )
+
+
+def _starts(lists: pa.ListArray) -> np.ndarray:
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def _ragged(lists: pa.ListArray) -> Ragged:
+    return Ragged(lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False), _starts(lists))
+
+
+def _numbers(values: pa.Array, first: np.ndarray) -> Numbers:
+    known = values.is_valid().to_numpy(zero_copy_only=False).astype(np.uint64)
+    number = np.diff(first)
+    present = (_sums(known, first) == number.astype(np.uint64)) & (number > 0)
+    return Numbers(values.to_numpy(zero_copy_only=False).astype(np.float64), present)
+
+
+def _named(maps: pa.MapArray, name: str) -> pa.Array:
+    """The entry `name` of each map, null where it has none."""
+    hits = np.flatnonzero(pc.equal(_entries(maps, "keys"), name).to_numpy(zero_copy_only=False))
+    rows = np.searchsorted(_map_starts(maps), hits, "right") - 1
+    values = _entries(maps, "items").to_numpy(zero_copy_only=False).astype(np.float64)
+    found, missing = np.full(len(maps), np.nan), np.ones(len(maps), bool)
+    found[rows], missing[rows] = values[hits], False
+    return pa.array(found, mask=missing)
+
+
+def _map_starts(maps: pa.MapArray) -> np.ndarray:
+    starts = maps.offsets.to_numpy()
+    return starts.astype(np.int64) - starts[0]
+
+
+def _entries(maps: pa.MapArray, which: str) -> pa.Array:
+    starts = maps.offsets
+    return getattr(maps, which).slice(starts[0].as_py(), starts[-1].as_py() - starts[0].as_py())

@@ -1,0 +1,50 @@
+"""From a loaded model to one that trains, and back to folders: adapters, compilation, merging."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.records import UserError
+from pipeline.stage import derive_seed
+from pipeline.training import adapters, checkpoint, export
+from pipeline.training.distribute import World
+from pipeline.training.settings import TrainerSettings, TrainRuntime
+
+
+def adapt(model: Any, trainer: TrainerSettings, runtime: TrainRuntime, seed: int, whole: tuple[str, ...] = ()) -> None:
+    """Put in adapters and compile, in place. `whole` are modules that learn altogether beside an adapter."""
+    if trainer.adapter.on:
+        adapters.add(model, trainer.adapter, derive_seed(seed, "adapter"), whole)
+    if runtime.compile:
+        compile_layers(model)
+
+
+def compile_layers(model: Any) -> None:
+    """Compile every transformer layer in place: the same code, so it is compiled once."""
+    names = set(model._no_split_modules or ())
+    layers = [m for m in model.modules() if type(m).__name__ in names]
+    if not layers:
+        raise UserError(f"runtime.compile: {type(model).__name__} does not name its layers, set it to false")
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+
+def deliver(
+    model: Any, load: Callable[[], Any], source: Path, out: Path, trainer: TrainerSettings, world: World
+) -> None:
+    """Write `out/model/`, a plain Hugging Face folder, and `out/adapter/` where one was trained.
+
+    Every process calls it, the first one writes. `load` gives the model training started from, on the CPU.
+    """
+    trained = world.whole(checkpoint.weights(model))
+    if not world.first:
+        return
+    if trainer.adapter.on:
+        adapters.save(model, trained, out / "adapter")
+        model = adapters.merged(load(), out / "adapter")
+    elif world.shell is not None:
+        model = load()
+        checkpoint.put(model, trained)
+    export.save_folder(model, source, out / "model", trainer.save_dtype)

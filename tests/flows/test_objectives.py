@@ -1,0 +1,79 @@
+"""`align run recipe=iterative_dpo objective=<any>` on a smaller built-in world, for every objective there is.
+
+The whole recipe, two iterations, with real stages, real vLLM (the test run's one server) and a learned reward model;
+only training is short. The stages run one after the other in this process, because fifty times fifteen processes would
+spend half an hour importing torch; tests/flows/test_loop.py runs them as processes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows import launch
+from flows.compose import CONF, compose
+from pipeline import plan, store, worker
+from pipeline.build import declared, load_part
+from pipeline.records import UserError
+
+pytestmark = pytest.mark.slow
+OBJECTIVES = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
+# Groups of pairs cannot give what these compare; they say so by name instead of training on something else.
+LAYOUTS = {
+    "srpo": "6 completions",
+    "hypo": "",
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    """One for all objectives: they share the SFT model, the reward model and the reference log-probs."""
+    return tmp_path_factory.mktemp("objectives")
+
+
+def in_this_process(place, item, done, work, environment, watch) -> int:
+    """As launch._run_worker: the same spec, the same worker, without a process of its own."""
+    spec = launch.spec(place, item, done, work)
+    store.write_atomic(work / "step.json", json.dumps(spec))
+    argv, sys.argv = sys.argv, ["worker", str(work / "step.json")]
+    try:
+        return worker.main()
+    finally:
+        sys.argv = argv
+
+
+def run(words: list[str], workspace: Path, name: str) -> dict[str, store.Artifact]:
+    composed = compose([*words, f"workspace={workspace}", f"run={name}"])
+    assert composed.problems == []
+    place = launch.Place(workspace, name, 5.0, 0.0)
+    place.folder.mkdir(parents=True, exist_ok=True)
+    done: dict[str, store.Artifact] = {}
+    for step in plan.expand(composed.config):
+        done[step.name], _ = launch.finish(place, plan.look_up(workspace, step, done), done, {}, lambda *_: None)
+    return done
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_objective_runs_in_the_loop(objective, small_run, use_vllm, workspace, monkeypatch):
+    monkeypatch.setattr(launch, "_run_worker", in_this_process)
+    words = ["recipe=iterative_dpo", *small_run, f"objective={objective}", "trainer.preference.max_steps=3",
+             "trainer.preference.batch_size=16", "hardware.training.tokens_per_batch=1024",
+             "hardware.training.log_every=1"]
+    if objective in LAYOUTS:
+        with pytest.raises(UserError, match=LAYOUTS[objective]):
+            run(words, workspace, objective)
+        return
+    done = run(words, workspace, objective)
+    trained = done["train[2]"].manifest
+    assert trained["counts"]["steps"] == 3
+    lines = [json.loads(line) for line in (workspace / "runs" / objective / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["step"] == "train[2]"]
+    assert [line["at"] for line in steps] == [1, 2, 3]
+    assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in steps)
+    assert done["train[1]"].digest("model") != done["sft"].digest("model") != done["train[2]"].digest("model")
+    part = load_part(trained["settings"]["objective"], "objective")
+    assert ("reference" in declared(part, "needs")) == ("reference" in trained["inputs"])
