@@ -18,6 +18,7 @@ align plan     recipe=pco ...           the steps, what is cached, what must run
 align stage    STEP run=NAME [key=value] [--force]   rerun one step, with changed settings if given
 align status   [NAME]                   table of the runs, or of one run's steps
 align explain  STEP run=NAME            why a step is stale or was rebuilt, field by field
+align compare  NAME NAME ...            iterations of several runs; seeds of one setting as mean and deviation
 align verify   [NAME]                   check every hash of every artifact
 align gc       [--apply]                what no run needs any more; --apply removes it
 align doctor                            versions, devices, disk and memory, what is missing
@@ -25,7 +26,7 @@ align dashboard [--host H] [--port P]   the runs in the browser: one page over t
 align report   NAME [--html]            a run's report; --html writes it as one self-contained page
 align server   up|down|status           Prefect's own web page over the runs of this workspace
 
-groups: recipe model data objective negatives selection reward engine sampling trainer evaluation hardware tracking
+groups: recipe model data objective negatives selection reward engine sampling trainer evaluation gate hardware tracking
 every key of the configuration can be set: align run recipe=pco objective.alpha=0.02 trainer.sft.lr=3e-4 seed=1
 exit code: 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted"""
 
@@ -157,6 +158,17 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(act=act)
 
 
+def _compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="+", metavar="RUN", help="those that differ in the seed alone become one line")
+
+    def act(options: argparse.Namespace) -> int:
+        from flows.comparing import compare
+
+        return compare(options.words)
+
+    parser.set_defaults(act=act)
+
+
 def _server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["up", "down", "status"])
     parser.add_argument("--port", type=int, default=4271)
@@ -197,7 +209,7 @@ def _report(parser: argparse.ArgumentParser) -> None:
 
 _COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "run": _run, "plan": _plan, "stage": _stage, "status": _status, "explain": _explain, "verify": _verify, "gc": _gc,
-    "doctor": _doctor, "dashboard": _dashboard, "report": _report, "server": _server,
+    "doctor": _doctor, "compare": _compare, "dashboard": _dashboard, "report": _report, "server": _server,
 }
 
 

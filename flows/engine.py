@@ -31,7 +31,7 @@ class EngineHolder:
 
     def warm_up(self, remaining: list[Step], done: dict[str, store.Artifact]) -> None:
         """Start the service if a step to come will sample and nothing serves yet."""
-        if self._service is not None:
+        if self._model is not None:
             return
         ahead = remaining[:1] if self._shares_device else remaining
         wanted = any(_samples(step) and not self._cached(step, done) for step in ahead)

@@ -135,6 +135,8 @@ def _as_flow(driver: Driver, wanted: list[Step]) -> None:
 
     @flow(name="alignloop", flow_run_name=driver.run.name, validate_parameters=False)
     def loop(steps: list[str]) -> None:
+        if page := prefect_page.address():
+            display.say(f"page      {page}")
         for name in steps:
             if driver.stopped_by and name not in driver.done:
                 break

@@ -25,6 +25,18 @@ def watched() -> bool:
     return bool(os.environ.get("PREFECT_API_URL"))
 
 
+def address() -> str:
+    """Where the page shows the flow that is running, "" where nobody looks or Prefect does not know."""
+    if not watched():
+        return ""
+    try:
+        from prefect.runtime import flow_run
+
+        return str(flow_run.ui_url or "")
+    except Exception:  # whatever its client raises: the files are the record
+        return ""
+
+
 def key(run: str, step: str) -> str:
     """A key Prefect accepts (lower-case letters, digits, dashes), one per run and step."""
     return re.sub(r"[^a-z0-9]+", "-", f"{run}-{step}".lower()).strip("-")

@@ -72,7 +72,7 @@ def expand(composed: Composed, overrides: list[str], step_overrides: dict[str, l
     readable = {"recipe": {}, **composed.config, "iterations": iterations if countable else 2}
     steps, found = plan.try_expand(readable, own)
     problems += found + problems_of(tracking.Settings, composed.config["tracking"], "tracking")
-    problems += _contradictions(composed.config)
+    problems += _contradictions(readable)
     problems += plan.check(Path(composed.config["workspace"]), steps)
     if problems:
         raise UserError(*dict.fromkeys(map(composed.in_users_words, problems)))
@@ -95,7 +95,7 @@ def _contradictions(config: dict[str, Any]) -> list[str]:
 
 def _too_few_samples(config: dict[str, Any]) -> list[str]:
     """A selection that could use no prompt at all, whatever is sampled."""
-    blocks = (config["recipe"] or {}).values()
+    blocks = config["recipe"].values()
     selects = any(isinstance(node, dict) and node.get("stage") == "build_groups"
                   for block in blocks if isinstance(block, dict) for node in block.values())
     n, temperatures = config["sampling"]["n"], config["sampling"]["temperatures"]

@@ -10,29 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import re
 import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import build, store
+from pipeline import build, store, wiring
 from pipeline.records import UserError
 from pipeline.stage import STAGES, NoRuntime
+from pipeline.wiring import Ref
 
-_REFERENCE = re.compile(r"^(?P<name>[a-z_]+)(\[(?P<index>i|i-1|\*|\d+)\])?(/(?P<part>[A-Za-z0-9_./-]+))?$")
 _STEP_KEYS = {"stage", "inputs", "settings", "runtime", "when", "from"}
-
-
-@dataclass(frozen=True)
-class Ref:
-    """A part of another step's artifact."""
-
-    step: str
-    part: str
-
-    def __str__(self) -> str:
-        return f"{self.step}/{self.part}" if self.part else self.step
 
 
 @dataclass(frozen=True)
@@ -136,7 +124,7 @@ def _step(
     problems = build.problems_of(module.Settings, settings, f"stage.{kind}.settings")
     problems += build.problems_of(runtime_class, runtime, f"stage.{kind}.runtime")
     known = {*earlier, *failed}
-    inputs = _inputs(node.get("inputs") or {}, module.INPUTS, iteration, config["recipe"], known, where, problems)
+    inputs = wiring.inputs(node.get("inputs") or {}, module.INPUTS, iteration, config["recipe"], known, where, problems)
     if problems or any(ref.step in failed for refs in inputs.values() for ref in refs):
         raise UserError(*problems)
     made = build.build(module.Settings, settings)
@@ -175,53 +163,6 @@ def at_iteration(node: Any, iteration: int) -> Any:
         if int(start) <= iteration:
             plain = merged(plain, later[start])
     return {k: at_iteration(v, iteration) for k, v in plain.items()}
-
-
-def _inputs(
-    node: dict[str, Any], declared: dict[str, str], iteration: int, recipe: Any, earlier: set[str], where: str,
-    problems: list[str],
-) -> dict[str, tuple[Ref, ...]]:
-    problems += [f"{where}.inputs.{k}: unknown input{build.nearest(k, declared)}" for k in node if k not in declared]
-    found: dict[str, tuple[Ref, ...]] = {}
-    for name, arity in declared.items():
-        before = len(problems)
-        texts = node.get(name)
-        texts = [] if texts is None else [texts] if isinstance(texts, str) else texts
-        refs: list[Ref] = []
-        for text in texts:
-            meant = next(filter(None, (_references(t, iteration, earlier) for t in text.split("|"))), [])
-            refs += meant
-            if not meant and not _may_be_absent(text, arity, recipe):
-                problems.append(f"{where}.inputs.{name}: no earlier step {text!r}{build.nearest(text, earlier)}")
-        if (len(refs) != 1 if arity == "one" else arity == "many" and not refs) and len(problems) == before:
-            number = "exactly one reference" if arity == "one" else "at least one reference"
-            problems.append(f"{where}.inputs.{name}: needs {number} such as sft/model")
-        if refs:
-            found[name] = tuple(refs)
-    return found
-
-
-def _references(text: str, iteration: int, earlier: set[str]) -> list[Ref]:
-    """The earlier steps a reference means: one, or for [*] every iteration's; none if there is no such step."""
-    match = _REFERENCE.match(text.strip())
-    if match is None:
-        return []
-    name, index, part = match["name"], match["index"], match["part"] or ""
-    if index is None:
-        candidates = [name]
-    elif index == "*":
-        candidates = [f"{name}[{i}]" for i in range(1, iteration + 1)]
-    else:
-        number = {"i": iteration, "i-1": iteration - 1}.get(index, index)
-        candidates = [f"{name}[{number}]"]
-    return [Ref(step, part) for step in candidates if step in earlier]
-
-
-def _may_be_absent(text: str, arity: str, recipe: Any) -> bool:
-    """[*] of a step that starts later, or an optional input whose step was switched off or lies before the loop."""
-    match = _REFERENCE.match(text.strip())
-    known = match is not None and any(match["name"] in (recipe.get(block) or {}) for block in ("once", "each"))
-    return known and (arity == "optional" or (match is not None and match["index"] == "*"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

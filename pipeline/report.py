@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pipeline import statistics
+
 SCHEMA = 1  # of report.json
 _SAMPLING = ("generate", "score")  # the stages between a policy and the groups made from its samples
 
@@ -47,6 +49,7 @@ class IterationRow:
     win_rate: float | None  # against the baseline, ties half, in [0, 1]
     win_rate_low: float | None
     win_rate_high: float | None
+    length_controlled: float | None  # win rate at equal length, in [0, 1]
     length: float | None  # mean tokens of an evaluated answer
     truncated: float | None  # share of evaluated answers cut at the limit
     tokens_per_s: float | None  # while sampling
@@ -85,6 +88,7 @@ def _row(iteration: int, steps: Sequence[StepRecord], to_judge: set[str], to_tra
         win_rate=_last(judged, "win_rate"),
         win_rate_low=_last(judged, "win_rate_low"),
         win_rate_high=_last(judged, "win_rate_high"),
+        length_controlled=_last(judged, "length_controlled_win_rate"),
         length=_last(judged, "length_mean"),
         truncated=_last(judged, "truncated_share"),
         tokens_per_s=_speed(generated),
@@ -202,6 +206,29 @@ def to_json(title: str, found: Sequence[IterationRow], steps: Sequence[StepRecor
     return {
         "schema": SCHEMA, "title": title, "iterations": [asdict(r) for r in found], "steps": [asdict(s) for s in steps],
     }
+
+
+COMPARED = {
+    "win_rate": "win rate", "length_controlled": "length-controlled", "reward_mean": "reward mean", "margin": "margin",
+    "length": "length", "truncated": "truncated",
+}  # fields of an IterationRow that `align compare` shows
+
+
+def over_seeds(reports: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The `iterations` of several report.json, one per seed -> one line per iteration from 1 on.
+
+    {"iteration": i, field: (mean, sd, seeds), ...}; None where no seed has the number. sd with n - 1, 0 of one seed.
+    """
+    found = sorted({row["iteration"] for rows in reports for row in rows} - {0})
+    lines = []
+    for iteration in found:
+        line: dict[str, Any] = {"iteration": iteration}
+        for name in COMPARED:
+            values = [row[name] for rows in reports for row in rows if row["iteration"] == iteration]
+            known = [value for value in values if value is not None]
+            line[name] = (*statistics.spread(known), len(known)) if known else None
+        lines.append(line)
+    return lines
 
 
 def _table(headers: Sequence[str], body: Sequence[Sequence[str]]) -> str:

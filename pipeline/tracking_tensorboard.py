@@ -1,4 +1,4 @@
-"""The TensorBoard side of the tracking mirror: one folder of event files per step. The one file that imports tensorboard.
+"""The TensorBoard side of the tracking mirror: event files, a folder per step. The one file that imports tensorboard.
 
 Its own writer needs neither torch nor TensorFlow. Look at them with `tensorboard --logdir <run>/tensorboard`.
 """

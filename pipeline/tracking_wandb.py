@@ -21,6 +21,7 @@ from pipeline import store, tables
 from pipeline.build import setting
 
 _HOSTS = ["api.wandb.ai", "api.forge.coreweave.com"]  # the service's old and new name
+_MOST_FILES = 1_000_000  # of one artifact; W&B's own limit is 10,000
 ENVELOPE = ("step", "time")  # what a line of metrics.jsonl says besides numbers
 
 
@@ -140,7 +141,7 @@ class Mirror:
         return handle
 
     def _reference(self, step: str, artifact: store.Artifact) -> None:
-        """W&B reads and copies nothing: an entry says where the folder is, the metadata what is in it."""
+        """W&B reads and copies nothing: its entries say where the files are, the metadata what is in them."""
         import wandb
 
         run = json.loads((self.run_dir / "run.json").read_text())
@@ -148,7 +149,7 @@ class Mirror:
             "digest": artifact.digest(), "key": artifact.key, "algorithm": artifact.manifest["algorithm"],
             "inputs": artifact.manifest["inputs"], "files": artifact.manifest["files"],
         })
-        made.add_reference(artifact.path.as_uri(), name=artifact.key, checksum=False)
+        made.add_reference(artifact.path.as_uri(), name=artifact.key, checksum=False, max_objects=_MOST_FILES)
         self.handle.log_artifact(made)
 
     def _samples(self, groups: Path) -> None:
@@ -159,7 +160,7 @@ class Mirror:
             self.handle.log({"samples": wandb.Table(columns=columns, data=rows)})
 
 
-def sample_rows(groups: Path, prompts: int) -> tuple[list[str], list[list[Any]]]:
+def sample_rows(groups: Path, prompts: int) -> tuple[list[str | int], list[list[Any]]]:
     """The header and rows of a table of samples: every completion of the first `prompts` groups."""
     found = list(itertools.islice(tables.read(groups), prompts))
     names = sorted({name for group in found for c in group.completions for name in c.scores})

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -136,28 +137,48 @@ class World:
 
 
 def throughput(service: vllm_service.Service, world: World, rounds: int) -> dict[str, float]:
-    """Tokens per second of the stage, of one plain call over the same prompts, and of the transformers engine."""
+    """Tokens per second of the stage, of one plain call over the same prompts, and of the transformers engine.
+
+    And tokens per second of CPU time, all processes together, which other loads on the machine disturb less.
+    """
     prompts, few = world.prompts(world.number), world.prompts(max(world.number // 8, 64))
-    rates: dict[str, list[float]] = {"stage": [], "plain": [], "plain_unseeded": [], "transformers": []}
-    ratios: dict[str, list[float]] = {"plain": [], "plain_unseeded": [], "transformers": []}
-    with plain(world, prompts) as ask:
+    rates: dict[str, list[tuple[float, float]]] = {"stage": [], "plain": [], "plain_unseeded": [], "transformers": []}
+    with plain(world, prompts) as (ask, process):
         ask("seeded 32")  # one short call first: both engines are warm
         for _ in range(rounds):
-            rates["plain"].append(ask("seeded"))
-            counts = world.stage(service, world.model, prompts)["counts"]
-            rates["stage"].append(counts["tokens"] / counts["seconds_sampling"])
-            rates["plain_unseeded"].append(ask("unseeded"))
-            counts = world.stage(None, world.model, few)["counts"]
-            rates["transformers"].append(counts["tokens"] / counts["seconds_sampling"])
-            for other, values in ratios.items():
-                values.append(rates["stage"][-1] / rates[other][-1])
-    found = {f"tokens_per_second_{name}": statistics.median(values) for name, values in rates.items()}
-    return found | {f"stage_over_{name}": statistics.median(values) for name, values in ratios.items()}
+            for name, act in {
+                "plain": lambda: ask("seeded"),
+                "stage": lambda: rate(world.stage(service, world.model, prompts)["counts"]),
+                "plain_unseeded": lambda: ask("unseeded"),
+                "transformers": lambda: rate(world.stage(None, world.model, few)["counts"]),
+            }.items():
+                before = cpu_seconds([process, *service.processes])
+                tokens, per_second = act()
+                spent = cpu_seconds([process, *service.processes]) - before
+                rates[name].append((per_second, tokens / spent))
+    found = {f"tokens_per_second_{name}": statistics.median(rate for rate, _ in made) for name, made in rates.items()}
+    for other in ("plain", "plain_unseeded", "transformers"):
+        for i, suffix in enumerate(("", "_by_cpu_time")):
+            found[f"stage_over_{other}{suffix}"] = statistics.median(
+                mine[i] / its[i] for mine, its in zip(rates["stage"], rates[other], strict=True))
+    return found
+
+
+def rate(counts: dict[str, float]) -> tuple[float, float]:
+    return counts["tokens"], counts["tokens"] / counts["seconds_sampling"]
+
+
+def cpu_seconds(roots: list[subprocess.Popen]) -> float:
+    """Of these processes, all they started, and every child of ours that has ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = [psutil.Process(root.pid) for root in roots]
+    running = sum(sum(p.cpu_times()[:2]) for root in found for p in (root, *root.children(recursive=True)))
+    return running + ended.ru_utime + ended.ru_stime
 
 
 @contextlib.contextmanager
 def plain(world: World, prompts: Path) -> Iterator[Any]:
-    """ask("seeded" | "unseeded" [first N]) -> tokens per second of one LLM.generate call, in a process of its own."""
+    """(ask, process): ask("seeded" | "unseeded" [first N]) -> (tokens, tokens per second) of one LLM.generate."""
     job = {"model": str(world.model), "prompts": str(prompts), "tokens": world.tokens, "dtype": world.dtype}
     (world.folder / "plain.json").write_text(json.dumps(job))
     command = [sys.executable, __file__, "--plain", str(world.folder / "plain.json")]
@@ -168,23 +189,23 @@ def plain(world: World, prompts: Path) -> Iterator[Any]:
     assert process.stdin is not None and process.stdout is not None
     stdin, stdout = process.stdin, process.stdout
 
-    def ask(line: str) -> float:
+    def ask(line: str) -> tuple[float, float]:
         stdin.write(line + "\n")
         stdin.flush()
         for answer in stdout:
             if answer.startswith("rate "):
-                return float(answer.split()[1])
+                return float(answer.split()[1]), float(answer.split()[2])
         raise RuntimeError((world.folder / "plain.log").read_text()[-3000:])
 
     try:
-        yield ask
+        yield ask, process
     finally:
         stdin.close()
         process.wait(60)
 
 
 def serve_plain(job: Path) -> int:
-    """One line in ("seeded 100": the first 100 prompts, seeds as the stage's), one line out ("rate TOKENS/S")."""
+    """One line in ("seeded 100": the first 100 prompts, seeds as the stage's), one line out: "rate TOKENS TOKENS/S"."""
     from vllm import LLM, SamplingParams, TokensPrompt
 
     spec = json.loads(job.read_text())
@@ -202,7 +223,8 @@ def serve_plain(job: Path) -> int:
         outputs = llm.generate([TokensPrompt(prompt_token_ids=list(g.prompt_ids)) for g in chosen], parameters,
                                use_tqdm=False)
         seconds = time.monotonic() - began
-        print("rate", sum(len(o.token_ids) for answer in outputs for o in answer.outputs) / seconds, flush=True)
+        tokens = sum(len(o.token_ids) for answer in outputs for o in answer.outputs)
+        print("rate", tokens, tokens / seconds, flush=True)
     return 0
 
 

@@ -5,11 +5,12 @@
     python scripts/bench_training.py --quick --no-trl    a model of 0.1M parameters, one round: does it run at all
 
 Every compared side is a process of its own that makes one step at a time in turn with the others, because other loads
-on a machine move absolute figures by up to 2x; medians and ratios are over the same rounds. Prints a table and writes
-the same numbers as JSON (--json FILE). TRL is not part of the program: `pip install trl==1.16.0` beside it, or --no-trl.
+on a machine move absolute figures by up to 2x; medians and ratios are over the same rounds. With --threads 1 processor
+seconds are a second measure that other loads hardly move. Prints a table and writes the same numbers as JSON (--json
+FILE). TRL is not part of the program: `pip install trl==1.16.0` beside it, or --no-trl.
 
-FLOPs of a step: 3 passes x (2 x body weights x unique tokens + 2 x head weights x completion tokens + 4 x layers x width
-x visible token pairs); a prompt counts once per group, padding and recomputation not at all.
+FLOPs of a step: 3 passes x (2 x body weights x unique tokens + 2 x head weights x completion tokens + 4 x layers x
+width x visible token pairs); a prompt counts once per group, padding and recomputation not at all.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-PARTS = ("dpo", "sft", "mc", "linear", "memory")
+PARTS = ("dpo", "sft", "mc", "linear", "memory", "loading")
 SEED, EOS = 5, 2
 DPO = {"module": "pipeline.objectives.dpo"}
 CE = {"module": "pipeline.objectives.ce"}
@@ -69,7 +70,7 @@ def main() -> int:
         rounds = options.rounds or (1 if options.quick else 5)
         world = World(Path(name), rounds, trl, tuple(options.precision), options.threads, options.quick)
         make_model(world)
-        measures = {"dpo": dpo, "sft": sft, "mc": mc, "linear": linear, "memory": memory}
+        measures = {"dpo": dpo, "sft": sft, "mc": mc, "linear": linear, "memory": memory, "loading": loading}
         found = {part: measures[part](world) for part in PARTS if part in options.only}
     result = {"date": f"{datetime.date.today()}", "machine": machine(world), **found}
     if options.json:
@@ -102,7 +103,11 @@ class Side:
     """A process of scripts/bench_training_sides.py that makes steps in turn with others."""
 
     def __init__(self, world: World, name: str, **spec: Any) -> None:
-        self.name, self.seconds, self.losses, self.tokens, self.peak_gb = name, [], [], [], 0.0
+        self.name, self.peak_gb = name, 0.0
+        self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+        self.losses: list[float] = []
+        self.tokens: list[int] = []
         work = world.folder / f"side-{len(list(world.folder.glob('side-*')))}"
         work.mkdir()
         full = {"model": str(world.folder / "model"), "work": str(work), "seed": SEED, "batch": 8, "negatives": None,
@@ -116,22 +121,27 @@ class Side:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment)
 
     def ready(self) -> None:
-        self._answer()
+        self._take(self.answer())
 
     def step(self, number: int = 1) -> dict[str, Any]:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{number}\n")
         self.process.stdin.flush()
-        return self._answer()
+        return self._take(self.answer())
 
-    def _answer(self) -> dict[str, Any]:
+    def answer(self) -> dict[str, Any]:
+        """The next line of the process. Ends the bench, with the side's log, where there is none."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             self.log.seek(0)
             raise SystemExit(f"{self.name} failed:\n{self.log.read()[-4000:]}")
         found: dict[str, Any] = json.loads(line)
+        return found
+
+    def _take(self, found: dict[str, Any]) -> dict[str, Any]:
         self.seconds += found["seconds"]
+        self.cpu_seconds += found["cpu_seconds"]
         self.losses += found["losses"]
         self.tokens += found["tokens"]
         self.peak_gb = found["peak_gb"]
@@ -148,6 +158,11 @@ class Side:
         """Seconds of a step; the first one, which fills caches, is left out."""
         return statistics.median(self.seconds[1:])
 
+    @property
+    def cpu(self) -> float:
+        """Processor seconds of a step: with --threads 1 what other loads on the machine hardly move."""
+        return statistics.median(self.cpu_seconds[1:])
+
 
 def alternate(world: World, sides: list[Side]) -> None:
     """One step each in turn, `rounds` times behind the first."""
@@ -162,10 +177,10 @@ def alternate(world: World, sides: list[Side]) -> None:
 
 def row(side: Side, base: Side, more: str = "") -> dict[str, Any]:
     rate = statistics.median(t / s for t, s in zip(side.tokens[1:], side.seconds[1:], strict=True))
-    print(f"  {side.name:42s} {side.median:8.3f} s/step {base.median / side.median:6.2f}x {rate:9.0f} tokens/s "
-          f"{side.peak_gb:6.2f} GB {more}", flush=True)
-    return {"seconds": side.median, "speed_ratio": base.median / side.median, "tokens_per_second": rate,
-            "peak_gb": side.peak_gb, "losses": side.losses}
+    print(f"  {side.name:38s} {side.median:8.3f} s {base.median / side.median:6.2f}x   {side.cpu:8.3f} cpu s "
+          f"{base.cpu / side.cpu:6.2f}x {rate:8.0f} tokens/s {side.peak_gb:5.2f} GB {more}", flush=True)
+    return {"seconds": side.median, "speed_ratio": base.median / side.median, "cpu_seconds": side.cpu,
+            "cpu_ratio": base.cpu / side.cpu, "tokens_per_second": rate, "peak_gb": side.peak_gb, "losses": side.losses}
 
 
 # ---- workloads ---------------------------------------------------------------------------------------------------
@@ -185,6 +200,7 @@ def make_model(world: World) -> None:
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
+    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(SEED)
     values = sizes(world)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
@@ -227,7 +243,8 @@ def step_gflop(world: World, batch: list[dict[str, Any]]) -> float:
     from pipeline.training.throughput import flops, shape_of
 
     model = transformers.AutoModelForCausalLM.from_pretrained(world.folder / "model")
-    examples = [Example(g["id"], np.asarray(g["prompt"]), tuple(np.asarray(c) for c in g["completions"])) for g in batch]
+    examples = [Example(g["id"], np.asarray(g["prompt"]), tuple(np.asarray(c) for c in g["completions"]))
+                for g in batch]
     return flops(shape_of(model), examples) / 1e9
 
 
@@ -251,8 +268,8 @@ def dpo(world: World) -> dict[str, Any]:
         peak = machine(world)["matmul_gflops"][precision]
         share = statistics.median(rates) / peak
         found[precision] = {s.name: row(s, base) for s in sides} | {"of_matmul_peak": share}
-        print(f"  model FLOPs: {statistics.median(rates):.1f} GFLOP/s, {share:.0%} of this machine's {precision} matrix "
-              "peak")
+        print(f"  model FLOPs: {statistics.median(rates):.1f} GFLOP/s, {share:.0%} of this machine's {precision} "
+              "matrix peak")
         if world.trl:
             gap = max(abs(a - b) / abs(b) for a, b in zip(ours.losses[:5], base.losses[:5], strict=True))
             print(f"  memory {ours.peak_gb / base.peak_gb:.2f}x TRL's; losses of the first 5 steps differ by {gap:.2g}")
@@ -329,6 +346,30 @@ def memory(world: World) -> dict[str, Any]:
         alternate(world, [side])
         found[str(number)] = row(side, side)
     return found
+
+
+def loading(world: World) -> dict[str, Any]:
+    """Time and memory of opening a Parquet table of 1,000,000 pairs and reading 10,000 of them in random order."""
+    from pipeline import tables
+    from pipeline.records import Completion, Group, Message
+
+    number = 20_000 if world.quick else 1_000_000
+    print(f"\nLoading {number:,} pairs", flush=True)
+    rng = np.random.default_rng(SEED)
+    ids = rng.integers(3, 500, (4096, 3, 24)).tolist()
+
+    def group(i: int) -> Group:
+        prompt, *completions = ids[i % len(ids)]
+        return Group(f"g{i}", (Message("user", ""),), tuple(Completion("", (*c, EOS)) for c in completions),
+                     prompt_ids=(*prompt, 3 + i % 400))
+
+    tables.write(world.folder / "table", map(group, range(number)))
+    side = Side(world, "loading", kind="loading", table=str(world.folder / "table"))
+    found = side.answer()
+    side.close()
+    print(f"  opened in {found['seconds']:.1f} s, {1e6 * found['seconds_per_group']:.0f} microseconds per group read, "
+          f"{found['above_gb']:.2f} GB above the process before", flush=True)
+    return {"groups": number, **found}
 
 
 if __name__ == "__main__":

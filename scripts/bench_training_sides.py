@@ -2,9 +2,9 @@
 
     python scripts/bench_training_sides.py SPEC.json
 
-Reads a number of steps per line from its input and answers each line with one line of JSON: seconds, losses and unpadded
-tokens of every step, and the process's peak memory. A side that waits uses no processor, so sides that take turns are
-measured under the same conditions; a process each, so that each has a peak memory of its own.
+Reads a number of steps per line from its input and answers each line with one line of JSON: seconds, processor seconds,
+losses and unpadded tokens of every step, and the process's peak memory. A side that waits uses no processor, so sides
+that take turns are measured under the same conditions; a process each, so that each has a peak memory of its own.
 """
 
 from __future__ import annotations
@@ -28,24 +28,27 @@ class Gate:
     """Holds a trainer before every step until it is told to go on."""
 
     left: int = 0
-    started: float = 0.0
+    started: tuple[float, float] = (0.0, 0.0)
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)  # of all threads
     losses: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 
     def enter(self) -> None:
         while self.left == 0:
-            self.say({"seconds": self.seconds, "losses": self.losses, "tokens": self.tokens, "peak_gb": peak_gb()})
-            self.seconds, self.losses, self.tokens = [], [], []
+            self.say({"seconds": self.seconds, "cpu_seconds": self.cpu_seconds, "losses": self.losses,
+                      "tokens": self.tokens, "peak_gb": peak_gb()})
+            self.seconds, self.cpu_seconds, self.losses, self.tokens = [], [], [], []
             line = sys.stdin.readline()
             if not line:
                 os._exit(0)  # the bench is done with this side
             self.left = int(line)
         self.left -= 1
-        self.started = time.perf_counter()
+        self.started = time.perf_counter(), time.process_time()
 
     def leave(self, loss: float, tokens: int) -> None:
-        self.seconds.append(time.perf_counter() - self.started)
+        self.seconds.append(time.perf_counter() - self.started[0])
+        self.cpu_seconds.append(time.process_time() - self.started[1])
         self.losses.append(loss)
         self.tokens.append(tokens)
 
@@ -141,6 +144,23 @@ def with_reference(model: Any, examples: list[Any], precision: str) -> list[Any]
     return made
 
 
+def loading(spec: dict[str, Any], gate: Gate) -> None:
+    """Open a table as the training stages do and read groups of it in random order."""
+    import numpy as np
+
+    from pipeline.training import data
+
+    before = peak_gb()
+    started = time.perf_counter()
+    examples = data.load(Path(spec["table"]), Path(spec["work"]) / "arrays")
+    opened = time.perf_counter() - started
+    wanted = np.random.default_rng(0).integers(0, len(examples), 10_000)
+    started = time.perf_counter()
+    tokens = sum(examples[int(i)].completion_tokens for i in wanted)
+    gate.say({"seconds": opened, "seconds_per_group": (time.perf_counter() - started) / len(wanted), "tokens": tokens,
+              "above_gb": peak_gb() - before})
+
+
 def trl_side(spec: dict[str, Any], gate: Gate) -> None:
     """TRL's own trainer on the same texts in the same order, at its fastest here: no gradient checkpointing."""
     import torch
@@ -194,7 +214,7 @@ def trl_side(spec: dict[str, Any], gate: Gate) -> None:
 
 def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
-    {"ours": ours, "trl_dpo": trl_side, "trl_sft": trl_side}[spec["kind"]](spec, Gate())
+    {"ours": ours, "loading": loading, "trl_dpo": trl_side, "trl_sft": trl_side}[spec["kind"]](spec, Gate())
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ HOMES = {
     "tensorboard": ("pipeline/tracking_tensorboard.py",),
     "vllm": ("pipeline/engines/",),
     "rich": ("flows/",),
+    "fastapi": ("flows/dashboard/",),
+    "uvicorn": ("flows/dashboard/",),
 }
 MOST_LINES = 16000  # of code: docs/decisions/003-size.md
 # Distribution name -> the name it is imported by, where they differ.

@@ -6,6 +6,7 @@ metrics.jsonl only grows, so what was read stays read: a poll parses the new lin
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import numpy as np
 
 from flows.dashboard import facts, tables
 from flows.dashboard.facts import Row
-from flows.dashboard.files import Files, NotHere
+from flows.dashboard.files import Files, NotHere, signature
 from pipeline.tracking import METRICS, read_lines
 
 _POINTS = 600  # of one curve; more are averaged
 _BINS = (20, 48)  # of a histogram: the more values, the more
-_SCORES = 60_000  # groups a histogram is made of
+_SCORES = 20_000  # groups a histogram is made of
 _ENVELOPE = ("step", "at", "time")
 
 
@@ -39,7 +40,8 @@ class Log:
                 known = self.lines.setdefault(str(line.get("step")), [])
                 while known and known[-1].get("at", 0) > line.get("at", 0):
                     known.pop()
-                known.append(line)
+                same = bool(known) and known[-1].get("at") == line.get("at")
+                known.append({**known.pop(), **line} if same else line)
             return {step: list(lines) for step, lines in self.lines.items()}
 
 
@@ -60,7 +62,8 @@ def metrics(files: Files, name: str) -> Row:
 
 def _log(files: Files, name: str) -> Log:
     path = files.run_path(name, METRICS)
-    made: Log = files.remember(("metrics", path), None, lambda: Log(path))
+    sign = signature(path)
+    made: Log = files.remember(("metrics", path), sign and sign[2], lambda: Log(path))  # the inode: a file made anew
     return made
 
 
@@ -71,17 +74,15 @@ def _columns(lines: list[Row]) -> Row:
     names = sorted({k for line in lines for k in line if k not in _ENVELOPE})
     return {
         "at": [chunk[-1].get("at") for chunk in chunks], "time": [chunk[-1].get("time") for chunk in chunks],
-        "values": {n: [_mean([v for x in chunk if _number(v := x.get(n))]) for chunk in chunks] for n in names},
+        "values": {n: [_mean([x.get(n) for x in chunk]) for chunk in chunks] for n in names},
         "averaged": width,
     }
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean(values: list[Any]) -> float | None:
+    """Of the numbers among them, None where there is none."""
+    found = [float(v) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    return sum(found) / len(found) if found else None
 
 
 def iterations(files: Files, name: str) -> Row:
@@ -117,7 +118,7 @@ def _histograms(files: Files, steps: list[Row]) -> dict[str, Row]:
             table = tables.open_table(files, folder)
         except NotHere:
             continue
-        values, read = files.remember(("scores", folder), table.mark, lambda t=table: tables.scores(t, _SCORES))
+        values, read = files.remember(("scores", folder), table.mark, partial(tables.scores, table, _SCORES))
         loaded.append((step, values, {"groups": read, "of": table.rows}))
     names = sorted({n for _, values, _ in loaded for n in values})
     return {n: made for n in names if (made := _histogram([(s, v[n], r) for s, v, r in loaded if n in v])) is not None}

@@ -37,9 +37,12 @@ COLUMNS = (
     Column("best", "Best of N", "score", "best_of_n_mean", "num", "train"),
     Column("margin", "Margin", "build_groups", "margin_mean", "num"),
     Column("win_rate", "Win rate", "evaluate", "win_rate", "rate", low="win_rate_low", high="win_rate_high"),
+    Column("length_controlled", "Length-controlled", "evaluate", "length_controlled_win_rate", "rate"),
     Column("win_rate_reward", "By learned reward", "evaluate", "win_rate_reward", "rate"),
     Column("length", "Length", "evaluate", "length_mean", "len"),
     Column("truncated", "Truncated", "evaluate", "truncated_share", "rate"),
+    Column("kl", "KL", "diagnose", "kl", "num"),
+    Column("reward_accuracy", "Reward's accuracy", "diagnose", "reward_model_accuracy", "rate"),
     Column("tokens_per_second", "Tokens/s", "generate", "tokens_per_second", "speed", "train"),
 )
 

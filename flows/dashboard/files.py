@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -33,6 +35,7 @@ class Files:
 
     def __init__(self, workspace: Path) -> None:
         self.workspace = workspace
+        self._roots: dict[str, str] = {}
         self._known: OrderedDict[Hashable, tuple[Hashable, Any]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -41,11 +44,11 @@ class Files:
 
         `top` itself may be a link (a workspace whose artifacts lie on another disk); nothing below it may lead out.
         """
-        root = (self.workspace / top).resolve()
-        found = root.joinpath(*parts).resolve()
-        if not found.is_relative_to(root):
+        root = self._roots.setdefault(top, os.path.realpath(self.workspace / top))
+        found = os.path.realpath(os.path.join(root, *parts))
+        if found != root and not found.startswith(root + os.sep):
             raise NotHere(f"{'/'.join(parts)} leads out of {top}/")
-        return found
+        return Path(found)
 
     def remember(self, key: Hashable, signature: Hashable, make: Callable[[], Any]) -> Any:
         """`make()`, or what it gave last time for this key and signature."""
@@ -72,16 +75,17 @@ class Files:
         for record in (self.workspace / "runs").glob("*/run.json"):
             name = record.parent.name
             sign = signature(record)
-            if sign is not None and runs.NAME.match(name) and self._inside(name):
+            linked = record.parent.is_symlink() or record.is_symlink()
+            if sign is not None and runs.NAME.match(name) and not (linked and self._leads_out(name)):
                 found.append((sign[0], name))
         return [name for _, name in sorted(found, reverse=True)]
 
-    def _inside(self, name: str) -> bool:
+    def _leads_out(self, name: str) -> bool:
         try:
             self.path("runs", name, "run.json")
         except NotHere:
-            return False
-        return True
+            return True
+        return False
 
     def run_path(self, name: str, *parts: str) -> Path:
         if not runs.NAME.match(name):
@@ -99,7 +103,13 @@ class Files:
         """An artifact's manifest, None if there is no such artifact."""
         if not key or not _KIND.match(kind) or not _KEY.match(key):
             return None
-        found = self.json(self.path("artifacts", kind, key, store.MANIFEST))
+        direct = self.workspace / "artifacts" / kind / key / store.MANIFEST
+        sign = signature(direct)
+        if sign is None:
+            return None
+        # a link put in its place has another signature, and is followed anew
+        found = self.remember(("manifest", kind, key), sign,
+                              lambda: _parse(self.path("artifacts", kind, key, store.MANIFEST)))
         return found if isinstance(found, dict) else None
 
     def artifact(self, kind: str, key: str, *parts: str) -> Path:
@@ -130,10 +140,10 @@ class Files:
 def signature(path: Path) -> tuple[int, int, int] | None:
     """Time, size and inode of a regular file; None if there is none."""
     try:
-        stat = path.stat()
+        found = path.stat()
     except OSError:
         return None
-    return (stat.st_mtime_ns, stat.st_size, stat.st_ino) if path.is_file() else None
+    return (found.st_mtime_ns, found.st_size, found.st_ino) if stat.S_ISREG(found.st_mode) else None
 
 
 def _parse(path: Path) -> Any:

@@ -24,13 +24,13 @@ def lineage(files: Files, name: str, step: str) -> Row:
     steps = {s["name"]: s for s in facts.steps_of(files, files.run(name))}
     if step not in steps:
         raise NotHere(f"run {name} has no step {step}")
-    order, waiting = list[str](), [step]
+    above, waiting = set[str](), [step]
     while waiting:
-        current = waiting.pop(0)
-        if current in order:
-            order.remove(current)  # reached by a longer way: it stands further back
-        order.append(current)
-        waiting += [ref.partition("/")[0] for ref in steps[current]["inputs"] if ref.partition("/")[0] in steps]
+        current = waiting.pop()
+        if current in steps and current not in above:
+            above.add(current)
+            waiting += [ref.partition("/")[0] for ref in steps[current]["inputs"]]
+    order = [n for n in reversed(steps) if n in above]  # the record is in running order: inputs stand before
     return {"run": name, "step": step, "chain": [_link(files, steps, n) for n in order],
             "manifest": _manifest(files, steps[step]), "rebuilt": _rebuilt(files, steps[step])}
 

@@ -21,24 +21,38 @@ def all_runs(files: Files) -> Row:
 
 
 def _summary(files: Files, name: str) -> Row:
-    changed = max((s[0] for f in ("run.json", "metrics.jsonl", "progress.json")
-                   if (s := signature(files.run_path(name, f)))), default=0) / 1e9
+    """One line of the list. Reads the manifests of the evaluations only: a list of hundreds must be there at once."""
+    changed = 0.0
     try:
+        changed = max((s[0] for f in ("run.json", "metrics.jsonl", "progress.json")
+                       if (s := signature(files.run_path(name, f)))), default=0) / 1e9
         record = files.run(name)
-        steps = facts.steps_of(files, record)
-        rows = facts.iterations(steps)
-        about = facts.about(record["config"])
+        path = files.run_path(name, "run.json")
+        fixed = files.remember(("summary", path), signature(path), lambda: _what(record))
+        steps, state = record["steps"], facts.live_state(files, record)
+        judged = [rate for s in steps if s["stage"] == "evaluate" and (rate := _win_rate(files, s)) is not None]
+        done = sum(s["state"] in ("done", "cached") for s in steps)
     except (NotHere, KeyError, TypeError, AttributeError):
         return {"name": name, "state": "unreadable", "changed": round(changed, 1)}
-    judged = [r["cells"]["win_rate"] | {"iteration": r["iteration"]} for r in rows if "win_rate" in r["cells"]]
-    current = next((s["name"] for s in steps if s["state"] == runs.RUNNING), None)
+    running = state == runs.RUNNING
+    current = next((s["name"] for s in steps if running and s["state"] == runs.RUNNING), None)
     return {
-        "name": name, **about, "state": facts.live_state(files, record), "changed": round(changed, 1),
-        "created": record.get("created"), "done": sum(s["state"] in ("done", "cached") for s in steps),
-        "total": len(steps), "reused": sum(s["made_by"] is not None for s in steps),
-        "current": current, "progress": _progress(files, name, current),
-        "win_rates": judged, "experiment": facts.experiment(record["config"]),
+        "name": name, **fixed, "state": state, "changed": round(changed, 1), "created": record.get("created"),
+        "done": done, "total": len(steps), "current": current, "progress": _progress(files, name, current),
+        "win_rates": judged,
     }
+
+
+def _what(record: Row) -> Row:
+    return {**facts.about(record["config"]), "experiment": facts.experiment(record["config"])}
+
+
+def _win_rate(files: Files, step: Row) -> Row | None:
+    counts = (files.manifest(step["stage"], step.get("key")) or {}).get("counts", {})
+    if "win_rate" not in counts:
+        return None
+    bounds = {k: counts[f"win_rate_{k}"] for k in ("low", "high") if f"win_rate_{k}" in counts}
+    return {"value": counts["win_rate"], "step": step["name"], "iteration": step["iteration"], **bounds}
 
 
 def one_run(files: Files, name: str) -> Row:
@@ -99,7 +113,8 @@ def log_tail(files: Files, name: str, step: str, lines: int) -> list[str]:
     """The last lines a step's process printed."""
     if not STEP.match(step):
         raise NotHere(f"{step!r} is no step's name")
-    return runs.tail(files.run_path(name, "logs", f"{step}.log"), lines)
+    path = files.run_path(name, "logs", f"{step}.log")
+    return [] if signature(path) is None else runs.tail(path, lines)
 
 
 def _progress(files: Files, name: str, step: str | None) -> Row | None:

@@ -62,7 +62,8 @@ def search(files: Files, name: str, step: str, part: str, start: int, count: int
 
 def same_prompt(files: Files, name: str, prompt: str, others: list[str]) -> Row:
     """The prompt with this id wherever it was answered: in the run's own iterations, then in the other runs."""
-    places, seen = [], set()
+    places: list[Row] = []
+    seen: set[tuple[str, str]] = set()
     for run in dict.fromkeys([name, *others]):
         steps = facts.steps_of(files, files.run(run))
         scored = {ref.partition("/")[0] for s in steps if s["stage"] == "score" for ref in s["inputs"]}

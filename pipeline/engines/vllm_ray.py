@@ -103,7 +103,10 @@ class RayService:
 
 def start_service(model: Path, log: Path, settings: Settings) -> RayService | None:
     """Start the actors that a whole run uses; None where `settings.url` names servers that already run."""
-    return None if settings.url else RayService(model, log, settings)
+    if settings.url is None:
+        return RayService(model, log, settings)
+    vllm.servers_at(settings.url)
+    return None
 
 
 @contextlib.contextmanager

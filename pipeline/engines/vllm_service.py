@@ -202,7 +202,8 @@ def answers(url: str, key: str) -> bool:
 
 
 def split(urls: str) -> list[str]:
-    return [url.strip() for url in urls.split(",") if url.strip()]
+    """Addresses, or other things, written with commas between them."""
+    return [url.strip().rstrip("/") for url in urls.split(",") if url.strip()]
 
 
 def engine_environment(settings: Settings, replica: int = 0) -> dict[str, str]:
@@ -217,8 +218,8 @@ def engine_environment(settings: Settings, replica: int = 0) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
     }
-    if settings.replicas > 1 and (gpus := _gpus()):
-        made["CUDA_VISIBLE_DEVICES"] = ",".join(share(gpus, replica, settings.replicas))
+    if settings.replicas > 1 and (devices := gpus()):
+        made["CUDA_VISIBLE_DEVICES"] = ",".join(share(devices, replica, settings.replicas))
     return made
 
 
@@ -229,7 +230,8 @@ def share(things: list[str], part: int, parts: int) -> list[str]:
     return things[part * len(things) // parts : (part + 1) * len(things) // parts]
 
 
-def _gpus() -> list[str]:
+def gpus() -> list[str]:
+    """The CUDA devices this process may use."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return split(os.environ["CUDA_VISIBLE_DEVICES"])
     program = shutil.which("nvidia-smi")

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.build import setting
 from pipeline.objectives.tensors import at_least_float32, masked, required
+from pipeline.objectives.tokenwise import tokens_of
 from pipeline.records import LossInputs
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def desensitised_sums(
 def before(batch: LossInputs, settings: Settings) -> LossInputs:
     """The batch as the objective sees it: without the rationale column, with desensitised sums."""
     if settings.length_alpha < 1.0:
-        tokens = required(batch.tokens, "tokens", "length_alpha")
+        tokens = tokens_of(batch, "length_alpha")
         places = (tokens.group, tokens.column, tokens.position, _compared(batch, settings), settings.length_alpha)
         ref = required(tokens.ref_logps, "tokens.ref_logps", "length_alpha")
         batch = dataclasses.replace(
@@ -141,11 +142,11 @@ def without_last(batch: LossInputs) -> LossInputs:
     tokens = batch.tokens
     if tokens is not None:
         keep = ~last[tokens.group, tokens.column]
-        tokens = dataclasses.replace(tokens, **{
-            f.name: None if getattr(tokens, f.name) is None else getattr(tokens, f.name)[keep]
-            for f in dataclasses.fields(tokens)})
+        fields: dict[str, Any] = {f.name: getattr(tokens, f.name) for f in dataclasses.fields(tokens)}
+        left: dict[str, Any] = {name: None if values is None else values[keep] for name, values in fields.items()}
+        tokens = dataclasses.replace(tokens, **left)
     names = ("logps", "lengths", "ref_logps", "previous_logps", "scores")
-    columns = {name: cut(getattr(batch, name)) for name in names}
+    columns: dict[str, Any] = {name: cut(getattr(batch, name)) for name in names}
     return dataclasses.replace(batch, present=kept[:, :width], tokens=tokens, **columns)
 
 

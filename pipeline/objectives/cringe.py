@@ -19,6 +19,8 @@ from pipeline.records import LossInputs, TokenInputs, UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+REDUCTIONS = ("tokens", "sum", "mean")  # of the pairwise forms, see `reduced`
+
 
 def top_candidates(logits: Tensor, targets: Tensor, k: int) -> Tensor:
     """C_t: ids of the k largest logits other than the target, largest first.
@@ -124,6 +126,19 @@ def token_terms(batch: LossInputs, k: int) -> tuple[Tensor, Tensor]:
         raise ValueError("the Cringe losses are token-level: LossInputs.tokens is missing")
     positive, negative = signs(batch)
     return -masked(batch.logps, positive).sum(dim=1), contrastive_sums(batch.tokens, negative, k)
+
+
+def reduced(batch: LossInputs, cross_entropy: Tensor, contrastive: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    """The two token terms (G,) as they stand in the loss: sums over tokens, or with "mean" over their own tokens."""
+    if reduction != "mean":
+        return cross_entropy, contrastive
+    terms = per_token(batch, cross_entropy, contrastive)
+    return terms["ce_per_token"], terms["cringe_per_token"]
+
+
+def divisor(reduction: str) -> str:
+    """What the trainer divides the batch's sum by: its "tokens", or its "groups" for the two means over pairs."""
+    return "tokens" if reduction == "tokens" else "groups"
 
 
 def margins(batch: LossInputs, usable: Tensor, how: str) -> Tensor:

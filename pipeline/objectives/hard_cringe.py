@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.build import setting
-from pipeline.objectives.cringe import margins, per_token, token_terms
+from pipeline.objectives.cringe import REDUCTIONS, divisor, margins, per_token, reduced, token_terms
 from pipeline.objectives.tensors import at_least_float32, detached, paired
 from pipeline.records import LossInputs
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NEEDS = frozenset({"tokens", "pairs", "singles"})
-NORMALISE = "tokens"
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,15 @@ class Settings:
 
     margin: str = setting("sum", choices=("sum", "avg"))
     """Log-probs of M summed over tokens (Eq. 6) or averaged (the printed listing; there b = -10 never fires)."""
+
+    reduction: str = setting("tokens", choices=REDUCTIONS)
+    """tokens: sums over each pair, divided by all completion tokens of the global batch (ParlAI's); sum: Eq. 8 as
+    printed, the mean over pairs; mean: of each completion's own token mean. The paper does not say which."""
+
+
+def normalise(settings: Settings) -> str:
+    """By the reduction: completion tokens, or groups."""
+    return divisor(settings.reduction)
 
 
 def hard_gates(margin: Tensor, b: float) -> Tensor:
@@ -71,8 +79,9 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     usable = paired(batch, "hard_cringe")
     cross_entropy, contrastive = token_terms(batch, settings.k)
     margin = margins(batch, usable, settings.margin)
-    gated = hard_cringe_losses(-cross_entropy, contrastive, margin, settings.alpha, settings.b)
-    losses = torch.where(usable, gated, cross_entropy + settings.alpha * contrastive)
+    terms = reduced(batch, cross_entropy, contrastive, settings.reduction)
+    gated = hard_cringe_losses(-terms[0], terms[1], margin, settings.alpha, settings.b)
+    losses = torch.where(usable, gated, terms[0] + settings.alpha * terms[1])
     metrics = detached(
         margin=margin,
         accuracy=margin > 0,

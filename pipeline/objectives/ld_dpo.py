@@ -15,7 +15,8 @@ from pipeline.build import setting
 from pipeline.objectives.auxiliary import desensitised_sums
 from pipeline.objectives.dpo import dpo_losses
 from pipeline.objectives.pairs import compared, log_ratios, pairs_of
-from pipeline.objectives.tensors import column, required, tokens_of
+from pipeline.objectives.tensors import column, required
+from pipeline.objectives.tokenwise import tokens_of
 from pipeline.records import LossInputs
 
 if TYPE_CHECKING:

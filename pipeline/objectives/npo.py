@@ -1,7 +1,8 @@
 """Negative preference optimization (Zhang et al. 2024): unlearning, gradient ascent that fades out.
 
     unwanted (forget):  L = -(2 / beta) log s(-beta (log pi - log ref))
-    wanted (retain):    L = retain_weight (-log pi), 0 for plain NPO, 1 for NPO+GD
+    wanted (retain):    L = retain_weight (-log pi)                  NPO+GD
+                    or  L = retain_weight sum_t KL(ref || pi)        NPO+KL, over the vocabulary at every token
 
 dL/dlog pi = 2 s(beta log-ratio) on what is to be forgotten: 1 at the start, as in gradient ascent (beta -> 0), and 0
 once the policy is far below the reference, which is the model before unlearning. Sums over tokens.
@@ -14,15 +15,15 @@ from typing import TYPE_CHECKING
 
 from pipeline.build import setting
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.labelled import labelled, labelled_metrics
+from pipeline.objectives.labelled import Labelled, labelled, labelled_metrics
 from pipeline.objectives.pairs import SFT
-from pipeline.objectives.tensors import at_least_float32, log_sigmoid, masked
+from pipeline.objectives.tensors import at_least_float32, log_sigmoid, masked, required
+from pipeline.objectives.tokenwise import completion_sums, token_divergences, tokens_of
 from pipeline.records import LossInputs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-NEEDS = frozenset({"labels", "reference"})
 NORMALISE = "groups"
 
 
@@ -34,11 +35,20 @@ class Settings:
     """Inverse temperature, 1/nats. Paper: 0.1. Towards 0 it is gradient ascent."""
 
     retain_weight: float = setting(0.0, low=0.0)
-    """Weight of the likelihood of wanted completions, the retain set. NPO+GD: 1."""
+    """Weight of the term on wanted completions, the retain set. 0: plain NPO; NPO+GD and NPO+KL: 1."""
+
+    retain: str = setting("gd", choices=("gd", "kl"))
+    """That term: gd, their likelihood; kl, the divergence from the reference, which holds the reference model."""
 
     sft_normalise: str = setting("mean", choices=SFT)
-    """How that likelihood is normalised: over the completion's tokens (mean), not at all (sum), or so that it averages
-    to the mean over all tokens of completions 0 (batch)."""
+    """How that term is normalised: over the completion's tokens (mean), not at all (sum), or so that it averages to the
+    mean over all tokens of completions 0 (batch)."""
+
+
+def needs(settings: Settings) -> frozenset[str]:
+    """The divergence needs the logits of both models."""
+    tokens = {"tokens", "reference_tokens"} if settings.retain_weight > 0.0 and settings.retain == "kl" else set()
+    return frozenset({"labels", "reference"} | tokens)
 
 
 def npo_losses(logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
@@ -62,8 +72,22 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     forget = masked(npo_losses(examples.ratios, torch.zeros_like(examples.ratios), settings.beta), examples.unwanted)
     losses = forget.sum(dim=1)
     if settings.retain_weight > 0.0:
-        kept = examples.wanted[:, 0]  # only completion 0 is ever wanted
-        logps = masked(batch.logps[:, 0], kept)
-        nll = sft_losses(logps, batch.lengths[:, 0], settings.sft_normalise, batch.mean_chosen_length)
-        losses = losses + settings.retain_weight * torch.where(kept, nll, 0.0)
+        losses = losses + settings.retain_weight * _retain(batch, examples, settings)
     return losses, labelled_metrics(examples, settings.beta)
+
+
+def _retain(batch: LossInputs, examples: Labelled, settings: Settings) -> Tensor:
+    """(G,) the term on the wanted completion, which can only be completion 0."""
+    import torch
+
+    kept = examples.wanted[:, 0]
+    if settings.retain == "gd":
+        logps = masked(batch.logps[:, 0], kept)
+    else:
+        tokens = tokens_of(batch, "npo")
+        logits = required(tokens.logits, "tokens.logits", "npo")
+        divergences = token_divergences(required(tokens.ref_logits, "tokens.ref_logits", "npo"), logits)
+        shape = (batch.lengths.shape[0], batch.lengths.shape[1])
+        logps = -completion_sums(divergences, tokens, shape)[:, 0]
+    terms = sft_losses(logps, batch.lengths[:, 0], settings.sft_normalise, batch.mean_chosen_length)
+    return torch.where(kept, terms, 0.0)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.build import setting
-from pipeline.objectives.cringe import margins, per_token, token_terms
+from pipeline.objectives.cringe import REDUCTIONS, divisor, margins, per_token, reduced, token_terms
 from pipeline.objectives.tensors import at_least_float32, detached, paired
 from pipeline.records import LossInputs
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NEEDS = frozenset({"tokens", "pairs", "singles"})
-NORMALISE = "tokens"
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,15 @@ class Settings:
     margin: str = setting("sum", choices=("sum", "avg"))
     """Log-probs of M summed over tokens (Eq. 6) or averaged (the printed listing). b = -10 has a meaning only for sums:
     averaged margins stay within a few nats."""
+
+    reduction: str = setting("tokens", choices=REDUCTIONS)
+    """tokens: sums over each pair, divided by all completion tokens of the global batch (ParlAI's); sum: Eq. 8 as
+    printed, the mean over pairs; mean: of each completion's own token mean. The paper does not say which."""
+
+
+def normalise(settings: Settings) -> str:
+    """By the reduction: completion tokens, or groups."""
+    return divisor(settings.reduction)
 
 
 def soft_gates(margin: Tensor, b: float, tau: float) -> Tensor:
@@ -78,8 +86,9 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     usable = paired(batch, "pairwise_cringe")
     cross_entropy, contrastive = token_terms(batch, settings.k)
     margin = margins(batch, usable, settings.margin)
-    gated = pairwise_cringe_losses(-cross_entropy, contrastive, margin, settings.alpha, settings.b, settings.tau)
-    losses = torch.where(usable, gated, cross_entropy + settings.alpha * contrastive)
+    terms = reduced(batch, cross_entropy, contrastive, settings.reduction)
+    gated = pairwise_cringe_losses(-terms[0], terms[1], margin, settings.alpha, settings.b, settings.tau)
+    losses = torch.where(usable, gated, terms[0] + settings.alpha * terms[1])
     gate = torch.where(usable, soft_gates(margin, settings.b, settings.tau), 1.0)
     metrics = detached(
         margin=margin,

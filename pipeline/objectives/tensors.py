@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.records import LossInputs, TokenInputs, UserError
+from pipeline.records import LossInputs, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,10 +81,3 @@ def column(values: Tensor, index: int, keep: Tensor) -> Tensor:
 def detached(**values: Tensor) -> dict[str, Tensor]:
     """Metrics without their graph; booleans become 0.0 and 1.0."""
     return {name: at_least_float32(v.detach()) if v.is_floating_point() else v.float() for name, v in values.items()}
-
-
-def tokens_of(batch: LossInputs, objective: str) -> TokenInputs:
-    """batch.tokens. Raises ValueError when the trainer did not provide them."""
-    if batch.tokens is None:
-        raise ValueError(f"{objective} needs LossInputs.tokens, which are missing")
-    return batch.tokens

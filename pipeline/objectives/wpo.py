@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from pipeline.build import setting
 from pipeline.objectives.dpo import dpo_losses
 from pipeline.objectives.pairs import averages, compared, log_ratios, with_anchor
-from pipeline.objectives.tensors import at_least_float32, column, required, tokens_of
+from pipeline.objectives.tensors import at_least_float32, column, required
+from pipeline.objectives.tokenwise import completion_sums, tokens_of
 from pipeline.records import LossInputs
 
 if TYPE_CHECKING:
@@ -38,21 +39,39 @@ def log_sum_squares(logits: Tensor) -> Tensor:
     return (2.0 * logits).logsumexp(dim=1) - 2.0 * logits.logsumexp(dim=1)
 
 
-def wpo_weights(
-    token_logps: Tensor, token_log_sum_squares: Tensor, group: Tensor, side: Tensor, lengths: Tensor
-) -> Tensor:
+def wpo_weights(log_likeness: Tensor, lengths: Tensor) -> Tensor:
     """w(y) of every completion.
 
     Args:
-        token_logps, token_log_sum_squares: (N,) of all completion tokens, nats.
-        group, side: (N,) int64: the token's group and its completion in it.
-        lengths: (G, K) int64 numbers of tokens, 0 where absent.
+        log_likeness: any shape, sums over the completion's tokens of log pi(y_t) - log sum_v pi(v)^2, nats.
+        lengths: same shape, numbers of tokens, 0 where absent.
 
-    Returns: (G, K), each > 0, without gradient; 1 where absent.
+    Returns: the same shape, each > 0, without gradient; 1 where absent.
     """
-    each = at_least_float32(token_logps.detach()) - token_log_sum_squares.detach()
-    sums = each.new_zeros(lengths.numel()).index_add(0, group * lengths.shape[1] + side, each)
-    return averages(sums.view(lengths.shape), lengths).exp()
+    return averages(log_likeness.detach(), lengths).exp()
+
+
+def wpo_losses(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    chosen_weights: Tensor,
+    rejected_weights: Tensor,
+    beta: float,
+) -> Tensor:
+    """WPO loss of each pair.
+
+    Args:
+        chosen_logps, rejected_logps: (G,) log pi of the two completions, sums over tokens, nats.
+        ref_chosen_logps, ref_rejected_logps: (G,) the same under the frozen reference.
+        chosen_weights, rejected_weights: (G,) w of the two, > 0; no gradient goes into them.
+        beta: > 0.
+
+    Returns: (G,), each > 0.
+    """
+    plain = dpo_losses(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta)
+    return (chosen_weights * rejected_weights).detach() * plain
 
 
 def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
@@ -63,8 +82,10 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     pairs, four = with_anchor(batch, "wpo")
     tokens = tokens_of(batch, "wpo")
     squares = log_sum_squares(required(tokens.logits, "tokens.logits", "wpo"))
-    each = wpo_weights(tokens.logps, squares, tokens.group, tokens.column, batch.lengths)
-    weights = column(each, 0, pairs.usable) * column(each, 1, pairs.usable)
-    losses = weights * dpo_losses(*four, settings.beta)
+    likeness = at_least_float32(tokens.logps.detach()) - squares
+    shape = (batch.lengths.shape[0], batch.lengths.shape[1])
+    each = wpo_weights(completion_sums(likeness, tokens, shape), batch.lengths)
+    weights = column(each, 0, pairs.usable), column(each, 1, pairs.usable)
+    losses = wpo_losses(*four, *weights, settings.beta)
     chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected, weight=weights)
+    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected, weight=weights[0] * weights[1])

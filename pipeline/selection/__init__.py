@@ -14,6 +14,7 @@ each of the constants also as a function of the settings in small letters (gives
 
     reads(settings)   the scores it reads; else (settings.score,). Filters clean and correct these.
     ranks(settings)   the score its groups are ordered by; else settings.score. Ties and margins are judged by it.
+    REWRITES = True   its groups have other texts than the samples, and no ids: the stage tokenises them
     survey(groups, settings, seed)
                       what must be known of the whole table first, from one pass over it; `select` then takes the
                       result as a fourth argument, `found`
@@ -21,7 +22,7 @@ each of the constants also as a function of the settings in small letters (gives
 A rule meets samples that filters.clean let through: not empty, finite scores, by default no two alike.
 A soft label is the score "win_rate": P(chosen is better) on the chosen completion, 1 - P on the rejected one. Objective
 spce reads it with stage.train_preference.settings.score=win_rate and labels=probability. sppo_table stores the win
-rates against all samples of the prompt there, which objective sppo takes.
+rates against all samples of the prompt there, which objective sppo takes with labels=soft.
 
 Training time (mc, uniform, hardest, easiest): groups of 1 + L -> the M negatives of this step. Such a module has
 

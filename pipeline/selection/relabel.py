@@ -4,7 +4,7 @@
 
 so that the policy learns what every level of quality looks like, not only to prefer the best; at test time it is asked
 for the highest score. How well an answer meets the goal is stored as the score "goal": minus its distance to the score
-asked for. The prompts are new texts, so their ids are gone: the groups must be tokenised before they are trained on.
+asked for. The prompts are new texts, so ids are gone: stage build_groups makes them anew.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pipeline.selection.candidates import TOO_FEW, Selected, ends, generator, nu
 
 GIVES = "pairs"
 SAMPLES = 2
+REWRITES = True
 GOAL = "goal"
 FINE = "fine_score_disagrees"
 TEXT = (

@@ -3,6 +3,7 @@
 Filters, then the selection rule, then filters on what it made (pipeline.selection.filters). What is left out is counted
 by reason: prompts under the reason itself; of the prompts that are kept, single samples as completion_<reason> and
 whole groups as group_<reason>. Scores are read, never computed: another rule or another filter re-pairs the same table.
+Where the rule writes new prompts, they are tokenised with the template of `model`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from pipeline.selection.filters import Correction, Filters, clean, compared, len
 from pipeline.stage import Context, NoRuntime
 
 VERSION = 2
-INPUTS = {"groups": "one"}
+INPUTS = {"groups": "one", "model": "optional"}
 SEEDED = False  # unless the rule draws, see seeded
 Runtime = NoRuntime
+_BATCH = 512  # groups tokenised at once
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,14 @@ class Settings:
 def seeded(settings: Settings) -> bool:
     """Rules that draw nothing make the same groups with every seed, so their groups are shared by all seeds."""
     return bool(declared(_rule(settings), "seeded"))
+
+
+def required(settings: Settings) -> dict[str, str]:
+    return {"model": "the selection writes new prompts"} if _rewrites(_rule(settings)) else {}
+
+
+def wanted(settings: Settings) -> set[str]:
+    return set(required(settings))
 
 
 def kinds(settings: Settings, given: frozenset[str]) -> frozenset[str]:
@@ -106,7 +116,7 @@ def run(context: Context) -> None:
                 context.report.progress(tally.read, total, "prompts")
             yield from groups_of(group, correction, select, tally)
 
-    tables.write(context.out / "groups", made())
+    tables.write(context.out / "groups", tokenised(made(), context.one("model")) if _rewrites(part) else made())
     for reason, number in sorted(tally.dropped.items()):
         context.report.drop(reason, number)
     if not tally.kept:
@@ -144,6 +154,21 @@ def groups_of(group: Group, correction: Correction, select: Select, tally: Tally
             samples = Counter(samples) + Counter(gone)
     tally.prompt(found, reason, samples, left_out)
     return found
+
+
+def tokenised(groups: Iterable[Group], model: Path) -> Iterator[Group]:
+    """The groups with ids of their texts, by the tokenizer and chat template of `model`."""
+    from pipeline.training import encode, export
+    from pipeline.training.data import chunks
+
+    export.quiet()
+    encoder = encode.Encoder(export.load_tokenizer(model), export.stop_ids(model))
+    for batch in chunks(groups, _BATCH):
+        yield from encoder.encode(batch)
+
+
+def _rewrites(part: Part) -> bool:
+    return bool(getattr(part.module, "REWRITES", False))
 
 
 def _rule(settings: Settings) -> Part:

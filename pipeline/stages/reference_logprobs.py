@@ -37,7 +37,7 @@ def run(context: Context) -> None:
         stale.unlink()
     whole, total = len(tables.parts(target)), tables.count(source)
     model = export.load_policy(context.one("model"), device, runtime)
-    forward.check_head(model)
+    forward.prepare(model, context.runtime.share_prefix)
     for index, groups in enumerate(data.chunks(tables.read(source), _PART)):
         if index >= whole:
             tables.write_part(target, index, _score(model, groups, context))

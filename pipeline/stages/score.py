@@ -1,7 +1,8 @@
 """Score every completion of a table with a reward model, a rule, a judge or the policy itself. Drops nothing.
 
-`policy` and `reference` are models for scorers that need them (the implicit reward). Writes groups/ with the parts of its
-input, each completion carrying the new score(s). A part that exists is done, so a killed stage goes on with the next.
+`policy` and `reference` are models for scorers that need them (the implicit reward). Writes groups/ with the parts of
+its input, each completion carrying the new score(s). A part that exists is done, so a killed stage goes on with the
+next one.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def quantisation(settings: AdapterSettings) -> dict[str, Any]:
 
 def add(model: Any, settings: AdapterSettings, seed: int, whole: tuple[str, ...] = ()) -> None:
     """Freeze `model` and add adapters that start as no change, drawn from `seed`. Modules `whole` learn altogether."""
-    every = settings.target_modules == ["all-linear"]
+    every = settings.target_modules == ("all-linear",)
     targets: Any = "all-linear" if every else list(settings.target_modules)
     config = peft.LoraConfig(
         r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets,
@@ -56,7 +56,7 @@ def add(model: Any, settings: AdapterSettings, seed: int, whole: tuple[str, ...]
     try:
         peft.inject_adapter_in_model(config, model)
     except ValueError as error:
-        raise UserError(f"trainer.adapter.target_modules: {settings.target_modules} fits no layer of "
+        raise UserError(f"trainer.adapter.target_modules: {list(settings.target_modules)} fits no layer of "
                         f"{type(model).__name__}; expected names of its linear layers or [all-linear] "
                         f"({str(error).splitlines()[0]})") from None
     for p in model.parameters():

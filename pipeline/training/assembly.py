@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.records import UserError
+import torch
+from transformers import AttentionInterface
+
 from pipeline.stage import derive_seed
-from pipeline.training import adapters, checkpoint, export
+from pipeline.training import adapters, checkpoint, distribute, export, sharing
 from pipeline.training.distribute import World
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
@@ -18,17 +20,10 @@ def adapt(model: Any, trainer: TrainerSettings, runtime: TrainRuntime, seed: int
     if trainer.adapter.on:
         adapters.add(model, trainer.adapter, derive_seed(seed, "adapter"), whole)
     if runtime.compile:
-        compile_layers(model)
-
-
-def compile_layers(model: Any) -> None:
-    """Compile every transformer layer in place: the same code, so it is compiled once."""
-    names = set(model._no_split_modules or ())
-    layers = [m for m in model.modules() if type(m).__name__ in names]
-    if not layers:
-        raise UserError(f"runtime.compile: {type(model).__name__} does not name its layers, set it to false")
-    for layer in layers:
-        layer.compile(dynamic=True)
+        # attention over a tree of prompts and completions walks it in Python: compiled, every batch would be a new one
+        AttentionInterface.register(sharing.ATTENTION, torch.compiler.disable(sharing.tree_attention))
+        for layer in distribute.layers_of(model):  # one by one: the same code, compiled once
+            layer.compile(dynamic=True)
 
 
 def deliver(

@@ -6,6 +6,7 @@ no more than s, and any split into micro-batches draws the same numbers.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,21 +16,32 @@ from pipeline.training.data import Example
 from pipeline.training.packed import unique_tokens
 
 
-def epoch_order(ids: Sequence[str], seed: int, epoch: int) -> list[int]:
-    """A permutation of range(len(ids)): each id is placed by its own hash."""
-    return sorted(range(len(ids)), key=lambda i: derive_seed(seed, "order", epoch, ids[i]))
+def epoch_order(ids: Sequence[str], seed: int, epoch: int) -> np.ndarray:
+    """(n,) int64, a permutation of range(n): each id is placed by its own hash, derive_seed(seed, "order", epoch, id).
+
+    A second for a million ids: what all hashes begin with is hashed once.
+    """
+    begun = hashlib.sha256(f"{seed}\x1forder\x1f{epoch}\x1f".encode())
+
+    def digest(name: str) -> bytes:
+        one = begun.copy()
+        one.update(name.encode())
+        return one.digest()[:8]
+
+    keys = np.frombuffer(b"".join(map(digest, ids)), ">u8") >> np.uint64(1)
+    return np.argsort(keys, kind="stable")
 
 
 def global_batches(ids: Sequence[str], seed: int, size: int, start: int, stop: int) -> Iterator[list[int]]:
     """Indices of the global batches of steps start .. stop - 1, cut from the endless stream of epochs."""
-    epoch, order = -1, []
+    epoch, order = -1, np.zeros(0, np.int64)
     for step in range(start, stop):
         batch = []
         for position in range(step * size, (step + 1) * size):
             if position // len(ids) != epoch:
                 epoch = position // len(ids)
                 order = epoch_order(ids, seed, epoch)
-            batch.append(order[position % len(ids)])
+            batch.append(int(order[position % len(ids)]))
         yield batch
 
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from pipeline.training import optim
 from pipeline.training.distribute import World, like
 
-_MODEL, _OPTIMIZER, _EXTRA, _MANIFEST = "model.safetensors", "optimizer.safetensors", "extra.safetensors", "manifest.json"
+_MODEL, _OPTIMIZER, _EXTRA = "model.safetensors", "optimizer.safetensors", "extra.safetensors"
+_MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)

@@ -142,11 +142,12 @@ def _fill(groups: Path, folder: Path, beside: Beside, stop_ids: Iterable[int] | 
     stops = None if stop_ids is None else np.array(sorted(stop_ids))
     problems, unmatched, seen = _Problems(), {"reference": _Problems(), "previous": _Problems()}, 0
     writer = mapped.Writer(folder)
+    tables = (("reference", "ref_logps", reference), ("previous", "previous_logps", previous))
     for chunk in arrays.read(groups, beside.score):
         seen += len(chunk.ids)
         problems.add(chunk_problems(chunk, stops))
         numbers = {"ref_logps": chunk.ref_logps, "previous_logps": mapped.nothing(chunk)}
-        for name, field_name, table in (("reference", "ref_logps", reference), ("previous", "previous_logps", previous)):
+        for name, field_name, table in tables:
             if getattr(beside, name):
                 here, numbers[field_name] = table.of_chunk(chunk)
                 unmatched[name].add(chunk.ids[g] for g in np.flatnonzero(~here))
@@ -167,8 +168,8 @@ def chunk_problems(chunk: arrays.Chunk, stops: np.ndarray | None) -> Iterator[st
     empty = chunk.tokens.lengths == 0
     some = np.flatnonzero(~empty & chunk.stopped)
     last = chunk.tokens.values[chunk.tokens.starts[some + 1] - 1]
-    wrong = {} if stops is None else dict(zip(some[~np.isin(last, stops)].tolist(), last[~np.isin(last, stops)].tolist(),
-                                              strict=True))
+    off = np.zeros(len(some), bool) if stops is None else ~np.isin(last, stops)
+    wrong = dict(zip(some[off].tolist(), last[off].tolist(), strict=True))
     bad = {chunk.group_of(c) for c in (*np.flatnonzero(empty).tolist(), *wrong)}
     for g in sorted(bad | set(np.flatnonzero(bare | (number == 0)).tolist())):
         name, low, high = f"group {chunk.ids[g]!r}", int(chunk.first[g]), int(chunk.first[g + 1])

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
-from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from accelerate import PartialState
 from torch import Tensor, distributed
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pipeline.records import UserError
@@ -138,18 +138,28 @@ def first_then_all(world: World, make: Callable[[], Found]) -> Found:
 
 
 def spread(world: World, model: Any, runtime: TrainRuntime) -> World:
-    """Shard the weights of `model` over the processes, layer by layer (FSDP2), where the strategy says so."""
+    """Shard the weights of `model` over the processes, layer by layer (FSDP2), where the strategy says so.
+
+    By torch's own `fully_shard`: accelerate shards on accelerators only, and what runs there is to be tested here.
+    """
     if world.size == 1 or runtime.strategy != "fsdp2":
         return world
-    plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", reshard_after_forward=True,
-        cpu_ram_efficient_loading=False)
-    accelerator = Accelerator(cpu=device_of(model).type == "cpu", fsdp_plugin=plugin)
-    shell = fsdp2_prepare_model(accelerator, Shell(model))
-    for module in shell.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)  # the loss is normalised over the global batch: sums, not means
+    mesh, shell = init_device_mesh(device_of(model).type, (world.size,)), Shell(model)
+    for module in (*layers_of(model), shell):  # embeddings, head and whatever else is left go with the shell
+        fully_shard(module, mesh=mesh)
+        module.set_gradient_divide_factor(1.0)  # the loss is normalised over the global batch: sums, not means
+        module.set_force_sum_reduction_for_comms(True)
     return replace(world, shell=shell)
+
+
+def layers_of(model: Any) -> list[Any]:
+    """The transformer layers of a Hugging Face model. Raises UserError where it does not name them."""
+    names = set(model._no_split_modules or ())
+    found = [m for m in model.modules() if type(m).__name__ in names]
+    if not found:
+        raise UserError(f"model: {type(model).__name__} does not say what its layers are, so it can be neither sharded "
+                        "nor compiled; set runtime.strategy=ddp and runtime.compile=false")
+    return found
 
 
 class Shell(torch.nn.Module):
@@ -161,7 +171,6 @@ class Shell(torch.nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self._no_split_modules = list(model._no_split_modules or ())  # what accelerate shards one by one
 
     def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(self.model, *arguments)

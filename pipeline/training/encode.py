@@ -5,15 +5,23 @@
 BOS exactly once; a completion ends with a stop id if and only if its finish_reason is "stop"; the boundary is a
 concatenation of ids, never of strings. What breaks it stops with the example's id and the two renderings, because
 each of these mistakes trains without any other sign.
+
+A special token's string inside somebody's text ("<|end|>", "</s>") is text: it is tokenised as the letters it is made
+of, so that no one's words can end a turn or open another.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from pipeline.records import LENGTH, STOP, Completion, Group, UserError
+
+_OPEN, _CLOSE = "\U000f0000", "\U000f0001"  # private use: they hold the place of a special token's string in a text
+_HELD = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 
 
 @dataclass(frozen=True)
@@ -44,9 +52,9 @@ class Encoder:
         return made
 
     def _render(self, group: Group, completion: Completion | None) -> str:
-        messages = [{"role": m.role, "content": m.content} for m in group.messages]
+        messages = [{"role": m.role, "content": self._held(m.content)} for m in group.messages]
         if completion is not None:
-            messages.append({"role": "assistant", "content": completion.text})
+            messages.append({"role": "assistant", "content": self._held(completion.text)})
         try:
             return str(self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=completion is None))
@@ -55,7 +63,41 @@ class Encoder:
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         # the template writes BOS itself, so no special tokens are added on top of it
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        plain = [text for text in texts if _OPEN not in text]
+        ids = iter(self.tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else [])
+        return [self._pieces(text) if _OPEN in text else next(ids) for text in texts]
+
+    def _pieces(self, text: str) -> list[int]:
+        """The ids of a rendering in which strings of special tokens are held."""
+        found: list[int] = []
+        for i, piece in enumerate(_HELD.split(text)):
+            if i % 2 == 0:
+                found += self.tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
+                continue
+            name = self._specials[int(piece)]
+            letters = self.tokenizer(name, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            if set(letters) & set(self.tokenizer.all_special_ids):
+                raise UserError(f"the text holds {name!r}, a special token that this tokenizer cannot write as plain "
+                                "text; take it out of the data")
+            found += letters
+        return found
+
+    @cached_property
+    def _specials(self) -> list[str]:
+        """The strings of all special tokens, longest first."""
+        added = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
+        return sorted({*self.tokenizer.all_special_tokens, *added}, key=lambda t: (-len(t), t))
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self._specials)) or "(?!)")
+
+    def _held(self, text: str) -> str:
+        """Somebody's text, with a place holder for every string of a special token."""
+        return self._pattern.sub(lambda m: f"{_OPEN}{self._specials.index(m.group())}{_CLOSE}", text)
+
+    def _shown(self, text: str) -> str:
+        return _HELD.sub(lambda m: self._specials[int(m.group(1))], text)
 
     def _bos_problem(self, group: Group, rendering: str, ids: list[int]) -> list[str]:
         bos = self.tokenizer.bos_token_id
@@ -64,13 +106,13 @@ class Encoder:
         if bos not in ids and not _template_writes_bos(self.tokenizer):
             return []  # a family that has the token and was trained without it, such as Qwen
         return [f"example {group.id!r}: {ids.count(bos)} BOS tokens in the prompt, expected exactly one, at the start; "
-                f"text: {group.messages[-1].content[:200]!r}; rendering: {rendering[:300]!r}"]
+                f"text: {group.messages[-1].content[:200]!r}; rendering: {self._shown(rendering)[:300]!r}"]
 
     def _completion(
         self, name: str, prompt: str, head: list[int], text: str, full: list[int], completion: Completion
     ) -> tuple[list[int], list[str]]:
         """The ids of one answer, and what is wrong with them."""
-        both = f"prompt: {prompt[-200:]!r}; prompt with answer: {text[-300:]!r}"
+        both = f"prompt: {self._shown(prompt)[-200:]!r}; prompt with answer: {self._shown(text)[-300:]!r}"
         if full[: len(head)] == head:
             tail = full[len(head):]
         elif text.startswith(prompt):  # the tokenizer merges across the boundary: tokenise the answer on its own
@@ -84,8 +126,8 @@ class Encoder:
                         f"{[self.tokenizer.convert_ids_to_tokens(i) for i in self.stop_ids]}; add the token it ends "
                         f"with to eos_token_id of generation_config.json; {both}"]
         if len(ends) > 1:
-            return [], [f"example {name!r}: a stop token inside the answer (id {tail[ends[0]]}), expected one at its "
-                        f"end only; take it out of the text; {both}"]
+            return [], [f"example {name!r}: the template writes {len(ends)} stop tokens after an answer (the first is "
+                        f"id {tail[ends[0]]}), expected one at its end only; {both}"]
         return tail[: ends[0] + (completion.finish_reason == STOP)], []
 
 
@@ -115,8 +157,8 @@ def limit(group: Group, limits: Limits) -> tuple[Group | None, list[str]]:
     reasons: list[str] = []
     for k, completion in enumerate(group.completions):
         cut, reason = _limit_completion(group.id, completion, limits)
-        if cut is not None and not cut.token_ids:
-            cut, reason = None, "empty_completion"
+        if cut is not None and not (cut.token_ids and completion.text.strip()):
+            cut, reason = None, "empty_completion"  # nothing at all, or nothing but blanks and the stop id
         if cut is not None and any(cut.token_ids == other.token_ids for other in kept):
             cut, reason = None, "identical_completion"
         reasons.extend([reason] if reason else [])

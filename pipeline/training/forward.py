@@ -1,8 +1,9 @@
 """Forward over groups: hidden states -> LM head only where a completion token is predicted -> sums per completion.
 
 `collate` says which tokens there are and where they belong; how they are laid out is up to the model. One that passed
-`sharing.shared` sees every prompt once (`packed`), any other sees K rows `prompt + completion` padded on the right: with
-a causal model no token sees what comes after it, so rows need no mask, and what padded positions hold is never read.
+`sharing.shared` sees every prompt once (`packed`), any other sees K rows `prompt + completion` padded on the right:
+with a causal model no token sees what comes after it, so rows need no mask, and what padded positions hold is never
+read.
 """
 
 from __future__ import annotations
@@ -138,7 +139,8 @@ def prepare(model: Any, share_prefix: bool = True) -> None:
         return
     why = sharing.shared(model)
     if why is not None:
-        print(f"prompts are not shared, every completion is a row of its own: {type(model).__name__}: {why}", flush=True)
+        print(f"prompts are not shared, every completion is a row of its own: {type(model).__name__}: {why}",
+              flush=True)
 
 
 @torch.no_grad()

@@ -156,9 +156,9 @@ def _table(values: Sequence[Sequence[float] | None], device: torch.device | str)
 
 def moved(inputs: LossInputs, device: torch.device | str) -> LossInputs:
     """The per-group part of `inputs` on another device, without what belongs to the model."""
-    there = {n: getattr(inputs, n) for n in (*_COLUMNS, *_GROUPS)}
-    return dataclasses.replace(inputs, tokens=None, state={}, parameters={},
-                               **{n: None if v is None else v.to(device) for n, v in there.items()})
+    there: dict[str, Any] = {n: getattr(inputs, n) for n in (*_COLUMNS, *_GROUPS)}
+    moved_there: dict[str, Any] = {n: None if v is None else v.to(device) for n, v in there.items()}
+    return dataclasses.replace(inputs, tokens=None, state={}, parameters={}, **moved_there)
 
 
 def joined(parts: Sequence[LossInputs], places: Sequence[Sequence[int]]) -> LossInputs:
@@ -184,5 +184,5 @@ def joined(parts: Sequence[LossInputs], places: Sequence[Sequence[int]]) -> Loss
         full = [torch.ones_like(p.present[:, 0]) if v is None else v for p, v in zip(parts, values, strict=True)]
         return torch.cat(full)[order.to(full[0].device)]
 
-    gathered = {n: column(n) for n in _COLUMNS} | {n: flat(n) for n in _GROUPS}
+    gathered: dict[str, Any] = {n: column(n) for n in _COLUMNS} | {n: flat(n) for n in _GROUPS}
     return dataclasses.replace(parts[0], tokens=None, **gathered)

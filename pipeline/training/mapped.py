@@ -54,18 +54,15 @@ class Elsewhere:
 
     def of_chunk(self, chunk: Chunk) -> tuple[np.ndarray, Numbers]:
         """(G,) bool, which groups are here at all, and their numbers."""
+        if len(self.keys) == 0:
+            return np.zeros(len(chunk.ids), bool), nothing(chunk)
         keys, wanted = chunk.keys(), np.diff(chunk.first)
-        place = np.searchsorted(self.keys, keys, "right") - 1
-        place[place < 0] = 0
-        here = np.zeros(len(keys), bool)
-        if len(self.keys):
-            here = (self.keys[place] == keys) & (self.numbers[place] == wanted)
-        values = np.full(chunk.first[-1], np.nan)
-        if here.any():
-            rows = np.repeat(here, wanted)
-            values[rows] = self.values[(np.repeat(self.first[place * here], wanted) + arrays.places(chunk.first).astype(
-                np.int64))[rows]]
-        return here, Numbers(values, here & (self.present[place] if len(self.keys) else here))
+        place = np.maximum(np.searchsorted(self.keys, keys, "right") - 1, 0)
+        here = (self.keys[place] == keys) & (self.numbers[place] == wanted)
+        rows, values = np.repeat(here, wanted), np.full(chunk.first[-1], np.nan)
+        at = np.repeat(self.first[place], wanted) + arrays.places(chunk.first).astype(np.int64)
+        values[rows] = self.values[at[rows]]
+        return here, Numbers(values, here & self.present[place])
 
 
 def nothing(chunk: Chunk) -> Numbers:

@@ -1,11 +1,11 @@
 """The packed layout: one row of unpadded tokens in which every group's prompt stands once.
 
-A group whose completions share a prompt is a tree, `[prompt | c0 | c1 ...]`: a completion sees the prompt and itself, and
-its positions go on behind the prompt. Everything that works token by token (projections, MLP, norms) then runs on the
-unique tokens of the micro-batch and on nothing else; only attention looks at the tree, segment by segment.
+A group whose completions share a prompt is a tree, `[prompt | c0 | c1 ...]`: a completion sees the prompt and itself,
+and its positions go on behind the prompt. Everything that works token by token (projections, MLP, norms) then runs on
+the unique tokens of the micro-batch and on nothing else; only attention looks at the tree, segment by segment.
 
-A segment holds inputs, not outputs: the prompt without its last token, and per completion `[last prompt token, c[:-1]]`.
-So a completion's predictions are exactly its segment's tokens, no position is shared, and the last token of a
+A segment holds inputs, not outputs: the prompt without its last token, and per completion `[last prompt token,
+c[:-1]]`. So a completion's predictions are exactly its segment's tokens, no position is shared, and the last token of a
 completion, which predicts nothing, is never computed.
 """
 
@@ -40,6 +40,7 @@ class Packed:
     position_ids: Tensor  # (1, N) int64, from 0 in every sequence
     predict: Tensor  # (C,) int64 into N: the positions that predict the completion tokens, completion by completion
     segments: tuple[Segment, ...]  # in the order of the tokens; their lengths add up to N
+    sequences: tuple[np.ndarray, ...]  # per completion, group by group: where its prompt and it stand, (P + T - 1,)
     windows: set[int] = field(default_factory=set)  # sliding windows that layers asked for
     masks: dict[int | None, Tensor] = field(default_factory=dict)  # window -> band, see `_mask`
 
@@ -48,7 +49,7 @@ def pack(examples: Sequence[Example], device: torch.device | str) -> Packed:
     """Lay groups out as trees. Completions with prompts of their own become sequences of their own."""
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
-    predict: list[np.ndarray] = []
+    sequences: list[np.ndarray] = []
     segments: list[Segment] = []
     at = 0
 
@@ -62,20 +63,22 @@ def pack(examples: Sequence[Example], device: torch.device | str) -> Packed:
     for e in examples:
         places: dict[int, np.ndarray] = {}
         for prompt, members in _by_prompt(e):
-            root = ALONE
+            root, shared, first = ALONE, 0, at
             if len(members) > 1 and len(prompt) > 1:
-                root = len(segments)
+                root, shared = len(segments), len(prompt) - 1
                 put(prompt[:-1], 0, ALONE)
             for k in members:
-                completion, shared = e.completions[k], len(prompt) - 1 if root != ALONE else 0
-                put(np.concatenate([prompt[shared:], completion[:-1]]), shared, root)
-                places[k] = np.arange(at - len(completion), at)
-        predict.extend(places[k] for k in range(len(e.completions)))
+                begin = at
+                put(np.concatenate([prompt[shared:], e.completions[k][:-1]]), shared, root)
+                places[k] = np.concatenate([np.arange(first, first + shared), np.arange(begin, at)])
+        sequences.extend(places[k] for k in range(len(e.completions)))
 
     def joined(parts: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
 
-    return Packed(joined(ids)[None], joined(positions)[None], joined(predict), tuple(segments))
+    targets = (len(c) for e in examples for c in e.completions)
+    predict = joined([places[-n:] for places, n in zip(sequences, targets, strict=True)])
+    return Packed(joined(ids)[None], joined(positions)[None], predict, tuple(segments), tuple(sequences))
 
 
 def unique_tokens(example: Example) -> int:

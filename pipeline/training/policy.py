@@ -124,12 +124,17 @@ def remove_parameters(model: Any) -> dict[str, Tensor]:
 
 
 def common_metrics(inputs: LossInputs) -> Metrics:
-    """What every objective reports: log-probs and lengths of both sides, and the reference's where there is one."""
+    """What every objective reports: log-probs and lengths of both sides, and the reference's where there is one.
+
+    `reference_kl` is the mean of log reference - log policy over a group's completions, nats per completion: the plain
+    estimate (k1) of KL(reference || policy) where the reference wrote them, else how far the policy has drifted on them.
+    """
     with torch.no_grad():
         logps = inputs.logps.detach()
         found = {"chosen_logps": logps[:, 0], "chosen_length": inputs.lengths[:, 0].float()}
         if inputs.ref_logps is not None:
             found["chosen_log_ratio"] = logps[:, 0] - inputs.ref_logps[:, 0]
+            found["reference_kl"] = (inputs.ref_logps - logps).sum(1) / inputs.present.sum(1)  # both 0 where absent
         if logps.shape[1] > 1:
             found["rejected_logps"] = logps[:, 1]
             found["rejected_length"] = inputs.lengths[:, 1].float()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.build import Part, load_part
+from pipeline.records import UserError
 from pipeline.stage import Context
 from pipeline.training import adapters, assembly, data, distribute, export, fitting, forward, optim, policy
 from pipeline.training.distribute import World
@@ -38,11 +39,14 @@ def train(context: Context, parts: Parts, score: str = "reward", keep: bool = Fa
     source = context.one("model")
     world, device = distribute.join(runtime, export.prepare_machine(runtime))
     adapters.require(trainer.adapter, device)
+    if trainer.adapter.on and (context.optional("optimizer") or keep):
+        raise UserError(f"trainer.adapter.kind: {trainer.adapter.kind} with an optimizer that runs through several "
+                        "steps: each starts a new adapter, whose moments start at nothing; set it to none")
     needs = policy.needs_of(parts.objective, parts.auxiliary)
     examples = load_examples(context, parts, score, world)
     model = export.load_policy(source, device, runtime, adapters.quantisation(trainer.adapter))
     data.check_fits(examples, model.get_input_embeddings().weight.shape[0], export.context_length(model))
-    forward.check_head(model)
+    forward.prepare(model, runtime.share_prefix)
     assembly.adapt(model, trainer, runtime, context.seed)
     policy.add_parameters(model, parts.objective)
     world = distribute.spread(world, model, runtime)
@@ -58,7 +62,8 @@ def train(context: Context, parts: Parts, score: str = "reward", keep: bool = Fa
         if world.first:
             optim.save_folder(context.out / "optimizer", moments, outcome.updates)
     policy.remove_parameters(model)
-    assembly.deliver(model, lambda: export.load_policy(source, torch.device("cpu")), source, context.out, trainer, world)
+    assembly.deliver(model, lambda: export.load_policy(source, torch.device("cpu")), source, context.out, trainer,
+                     world)
     context.report.count(groups=len(examples), steps=outcome.steps,
                          completion_tokens=sum(e.completion_tokens for e in examples),
                          parameters=sum(p.numel() for p in model.parameters()))

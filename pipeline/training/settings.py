@@ -23,7 +23,7 @@ class AdapterSettings:
     r: int = setting(16, low=1)
     alpha: float = setting(32.0, above=0.0)
     dropout: float = setting(0.0, low=0.0, below=1.0)  # of the adapter's input
-    target_modules: list[str] = setting(["all-linear"])  # names of linear layers, or "all-linear": all but the head
+    target_modules: tuple[str, ...] = ("all-linear",)  # names of linear layers, or "all-linear": all but the head
 
     @property
     def on(self) -> bool:
@@ -63,7 +63,7 @@ class TrainRuntime:
 
     device: str = setting("auto", choices=("auto", "cpu", "cuda"))  # auto = cuda where there is one
     threads: int | None = setting(None, low=1)  # CPU threads; null = torch's own choice
-    tokens_per_batch: int = setting(8192, low=1)  # padded tokens of one forward pass
+    tokens_per_batch: int = setting(8192, low=1)  # unique tokens of one forward pass
     logits_per_chunk: int = setting(2**27, low=1)  # tokens x vocabulary held at once by the LM head
     attention: str = setting("sdpa", choices=("eager", "sdpa", "flash_attention_2"))  # eager: best for short CPU rows
     gradient_checkpointing: bool = False
@@ -72,11 +72,12 @@ class TrainRuntime:
     keep_checkpoints: int = setting(2, low=1)
     log_every: int = setting(10, low=1)  # optimizer steps
     compile: bool = False  # torch.compile the layers: a minute more at the start
-    peak_tflops: float | None = setting(None, above=0.0)  # of one device, for model FLOP utilisation; null = known or measured
+    peak_tflops: float | None = setting(None, above=0.0)  # of one device, for FLOP utilisation; null: known or measured
     strategy: str = setting("none", choices=STRATEGIES)  # of several processes: whole copies (ddp) or sharded weights
     processes: int = setting(1, low=1)  # on this node: one per device
     nodes: int = setting(1, low=1)
     rendezvous: str | None = None  # host:port of one of several nodes, the same on each
+    share_prefix: bool = True  # every prompt once per group, where the model's family allows it
 
     @property
     def world_size(self) -> int:

@@ -55,6 +55,10 @@ def test_greedy_equals_transformers_and_reload_really_changes_the_weights(use_vl
     assert second != first
 
 
+def test_a_server_of_the_users_own_is_looked_at_not_started(use_vllm, tiny_model, tmp_path):
+    assert vllm.start_service(tiny_model, tmp_path / "log", vllm.Settings(url=use_vllm.url)) is None
+
+
 def test_the_gap_to_transformers_is_reported(use_vllm, tiny_model):
     with vllm.open_engine(tiny_model, vllm.Settings(), tiny_model / "no.log") as engine:
         list(engine.sample([ask(PROMPTS[0])]))
@@ -238,6 +242,8 @@ def test_a_url_where_nobody_answers_is_the_users_to_fix(tiny_model, tmp_path, mo
     opened = vllm.open_engine(tiny_model, settings, tmp_path / "log")
     with pytest.raises(UserError, match=r"engine\.url: .*no vLLM server answers"), opened:
         pass
+    with pytest.raises(UserError, match=r"engine\.url: .*no vLLM server answers"):  # a run asks before its first step
+        vllm.start_service(tiny_model, tmp_path / "log", settings)
 
 
 def test_the_key_is_on_no_command_line_and_in_no_log(use_vllm):
@@ -287,7 +293,6 @@ def test_kill_9_of_its_owner_leaves_no_process(tiny_model, tmp_path):
 def test_settings_name_a_url_that_is_none():
     (problem,) = vllm_service.Settings(url="http://a:1, localhost:8000").check()
     assert problem == ("url", "expected http://HOST:PORT, got 'localhost:8000'")
-    assert vllm.start_service(Path("unused"), Path("unused"), vllm.Settings(url="http://elsewhere:8000")) is None
 
 
 def test_the_services_arguments(tiny_model):

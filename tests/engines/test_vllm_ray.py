@@ -53,6 +53,7 @@ def test_where_ray_is_missing_that_is_said(tiny_model, tmp_path, monkeypatch):
         vllm_ray.start_service(tiny_model, tmp_path / "log", vllm_ray.Settings())
 
 
-def test_a_running_cluster_of_servers_needs_no_actors(tiny_model, tmp_path):
-    settings = vllm_ray.Settings(url="http://a:1,http://b:1")
-    assert vllm_ray.start_service(tiny_model, tmp_path / "log", settings) is None
+def test_servers_that_already_run_need_no_actors(tiny_model, tmp_path):
+    settings = vllm_ray.Settings(url="http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"engine\.url: .*no vLLM server answers"):
+        vllm_ray.start_service(tiny_model, tmp_path / "log", settings)

@@ -79,7 +79,7 @@ def test_the_same_command_again_finds_everything_done(finished, align):
     started = time.monotonic()
     again = align("run", *words)
     assert again.returncode == 0 and time.monotonic() - started < 10
-    assert again.stdout.count("  cached  ") == 23 and "every step cached" in again.stdout
+    assert again.stdout.count("  cached  ") == 25 and "every step cached" in again.stdout
 
 
 def test_a_third_iteration_reruns_nothing_of_the_first_two(finished, align):
@@ -97,6 +97,7 @@ def test_a_third_iteration_reruns_nothing_of_the_first_two(finished, align):
             "answers",
             "answer_scores",
             "evaluate",
+            "diagnose",
             "report",
         )
     }
@@ -139,7 +140,7 @@ def test_one_step_with_changed_settings_makes_what_follows_stale(finished, align
     before = _artifact(workspace, "first", "train[2]").key
     changed = align("stage", "train[2]", *where, "objective.later.2.alpha=0.02")
     assert changed.returncode == 0, changed.stdout + changed.stderr
-    assert "stale now: answers[2], answer_scores[2], evaluate[2], report[2]" in changed.stdout
+    assert "stale now: answers[2], answer_scores[2], evaluate[2], diagnose[2], report[2]" in changed.stdout
     assert _artifact(workspace, "first", "train[2]").key != before
     why = align("explain", "train[2]", *where)
     assert "settings.objective.alpha" in why.stdout and "0.01" in why.stdout and "0.02" in why.stdout

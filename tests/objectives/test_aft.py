@@ -41,7 +41,8 @@ def test_averages() -> None:
 
 def test_gradient() -> None:
     """dL/ds_l = sum_w e^(s_l - s_w) / (1 + sum): the share of the violations an answer is part of."""
-    found = gradient(lambda x: aft.loss(batch_of(x, scores=SCORES), aft.Settings(threshold=0.5))[0], torch.tensor(LOGPS))
+    at = torch.tensor(LOGPS)
+    found = gradient(lambda x: aft.loss(batch_of(x, scores=SCORES), aft.Settings(threshold=0.5))[0], at)
     total = math.exp(WORKED)
     expected = [-(math.exp(-2) + 1) / total, (math.exp(-2) + math.exp(-1)) / total, -(math.exp(-1) + math.e) / total,
                 (1 + math.e) / total]

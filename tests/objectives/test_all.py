@@ -351,6 +351,12 @@ def test_the_file_lists_every_setting_with_its_default(name: str) -> None:
         assert part.settings == type(part.settings)()
 
 
+def test_the_table_of_objectives_names_all_of_them() -> None:
+    text = (CONF.parents[1] / "docs" / "objectives.md").read_text()
+    rows = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
+    assert set(NODES) <= rows
+
+
 @every_variant
 def test_needs_and_normalisation_are_known_words(name: str) -> None:
     part = VARIANTS[name]

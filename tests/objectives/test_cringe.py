@@ -197,6 +197,19 @@ def test_averaged_margin() -> None:
     assert losses.item() == pytest.approx(0.182425523806356 * 6.026265233750364, rel=1e-12)
 
 
+@pytest.mark.parametrize(("reduction", "expected"), [("tokens", 6.026265233750364), ("sum", 6.026265233750364),
+                                                      ("mean", 3.013132616875182)])
+def test_reductions(reduction: str, expected: float) -> None:
+    """Two tokens each: the completions' own token means are half the sums; `normalise` tells the trainer the rest."""
+    soft = pairwise_cringe.Settings(alpha=0.01, b=3.0, tau=1.0, k=2, reduction=reduction)
+    hard = hard_cringe.Settings(alpha=0.01, b=3.0, k=2, reduction=reduction)
+    batch = batch_of([[-6.0, -9.0]])
+    assert pairwise_cringe.loss(batch, soft)[0].item() == pytest.approx(expected / 2, rel=1e-12)  # g = s(0)
+    assert hard_cringe.loss(batch, hard)[0].item() == pytest.approx(expected, rel=1e-12)
+    assert pairwise_cringe.normalise(soft) == hard_cringe.normalise(hard) == (
+        "tokens" if reduction == "tokens" else "groups")
+
+
 def test_gradient_flows_through_the_soft_gate() -> None:
     """With T = -log p_w + alpha C and dg/dM = -g (1 - g) / tau:
 

@@ -1,7 +1,7 @@
 """EXO on rewards, worked by hand.
 
-Log-ratios 4, 2, 0 and beta = 1/2 give r = (2, 1, 0); rewards 1, 0, 1/2 at beta_r = 1/2 give (2, 0, 1). Both softmaxes have
-Z = e^2 + e + 1 = 11.107337927389695, so log q - log p = (0, 1, -1) and
+Log-ratios 4, 2, 0 and beta = 1/2 give r = (2, 1, 0); rewards 1, 0, 1/2 at beta_r = 1/2 give (2, 0, 1). Both softmaxes
+have Z = e^2 + e + 1 = 11.107337927389695, so log q - log p = (0, 1, -1) and
 
     L = q_1 - q_2 = (e - 1) / Z = 0.154697897884417
 """

@@ -1,7 +1,7 @@
 """GPM and GPO, worked by hand.
 
-Embeddings (1, 0) and (0, 1): s = 1 1 - 0 0 = 1, reversed -1. GPO at beta = 1/2 with rewards 3 and 1: s_avg = +-1, targets +-2
-nats; log-ratios 5 and -1: L = 3^2 + 1^2 = 10.
+Embeddings (1, 0) and (0, 1): s = 1 1 - 0 0 = 1, reversed -1. GPO at beta = 1/2 with rewards 3 and 1: s_avg = +-1,
+targets +-2 nats; log-ratios 5 and -1: L = 3^2 + 1^2 = 10.
 """
 
 from __future__ import annotations

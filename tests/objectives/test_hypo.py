@@ -1,7 +1,7 @@
 """HyPO, worked by hand.
 
-Pair as in test_xpo: log(1 + e^-1) at beta = 1/2. Two samples with log pi -5 and -8 and log-ratios 3 and 1: leave-one-out
-coefficients 2 and -2, term (2 (-5) - 2 (-8)) / 2 = 3; lambda = 1/10 adds 0.3.
+Pair as in test_xpo: log(1 + e^-1) at beta = 1/2. Two samples with log pi -5 and -8 and log-ratios 3 and 1: their
+leave-one-out coefficients are 2 and -2, the term (2 (-5) - 2 (-8)) / 2 = 3; lambda = 1/10 adds 0.3.
 """
 
 from __future__ import annotations

@@ -1,20 +1,22 @@
 """InfoNCA and NCA on rewards, worked by hand.
 
-r = (2, 1, 0) as in test_exo_rw; rewards 1, 0, 1/2 at alpha = 1/2 give labels t = softmax(2, 0, 1) = (e^2, 1, e) / Z with
-Z = 11.107337927389695. With log q = r - ln Z:
+r = (2, 1, 0) as in test_exo_rw; rewards 1, 0, 1/2 at alpha = 1/2 give labels t = softmax(2, 0, 1) = (e^2, 1, e) / Z
+with Z = 11.107337927389695. With log q = r - ln Z:
 
     InfoNCA = ln Z - (2 e^2 + 1) / Z = 2.407605964444380 - 15.778112197861301 / Z = 0.987093479724355
-    NCA     = (e^2 l(-2) + l(-1) + e ln 2) / Z + (l(2) + l(1) + ln 2) / 3,   l(x) = ln(1 + e^x)
+    NCA     = (e^2 f(-2) + f(-1) + e ln 2) / Z + (f(2) + f(1) + ln 2) / 3,   f(x) = ln(1 + e^x)
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from pipeline.objectives import dpo, exo_rw, infonca, nca, nca_pair
+from pipeline.objectives.lists import soft_labels
 from pipeline.records import LossInputs
 from tests.objectives.batches import batch_of, gradient
 
@@ -26,7 +28,7 @@ Z = 11.107337927389695
 LABELS = torch.tensor([[math.exp(2), 1.0, math.e]], dtype=torch.float64) / Z
 
 
-def l(x: float) -> float:
+def softplus(x: float) -> float:
     return math.log1p(math.exp(x))
 
 
@@ -38,7 +40,8 @@ def test_hand_worked_values() -> None:
     soft = infonca.loss(batch(), infonca.Settings(0.5, 0.5))[0].item()
     assert soft == pytest.approx(0.987093479724355, abs=1e-12)
     each, metrics = nca.loss(batch(), nca.Settings(0.5, 0.5))
-    expected = (math.exp(2) * l(-2) + l(-1) + math.e * math.log(2)) / Z + (l(2) + l(1) + math.log(2)) / 3
+    attract = (math.exp(2) * softplus(-2) + softplus(-1) + math.e * softplus(0)) / Z
+    expected = attract + (softplus(2) + softplus(1) + softplus(0)) / 3
     assert each.item() == pytest.approx(expected, abs=1e-12)
     assert metrics["margin"].item() == 1.5 and metrics["accuracy"].item() == 1.0
 
@@ -82,20 +85,19 @@ def test_first_bonus_breaks_ties() -> None:
     pair = batch_of(POLICY[:, :2] * 0, POLICY[:, :2] * 0, scores=[[3.0, 3.0]])
     found = infonca.loss(pair, infonca.Settings(1.0, 0.01, 0.01))[0].item()
     assert found == pytest.approx(math.log(2), abs=1e-12)
-    labels = infonca.soft_labels(infonca.with_bonus(torch.tensor([[3.0, 3.0]], dtype=torch.float64), 0.01), EVERY[:, :2],
-                                 0.01)[0]
+    raised = infonca.with_bonus(torch.tensor([[3.0, 3.0]], dtype=torch.float64), 0.01)
+    labels = soft_labels(raised, EVERY[:, :2], 0.01)[0]
     assert labels[0, 0].item() == pytest.approx(1 / (1 + math.exp(-1)), abs=1e-9)
 
 
 @pytest.mark.parametrize("module", [infonca, nca])
-def test_order_padding_and_precision(module: object) -> None:
-    order, settings = torch.tensor([0, 2, 1]), module.Settings(0.5, 0.5)  # type: ignore[attr-defined]
-    plain = module.loss(batch(), settings)[0]  # type: ignore[attr-defined]
+def test_order_padding_and_precision(module: Any) -> None:
+    order, settings = torch.tensor([0, 2, 1]), module.Settings(0.5, 0.5)
+    plain = module.loss(batch(), settings)[0].item()
     swapped = batch_of(POLICY[:, order], REFERENCE[:, order], scores=SCORES[:, order])
-    assert module.loss(swapped, settings)[0].item() == pytest.approx(plain.item(), abs=1e-12)  # type: ignore[attr-defined]
+    assert module.loss(swapped, settings)[0].item() == pytest.approx(plain, abs=1e-12)
     wide = [torch.nn.functional.pad(x, (0, 2), value=float("nan")) for x in (POLICY, REFERENCE, SCORES)]
     padded = batch_of(wide[0], wide[1], scores=wide[2], present=[[True] * 3 + [False] * 2])
-    assert module.loss(padded, settings)[0].item() == pytest.approx(plain.item(), abs=1e-12)  # type: ignore[attr-defined]
-    half = batch_of(POLICY.half(), REFERENCE.half(), scores=SCORES.half())
-    assert module.loss(half, settings)[0].dtype == torch.float32  # type: ignore[attr-defined]
-    assert module.loss(half, settings)[0].item() == pytest.approx(plain.item(), abs=1e-6)  # type: ignore[attr-defined]
+    assert module.loss(padded, settings)[0].item() == pytest.approx(plain, abs=1e-12)
+    half = module.loss(batch_of(POLICY.half(), REFERENCE.half(), scores=SCORES.half()), settings)[0]
+    assert half.dtype == torch.float32 and half.item() == pytest.approx(plain, abs=1e-6)

@@ -38,7 +38,7 @@ def test_gradient() -> None:
 
 
 def test_minimiser_is_the_closed_form() -> None:
-    """Pairs from pi_t with binary labels: the gradient vanishes at pi ~ exp(P(y > pi_t)/eta) ref^{tau/eta} pi_t^{...}."""
+    """Pairs from pi_t with binary labels: no gradient at pi ~ exp(P(y > pi_t)/eta) ref^{tau/eta} pi_t^{1 - tau/eta}."""
     generator = torch.Generator().manual_seed(1)
     skill = torch.randn(4, 4, generator=generator, dtype=torch.float64)
     wins = (skill - skill.T).sigmoid()  # cyclic in general

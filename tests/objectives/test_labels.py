@@ -13,7 +13,7 @@ import torch
 
 from pipeline.build import problems_of
 from pipeline.objectives import apo_zero, bco, kto, nca_pair, npo
-from pipeline.records import LossInputs
+from pipeline.records import LossInputs, TokenInputs
 
 LN2 = math.log(2)
 
@@ -53,7 +53,8 @@ def test_bco_hand_worked(worked):
     A pair costs what its two halves cost as labelled completions.
     """
     with_shift, without = bco.Settings(), bco.Settings(shift="zero")
-    assert worked.value(bco, with_shift, stepped(worked.pairs(), with_shift)) == pytest.approx(1.241914095579064, abs=1e-12)
+    shifted = worked.value(bco, with_shift, stepped(worked.pairs(), with_shift))
+    assert shifted == pytest.approx(1.241914095579064, abs=1e-12)
     assert worked.value(bco, without) == pytest.approx(1.242535529455163, abs=1e-12)
     halves = stepped(ones(worked, [2.0, -1.0], [True, False]), with_shift)
     losses, metrics = bco.loss(halves, with_shift)
@@ -127,9 +128,10 @@ def test_bco_needs_the_batch_only_for_its_shift():
 
 
 def test_bco_with_nca(worked):
-    """NCA = half of BCO without shift and half of -log s(r_w)."""
-    half = 0.5 * worked.value(bco, bco.Settings(beta=0.01, shift="zero")) + 0.5 * softplus(-0.02)
-    assert worked.value(nca_pair, nca_pair.Settings(beta=0.01)) == pytest.approx(half, abs=1e-12)
+    """NCA is half of BCO without shift, and -log s(r_w) / 2 - log s(-r_w) / 2; r_w = 0.02."""
+    half = 0.5 * worked.value(bco, bco.Settings(beta=0.01, shift="zero"))
+    expected = half + 0.5 * softplus(-0.02) + 0.5 * softplus(0.02)
+    assert worked.value(nca_pair, nca_pair.Settings(beta=0.01)) == pytest.approx(expected, abs=1e-12)
 
 
 # -------------------------------------------------------------------------------------------------------------- KTO
@@ -242,6 +244,22 @@ def test_npo_with_a_retain_term(worked, normalise, extra):
     assert worked.value(npo, settings, batch) == pytest.approx(12.88793320147142 + extra, abs=1e-12)
     labelled = ones(worked, [-3.0, -3.0], [True, False])
     assert npo.loss(labelled, npo.Settings(retain_weight=2.0))[0][0].item() == pytest.approx(2 * 3 / 4, abs=1e-12)
+
+
+def test_npo_with_a_divergence(worked):
+    """One token each; ref (1/2, 1/2), pi (1/4, 3/4): KL(ref || pi) = ln(2 / sqrt 3) = 0.143841036225890."""
+    logits = worked.doubles([0.25, 0.75], [0.5, 0.5]).log().requires_grad_()
+    view = TokenInputs(
+        targets=torch.zeros(2, dtype=torch.int64), group=torch.zeros(2, dtype=torch.int64), column=torch.tensor([0, 1]),
+        position=torch.zeros(2, dtype=torch.int64), logps=logits[:, 0], logits=logits,
+        ref_logits=torch.zeros_like(logits),
+    )
+    settings = npo.Settings(retain_weight=2.0, retain="kl")
+    batch = worked.pairs(lengths=torch.ones(1, 2, dtype=torch.int64), tokens=view)
+    plain = worked.value(npo, npo.Settings(), batch)
+    assert worked.value(npo, settings, batch) - plain == pytest.approx(2 * 0.14384103622589045, abs=1e-12)
+    assert npo.needs(settings) == {"labels", "reference", "tokens", "reference_tokens"}
+    assert npo.needs(npo.Settings(retain="kl")) == {"labels", "reference"}
 
 
 # ---------------------------------------------------------------------------------------------------- all of the three

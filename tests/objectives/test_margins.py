@@ -117,6 +117,14 @@ def test_discopop_hand_worked(worked, swap, expected):
     assert worked.value(discopop, discopop.Settings(), batch) == pytest.approx(expected, abs=1e-12)
 
 
+def test_discopop_gradient_flows_through_the_mixing(worked):
+    def loss(chosen: float, rejected: float) -> float:
+        return worked.value(discopop, discopop.Settings(), worked.pairs(worked.doubles([chosen, rejected])))
+
+    got = worked.gradient(discopop, discopop.Settings())[0]
+    assert got == pytest.approx(worked.slope(loss, -10.0, -20.0), abs=1e-8)
+
+
 def test_discopop_at_the_reference(worked):
     """g = 1/2: (ln 2 + 1) / 2."""
     assert worked.at_reference(discopop, discopop.Settings()) == pytest.approx((LN2 + 1) / 2, abs=1e-12)

@@ -1,7 +1,7 @@
 """Online IPO and EGPO, worked by hand and on a game.
 
-Scores ln 3, 0 and an opponent at 0: P(y > y'') = 3/4, P(y' > y'') = 1/2, difference 1/4. Log-ratios 6 and 2, beta = 1/8:
-sums L = (4 - 2)^2 = 4; averages over 2 and 4 tokens, L = (3 - 1/2 - 2)^2 = 1/4.
+Scores ln 3, 0 and an opponent at 0: P(y > y'') = 3/4, P(y' > y'') = 1/2, difference 1/4. Log-ratios 6 and 2 at
+beta = 1/8: sums L = (4 - 2)^2 = 4; averages over 2 and 4 tokens, L = (3 - 1/2 - 2)^2 = 1/4.
 """
 
 from __future__ import annotations

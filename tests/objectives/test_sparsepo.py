@@ -1,7 +1,7 @@
 """SparsePO and MaPO, worked by hand.
 
-MaPO, two layers of one feature, a completion of three tokens with activations (0, 1, 4) and (3, 1, 2): rescaled within the
-completion (0, 1/4, 1) and (1, 0, 1/2), mean (1/2, 1/8, 3/4). Averaged first: (1.5, 1, 3) -> (1/4, 0, 1).
+MaPO, two layers of one feature, a completion of three tokens with activations (0, 1, 4) and (3, 1, 2): rescaled within
+the completion (0, 1/4, 1) and (1, 0, 1/2), mean (1/2, 1/8, 3/4). Averaged first: (1.5, 1, 3) -> (1/4, 0, 1).
 
 Learned, one layer of H = 2 with LayerNorm of (1, -1) = (1, -1): weight (2, 0), bias 1 -> relu(3) = 3, mixer 1/2 -> 1.5.
 """
@@ -58,7 +58,7 @@ def test_dropout_draws_depend_on_the_token_alone() -> None:
 
 
 def test_with_masks_of_one_it_is_tdpo_1() -> None:
-    """A head with weight 0, bias 1 and mixer 1 says 1 everywhere; the L1 terms are then the numbers of tokens, 3 and 1."""
+    """A head with weight 0, bias 1 and mixer 1/2 each says 1 everywhere; the L1 terms then count tokens, 3 and 1."""
     head = {"norm_weight": torch.ones(1), "norm_bias": torch.zeros(1), "weight": torch.zeros(2, 1),
             "bias": torch.ones(2), "mixer": torch.tensor([0.5, 0.5])}
     given = batch(parameters={f"{n}.{k}": v for n in ("reward", "divergence") for k, v in head.items()})
@@ -82,7 +82,10 @@ def test_mapo_weighs_every_token() -> None:
     assert losses.item() == pytest.approx(math.log1p(math.exp(-0.2 * (sum(terms[:3]) - terms[3]))), abs=1e-12)
 
 
-@pytest.mark.parametrize("settings", [sparsepo.Settings(), sparsepo.Settings(common=True), sparsepo.Settings(mask="mapo")])
+EVERY_MASK = [sparsepo.Settings(), sparsepo.Settings(common=True), sparsepo.Settings(mask="mapo")]
+
+
+@pytest.mark.parametrize("settings", EVERY_MASK)
 def test_policy_equal_to_reference_and_gradient_into_the_heads(settings: sparsepo.Settings) -> None:
     """ln 2, plus the L1 terms of the learned masks."""
     heads = {k: v.requires_grad_() for k, v in sparsepo.parameters(1, 2, settings).items()}

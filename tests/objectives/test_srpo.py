@@ -1,7 +1,7 @@
 """SRPO, worked by hand and on a game.
 
-beta = 1, log-ratios of the six conditionals (1, 0, 2, 1, 0, 3): improved: (2 - 1 - 1/2)^2 = 1/4 and (0 - 3 + 1/2)^2 = 25/4,
-half of the sum 13/4; generated: (1 - 0 - 3 + 1)^2 = 1. At alpha = 1/4: 3/4 13/4 + 1/4 = 2.6875.
+beta = 1, log-ratios of the six conditionals (1, 0, 2, 1, 0, 3): improved: (2 - 1 - 1/2)^2 = 1/4 and (0 - 3 + 1/2)^2 =
+25/4, half of the sum 13/4; generated: (1 - 0 - 3 + 1)^2 = 1. At alpha = 1/4: 3/4 13/4 + 1/4 = 2.6875.
 """
 
 from __future__ import annotations

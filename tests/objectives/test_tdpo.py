@@ -1,7 +1,7 @@
 """TDPO, worked by hand on two-token vocabularies.
 
-One token each. Chosen: pi = (1/2, 1/2), ref = (1/4, 3/4), token 0: log-ratio ln 2, KL(ref || pi) = 1/4 ln(1/2) + 3/4 ln(3/2)
-= 0.130812035941137. Rejected: pi = ref = (1/2, 1/2): 0 and 0. So u = ln 2 and delta = 0 - 0.1308 = -0.1308:
+One token each. Chosen: pi = (1/2, 1/2), ref = (1/4, 3/4), token 0: log-ratio ln 2, KL(ref || pi) = 1/4 ln(1/2) +
+3/4 ln(3/2) = 0.130812035941137. Rejected: pi = ref = (1/2, 1/2): 0 and 0. So u = ln 2 and delta = 0 - 0.1308 = -0.1308:
 
     TDPO-1: -log s(beta (ln 2 + 0.130812035941137))
     TDPO-2: -log s(beta (ln 2 + alpha 0.130812035941137))

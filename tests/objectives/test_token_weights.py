@@ -79,8 +79,8 @@ def test_weights_hand_worked():
     Rejected: 1/3 of a uniform distribution, three times: 1.
     """
     logps = torch.tensor([0.5, 0.25, 1 / 3, 1 / 3, 1 / 3], dtype=torch.float64).log().requires_grad_()
-    squares = torch.tensor([3 / 8, 3 / 8, 1 / 3, 1 / 3, 1 / 3], dtype=torch.float64).log()
-    weights = wpo.wpo_weights(logps, squares, GROUP, SIDE, LENGTHS)
+    likeness = logps - torch.tensor([3 / 8, 3 / 8, 1 / 3, 1 / 3, 1 / 3], dtype=torch.float64).log()
+    weights = wpo.wpo_weights(torch.stack([likeness[:2].sum(), likeness[2:].sum()])[None], LENGTHS)
     assert weights[0].tolist() == pytest.approx([0.942809041582063, 1.0], abs=1e-12)
     assert not weights.requires_grad
 

@@ -78,4 +78,5 @@ def test_finite_for_any_log_prob(logp: float) -> None:
 
 def test_needs_tokens() -> None:
     with pytest.raises(ValueError, match="tokens"):
-        unlikelihood.loss(LossInputs(torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)), Settings())
+        bare = LossInputs(torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool))
+        unlikelihood.loss(bare, Settings())

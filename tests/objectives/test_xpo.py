@@ -1,4 +1,4 @@
-"""XPO, worked by hand: h = (4 - 2) at beta = 1/2 is DPO's log(1 + e^-1); alpha = 1/100 on log pi(y~) = -20 adds -0.2."""
+"""XPO, worked by hand: h = 4 - 2 at beta = 1/2 is DPO's log(1 + e^-1); alpha = 1/100 on log pi(y~) = -20 adds -0.2."""
 
 from __future__ import annotations
 

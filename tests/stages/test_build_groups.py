@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
-from flows.compose import compose
+from flows.compose import CONF, compose
 from flows.prepare import expand
 from pipeline import plan, store, tables
 from pipeline.build import build, problems_of
 from pipeline.records import LENGTH, Completion, Group, Message, UserError
+from pipeline.selection.filters import Filters
 from pipeline.stage import Context, Reporter
 from pipeline.stages import build_groups
+from pipeline.training import export
 
 
 def group_of(name: str, *samples: tuple[str, float], cut: bool = False) -> Group:
@@ -149,6 +155,9 @@ def test_only_rules_that_draw_depend_on_the_seed(tmp_path: Path) -> None:
         assert build_groups.seeded(settings_of(module, **rule)) is seeded
 
 
+UPSTREAM = ("prompts[1]", "generate[1]", "score[1]")
+
+
 def steps_of(*overrides: str) -> dict[str, plan.Step]:
     given = ["recipe=online_dpo", *overrides]
     return {step.name: step for step in expand(compose(given), given, {})}
@@ -159,20 +168,17 @@ def test_another_rule_or_filter_repairs_the_same_scores(tmp_path: Path) -> None:
     draws, and only there.
     """
     scored = store.Artifact("score", "k", tmp_path, {"files": {"groups/part-00000.parquet": {"hash": "h"}}})
-    base, keys = steps_of(), set()
-    for overrides in (
-        [], ["selection=rso"], ["selection.score=gold"], ["stage.build_groups.settings.filters.truncated=drop"],
-        ["stage.build_groups.settings.filters.min_margin=0.5"],
-    ):
-        changed = steps_of(*overrides)
-        for name in ("prompts[1]", "generate[1]", "score[1]"):
-            assert changed[name] == base[name]
-        keys.add(plan.step_key(tmp_path, changed["pairs[1]"], {"score[1]": scored}))
-    assert len(keys) == 5
-    for rule, same in (("best_worst", True), ("rso", False)):
-        both = [steps_of(f"selection={rule}", f"seed={seed}")["pairs[1]"] for seed in (0, 1)]
-        first, second = (plan.step_key(tmp_path, step, {"score[1]": scored}) for step in both)
-        assert (first == second) is same
+    plans = {overrides: steps_of(*overrides) for overrides in (
+        (), ("selection=best_random",), ("stage.build_groups.settings.filters.min_margin=0.5",), ("seed=1",),
+        ("selection=best_random", "seed=1"))}
+    base, keys = plans[()], {}
+    for overrides, changed in plans.items():
+        if "seed=1" not in overrides:
+            assert [changed[name] for name in UPSTREAM] == [base[name] for name in UPSTREAM]
+        keys[overrides] = plan.step_key(tmp_path, changed["pairs[1]"], {"score[1]": scored})
+    assert keys[()] == keys["seed=1",]
+    assert keys["selection=best_random",] != keys["selection=best_random", "seed=1"]
+    assert len(set(keys.values())) == 4
 
 
 def test_what_groups_it_makes_is_known_while_planning() -> None:
@@ -187,3 +193,48 @@ def test_bad_filters_are_found_while_planning() -> None:
         "s.filters.tie: unknown key (did you mean ties?)",
         "s.filters.ngram: 0 is out of range, expected 1 <= x",
     ]
+
+
+def test_rewritten_prompts_are_tokenised(tiny_model: Path, tmp_path: Path) -> None:
+    """Each of the two pairs of a prompt has its goal in its own prompt ids; what was cut still has no stop id."""
+    cut = Completion("Boil the water.", (9,), LENGTH, {"reward": 7.0})
+    group = Group("p0", (Message("user", "hi"),), (cut, Completion("No", (8,), scores={"reward": 2.0})), (5,))
+    context = context_of(tmp_path, [group], "relabel")
+    context = replace(context, inputs={**context.inputs, "model": (tiny_model,)})
+    build_groups.run(context)
+    first, second = tables.read(context.out / "groups")
+    tokenizer = export.load_tokenizer(tiny_model)
+    for made, score, texts in ((first, "7", ("Boil the water.", "No")), (second, "2", ("No", "Boil the water."))):
+        assert f"Overall score: {score}.<|user|>hi" in tokenizer.decode(made.prompt_ids)
+        for completion, text in zip(made.completions, texts, strict=True):
+            ended = completion.token_ids[-1] == tokenizer.eos_token_id
+            assert ended is (completion.finish_reason != LENGTH)
+            assert tokenizer.decode(completion.token_ids, skip_special_tokens=True) == text
+    assert build_groups.wanted(context.settings) == set(build_groups.required(context.settings)) == {"model"}
+    assert build_groups.wanted(settings_of("rso")) == set()
+
+
+def test_a_selection_that_no_prompt_could_serve_is_found_while_planning() -> None:
+    with pytest.raises(UserError, match=r"top_bottom needs 4 samples per prompt with these settings, sampling gives 2"):
+        steps_of("selection=top_bottom")
+    assert steps_of("selection=top_bottom", "sampling=default")
+
+
+@pytest.mark.parametrize(
+    ("file", "where"),
+    [*((path, ()) for group in ("selection", "negatives") for path in sorted((CONF / group).glob("*.yaml"))),
+     *((path, ("scorer",)) for path in sorted((CONF / "reward").glob("*.yaml"))),
+     (CONF / "stage" / "build_groups.yaml", ("settings", "filters"))],
+    ids=lambda value: value.stem if isinstance(value, Path) else "",
+)
+def test_every_setting_of_a_rule_can_be_set(file: Path, where: tuple[str, ...]) -> None:
+    """A key that is not in the yaml could not be given on the command line."""
+    node = yaml.safe_load(file.read_text())
+    for key in where:
+        node = node[key]
+    if node.get("module") is None and "filters" not in where:
+        return
+    cls = Filters if "filters" in where else importlib.import_module(node["module"]).Settings
+    assert set(node) - {"module"} == {f.name for f in dataclasses.fields(cls)}
+    if "filters" in where:
+        assert build(cls, node) == Filters()

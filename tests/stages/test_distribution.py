@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,8 +21,8 @@ from safetensors.torch import load_file
 from pipeline import supervisor, tables, worker
 from pipeline.build import build
 from pipeline.records import Completion, Group, Message
-from pipeline.stage import Context
-from pipeline.stages import init_model, tokenize
+from pipeline.stage import Context, Reporter
+from pipeline.stages import init_model, tokenize, train_preference
 
 ROOT = Path(__file__).parents[2]
 ARCH = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2, "kv_heads": 2, "max_position": 64,
@@ -47,7 +50,11 @@ def world(tmp_path_factory) -> SimpleNamespace:
     model = run(init_model, "init", {"arch": ARCH, "chat_template": "roles"}, data=root / "data") / "model"
     ids = run(tokenize, "tokens", {"max_prompt_tokens": 30, "max_completion_tokens": 30}, data=root / "data",
               model=model)
-    return SimpleNamespace(root=root, model=model, groups=ids / "pref")
+    referred = [dataclasses.replace(g, completions=tuple(
+        dataclasses.replace(c, ref_logp=-10.0 - i % 3 - k) for k, c in enumerate(g.completions)))
+        for i, g in enumerate(tables.read(ids / "pref"))]
+    tables.write(root / "groups", referred)
+    return SimpleNamespace(root=root, model=model, groups=root / "groups")
 
 
 def spec(world, folder: Path, stage="train_preference", settings=PREFERENCE, **runtime) -> Path:
@@ -77,24 +84,113 @@ def metrics(folder: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def alone(world):
-    """One process, for comparison, with a checkpoint at step 5."""
+def alone(world) -> Path:
+    """What one process makes of it."""
     folder = world.root / "alone"
-    assert finish(spec(world, folder, checkpoint_every_steps=5, keep_checkpoints=9))[0] == 0
+    in_process(world, folder)
     return folder
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_processes_are_one(world, alone, tmp_path, strategy):
-    """The same losses within 1e-4 at every step, weights as close, one line per step, the same files."""
-    two = tmp_path / "two"
-    code, said = finish(spec(world, two, processes=2, strategy=strategy))
-    assert code == 0, said
-    ours, theirs = metrics(two), metrics(alone)
+def in_process(world, folder: Path, settings=PREFERENCE) -> None:
+    report = Reporter(step="train", metrics_path=folder / "metrics.jsonl")
+    folder.mkdir(exist_ok=True)
+    train_preference.run(Context(
+        build(train_preference.Settings, settings), build(train_preference.Runtime, RUNTIME),
+        {"model": (world.model,), "groups": (world.groups,)}, {}, folder, 0, report))
+
+
+def weights(folder: Path) -> dict:
+    return load_file(folder / "out" / "model" / "model.safetensors")
+
+
+def apart(one: Path, other: Path) -> float:
+    """The largest difference between the weights of two runs."""
+    made, expected = weights(one), weights(other)
+    assert made.keys() == expected.keys()
+    return max(float((made[n] - expected[n]).abs().max()) for n in made)
+
+
+def check_same_course(one: Path, other: Path) -> None:
+    ours, theirs = metrics(one), metrics(other)
     assert [line["at"] for line in ours] == list(range(1, 13)) == [line["at"] for line in theirs]
     for name in ("loss", "grad_norm", "chosen_logps", "rejected_logps"):
         assert [line[name] for line in ours] == pytest.approx([line[name] for line in theirs], rel=1e-4, abs=1e-4)
-    made, expected = (load_file(f / "out" / "model" / "model.safetensors") for f in (two, alone))
-    assert made.keys() == expected.keys()
-    assert max(float((made[n] - expected[n]).abs().max()) for n in made) < 1e-3
-    assert json.loads((two / worker.RESULT).read_text())["counts"]["steps"] == 12
+    assert apart(one, other) < 1e-3
+
+
+def test_two_copies_are_one_process(world, tmp_path):
+    """The same losses within 1e-4 at every step, weights as close, one line per step: of a loss that compares the groups
+    of the whole batch and carries a shift along, so that both processes have to know all of it.
+    """
+    settings = {"objective": {"module": "pipeline.objectives.bco"}, "trainer": TRAINER}
+    in_process(world, tmp_path / "one", settings)
+    code, said = finish(spec(world, tmp_path / "two", settings=settings, processes=2, strategy="ddp"))
+    assert code == 0, said
+    check_same_course(tmp_path / "two", tmp_path / "one")
+    assert json.loads((tmp_path / "two" / worker.RESULT).read_text())["counts"]["steps"] == 12
+
+
+@pytest.fixture(scope="module")
+def sharded(world) -> Path:
+    """Two processes with sharded weights, a checkpoint at steps 5 and 10."""
+    folder = world.root / "sharded"
+    code, said = finish(spec(world, folder, processes=2, strategy="fsdp2", checkpoint_every_steps=5))
+    assert code == 0, said
+    return folder
+
+
+def test_sharded_weights_are_one_process(alone, sharded):
+    check_same_course(sharded, alone)
+
+
+def test_a_checkpoint_of_two_goes_on_with_one(world, alone, sharded, tmp_path):
+    shutil.copytree(sharded / "checkpoints" / "step-00000005", tmp_path / "work" / "checkpoints" / "step-00000005")
+    in_process(world, tmp_path / "work")
+    assert [line["at"] for line in metrics(tmp_path / "work")] == list(range(6, 13))
+    assert apart(tmp_path / "work", alone) < 1e-3
+
+
+def test_killed_and_started_again_in_the_same_layout(world, sharded, tmp_path):
+    """torchrun killed -9 behind a checkpoint: its processes go too, and the next try ends in the same bytes."""
+    work = tmp_path / "work"
+    path = spec(world, work, processes=2, strategy="fsdp2", checkpoint_every_steps=5)
+    command = supervisor.command_line([sys.executable, "-m", "pipeline.worker", str(path)], log=work / "log", grace=5)
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    wait_for(lambda: (work / "checkpoints" / "step-00000005").exists() or process.poll() is not None)
+    (torchrun,) = psutil.Process(process.pid).children()
+    ranks = [p for p in torchrun.children() if "pipeline.worker" in " ".join(p.cmdline())]
+    torchrun.send_signal(signal.SIGKILL)
+    assert process.wait(60) == 137 and len(ranks) == 2 and not any(p.is_running() for p in ranks)
+    assert not (work / worker.RESULT).exists()
+    code, said = finish(path)
+    assert code == 0, said
+    assert [line["at"] for line in metrics(work)] == list(range(1, 13)), "each step is reported once"
+    for name in ("model/model.safetensors", "model/config.json"):
+        assert (work / "out" / name).read_bytes() == (sharded / "out" / name).read_bytes()
+
+
+def test_a_users_mistake_is_said_once_by_all(world, tmp_path):
+    settings = {"objective": {"module": "pipeline.objectives.alphapo"},
+                "trainer": TRAINER | {"adapter": {"kind": "qlora"}}}
+    code, _ = finish(spec(world, tmp_path, settings=settings, processes=2, strategy="ddp"))
+    (problem,) = json.loads((tmp_path / worker.PROBLEMS).read_text())
+    assert code == 2 and "qlora needs" in problem
+
+
+def test_two_nodes(world, alone, tmp_path):
+    """The worker once per node with the same spec; whichever comes to be the first one writes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        rendezvous = f"127.0.0.1:{free.getsockname()[1]}"
+    path = spec(world, tmp_path, nodes=2, rendezvous=rendezvous, strategy="ddp")
+    nodes = [start(path), start(path)]
+    said = [node.communicate(timeout=240)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    check_same_course(tmp_path, alone)
+
+
+def wait_for(done, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, "nothing came of it"
+        time.sleep(0.01)

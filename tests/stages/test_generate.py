@@ -238,7 +238,7 @@ def test_a_server_that_crashes_mid_run_comes_back_and_nothing_is_lost(use_vllm, 
 def test_two_replicas_give_the_table_of_one(use_vllm, run_stage, monkeypatch):
     """Here one server at two addresses: what is tested is that two streams of answers make one table."""
     one, _ = run_stage(prompts(40), engine=VLLM, n=2, temperatures=[0.0, 0.9])
-    monkeypatch.setenv(vllm_service.URL, f"{use_vllm.url},{use_vllm.url}/")
+    monkeypatch.setenv(vllm_service.URL, f"{use_vllm.url}, {use_vllm.url}/")
     monkeypatch.delenv(vllm_service.PIDS)
     two, report = run_stage(prompts(40), engine=VLLM, n=2, temperatures=[0.0, 0.9], work="two")
     assert two == one

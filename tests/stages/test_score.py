@@ -109,3 +109,53 @@ def test_a_model_is_wanted_only_where_one_is_used(tmp_path: Path) -> None:
     assert score.wanted(build(score.Settings, {"reward": learned})) == {"model"}
     assert score.wanted(build(score.Settings, {"reward": RULE, "also": {"learned": learned}})) == {"model"}
     assert [p.name for p in score.files(build(score.Settings, {"reward": RULE}), score.Runtime())] == ["rule.py"]
+
+
+IMPLICIT = {"module": "pipeline.rewards.implicit", "decouple": 0.5}
+
+
+def test_models_go_to_the_scorers_that_need_them(tiny_model: Path, make_model: Any, tmp_path: Path) -> None:
+    """Policy and reference are the same: rewards 0, and the extrapolated model is the same too. Beside it a judge of
+    pairs and a reward that is several numbers.
+    """
+    tables.write(tmp_path / "in", [Group("p0", (Message("user", "hi"),), tuple(
+        Completion(t, scores={}) for t in ("Boil the water.", "no no no no no")))])
+    pairwise = {"module": "pipeline.rewards.pairwise", "function": "pipeline.rewards.pairwise.fresher"}
+    settings = build(score.Settings, {"reward": IMPLICIT, "name": "own", "also": {"judge": pairwise, "fresh": RULE}})
+    inputs = {"groups": (tmp_path / "in",), "policy": (tiny_model,), "reference": (tiny_model,)}
+    context = Context(settings, score.Runtime(), inputs, {}, tmp_path / "work", 0, Reporter())
+    score.run(context)
+    (group,) = tables.read(context.out / "groups")
+    for completion, judged in zip(group.completions, (0.75, 0.25), strict=True):
+        assert set(completion.scores) == {"own", "own_decoupled", "judge", "fresh"}
+        assert completion.scores["own"] == 0.0
+        assert completion.scores["own_decoupled"] == pytest.approx(0.0, abs=1e-4)
+        assert completion.scores["judge"] == judged
+    assert score.wanted(settings) == {"policy", "reference"}
+    assert set(score.required(settings)) == {"policy", "reference"}
+    given = build(score.Settings, {"reward": {**IMPLICIT, "policy": str(tiny_model), "reference": str(tiny_model)}})
+    assert score.wanted(given) == set()
+
+
+def test_the_uncertainty_of_the_reward_model_reaches_the_selection(tiny_model: Path, tmp_path: Path) -> None:
+    """Scored by Monte-Carlo dropout, then the pairs the passes agree about: every pair has its information gain."""
+    import torch
+
+    from pipeline.selection import upo
+    from pipeline.training import export
+
+    export.save_folder(export.load_reward(tiny_model, torch.device("cpu"), seed=3, pad=0), tiny_model,
+                       tmp_path / "reward", "float32")
+    texts = ("Boil the water.", "No no no no.", "Eat rice every day.", "What is the best way?")
+    tables.write(tmp_path / "in", [Group(f"p{i}", (Message("user", f"hi {i}"),), tuple(map(Completion, texts)))
+                                   for i in range(3)])
+    settings = build(score.Settings, {"reward": {"module": "pipeline.rewards.dropout", "passes": 3}})
+    inputs = {"groups": (tmp_path / "in",), "model": (tmp_path / "reward",)}
+    context = Context(settings, score.Runtime(), inputs, {}, tmp_path / "work", 0, Reporter())
+    score.run(context)
+    scored = list(tables.read(context.out / "groups"))
+    chosen = upo.Settings(share=0.5)
+    found = upo.survey(scored, chosen)
+    made = [pair for group in scored for pair in upo.select(group, chosen, 0, found)[0]]
+    assert len(made) == 6  # half of 3 x 2 x 2
+    assert all(0.0 <= pair.completions[0].scores["information_gain"] <= 0.6932 for pair in made)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.stage import derive_seed
 from pipeline.training import batching
 from pipeline.training.packed import pack
 
@@ -14,7 +15,15 @@ IDS = [f"id-{i}" for i in range(10)]
 def test_order_follows_ids_not_places():
     turned = IDS[::-1]
     assert [IDS[i] for i in batching.epoch_order(IDS, 7, 0)] == [turned[i] for i in batching.epoch_order(turned, 7, 0)]
-    assert batching.epoch_order(IDS, 7, 0) != batching.epoch_order(IDS, 7, 1) != batching.epoch_order(IDS, 8, 1)
+    orders = [batching.epoch_order(IDS, seed, epoch).tolist() for seed, epoch in ((7, 0), (7, 1), (8, 1))]
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_order_is_that_of_the_derived_seeds():
+    """The shortcut sorts by exactly derive_seed(seed, "order", epoch, id)."""
+    ids = [f"ü-{i}" for i in range(500)]
+    expected = sorted(range(500), key=lambda i: derive_seed(7, "order", 2, ids[i]))
+    assert batching.epoch_order(ids, 7, 2).tolist() == expected
 
 
 @given(size=st.integers(1, 25), start=st.integers(0, 8))

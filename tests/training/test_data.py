@@ -63,7 +63,8 @@ def test_stop_that_is_missing(tmp_path):
         data.load(tmp_path / "groups", tmp_path / "a", stop_ids=[2])
     assert caught.value.problems == [
         "group 'b': completion 0 has finish_reason stop but ends with id 5, expected one of the stop ids [2]"]
-    assert len(data.load(tmp_path / "groups", tmp_path / "a", stop_ids=[2, 5])) == 3, "nothing is left of the failed try"
+    again = data.load(tmp_path / "groups", tmp_path / "a", stop_ids=[2, 5])
+    assert len(again) == 3, "nothing is left of the failed try"
 
 
 def test_scores_come_from_the_group_or_a_table_beside_it(tmp_path):

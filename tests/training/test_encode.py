@@ -62,9 +62,39 @@ def test_missing_eos():
         encoder(template=template).encode([group()])
 
 
-def test_stop_token_inside_the_answer():
-    with pytest.raises(UserError, match="a stop token inside the answer"):
-        encoder().encode([group("Ducks.<|end|> And swans.")])
+def test_two_stop_tokens():
+    template = scratch.TEMPLATES["roles"].text.replace("+ '<|end|>'", "+ '<|end|><|end|>'")
+    template = template.replace("m['content'] + '<|end|>'", "m['content'] + '<|end|><|end|>'")
+    with pytest.raises(UserError, match="the template writes 2 stop tokens after an answer"):
+        encoder(template=template).encode([group()])
+
+
+@pytest.mark.parametrize("name", ["roles", "chatml"])
+@pytest.mark.parametrize("turns", [1, 2])
+def test_special_strings_in_a_text_are_text(name, turns):
+    """`<|end|>` typed by a person ends nothing: the ids are those of its letters, and they read back as typed."""
+    made = encoder(name)
+    typed = f"a{made.tokenizer.eos_token}<|bos|><|pad|>b"
+    talk = [Message("user", typed), Message("assistant", typed), Message("user", typed)][: 2 * turns - 1]
+    (done,) = made.encode([Group("g", tuple(talk), (Completion(typed),))])
+    specials = set(made.tokenizer.all_special_ids)
+    answer = done.completions[0].token_ids
+    assert made.tokenizer.decode(answer) == typed + made.tokenizer.eos_token
+    assert not specials & set(answer[:-1]) and answer[-1] == made.tokenizer.eos_token_id
+    plain = made.encode([Group("g", tuple(Message(m.role, "ab") for m in talk), (Completion("ab"),))])[0]
+    assert [i for i in done.prompt_ids if i in specials] == [i for i in plain.prompt_ids if i in specials]
+    assert made.tokenizer.decode(done.prompt_ids).count(typed) == 2 * turns - 1
+
+
+def test_an_answer_of_nothing_is_dropped():
+    """An empty text is one stop id and blanks: neither teaches anything."""
+    made = encoder()
+    roomy = encode.Limits(prompt=99, completion=99, long_prompt="drop", long_completion="drop")
+    for text in ("", " "):
+        (done,) = made.encode([group(text)])
+        assert encode.limit(done, roomy) == (None, ["empty_completion"])
+    (pair,) = made.encode([Group("g", (Message("user", "?"),), (Completion("Ducks."), Completion("")))])
+    assert encode.limit(pair, roomy) == (None, ["empty_completion"])
 
 
 def test_template_that_rewrites_the_prompt():
@@ -103,7 +133,7 @@ def test_turn_end_is_found():
 
 
 def ids_group(*completions, prompt=3):
-    return Group("g", (Message("user", "?"),), tuple(Completion("", token_ids=c) for c in completions),
+    return Group("g", (Message("user", "?"),), tuple(Completion("x", token_ids=c) for c in completions),
                  prompt_ids=tuple(range(prompt)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from pipeline.build import load_part
 from pipeline.records import UserError
 from pipeline.stage import Reporter
-from pipeline.training import checkpoint, optim, policy
+from pipeline.training import assembly, checkpoint, export, optim, policy
 from pipeline.training.gradients import accumulate, normalised_weights
 from pipeline.training.loop import Job, fit
 from pipeline.training.settings import TrainerSettings, TrainRuntime
@@ -104,3 +105,61 @@ def test_loss_that_is_not_finite_stops(tiny, tmp_path):
         fit(tiny.llama(), [*examples[:2], bad, examples[3]], task(DPO), job(tmp_path))
     assert "step 1" in str(caught.value) and "groups 'g2';" in str(caught.value)
     assert "there is no checkpoint yet" in str(caught.value)
+
+
+def test_out_of_memory_names_the_settings_that_help(tiny, tmp_path):
+    """A micro-batch that really asks for more than any machine has."""
+    class Greedy(policy.PolicyTask):
+        def losses(self, *_):
+            return torch.empty(2**50), {}
+
+    greedy = Greedy(load_part(DPO, "objective"), None, 0, 10**6, 2**27)
+    with pytest.raises(UserError, match=r"out of memory in step 1: lower runtime.tokens_per_batch \(now 1000000\)"):
+        fit(tiny.llama(), tiny.examples(4), greedy, job(tmp_path))
+
+
+def test_a_step_made_again_is_reported_once(tiny, tmp_path):
+    """Killed after reporting step 3 with a checkpoint at step 2: the lines go on at step 4, as if nothing had been."""
+    def report():
+        return Reporter(step="train", metrics_path=tmp_path / "metrics.jsonl")
+
+    fit(tiny.llama(), tiny.examples(12), task(DPO), job(tmp_path, report=report(), epochs=2.0))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    checkpoints = sorted((tmp_path / "checkpoints").iterdir())
+    assert [p.name for p in checkpoints] == ["step-00000002", "step-00000004"]
+    shutil.rmtree(checkpoints[1])
+    other = json.dumps({"step": "sft", "at": 99}) + "\n"
+    (tmp_path / "metrics.jsonl").write_text("".join([other, *lines[:3]]) + '{"step": "tr')
+    (tmp_path / "metrics.jsonl").open("a").write("\n")
+    fit(tiny.llama(), tiny.examples(12), task(DPO), job(tmp_path, report=report(), epochs=2.0))
+    text = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    again = [json.loads(line) for line in text if line.endswith("}")]
+    assert [line["at"] for line in again] == [99, 1, 2, 3, 4, 5, 6]
+    assert [line["loss"] for line in again[4:]] == [json.loads(line)["loss"] for line in lines[3:]]
+
+
+def test_what_an_objective_carries_along_survives(tiny, tmp_path):
+    """BCO's running shift is saved with the weights: a second run from the checkpoint ends with the same number."""
+    def shifted():
+        part = load_part({"module": "pipeline.objectives.bco"}, "objective")
+        return policy.PolicyTask(part, None, 0, 10**6, 2**27, state=policy.first_state(part, torch.device("cpu")))
+
+    whole, again = shifted(), shifted()
+    fit(tiny.llama(), tiny.examples(12), whole, job(tmp_path, epochs=2.0))
+    fit(tiny.llama(), tiny.examples(12), again, job(tmp_path, epochs=2.0))
+    assert whole.state.keys() == again.state.keys() != set()
+    assert all(whole.state[name] == again.state[name] != 0 for name in whole.state)
+
+
+@pytest.mark.parametrize("change", ["gradient_checkpointing", "compile"])
+def test_neither_recomputing_nor_compiling_changes_the_gradient(tiny, tmp_path, change):
+    """The gradients of one step, with and without."""
+    found = []
+    for runtime in (TrainRuntime(), TrainRuntime(**{change: True})):
+        tiny.llama().save_pretrained(tmp_path / "model")
+        model = export.load_policy(tmp_path / "model", torch.device("cpu"), runtime)
+        assembly.adapt(model, TrainerSettings(), runtime, 0)
+        accumulate(model, task(DPO), tiny.examples(4), 0, "float32", 10**6)
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert found[0].abs().max() > 0.1
+    assert torch.allclose(found[0], found[1], atol=1e-5, rtol=1e-5)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.build import Part, load_part
-from pipeline.records import UserError
+from pipeline.records import LossInputs, UserError
 from pipeline.training import data, fitting, forward, inputs, policy
 
 DPO = load_part({"module": "pipeline.objectives.dpo"}, "objective")
@@ -117,3 +117,11 @@ def test_rows_that_do_not_fit_the_model(tiny):
         data.check_fits(tiny.examples(3), 10, None)
     with pytest.raises(UserError, match="the model's context is 5"):
         data.check_fits(tiny.examples(3), 64, 5)
+
+
+def test_drift_from_the_reference():
+    """Logps -3, -5 against -2, -9: mean of 1 and -4; a lone completion counts alone."""
+    inputs = LossInputs(
+        logps=torch.tensor([[-3.0, -5.0], [-1.0, 0.0]]), lengths=torch.tensor([[2, 3], [4, 0]]),
+        present=torch.tensor([[True, True], [True, False]]), ref_logps=torch.tensor([[-2.0, -9.0], [-1.5, 0.0]]))
+    assert policy.common_metrics(inputs)["reference_kl"].tolist() == [-1.5, -0.5]

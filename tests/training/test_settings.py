@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.build import problems_of
-from pipeline.training.settings import TrainerSettings, lr_factor, total_steps
+from pipeline.training.settings import TrainerSettings, TrainRuntime, lr_factor, total_steps
 
 
 def test_steps():
@@ -31,3 +31,21 @@ def test_schedules(schedule, expected):
 def test_decay_ends_at_the_minimum():
     settings = TrainerSettings(schedule="linear", min_lr_ratio=0.1)
     assert lr_factor(settings, 10, 10) == pytest.approx(0.1) and lr_factor(settings, 99, 10) == pytest.approx(0.1)
+
+
+def test_several_processes_need_a_strategy_and_a_place_to_meet():
+    def keys(**values):
+        return [p.split(":")[0] for p in problems_of(TrainRuntime, values, "runtime")]
+
+    assert keys(processes=2) == ["runtime.strategy"]
+    assert keys(nodes=2, strategy="ddp") == ["runtime.rendezvous"]
+    assert keys(processes=2, strategy="fsdp2") == [] == keys(nodes=2, strategy="ddp", rendezvous="host:1")
+    (problem,) = problems_of(TrainRuntime, {"strategy": "deepspeed"}, "runtime")
+    assert problem == "runtime.strategy: 'deepspeed' is not allowed, expected one of none, ddp, fsdp2"
+
+
+def test_arguments_of_torchrun():
+    assert TrainRuntime().torchrun == []
+    assert TrainRuntime(processes=4, strategy="ddp").torchrun == ["--standalone", "--nproc-per-node=4"]
+    assert TrainRuntime(nodes=2, processes=8, strategy="fsdp2", rendezvous="a:29400").torchrun == [
+        "--nnodes=2", "--nproc-per-node=8", "--rdzv-backend=c10d", "--rdzv-endpoint=a:29400", "--rdzv-id=alignloop"]

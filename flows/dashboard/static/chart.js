@@ -112,12 +112,11 @@ function styled(option) {
   };
 }
 
-// The series of a band between two lines. Without a name, so that the legend leaves it out.
-export function band(low, high, tint, x) {
-  const point = (values, i) => (x ? [x[i], values[i]] : values[i]);
+// The series of a band between two lines over a category axis. Without a name: legend and tooltip leave it out.
+export function band(low, high, tint) {
   const common = { type: "line", symbol: "none", lineStyle: { opacity: 0 }, silent: true, stack: `band-${tint}-${low.join()}`, stackStrategy: "all", tooltip: { show: false }, z: 1 };
   return [
-    { ...common, data: low.map((_, i) => point(low, i)) },
-    { ...common, data: low.map((v, i) => point(low.map((l, k) => (l === null ? null : high[k] - l)), i)), areaStyle: { color: tint, opacity: 0.16 } },
+    { ...common, data: low },
+    { ...common, data: low.map((v, i) => (v === null ? null : high[i] - v)), areaStyle: { color: tint, opacity: 0.16 } },
   ];
 }

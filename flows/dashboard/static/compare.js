@@ -62,27 +62,50 @@ const mean = (values) => (values.length ? values.reduce((a, b) => a + b, 0) / va
 const known = (group, i, name) => group.runs.map((r) => at(r, i, name)).filter((v) => v !== undefined);
 
 function picture(groups, iterations, x, y, data) {
+  return x === "iteration" ? overIterations(groups, iterations, y, data) : overNumber(groups, iterations, x, y, data);
+}
+
+const style = (tint) => ({ type: "line", symbol: "circle", symbolSize: 7, lineStyle: { width: 2, color: tint }, itemStyle: { color: tint }, z: 4 });
+const valueAxis = (write, more) => ({ type: "value", ...more, axisLabel: { formatter: (v) => (write === FORMS.rate ? `${number(100 * v)} %` : tick(v)) } });
+
+// A line per experiment: with several seeds their mean and a band, with one run its interval.
+function overIterations(groups, iterations, y, data) {
   const write = form(y, data);
-  const found = groups.flatMap((group, k) => {
+  const lines = groups.flatMap((group, k) => {
     const tint = series(k);
-    const points = iterations.map((i) => ({ i, x: x === "iteration" ? i : mean(known(group, i, x)), values: known(group, i, y) })).filter((p) => p.values.length && p.x !== null);
-    const mainLine = { name: group.name, type: "line", data: points.map((p) => [p.x, mean(p.values), p.i]), symbol: "circle", symbolSize: 7, lineStyle: { width: 2, color: tint }, itemStyle: { color: tint }, z: 4,
-      label: x === "iteration" ? undefined : { show: true, formatter: (p) => String(p.value[2]), position: "top", fontSize: 10.5, color: tint } };
-    if (group.runs.length === 1) {
-      const intervals = points.filter((p) => group.runs[0].numbers[p.i][y].low !== undefined);
-      mainLine.markLine = { silent: true, symbol: "none", animation: false, label: { show: false }, lineStyle: { color: tint, width: 1.2, type: "solid", opacity: 0.7 },
-        data: intervals.map((p) => [{ coord: [p.x, group.runs[0].numbers[p.i][y].low] }, { coord: [p.x, group.runs[0].numbers[p.i][y].high] }]) };
-      return [mainLine];
+    const values = iterations.map((i) => known(group, i, y));
+    const line = { ...style(tint), name: group.name, data: values.map(mean), connectNulls: true };
+    if (group.runs.length > 1) {
+      const ends = (pick) => values.map((v) => (v.length ? pick(...v) : null));
+      return [...band(ends(Math.min), ends(Math.max), tint), line];
     }
-    return [...(x === "iteration" ? band(points.map((p) => Math.min(...p.values)), points.map((p) => Math.max(...p.values)), tint, points.map((p) => p.x)) : []), mainLine];
+    const cells = iterations.map((i) => group.runs[0].numbers[String(i)]?.[y]);
+    line.markLine = { silent: true, symbol: "none", animation: false, label: { show: false }, lineStyle: { color: tint, width: 1.2, type: "solid", opacity: 0.65 },
+      data: cells.flatMap((c, i) => (c && c.low !== undefined ? [[{ coord: [i, c.low] }, { coord: [i, c.high] }]] : [])) };
+    return [line];
   });
-  const whole = x === "iteration";
-  return {
-    legend: { data: groups.map((g) => g.name) }, series: found,
-    tooltip: { trigger: whole ? "axis" : "item", formatter: (items) => [].concat(items).filter((i) => i.seriesName && !i.seriesName.startsWith("series\0")).map((i) => `${i.seriesName}, iteration ${i.value[2]}  ${write(i.value[1])}`).join("\n") },
-    xAxis: { type: "value", name: whole ? "iteration" : label(x, data), scale: true, minInterval: whole ? 1 : 0, axisLabel: { formatter: whole ? tick : form(x, data) }, ...(whole && iterations.length ? { min: iterations[0] - 0.25, max: iterations[iterations.length - 1] + 0.25, axisLabel: { formatter: (v) => (Number.isInteger(v) ? v : "") }, interval: 1 } : {}) },
-    yAxis: { type: "value", axisLabel: { formatter: (v) => (write === FORMS.rate ? `${number(100 * v)} %` : tick(v)) } },
-  };
+  const bounds = groups.flatMap((g) => g.runs.flatMap((r) => iterations.flatMap((i) => { const c = r.numbers[String(i)]?.[y]; return c ? [c.value, c.low ?? c.value, c.high ?? c.value] : []; })));
+  const [low, high] = [Math.min(...bounds), Math.max(...bounds)];
+  const room = (high - low || Math.abs(high) || 1) * 0.08;
+  const text = (items) => [`iteration ${items[0].axisValue}`, ...items.filter((i) => groups.some((g) => g.name === i.seriesName) && i.value !== null).map((i) => `${i.seriesName}  ${write(i.value)}`)].join("\n");
+  return { legend: { data: groups.map((g) => g.name) }, series: lines, tooltip: { formatter: text }, xAxis: { type: "category", data: iterations.map(String), name: "iteration" },
+    yAxis: valueAxis(write, { min: nice(low - room, room, Math.floor), max: nice(high + room, room, Math.ceil) }) };
+}
+
+// To the step of an axis of that scale.
+function nice(value, scale, round) {
+  const step = 10 ** Math.ceil(Math.log10(scale));
+  return round(value / step) * step;
+}
+
+// One number over another: a path per experiment through its iterations.
+function overNumber(groups, iterations, x, y, data) {
+  const [writeX, writeY] = [form(x, data), form(y, data)];
+  const lines = groups.map((group, k) => ({ ...style(series(k)), name: group.name,
+    data: iterations.filter((i) => known(group, i, x).length && known(group, i, y).length).map((i) => [mean(known(group, i, x)), mean(known(group, i, y)), i]),
+    label: { show: true, formatter: (p) => String(p.value[2]), position: "top", fontSize: 10.5, color: series(k) } }));
+  return { legend: {}, series: lines, tooltip: { trigger: "item", formatter: (p) => `${p.seriesName}, iteration ${p.value[2]}\n${label(y, data)} ${writeY(p.value[1])}\n${label(x, data)} ${writeX(p.value[0])}` },
+    xAxis: { ...valueAxis(writeX), name: label(x, data), scale: true }, yAxis: valueAxis(writeY) };
 }
 
 function table(groups, iterations, y, data) {

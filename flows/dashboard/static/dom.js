@@ -99,6 +99,9 @@ export function seconds(value) {
   return `${Math.floor(value / 86400)} d ${Math.floor((value % 86400) / 3600)} h`;
 }
 
+// The same in one unit, for where there is little room.
+export const rough = (value) => (value < 90 ? `${Math.round(value)} s` : value < 5400 ? `${Math.round(value / 60)} min` : `${Math.round(value / 3600)} h`);
+
 export function ago(time) {
   const gone = Math.max(0, Date.now() / 1000 - time);
   if (gone < 60) return "just now";

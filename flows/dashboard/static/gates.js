@@ -1,31 +1,20 @@
-// What the gates decided: every document an evaluation left that says so, whatever it is called.
-import { h, card, words, compact } from "./dom.js";
+// What the gates decided, from the gate.json of each: whether the loop goes on, from where, and why.
+import { h, card, number, percent } from "./dom.js";
 import { line } from "./text.js";
 
-// The decisions in the artifacts' documents: objects with a "decision" or a "passed", wherever they stand.
-export function decisions(documents) {
-  const found = [];
-  for (const document of documents) walk(document.content, document, found);
-  return found;
-}
-
-function walk(node, document, found) {
-  if (Array.isArray(node)) return node.forEach((one) => walk(one, document, found));
-  if (!node || typeof node !== "object") return;
-  if (typeof node.decision === "string" || typeof node.passed === "boolean") found.push({ ...document, content: node });
-  else Object.values(node).forEach((one) => walk(one, document, found));
-}
+const SAID = { pass: "passed", stop: "the run stops here", previous: "set aside" };
 
 export function gates(run, more) {
-  const found = decisions(more.documents);
+  const found = more.documents.filter((d) => d.file === "gate.json" && d.content?.now && d.content?.before);
   if (!found.length) return null;
-  return card("Gates", { note: "decided from the evaluation artifacts" }, h("div.gates", {}, found.map(({ step, iteration, content }) => {
-    const stopped = content.passed === false || /stop|back|previous|reject/i.test(content.decision || "");
-    const said = content.decision ?? (content.passed ? "go on" : "stop");
-    const why = content.reason ?? content.reasons ?? content.why ?? "";
-    const rest = Object.entries(content).filter(([k, v]) => !["decision", "passed", "reason", "reasons", "why"].includes(k) && typeof v !== "object");
-    return h("div.gate", { class: stopped ? "closed" : "open" },
-      h("b", {}, `Iteration ${iteration}: ${words(said)}`), " ", line(Array.isArray(why) ? why.join("; ") : String(why), 400),
-      h("small", {}, rest.map(([k, v]) => `${words(k)} ${typeof v === "number" ? compact(v) : v}`).join(" · "), " ", h("a", { href: `#/run/${encodeURIComponent(run.name)}/lineage?${new URLSearchParams({ step })}` }, step)));
+  return card("Gates", { note: "each iteration against the last one that passed" }, h("div.gates", {}, found.map(({ step, content }) => {
+    const { iteration, decision, reasons, goes_on_from: from, now, before } = content;
+    const change = (name, write, a, b) => (a === null || b === null ? null : `${name} ${write(b)} to ${write(a)}`);
+    const facts = [change("win rate", percent, now.win_rate, before.win_rate), change("judge's score", (v) => number(v, 3), now.judged, before.judged),
+      change("learned reward", (v) => number(v, 3), now.learned, before.learned), change("tokens", (v) => number(v, 1), now.tokens, before.tokens)].filter(Boolean);
+    return h("div.gate", { class: decision === "pass" ? "open" : "closed" },
+      h("p", {}, h("b", {}, `Iteration ${iteration}: ${SAID[decision] || decision}`), reasons.length ? [". ", line(reasons.join("; "), 600)] : null,
+        decision === "pass" ? null : h("span.muted", {}, ` The model to go on from is ${from ? `iteration ${from}'s` : "the one the loop began with"}.`)),
+      h("small", {}, facts.join(" · "), " · ", h("a", { href: `#/run/${encodeURIComponent(run.name)}/lineage?${new URLSearchParams({ step })}` }, step)));
   })));
 }

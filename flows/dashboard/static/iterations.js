@@ -4,7 +4,9 @@ import { ask } from "./data.js";
 import { chart, color, series, shade, solid } from "./chart.js";
 import { line } from "./text.js";
 import { headline, source } from "./run.js";
+import { diagnosed } from "./diagnosed.js";
 import { gates } from "./gates.js";
+import { lines } from "./lines.js";
 import { redraw } from "./frame.js";
 
 let picked = null; // the number of the last chart
@@ -55,16 +57,16 @@ function charts(run, more) {
   const found = [];
   const add = (title, note, option, extra = {}) => found.push(card(title, { note, ...extra }, chart(key(title), option, { label: `${title}. ${note || ""}` })));
   if (rows.some((r) => r.cells.win_rate)) add("Win rate", "against the baseline, ties half; bars are 95 % intervals", () => winRates(rows));
-  for (const [purpose, title, note] of [["train", "Scores of the samples trained on", "share of completions"], ["judge", "Scores of the evaluated answers", "share of completions"]]) {
+  for (const [purpose, title] of [["train", "Scores of the samples"], ["judge", "Scores of the answers judged"]]) {
     const scores = Object.keys(more.histograms[purpose]);
     if (!scores.length) continue;
     const score = scores.includes(scoreOf[purpose]) ? scoreOf[purpose] : scores.includes("gold") && purpose === "judge" ? "gold" : scores[scores.length - 1];
     const tools = scores.length > 1 && scores.map((s) => h("button", { "aria-pressed": String(s === score), "data-focus": `score-${purpose}-${s}`, onclick: () => { scoreOf[purpose] = s; redraw(); } }, words(s)));
-    add(title, `${words(score)}, ${note}${partial(more.histograms[purpose][score])}`, () => histogram(more.histograms[purpose][score]), { tools });
+    add(title, `${scores.length > 1 ? "" : `${words(score)}, `}share and mean${partial(more.histograms[purpose][score])}`, () => histogram(more.histograms[purpose][score]), { tools });
   }
   if (rows.some((r) => r.cells.reward)) add("Reward and best of N", "of the samples, as the loop sees it", () => lines(rows, [["mean", (r) => value(r, "reward")], ["best of N", (r) => value(r, "best")], ["margin chosen to rejected", (r) => value(r, "margin")]]));
   if (rows.some((r) => r.cells.length)) add("Length of the answers", "tokens, evaluated answers", () => lines(rows, [["mean length", (r) => value(r, "length")]], baseline(more, "baseline_length_mean")));
-  found.push(...trained(key, more), ...kept(key, run, rows), any(key, run, more));
+  found.push(...diagnosed(run, more), ...trained(key, more), ...kept(key, run, rows), any(key, run, more));
   return found;
 }
 
@@ -107,22 +109,13 @@ function histogram(made) {
     series: made.series.map((s, i) => {
       const tint = solid(shade(i, many));
       const last = i === many - 1;
-      return { name: `${s.iteration ? `iteration ${s.iteration}` : "baseline"}, mean ${number(s.mean, 2)}`, type: "line", step: "middle", symbol: "none", data: s.share.map((v, k) => [middle[k], v]),
+      return { name: `${s.iteration ? `iteration ${s.iteration}` : "baseline"} · ${number(s.mean, 2)}`, type: "line", step: "middle", symbol: "none", data: s.share.map((v, k) => [middle[k], v]),
         lineStyle: { color: tint, width: last ? 2 : 1.3 }, itemStyle: { color: tint }, areaStyle: last ? { color: tint, opacity: 0.1 } : undefined, z: last ? 5 : 2 };
     }),
   };
 }
 
-function lines(rows, parts, mark) {
-  return {
-    legend: parts.length > 1 ? {} : undefined, tooltip: { valueFormatter: (v) => compact(v) },
-    xAxis: { type: "category", data: labels(rows), name: "iteration" }, yAxis: { type: "value", axisLabel: { formatter: tick }, min: mark ? (v) => Math.min(v.min, mark.value - (v.max - mark.value) * 0.1) : null },
-    series: parts.map(([name, of], i) => ({ name, type: "line", data: rows.map(of), symbol: "circle", symbolSize: 6, connectNulls: true, lineStyle: { width: 2, color: series(i) }, itemStyle: { color: series(i) },
-      markLine: i === 0 && mark ? { silent: true, symbol: "none", data: [{ yAxis: mark.value }], lineStyle: { color: color("muted"), type: "dashed" }, label: { formatter: `${mark.name} ${compact(mark.value)}`, position: "insideStartTop", color: color("muted"), fontSize: 10.5 } } : undefined })),
-  };
-}
-
-// Log-probs at the end of training, and the divergence where a stage measured one.
+// Log-probs at the end of training.
 function trained(key, more) {
   const rows = more.trained.filter((t) => t.iteration > 0).map((t) => ({ iteration: t.iteration, values: t.values }));
   const has = (name) => rows.some((r) => r.values[name] !== undefined);
@@ -132,11 +125,6 @@ function trained(key, more) {
   if (logps.length) found.push(card("Log-probs at the end of training", { note: "sum over a completion, nats" }, chart(key("logps"), () => lines(rows, logps), { label: "Log-probs of chosen and rejected" })));
   const ratios = picks([["chosen", "chosen_log_ratio"], ["rejected", "rejected_log_ratio"], ["margin", "logp_margin"]]);
   if (ratios.length) found.push(card(ratios.length > 1 ? "Log-ratios and margin" : "Margin of the log-probs", { note: "to the reference where there is one, nats" }, chart(key("ratios"), () => lines(rows, ratios), { label: "Log-ratios" })));
-  const divergence = more.numbers.filter((n) => n.iteration > 0 && Object.keys(n.counts).some((k) => /(^|_)kl(_|$)/.test(k)));
-  if (divergence.length) {
-    const fields = [...new Set(divergence.flatMap((n) => Object.keys(n.counts).filter((k) => /(^|_)kl(_|$)/.test(k))))];
-    found.push(card("Divergence from the reference", { note: "nats" }, chart(key("kl"), () => lines(divergence, fields.map((f) => [words(f), (n) => n.counts[f] ?? null])), { label: "KL to the reference" })));
-  }
   return found;
 }
 

@@ -1,5 +1,5 @@
 // One run: the DAG with iterations as rows and stages as pills, what each step cost, where it came from, its log.
-import { h, ago, card, FORMS, memory, number, percent, seconds, signed, when, words } from "./dom.js";
+import { h, ago, card, FORMS, memory, number, percent, rough, seconds, signed, when, words } from "./dom.js";
 import { ask, exported } from "./data.js";
 import { line, plain } from "./text.js";
 import { go } from "./frame.js";
@@ -76,7 +76,7 @@ export function progressText(step) {
 function chosenStep(place, run) {
   const name = place.parameters.get("step");
   const auto = run.steps.find((s) => s.state === "failed") || run.steps.find((s) => s.state === "running") || run.steps.find((s) => s.state === "interrupted");
-  return run.steps.find((s) => s.name === name) || auto || run.steps[run.steps.length - 1];
+  return run.steps.find((s) => s.name === name) || auto || run.steps.filter((s) => s.stage === "evaluate" && s.key).pop() || run.steps[run.steps.length - 1];
 }
 
 function dag(place, run) {
@@ -103,13 +103,13 @@ function inOrder(steps, bases) {
   return [...last, ...bases.filter((b) => !last.includes(b))];
 }
 
-const STATE_WORDS = { waiting: "waiting", running: "running", done: "done", cached: "cached", failed: "failed", interrupted: "interrupted", stale: "stale", missing: "artifact missing" };
+const STATE_WORDS = { waiting: "waiting", running: "running", done: "done", cached: "cached", failed: "failed", interrupted: "interrupted", stale: "stale", missing: "artifact missing", skipped: "kept from running by a gate" };
 
 function pill(place, step, chosen, reads, read) {
   const p = step.progress;
   const share = p ? (100 * p.done) / p.total : 0;
   const left = p && p.ends ? p.ends - Date.now() / 1000 : null;
-  const second = step.state === "running" ? (p ? `${Math.floor(share)} %${left !== null && left > 0 ? ` · ${seconds(left)}` : ""}` : "starting")
+  const second = step.state === "running" ? (p ? `${Math.floor(share)} %${left !== null && left > 0 ? ` · ${rough(left)}` : ""}` : "starting")
     : step.state === "done" ? seconds(step.seconds) : step.state === "cached" ? (step.made_by ? `from ${step.made_by.run}` : `cached · ${seconds(step.seconds)}`) : STATE_WORDS[step.state] || step.state;
   const relation = step === chosen ? "chosen" : reads.has(step.name) ? "input" : read.has(step.name) ? "reader" : "";
   return h("button.pill", {

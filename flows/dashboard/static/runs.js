@@ -1,5 +1,5 @@
 // All runs of the workspace: what each is, how far, how good. Ticked ones are compared.
-import { h, ago, percent, seconds, empty, card } from "./dom.js";
+import { h, ago, percent, seconds, empty, card, words } from "./dom.js";
 import { ask } from "./data.js";
 import { line } from "./text.js";
 import { redraw } from "./frame.js";
@@ -36,7 +36,7 @@ function table(runs) {
   const all = runs.filter((r) => r.total).map((r) => r.name);
   const every = all.length > 0 && all.every((n) => chosen.has(n));
   const toggleAll = () => { for (const n of all) every ? chosen.delete(n) : chosen.add(n); redraw(); };
-  const heads = ["Run", "Recipe", "Objective", "Model", "Data", ["Seed", "r"], "State", "Steps", ["Win rate, last iteration", "r"], "By iteration", ["Changed", "r"]];
+  const heads = ["Run", "State", "Steps", ["Win rate", "r"], "95 %", "By iteration", "Recipe", "Objective", "Model", "Data", ["Seed", "r"], ["Changed", "r"]];
   return h("div.scroll", { "data-scroll": "runs" }, h("table.runs", {},
     h("thead", {}, h("tr", {},
       h("th.tick", {}, h("input", { type: "checkbox", "aria-label": "Choose all shown", ...(every && { checked: true }), "data-focus": "all", onchange: toggleAll })),
@@ -47,17 +47,19 @@ function table(runs) {
 function row(run) {
   const link = h("a", { href: `#/run/${encodeURIComponent(run.name)}`, "data-focus": `run-${run.name}` }, run.name);
   if (run.state === "unreadable") {
-    return h("tr", {}, h("td.tick"), h("td.name", {}, run.name), h("td", { colspan: 4 }, h("span.muted", {}, "run.json cannot be read")), h("td"), h("td", {}, h("span.state.unreadable", {}, "unreadable")), h("td"), h("td"), h("td"), h("td.r.muted", {}, ago(run.changed)));
+    return h("tr", {}, h("td.tick"), h("td.name", {}, run.name), h("td", {}, h("span.state.unreadable", {}, "unreadable")), h("td.muted", { colspan: 9 }, "run.json cannot be read"), h("td.r.muted", {}, ago(run.changed)));
   }
   const tick = h("input", { type: "checkbox", "aria-label": `Choose ${run.name}`, "data-focus": `tick-${run.name}`, ...(chosen.has(run.name) && { checked: true }),
     onchange: (e) => { e.target.checked ? chosen.add(run.name) : chosen.delete(run.name); redraw(); } });
   const last = run.win_rates[run.win_rates.length - 1];
   return h("tr", { class: chosen.has(run.name) ? "chosen" : null },
-    h("td.tick", {}, tick), h("td.name", {}, link), h("td", {}, run.recipe), h("td", {}, run.objective.replaceAll("_", " ")), h("td", {}, line(run.model || "")), h("td", {}, run.data), h("td.r", {}, run.seed),
+    h("td.tick", {}, tick), h("td.name", {}, link),
     h("td", {}, h("span.state", { class: run.state }, run.state)),
     h("td", {}, steps(run)),
-    h("td.r", {}, last ? [h("b", {}, percent(last.value)), last.low !== undefined && h("span.interval", {}, `${percent(last.low).slice(0, -2)} to ${percent(last.high)}`)] : h("span.none", {}, "–")),
+    h("td.r", {}, last ? h("b", {}, percent(last.value)) : h("span.none", {}, "–")),
+    h("td.interval-cell", {}, last && last.low !== undefined ? `${percent(last.low).slice(0, -2)} to ${percent(last.high)}` : null),
     h("td", {}, spark(run.win_rates)),
+    h("td", {}, run.recipe), h("td", {}, words(run.objective)), h("td", {}, line(run.model || "")), h("td", {}, run.data), h("td.r", {}, run.seed),
     h("td.r.muted", {}, ago(run.changed)));
 }
 

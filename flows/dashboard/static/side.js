@@ -26,8 +26,8 @@ function column(p, before) {
   const name = p.iteration === 0 ? "baseline" : `iteration ${p.iteration}`;
   const earlier = before ? before.group.completions[0] : null;
   return h("section.column", { "aria-label": `${p.run}, ${name}` },
-    h("h3", {}, h("a", { href: `#/run/${encodeURIComponent(p.run)}?${new URLSearchParams({ step: p.step })}` }, p.run), ` · ${name}`),
-    h("p.note", {}, scores.map((s) => `mean ${words(s)} ${number(mean(s), 2)}`).join(" · ") || words(p.step)),
+    h("h3", {}, h("a", { href: `#/run/${encodeURIComponent(p.run)}?${new URLSearchParams({ step: p.step })}` }, p.run), ` · ${name}`, h("span.muted", {}, ` ${p.step}`)),
+    h("p.note", {}, scores.map((s) => `mean ${words(s)} ${number(mean(s), 2)}`).join(" · ")),
     p.group.completions.map((c, i) => completion(c, i === 0 && earlier ? [earlier, c] : null)));
 }
 

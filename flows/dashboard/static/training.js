@@ -41,7 +41,7 @@ function choice(place, steps) {
   if (found.length) return found;
   const live = steps.filter((s) => s.state === "running" && TRAINS.has(s.stage));
   const trained = steps.filter((s) => s.stage === "train_preference");
-  return live.length ? live : trained.length ? trained : steps.filter((s) => TRAINS.has(s.stage)).slice(-1).concat(steps.slice(0, 1)).slice(0, 1);
+  return live.length ? live : trained.length ? trained.slice(-1) : steps.filter((s) => TRAINS.has(s.stage)).slice(-1).concat(steps.slice(0, 1)).slice(0, 1);
 }
 
 function chip(place, step, chosen) {

@@ -1,0 +1,133 @@
+"""Reading tables page by page: the right rows, marks, search, tokens, and never the whole table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from flows.dashboard import samples, tables
+from flows.dashboard.files import Files
+from pipeline import tables as writer
+from tests.flows.dashboard import world
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    place = tmp_path_factory.mktemp("samples")
+    world.whole_run(place, "one")
+    world.whole_run(place, "two", seed=1, objective="ce")
+    return Files(place)
+
+
+@pytest.fixture
+def parted(tmp_path: Path) -> tuple[Files, Path]:
+    """1,000 groups in ten parts of 100."""
+    groups = world.prompts(1000, 1)
+    for part in range(10):
+        writer.write_part(tmp_path / "groups", part, groups[100 * part : 100 * part + 100])
+    return Files(tmp_path), tmp_path / "groups"
+
+
+def test_rows_across_a_part_boundary(parted: tuple[Files, Path]):
+    table = tables.open_table(*parted)
+    assert table.rows == 1000
+    found = tables.rows(table, 95, 10)
+    assert [r["id"] for r in found] == [f"p{i:06d}" for i in range(95, 105)]
+    assert found[0]["completions"][3]["scores"] == {"reward": pytest.approx(0.3 - 0.095), "gold": pytest.approx(0.41)}
+    assert tables.rows(table, 998, 10)[-1]["id"] == "p000999"
+    assert tables.rows(table, 1000, 10) == []
+
+
+def test_a_page_reads_one_row_group(parted: tuple[Files, Path], monkeypatch: pytest.MonkeyPatch):
+    table = tables.open_table(*parted)
+    read: list[Path] = []
+    real = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda self, i, **k: read.append(i) or real(self, i, **k))
+    tables.rows(table, 250, 10)
+    assert len(read) == 1
+    tables.at(table, [5, 7, 905])
+    assert len(read) == 3
+
+
+def test_new_parts_are_seen(parted: tuple[Files, Path]):
+    files, folder = parted
+    assert tables.open_table(files, folder).rows == 1000
+    writer.write_part(folder, 10, world.prompts(1003, 1)[1000:])
+    assert tables.open_table(files, folder).rows == 1003
+
+
+def test_search_goes_on_where_it_stopped(parted: tuple[Files, Path]):
+    table = tables.open_table(*parted)
+    first, after = tables.search(table, "NUMBER 7", 0, 5, False, 10)
+    assert first == [7, 70, 71, 72, 73] and after == 74
+    rest, end = tables.search(table, "number 7", after, 500, False, 10)
+    assert len(first + rest) == 111 and end == 1000, "7, 70 to 79, 700 to 799"
+    assert tables.search(table, "version 2", 0, 3, False, 10)[0] == []
+    assert tables.search(table, "version 2", 0, 3, True, 10)[0] == [0, 1, 2]
+    assert tables.search(table, ".*", 0, 3, True, 10)[0] == [], "a text, not a pattern"
+
+
+def test_search_that_takes_too_long_says_how_far_it_came(parted: tuple[Files, Path]):
+    table = tables.open_table(*parted)
+    assert tables.search(table, "nowhere", 0, 5, False, -1) == ([], 0)
+    assert tables.search(table, "nowhere", 300, 5, False, -1) == ([], 300)
+
+
+def test_ids_are_found(parted: tuple[Files, Path]):
+    files, folder = parted
+    table = tables.open_table(files, folder)
+    assert tables.find_ids(files, table, ["p000999", "p000000", "nobody"]) == {"p000999": 999, "p000000": 0}
+
+
+def test_the_chosen_and_the_rejected_are_marked(files: Files):
+    page = samples.page(files, "one", "score[2]", "groups", 0, 5, False)
+    marks = [[c.get("mark") for c in g["completions"]] for g in page["groups"]]
+    assert marks == [[None] * 4] * 3 + [["rejected", None, None, "chosen"]] * 2, "three prompts were dropped"
+    pairs = samples.page(files, "one", "pairs[2]", "groups", 0, 1, False)
+    assert [c["mark"] for c in pairs["groups"][0]["completions"]] == ["chosen", "rejected"]
+    judged = samples.page(files, "one", "answer_scores[2]", "groups", 0, 1, False)
+    assert not any("mark" in c for c in judged["groups"][0]["completions"])
+
+
+def test_a_page_holds_no_more_than_it_may(files: Files):
+    assert len(samples.page(files, "one", "score[2]", "groups", 0, 10_000, False)["groups"]) == 40
+
+
+def test_the_same_prompt_across_iterations_and_runs(files: Files):
+    found = samples.same_prompt(files, "one", "p000004", ["two"])
+    places = [(p["run"], p["step"]) for p in found["places"]]
+    assert ("one", "baseline_scores") in places and ("one", "score[1]") in places and ("two", "score[2]") in places
+    assert ("two", "baseline_scores") not in places, "it is the same artifact"
+    assert all(p["group"]["id"] == "p000004" for p in found["places"])
+
+
+def test_tables_of_a_run(files: Files):
+    found = samples.tables_of(files, "one")["tables"]
+    assert (found[0]["step"], found[0]["rows"], found[0]["purpose"]) == ("score[2]", 40, ["train"])
+    assert {t["step"] for t in found} >= {"generate[1]", "pairs[1]", "answer_scores[2]", "baseline_scores"}
+
+
+def test_special_tokens_are_shown_and_characters_stay_whole(tmp_path: Path, tiny_model: Path):
+    """A character of three bytes is three tokens of the byte-level tokenizer and one piece on the page."""
+    from tokenizers import Tokenizer
+
+    run = world.Maker(tmp_path, "tokens")
+    tokenizer = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
+    ids = [1, 5, *tokenizer.encode("tea \u20ac 5", add_special_tokens=False).ids, 2]
+    run.step("sft", "sft", {}, {"steps": 1})
+    out = tmp_path / "artifacts" / "sft" / run.steps[0]["key"] / "model"
+    out.mkdir()
+    (out / "tokenizer.json").write_bytes((tiny_model / "tokenizer.json").read_bytes())
+    group = world.prompts(1, 1)[0]
+    answer = world.Completion("tea \u20ac 5", tuple(ids), sample=0)
+    run.step("generate[1]", "generate", {"model": "sft"}, {"prompts": 1},
+             [world.Group(group.id, group.messages, (answer,), prompt_ids=(1, 4))])
+    run.save()
+    page = samples.page(Files(tmp_path), "tokens", "generate[1]", "groups", 0, 1, True)
+    pieces = page["groups"][0]["completions"][0]["pieces"]
+    assert "".join(text for text, _ in pieces) == "<s><|assistant|>tea \u20ac 5</s>"
+    assert [text for text, special in pieces if special] == ["<s>", "<|assistant|>", "</s>"]
+    assert any("\u20ac" in text for text, _ in pieces)
+    assert [text for text, _ in page["groups"][0]["prompt_pieces"]] == ["<s>", "<|user|>"]

@@ -1,0 +1,56 @@
+"""A model answers a benchmark as a user runs it, from the question file to the file the benchmark's own tools read."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import runs, store
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+def align(workspace: Path, tiny_model: Path, run: str, *words: str) -> dict[str, store.Artifact]:
+    """`align run recipe=benchmark ...` with the tiny model -> the artifact of every step."""
+    small = [f"workspace={workspace}", f"run={run}", "model=path", f"model.path={tiny_model}", "engine=transformers",
+             "model.max_prompt_tokens=150", "model.max_completion_tokens=100", "sampling.max_tokens=12", *words]
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "run", "recipe=benchmark", *small], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = runs.load(workspace, run)
+    assert record is not None
+    found = {s["name"]: store.find(workspace, s["stage"], s["key"]) for s in record.steps}
+    return {name: artifact for name, artifact in found.items() if artifact is not None}
+
+
+def test_mt_bench_asks_both_turns(tmp_path: Path, tiny_model: Path):
+    rows = [{"question_id": 81 + i, "category": "writing", "turns": [f"question {i}", f"and {i}?"]} for i in range(3)]
+    (tmp_path / "question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = align(tmp_path / "w", tiny_model, "mt", "data=mt_bench", f"data.root={tmp_path}", "data.model=tiny")
+    lines = (made["export"].path / "model_answer" / "tiny.jsonl").read_text().splitlines()
+    answers = [json.loads(line) for line in lines]
+    assert [a["question_id"] for a in answers] == [81, 82, 83]
+    assert all(len(a["choices"][0]["turns"]) == 2 for a in answers)
+    assert made["export"].manifest["counts"] == {"answers": 3, "second_answers": 3}
+
+
+def test_alpaca_eval_with_the_outputs_of_the_file_as_the_baseline(tmp_path: Path, tiny_model: Path):
+    """Two instructions of two kinds, scored by a rule: the export is in order, the comparison in the store."""
+    rows = [{"instruction": f"question {i}", "output": "one two three " * 4, "generator": "theirs", "dataset": d}
+            for i, d in enumerate(("koala", "vicuna"))]
+    (tmp_path / "model_outputs.json").write_text(json.dumps(rows))
+    made = align(tmp_path / "w", tiny_model, "ae", "data=alpaca_eval", f"data.root={tmp_path}", "reward=rule",
+                 "data.compare=true")
+    exported = json.loads((made["export"].path / "model_outputs.json").read_text())
+    assert [(r["instruction"], r["generator"], r["dataset"]) for r in exported] == [
+        ("question 0", "policy", "koala"), ("question 1", "policy", "vicuna")]
+    result = json.loads((made["evaluate"].path / "evaluation.json").read_text())
+    assert (result["prompts"], sorted(result["categories"])) == (2, ["koala", "vicuna"])
+    assert result["baseline"]["words"] == 12.0

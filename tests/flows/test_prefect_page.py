@@ -1,0 +1,95 @@
+"""Prefect's page shows what a run does: a real server, a real run of two steps, its artifacts asked for over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from flows import prefect_page
+
+ROOT = Path(__file__).parents[2]
+RUN = """
+import sys
+from pathlib import Path
+from flows.execute import Driver, _run
+from pipeline import plan, runs
+workspace = Path(sys.argv[1])
+world = {"module": "pipeline.formats.jsonl", "sft": "sft.jsonl", "shares": {"unlabeled": 0, "eval": 0}}
+rule = {"module": "pipeline.rewards.rule", "function": "pipeline.rewards.rule.fresh_trigrams"}
+scores = {"stage": "score", "inputs": {"groups": "data/sft"}}
+config = {
+    "recipe": {"once": {"data": {"stage": "import_data"}, "scores": scores}},
+    "stage": {"import_data": {"settings": {"format": world}, "runtime": {"root": sys.argv[2]}},
+              "score": {"settings": {"reward": rule}}},
+    "iterations": 1, "seed": 0, "tracking": {}, "engine": {"module": "pipeline.engines.transformers"},
+    "hardware": {"grace_seconds": 5.0, "timeout_minutes": 2.0},
+}
+steps = plan.expand(config)
+fresh = {"iteration": 0, "key": None, "state": "waiting", "inputs": []}
+facts = [{"name": s.name, "stage": s.stage, **fresh} for s in steps]
+run = runs.Run("shown", config, [], {}, facts, runs.RUNNING, 1.0)
+runs.save(workspace, run)
+_run(Driver(workspace, run, steps, None, False))
+"""
+
+
+def test_keys_are_what_prefect_accepts():
+    assert prefect_page.key("My_Run.2", "train[2]") == "my-run-2-train-2"
+
+
+def test_without_a_server_nobody_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr(prefect_page, "_quietly", lambda act: pytest.fail("Prefect was asked"))
+    with prefect_page.progress(None, "sft"):
+        pass
+    prefect_page.link(None, "sft")
+
+
+def test_a_prefect_that_fails_costs_nothing():
+    def act(artifacts: object) -> None:
+        raise RuntimeError("no server")
+
+    assert prefect_page._quietly(act) is False
+
+
+@pytest.mark.slow
+def test_a_run_beside_a_server_leaves_progress_links_and_counts(tmp_path: Path):
+    """`align server up`, a run, then the server's own API: each step's progress at 100, its folder, its counts."""
+    workspace, world = tmp_path / "workspace", tmp_path / "world"
+    world.mkdir()
+    rows = [{"prompt": f"question {i}", "completion": "one two three four"} for i in range(5)]
+    (world / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT")} | {"PYTHONPATH": str(ROOT)}
+    server = [sys.executable, "-m", "flows.cli", "server"]
+    where = [f"workspace={workspace}", "--port", str(port)]
+    up = subprocess.run([*server, "up", *where], env=environment, capture_output=True, text=True, timeout=180)
+    assert up.returncode == 0, up.stderr
+    try:
+        api = f"http://127.0.0.1:{port}/api"
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, str(workspace), str(world)], capture_output=True, text=True, timeout=300,
+            env={**environment, "PREFECT_API_URL": api, "PREFECT_HOME": str(workspace / ".prefect")})
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = {a["key"]: a for a in _ask(f"{api}/artifacts/latest/filter")}
+    finally:
+        subprocess.run([*server, "down", *where], env=environment, capture_output=True, timeout=60)
+    assert f"page      http://127.0.0.1:{port}/runs/flow-run/" in done.stdout
+    assert found["shown-scores-progress"]["data"] == 100.0
+    assert (workspace / "artifacts" / "score").as_uri() in found["shown-scores-artifact"]["data"]
+    counts = {row["what"]: row["number"] for row in json.loads(found["shown-data-counts"]["data"])}
+    assert counts["sft"] == 5
+
+
+def _ask(url: str) -> list[dict]:
+    request = urllib.request.Request(url, data=b"{}", headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read())

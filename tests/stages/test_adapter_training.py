@@ -1,0 +1,101 @@
+"""Stages with adapters: the artifacts they leave, resume, and the next stage on the merged model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import peft
+import pytest
+import torch
+import transformers
+
+from pipeline import tables
+from pipeline.build import build
+from pipeline.records import Completion, Group, Message, UserError
+from pipeline.stage import Context, Reporter
+from pipeline.stages import init_model, reference_logprobs, sft, tokenize, train_preference, train_reward
+
+ARCH = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2, "kv_heads": 2, "max_position": 64,
+        "vocab_size": 320}
+TRAINER = {"lr": 2e-2, "batch_size": 8, "epochs": 4, "precision": "float32",
+           "adapter": {"kind": "lora", "r": 4, "alpha": 8}}
+RUNTIME = {"threads": 1, "log_every": 1, "device": "cpu"}
+DPO = {"objective": {"module": "pipeline.objectives.dpo"}, "trainer": TRAINER}
+
+
+def run(stage, work: Path, settings, runtime=None, **inputs: Path) -> Path:
+    report = Reporter(step="s", metrics_path=work.with_suffix(".jsonl"))
+    context = Context(build(stage.Settings, settings), build(stage.Runtime, runtime or {}),
+                      {name: (path,) for name, path in inputs.items()}, {}, work, 0, report)
+    stage.run(context)
+    return context.out
+
+
+def losses(work: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in work.with_suffix(".jsonl").read_text().splitlines() if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> SimpleNamespace:
+    """A tiny model and 24 tokenised pairs."""
+    root = tmp_path_factory.mktemp("world")
+    for split, k in (("sft", 1), ("pref", 2)):
+        tables.write(root / "data" / split, [
+            Group(f"{split}{i}", (Message("user", f"Say {i % 7}."),),
+                  (Completion(f"It is {i % 7}, friend."), Completion("No idea at all."))[:k]) for i in range(24)])
+    model = run(init_model, root / "init", {"arch": ARCH, "chat_template": "roles"}, data=root / "data") / "model"
+    ids = run(tokenize, root / "tokens", {"max_prompt_tokens": 30, "max_completion_tokens": 30},
+              data=root / "data", model=model)
+    return SimpleNamespace(root=root, model=model, ids=ids)
+
+
+def test_adapter_and_merged_model(world, tmp_path):
+    """model/ is the base with adapter/ merged in, to whoever loads either; the next stage starts from model/."""
+    out = run(sft, tmp_path / "sft", {"trainer": TRAINER}, RUNTIME, model=world.model, groups=world.ids / "sft")
+    assert losses(tmp_path / "sft")[-1] < losses(tmp_path / "sft")[0] - 0.3
+    merged = transformers.AutoModelForCausalLM.from_pretrained(out / "model")
+    base = transformers.AutoModelForCausalLM.from_pretrained(world.model)
+    ids = torch.arange(3, 15)[None]
+    plain = base(ids).logits
+    adapted = peft.PeftModel.from_pretrained(base, out / "adapter")(ids).logits
+    assert torch.allclose(merged(ids).logits, adapted, atol=1e-4) and not torch.allclose(plain, adapted, atol=1e-2)
+    assert (out / "model" / "tokenizer.json").read_bytes() == (world.model / "tokenizer.json").read_bytes()
+    assert str(world.root) not in (out / "adapter" / "adapter_config.json").read_text()
+    refs = run(reference_logprobs, tmp_path / "refs", {"precision": "float32"}, RUNTIME, model=out / "model",
+               groups=world.ids / "pref")
+    run(train_preference, tmp_path / "dpo", DPO, RUNTIME, model=out / "model", groups=world.ids / "pref",
+        reference=refs / "groups")
+    assert losses(tmp_path / "dpo")[0] == pytest.approx(0.693147, abs=1e-4), "it starts as its reference"
+
+
+def test_goes_on_from_a_checkpoint_to_the_same_bytes(world, tmp_path):
+    inputs = {"model": world.model, "groups": world.ids / "sft"}
+    runtime = RUNTIME | {"checkpoint_every_steps": 2}
+    whole = run(sft, tmp_path / "work", {"trainer": TRAINER}, runtime, **inputs)
+    kept = {p.relative_to(whole): p.read_bytes() for p in whole.rglob("*") if p.is_file()}
+    shutil.rmtree(whole)
+    again = run(sft, tmp_path / "work", {"trainer": TRAINER}, runtime, **inputs)
+    assert {p.relative_to(again): p.read_bytes() for p in again.rglob("*") if p.is_file()} == kept
+    saved = sorted((tmp_path / "work" / "checkpoints").iterdir())[-1] / "model.safetensors"
+    assert saved.stat().st_size < sum(p.stat().st_size for p in (again / "model").glob("*.safetensors")) / 2
+
+
+def test_reward_model_with_an_adapter(world, tmp_path):
+    """Its head learns altogether and is in the plain folder."""
+    out = run(train_reward, tmp_path / "rm", {"trainer": TRAINER, "held_out": 0.2}, RUNTIME, model=world.model,
+              groups=world.ids / "pref")
+    last = json.loads((tmp_path / "rm.jsonl").read_text().splitlines()[-1])
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(out / "model").eval()
+    group = next(iter(tables.read(world.ids / "pref")))
+    with torch.no_grad():
+        scores = [float(model(torch.tensor([group.prompt_ids + c.token_ids])).logits) for c in group.completions]
+    assert last["held_out_accuracy"] > 0.9 and scores[0] > scores[1]
+
+
+def test_moments_do_not_run_through_adapters(world, tmp_path):
+    with pytest.raises(UserError, match=r"trainer.adapter.kind: lora with an optimizer that runs through"):
+        run(train_preference, tmp_path / "work", DPO | {"keep_optimizer": True}, RUNTIME, model=world.model,
+            groups=world.ids / "pref")
