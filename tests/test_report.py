@@ -73,7 +73,7 @@ def test_what_no_step_reported_stays_empty():
 
 
 def test_markdown_has_the_table_the_reasons_and_every_step():
-    text = to_markdown("demo", rows(steps()), steps(), sections={"Evaluation": "| from the report stage |", "Gates": ""})
+    text = to_markdown("demo", rows(steps()), steps(), {"Evaluation": "| from the report stage |", "Gates": ""})
     assert text.startswith("# demo\n")
     assert "60.0% (50.0% to 70.0%)" in text
     assert "| 2 | too long | 3 |" in text

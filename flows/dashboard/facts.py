@@ -134,8 +134,10 @@ def _cell(column: Column, steps: list[Row], serves: dict[str, set[str]]) -> Row 
     return cell
 
 
-def about(config: Row) -> Row:
-    """What a run is, in a few words: recipe, model, data, objective, seed."""
+def about(record: Row) -> Row:
+    """What a run is, in a few words: recipe, model, data, seed, and the objective where one is trained with."""
+    config = record["config"]
+    trains = any(s["stage"] == "train_preference" for s in record["steps"])
     choices = config.get("choices") or {}
     model, data = config.get("model") or {}, config.get("data") or {}
     arch = model.get("arch") or {}
@@ -145,7 +147,7 @@ def about(config: Row) -> Row:
         "recipe": choices.get("recipe", ""),
         "model": str(model.get("path") or "").rstrip("/").rpartition("/")[2] or choices.get("model") or made,
         "data": choices.get("data") or root.rpartition("/")[2],
-        "objective": str((config.get("objective") or {}).get("module", "")).rpartition(".")[2],
+        "objective": str((config.get("objective") or {}).get("module", "")).rpartition(".")[2] if trains else "",
         "seed": config.get("seed"),
         "iterations": config.get("iterations"),
     }

@@ -44,7 +44,7 @@ def _summary(files: Files, name: str) -> Row:
 
 
 def _what(record: Row) -> Row:
-    return {**facts.about(record["config"]), "experiment": facts.experiment(record["config"])}
+    return {**facts.about(record), "experiment": facts.experiment(record["config"])}
 
 
 def _win_rate(files: Files, step: Row) -> Row | None:
@@ -66,9 +66,8 @@ def one_run(files: Files, name: str) -> Row:
             step["progress"] = _progress(files, name, step["name"])
         if step["state"] in (runs.RUNNING, runs.FAILED, runs.INTERRUPTED):
             step["tail"] = log_tail(files, name, step["name"], _TAIL)
-    config = record["config"]
     return {
-        "name": name, **facts.about(config), "state": state, "created": record.get("created"), "steps": steps,
+        "name": name, **facts.about(record), "state": state, "created": record.get("created"), "steps": steps,
         "iterations": facts.iterations(steps), "columns": [vars(c) for c in facts.COLUMNS],
         "overrides": record.get("overrides", []), "step_overrides": record.get("step_overrides", {}),
     }
@@ -83,7 +82,7 @@ def compare(files: Files, names: list[str]) -> Row:
         mark = facts.experiment(config)
         configs[mark] = _settings(config)
         numbers = {str(r["iteration"]): _numbers(steps, r) for r in facts.iterations(steps)}
-        found.append({"name": name, **facts.about(config), "experiment": mark, "numbers": numbers})
+        found.append({"name": name, **facts.about(record), "experiment": mark, "numbers": numbers})
     names_differing = sorted(k for k in {k for c in configs.values() for k in c}
                              if len({json.dumps(c.get(k), sort_keys=True) for c in configs.values()}) > 1)
     return {
@@ -119,7 +118,7 @@ def log_tail(files: Files, name: str, step: str, lines: int) -> list[str]:
 
 def _progress(files: Files, name: str, step: str | None) -> Row | None:
     """How far the running step is, and how long the rest will take at the pace so far."""
-    state = files.json(files.run_path(name, "progress.json"))
+    state = None if step is None else files.json(files.run_path(name, "progress.json"))
     if step is None or not isinstance(state, dict) or state.get("step") != step or not state.get("total"):
         return None
     started = _events(files, name).get(step, {}).get("started")

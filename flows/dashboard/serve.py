@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import threading
 from pathlib import Path
 
 import uvicorn
@@ -11,6 +12,7 @@ import uvicorn
 from flows import display
 from flows.dashboard.app import make_app
 from flows.dashboard.guard import LOOPBACK
+from flows.dashboard.tables import warm_up
 from pipeline.records import UserError
 
 PORT = 4280
@@ -30,6 +32,7 @@ def dashboard(workspace: str, host: str, port: int | None) -> int:
     display.say(f"dashboard of {place}\n\n    http://{shown}:{number}/{f'?token={token}' if token else ''}\n")
     if token is None:
         display.say(f"from another machine: ssh -L {number}:localhost:{number} {socket.gethostname()}")
+    threading.Thread(target=warm_up, daemon=True).start()
     config = uvicorn.Config(make_app(place, token), log_level="warning", server_header=False, access_log=False)
     try:
         uvicorn.Server(config).run(sockets=[found])

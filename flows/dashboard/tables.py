@@ -46,6 +46,11 @@ class Table:
         return self.blocks[-1].first + self.blocks[-1].rows if self.blocks else 0
 
 
+def warm_up() -> None:
+    """The first array makes pyarrow import pandas: 0.3 s that no reader need wait for."""
+    pa.array([""])
+
+
 def open_table(files: Files, folder: Path) -> Table:
     """The table's row groups, from its parts' footers. NotHere where the folder has no finished part."""
     try:

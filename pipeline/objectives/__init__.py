@@ -5,6 +5,8 @@
                   "pairs"             groups of two completions, the preferred one first
                   "lists"             groups of 1 + M completions, M >= 1, the preferred one first
                   "singles"           beside pairs or lists also groups of one (a label, or a demonstration)
+                  "layout:NAME"       groups of a make-up of their own, told in the module's text; a selection that
+                                      builds them says GIVES = NAME
                   "labels"            binary feedback: batch.labels for groups of one; in larger groups completion 0
                                       is wanted and the others are unwanted
                   "reference"         batch.ref_logps

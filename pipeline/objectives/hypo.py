@@ -24,7 +24,6 @@ from pipeline.records import LossInputs
 if TYPE_CHECKING:
     from torch import Tensor
 
-NEEDS = frozenset({"reference", "lists"})
 NORMALISE = "groups"
 
 
@@ -37,6 +36,11 @@ class Settings:
 
     lam: float = setting(1e-4, low=0.0)
     """lambda, weight of the reverse KL."""
+
+
+def needs(settings: Settings) -> frozenset[str]:
+    """Without the reverse KL it is DPO on pairs."""
+    return frozenset({"reference", "lists"} | ({"layout:pair_and_samples"} if settings.lam > 0.0 else set()))
 
 
 def leave_one_out(values: Tensor, present: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from pipeline.records import LossInputs
 if TYPE_CHECKING:
     from torch import Tensor
 
-NEEDS = frozenset({"reference", "lists"})
+NEEDS = frozenset({"reference", "lists", "layout:drafts"})
 NORMALISE = "groups"
 COLUMNS = ("y_w|x", "y_l|x", "y_w|draft y_l", "y_l|draft y_l", "y_l|draft y_w", "y_w|draft y_w")
 

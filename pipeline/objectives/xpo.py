@@ -46,7 +46,7 @@ class Settings:
 
 def needs(settings: Settings) -> frozenset[str]:
     """By origin the scores say who won."""
-    return frozenset({"reference", "lists"} if settings.layout == "copy" else {"reference", "pairs", "scores"})
+    return frozenset({"reference", "lists", "layout:pair_and_copy"} if settings.layout == "copy" else {"reference", "pairs", "scores"})
 
 
 def xpo_losses(

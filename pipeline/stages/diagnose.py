@@ -1,7 +1,7 @@
 """What an iteration did to its policy, beside its win rate. Writes diagnostics.json:
 
     answers, baseline   what the two sides' answers to the evaluation prompts look like: scores, lengths, repetition
-    kl                  the policy's log-ratio to the reference on its own answers
+    kl                  the policy's log-ratio to the reference on its own first answer to each prompt
     held_out_pairs      best against worst of the baseline's answers, which no policy was trained on: log-probs of both
     trained_pairs       the same of a part of the groups this iteration trained on
     token_curve         log-probs token by token around the first differing token of these pairs
@@ -46,7 +46,7 @@ class Settings:
 
     score: str  # the score that judges
     learned: str = "reward"  # the score the loop optimises
-    pairs: int = setting(128, low=1)  # most held-out pairs, and most trained groups, that are looked at
+    pairs: int = setting(64, low=1)  # most held-out pairs, and most trained groups, that are looked at
     window: int = setting(8, low=1)  # tokens on each side of the first differing one
     precision: str = setting("bfloat16", choices=PRECISIONS)  # as in training
     negatives: dict[str, Any] | None = None  # how training draws negatives; module null: it draws none
@@ -77,7 +77,8 @@ def run(context: Context) -> None:
     held_out = [pair for group in baseline if (pair := best_and_worst(group, settings.score))][: settings.pairs]
     source = context.optional("trained")
     trained = [] if source is None else chosen_by_hash(list(tables.read(source)), settings.pairs)
-    wanted = [held_out, trained, [g for g in answers if g.completions]]
+    first = [replace(g, completions=g.completions[:1]) for g in answers if g.completions]  # one says enough for the KL
+    wanted = [held_out, trained, first]
     policy = Measured(*_token_logps(context, "model", wanted, 0))
     reference = Measured(*_token_logps(context, "reference", wanted, 1))
     held_pairs, trained_pairs = [

@@ -90,6 +90,11 @@ def wanted(settings: Settings) -> set[str]:
 def misfit(settings: Settings, kinds: frozenset[str]) -> str | None:
     """Why groups of these kinds ("pairs", "lists") cannot be trained on, None where they can."""
     needs, name = needs_of(settings), settings.objective["module"].rpartition(".")[2]
+    layouts = {need.removeprefix("layout:") for need in needs if need.startswith("layout:")}
+    if kinds and layouts - kinds:
+        return (f"objective {name} takes groups of a make-up of its own ({', '.join(layouts)}: see the text of "
+                f"{settings.objective['module']}), but the recipe gives it {' and '.join(sorted(kinds))}; set a "
+                "selection that builds them, or another objective")
     if "lists" in kinds and "pairs" in needs and "lists" not in needs and settings.drawn is None:
         return (f"objective {name} takes pairs, but the selection makes lists of more than two; "
                 "set selection=best_worst, negatives=uniform (or mc, hardest, easiest), or an objective for lists")

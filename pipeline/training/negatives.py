@@ -124,7 +124,7 @@ class _KnownLinear(torch.autograd.Function):
     ) -> Tensor:  # (1, N', in), (out, in), (out,), (1, N, out), (N',) -> (1, N', out)
         ctx.save_for_backward(states.to(product.dtype), weight)
         ctx.kinds = states.dtype, None if bias is None else bias.dtype
-        return product.index_select(1, rows)
+        return product[0].index_select(0, rows)[None]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

@@ -127,7 +127,7 @@ def common_metrics(inputs: LossInputs) -> Metrics:
     """What every objective reports: log-probs and lengths of both sides, and the reference's where there is one.
 
     `reference_kl` is the mean of log reference - log policy over a group's completions, nats per completion: the plain
-    estimate (k1) of KL(reference || policy) where the reference wrote them, else how far the policy has drifted on them.
+    estimate (k1) of KL(reference || policy) where the reference wrote them, else how far the policy drifted on them.
     """
     with torch.no_grad():
         logps = inputs.logps.detach()

@@ -21,7 +21,7 @@ class AdapterSettings:
 
     kind: str = setting("none", choices=("none", "lora", "qlora"))  # none = every weight; qlora = over a 4-bit base
     r: int = setting(16, low=1)
-    alpha: float = setting(32.0, above=0.0)
+    alpha: int = setting(32, low=1)
     dropout: float = setting(0.0, low=0.0, below=1.0)  # of the adapter's input
     target_modules: tuple[str, ...] = ("all-linear",)  # names of linear layers, or "all-linear": all but the head
 

@@ -32,6 +32,7 @@ class NotShareable(Exception):
     """Why a model cannot use the packed layout."""
 
 
+@torch.compiler.disable  # its segments differ from micro-batch to micro-batch: compiled, it would be compiled each time
 def tree_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     scaling: float | None = None, dropout: float = 0.0, packed: Packed | None = None, **rest: Any,

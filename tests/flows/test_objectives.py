@@ -16,17 +16,15 @@ import pytest
 
 from flows import launch
 from flows.compose import CONF, compose
-from pipeline import plan, store, worker
+from pipeline import plan, store, tables, worker
 from pipeline.build import declared, load_part
 from pipeline.records import UserError
 
 pytestmark = pytest.mark.slow
 OBJECTIVES = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
-# Groups of pairs cannot give what these compare; they say so by name instead of training on something else.
-LAYOUTS = {
-    "srpo": "6 completions",
-    "hypo": "",
-}
+# Groups of pairs cannot give what these compare: the plan says so by name. HyPO is given what it needs below.
+LAYOUTS = {"srpo": "drafts", "xpo": "pair_and_copy", "hypo": "pair_and_samples"}
+HYPO = ["recipe=mcpo", "selection=pair_and_samples", "negatives=none", "objective=hypo"]
 
 
 @pytest.fixture(scope="module")
@@ -57,23 +55,36 @@ def run(words: list[str], workspace: Path, name: str) -> dict[str, store.Artifac
     return done
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+def words(recipe: list[str], small_run: list[str]) -> list[str]:
+    return [*recipe, *small_run, "trainer.preference.max_steps=3", "trainer.preference.batch_size=16",
+            "hardware.training.tokens_per_batch=1024", "hardware.training.log_every=1"]
+
+
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name not in LAYOUTS])
 def test_objective_runs_in_the_loop(objective, small_run, use_vllm, workspace, monkeypatch):
     monkeypatch.setattr(launch, "_run_worker", in_this_process)
-    words = ["recipe=iterative_dpo", *small_run, f"objective={objective}", "trainer.preference.max_steps=3",
-             "trainer.preference.batch_size=16", "hardware.training.tokens_per_batch=1024",
-             "hardware.training.log_every=1"]
-    if objective in LAYOUTS:
-        with pytest.raises(UserError, match=LAYOUTS[objective]):
-            run(words, workspace, objective)
-        return
-    done = run(words, workspace, objective)
+    done = run(words(["recipe=iterative_dpo", f"objective={objective}"], small_run), workspace, objective)
     trained = done["train[2]"].manifest
     assert trained["counts"]["steps"] == 3
     lines = [json.loads(line) for line in (workspace / "runs" / objective / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["step"] == "train[2]"]
     assert [line["at"] for line in steps] == [1, 2, 3]
     assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in steps)
-    assert done["train[1]"].digest("model") != done["sft"].digest("model") != done["train[2]"].digest("model")
+    assert len({done[step].digest("model") for step in ("sft", "train[1]", "train[2]")}) == 3
     part = load_part(trained["settings"]["objective"], "objective")
     assert ("reference" in declared(part, "needs")) == ("reference" in trained["inputs"])
+
+
+@pytest.mark.parametrize("objective", LAYOUTS)
+def test_what_the_recipe_cannot_give_is_said_at_plan_by_name(objective, small_run):
+    composed = compose(words(["recipe=iterative_dpo", f"objective={objective}"], small_run))
+    with pytest.raises(UserError, match=f"objective {objective} takes groups .* own .{LAYOUTS[objective]}:"):
+        plan.expand(composed.config)
+
+
+def test_hypo_runs_on_pairs_with_fresh_samples_beside_them(small_run, use_vllm, workspace, monkeypatch):
+    monkeypatch.setattr(launch, "_run_worker", in_this_process)
+    done = run([*words(HYPO, small_run), "iterations=1"], workspace, "hypo")
+    groups = list(tables.read(done["merge[1]"].path / "groups"))
+    assert {len(group.completions) for group in groups} == {6}
+    assert done["train[1]"].manifest["counts"]["steps"] == 3

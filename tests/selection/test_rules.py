@@ -22,6 +22,7 @@ from pipeline.selection import (
     cdr,
     maxmin,
     osp,
+    pair_and_samples,
     pairwise_ranking,
     quantile,
     relabel,
@@ -53,6 +54,7 @@ def labels(groups: list[Group], name: str = "win_rate") -> list[tuple[float, flo
 RULES: dict[str, tuple[ModuleType, dict]] = {
     "best_worst": (best_worst, {}),
     "best_rest": (best_rest, {}),
+    "pair_and_samples": (pair_and_samples, {}),
     "best_random": (best_random, {}),
     "top_bottom": (top_bottom, {"k": 1}),
     "all_pairs": (all_pairs, {}),
@@ -90,7 +92,7 @@ def test_what_every_rule_promises(name: str, scores: list[float], seed: int) -> 
     rank = module.ranks(chosen) if hasattr(module, "ranks") else "reward"
     for one in made:
         assert len({c.sample for c in one.completions}) == len(one.completions) >= 2
-        assert declared(part, "gives") == "lists" or len(one.completions) == 2
+        assert declared(part, "gives") != "pairs" or len(one.completions) == 2
         best, *others = (c.scores[rank] for c in one.completions)
         assert all(best >= other for other in others)
         assert one.id.startswith("p1")
@@ -140,6 +142,7 @@ def test_the_group_keeps_what_it_is() -> None:
 def test_best_first_then_the_others_by_score() -> None:
     group = group_of(1.0, 3.0, -2.0, 3.0, 0.0)
     assert texts(best_rest.select(group, best_rest.Settings())[0]) == ["bdaec"]
+    assert texts(pair_and_samples.select(group, pair_and_samples.Settings())[0]) == ["bcade"]
     assert best_rest.select(group, best_rest.Settings(min_candidates=5)) == ([], "too_few_samples")
 
 

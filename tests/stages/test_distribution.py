@@ -119,8 +119,8 @@ def check_same_course(one: Path, other: Path) -> None:
 
 
 def test_two_copies_are_one_process(world, tmp_path):
-    """The same losses within 1e-4 at every step, weights as close, one line per step: of a loss that compares the groups
-    of the whole batch and carries a shift along, so that both processes have to know all of it.
+    """The same losses within 1e-4 at every step, weights as close, one line per step: of a loss that compares the
+    groups of the whole batch and carries a shift along, so that both processes have to know all of it.
     """
     settings = {"objective": {"module": "pipeline.objectives.bco"}, "trainer": TRAINER}
     in_process(world, tmp_path / "one", settings)
@@ -143,6 +143,20 @@ def test_sharded_weights_are_one_process(alone, sharded):
     check_same_course(sharded, alone)
 
 
+def test_sharded_adapters_with_drawn_negatives(world, tmp_path):
+    """Frozen and learning weights side by side in a shard, candidates scored without gradient, adapter and merged model
+    written by one.
+    """
+    settings = {"objective": {"module": "pipeline.objectives.rnce"},
+                "negatives": {"module": "pipeline.selection.mc", "m": 1},
+                "trainer": TRAINER | {"adapter": {"kind": "lora", "r": 4}}}
+    in_process(world, tmp_path / "one", settings)
+    code, said = finish(spec(world, tmp_path / "two", settings=settings, processes=2, strategy="fsdp2"))
+    assert code == 0, said
+    check_same_course(tmp_path / "two", tmp_path / "one")
+    assert (tmp_path / "two" / "out" / "adapter" / "adapter_config.json").is_file()
+
+
 def test_a_checkpoint_of_two_goes_on_with_one(world, alone, sharded, tmp_path):
     shutil.copytree(sharded / "checkpoints" / "step-00000005", tmp_path / "work" / "checkpoints" / "step-00000005")
     in_process(world, tmp_path / "work")
@@ -160,7 +174,8 @@ def test_killed_and_started_again_in_the_same_layout(world, sharded, tmp_path):
     (torchrun,) = psutil.Process(process.pid).children()
     ranks = [p for p in torchrun.children() if "pipeline.worker" in " ".join(p.cmdline())]
     torchrun.send_signal(signal.SIGKILL)
-    assert process.wait(60) == 137 and len(ranks) == 2 and not any(p.is_running() for p in ranks)
+    assert process.wait(60) == 137 and len(ranks) == 2
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in ranks)
     assert not (work / worker.RESULT).exists()
     code, said = finish(path)
     assert code == 0, said

@@ -156,14 +156,16 @@ def test_an_unknown_engine_is_a_problem_of_the_plan():
     assert "vllm" in problem
 
 
-def start_worker(tmp_path: Path, model: Path, groups: list[Group], part_size: int) -> tuple[subprocess.Popen, Path]:
+def start_worker(
+    tmp_path: Path, model: Path, groups: list[Group], part_size: int, engine: dict = VLLM
+) -> tuple[subprocess.Popen, Path]:
     """The stage in a process of its own; returns it and its output table."""
     if not tables.parts(tmp_path / "prompts"):
         tables.write(tmp_path / "prompts", groups)
     spec = {
         "stage": "generate", "run": "test", "step": "generate", "seed": 5, "work": str(tmp_path / "work"),
-        "settings": {"engine": VLLM["module"], "dtype": "float32", "n": 4, "max_tokens": 64, "temperatures": [0.7]},
-        "runtime": {"engine": VLLM, "part_size": part_size},
+        "settings": {"engine": engine["module"], "dtype": "float32", "n": 4, "max_tokens": 64, "temperatures": [0.7]},
+        "runtime": {"engine": engine, "part_size": part_size},
         "inputs": {"model": [str(model)], "prompts": [str(tmp_path / "prompts")]},
         "digests": {"model": ["d"], "prompts": ["p"]},
         "metrics": str(tmp_path / "metrics.jsonl"), "progress": str(tmp_path / "progress.json"),
@@ -173,6 +175,40 @@ def start_worker(tmp_path: Path, model: Path, groups: list[Group], part_size: in
     command = [sys.executable, "-m", "pipeline.worker", str(tmp_path / "step.json")]
     process = subprocess.Popen(command, stdout=log, stderr=log)
     return process, tmp_path / "work" / "out" / "groups"
+
+
+INSTANT_ENGINE = """
+import contextlib, dataclasses
+from pipeline.engines.engine import Answer, Sample
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    dtype: str = "float32"
+class Engine:
+    context_length, facts = 256, {}
+    def sample(self, requests):
+        for r in requests:
+            ids = tuple(range(20, 20 + r.max_tokens))
+            yield Answer(tuple(Sample(ids, "length", "text", r.seed + j) for j in range(r.n)))
+@contextlib.contextmanager
+def open_engine(model, settings, log):
+    yield Engine()
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_prompts(tiny_model, tmp_path, monkeypatch):
+    """Twelve times the prompts, all answered at once: only the ids that must be unique grow, by about 1 MB."""
+    (tmp_path / "instant_engine.py").write_text(INSTANT_ENGINE)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parent.parent.parent}")
+    peaks = []
+    for number in (1000, 12_000):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        engine = {"module": "instant_engine", "dtype": "float32"}
+        process, out = start_worker(folder, tiny_model, prompts(number), part_size=256, engine=engine)
+        assert process.wait(300) == 0, (folder / "worker.log").read_text()
+        assert tables.count(out) == number
+        peaks.append(json.loads((folder / "work" / "result.json").read_text())["peak_memory_mb"])
+    assert peaks[1] < 1.15 * peaks[0]
 
 
 @pytest.mark.slow

@@ -25,7 +25,9 @@ def evaluation(folder: Path, outcomes: dict[str, list[float]], score: str = "gol
               "categories": {"cook": {"prompts": 3, **controlled}, "math": {"prompts": 1, **controlled}}}
     (folder / "evaluation.json").write_text(json.dumps(result))
     sizes = {"characters": 12, "baseline_characters": 10}
-    lines = [{"id": i, "sample": k, "outcome": v, **sizes} for i, values in outcomes.items() for k, v in enumerate(values)]
+    lines = [
+        {"id": i, "sample": k, "outcome": v, **sizes} for i, values in outcomes.items() for k, v in enumerate(values)
+    ]
     (folder / "outcomes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 

@@ -13,7 +13,7 @@ from pipeline.records import UserError
 from pipeline.training import adapters, forward, optim
 from pipeline.training.settings import AdapterSettings
 
-LORA = AdapterSettings(kind="lora", r=4, alpha=8.0)
+LORA = AdapterSettings(kind="lora", r=4, alpha=8)
 
 
 def logps(model, examples):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from pipeline import tables
 from pipeline.records import Completion, Group, Message, UserError
-from pipeline.training import data
+from pipeline.training import arrays, data
 
 PAIR = Group("a", (Message("user", "?"),), (Completion("x", (5, 2)), Completion("y", (6, 7, 2))), prompt_ids=(1, 4))
 
@@ -98,3 +99,76 @@ def test_completions_with_prompts_of_their_own(tmp_path):
     (one,) = data.load(tmp_path / "groups", tmp_path / "b")
     assert [one.prompt_of(k).tolist() for k in (0, 1)] == [[1, 4], [1, 5, 6, 4]]
     assert one.longest == 7 and data.columns(one, [1]).prompt_of(0).tolist() == [1, 5, 6, 4]
+
+
+def random_groups(number):
+    """Groups of 1 to 4 completions of 1 to 6 tokens, some with labels, log-probs, scores, prompts of their own."""
+    rng = np.random.default_rng(0)
+
+    def ids(low=1):
+        return tuple(rng.integers(1, 50, rng.integers(low, 7)).tolist())
+
+    groups = []
+    for i in range(number):
+        known, scored, own = rng.random(3) < 0.5
+        completions = tuple(Completion(
+            "x", ids(), "length", {"reward": float(k), "gold": 1.0} if scored else {}, -float(k) if known else None,
+            prompt_ids=ids() if own and k else ()) for k in range(rng.integers(1, 5)))
+        groups.append(Group(f"g{i}", (), completions, ids(), rng.choice([None, True, False]), float(rng.random())))
+    return groups
+
+
+def same(one, other):
+    """Examples field by field, arrays by value."""
+    def plain(e):
+        return {k: [a.tolist() for a in v] if k in ("completions", "prompts") and v is not None else
+                v.tolist() if k == "prompt" else v for k, v in vars(e).items()}
+
+    return plain(one) == plain(other)
+
+
+def test_arrays_give_what_the_rows_hold(tmp_path, monkeypatch):
+    """Across parts and batches of a few rows: every example as made from its group alone."""
+    monkeypatch.setattr(arrays, "_BATCH", 7)
+    groups = random_groups(60)
+    tables.write(tmp_path / "groups", groups, part_size=23)
+    found = data.load(tmp_path / "groups", tmp_path / "a")
+    expected = [replace(data.example(g), scores=tuple(c.scores["reward"] for c in g.completions)
+                        if g.completions[0].scores else None) for g in groups]
+    assert len(found) == 60 and all(same(a, b) for a, b in zip(found, expected, strict=True))
+    assert data.ids_of(found) == [g.id for g in groups]
+    some = data.shaped(data.subset(data.subset(found, range(10, 60)), [3, 1]), lambda e: data.columns(e, [0]))
+    assert data.ids_of(some) == ["g13", "g11"] and [len(e.completions) for e in some] == [1, 1]
+    for vocabulary, context in ((30, None), (99, 6)):
+        problems = []
+        for examples in (found, expected):
+            with pytest.raises(UserError) as caught:
+                data.check_fits(examples, vocabulary, context)
+            problems.append(caught.value.problems)
+        assert problems[0] == problems[1]
+
+
+def test_numbers_are_found_by_all_tokens(tmp_path, monkeypatch):
+    """A table beside in another order gives each group its own; one boundary moved, and it is another group."""
+    monkeypatch.setattr(arrays, "_BATCH", 7)
+    groups = random_groups(40)
+    beside = [replace(g, id="?", completions=tuple(replace(c, ref_logp=100.0 * i + k)
+                                                   for k, c in enumerate(g.completions))) for i, g in enumerate(groups)]
+    tables.write(tmp_path / "groups", groups)
+    tables.write(tmp_path / "ref", beside[::-1], part_size=11)
+    found = data.load(tmp_path / "groups", tmp_path / "a", data.Beside(reference=[tmp_path / "ref"]))
+    assert [e.ref_logps for e in found] == [tuple(c.ref_logp for c in g.completions) for g in beside]
+    moved = replace(PAIR, prompt_ids=(1, 4, 5), completions=(Completion("x", (2,)), PAIR.completions[1]))
+    tables.write(tmp_path / "pair", [PAIR])
+    tables.write(tmp_path / "moved", [scored(moved, -1.0, -2.0), scored(
+        replace(PAIR, completions=PAIR.completions[::-1]), -1.0, -2.0)])
+    with pytest.raises(UserError, match="no reference log-probs for 1 groups"):
+        data.load(tmp_path / "pair", tmp_path / "b", data.Beside(reference=[tmp_path / "moved"]))
+
+
+def test_what_is_there_is_not_made_again(tmp_path):
+    tables.write(tmp_path / "groups", [PAIR])
+    first = data.load(tmp_path / "groups", tmp_path / "a")
+    for part in tables.parts(tmp_path / "groups"):
+        part.unlink()
+    assert same(data.load(tmp_path / "groups", tmp_path / "a")[0], first[0])

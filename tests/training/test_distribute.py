@@ -43,7 +43,7 @@ def test_alone_nothing_is_exchanged(tiny):
 
 
 def test_several_processes_are_not_made_out_of_one():
-    with pytest.raises(UserError, match="runtime.processes: 2 processes have to be started together"):
+    with pytest.raises(UserError, match="2 processes have to be started together"):
         distribute.join(TrainRuntime(processes=2, strategy="ddp"), torch.device("cpu"))
 
 

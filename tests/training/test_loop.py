@@ -12,7 +12,7 @@ import torch
 from pipeline.build import load_part
 from pipeline.records import UserError
 from pipeline.stage import Reporter
-from pipeline.training import assembly, checkpoint, export, optim, policy
+from pipeline.training import assembly, checkpoint, export, forward, optim, policy
 from pipeline.training.gradients import accumulate, normalised_weights
 from pipeline.training.loop import Job, fit
 from pipeline.training.settings import TrainerSettings, TrainRuntime
@@ -151,13 +151,14 @@ def test_what_an_objective_carries_along_survives(tiny, tmp_path):
     assert all(whole.state[name] == again.state[name] != 0 for name in whole.state)
 
 
-@pytest.mark.parametrize("change", ["gradient_checkpointing", "compile"])
+@pytest.mark.parametrize("change", ["gradient_checkpointing", pytest.param("compile", marks=pytest.mark.slow)])
 def test_neither_recomputing_nor_compiling_changes_the_gradient(tiny, tmp_path, change):
     """The gradients of one step, with and without."""
     found = []
     for runtime in (TrainRuntime(), TrainRuntime(**{change: True})):
         tiny.llama().save_pretrained(tmp_path / "model")
         model = export.load_policy(tmp_path / "model", torch.device("cpu"), runtime)
+        forward.prepare(model)
         assembly.adapt(model, TrainerSettings(), runtime, 0)
         accumulate(model, task(DPO), tiny.examples(4), 0, "float32", 10**6)
         found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))

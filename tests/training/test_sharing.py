@@ -86,6 +86,13 @@ def test_shared_model_still_works_alone(tiny):
     assert torch.allclose(before[mask > 0], model(input_ids=ids, attention_mask=mask).logits[mask > 0], atol=1e-5)
 
 
+def test_saved_config_does_not_name_the_layout(tiny, tmp_path):
+    model = tiny.llama()
+    forward.prepare(model)
+    model.save_pretrained(tmp_path)
+    assert sharing.ATTENTION not in (tmp_path / "config.json").read_text()
+
+
 @pytest.mark.parametrize("config, values, words", [
     (transformers.BloomConfig, {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4}, ""),
     (transformers.MambaConfig, {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}, ""),

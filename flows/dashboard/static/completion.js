@@ -15,6 +15,18 @@ export function completion(c, differ) {
 function difference(c, [a, b]) {
   const side = c === a ? "only-a" : "only-b";
   const box = h("div.written", { dir: "auto" });
-  return append(box, wordDiff(a.text, b.text).filter(([kind]) => kind === "same" || kind === side)
+  return append(box, bridged(wordDiff(a.text, b.text).filter(([kind]) => kind === "same" || kind === side))
     .map(([kind, text]) => (kind === "same" ? plain(text) : h("mark", { class: side }, plain(text)))));
+}
+
+// The space between two changed words belongs to the change.
+function bridged(parts) {
+  const found = [];
+  for (const [i, [kind, text]] of parts.entries()) {
+    const last = found[found.length - 1];
+    const gap = kind === "same" && /^\s+$/.test(text) && last && last[0] !== "same" && parts[i + 1] && parts[i + 1][0] !== "same";
+    if (last && (gap || last[0] === kind)) last[1] += text;
+    else found.push([kind, text]);
+  }
+  return found;
 }

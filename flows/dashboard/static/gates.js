@@ -13,7 +13,7 @@ export function gates(run, more) {
     const facts = [change("win rate", percent, now.win_rate, before.win_rate), change("judge's score", (v) => number(v, 3), now.judged, before.judged),
       change("learned reward", (v) => number(v, 3), now.learned, before.learned), change("tokens", (v) => number(v, 1), now.tokens, before.tokens)].filter(Boolean);
     return h("div.gate", { class: decision === "pass" ? "open" : "closed" },
-      h("p", {}, h("b", {}, `Iteration ${iteration}: ${SAID[decision] || decision}`), reasons.length ? [". ", line(reasons.join("; "), 600)] : null,
+      h("p", {}, h("b", {}, `Iteration ${iteration}: ${SAID[decision] || decision}`), reasons.length ? [", because ", line(reasons.join("; "), 600), "."] : null,
         decision === "pass" ? null : h("span.muted", {}, ` The model to go on from is ${from ? `iteration ${from}'s` : "the one the loop began with"}.`)),
       h("small", {}, facts.join(" · "), " · ", h("a", { href: `#/run/${encodeURIComponent(run.name)}/lineage?${new URLSearchParams({ step })}` }, step)));
   })));

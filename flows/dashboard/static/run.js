@@ -17,9 +17,14 @@ export const runView = {
     figures(run),
     card("Steps", { note: "Choose one to see what it reads, who reads it, what it gave and its log." }, dag(place, run), legend()),
     detail(place, run, log),
-    card("Time and memory", { note: `${seconds(sum(run.steps.map((s) => s.seconds)))} of work, ${seconds(sum(run.steps.filter((s) => s.made_by).map((s) => s.seconds)))} of it taken from other runs` }, cost(place, run)),
+    card("Time and memory", { note: work(run) }, cost(place, run)),
   ],
 };
+
+function work(run) {
+  const [all, reused] = [sum(run.steps.map((s) => s.seconds)), sum(run.steps.filter((s) => s.made_by).map((s) => s.seconds))];
+  return reused ? `${seconds(all)} of work, ${seconds(reused)} of it taken from other runs` : all ? `${seconds(all)} of work` : null;
+}
 
 const sum = (values) => values.reduce((a, b) => a + (b || 0), 0);
 

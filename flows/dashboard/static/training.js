@@ -17,6 +17,7 @@ const FAMILIES = [
   ["Gradient norm", /grad_norm/, "before clipping"],
   ["Tokens per second", /tokens_per_second/, ""],
   ["Seconds per step", /seconds_per_step/, ""],
+  ["Time left", /^eta/, "seconds"],
   ["Utilisation", /util|memory|busy/, ""],
   ["Length", /length|tokens$/, "tokens"],
 ];

@@ -158,6 +158,20 @@ def test_lineage_reaches_the_raw_file_and_says_why(workspace: Path):
     assert found["rebuilt"]["nearest"]["step"] == "evaluate[1]"
 
 
+def test_many_ways_to_one_artifact_are_walked_once(tmp_path: Path):
+    """30 steps that each read all before them: a billion paths, 30 artifacts. And a record whose steps read each other
+    ends, too."""
+    run = world.Maker(tmp_path, "many")
+    for i in range(30):
+        run.waiting(f"merge[{i + 1}]", "merge", inputs=tuple(f"merge[{k + 1}]/groups" for k in range(i)))
+    run.waiting("a", "merge", inputs=("b/groups",))
+    run.waiting("b", "merge", inputs=("a/groups",))
+    run.save()
+    chain = get(tmp_path, "runs/many/lineage", step="merge[30]")["chain"]
+    assert [link["step"] for link in chain] == [f"merge[{i}]" for i in range(30, 0, -1)]
+    assert {link["step"] for link in get(tmp_path, "runs/many/lineage", step="a")["chain"]} == {"a", "b"}
+
+
 def test_unchanged_answers_are_not_sent_twice(workspace: Path):
     app = client(workspace)
     first = app.get("/api/runs")
@@ -192,6 +206,7 @@ def test_links_that_lead_out_are_not_followed(tmp_path: Path):
     (outside / "secret.txt").write_text("secret line")
     run = world.whole_run(place, "own", number=4)
     (place / "runs" / "linked").symlink_to(outside / "runs" / "secret")
+    (run.folder / "progress.json").symlink_to(outside / "secret.txt")
     log = runs.log_path(place, "own", "sft")
     log.parent.mkdir()
     log.symlink_to(outside / "secret.txt")
@@ -199,7 +214,8 @@ def test_links_that_lead_out_are_not_followed(tmp_path: Path):
     table = store.artifact_path(place, "score", key) / "groups"
     (table / "part-00001.parquet").symlink_to(next(outside.rglob("part-00000.parquet")))
     app = client(place)
-    assert [r["name"] for r in app.get("/api/runs").json()["runs"]] == ["own"]
+    assert [(r["name"], r["state"]) for r in app.get("/api/runs").json()["runs"]] == [("own", "unreadable")]
+    (run.folder / "progress.json").unlink()
     assert app.get("/api/runs/linked").status_code == 404
     answer = app.get("/api/runs/own/log", params={"step": "sft"})
     assert answer.status_code == 404 and "secret line" not in answer.text

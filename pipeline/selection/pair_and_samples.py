@@ -1,0 +1,36 @@
+"""The best and the worst sample, and behind them the others as what the policy says unasked.
+
+    y_w, y_l, y_1 .. y_k
+
+for objectives that learn from a pair and, beside it, from fresh samples of the policy without a label (HyPO).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pipeline.records import Group
+from pipeline.selection.candidates import TOO_FEW, Selected, ends, paired, scores_of
+
+GIVES = "pair_and_samples"
+SEEDED = False
+SAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which score ranks the samples."""
+
+    score: str = "reward"
+    """Name of the score in Completion.scores."""
+
+
+def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
+    """See pipeline.selection. Behind the pair in the order of sampling. Reasons: too_few_samples."""
+    values = scores_of(group, settings.score)
+    if len(values) < SAMPLES:
+        return [], TOO_FEW
+    best, worst = ends(values)
+    others = [c for k, c in enumerate(group.completions) if k not in (best, worst)]
+    behind = tuple(sorted(others, key=lambda completion: completion.sample))
+    return [replace(group, completions=paired(group, best, worst).completions + behind)], ""
