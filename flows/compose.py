@@ -33,6 +33,7 @@ class Top:
 
     run: str | None
     workspace: str
+    precision: str = setting(choices=("bfloat16", "float32"))
     seed: int = setting(low=0)
     iterations: int = setting(low=1)
 
@@ -92,13 +93,17 @@ def compose(overrides: list[str], *, conf: Path = CONF) -> Composed:
     for key, value in values:
         _apply(cfg, key, value, problems)
     origins = _origins(cfg)
+    if cfg.precision == "auto":  # the result's key holds what it stands for: another machine may choose otherwise
+        cfg.precision = precision_of(str(OmegaConf.select(cfg, "hardware.training.device", default="cpu")))
+        if cfg.precision == "float32":
+            notes.append("this CPU does not compute in bfloat16: precision=float32")
     try:
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         raise UserError(*problems, _first_line(error)) from None
     assert isinstance(config, dict)
     plain: dict[str, Any] = {str(key): value for key, value in config.items()}
-    problems += problems_of(Top, {k: plain[k] for k in ("run", "workspace", "seed", "iterations")})
+    problems += problems_of(Top, {k: plain[k] for k in ("run", "workspace", "precision", "seed", "iterations")})
     problems += problems_of(Hardware, plain["hardware"], "hardware")
     plain["workspace"] = str(Path(str(plain["workspace"])).expanduser().resolve())
     plain["choices"] = choices
@@ -181,6 +186,17 @@ def _origins(cfg: DictConfig) -> dict[str, str]:
     assert isinstance(raw, dict)
     walk(raw.get("stage", {}), "stage")
     return found
+
+
+def precision_of(device: str, cpu: Path = Path("/proc/cpuinfo")) -> str:
+    """bfloat16 where `device` computes in it, float32 elsewhere: a CPU that emulates it is twenty times slower.
+
+    device: "cpu", "cuda" or "auto". CUDA devices that can run the engine all have it.
+    """
+    if device == "cuda" or (device == "auto" and Path("/dev/nvidia0").exists()):
+        return "bfloat16"
+    words = set(cpu.read_text().split()) if cpu.exists() else set()
+    return "bfloat16" if words & {"avx512_bf16", "amx_bf16", "bf16", "asimdbf16"} else "float32"
 
 
 def _first_line(error: BaseException) -> str:

@@ -111,7 +111,7 @@ def ask(
 def _parameters(request: Request) -> dict[str, Any]:
     return {
         "prompt": request.prompt_ids,
-        "n": request.n,
+        "n": 1 if request.temperature == 0 else request.n,  # vLLM refuses several greedy ones: they are all the same
         "seed": request.seed,  # vLLM gives sample j of n the seed + j
         "temperature": request.temperature,
         "top_p": request.top_p,
@@ -126,7 +126,7 @@ def _answer(answer: Any, request: Request, decode: Callable[..., str]) -> Answer
     if isinstance(answer, str):
         return Answer(refused=answer)
     samples = []
-    for j, (token_ids, reason, logprobs) in enumerate(answer):
+    for j, (token_ids, reason, logprobs) in enumerate(answer * request.n if request.temperature == 0 else answer):
         ids, reason = finished(token_ids, reason, request.stop_ids)
         kept = None if logprobs is None else tuple(logprobs)
         samples.append(Sample(ids, reason, decode(ids), request.seed + j, kept))

@@ -239,7 +239,7 @@ def _token_logps(context: Context, name: str, wanted: Sequence[Sequence[Group]],
 
     device = export.prepare_machine(context.runtime)
     model = export.load_policy(context.one(name), device, context.runtime)
-    forward.check_head(model)
+    forward.prepare(model, context.runtime.share_prefix)
     model.eval()
     found = []
     for index, groups in enumerate(wanted):

@@ -72,6 +72,7 @@ def train(context: Context, parts: Parts, score: str = "reward", keep: bool = Fa
 def reference_model(context: Context, device: Any) -> Any:
     """The frozen reference, for objectives that need more of it than sums of log-probs."""
     model = export.load_policy(context.one("reference_model"), device, context.runtime)
+    forward.prepare(model, context.runtime.share_prefix)
     return model.eval().requires_grad_(False)
 
 

@@ -173,6 +173,13 @@ def test_samples_depend_on_their_seed_and_on_nothing_else(use_vllm, tiny_model):
     assert last.samples[0] == together[0].samples[2]
 
 
+def test_several_greedy_samples_are_the_one_greedy_sample(use_vllm, tiny_model):
+    """vLLM refuses n above 1 at temperature 0."""
+    several, one = sample(vllm, tiny_model, [ask(PROMPTS[2], n=3, seed=5), ask(PROMPTS[2])])
+    assert [s.token_ids for s in several.samples] == [one.samples[0].token_ids] * 3
+    assert [s.seed for s in several.samples] == [5, 6, 7]
+
+
 def test_stop_id_at_the_end_iff_stopped(use_vllm, tiny_model):
     answers = sample(vllm, tiny_model, [ask(p, n=16, temperature=1.5, seed=i * 50) for i, p in enumerate(PROMPTS)])
     samples = [s for answer in answers for s in answer.samples]

@@ -8,7 +8,7 @@ import importlib
 import pytest
 import yaml
 
-from flows.compose import CONF, compose
+from flows.compose import CONF, compose, precision_of
 from flows.prepare import _absolute, expand
 from pipeline.plan import _without_paths
 from pipeline.records import UserError
@@ -189,3 +189,22 @@ def test_a_path_is_the_same_from_everywhere_and_its_place_is_not_in_the_key(tmp_
 def test_a_rule_needs_no_reward_model():
     assert "reward" not in _steps("recipe=pco", "reward=rule")
     assert "reward" in _steps("recipe=pco")
+
+
+@pytest.mark.parametrize("flags, expected", [
+    ("flags : fpu avx2 avx512f avx512_bf16 amx_tile", "bfloat16"), ("Features : fp asimd bf16 i8mm", "bfloat16"),
+    ("flags : fpu avx2 fma avx512f", "float32"), (None, "float32")])
+def test_precision_is_what_the_machine_computes_in(flags, expected, tmp_path):
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(flags)
+    assert precision_of("cpu", tmp_path / "cpuinfo") == expected
+    assert precision_of("cuda", tmp_path / "cpuinfo") == "bfloat16"
+
+
+def test_precision_reaches_every_stage_that_multiplies_and_a_choice_wins():
+    steps = _steps("recipe=iterative_dpo", "precision=float32")
+    assert {steps[n].settings.trainer.precision for n in ("sft", "reward", "train[1]")} == {"float32"}
+    assert steps["pref_reference"].settings.precision == "float32"
+    assert steps["answer_scores[1]"].settings.reward["precision"] == "float32"
+    wrong = _problems("recipe=pco", "precision=float16")
+    assert wrong[0] == "precision: 'float16' is not allowed, expected one of bfloat16, float32"

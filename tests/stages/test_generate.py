@@ -278,6 +278,7 @@ def test_two_replicas_give_the_table_of_one(use_vllm, run_stage, monkeypatch):
     monkeypatch.delenv(vllm_service.PIDS)
     two, report = run_stage(prompts(40), engine=VLLM, n=2, temperatures=[0.0, 0.9], work="two")
     assert two == one
+    assert all(len(row.completions) == 4 for row in one)
     assert (report.counts["replicas"], report.counts["batch_invariant"]) == (2, 0)
 
 
