@@ -46,7 +46,8 @@ class Settings:
 
 def needs(settings: Settings) -> frozenset[str]:
     """By origin the scores say who won."""
-    return frozenset({"reference", "lists", "layout:pair_and_copy"} if settings.layout == "copy" else {"reference", "pairs", "scores"})
+    own = {"lists", "layout:pair_and_copy"} if settings.layout == "copy" else {"pairs", "scores"}
+    return frozenset({"reference"} | own)
 
 
 def xpo_losses(

@@ -1,8 +1,8 @@
 """`align run recipe=iterative_dpo objective=<any>` on a smaller built-in world, for every objective there is.
 
-The whole recipe, two iterations, with real stages, real vLLM (the test run's one server) and a learned reward model;
-only training is short. The stages run one after the other in this process, because fifty times fifteen processes would
-spend half an hour importing torch; tests/flows/test_loop.py runs them as processes.
+The recipe up to the second iteration's policy, with real stages, real vLLM (the test run's one server) and a learned
+reward model; only training is short. The stages run one after the other in this process, because fifty times seven
+processes would spend half an hour importing torch; tests/flows/test_loop.py runs them as processes.
 """
 
 from __future__ import annotations
@@ -44,13 +44,23 @@ def in_this_process(place, item, done, work, environment, watch) -> int:
         sys.argv = argv
 
 
-def run(words: list[str], workspace: Path, name: str) -> dict[str, store.Artifact]:
+def leading_to(last: str, steps: list[plan.Step]) -> list[plan.Step]:
+    """The step and everything it takes something from: judging the result is the same for every objective."""
+    wanted = {last}
+    for step in reversed(steps):
+        if step.name in wanted:
+            wanted |= {ref.step for refs in step.inputs.values() for ref in refs}
+    return [step for step in steps if step.name in wanted]
+
+
+def run(words: list[str], workspace: Path, name: str, last: str) -> dict[str, store.Artifact]:
+    """Run the recipe as far as the step `last`."""
     composed = compose([*words, f"workspace={workspace}", f"run={name}"])
     assert composed.problems == []
     place = launch.Place(workspace, name, 5.0, 0.0)
     place.folder.mkdir(parents=True, exist_ok=True)
     done: dict[str, store.Artifact] = {}
-    for step in plan.expand(composed.config):
+    for step in leading_to(last, plan.expand(composed.config)):
         done[step.name], _ = launch.finish(place, plan.look_up(workspace, step, done), done, {}, lambda *_: None)
     return done
 
@@ -63,7 +73,7 @@ def words(recipe: list[str], small_run: list[str]) -> list[str]:
 @pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name not in LAYOUTS])
 def test_objective_runs_in_the_loop(objective, small_run, use_vllm, workspace, monkeypatch):
     monkeypatch.setattr(launch, "_run_worker", in_this_process)
-    done = run(words(["recipe=iterative_dpo", f"objective={objective}"], small_run), workspace, objective)
+    done = run(words(["recipe=iterative_dpo", f"objective={objective}"], small_run), workspace, objective, "train[2]")
     trained = done["train[2]"].manifest
     assert trained["counts"]["steps"] == 3
     lines = [json.loads(line) for line in (workspace / "runs" / objective / "metrics.jsonl").read_text().splitlines()]
@@ -84,7 +94,7 @@ def test_what_the_recipe_cannot_give_is_said_at_plan_by_name(objective, small_ru
 
 def test_hypo_runs_on_pairs_with_fresh_samples_beside_them(small_run, use_vllm, workspace, monkeypatch):
     monkeypatch.setattr(launch, "_run_worker", in_this_process)
-    done = run([*words(HYPO, small_run), "iterations=1"], workspace, "hypo")
+    done = run([*words(HYPO, small_run), "iterations=1"], workspace, "hypo", "train[1]")
     groups = list(tables.read(done["merge[1]"].path / "groups"))
     assert {len(group.completions) for group in groups} == {6}
     assert done["train[1]"].manifest["counts"]["steps"] == 3
