@@ -95,7 +95,7 @@ class LossInputs:
     tokens: TokenInputs | None = None  # "token_logps", "tokens", "reference_tokens", "reference_hidden"
     previous_logps: Tensor | None = None  # "previous": (G, K) float32, under the policy this iteration began with
     scores: Tensor | None = None  # "scores": (G, K) float32, the reward of each completion; 0 where absent
-    mismatched_logps: Tensor | None = None  # "mismatched": (G,) float32, of another group's completion 0, no gradient
+    mismatched_logps: Tensor | None = None  # "mismatched": (G,) float32, mean over another group's answers, no gradient
     mismatched_ref_logps: Tensor | None = None  # "mismatched": (G,) float32
     mean_chosen_length: float | None = None  # tokens of completion 0, mean over the groups of the *global* batch
     mean_length: float | None = None  # tokens of all completions, mean over the groups of the *global* batch

@@ -73,7 +73,7 @@ def test_an_unknown_part_names_the_nearest():
     with pytest.raises(UserError) as caught:
         load_part({"module": "pipeline.objectives.dpoo"}, "objective")
     assert caught.value.problems == [
-        "objective.module: no module 'pipeline.objectives.dpoo' (did you mean dpo?)"]
+        "objective.module: no module 'pipeline.objectives.dpoo' (did you mean dpo or tdpo or rdpo?)"]
 
 
 def test_a_parts_bad_settings_carry_the_dotted_key():

@@ -78,6 +78,8 @@ def sft_losses(
     if normalise == "batch":
         mean = at_least_float32(chosen_lengths.to(nll.dtype)).mean() if mean_length is None else mean_length
         return nll / max(float(mean), 1e-9)
+    if normalise != "sum":
+        raise ValueError(f"normalise: {normalise!r}, expected sum, mean or batch")
     return nll
 
 

@@ -97,9 +97,13 @@ def update(batch: LossInputs, settings: Settings) -> dict[str, Tensor]:
 
 
 def delta_of(state: dict[str, Tensor]) -> Tensor | float:
-    """The shift that a state stands for: the average of its means; 0 without any."""
-    means = [value.detach() for name, value in state.items() if name.startswith("mean_")]
-    return sum(means) / len(means) if means else 0.0
+    """The shift that a state stands for: the average of its means, of the sides seen so far; 0 without any."""
+    sides = [name.removeprefix("mean_") for name in state if name.startswith("mean_")]
+    if not sides:
+        return 0.0
+    seen = [(state[f"count_{side}"] > 0).to(state[f"mean_{side}"].dtype) for side in sides]
+    total = sum(state[f"mean_{side}"].detach() * there for side, there in zip(sides, seen, strict=True))
+    return total / sum(seen).clamp(min=1)  # type: ignore[union-attr]
 
 
 def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:

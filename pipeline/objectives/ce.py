@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.objectives.tensors import column, detached
+from pipeline.objectives.tensors import at_least_float32, column, detached
 from pipeline.records import LossInputs
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Settings:
 
 def ce_losses(logps: Tensor) -> Tensor:
     """Negative log-likelihood. logps: (G,) sums over completion tokens, nats. Returns (G,)."""
-    return -logps
+    return -at_least_float32(logps)
 
 
 def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:

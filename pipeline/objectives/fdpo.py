@@ -65,6 +65,8 @@ def f_scores(log_ratios: Tensor, divergence: str, alpha: float = 0.5, clamp: flo
         return values
     if divergence == "js":
         return math.log(2.0) + log_sigmoid(values)
+    if divergence not in ("forward_kl", "alpha"):
+        raise ValueError(f"divergence: {divergence!r}, expected reverse_kl, forward_kl, js or alpha")
     rate = alpha if divergence == "alpha" else 1.0
     return -(-rate * values).clamp(max=clamp).expm1() / rate
 

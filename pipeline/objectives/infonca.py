@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.build import setting
 from pipeline.objectives.lists import comparable, compared_list, log_softmax_over, soft_labels
-from pipeline.objectives.tensors import masked, reference_of, required
+from pipeline.objectives.tensors import at_least_float32, masked, reference_of, required
 from pipeline.records import LossInputs
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def with_bonus(scores: Tensor, bonus: float) -> Tensor:
     """(G, K) rewards with `bonus` added to completion 0."""
     import torch
 
+    scores = at_least_float32(scores)
     return torch.cat([scores[:, :1] + bonus, scores[:, 1:]], dim=1)
 
 

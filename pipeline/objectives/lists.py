@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.objectives.tensors import detached, masked
+from pipeline.objectives.tensors import at_least_float32, detached, masked
 from pipeline.records import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def soft_labels(scores: Tensor, present: Tensor, temperature: float) -> tuple[Te
 
     scores: (G, K) rewards; temperature: > 0, in their unit. Absent: 0 in both.
     """
-    logs = log_softmax_over(scores.detach() / temperature, present)
+    logs = log_softmax_over(at_least_float32(scores.detach()) / temperature, present)
     return masked(logs.exp(), present), logs
 
 

@@ -8,6 +8,7 @@ over a global batch is the same.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,8 @@ class Settings:
         problems = [] if self.objectives else [("objectives", "empty, expected at least one objective")]
         for i, spec in enumerate(self.objectives):
             weight = spec.get("weight", 1.0)
-            if not isinstance(weight, (int, float)) or isinstance(weight, bool) or weight < 0:
+            number = isinstance(weight, (int, float)) and not isinstance(weight, bool) and math.isfinite(weight)
+            if not number or weight < 0:
                 problems.append((f"objectives[{i}].weight", f"{weight!r} is out of range, expected 0 <= x"))
             problems += part_problems(_spec(spec), f"objectives[{i}]")
         if not problems:

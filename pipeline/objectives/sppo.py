@@ -72,8 +72,9 @@ def sppo_losses(
     Returns: (G,), each >= 0. Hard labels with scale 1 cost 1 / (2 beta^2) where the two policies agree.
     """
     chosen, rejected = log_ratios(chosen_logps, rejected_logps, previous_chosen_logps, previous_rejected_logps)
-    of_chosen = (chosen - (chosen_win_rates - 0.5) / beta).square()
-    of_rejected = (rejected - (rejected_win_rates - 0.5) / beta).square()
+    win, lose = (at_least_float32(p) if hasattr(p, "dtype") else p for p in (chosen_win_rates, rejected_win_rates))
+    of_chosen = (chosen - (win - 0.5) / beta).square()
+    of_rejected = (rejected - (lose - 0.5) / beta).square()
     return scale * (of_chosen + of_rejected)
 
 

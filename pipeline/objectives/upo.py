@@ -91,6 +91,7 @@ def upo_losses(
     """
     chosen, rejected = log_ratios(chosen_logps, rejected_logps, previous_chosen_logps, previous_rejected_logps)
     logits = beta * (chosen - rejected)
+    alphas = at_least_float32(alphas)
     return -(1.0 - alphas) * log_sigmoid(logits) - alphas * log_sigmoid(-logits)
 
 

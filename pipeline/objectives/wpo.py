@@ -71,7 +71,7 @@ def wpo_losses(
     Returns: (G,), each > 0.
     """
     plain = dpo_losses(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta)
-    return (chosen_weights * rejected_weights).detach() * plain
+    return (at_least_float32(chosen_weights) * at_least_float32(rejected_weights)).detach() * plain
 
 
 def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:

@@ -62,6 +62,9 @@ def _between_parts(settings: Settings) -> list[tuple[str, str]]:
             problems.append(("negatives", f"objective {name} takes single completions, expected negatives=none"))
         elif "lists" not in needs and m != 1:
             problems.append(("negatives.m", f"{m} with objective {name}, which takes pairs, expected 1"))
+    if "previous" in needs and settings.auxiliary is not None and settings.auxiliary.get("length_alpha", 1.0) < 1.0:
+        problems.append(("auxiliary.length_alpha", f"{name} compares with the policy before, whose log-probs are known "
+                         "as sums only and cannot be weighted by token; expected 1"))
     if "batch" in needs and needs & {"token_logps", "tokens", "reference_tokens", "reference_hidden"}:
         problems.append(("objective", f"{name} compares the groups of a whole batch, for which token-level log-probs "
                          "are not held; set auxiliary.length_alpha=1 or choose another objective"))

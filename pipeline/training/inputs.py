@@ -27,7 +27,7 @@ class About:
 
     mean_chosen_length: float  # tokens of completion 0
     mean_length: float  # tokens of all completions
-    partners: dict[str, Example]  # group id -> the group whose completion 0 is its mismatched one
+    partners: dict[str, Example]  # group id -> the group whose completions are its mismatched ones
 
     @classmethod
     def of(cls, batch: Sequence[Example], mismatched: bool = False) -> About:
@@ -121,10 +121,13 @@ def _tokens(
 
 @torch.no_grad()
 def _mismatched(source: Source, model: Any, examples: Sequence[Example], about: About) -> tuple[Tensor, Tensor]:
-    """(G,) log-probs of each group's mismatched completion under the policy and the reference."""
-    swapped = [Example(e.id, e.prompt, (about.partners[e.id].completions[0],)) for e in examples]
+    """(G,) log-probs of each group's mismatched completions under the policy and the reference: the mean over all
+    completions of its partner, preferred or not, so that the KL point is taken over the answers that are trained on.
+    """
+    swapped = [Example(e.id, e.prompt, about.partners[e.id].completions) for e in examples]
     rows = forward.collate(swapped, device_of(model))
-    of_policy, of_reference = (forward.group_logps(m, rows, source.logits_per_chunk)[:, 0]
+    number = rows.present.sum(1)
+    of_policy, of_reference = (forward.group_logps(m, rows, source.logits_per_chunk).sum(1) / number
                                for m in (model, source.reference_model))
     return of_policy, of_reference
 

@@ -16,6 +16,7 @@ from pipeline.training.data import Example, columns
 from pipeline.training.inputs import About, Source, device_of, loss_inputs, reference
 
 Metrics = dict[str, Tensor]
+_DOT = "__"  # a module's parameters may not have dots in their names
 PARAMETERS = "objective_parameters"  # the model's submodule that holds what an objective trains beside it
 
 
@@ -107,12 +108,12 @@ def add_parameters(model: Any, objective: Part) -> None:
     config = model.config.get_text_config()
     values = made(config.hidden_size, config.num_hidden_layers, objective.settings)
     device = device_of(model)
-    trained = {name: torch.nn.Parameter(value.to(device)) for name, value in values.items()}
+    trained = {name.replace(".", _DOT): torch.nn.Parameter(value.to(device)) for name, value in values.items()}
     model.add_module(PARAMETERS, torch.nn.ParameterDict(trained))
 
 
 def parameters_of(model: Any) -> dict[str, Tensor]:
-    return dict(getattr(model, PARAMETERS, {}).items())
+    return {name.replace(_DOT, "."): value for name, value in getattr(model, PARAMETERS, {}).items()}
 
 
 def remove_parameters(model: Any) -> dict[str, Tensor]:
