@@ -12,6 +12,7 @@
                   "reference"         batch.ref_logps
                   "previous"          batch.previous_logps: the policy this iteration began with (pi_t)
                   "scores"            batch.scores: the reward of every completion
+                  "score:NAME"        beside "scores": that they are the score NAME and no other
                   "token_logps"       batch.tokens.logps, per token
                   "tokens"            batch.tokens.logits and .uniforms: (N, V), the costly one
                   "reference_tokens"  batch.tokens.ref_logps; with "tokens" also .ref_logits; holds the reference model

@@ -19,7 +19,6 @@ from pipeline.records import LossInputs
 if TYPE_CHECKING:
     from torch import Tensor
 
-NEEDS = frozenset({"reference", "pairs", "scores"})
 NORMALISE = "groups"
 
 
@@ -36,6 +35,12 @@ class Settings:
 
     clip: float = setting(1e-4, low=0.0, below=0.5)
     """p is kept in [clip, 1 - clip], so that the optimum stays finite."""
+
+
+def needs(settings: Settings) -> frozenset[str]:
+    """Probabilities are the score that selection rules with soft labels store."""
+    stored = {"score:win_rate"} if settings.labels == "probability" else set()
+    return frozenset({"reference", "pairs", "scores"} | stored)
 
 
 def spce_losses(

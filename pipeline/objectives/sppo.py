@@ -48,7 +48,8 @@ class Settings:
 
 def needs(settings: Settings) -> frozenset[str]:
     """Soft labels need scores."""
-    return frozenset({"pairs", settings.against} | (set() if settings.labels == "hard" else {"scores"}))
+    scores = {"hard": set[str](), "single": {"scores"}, "soft": {"scores", "score:win_rate"}}[settings.labels]
+    return frozenset({"pairs", settings.against} | scores)
 
 
 def sppo_losses(
@@ -72,7 +73,7 @@ def sppo_losses(
     Returns: (G,), each >= 0. Hard labels with scale 1 cost 1 / (2 beta^2) where the two policies agree.
     """
     chosen, rejected = log_ratios(chosen_logps, rejected_logps, previous_chosen_logps, previous_rejected_logps)
-    win, lose = (at_least_float32(p) if hasattr(p, "dtype") else p for p in (chosen_win_rates, rejected_win_rates))
+    win, lose = (p if isinstance(p, float) else at_least_float32(p) for p in (chosen_win_rates, rejected_win_rates))
     of_chosen = (chosen - (win - 0.5) / beta).square()
     of_rejected = (rejected - (lose - 0.5) / beta).square()
     return scale * (of_chosen + of_rejected)

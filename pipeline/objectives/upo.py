@@ -49,7 +49,8 @@ class Settings:
 
 
 def needs(settings: Settings) -> frozenset[str]:
-    return frozenset({"pairs", "scores", settings.against})
+    uncertain = {"score:information_gain"} if settings.labels == "uncertainty" else set()
+    return frozenset({"pairs", "scores", settings.against} | uncertain)
 
 
 def flips(values: Tensor, labels: str) -> Tensor:

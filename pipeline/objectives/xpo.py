@@ -46,8 +46,9 @@ class Settings:
 
 def needs(settings: Settings) -> frozenset[str]:
     """By origin the scores say who won."""
-    own = {"lists", "layout:pair_and_copy"} if settings.layout == "copy" else {"pairs", "scores"}
-    return frozenset({"reference"} | own)
+    if settings.layout == "copy":
+        return frozenset({"reference", "lists", "layout:pair_and_copy"})
+    return frozenset({"reference", "pairs", "scores", "layout:policy_and_reference"})
 
 
 def xpo_losses(

@@ -1,4 +1,4 @@
-"""The best and the worst sample, and behind them the others as what the policy says unasked.
+"""The best and the worst sample, and behind them every sample as what the policy says unasked.
 
     y_w, y_l, y_1 .. y_k
 
@@ -14,7 +14,7 @@ from pipeline.selection.candidates import TOO_FEW, Selected, ends, paired, score
 
 GIVES = "pair_and_samples"
 SEEDED = False
-SAMPLES = 3
+SAMPLES = 2
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Settings:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Behind the pair in the order of sampling. Reasons: too_few_samples."""
+    """See pipeline.selection. All samples stand behind the pair, the two of the pair too: what is left without them
+    would be no draw from the policy. Reasons: too_few_samples.
+    """
     values = scores_of(group, settings.score)
     if len(values) < SAMPLES:
         return [], TOO_FEW
-    best, worst = ends(values)
-    others = [c for k, c in enumerate(group.completions) if k not in (best, worst)]
-    behind = tuple(sorted(others, key=lambda completion: completion.sample))
-    return [replace(group, completions=paired(group, best, worst).completions + behind)], ""
+    samples = tuple(sorted(group.completions, key=lambda completion: completion.sample))
+    return [replace(group, completions=paired(group, *ends(values)).completions + samples)], ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +109,13 @@ def run(context: Context) -> None:
     correction = _correction(settings.filters, part, source)
     select = _select(part, correction, source, context.seed)
     total, tally = tables.count(source), Tally(_ranks(part))
+    whole = declared(part, "gives") not in ("pairs", "lists")
 
     def made() -> Iterator[Group]:
         for group in tables.read(source):
             if tally.read % 1000 == 0:
                 context.report.progress(tally.read, total, "prompts")
-            yield from groups_of(group, correction, select, tally)
+            yield from groups_of(group, correction, select, tally, whole)
 
     tables.write(context.out / "groups", tokenised(made(), context.one("model")) if _rewrites(part) else made())
     for reason, number in sorted(tally.dropped.items()):
@@ -135,8 +136,10 @@ def run(context: Context) -> None:
 Select = Callable[[Group], tuple[list[Group], str]]
 
 
-def groups_of(group: Group, correction: Correction, select: Select, tally: Tally) -> list[Group]:
-    """The groups one prompt gives, counted in `tally`."""
+def groups_of(
+    group: Group, correction: Correction, select: Select, tally: Tally, whole: bool = False
+) -> list[Group]:
+    """The groups one prompt gives, counted in `tally`. `whole`: a make-up of its own, kept or left out by its pair."""
     filters = correction.filters
     cleaned, samples, reason = clean(group, filters, correction.scores)
     if len(cleaned.completions) < 2:
@@ -145,12 +148,13 @@ def groups_of(group: Group, correction: Correction, select: Select, tally: Tally
     made, reason = select(correction.apply(cleaned))
     found, left_out = list[Group](), Counter[str]()
     for one in made:
-        kept, gone, why = compared(one, filters, tally.score)
+        judged = replace(one, completions=one.completions[:2]) if whole else one
+        kept, gone, why = compared(judged, filters, tally.score)
         reason = reason or why
         if kept is None:
             left_out[why] += 1
         else:
-            found.append(kept)
+            found.append(one if whole else kept)
             samples = Counter(samples) + Counter(gone)
     tally.prompt(found, reason, samples, left_out)
     return found

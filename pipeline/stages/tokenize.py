@@ -39,6 +39,11 @@ class Settings:
     overlong_pref: str = setting("drop", choices=("drop", "truncate", "error"))
 
 
+def kinds(settings: Settings, given: frozenset[str]) -> frozenset[str]:
+    """What the data set brings is known once it is read."""
+    return frozenset({"data"})
+
+
 def run(context: Context) -> None:
     from pipeline import tables
     from pipeline.training import encode, export

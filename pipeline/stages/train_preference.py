@@ -65,6 +65,10 @@ def _between_parts(settings: Settings) -> list[tuple[str, str]]:
     if "previous" in needs and settings.auxiliary is not None and settings.auxiliary.get("length_alpha", 1.0) < 1.0:
         problems.append(("auxiliary.length_alpha", f"{name} compares with the policy before, whose log-probs are known "
                          "as sums only and cannot be weighted by token; expected 1"))
+    for wanted_score in (need.removeprefix("score:") for need in needs if need.startswith("score:")):
+        if settings.score != wanted_score:
+            problems.append(("score", f"{settings.score!r}, but objective {name} with these settings reads "
+                             f"{wanted_score!r}, which its selection stores (docs/selection.md)"))
     if "batch" in needs and needs & {"token_logps", "tokens", "reference_tokens", "reference_hidden"}:
         problems.append(("objective", f"{name} compares the groups of a whole batch, for which token-level log-probs "
                          "are not held; set auxiliary.length_alpha=1 or choose another objective"))
@@ -72,10 +76,19 @@ def _between_parts(settings: Settings) -> list[tuple[str, str]]:
 
 
 def needs_of(settings: Settings) -> frozenset[str]:
-    """What the objective and the terms beside it need together."""
+    """What the objective, the terms beside it and the draw of negatives need together."""
     found = frozenset(declared(load_part(settings.objective, "objective"), "needs"))
     auxiliary: Part | None = None if settings.auxiliary is None else load_part(settings.auxiliary, "auxiliary")
-    return found if auxiliary is None else found | declared(auxiliary, "needs")
+    if auxiliary is not None:
+        found |= declared(auxiliary, "needs")
+    if settings.drawn is not None:
+        found |= {"reference"} if _weighs_by_reward(load_part(settings.drawn, "negatives")) else set()
+    return found
+
+
+def _weighs_by_reward(negatives: Part) -> bool:
+    """Whether candidates are weighed by log(policy / reference)."""
+    return "weights" in vars(negatives.settings) and negatives.settings.weights == "reward"
 
 
 def required(settings: Settings) -> dict[str, str]:
@@ -91,13 +104,21 @@ def wanted(settings: Settings) -> set[str]:
 
 
 def misfit(settings: Settings, kinds: frozenset[str]) -> str | None:
-    """Why groups of these kinds ("pairs", "lists") cannot be trained on, None where they can."""
+    """Why groups of these kinds cannot be trained on, None where they can. Kinds: "pairs", "lists", the name of a
+    make-up of its own, "data" for what a data set brings (known once it is read).
+    """
     needs, name = needs_of(settings), settings.objective["module"].rpartition(".")[2]
-    layouts = {need.removeprefix("layout:") for need in needs if need.startswith("layout:")}
-    if kinds and layouts - kinds:
+    layouts = frozenset(need.removeprefix("layout:") for need in needs if need.startswith("layout:"))
+    special, given = kinds - {"pairs", "lists", "data"}, " and ".join(sorted(kinds))
+    if layouts and kinds - layouts:
         return (f"objective {name} takes groups of a make-up of its own ({', '.join(layouts)}: see the text of "
-                f"{settings.objective['module']}), but the recipe gives it {' and '.join(sorted(kinds))}; set a "
-                "selection that builds them, or another objective")
+                f"{settings.objective['module']}), but the recipe gives it {given}; set a selection that builds them "
+                "and a recipe that trains on nothing else, or another objective")
+    if special - layouts:
+        return (f"objective {name} takes pairs or lists, but the selection makes {given}, which is for other "
+                "objectives; set selection=best_worst or best_rest")
+    if layouts and settings.drawn is not None:
+        return f"objective {name} takes its groups whole, expected negatives=none"
     if "lists" in kinds and "pairs" in needs and "lists" not in needs and settings.drawn is None:
         return (f"objective {name} takes pairs, but the selection makes lists of more than two; "
                 "set selection=best_worst, negatives=uniform (or mc, hardest, easiest), or an objective for lists")

@@ -159,7 +159,7 @@ def limit(group: Group, limits: Limits) -> tuple[Group | None, list[str]]:
         cut, reason = _limit_completion(group.id, completion, limits)
         if cut is not None and not (cut.token_ids and completion.text.strip()):
             cut, reason = None, "empty_completion"  # nothing at all, or nothing but blanks and the stop id
-        if cut is not None and any(cut.token_ids == other.token_ids for other in kept):
+        if cut is not None and any(_same(cut, other) for other in kept):
             cut, reason = None, "identical_completion"
         reasons.extend([reason] if reason else [])
         if cut is not None:
@@ -169,6 +169,11 @@ def limit(group: Group, limits: Limits) -> tuple[Group | None, list[str]]:
     if len(kept) < min(2, len(group.completions)):
         return None, reasons
     return replace(group, completions=tuple(kept)), reasons
+
+
+def _same(one: Completion, other: Completion) -> bool:
+    """The same answer to the same prompt."""
+    return (one.prompt_ids, one.token_ids) == (other.prompt_ids, other.token_ids)
 
 
 def _limit_completion(name: str, completion: Completion, limits: Limits) -> tuple[Completion | None, str]:
