@@ -32,9 +32,8 @@ check: $(STAMP) ## Run the linters (ruff, mypy)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
-bench: $(STAMP) ## Run the benchmarks, scripts/bench_*.py
+bench: $(STAMP) ## Run the benchmarks, scripts/bench_*.py; ARGS=--quick for a first look
 	@set -e; for file in $(wildcard scripts/bench_*.py); do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
-	@$(if $(wildcard scripts/bench_*.py),:,echo "there is no scripts/bench_*.py yet, so nothing was measured")
 
 dashboard: $(STAMP) ## Show all runs in the browser: one page over the workspace, live
 	$(BIN)/align dashboard $(ARGS)

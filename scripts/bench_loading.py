@@ -87,6 +87,7 @@ def measure(table: Path, folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--groups", type=int, default=1_000_000)
+    parser.add_argument("--quick", action="store_true", help="20,000 groups")
     parser.add_argument("--folder", type=Path, help="where the table is made and kept; default: a temporary one")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -97,7 +98,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         if not (folder / "groups").exists():
-            make(folder / "groups", options.groups)
+            make(folder / "groups", 20_000 if options.quick else options.groups)
         done = subprocess.run([sys.executable, __file__, "--measure", "--folder", str(folder)], check=True,
                               stdout=subprocess.PIPE, text=True)
     found = json.loads(done.stdout)

@@ -100,7 +100,7 @@ def machine(world: World) -> dict[str, Any]:
 
 
 class Side:
-    """A process of scripts/bench_training_sides.py that makes steps in turn with others."""
+    """A process of scripts/training_sides.py that makes steps in turn with others."""
 
     def __init__(self, world: World, name: str, **spec: Any) -> None:
         self.name, self.peak_gb = name, 0.0
@@ -117,7 +117,7 @@ class Side:
                        "TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_CACHE": str(work / "cache")}
         self.log = (work / "log").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "scripts" / "bench_training_sides.py"), str(work / "spec.json")],
+            [sys.executable, str(ROOT / "scripts" / "training_sides.py"), str(work / "spec.json")],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment)
 
     def ready(self) -> None:

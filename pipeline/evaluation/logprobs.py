@@ -65,11 +65,16 @@ def summarise(pairs: Sequence[PairLogps]) -> PairSummary:
         margin=statistics.mean([x - y for x, y in zip(a, b, strict=True)]),
         chosen_less_likely=statistics.mean([x < 0 for x in a]),
         ranking_accuracy=statistics.mean(
-            [statistics.mean(p.chosen) > statistics.mean(p.rejected) for p in pairs]),
+            [_above(statistics.mean(p.chosen), statistics.mean(p.rejected)) for p in pairs]),
         reference_ranking_accuracy=statistics.mean(
-            [statistics.mean(p.chosen_reference) > statistics.mean(p.rejected_reference) for p in pairs]),
-        implicit_accuracy=statistics.mean([x > y for x, y in zip(a, b, strict=True)]),
+            [_above(statistics.mean(p.chosen_reference), statistics.mean(p.rejected_reference)) for p in pairs]),
+        implicit_accuracy=statistics.mean([_above(x, y) for x, y in zip(a, b, strict=True)]),
     )
+
+
+def _above(one: float, other: float) -> float:
+    """1 above, 0 below, a tie half: an unchanged policy ranks nothing by its implicit reward and stands at 1/2."""
+    return 0.5 if one == other else float(one > other)
 
 
 SIDES = ("chosen", "rejected", "chosen_reference", "rejected_reference")

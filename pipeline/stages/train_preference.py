@@ -69,6 +69,9 @@ def _between_parts(settings: Settings) -> list[tuple[str, str]]:
         if settings.score != wanted_score:
             problems.append(("score", f"{settings.score!r}, but objective {name} with these settings reads "
                              f"{wanted_score!r}, which its selection stores (docs/selection.md)"))
+    if settings.trainer.adapter.on and settings.trainer.adapter.dropout > 0.0:
+        problems.append(("trainer.adapter.dropout", "noise in the policy alone biases every comparison with the "
+                         "reference, and would follow how batches are cut; expected 0"))
     if "batch" in needs and needs & {"token_logps", "tokens", "reference_tokens", "reference_hidden"}:
         problems.append(("objective", f"{name} compares the groups of a whole batch, for which token-level log-probs "
                          "are not held; set auxiliary.length_alpha=1 or choose another objective"))

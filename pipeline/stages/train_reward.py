@@ -45,7 +45,9 @@ def run(context: Context) -> None:
     adapters.require(trainer.adapter, device)
     pad = export.pad_id(export.load_tokenizer(source))
     training, held_out = reward.split(distribute.first_then_all(
-        world, lambda: data.load(context.one("groups"), context.work / "examples")), settings.held_out)
+        world, lambda: data.load(
+            context.one("groups"), context.work / "examples", stop_ids=export.stop_ids(context.one("model")))),
+        settings.held_out)
     _check_pairs(training, held_out)
     model = export.load_reward(source, device, head, pad, runtime, adapters.quantisation(trainer.adapter))
     for part in (training, held_out):

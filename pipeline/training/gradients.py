@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pipeline.records import LossInputs
+from pipeline.records import LossInputs, UserError
 from pipeline.training.data import Example
 from pipeline.training.distribute import World
 from pipeline.training.inputs import About, device_of, joined, moved
@@ -157,6 +157,9 @@ def normalised_weights(batch: Sequence[Example], normalise: str) -> list[float]:
     """
     sizes = {"groups": [1] * len(batch), "tokens": [e.completion_tokens for e in batch]}[normalise]
     total = sum(e.weight * n for e, n in zip(batch, sizes, strict=True))
+    if not total > 0 or any(e.weight < 0 for e in batch):
+        raise UserError(f"weights: those of a batch of {len(batch)} groups (first {batch[0].id!r}) add up to {total:g} "
+                        "or are negative; expected weights of at least 0, some above")
     return [e.weight / total for e in batch]
 
 

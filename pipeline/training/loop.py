@@ -147,8 +147,9 @@ def _step(
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise UserError(
-            f"out of memory in step {step + 1}: lower runtime.tokens_per_batch (now {job.runtime.tokens_per_batch}) or "
-            "runtime.logits_per_chunk, or set runtime.gradient_checkpointing=true; none of them changes the result"
+            f"out of memory in step {step + 1}: lower hardware.training.tokens_per_batch "
+            f"(now {job.runtime.tokens_per_batch}) or hardware.training.logits_per_chunk, or set "
+            "hardware.training.gradient_checkpointing=true; no result changes"
         ) from None
     norm = _clip(model, job.settings.grad_clip)
     if bad or not math.isfinite(norm):
@@ -172,4 +173,4 @@ def _not_finite(step: int, ids: list[str], loss: float, norm: float, lr: float, 
     names = ", ".join(repr(i) for i in ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
     where = f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet"
     return (f"training stopped at step {step + 1}: loss {loss}, gradient norm {norm}, learning rate {lr:.3g}; groups "
-            f"{names}; {where}; lower trainer.lr, set trainer.precision=float32, or look at these groups")
+            f"{names}; {where}; lower the stage's trainer.lr, set precision=float32, or look at these groups")

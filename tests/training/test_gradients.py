@@ -11,7 +11,7 @@ import torch
 from pipeline.build import Part
 from pipeline.records import UserError
 from pipeline.training import inputs, policy
-from pipeline.training.gradients import accumulate
+from pipeline.training.gradients import accumulate, normalised_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,13 @@ def test_any_split_gives_the_gradient_of_the_whole_batch(tiny):
         assert again["loss"] == pytest.approx(values["loss"], rel=1e-5)
         assert again["margin"] == pytest.approx(values["margin"], rel=1e-4)
         assert after == state == {"shift": torch.tensor(8.5)}, "once per global batch, before the loss sees it"
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.0), (2.0, -1.0)])
+def test_weights_that_say_nothing_are_refused(tiny, weights):
+    examples = [dataclasses.replace(e, weight=w) for e, w in zip(tiny.examples(2), weights, strict=True)]
+    with pytest.raises(UserError, match="weights: those of a batch of 2 groups"):
+        normalised_weights(examples, "groups")
 
 
 def test_mismatched_partner_has_another_prompt(tiny):

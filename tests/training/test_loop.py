@@ -114,7 +114,8 @@ def test_out_of_memory_names_the_settings_that_help(tiny, tmp_path):
             return torch.empty(2**50), {}
 
     greedy = Greedy(load_part(DPO, "objective"), None, 0, 10**6, 2**27)
-    with pytest.raises(UserError, match=r"out of memory in step 1: lower runtime.tokens_per_batch \(now 1000000\)"):
+    message = r"out of memory in step 1: lower hardware.training.tokens_per_batch \(now 1000000\)"
+    with pytest.raises(UserError, match=message):
         fit(tiny.llama(), tiny.examples(4), greedy, job(tmp_path))
 
 

@@ -1,6 +1,6 @@
 """One side of scripts/bench_training.py: a process that holds one trainer and makes steps when told to.
 
-    python scripts/bench_training_sides.py SPEC.json
+    python scripts/training_sides.py SPEC.json
 
 Reads a number of steps per line from its input and answers each line with one line of JSON: seconds, processor seconds,
 losses and unpadded tokens of every step, and the process's peak memory. A side that waits uses no processor, so sides
