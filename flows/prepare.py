@@ -13,7 +13,8 @@ from pipeline.build import declared, load_part, nearest, part_problems, problems
 from pipeline.plan import Step
 from pipeline.records import UserError
 
-_PATHS = ("data.root", "model.path", "reward.path", "reward.base")
+_PATHS = ("data.root", "model.path", "reward.path", "reward.base", "reward.weak", "reward.scorer.policy",
+          "reward.scorer.reference")
 _FREE = ("workspace", "run", "iterations", "hardware", "tracking", "choices")  # may differ between calls of one run
 
 
