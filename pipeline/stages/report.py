@@ -36,6 +36,7 @@ class Settings:
 
     confidence: float = setting(0.95, above=0.5, below=1.0)
     resamples: int = setting(2000, low=100, high=100_000)  # of the bootstrap over prompts
+    fixed_baseline: bool = True  # false: every iteration has a baseline of its own, so rates cannot be subtracted
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,11 @@ def run(context: Context) -> None:
         raise UserError(f"report: the evaluations were decided by different scores ({', '.join(scores)}); use one")
     outcomes = [prompt_outcomes(folder / "outcomes.jsonl") for folder in folders]
     seed = derive_seed(context.seed, "report", "bootstrap")
-    gains = [None, *(gain(a, b, settings, seed) for a, b in itertools.pairwise(outcomes))]
-    controlled = with_difficulties(folders, results)
+    gains: list[Gain | None] = [None] * len(folders)
+    controlled: list[dict[str, Any] | None] = [None] * len(folders)
+    if settings.fixed_baseline:
+        gains[1:] = [gain(a, b, settings, seed) for a, b in itertools.pairwise(outcomes)]
+        controlled = with_difficulties(folders, results)
     entries = [
         {"iteration": i, "gain": None if found is None else asdict(found), "length_controlled_jointly": joint, **result}
         for i, (result, found, joint) in enumerate(zip(results, gains, controlled, strict=True), start=1)
@@ -67,9 +71,9 @@ def run(context: Context) -> None:
     (context.out / "comparison.json").write_text(json.dumps(entries, indent=2, allow_nan=False) + "\n")
     (context.out / "comparison.md").write_text(to_markdown(entries))
     context.report.count(evaluations=len(entries), win_rate=results[-1]["scores"][scores[0]]["win_rate"])
-    if gains[-1] is not None:
-        context.report.count(gain=gains[-1].mean, gain_low=gains[-1].low, gain_high=gains[-1].high,
-                             gain_p_value=gains[-1].p_value)
+    last = gains[-1]
+    if last is not None:
+        context.report.count(gain=last.mean, gain_low=last.low, gain_high=last.high, gain_p_value=last.p_value)
 
 
 def with_difficulties(folders: Sequence[Path], results: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:

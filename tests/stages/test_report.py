@@ -32,9 +32,9 @@ def evaluation(folder: Path, outcomes: dict[str, list[float]], score: str = "gol
     return folder
 
 
-def run(folder: Path, *evaluations: Path) -> tuple[list[dict], Reporter, Path]:
+def run(folder: Path, *evaluations: Path, **settings: object) -> tuple[list[dict], Reporter, Path]:
     reporter = Reporter()
-    context = Context(build(Settings, {}), report.Runtime(), {"evaluations": evaluations}, {}, folder, 0, reporter)
+    context = Context(build(Settings, settings), report.Runtime(), {"evaluations": evaluations}, {}, folder, 0, reporter)
     report.run(context)
     return json.loads((context.out / "comparison.json").read_text()), reporter, context.out
 
@@ -55,6 +55,13 @@ def test_gain_is_paired_by_prompt(tmp_path: Path):
     assert rows[7] == "| cook | 3 | 50.0% (40.0% to 60.0%) | 50.0% (40.0% to 60.0%) |"
     assert "+50.0%" in rows[3]
     assert "+50.0%" not in rows[2]
+
+
+def test_rates_against_different_baselines_are_not_subtracted(tmp_path: Path):
+    first, second = (evaluation(tmp_path / n, {"a": [1.0], "b": [0.0], "c": [1.0]}) for n in "12")
+    entries, reporter, _ = run(tmp_path / "work", first, second, fixed_baseline=False)
+    assert [(e["gain"], e["length_controlled_jointly"]) for e in entries] == [(None, None)] * 2
+    assert "gain" not in reporter.counts
 
 
 def test_a_constant_gain_has_an_interval_that_separate_intervals_would_hide():

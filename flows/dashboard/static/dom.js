@@ -48,6 +48,10 @@ export function swap(holder, ...content) {
   const caret = held && active.selectionStart !== undefined ? [active.selectionStart, active.selectionEnd] : null;
   const scrolled = [...holder.querySelectorAll("[data-scroll]")].map((e) => [e.dataset.scroll, e.scrollLeft, e.scrollTop]);
   replace(holder, ...content);
+  const known = new Set(scrolled.map(([name]) => name));
+  for (const log of holder.querySelectorAll("pre.log")) { // its end is what matters, where nobody has scrolled yet
+    if (!known.has(log.dataset.scroll)) log.scrollTop = log.scrollHeight;
+  }
   for (const [name, left, top] of scrolled) {
     const same = holder.querySelector(`[data-scroll="${CSS.escape(name)}"]`);
     if (same) Object.assign(same, { scrollLeft: left, scrollTop: top });
