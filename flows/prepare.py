@@ -105,9 +105,17 @@ def _too_few_samples(config: dict[str, Any]) -> list[str]:
     part = load_part(config["selection"], "selection")
     needed, given = declared(part, "samples"), n * len(temperatures)
     if given >= needed:
-        return []
+        return _too_many_negatives(config["negatives"], given - 1) if declared(part, "gives") == "lists" else []
     return [f"selection: {part.module.__name__} needs {needed} samples per prompt with these settings, sampling gives "
             f"{given} (sampling.n x sampling.temperatures)"]
+
+
+def _too_many_negatives(negatives: dict[str, Any], candidates: int) -> list[str]:
+    """More draws, or more pools to draw from in turn, than there are candidates beside the preferred one."""
+    return [f"negatives.{key}: {negatives[key]!r} with {candidates} candidates (sampling.n x sampling.temperatures, "
+            f"less the preferred one), expected at most {candidates}"
+            for key in ("m", "steps")
+            if key in negatives and isinstance(negatives[key], int) and negatives[key] > candidates]
 
 
 def _absolute(override: str) -> str:

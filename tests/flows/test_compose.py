@@ -208,3 +208,10 @@ def test_precision_reaches_every_stage_that_multiplies_and_a_choice_wins():
     assert steps["answer_scores[1]"].settings.reward["precision"] == "float32"
     wrong = _problems("recipe=pco", "precision=float16")
     assert wrong[0] == "precision: 'float16' is not allowed, expected one of bfloat16, float32"
+
+
+def test_more_negatives_than_candidates_are_refused():
+    """mcpo samples 6 completions a prompt: the best, and 5 candidates."""
+    assert "train[1]" in _steps("recipe=mcpo", "negatives.m=5")
+    (problem,) = _problems("recipe=mcpo", "negatives.m=6")
+    assert problem.startswith("negatives.m: 6 with 5 candidates")
