@@ -61,6 +61,12 @@ class Group:
     iteration: int = 0  # 0 = from the data set, k = sampled in iteration k
 
 
+# Among what an objective may need (pipeline.objectives): what gives it the token view below, and what asks for the
+# reference model itself instead of a table of its log-probs.
+TOKEN_NEEDS = frozenset({"token_logps", "tokens", "reference_tokens", "reference_hidden"})
+LIVE_NEEDS = frozenset({"reference_tokens", "reference_hidden", "mismatched"})
+
+
 @dataclass(frozen=True)
 class TokenInputs:
     """Per-token view of a batch for token-level objectives: N = every completion token of every group, flat.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.build import setting
-from pipeline.objectives.tensors import at_least_float32, column, detached, log_sigmoid, paired, reference_of
+from pipeline.objectives.pairs import compared, log_ratios, smoothed_losses, with_anchor
 from pipeline.records import LossInputs
 
 if TYPE_CHECKING:
@@ -52,10 +52,8 @@ def dpo_losses(
 
     Returns: (G,), each > 0; ln 2 where policy and reference agree.
     """
-    chosen = at_least_float32(chosen_logps) - at_least_float32(ref_chosen_logps)
-    rejected = at_least_float32(rejected_logps) - at_least_float32(ref_rejected_logps)
-    logits = beta * (chosen - rejected)
-    return -(1.0 - label_smoothing) * log_sigmoid(logits) - label_smoothing * log_sigmoid(-logits)
+    chosen, rejected = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    return smoothed_losses(beta * (chosen - rejected), label_smoothing)
 
 
 def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
@@ -63,19 +61,7 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
 
     Raises UserError for groups of more than two completions, ValueError without reference log-probs.
     """
-    import torch
-
-    usable = paired(batch, "dpo")
-    reference = reference_of(batch, "dpo")
-    chosen, rejected = (column(batch.logps, i, usable) for i in (0, 1))
-    ref_chosen, ref_rejected = (column(reference, i, usable) for i in (0, 1))
-    losses = dpo_losses(chosen, rejected, ref_chosen, ref_rejected, settings.beta, settings.label_smoothing)
-    rewards_chosen = settings.beta * (chosen - ref_chosen)
-    rewards_rejected = settings.beta * (rejected - ref_rejected)
-    metrics = detached(
-        rewards_chosen=rewards_chosen,
-        rewards_rejected=rewards_rejected,
-        margin=rewards_chosen - rewards_rejected,
-        accuracy=rewards_chosen > rewards_rejected,
-    )
-    return torch.where(usable, losses, 0.0), metrics
+    pairs, four = with_anchor(batch, "dpo")
+    losses = dpo_losses(*four, settings.beta, settings.label_smoothing)
+    chosen, rejected = log_ratios(*four)
+    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)

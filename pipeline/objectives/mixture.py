@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.build import Part, declared, load_part, part_problems
-from pipeline.records import LossInputs
+from pipeline.records import TOKEN_NEEDS, LossInputs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 NORMALISE = "groups"
-_TOKEN_VIEWS = frozenset({"token_logps", "tokens", "reference_tokens", "reference_hidden"})
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Settings:
             problems += part_problems(_spec(spec), f"objectives[{i}]")
         if not problems:
             found = needs(self)
-            if "batch" in found and found & _TOKEN_VIEWS:
+            if "batch" in found and found & TOKEN_NEEDS:
                 problems.append(("objectives", "one compares the groups of a batch and another needs token-level "
                                  "log-probs, which are not held for a whole batch; train with one of the two"))
             if any(hasattr(part.module, "parameters") for part, _ in _parts(self)):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.build import Part, declared, load_part, part_problems
+from pipeline.records import LIVE_NEEDS, TOKEN_NEEDS
 from pipeline.stage import Context
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
@@ -21,7 +22,6 @@ INPUTS = {"model": "one", "groups": "one", "reference": "optional", "previous": 
 SEEDED = True
 DISTRIBUTED = True
 Runtime = TrainRuntime
-_LIVE = frozenset({"reference_tokens", "reference_hidden", "mismatched"})
 _WHY = {
     "reference": "log-probs of every completion under the reference",
     "previous": "log-probs of every completion under the policy the iteration began with",
@@ -72,7 +72,7 @@ def _between_parts(settings: Settings) -> list[tuple[str, str]]:
     if settings.trainer.adapter.on and settings.trainer.adapter.dropout > 0.0:
         problems.append(("trainer.adapter.dropout", "noise in the policy alone biases every comparison with the "
                          "reference, and would follow how batches are cut; expected 0"))
-    if "batch" in needs and needs & {"token_logps", "tokens", "reference_tokens", "reference_hidden"}:
+    if "batch" in needs and needs & TOKEN_NEEDS:
         problems.append(("objective", f"{name} compares the groups of a whole batch, for which token-level log-probs "
                          "are not held; set auxiliary.length_alpha=1 or choose another objective"))
     return problems
@@ -97,7 +97,7 @@ def _weighs_by_reward(negatives: Part) -> bool:
 def required(settings: Settings) -> dict[str, str]:
     """The optional inputs these settings cannot do without, and what they give."""
     needs = needs_of(settings)
-    names = [n for n in ("reference", "previous") if n in needs] + (["reference_model"] if needs & _LIVE else [])
+    names = [n for n in ("reference", "previous") if n in needs] + (["reference_model"] if needs & LIVE_NEEDS else [])
     return {name: _WHY[name] for name in names}
 
 

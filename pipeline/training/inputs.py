@@ -11,12 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.records import LossInputs, TokenInputs, UserError
+from pipeline.records import TOKEN_NEEDS, LossInputs, TokenInputs, UserError
 from pipeline.training import batching, forward
 from pipeline.training.data import Example
 
-TOKEN_NEEDS = frozenset({"token_logps", "tokens", "reference_tokens", "reference_hidden"})
-LIVE_NEEDS = frozenset({"reference_tokens", "reference_hidden", "mismatched"})  # ask for the reference model itself
 _COLUMNS = ("logps", "lengths", "present", "ref_logps", "previous_logps", "scores")  # (G, K)
 _GROUPS = ("labels", "mismatched_logps", "mismatched_ref_logps")  # (G,)
 

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from pipeline.build import Part, load_part
-from pipeline.records import UserError
+from pipeline.records import LIVE_NEEDS, UserError
 from pipeline.stage import Context
 from pipeline.training import adapters, assembly, data, distribute, export, fitting, forward, optim, policy
 from pipeline.training.distribute import World
-from pipeline.training.inputs import LIVE_NEEDS
 from pipeline.training.loop import Job, fit
 
 
