@@ -156,7 +156,8 @@ def test_sppo_takes_the_previous_policy_unless_told(worked):
     assert worked.value(sppo, sppo.Settings(beta=0.1), moved) == pytest.approx(50.0, abs=1e-12)
     assert worked.value(sppo, sppo.Settings(beta=0.1, against="reference"), moved) == pytest.approx(25.0, abs=1e-12)
     assert sppo.needs(sppo.Settings()) == {"pairs", "previous"}
-    assert sppo.needs(sppo.Settings(labels="soft", against="reference")) == {"pairs", "reference", "scores", "score:win_rate"}
+    needs = {"pairs", "reference", "scores", "score:win_rate"}
+    assert sppo.needs(sppo.Settings(labels="soft", against="reference")) == needs
 
 
 def test_rewards_are_no_win_rates(worked):
