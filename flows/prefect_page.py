@@ -31,8 +31,9 @@ def address() -> str:
         return ""
     try:
         from prefect.runtime import flow_run
+        from prefect.utilities.urls import url_for  # runtime's own ui_url still names a route of Prefect 2
 
-        return str(flow_run.ui_url or "")
+        return str(url_for("flow-run", obj_id=flow_run.id) or "") if flow_run.id else ""
     except Exception:  # whatever its client raises: the files are the record
         return ""
 
