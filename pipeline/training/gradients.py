@@ -39,7 +39,9 @@ class Task(Protocol):
 
     def about(self, batch: Sequence[Example]) -> About: ...
 
-    def losses(self, model: Any, examples: Sequence[Example], step: int, about: About) -> tuple[Tensor, Metrics]: ...
+    def losses(  # of the groups, and these with the completions the losses are of
+        self, model: Any, examples: Sequence[Example], step: int, about: About
+    ) -> tuple[Tensor, Metrics, Sequence[Example]]: ...
 
 
 class WholeTask(Task, Protocol):
@@ -59,11 +61,13 @@ class Found:
     loss: float = 0.0
     bad: list[str] = field(default_factory=list)  # ids of groups whose loss is not finite
     metrics: dict[str, list[Tensor]] = field(default_factory=dict)  # (G,) float32 parts of each
+    trained: list[Example] = field(default_factory=list)  # groups with the completions that were trained on
 
-    def add(self, loss: Tensor, names: Sequence[str], losses: Tensor, metrics: Metrics) -> None:
-        """Count the (G,) losses of the groups `names`, which are `loss` of the global batch's."""
+    def add(self, loss: Tensor, groups: Sequence[Example], losses: Tensor, metrics: Metrics) -> None:
+        """Count the (G,) losses of `groups`, which are `loss` of the global batch's."""
         self.loss += float(loss.detach())
-        self.bad += [name for name, ok in zip(names, losses.detach().isfinite().tolist(), strict=True) if not ok]
+        self.bad += [e.id for e, ok in zip(groups, losses.detach().isfinite().tolist(), strict=True) if not ok]
+        self.trained += groups
         for name, value in metrics.items():
             self.metrics.setdefault(name, []).append(value.detach().float())
 
@@ -85,7 +89,8 @@ def accumulate(
     found = _of_all(function(model, task, batch, step, precision, about, cut, share, world), world)
     world.reduce_gradients(model)
     means = {name: float(torch.cat(parts).mean()) for name, parts in found.metrics.items()}
-    return batch, {"loss": found.loss, **means, **{n: float(v.float().mean()) for n, v in drawn.items()}}, found.bad
+    before = {name: float(value.float().mean()) for name, value in drawn.items()}
+    return found.trained, {"loss": found.loss, **means, **before}, found.bad
 
 
 def _of_parts(
@@ -96,11 +101,11 @@ def _of_parts(
     for micro, counts in cut:
         examples = [batch[i] for i in micro]
         with autocast(device_of(model), precision):
-            losses, metrics = world.run(task.losses, model, examples, step, about)
+            losses, metrics, trained = world.run(task.losses, model, examples, step, about)
         part = (losses * share[micro] * counts).sum()
         part.backward()
         if counts:
-            found.add(part, [e.id for e in examples], losses, metrics)
+            found.add(part, trained, losses, metrics)
     return found
 
 
@@ -122,7 +127,7 @@ def _of_whole(
             live = world.run(task.logps, model, [batch[i] for i in micro])
         (live * slopes[micro, : live.shape[1]] * counts).sum().backward()
     if world.first:  # every process has the loss of all
-        found.add(loss, [e.id for e in batch], losses, metrics)
+        found.add(loss, batch, losses, metrics)
     return found
 
 
@@ -141,10 +146,12 @@ def _of_all(own: Found, world: World) -> Found:
     """What every process found."""
     if world.size == 1:
         return own
-    light = Found(own.loss, own.bad, {name: [torch.cat(parts).cpu()] for name, parts in own.metrics.items()})
+    light = Found(own.loss, own.bad, {name: [torch.cat(parts).cpu()] for name, parts in own.metrics.items()},
+                  own.trained)
     total = Found()
     for found in world.gather(light):
         total.loss, total.bad = total.loss + found.loss, total.bad + found.bad
+        total.trained += found.trained
         for name, parts in found.metrics.items():
             total.metrics.setdefault(name, []).extend(parts)
     return total

@@ -11,6 +11,7 @@ completion, which predicts nothing, is never computed.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +23,7 @@ from torch.nn import functional
 from pipeline.training.data import Example
 
 ALONE = -1  # root of a segment that sees no other
+_ROWS = 256  # of a block of attention
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,22 @@ def attend(
             k, v = torch.cat([keys[segment.root], k], dim=2), torch.cat([values[segment.root], v], dim=2)
         limit = window if window is not None and window < k.shape[2] else None
         plain = segment.root == ALONE and limit is None
-        mask = None if plain else _mask(packed, segment.length, k.shape[2], limit, value)
-        outputs.append(functional.scaled_dot_product_attention(
-            queries[i], k, v, attn_mask=mask, dropout_p=dropout, is_causal=plain, scale=scaling, enable_gqa=grouped))
+        before = k.shape[2] - segment.length
+        for start, end in [(0, segment.length)] if plain else _blocks(segment.length):
+            seen = before + end  # keys: behind these a mask hides everything
+            mask = None if plain else _mask(packed, end - start, seen, limit, value)
+            outputs.append(functional.scaled_dot_product_attention(
+                queries[i][:, :, start:end], k[:, :, :seen], v[:, :, :seen], attn_mask=mask, dropout_p=dropout,
+                is_causal=plain, scale=scaling, enable_gqa=grouped))
     return torch.cat(outputs, dim=2)
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    """A long segment in blocks of rows: a masked product computes what its mask hides, so each leaves out the keys that
+    none of its rows sees.
+    """
+    edges = [*range(0, max(1, length - _ROWS // 2), _ROWS), length]
+    return list(itertools.pairwise(edges))
 
 
 def _mask(packed: Packed, rows: int, columns: int, window: int | None, like: Tensor) -> Tensor:
@@ -136,4 +150,5 @@ def _mask(packed: Packed, rows: int, columns: int, window: int | None, like: Ten
         band = torch.zeros(seen.shape).masked_fill(~seen, float("-inf")).to(like.device, like.dtype)
         packed.masks[window] = band
     first = before - (columns - rows)
-    return band[:rows, first:first + columns]
+    row, column = max(0, -first), max(0, first)
+    return band[row:row + rows, column:column + columns]

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from pipeline.build import Part, declared
-from pipeline.records import LossInputs
-from pipeline.training import batching, forward
-from pipeline.training.data import Example, columns
-from pipeline.training.inputs import About, Source, device_of, loss_inputs, reference
+from pipeline.records import TOKEN_NEEDS, LossInputs
+from pipeline.training import forward, negatives
+from pipeline.training.data import Example
+from pipeline.training.inputs import About, Source, device_of, loss_inputs
+from pipeline.training.negatives import Draw
 
 Metrics = dict[str, Tensor]
 _DOT = "__"  # a module's parameters may not have dots in their names
@@ -50,15 +51,37 @@ class PolicyTask:
     def about(self, batch: Sequence[Example]) -> About:
         return About.of(batch, "mismatched" in self.needs)
 
-    def prepare(self, model: Any, batch: list[Example], step: int) -> tuple[list[Example], Metrics]:
-        """Completion 0 and the negatives drawn for this step; without a `negatives` part the batch as it is."""
+    @property
+    def draw(self) -> Draw | None:
+        """How negatives are drawn; None: not at all."""
         if self.negatives is None:
-            return batch, {}
-        return draw_negatives(model, batch, step, self)
+            return None
+        return Draw(self.negatives, self.seed, self.tokens_per_batch, self.logits_per_chunk)
 
-    def losses(self, model: Any, examples: Sequence[Example], step: int, about: About) -> tuple[Tensor, Metrics]:
-        """(G,) losses with gradient and (G,) metrics without."""
-        return self.loss(self.inputs(model, examples, step, about))
+    @property
+    def draws_apart(self) -> bool:
+        """Whether negatives may be drawn micro-batch by micro-batch: the loss of a group asks nothing of the others,
+        neither their completions nor how many tokens were drawn in all.
+        """
+        apart = self.normalise == "groups" and not self.needs & {"batch", "mismatched", *TOKEN_NEEDS}
+        return self.negatives is not None and apart
+
+    def prepare(self, model: Any, batch: list[Example], step: int) -> tuple[list[Example], Metrics]:
+        """The global batch that is trained on: completion 0 and the negatives drawn, where all are drawn at once."""
+        if self.draw is None or self.draws_apart:
+            return batch, {}
+        return negatives.draw(model, batch, step, self.draw)
+
+    def losses(
+        self, model: Any, examples: Sequence[Example], step: int, about: About
+    ) -> tuple[Tensor, Metrics, Sequence[Example]]:
+        """(G,) losses with gradient, (G,) metrics without, and the groups with the completions that they are of."""
+        if self.draw is None or not self.draws_apart:
+            return *self.loss(self.inputs(model, examples, step, about)), examples
+        drawn, metrics, products = negatives.draw_with_products(model, examples, step, self.draw)
+        with products:
+            losses, own = self.loss(self.inputs(model, drawn, step, about))
+        return losses, {**own, **metrics}, drawn
 
     def inputs(self, model: Any, examples: Sequence[Example], step: int, about: About) -> LossInputs:
         """Run the policy and gather what the needs ask for."""
@@ -146,37 +169,3 @@ def common_metrics(inputs: LossInputs) -> Metrics:
             found["logp_margin"] = margin
             found["accuracy"] = (margin > 0).float()
         return found
-
-
-@torch.no_grad()
-def draw_negatives(model: Any, batch: list[Example], step: int, task: PolicyTask) -> tuple[list[Example], Metrics]:
-    """Score the dispreferred completions with the current policy, draw M of them, keep completion 0 and the drawn.
-
-    No gradient goes through the draw; a group's draw is fixed by (seed, step, group id).
-    """
-    assert task.negatives is not None
-    module, settings = task.negatives.module, task.negatives.settings
-    device = next(model.parameters()).device
-    width = max(len(e.completions) for e in batch)
-    present = torch.tensor([[k < len(e.completions) for k in range(width)] for e in batch], device=device)
-    refs = reference(batch, device) if all(e.ref_logps is not None for e in batch) else None
-    logps = candidate_logps(model, batch, width, task) if module.NEEDS_LOGPS else None
-    uniforms = torch.from_numpy(batching.column_uniforms(batch, task.seed, step)).to(device)
-    lengths = torch.tensor([[len(c) for c in e.completions] + [0] * (width - len(e.completions)) for e in batch],
-                           device=device)
-    indices, valid, metrics = module.draw(logps, refs, present, uniforms, settings, lengths)
-    drawn = [columns(e, [0, *(k for k, ok in zip(ks, oks, strict=True) if ok)])
-             for e, ks, oks in zip(batch, indices.tolist(), valid.tolist(), strict=True)]
-    return drawn, metrics
-
-
-def candidate_logps(model: Any, batch: list[Example], width: int, task: PolicyTask) -> Tensor:
-    """(G, K) float32 log-probs of completions 1 .. K-1 under the current policy; column 0 is not scored and stays 0."""
-    device = next(model.parameters()).device
-    logps = torch.zeros(len(batch), width, device=device)
-    candidates = [columns(e, range(1, len(e.completions))) for e in batch]
-    for micro in batching.micro_batches(candidates, task.tokens_per_batch):
-        rows = forward.collate([candidates[i] for i in micro], device)
-        scored = forward.group_logps(model, rows, task.logits_per_chunk)
-        logps[micro, 1:1 + scored.shape[1]] = scored
-    return logps

@@ -33,8 +33,10 @@ class RewardTask:
     def about(self, batch: Sequence[Example]) -> About:
         return About.of(batch)
 
-    def losses(self, model: Any, examples: Sequence[Example], step: int, about: About) -> tuple[Tensor, Metrics]:
-        """(G,) losses with gradient and (G,) metrics without."""
+    def losses(
+        self, model: Any, examples: Sequence[Example], step: int, about: About
+    ) -> tuple[Tensor, Metrics, Sequence[Example]]:
+        """(G,) losses with gradient, (G,) metrics without, and the groups."""
         scores, present = group_scores(model, examples, self.pad)
         margins = scores[:, :1] - scores[:, 1:]  # (G, K - 1)
         others = present[:, 1:]
@@ -45,7 +47,7 @@ class RewardTask:
             metrics = {"accuracy": right, "margin": (margins * others).sum(1) / number,
                        "chosen_reward": scores[:, 0].detach(),
                        "rejected_reward": (scores[:, 1:].detach() * others).sum(1) / number}
-        return losses, metrics
+        return losses, metrics, examples
 
 
 def group_scores(model: Any, examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor]:

@@ -47,8 +47,11 @@ def logps_and_gradient(model, examples, weights):
     return logps.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
+@pytest.mark.parametrize("rows", [256, 3], ids=["whole", "blocks"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_equals_rows(tiny, family, capsys):
+def test_packed_equals_rows(tiny, family, rows, capsys, monkeypatch):
+    """Also where a completion's attention is cut into blocks of a few rows, as long ones are."""
+    monkeypatch.setattr(packed, "_ROWS", rows)
     model, examples = build(*FAMILIES[family]), mixed(tiny)
     weights = torch.linspace(-1, 1, len(examples) * 5).view(-1, 5)
     rows = logps_and_gradient(model, examples, weights)
