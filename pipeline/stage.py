@@ -27,6 +27,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import resource
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +53,7 @@ class Reporter:
     progress_path: Path | None = None
     counts: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+    _began: dict[str, float] = field(default_factory=dict)  # how far this process found the work, and when
 
     def metric(self, at: int, **values: float) -> None:
         """Report numbers of optimizer step (or item) `at`."""
@@ -74,10 +78,15 @@ class Reporter:
         return int(last)
 
     def progress(self, done: int, total: int, unit: str = "") -> None:
-        """Say how far the stage is. The supervisor's bar, `align status` and the dashboard read it."""
+        """Say how far the stage is. The supervisor's bar, `align status` and the dashboard read it.
+
+        The first call says what an earlier process left done: the pace, and so the time left, is of this one's work.
+        """
         if self.progress_path is None:
             return
-        state = {"step": self.step, "done": done, "total": total, "unit": unit, "time": round(time.time(), 3)}
+        now = round(time.time(), 3)
+        self._began = self._began or {"done": done, "time": now}
+        state = {"step": self.step, "done": done, "total": total, "unit": unit, "time": now, "began": self._began}
         temporary = self.progress_path.with_suffix(".tmp")
         temporary.write_text(json.dumps(state))
         temporary.replace(self.progress_path)
@@ -123,3 +132,13 @@ def derive_seed(seed: int, *parts: object) -> int:
     """A 63-bit seed from the run's seed and what it is for, independent of position, shard or worker."""
     text = "\x1f".join([str(seed), *map(str, parts)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def peak_memory() -> int:
+    """The most memory this process ever held, bytes."""
+    # On Linux ru_maxrss starts at what the process that started this one held; the kernel's high-water mark does not.
+    status = Path("/proc/self/status")
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE) if status.exists() else None
+    if found is not None:
+        return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -12,7 +12,6 @@ import importlib
 import importlib.metadata
 import json
 import os
-import resource
 import sys
 import time
 import traceback
@@ -21,7 +20,7 @@ from typing import Any
 
 from pipeline import build, store
 from pipeline.records import UserError
-from pipeline.stage import STAGES, Context, NoRuntime, Reporter
+from pipeline.stage import STAGES, Context, NoRuntime, Reporter, peak_memory
 
 RESULT, PROBLEMS = "result.json", "problems.json"
 _LAUNCHED, _RANK = "TORCHELASTIC_RUN_ID", "RANK"  # torchrun sets them in every process it starts
@@ -49,7 +48,7 @@ def run_step(spec: dict[str, Any]) -> dict[str, Any]:
         "counts": report.counts,
         "dropped": report.dropped,
         "seconds": round(time.monotonic() - started, 3),
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "peak_memory_mb": round(peak_memory() / 2**20, 1),
         "versions": _versions(),
     }
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import tables
+from pipeline.stage import peak_memory
 
 PROMPT, COMPLETION, PART = 20, 30, 8192
 
@@ -66,7 +66,7 @@ def measure(table: Path, folder: Path) -> dict[str, float]:
     from pipeline.training import batching, data, fitting, loop, run_policy
 
     assert loop and run_policy, "everything a training process imports counts as its start"
-    before, started, cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter(), time.process_time()
+    before, started, cpu = peak_memory(), time.perf_counter(), time.process_time()
     examples = data.load(table, folder, data.Beside(reference=[table]), stop_ids=[2])
     loaded = time.perf_counter()
     data.check_fits(examples, 8000, 512)
@@ -80,8 +80,7 @@ def measure(table: Path, folder: Path) -> dict[str, float]:
     return {"groups": len(examples), "load_seconds": loaded - started, "check_seconds": checked - loaded,
             "cpu_seconds": time.process_time() - cpu,
             "order_seconds": ordered - checked, "ms_per_batch_of_64": (time.perf_counter() - ordered) * 1000 / 200,
-            "memory_before_mb": before / 1024,
-            "memory_above_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
+            "memory_before_mb": before / 2**20, "memory_above_mb": (peak_memory() - before) / 2**20}
 
 
 def main() -> None:

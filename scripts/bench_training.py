@@ -6,8 +6,9 @@
 
 Every compared side is a process of its own that makes one step at a time in turn with the others, because other loads
 on a machine move absolute figures by up to 2x; medians and ratios are over the same rounds. With --threads 1 processor
-seconds are a second measure that other loads hardly move. Prints a table and writes the same numbers as JSON (--json
-FILE). TRL is not part of the program: `pip install trl==1.16.0` beside it, or --no-trl.
+seconds are a second measure that other loads hardly move. Prints a table, beside every figure its target, met or missed
+(the exit code does not depend on it), and writes the same numbers as JSON (--json FILE). TRL is not part of the
+program: `pip install trl==1.16.0` beside it, or --no-trl.
 
 FLOPs of a step: 3 passes x (2 x body weights x unique tokens + 2 x head weights x completion tokens + 4 x layers x
 width x visible token pairs); a prompt counts once per group, padding and recomputation not at all.
@@ -22,35 +23,23 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.training_turns import SEED, Side, World, alternate, judged, row
 
 PARTS = ("dpo", "sft", "mc", "linear", "memory", "loading")
-SEED, EOS = 5, 2
+EOS = 2
 DPO = {"module": "pipeline.objectives.dpo"}
 CE = {"module": "pipeline.objectives.ce"}
 MC = {"module": "pipeline.selection.mc", "m": 1}
-
-
-@dataclass(frozen=True)
-class World:
-    """One call: where its files are, how much is measured."""
-
-    folder: Path
-    rounds: int
-    trl: bool
-    precisions: tuple[str, ...]
-    threads: int
-    quick: bool
 
 
 def main() -> int:
@@ -79,108 +68,26 @@ def main() -> int:
 
 
 def machine(world: World) -> dict[str, Any]:
-    """What was measured on, with the FLOP/s of its own matrix products in both precisions."""
+    """What was measured on, with the FLOP/s of its own matrix products in every precision used."""
     import torch
 
-    from pipeline.training.throughput import measured_flops
-
-    torch.set_num_threads(world.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
              if line.startswith("model name")]
-    peaks = {str(kind).removeprefix("torch."): round(measured_flops(device, kind) / 1e9, 1)
-             for kind in (torch.float32, torch.bfloat16)}
-    found = {"device": torch.cuda.get_device_name(0) if device.type == "cuda" else names[0] if names else
+    peaks = {precision: round(peak_gflops(world, precision), 1) for precision in world.precisions}
+    found = {"device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else names[0] if names else
              platform.machine(), "threads": world.threads, "torch": torch.__version__, "matmul_gflops": peaks}
     print(f"\nmachine: {found}", flush=True)
     return found
 
 
-# ---- sides -------------------------------------------------------------------------------------------------------
+def peak_gflops(world: World, precision: str) -> float:
+    """What this machine's own matrix products reach in the precision and with the threads of the sides."""
+    import torch
 
+    from pipeline.training.throughput import measured_flops
 
-class Side:
-    """A process of scripts/training_sides.py that makes steps in turn with others."""
-
-    def __init__(self, world: World, name: str, **spec: Any) -> None:
-        self.name, self.peak_gb = name, 0.0
-        self.seconds: list[float] = []
-        self.cpu_seconds: list[float] = []
-        self.losses: list[float] = []
-        self.tokens: list[int] = []
-        work = world.folder / f"side-{len(list(world.folder.glob('side-*')))}"
-        work.mkdir()
-        full = {"model": str(world.folder / "model"), "work": str(work), "seed": SEED, "batch": 8, "negatives": None,
-                "tokens_per_batch": 2048, "share_prefix": True, "reference": True, **spec}
-        (work / "spec.json").write_text(json.dumps(full))
-        environment = {**os.environ, "OMP_NUM_THREADS": str(world.threads), "HF_HUB_OFFLINE": "1",
-                       "TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_CACHE": str(work / "cache")}
-        self.log = (work / "log").open("w+")
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "scripts" / "training_sides.py"), str(work / "spec.json")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment)
-
-    def ready(self) -> None:
-        self._take(self.answer())
-
-    def step(self, number: int = 1) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{number}\n")
-        self.process.stdin.flush()
-        return self._take(self.answer())
-
-    def answer(self) -> dict[str, Any]:
-        """The next line of the process. Ends the bench, with the side's log, where there is none."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            self.log.seek(0)
-            raise SystemExit(f"{self.name} failed:\n{self.log.read()[-4000:]}")
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-    def _take(self, found: dict[str, Any]) -> dict[str, Any]:
-        self.seconds += found["seconds"]
-        self.cpu_seconds += found["cpu_seconds"]
-        self.losses += found["losses"]
-        self.tokens += found["tokens"]
-        self.peak_gb = found["peak_gb"]
-        return found
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(60)
-        self.log.close()
-
-    @property
-    def median(self) -> float:
-        """Seconds of a step; the first one, which fills caches, is left out."""
-        return statistics.median(self.seconds[1:])
-
-    @property
-    def cpu(self) -> float:
-        """Processor seconds of a step: with --threads 1 what other loads on the machine hardly move."""
-        return statistics.median(self.cpu_seconds[1:])
-
-
-def alternate(world: World, sides: list[Side]) -> None:
-    """One step each in turn, `rounds` times behind the first."""
-    for side in sides:
-        side.ready()
-    for turn in range(world.rounds + 1):
-        for side in sides if turn % 2 == 0 else sides[::-1]:
-            side.step()
-    for side in sides:
-        side.close()
-
-
-def row(side: Side, base: Side, more: str = "") -> dict[str, Any]:
-    rate = statistics.median(t / s for t, s in zip(side.tokens[1:], side.seconds[1:], strict=True))
-    print(f"  {side.name:38s} {side.median:8.3f} s {base.median / side.median:6.2f}x   {side.cpu:8.3f} cpu s "
-          f"{base.cpu / side.cpu:6.2f}x {rate:8.0f} tokens/s {side.peak_gb:5.2f} GB {more}", flush=True)
-    return {"seconds": side.median, "speed_ratio": base.median / side.median, "cpu_seconds": side.cpu,
-            "cpu_ratio": base.cpu / side.cpu, "tokens_per_second": rate, "peak_gb": side.peak_gb, "losses": side.losses}
+    torch.set_num_threads(world.threads)
+    return measured_flops(torch.device("cuda" if torch.cuda.is_available() else "cpu"), getattr(torch, precision)) / 1e9
 
 
 # ---- workloads ---------------------------------------------------------------------------------------------------
@@ -235,6 +142,18 @@ def write(world: World, name: str, made: list[dict[str, Any]]) -> str:
     return str(path)
 
 
+def write_table(world: World, name: str, made: Iterable[dict[str, Any]]) -> str:
+    """The groups as a table of the program's own."""
+    from pipeline import tables
+    from pipeline.records import Completion, Group, Message
+
+    path = world.folder / name
+    tables.write(path, (
+        Group(g["id"], (Message("user", ""),), tuple(Completion("", tuple(c)) for c in g["completions"]),
+              prompt_ids=tuple(g["prompt"])) for g in made))
+    return str(path)
+
+
 def step_gflop(world: World, batch: list[dict[str, Any]]) -> float:
     """GFLOP of a training step on these groups: the formula above."""
     import transformers
@@ -243,8 +162,7 @@ def step_gflop(world: World, batch: list[dict[str, Any]]) -> float:
     from pipeline.training.throughput import flops, shape_of
 
     model = transformers.AutoModelForCausalLM.from_pretrained(world.folder / "model")
-    examples = [Example(g["id"], np.asarray(g["prompt"]), tuple(np.asarray(c) for c in g["completions"]))
-                for g in batch]
+    examples = [Example(g["id"], np.asarray(g["prompt"]), tuple(map(np.asarray, g["completions"]))) for g in batch]
     return flops(shape_of(model), examples) / 1e9
 
 
@@ -265,15 +183,17 @@ def dpo(world: World) -> dict[str, Any]:
         alternate(world, sides)
         ours, base = sides[0], sides[-1]
         rates = [step_gflop(world, made[8 * i:8 * i + 8]) / s for i, s in enumerate(ours.seconds)][1:]
-        peak = machine(world)["matmul_gflops"][precision]
-        share = statistics.median(rates) / peak
+        share = statistics.median(rates) / peak_gflops(world, precision)
         found[precision] = {s.name: row(s, base) for s in sides} | {"of_matmul_peak": share}
-        print(f"  model FLOPs: {statistics.median(rates):.1f} GFLOP/s, {share:.0%} of this machine's {precision} "
-              "matrix peak")
+        targets = [judged(f"share of this machine's {precision} matrix peak, {statistics.median(rates):.1f} GFLOP/s",
+                          share, least=0.4)]
         if world.trl:
             gap = max(abs(a - b) / abs(b) for a, b in zip(ours.losses[:5], base.losses[:5], strict=True))
-            print(f"  memory {ours.peak_gb / base.peak_gb:.2f}x TRL's; losses of the first 5 steps differ by {gap:.2g}")
-            found[precision] |= {"memory_ratio": ours.peak_gb / base.peak_gb, "loss_gap": gap}
+            targets += [
+                judged("groups/s over TRL's", base.median / ours.median, least=4.0),
+                judged("peak memory over TRL's", ours.peak_gb / base.peak_gb, most=0.6),
+                judged("relative gap of the first 5 losses", gap, most={"bfloat16": 0.02, "float32": 1e-4}[precision])]
+        found[precision]["targets"] = targets
     return found
 
 
@@ -290,10 +210,10 @@ def sft(world: World) -> dict[str, Any]:
                       Side(world, "TRL SFTTrainer, packing", kind="trl_sft", packing=True, **common | {"batch": 2})]
         alternate(world, sides)
         found[precision] = {s.name: row(s, sides[0]) for s in sides}
-        for name, values in found[precision].items():
-            ratio = found[precision]["ours"]["tokens_per_second"] / values["tokens_per_second"]
-            values["ours_tokens_ratio"] = ratio
-            print(f"  tokens/s, ours against {name}: {ratio:.2f}x")
+        rates = [found[precision][side.name]["tokens_per_second"] for side in sides]
+        found[precision]["targets"] = [
+            judged(f"tokens/s over {side.name}'s", rates[0] / rate, least=least)
+            for side, rate, least in zip(sides[1:], rates[1:], (2.0, 1.2), strict=False)]
     return found
 
 
@@ -312,7 +232,7 @@ def mc(world: World) -> dict[str, Any]:
         # paired: both sides of a round have the same prompts
         ratio = statistics.median(b / a for a, b in zip(sides[0].seconds[1:], sides[1].seconds[1:], strict=True))
         found[precision] = {s.name: row(s, sides[0]) for s in sides} | {"ratio": ratio}
-        print(f"  an MC-PO step takes {ratio:.2f}x a DPO step", flush=True)
+        found[precision]["targets"] = [judged("seconds of an MC-PO step over a DPO step's", ratio, most=1.5)]
     return found
 
 
@@ -332,44 +252,45 @@ def linear(world: World) -> dict[str, Any]:
     for tokens, side in zip(lengths, sides, strict=True):
         cost = side.median / 4.096
         found[str(tokens)] = row(side, sides[0], f"{cost:.3f} s per 1,000 tokens") | {"seconds_per_1000": cost}
-    return found
+    growth = found["4096"]["seconds_per_1000"] / found["256"]["seconds_per_1000"]
+    return found | {"targets": [judged("cost of a token in groups of 4,096 over that in groups of 256", growth,
+                                       most=1.25)]}
 
 
 def memory(world: World) -> dict[str, Any]:
-    """Peak memory of training on more and more groups."""
+    """Peak memory of training on more and more groups, loaded from a table as the stages do."""
     numbers = (64, 512) if world.quick else (64, 4096, 32768)
-    precision, found = world.precisions[-1], {}
+    precision = world.precisions[-1]
+    found: dict[str, Any] = {}
     print("\nPeak memory by number of groups", flush=True)
     for number in numbers:
         side = Side(world, f"{number} groups", kind="ours", precision=precision, objective=CE, reference=False,
-                    data=write(world, f"many-{number}", groups(world, number, 1)))
+                    table=write_table(world, f"many-{number}", groups(world, number, 1)))
         alternate(world, [side])
         found[str(number)] = row(side, side)
-    return found
+    growth = found[str(numbers[-1])]["peak_gb"] / found[str(numbers[0])]["peak_gb"]
+    return found | {"targets": [judged(f"peak memory with {numbers[-1]:,} groups over that with {numbers[0]}", growth,
+                                       most=1.05)]}
 
 
 def loading(world: World) -> dict[str, Any]:
     """Time and memory of opening a Parquet table of 1,000,000 pairs and reading 10,000 of them in random order."""
-    from pipeline import tables
-    from pipeline.records import Completion, Group, Message
-
     number = 20_000 if world.quick else 1_000_000
     print(f"\nLoading {number:,} pairs", flush=True)
     rng = np.random.default_rng(SEED)
     ids = rng.integers(3, 500, (4096, 3, 24)).tolist()
 
-    def group(i: int) -> Group:
+    def group(i: int) -> dict[str, Any]:
         prompt, *completions = ids[i % len(ids)]
-        return Group(f"g{i}", (Message("user", ""),), tuple(Completion("", (*c, EOS)) for c in completions),
-                     prompt_ids=(*prompt, 3 + i % 400))
+        return {"id": f"g{i}", "prompt": [*prompt, 3 + i % 400], "completions": [[*c, EOS] for c in completions]}
 
-    tables.write(world.folder / "table", map(group, range(number)))
-    side = Side(world, "loading", kind="loading", table=str(world.folder / "table"))
+    table = write_table(world, "table", map(group, range(number)))
+    side = Side(world, "loading", kind="loading", table=table)
     found = side.answer()
     side.close()
     print(f"  opened in {found['seconds']:.1f} s, {1e6 * found['seconds_per_group']:.0f} microseconds per group read, "
           f"{found['above_gb']:.2f} GB above the process before", flush=True)
-    return {"groups": number, **found}
+    return {"groups": number, **found, "targets": [judged("GB above the process before", found["above_gb"], most=1.0)]}
 
 
 if __name__ == "__main__":

@@ -64,8 +64,9 @@ def peak_gb() -> float:
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+    from pipeline.stage import peak_memory
+
+    return peak_memory() / 2**30
 
 
 def ours(spec: dict[str, Any], gate: Gate) -> None:
@@ -74,11 +75,13 @@ def ours(spec: dict[str, Any], gate: Gate) -> None:
 
     from pipeline.build import load_part
     from pipeline.stage import Reporter
-    from pipeline.training import export, forward, policy
+    from pipeline.training import data, export, forward, policy
     from pipeline.training.loop import Job, fit
     from pipeline.training.settings import TrainerSettings, TrainRuntime
 
-    examples = read_examples(Path(spec["data"]))
+    table = spec.get("table")
+    examples = (read_examples(Path(spec["data"])) if table is None else
+                data.load(Path(table), Path(spec["work"]) / "arrays"))
     runtime = TrainRuntime(tokens_per_batch=spec["tokens_per_batch"], checkpoint_every_seconds=None, log_every=1,
                            attention="eager", peak_tflops=1.0)
     device = export.prepare_machine(runtime)
@@ -207,13 +210,13 @@ def trl_side(spec: dict[str, Any], gate: Gate) -> None:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             gate.leave(trainer.loss_seen, trainer.tokens_seen)
 
-    sys.stdout = sys.stderr  # what the trainer prints is not part of the answers
     trainer = Seen(model=model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Gates()])
     trainer.train()
 
 
 def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
+    sys.stdout = sys.stderr  # what a trainer prints is not part of the answers
     {"ours": ours, "loading": loading, "trl_dpo": trl_side, "trl_sft": trl_side}[spec["kind"]](spec, Gate())
 
 

@@ -27,7 +27,7 @@ HOMES = {
     "fastapi": ("flows/dashboard/",),
     "uvicorn": ("flows/dashboard/",),
 }
-MOST_LINES = 16000  # of code: docs/decisions/003-size.md
+MOST_LINES = 17000  # of code: docs/decisions/003-size.md
 # Distribution name -> the name it is imported by, where they differ.
 IMPORT_NAMES = {"hydra-core": "hydra", "pyyaml": "yaml"}
 

@@ -7,6 +7,7 @@
                   "singles"           beside pairs or lists also groups of one (a label, or a demonstration)
                   "layout:NAME"       groups of a make-up of their own, told in the module's text; a selection that
                                       builds them says GIVES = NAME
+                  "takes:NAME"        such groups too, beside pairs or lists
                   "labels"            binary feedback: batch.labels for groups of one; in larger groups completion 0
                                       is wanted and the others are unwanted
                   "reference"         batch.ref_logps
@@ -14,8 +15,12 @@
                   "scores"            batch.scores: the reward of every completion
                   "score:NAME"        beside "scores": that they are the score NAME and no other
                   "token_logps"       batch.tokens.logps, per token
-                  "tokens"            batch.tokens.logits and .uniforms: (N, V), the costly one
-                  "reference_tokens"  batch.tokens.ref_logps; with "tokens" also .ref_logits; holds the reference model
+                  "uniforms"          batch.tokens.uniforms, one per token and step
+                  "top"               batch.tokens.target_logits, .top_logits and .top_ids
+                  "top:K"             beside "top": how many
+                  "sum_squares"       batch.tokens.log_sum_squares
+                  "divergences"       batch.tokens.divergences, from the reference; holds the reference model
+                  "reference_tokens"  batch.tokens.ref_logps; holds the reference model
                   "reference_hidden"  batch.tokens.ref_hidden; holds the reference model
                   "mismatched"        batch.mismatched_logps and .mismatched_ref_logps; holds the reference model
                   "batch"             the loss of a group depends on the other groups: the trainer gives the *global*

@@ -7,7 +7,7 @@
 
 The loss of a group is the sum over its completions, so that of a pair is the paper's
 -log s(beta a - delta) - log s(-(beta b - delta)). delta runs over the training and is updated with a batch before the
-batch's loss. What the density ratio of prompts asks for (UDM) is a weight per group and belongs to the data.
+batch's loss. What the density ratio of prompts asks for (UDM) is a weight per group: stage weigh_prompts.
 """
 
 from __future__ import annotations

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.build import setting
-from pipeline.objectives.cringe import per_token, token_terms
+from pipeline.objectives.cringe import needs_of, per_token, token_terms
 from pipeline.objectives.tensors import at_least_float32, detached
 from pipeline.records import LossInputs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-NEEDS = frozenset({"tokens"})  # pairs and labelled completions, also mixed
 NORMALISE = "tokens"
 
 
@@ -32,6 +31,11 @@ class Settings:
 
     k: int = setting(5, low=1)
     """How many of the largest logits the positive token is drawn from. Paper: 5."""
+
+
+def needs(settings: Settings) -> frozenset[str]:
+    """Pairs, lists and labelled completions, also mixed, and the largest logits of every token."""
+    return needs_of(settings.k) | {"pairs", "lists", "singles"}
 
 
 def binary_cringe_losses(positive_logps: Tensor, negative_contrastive: Tensor, alpha: float) -> Tensor:

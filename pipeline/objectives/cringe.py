@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.objectives.labelled import signs
 from pipeline.objectives.tensors import at_least_float32, column, masked, required, softplus
 from pipeline.records import LossInputs, TokenInputs, UserError
 
@@ -22,66 +23,67 @@ if TYPE_CHECKING:
 REDUCTIONS = ("tokens", "sum", "mean")  # of the pairwise forms, see `reduced`
 
 
-def top_candidates(logits: Tensor, targets: Tensor, k: int) -> Tensor:
-    """C_t: ids of the k largest logits other than the target, largest first.
+def needs_of(k: int) -> frozenset[str]:
+    """What k candidates take: one logit more, because the label may be among the largest."""
+    return frozenset({"uniforms", "top", f"top:{k + 1}"})
+
+
+def top_candidates(top_ids: Tensor, targets: Tensor, k: int) -> Tensor:
+    """C_t: the places, among the largest logits, of the k largest other than the target's, largest first.
 
     Args:
-        logits: (N, V) raw logits, any float type. targets: (N,) int64 in [0, V). k: 1 <= k <= V - 1.
+        top_ids: (N, J) int64 whose the largest logits are, in falling order; J > k, or the vocabulary where that is
+            less. targets: (N,) int64. k: >= 1.
 
-    Returns: (N, k) int64. Raises UserError for a k the vocabulary cannot give.
+    Returns: (N, k) int64 in [0, J). Raises UserError for a k the vocabulary cannot give.
     """
     import torch
 
-    vocabulary = logits.shape[1]
-    if not 1 <= k <= vocabulary - 1:
+    if not 1 <= k <= top_ids.shape[1] - 1:
+        vocabulary = top_ids.shape[1]  # fewer than k + 1 stand there only where there are no more
         raise UserError(
             f"objective.k: {k} is out of range for a vocabulary of {vocabulary} tokens, expected 1 <= k <= "
             f"{vocabulary - 1} (the label itself is never a candidate)"
         )
-    ids = logits.detach().topk(k + 1, dim=1).indices
-    is_label = ids == targets[:, None]
+    is_label = top_ids[:, : k + 1] == targets[:, None]
     # Leave out the label where it is among the k + 1, the last of them where it is not.
     out = torch.where(is_label.any(dim=1), is_label.int().argmax(dim=1), k)
-    places = torch.arange(k, device=ids.device)
-    return ids.gather(1, places + (places >= out[:, None]))
+    places = torch.arange(k, device=top_ids.device)
+    return places + (places >= out[:, None])
 
 
-def draw_positives(logits: Tensor, targets: Tensor, uniforms: Tensor, k: int) -> Tensor:
+def draw_positives(top_logits: Tensor, top_ids: Tensor, targets: Tensor, uniforms: Tensor, k: int) -> Tensor:
     """One draw from softmax(s[C_t]) per row by inverse CDF, largest logit first; temperature 1.
 
-    Args: as `top_candidates`; uniforms: (N,) in [0, 1), the only randomness.
+    Args: top_logits: (N, J), any float type. uniforms: (N,) in [0, 1), the only randomness. Others: `top_candidates`.
 
-    Returns: (N,) int64 token ids, never the target.
+    Returns: (N,) int64 places among the J, never the target's.
     """
     import torch
 
     with torch.no_grad():
-        candidates = top_candidates(logits, targets, k)
-        cumulative = at_least_float32(logits.gather(1, candidates)).softmax(dim=1).cumsum(dim=1)
+        candidates = top_candidates(top_ids, targets, k)
+        cumulative = at_least_float32(top_logits.gather(1, candidates)).softmax(dim=1).cumsum(dim=1)
         # The sum of k rounded probabilities is not exactly 1: scale the uniform to it and keep the last place in reach.
         place = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(dim=1, keepdim=True).clamp(max=k - 1)
         return candidates.gather(1, place)[:, 0]
 
 
-def contrastive_losses_given(logits: Tensor, targets: Tensor, drawn: Tensor) -> Tensor:
-    """softplus(s[target] - s[drawn]) for each row. logits: (N, V); targets, drawn: (N,) int64. Returns (N,)."""
-    import torch
-
-    # One gather for both, so that the backward pass makes one (N, V) buffer and not two.
-    scores = at_least_float32(logits.gather(1, torch.stack([targets, drawn], dim=1)))
-    return softplus(scores[:, 0] - scores[:, 1])
-
-
-def contrastive_losses(logits: Tensor, targets: Tensor, uniforms: Tensor, k: int) -> Tensor:
+def contrastive_losses(
+    target_logits: Tensor, top_logits: Tensor, top_ids: Tensor, targets: Tensor, uniforms: Tensor, k: int
+) -> Tensor:
     """The contrastive loss of each token (the term of Xu et al. 2023, Eq. 4).
 
     Args:
-        logits: (N, V) raw logits, with gradient. targets: (N,) int64 labels to push down.
+        target_logits: (N,) s[n], with gradient. top_logits: (N, J) the largest logits in falling order, with gradient.
+        top_ids: (N, J) int64, whose they are; J > k. targets: (N,) int64 labels to push down.
         uniforms: (N,) in [0, 1), one fresh number per token and step. k: 1 <= k <= V - 1; paper 5, ParlAI's default 1.
 
     Returns: (N,), each > 0. Raises UserError for a k the vocabulary cannot give.
     """
-    return contrastive_losses_given(logits, targets, draw_positives(logits, targets, uniforms, k))
+    place = draw_positives(top_logits, top_ids, targets, uniforms, k)
+    drawn = at_least_float32(top_logits).gather(1, place[:, None])[:, 0]
+    return softplus(at_least_float32(target_logits) - drawn)
 
 
 def contrastive_sums(tokens: TokenInputs, negative: Tensor, k: int) -> Tensor:
@@ -91,33 +93,13 @@ def contrastive_sums(tokens: TokenInputs, negative: Tensor, k: int) -> Tensor:
 
     Returns: (G,), 0 for groups without a negative.
     """
-    import torch
-
-    logits = required(tokens.logits, "tokens.logits", "cringe")
-    uniforms = required(tokens.uniforms, "tokens.uniforms", "cringe")
-    chosen_rows = negative[tokens.group, tokens.column]
-    rows = chosen_rows.nonzero()[:, 0]
-    with torch.no_grad():
-        drawn = tokens.targets.clone()  # only negative tokens need the top-k, the costly part
-        drawn[rows] = draw_positives(logits[rows], tokens.targets[rows], uniforms[rows], k)
-    losses = torch.where(chosen_rows, contrastive_losses_given(logits, tokens.targets, drawn), 0.0)
-    return losses.new_zeros(negative.shape[0]).index_add(0, tokens.group, losses)
-
-
-def signs(batch: LossInputs) -> tuple[Tensor, Tensor]:
-    """Which completions are to be raised and which lowered, both (G, K) bool.
-
-    A group of one follows its label (no label: a demonstration, raised). In a larger group the first completion is
-    raised and the others are lowered.
-    """
-    import torch
-
-    present = batch.present
-    raised = torch.ones_like(present[:, 0]) if batch.labels is None else batch.labels.bool()
-    raised = raised | present[:, 1:].any(dim=1)
-    positive = torch.zeros_like(present)
-    positive[:, 0] = raised & present[:, 0]
-    return positive, present & ~positive
+    rows = negative[tokens.group, tokens.column].nonzero()[:, 0]
+    target, top, ids, uniforms = (
+        required(getattr(tokens, name), f"tokens.{name}", "cringe")[rows]
+        for name in ("target_logits", "top_logits", "top_ids", "uniforms")
+    )
+    losses = contrastive_losses(target, top, ids, tokens.targets[rows], uniforms, k)
+    return losses.new_zeros(negative.shape[0]).index_add(0, tokens.group[rows], losses)
 
 
 def token_terms(batch: LossInputs, k: int) -> tuple[Tensor, Tensor]:

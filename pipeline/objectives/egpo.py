@@ -7,11 +7,11 @@
 Both gradients are taken at theta_t; only the opponents y'' change. This module is L; columns, preferences and the pair
 without opponents are those of online_ipo, version 1.
 
-The two half steps are two training stages of a recipe, each over as many prompts as one EGPO step is to see: (1) sample
-opponents from theta_t and train from theta_t, which gives theta_half; (2) sample opponents for the same y, y' from
-theta_half and train from *theta_t* again, with its optimizer state, which gives theta_{t+1}. With one optimizer step
-per stage this is the algorithm as written, with more its mini-batch form. A loop of plain iterations, each from the
-model before it, is online IPO instead. In the tabular case with uniform rho a step is pi_{t+1} ~ pi_t^{1 - c beta}
+The two half steps are two training stages of recipe egpo, each over as many prompts as one EGPO step is to see: (1)
+sample opponents from theta_t and train from theta_t, which gives theta_half; (2) sample opponents for the same y, y'
+from theta_half and train from *theta_t* again, with its optimizer state, which gives theta_{t+1}. With one optimizer
+step per stage this is the algorithm as written, with more its mini-batch form. A loop of plain iterations, each from
+the model before it, is online IPO instead. In the tabular case with uniform rho a step is pi_{t+1} ~ pi_t^{1 - c beta}
 ref^{c beta} exp(c P(. > pi_half)), c = 4 lr/(beta N) over N answers.
 """
 
@@ -27,7 +27,7 @@ from pipeline.records import LossInputs
 if TYPE_CHECKING:
     from torch import Tensor
 
-NEEDS = frozenset({"reference", "scores", "lists"})
+NEEDS = frozenset({"reference", "scores", "lists", "takes:drawn"})
 NORMALISE = "groups"
 
 

@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.build import setting
-from pipeline.objectives.cringe import REDUCTIONS, divisor, margins, per_token, reduced, token_terms
+from pipeline.objectives.cringe import REDUCTIONS, divisor, margins, needs_of, per_token, reduced, token_terms
 from pipeline.objectives.tensors import at_least_float32, detached, paired
 from pipeline.records import LossInputs
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"tokens", "pairs", "singles"})
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -42,6 +39,11 @@ class Settings:
     reduction: str = setting("tokens", choices=REDUCTIONS)
     """tokens: sums over each pair, divided by all completion tokens of the global batch (ParlAI's); sum: Eq. 8 as
     printed, the mean over pairs; mean: of each completion's own token mean. The paper does not say which."""
+
+
+def needs(settings: Settings) -> frozenset[str]:
+    """Pairs or single completions, and the largest logits of every token."""
+    return needs_of(settings.k) | {"pairs", "singles"}
 
 
 def normalise(settings: Settings) -> str:

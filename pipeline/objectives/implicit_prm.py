@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.build import setting
-from pipeline.objectives.cringe import signs
+from pipeline.objectives.labelled import signs
 from pipeline.objectives.tensors import at_least_float32, detached, log_sigmoid, masked, reference_of
 from pipeline.records import LossInputs
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.objectives.cringe import signs
 from pipeline.objectives.tensors import detached, masked, reference_of
 from pipeline.records import LossInputs
 
@@ -26,6 +25,22 @@ class Labelled:
     @property
     def present(self) -> Tensor:
         return self.wanted | self.unwanted
+
+
+def signs(batch: LossInputs) -> tuple[Tensor, Tensor]:
+    """Which completions are to be raised and which lowered, both (G, K) bool.
+
+    A group of one follows its label (no label: a demonstration, raised). In a larger group the first completion is
+    raised and the others are lowered.
+    """
+    import torch
+
+    present = batch.present
+    raised = torch.ones_like(present[:, 0]) if batch.labels is None else batch.labels.bool()
+    raised = raised | present[:, 1:].any(dim=1)
+    positive = torch.zeros_like(present)
+    positive[:, 0] = raised & present[:, 0]
+    return positive, present & ~positive
 
 
 def labelled(batch: LossInputs, objective: str) -> Labelled:

@@ -88,7 +88,7 @@ def update(batch: LossInputs, settings: Settings) -> dict[str, Tensor]:
 
 def _tokens_per_group(batch: LossInputs, part: Part) -> Tensor | float:
     """What a token-normalised part is divided by: on its own, one that compares nothing sees completion 0 only."""
-    if declared(part, "needs") & {"pairs", "lists", "labels", "tokens"}:
+    if declared(part, "needs") & {"pairs", "lists", "labels"}:
         return batch.lengths.sum() / len(batch.lengths) if batch.mean_length is None else batch.mean_length
     chosen = batch.lengths[:, 0]
     return chosen.sum() / len(chosen) if batch.mean_chosen_length is None else batch.mean_chosen_length

@@ -18,7 +18,7 @@ from pipeline.objectives.auxiliary import sft_losses
 from pipeline.objectives.labelled import Labelled, labelled, labelled_metrics
 from pipeline.objectives.pairs import SFT
 from pipeline.objectives.tensors import at_least_float32, log_sigmoid, masked, required
-from pipeline.objectives.tokenwise import completion_sums, token_divergences, tokens_of
+from pipeline.objectives.tokenwise import completion_sums, tokens_of
 from pipeline.records import LossInputs
 
 if TYPE_CHECKING:
@@ -40,14 +40,14 @@ class Settings:
     retain: str = setting("gd", choices=("gd", "kl"))
     """That term: gd, their likelihood; kl, the divergence from the reference, which holds the reference model."""
 
-    sft_normalise: str = setting("mean", choices=SFT)
-    """How that term is normalised: over the completion's tokens (mean), not at all (sum), or so that it averages to the
-    mean over all tokens of completions 0 (batch)."""
+    sft_normalise: str = setting("batch", choices=SFT)
+    """How that term is normalised: so that it averages to the mean over all tokens of completions 0 (batch, as the
+    authors' code), over the completion's tokens (mean), or not at all (sum)."""
 
 
 def needs(settings: Settings) -> frozenset[str]:
-    """The divergence needs the logits of both models."""
-    tokens = {"tokens", "reference_tokens"} if settings.retain_weight > 0.0 and settings.retain == "kl" else set()
+    """The divergence needs the reference model."""
+    tokens = {"divergences"} if settings.retain_weight > 0.0 and settings.retain == "kl" else set()
     return frozenset({"labels", "reference"} | tokens)
 
 
@@ -85,8 +85,7 @@ def _retain(batch: LossInputs, examples: Labelled, settings: Settings) -> Tensor
         logps = masked(batch.logps[:, 0], kept)
     else:
         tokens = tokens_of(batch, "npo")
-        logits = required(tokens.logits, "tokens.logits", "npo")
-        divergences = token_divergences(required(tokens.ref_logits, "tokens.ref_logits", "npo"), logits)
+        divergences = required(tokens.divergences, "tokens.divergences", "npo")
         shape = (batch.lengths.shape[0], batch.lengths.shape[1])
         logps = -completion_sums(divergences, tokens, shape)[:, 0]
     terms = sft_losses(logps, batch.lengths[:, 0], settings.sft_normalise, batch.mean_chosen_length)

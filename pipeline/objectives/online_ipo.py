@@ -44,8 +44,8 @@ class Settings:
 
 
 def needs(settings: Settings) -> frozenset[str]:
-    """Version 1 takes opponents beside the pair."""
-    return frozenset({"reference", "scores", "lists" if settings.version == 1 else "pairs"})
+    """Version 1 takes opponents beside the pair, in any order."""
+    return frozenset({"reference", "scores"} | ({"lists", "takes:drawn"} if settings.version == 1 else {"pairs"}))
 
 
 def online_ipo_losses(first: Tensor, second: Tensor, difference: Tensor, beta: float) -> Tensor:

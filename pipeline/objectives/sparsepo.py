@@ -18,13 +18,13 @@ from pipeline.objectives.pairs import compared, pairs_of
 from pipeline.objectives.sparse_masks import activation_masks, learned_masks, new_head
 from pipeline.objectives.tdpo import tdpo_losses
 from pipeline.objectives.tensors import column, required
-from pipeline.objectives.tokenwise import completion_sums, token_divergences, tokens_of
+from pipeline.objectives.tokenwise import completion_sums, tokens_of
 from pipeline.records import LossInputs, TokenInputs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-NEEDS = frozenset({"pairs", "tokens", "reference_tokens", "reference_hidden"})
+NEEDS = frozenset({"pairs", "uniforms", "divergences", "reference_tokens", "reference_hidden"})
 NORMALISE = "groups"
 
 
@@ -113,9 +113,8 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     pairs, tokens = pairs_of(batch, "sparsepo"), tokens_of(batch, "sparsepo")
     shape = (batch.present.shape[0], batch.present.shape[1])
     ref_logps = required(tokens.ref_logps, "tokens.ref_logps", "sparsepo")
-    logits = required(tokens.logits, "tokens.logits", "sparsepo")
     m, k = masks(tokens, shape, batch.parameters, settings)
-    divergence = token_divergences(required(tokens.ref_logits, "tokens.ref_logits", "sparsepo"), logits)
+    divergence = required(tokens.divergences, "tokens.divergences", "sparsepo")
 
     def both(values: Tensor) -> tuple[Tensor, Tensor]:
         sums = completion_sums(values, tokens, shape)

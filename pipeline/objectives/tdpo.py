@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from pipeline.build import setting
 from pipeline.objectives.pairs import compared, pairs_of
 from pipeline.objectives.tensors import at_least_float32, column, log_sigmoid, required
-from pipeline.objectives.tokenwise import completion_sums, token_divergences, tokens_of
+from pipeline.objectives.tokenwise import completion_sums, tokens_of
 from pipeline.records import LossInputs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-NEEDS = frozenset({"pairs", "tokens", "reference_tokens"})
+NEEDS = frozenset({"pairs", "divergences", "reference_tokens"})
 NORMALISE = "groups"
 
 
@@ -68,12 +68,11 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     and the two divergences. Raises UserError for more than two completions, ValueError without the token inputs.
     """
     pairs, tokens = pairs_of(batch, "tdpo"), tokens_of(batch, "tdpo")
-    logits = required(tokens.logits, "tokens.logits", "tdpo")
-    ref_logits = required(tokens.ref_logits, "tokens.ref_logits", "tdpo")
+    apart = required(tokens.divergences, "tokens.divergences", "tdpo")
     shape = (batch.present.shape[0], batch.present.shape[1])
     per_token = tokens.logps - required(tokens.ref_logps, "tokens.ref_logps", "tdpo")
     ratios = completion_sums(per_token, tokens, shape)
-    divergences = completion_sums(token_divergences(ref_logits, logits), tokens, shape)
+    divergences = completion_sums(apart, tokens, shape)
     chosen, rejected = (column(ratios, i, pairs.usable) for i in (0, 1))
     of_chosen, of_rejected = (column(divergences, i, pairs.usable) for i in (0, 1))
     losses = tdpo_losses(chosen, rejected, of_chosen, of_rejected, settings.beta, settings.version, settings.alpha)

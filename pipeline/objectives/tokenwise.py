@@ -1,4 +1,4 @@
-"""What the token-level objectives share: sums per completion, the divergence at every position."""
+"""What the token-level objectives share: the token view, and sums per completion."""
 
 from __future__ import annotations
 
@@ -24,17 +24,3 @@ def completion_sums(values: Tensor, tokens: TokenInputs, shape: tuple[int, int])
     flat = at_least_float32(values)
     sums = flat.new_zeros(groups * columns).index_add(0, tokens.group * columns + tokens.column, flat)
     return sums.view(groups, columns)
-
-
-def token_divergences(ref_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL(ref || pi) over the whole vocabulary at each position.
-
-    Args: ref_logits, logits: (N, V) raw logits; the reference's carry no gradient.
-
-    Returns: (N,), nats, >= 0, with gradient into `logits`. Tokens the reference gives no probability count nothing.
-    """
-    import torch
-
-    ref_logps = at_least_float32(ref_logits.detach()).log_softmax(dim=1)
-    logps = at_least_float32(logits).log_softmax(dim=1)
-    return torch.where(ref_logps > float("-inf"), ref_logps.exp() * (ref_logps - logps), 0.0).sum(dim=1)

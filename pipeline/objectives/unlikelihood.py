@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.build import setting
-from pipeline.objectives.cringe import signs
+from pipeline.objectives.labelled import signs
 from pipeline.objectives.tensors import at_least_float32, detached, masked
 from pipeline.objectives.tokenwise import completion_sums, tokens_of
 from pipeline.records import LossInputs

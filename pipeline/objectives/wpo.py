@@ -21,7 +21,7 @@ from pipeline.records import LossInputs
 if TYPE_CHECKING:
     from torch import Tensor
 
-NEEDS = frozenset({"reference", "pairs", "tokens"})
+NEEDS = frozenset({"reference", "pairs", "sum_squares"})
 NORMALISE = "groups"
 
 
@@ -31,12 +31,6 @@ class Settings:
 
     beta: float = setting(0.1, above=0.0)
     """Strength of the pull to the reference, 1/nats, as in DPO."""
-
-
-def log_sum_squares(logits: Tensor) -> Tensor:
-    """log sum_v pi(v)^2 of each row. logits: (N, V), any float type. Returns (N,) in [-log V, 0], without gradient."""
-    logits = at_least_float32(logits.detach())
-    return (2.0 * logits).logsumexp(dim=1) - 2.0 * logits.logsumexp(dim=1)
 
 
 def wpo_weights(log_likeness: Tensor, lengths: Tensor) -> Tensor:
@@ -81,7 +75,7 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     """
     pairs, four = with_anchor(batch, "wpo")
     tokens = tokens_of(batch, "wpo")
-    squares = log_sum_squares(required(tokens.logits, "tokens.logits", "wpo"))
+    squares = at_least_float32(required(tokens.log_sum_squares, "tokens.log_sum_squares", "wpo").detach())
     likeness = at_least_float32(tokens.logps.detach()) - squares
     shape = (batch.lengths.shape[0], batch.lengths.shape[1])
     each = wpo_weights(completion_sums(likeness, tokens, shape), batch.lengths)

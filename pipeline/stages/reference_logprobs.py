@@ -29,7 +29,7 @@ class Settings:
 
 def run(context: Context) -> None:
     from pipeline import tables
-    from pipeline.training import data, export, forward
+    from pipeline.training import data, export, forward, memory
 
     runtime, source, target = context.runtime, context.one("groups"), context.out / "groups"
     device = export.prepare_machine(runtime)
@@ -40,8 +40,11 @@ def run(context: Context) -> None:
     forward.prepare(model, context.runtime.share_prefix)
     for index, groups in enumerate(data.chunks(tables.read(source), _PART)):
         if index >= whole:
-            tables.write_part(target, index, _score(model, groups, context))
-        context.report.progress(min(total, (index + 1) * _PART), total, "groups")
+            context.report.progress(index * _PART, total, "groups")
+            with memory.enough(f"at group {index * _PART + 1}", memory.forward_pass(runtime)):
+                scored = _score(model, groups, context)
+            tables.write_part(target, index, scored)
+    context.report.progress(total, total, "groups")
     if total == 0:
         tables.write_part(target, 0, [])
     context.report.count(groups=total)

@@ -35,7 +35,7 @@ class Settings:
 def run(context: Context) -> None:
     import torch
 
-    from pipeline.training import adapters, assembly, data, distribute, export, reward
+    from pipeline.training import adapters, assembly, data, distribute, export, memory, reward
     from pipeline.training.gradients import autocast
     from pipeline.training.loop import Job, fit
 
@@ -52,12 +52,13 @@ def run(context: Context) -> None:
     model = export.load_reward(source, device, head, pad, runtime, adapters.quantisation(trainer.adapter))
     for part in (training, held_out):
         data.check_fits(part, model.get_input_embeddings().weight.shape[0], export.context_length(model))
+    reward.prepare(model, pad, runtime.share_prefix)
     assembly.adapt(model, trainer, runtime, context.seed, whole=("score",))
     world = distribute.spread(world, model, runtime)
     outcome = fit(model, training, reward.RewardTask(pad), Job(
         trainer, runtime, context.seed, context.work / "checkpoints", context.report, world=world))
     if held_out:
-        with autocast(device, trainer.precision):
+        with memory.enough("on the held-out pairs", memory.forward_pass(runtime)), autocast(device, trainer.precision):
             measured = world.run(reward.accuracy, model, held_out, pad, runtime.tokens_per_batch)
         context.report.metric(outcome.steps, **{f"held_out_{k}": v for k, v in measured.items()})
         context.report.count(**{f"held_out_{k}": v for k, v in measured.items()})

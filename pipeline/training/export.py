@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from pipeline.records import UserError
+from pipeline.training import memory
 from pipeline.training.settings import TrainRuntime
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
@@ -36,7 +37,8 @@ def load_policy(
     folder: Path, device: torch.device, runtime: TrainRuntime | None = None, options: dict[str, Any] | None = None
 ) -> Any:
     """A causal LM with float32 weights (4-bit ones where `options` say so) and every dropout off, on `device`."""
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, **_loading(device, runtime, options))
+    with memory.enough(f"while loading {folder}", memory.LOADING):
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, **_loading(device, runtime, options))
     return _ready(model, runtime)
 
 
@@ -46,8 +48,9 @@ def load_reward(
 ) -> Any:
     """A one-score sequence classifier on the weights of `folder`; a head that is not there yet is drawn from `seed`."""
     torch.manual_seed(seed)
-    model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=1, pad_token_id=pad, **_loading(device, runtime, options))
+    with memory.enough(f"while loading {folder}", memory.LOADING):
+        model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=1, pad_token_id=pad, **_loading(device, runtime, options))
     return _ready(model, runtime)
 
 

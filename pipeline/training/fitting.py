@@ -66,35 +66,25 @@ class Misfits:
                 + f" (first {found.first!r}); {texts[kind][1]}" for kind, found in self.found.items()]
 
 
-def settings_problems(objective: Part, negatives: Part | None) -> list[str]:
-    """What is wrong between the parts themselves."""
-    needs, name = needs_of(objective, None), objective.module.__name__
-    if negatives is None:
-        return []
-    if not needs & {"pairs", "lists"}:
-        return [f"negatives: {name} takes single completions, expected negatives=none"]
-    if "lists" not in needs and negatives.settings.m != 1:
-        return [f"negatives.m: {negatives.settings.m} with {name}, which takes pairs, expected 1"]
-    return []
-
-
 def shape(objective: Part, auxiliary: Part | None = None) -> Callable[[Example], Example]:
     """How an example is cut for the objective. One that compares nothing learns from demonstrations: it sees
     completion 0.
     """
-    several = needs_of(objective, auxiliary) & {"pairs", "lists", "tokens", "labels"}
+    several = needs_of(objective, auxiliary) & {"pairs", "lists", "labels"}
     return (lambda e: e) if several else (lambda e: columns(e, [0]))
 
 
 def fit_to_objective(
     examples: Sequence[Example], objective: Part, negatives: Part | None, auxiliary: Part | None = None
 ) -> Sequence[Example]:
-    """The examples as the objective takes them. Raises UserError, all kinds of misfit at once."""
-    problems = settings_problems(objective, negatives)
+    """The examples as the objective takes them. Raises UserError, all kinds of misfit at once.
+
+    What is wrong between the parts themselves is the stage's to refuse (train_preference.Settings).
+    """
     looked = Misfits(needs_of(objective, auxiliary), negatives is not None)
     for example in examples:
         looked.look(example)
-    problems += looked.problems(objective.module.__name__)
+    problems = looked.problems(objective.module.__name__)
     if problems:
         raise UserError(*problems)
     return shaped(examples, shape(objective, auxiliary))

@@ -24,7 +24,7 @@ from pipeline.training.head import head_logits, token_logps
 from pipeline.training.packed import Packed, pack
 
 __all__ = ["Rows", "check_head", "collate", "group_logps", "head_logits", "hidden_at_predictions",
-           "layers_at_predictions", "positions", "prepare", "sums", "token_logps"]
+           "layers_at_predictions", "positions", "prepare", "say_layout", "sums", "token_logps"]
 
 
 @dataclass(frozen=True)
@@ -131,16 +131,25 @@ def group_logps(model: Any, rows: Rows, logits_per_chunk: int) -> Tensor:
 
 
 def prepare(model: Any, share_prefix: bool = True) -> None:
-    """Check the model's head and choose its layout, once, before the first step. A model that has to stay with rows is
-    named in the log. Raises UserError as `check_head` does.
+    """Check the model's head and choose its layout, once, before the first step. The log says what was chosen and which
+    attention runs. Raises UserError as `check_head` does.
     """
     check_head(model)
-    if not share_prefix:
-        return
-    why = sharing.shared(model)
-    if why is not None:
-        print(f"prompts are not shared, every completion is a row of its own: {type(model).__name__}: {why}",
-              flush=True)
+    if share_prefix:
+        asked = model.config._attn_implementation
+        say_layout(model, asked, sharing.shared(model))
+
+
+def say_layout(model: Any, asked: str, why: str | None) -> None:
+    """Tell the log how a model that was to share prompts is laid out: why it does not (None: it does), and which
+    attention runs where `asked` was asked for.
+    """
+    name = type(model).__name__
+    if why is None:
+        print(f"prompts are shared: {name}: hardware.training.attention={asked} is not used, its layout runs torch's "
+              "scaled_dot_product_attention on every segment", flush=True)
+    else:
+        print(f"prompts are not shared, every completion is a row of its own: {name}: {why}", flush=True)
 
 
 @torch.no_grad()

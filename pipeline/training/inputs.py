@@ -14,6 +14,8 @@ from torch import Tensor
 from pipeline.records import TOKEN_NEEDS, LossInputs, TokenInputs, UserError
 from pipeline.training import batching, forward
 from pipeline.training.data import Example
+from pipeline.training.fused import Reductions
+from pipeline.training.head import Asked, reduced
 
 _COLUMNS = ("logps", "lengths", "present", "ref_logps", "previous_logps", "scores")  # (G, K)
 _GROUPS = ("labels", "mismatched_logps", "mismatched_ref_logps")  # (G,)
@@ -70,16 +72,17 @@ def loss_inputs(
     needs, device = source.needs, device_of(model)
     rows = forward.collate(examples, device)
     hidden = forward.hidden_at_predictions(model, rows)
-    logits = None
-    if "tokens" in needs:
-        logits = forward.head_logits(model, hidden).float()
-        per_token = -torch.nn.functional.cross_entropy(logits, rows.targets, reduction="none")
-    else:
-        per_token = forward.token_logps(model, hidden, rows.targets, source.logits_per_chunk)
-    tokens = _tokens(source, rows, examples, step, per_token, logits) if needs & TOKEN_NEEDS else None
+    ref_hidden = None
+    if needs & {"divergences", "reference_tokens"}:
+        with torch.no_grad():
+            ref_hidden = forward.hidden_at_predictions(source.reference_model, rows)
+    asked = Asked(_top(needs), "sum_squares" in needs,
+                  (source.reference_model, ref_hidden) if ref_hidden is not None and "divergences" in needs else None)
+    seen = reduced(model, hidden, rows.targets, source.logits_per_chunk, asked)
+    tokens = _tokens(source, rows, examples, step, seen, ref_hidden) if needs & TOKEN_NEEDS else None
     mismatched = _mismatched(source, model, examples, about) if "mismatched" in needs else (None, None)
     return LossInputs(
-        logps=forward.sums(rows, per_token),
+        logps=forward.sums(rows, seen.logps),
         lengths=rows.lengths,
         present=rows.present,
         ref_logps=_table([e.ref_logps for e in examples], device) if "reference" in needs else None,
@@ -97,24 +100,26 @@ def loss_inputs(
 
 
 def _tokens(
-    source: Source, rows: forward.Rows, examples: Sequence[Example], step: int, per_token: Tensor, logits: Tensor | None
+    source: Source, rows: forward.Rows, examples: Sequence[Example], step: int, seen: Reductions,
+    ref_hidden: Tensor | None,
 ) -> TokenInputs:
-    needs, device = source.needs, per_token.device
-    uniforms = ref_logps = ref_logits = ref_hidden = None
-    if "tokens" in needs:
+    needs, device = source.needs, rows.targets.device
+    uniforms, ref_logps, ref_layers = None, seen.ref_logps, None
+    if "uniforms" in needs:
         uniforms = torch.from_numpy(batching.token_uniforms(examples, source.seed, step)).to(device)
     with torch.no_grad():
-        if "reference_tokens" in needs:
-            hidden = forward.hidden_at_predictions(source.reference_model, rows)
-            if "tokens" in needs:
-                ref_logits = forward.head_logits(source.reference_model, hidden).float()
-                ref_logps = -torch.nn.functional.cross_entropy(ref_logits, rows.targets, reduction="none")
-            else:
-                ref_logps = forward.token_logps(source.reference_model, hidden, rows.targets, source.logits_per_chunk)
+        if ref_logps is None and ref_hidden is not None:
+            ref_logps = forward.token_logps(source.reference_model, ref_hidden, rows.targets, source.logits_per_chunk)
         if "reference_hidden" in needs:
-            ref_hidden = forward.layers_at_predictions(source.reference_model, rows).float()
-    return TokenInputs(rows.targets, rows.group, rows.column, forward.positions(rows), per_token, uniforms, logits,
-                       ref_logps, ref_logits, ref_hidden)
+            ref_layers = forward.layers_at_predictions(source.reference_model, rows).float()
+    return TokenInputs(
+        rows.targets, rows.group, rows.column, forward.positions(rows), seen.logps, uniforms, seen.target_logits,
+        seen.top_logits, seen.top_ids, seen.log_sum_squares, seen.divergences, ref_logps, ref_layers)
+
+
+def _top(needs: frozenset[str]) -> int:
+    """The most largest logits anything asks for; 0 = none."""
+    return max((int(need.removeprefix("top:")) for need in needs if need.startswith("top:")), default=0)
 
 
 @torch.no_grad()

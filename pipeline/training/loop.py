@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from pipeline.records import UserError
 from pipeline.stage import Reporter, derive_seed
-from pipeline.training import batching, checkpoint, gradients, optim, throughput
+from pipeline.training import batching, checkpoint, gradients, memory, optim, throughput
 from pipeline.training.checkpoint import Loaded
 from pipeline.training.data import Example, ids_of
 from pipeline.training.distribute import World
@@ -93,7 +93,9 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
     """Train `model` in place. Raises UserError on a loss or gradient that is not finite, and on too little memory."""
     settings, runtime, world = job.settings, job.runtime, job.world
     optimizer = optim.adamw(model, settings)
-    steps, at = total_steps(settings, len(examples)), _start(model, optimizer, task, job)
+    steps = total_steps(settings, len(examples))
+    with memory.enough("while loading the optimizer's state", memory.WEIGHTS):
+        at = _start(model, optimizer, task, job)
     first, reported = at.updates - at.step, job.report.reported() if at.step else 0
     last = settings.schedule_steps or first + steps
     window, meter, saved = _Window(), _Meter.of(model, job), time.monotonic()
@@ -140,23 +142,16 @@ def _step(
 ) -> tuple[list[Example], dict[str, float]]:
     """One optimizer step. Returns the batch trained on and its mean metrics."""
     torch.manual_seed(derive_seed(job.seed, "step", step))  # whatever a model draws is fixed by the step
-    try:
+    with memory.enough(f"in step {step + 1}", memory.training_pass(job.runtime)):
         batch, values, bad = gradients.accumulate(
             model, task, batch, step, job.settings.precision, job.runtime.tokens_per_batch, job.world)
-    except RuntimeError as error:  # on a CPU it has no class of its own
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise UserError(
-            f"out of memory in step {step + 1}: lower hardware.training.tokens_per_batch "
-            f"(now {job.runtime.tokens_per_batch}) or hardware.training.logits_per_chunk, or set "
-            "hardware.training.gradient_checkpointing=true; no result changes"
-        ) from None
     norm = _clip(model, job.settings.grad_clip)
     if bad or not math.isfinite(norm):
         raise UserError(_not_finite(step, bad or [e.id for e in batch], values["loss"], norm, lr, job))
     for group in optimizer.param_groups:
         group["lr"] = lr
-    optimizer.step()
+    with memory.enough(f"in the optimizer at step {step + 1}", memory.WEIGHTS):
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return batch, {**values, "grad_norm": norm}
 

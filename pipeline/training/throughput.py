@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pipeline.stage import peak_memory
 from pipeline.training.data import Example
 
 # Dense bf16 TFLOP/s by what the device's name holds, from NVIDIA's data sheets (half of the figures "with sparsity").
@@ -97,7 +97,7 @@ def _synchronise(device: torch.device) -> None:
 
 
 def peak_memory_gb() -> float:
-    """Peak memory of this process's device, or of the process where the device is the CPU."""
+    """The most memory held on this process's device so far, or by the process where the device is the CPU."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak_memory() / 2**30

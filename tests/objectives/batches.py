@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.records import LossInputs, TokenInputs
+from pipeline.training.fused import Plan, reductions
 
 Table = list[list[float]]
 
@@ -40,21 +41,25 @@ def batch_of(
 def token_batch(
     logits: torch.Tensor, ref_logits: torch.Tensor, targets: list[int], group: list[int], column: list[int], **more: Any
 ) -> LossInputs:
-    """Groups whose completions consist of these tokens: (N, V) logits; `more` goes to the token view, `parameters` and
-    `scores` to the batch.
+    """Groups whose completions consist of these tokens: (N, V) logits, of which the token view has what the trainer
+    takes from them, by autograd; `more` goes to the token view, `parameters`, `scores` and `labels` to the batch.
     """
     ids, groups, columns = (torch.tensor(v) for v in (targets, group, column))
     of_batch = {name: more.pop(name) for name in ("parameters", "scores", "labels") if name in more}
-    logps, refs = (x.log_softmax(1).gather(1, ids[:, None])[:, 0] for x in (logits, ref_logits))
+    seen = view_of(logits, ids, ref_logits)
     shape = (int(groups.max()) + 1, int(columns.max()) + 1)
 
     def sums(values: torch.Tensor) -> torch.Tensor:
         return values.new_zeros(shape[0] * shape[1]).index_add(0, groups * shape[1] + columns, values).view(shape)
 
     lengths = sums(torch.ones(len(ids))).long()
-    tokens = TokenInputs(ids, groups, columns, torch.arange(len(ids)), logps, logits=logits, ref_logps=refs,
-                         ref_logits=ref_logits, **more)
-    return LossInputs(sums(logps), lengths, lengths > 0, sums(refs), tokens=tokens, **of_batch)
+    tokens = TokenInputs(ids, groups, columns, torch.arange(len(ids)), **seen, **more)
+    return LossInputs(sums(seen["logps"]), lengths, lengths > 0, sums(seen["ref_logps"]), tokens=tokens, **of_batch)
+
+
+def view_of(logits: torch.Tensor, targets: torch.Tensor, ref_logits: torch.Tensor | None = None) -> dict[str, Any]:
+    """What the token view has of (N, V) logits: every logit among the largest, log-probs, divergences."""
+    return reductions(logits, targets, Plan(1, 1, logits.shape[1], sum_squares=True), ref_logits)._asdict()
 
 
 def gradient(loss: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:

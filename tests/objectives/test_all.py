@@ -21,15 +21,13 @@ from hypothesis import strategies as st
 
 import pipeline.objectives
 from pipeline.build import Part, declared, load_part, problems_of
-from pipeline.records import LossInputs, TokenInputs
+from pipeline.records import TOKEN_NEEDS, LossInputs, TokenInputs
 
 CONF = Path(__file__).parents[2] / "conf" / "objective"
 KNOWN_NEEDS = {
-    "pairs", "lists", "singles", "labels", "reference", "previous", "scores", "token_logps", "tokens",
-    "reference_tokens", "reference_hidden", "mismatched", "batch",
+    "pairs", "lists", "singles", "labels", "reference", "previous", "scores", "mismatched", "batch", *TOKEN_NEEDS,
 }  # fmt: skip
 OTHER_DEFAULTS = {"nash_md"}  # its file fits the groups that recipes build, its Settings the paper
-TOKEN_NEEDS = {"token_logps", "tokens", "reference_tokens", "reference_hidden"}
 VOCABULARY, LAYERS, HIDDEN = 7, 2, 3
 
 
@@ -41,9 +39,9 @@ def modules() -> dict[str, Any]:
 
 
 def nodes() -> dict[str, dict[str, Any]]:
-    """conf/objective, without `later`, which the recipe takes out."""
+    """conf/objective, without what composing and the recipe take out."""
     found = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(CONF.glob("*.yaml"))}
-    return {name: {k: v for k, v in node.items() if k != "later"} for name, node in found.items()}
+    return {name: {k: v for k, v in node.items() if k not in ("later", "companions")} for name, node in found.items()}
 
 
 def choices(part: Part) -> list[tuple[str, Any]]:
@@ -161,16 +159,22 @@ def tokens_of(case: Case, lengths: torch.Tensor) -> TokenInputs:
     def flat(count: int, start: int, low: float) -> torch.Tensor:
         return torch.tensor(cycled(case.values, count, start), dtype=case.dtype).clamp(min=low)
 
+    targets = torch.tensor(cycled([0, 3, 6, 2, 5], n))
+    logits = flat(n * VOCABULARY, 2, -200.0).view(n, VOCABULARY)
+    top = logits.topk(VOCABULARY, dim=1)
     return TokenInputs(
-        targets=torch.tensor(cycled([0, 3, 6, 2, 5], n)),
+        targets=targets,
         group=group,
         column=column,
         position=position,
         logps=flat(n, 1, -2000.0).requires_grad_(),
         uniforms=torch.tensor(cycled([0.125, 0.875, 0.375, 0.0, 0.9375, 0.625], n), dtype=case.dtype),
-        logits=flat(n * VOCABULARY, 2, -200.0).view(n, VOCABULARY).requires_grad_(),
+        target_logits=logits.gather(1, targets[:, None])[:, 0].requires_grad_(),
+        top_logits=top.values.requires_grad_(),
+        top_ids=top.indices,
+        log_sum_squares=(2.0 * logits.log_softmax(dim=1)).logsumexp(dim=1),
+        divergences=(-flat(n, 2, -2000.0).clamp(max=0.0)).requires_grad_(),
         ref_logps=flat(n, 4, -2000.0),
-        ref_logits=flat(n * VOCABULARY, 5, -200.0).view(n, VOCABULARY),
         ref_hidden=flat(n * LAYERS * HIDDEN, 7, -50.0).view(n, LAYERS, HIDDEN),
     )
 
@@ -198,7 +202,8 @@ def with_state(part: Part, batch: LossInputs) -> LossInputs:
 def leaves(batch: LossInputs) -> dict[str, torch.Tensor]:
     found = {"logps": batch.logps, **batch.parameters}
     if batch.tokens is not None:
-        found |= {"token logps": batch.tokens.logps, "logits": batch.tokens.logits}
+        names = ("logps", "target_logits", "top_logits", "divergences")
+        found |= {f"tokens.{name}": getattr(batch.tokens, name) for name in names}
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -13,6 +14,26 @@ from pipeline.objectives import binary_cringe, cringe, hard_cringe, pairwise_cri
 from pipeline.records import LossInputs, TokenInputs, UserError
 
 # ---------------------------------------------------------------------------------------------------- the token loss
+
+
+def largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """All logits and whose they are, in falling order."""
+    return logits.sort(dim=1, descending=True)
+
+
+def candidates_of(logits: torch.Tensor, targets: torch.Tensor, k: int) -> torch.Tensor:
+    ids = largest(logits)[1]
+    return ids.gather(1, cringe.top_candidates(ids, targets, k))
+
+
+def drawn_of(logits: torch.Tensor, targets: torch.Tensor, uniforms: torch.Tensor, k: int) -> torch.Tensor:
+    top, ids = largest(logits)
+    return ids.gather(1, cringe.draw_positives(top, ids, targets, uniforms, k)[:, None])[:, 0]
+
+
+def losses_of(logits: torch.Tensor, targets: torch.Tensor, uniforms: torch.Tensor, k: int) -> torch.Tensor:
+    return cringe.contrastive_losses(
+        logits.gather(1, targets[:, None])[:, 0], *largest(logits), targets, uniforms, k)
 
 
 def literal_contrastive_loss(logits: list[float], target: int, uniform: float, k: int) -> float:
@@ -36,9 +57,9 @@ def test_hand_worked_token() -> None:
     """
     logits = torch.tensor([[1.0, 3.0, 2.0, 0.0]] * 2, dtype=torch.float64)
     targets, uniforms = torch.tensor([1, 1]), torch.tensor([0.5, 0.8])
-    assert cringe.top_candidates(logits, targets, 2).tolist() == [[2, 0], [2, 0]]
-    assert cringe.draw_positives(logits, targets, uniforms, 2).tolist() == [2, 0]
-    losses = cringe.contrastive_losses(logits, targets, uniforms, 2)
+    assert candidates_of(logits, targets, 2).tolist() == [[2, 0], [2, 0]]
+    assert drawn_of(logits, targets, uniforms, 2).tolist() == [2, 0]
+    losses = losses_of(logits, targets, uniforms, 2)
     assert losses.tolist() == pytest.approx([1.313261687518223, 2.126928011042972], abs=1e-12)
 
 
@@ -53,7 +74,7 @@ def test_against_the_literal_loop(k: int) -> None:
         literal_contrastive_loss(row, target, uniform, k)
         for row, target, uniform in zip(logits.tolist(), targets.tolist(), uniforms.tolist(), strict=True)
     ]
-    assert cringe.contrastive_losses(logits, targets, uniforms, k).tolist() == pytest.approx(expected, abs=1e-12)
+    assert losses_of(logits, targets, uniforms, k).tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_draws_follow_the_softmax_of_the_candidates() -> None:
@@ -61,7 +82,7 @@ def test_draws_follow_the_softmax_of_the_candidates() -> None:
     number = 20_000
     logits = torch.tensor([[1.0, 3.0, 2.0, 0.0]]).expand(number, 4)
     uniforms = torch.rand(number, generator=torch.Generator().manual_seed(0))
-    drawn = cringe.draw_positives(logits, torch.ones(number, dtype=torch.int64), uniforms, 2)
+    drawn = drawn_of(logits, torch.ones(number, dtype=torch.int64), uniforms, 2)
     assert set(drawn.tolist()) == {0, 2}
     assert (drawn == 2).double().mean().item() == pytest.approx(0.731059, abs=0.0125)
 
@@ -72,15 +93,15 @@ def test_ends_of_the_uniform_stay_among_the_candidates() -> None:
     targets = logits.argmax(dim=1)
     largest = math.nextafter(1.0, 0.0)  # rounds to 1.0 in float32
     for uniform in (0.0, 1 - 2**-24, largest):
-        drawn = cringe.draw_positives(logits, targets, torch.full((1000,), uniform), 5)
-        assert (drawn[:, None] == cringe.top_candidates(logits, targets, 5)).any(dim=1).all()
+        drawn = drawn_of(logits, targets, torch.full((1000,), uniform), 5)
+        assert (drawn[:, None] == candidates_of(logits, targets, 5)).any(dim=1).all()
         assert (drawn != targets).all()
 
 
 def test_gradient_raises_the_drawn_and_lowers_the_label() -> None:
     """dl/ds[n] = s(s[n] - s*) = -dl/ds*, every other logit untouched, nothing through the draw's softmax."""
     logits = torch.tensor([[1.0, 3.0, 2.0, 0.0]], dtype=torch.float64, requires_grad=True)
-    cringe.contrastive_losses(logits, torch.tensor([1]), torch.tensor([0.5]), 3).sum().backward()
+    losses_of(logits, torch.tensor([1]), torch.tensor([0.5]), 3).sum().backward()
     pull = 1 / (1 + math.exp(-1.0))
     assert logits.grad is not None
     assert logits.grad[0].tolist() == pytest.approx([0.0, pull, -pull, 0.0], abs=1e-12)
@@ -89,11 +110,11 @@ def test_gradient_raises_the_drawn_and_lowers_the_label() -> None:
 @pytest.mark.parametrize("k", [0, 4, 9])
 def test_a_k_the_vocabulary_cannot_give_is_refused(k: int) -> None:
     with pytest.raises(UserError, match=rf"objective.k: {k} is out of range for a vocabulary of 4 tokens"):
-        cringe.contrastive_losses(torch.zeros(1, 4), torch.tensor([0]), torch.tensor([0.5]), k)
+        losses_of(torch.zeros(1, 4), torch.tensor([0]), torch.tensor([0.5]), k)
 
 
 def test_every_other_token_as_candidate() -> None:
-    candidates = cringe.top_candidates(torch.tensor([[1.0, 3.0, 2.0, 0.0]]), torch.tensor([3]), 3)
+    candidates = candidates_of(torch.tensor([[1.0, 3.0, 2.0, 0.0]]), torch.tensor([3]), 3)
     assert candidates.tolist() == [[1, 2, 0]]
 
 
@@ -101,16 +122,15 @@ def test_every_other_token_as_candidate() -> None:
 def test_half_precision_logits_are_computed_in_float32(half: torch.dtype) -> None:
     """Values that both types hold exactly; 200 is beyond where e^x overflows in float16."""
     logits = torch.tensor([[1.0, 3.0, 2.0, 0.0], [-200.0, 200.0, 199.0, 0.0]], dtype=half)
-    losses = cringe.contrastive_losses(logits, torch.tensor([1, 1]), torch.tensor([0.5, 0.5]), 2)
+    losses = losses_of(logits, torch.tensor([1, 1]), torch.tensor([0.5, 0.5]), 2)
     assert losses.dtype == torch.float32
     assert losses.tolist() == pytest.approx([1.313261687518223, 1.313261687518223], abs=1e-6)
 
 
 def test_softplus_is_exact_in_float64_beyond_20() -> None:
     """torch's softplus returns 21 for 21; log(1 + e^21) is 7.58e-10 more."""
-    losses = cringe.contrastive_losses_given(
-        torch.tensor([[0.0, 21.0]], dtype=torch.float64), torch.tensor([1]), torch.tensor([0])
-    )
+    logits = torch.tensor([[0.0, 21.0]], dtype=torch.float64)
+    losses = losses_of(logits, torch.tensor([1]), torch.tensor([0.5]), 1)
     assert losses.item() - 21.0 == pytest.approx(math.log1p(math.exp(-21)), rel=1e-5)
 
 
@@ -123,7 +143,9 @@ TOKEN = 1.313261687518223  # the worked token with u = 0.5
 def tokens_of(logits: torch.Tensor, targets: torch.Tensor, group: torch.Tensor, column: torch.Tensor,
               uniforms: torch.Tensor) -> TokenInputs:
     """The token view; the Cringe losses use neither position nor log-prob of a token."""
-    return TokenInputs(targets, group, column, torch.zeros_like(targets), logits[:, 0].detach(), uniforms, logits)
+    top, ids = largest(logits)
+    return TokenInputs(targets, group, column, torch.zeros_like(targets), logits[:, 0].detach(), uniforms,
+                       logits.gather(1, targets[:, None])[:, 0], top, ids)
 
 
 def batch_of(logps: list[list[float]], **changes: object) -> LossInputs:
@@ -272,8 +294,9 @@ def test_absent_completions_contribute_nothing() -> None:
     batch = batch_of([[-6.0, float("nan")], [float("nan"), float("nan")]])
     keep = torch.tensor([0, 1])  # only completion 0 of group 0 has tokens
     assert batch.tokens is not None
-    tokens = tokens_of(*(getattr(batch.tokens, name)[keep] for name in ("logits", "targets", "group", "column",
-                                                                          "uniforms")))
+    tokens = dataclasses.replace(batch.tokens, **{
+        spec.name: getattr(batch.tokens, spec.name)[keep] for spec in dataclasses.fields(TokenInputs)
+        if getattr(batch.tokens, spec.name) is not None})
     present = torch.tensor([[True, False], [False, False]])
     for module in (binary_cringe, pairwise_cringe, hard_cringe):
         missing = LossInputs(batch.logps.detach().requires_grad_(), batch.lengths * present, present, tokens=tokens)
@@ -304,7 +327,8 @@ logp = st.floats(-2000, 0, width=32)
 @given(logp, logp, st.floats(-50, 50), st.floats(0.01, 50), st.lists(st.floats(-200, 200, width=32), min_size=6,
                                                                       max_size=6))
 def test_finite_for_any_log_probs(chosen: float, rejected: float, b: float, tau: float, row: list[float]) -> None:
-    tokens = tokens_of(torch.tensor([row] * 4, requires_grad=True), torch.tensor([0, 1, 2, 3]),
+    logits = torch.tensor([row] * 4, requires_grad=True)
+    tokens = tokens_of(logits, torch.tensor([0, 1, 2, 3]),
                          torch.zeros(4, dtype=torch.int64), torch.tensor([0, 0, 1, 1]),
                          torch.tensor([0.0, 0.3, 0.6, 0.999]))
     logps = torch.tensor([[chosen, rejected]], requires_grad=True)
@@ -312,6 +336,6 @@ def test_finite_for_any_log_probs(chosen: float, rejected: float, b: float, tau:
     losses = pairwise_cringe.loss(batch, pairwise_cringe.Settings(b=b, tau=tau))[0]
     losses.sum().backward()
     assert losses.isfinite().all()
-    for leaf in (logps, tokens.logits):
+    for leaf in (logps, logits):
         assert leaf.grad is not None
         assert leaf.grad.isfinite().all()

@@ -14,6 +14,7 @@ import torch
 from pipeline.build import problems_of
 from pipeline.objectives import apo_zero, bco, kto, nca_pair, npo
 from pipeline.records import LossInputs, TokenInputs
+from tests.objectives.batches import view_of
 
 LN2 = math.log(2)
 
@@ -251,14 +252,14 @@ def test_npo_with_a_divergence(worked):
     logits = worked.doubles([0.25, 0.75], [0.5, 0.5]).log().requires_grad_()
     view = TokenInputs(
         targets=torch.zeros(2, dtype=torch.int64), group=torch.zeros(2, dtype=torch.int64), column=torch.tensor([0, 1]),
-        position=torch.zeros(2, dtype=torch.int64), logps=logits[:, 0], logits=logits,
-        ref_logits=torch.zeros_like(logits),
+        position=torch.zeros(2, dtype=torch.int64),
+        **view_of(logits, torch.zeros(2, dtype=torch.int64), torch.zeros_like(logits)),
     )
     settings = npo.Settings(retain_weight=2.0, retain="kl")
-    batch = worked.pairs(lengths=torch.ones(1, 2, dtype=torch.int64), tokens=view)
+    batch = worked.pairs(lengths=torch.ones(1, 2, dtype=torch.int64), mean_chosen_length=1.0, tokens=view)
     plain = worked.value(npo, npo.Settings(), batch)
     assert worked.value(npo, settings, batch) - plain == pytest.approx(2 * 0.14384103622589045, abs=1e-12)
-    assert npo.needs(settings) == {"labels", "reference", "tokens", "reference_tokens"}
+    assert npo.needs(settings) == {"labels", "reference", "divergences"}
     assert npo.needs(npo.Settings(retain="kl")) == {"labels", "reference"}
 
 

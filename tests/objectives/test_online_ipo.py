@@ -90,4 +90,4 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(ValueError, match="scores"):
         egpo.loss(batch_of([[-1.0, -2.0]], [[-1.0, -2.0]]), egpo.Settings())
     assert online_ipo.loss(batch_of([[-1.0]], [[-2.0]], scores=[[1.0]]), Settings())[0].item() == 0
-    assert online_ipo.needs(Settings()) == {"reference", "scores", "lists"}
+    assert online_ipo.needs(Settings()) == {"reference", "scores", "lists", "takes:drawn"}

@@ -24,10 +24,14 @@ HEAD = {"norm_weight": torch.ones(2), "norm_bias": torch.zeros(2), "weight": tor
         "bias": torch.ones(1), "mixer": torch.tensor([0.5])}
 
 
+def both_logits() -> torch.Tensor:
+    """(2, 4, 5): the policy's and the reference's."""
+    return torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
 def batch(**more: Any) -> LossInputs:
-    """A pair: three tokens, then one; logits drawn once."""
-    generator = torch.Generator().manual_seed(3)
-    logits, ref_logits = (torch.randn(4, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    """A pair: three tokens, then one."""
+    logits, ref_logits = both_logits()
     return token_batch(logits, more.pop("ref_logits", ref_logits), [0, 1, 2, 3], [0] * 4, [0, 0, 0, 1],
                        ref_hidden=ACTIVATIONS, uniforms=torch.tensor([0.1, 0.5, 0.7, 0.9]), **more)
 
@@ -75,8 +79,8 @@ def test_mapo_weighs_every_token() -> None:
     assert tokens is not None and tokens.ref_logps is not None
     losses, _ = sparsepo.loss(given, sparsepo.Settings(0.2, mask="mapo"))
     mask = [0.5, 0.125, 0.75, 1.0]
-    assert tokens.logits is not None and tokens.ref_logits is not None
-    p, q = tokens.ref_logits.softmax(1), tokens.logits.log_softmax(1)
+    logits, ref_logits = both_logits()
+    p, q = ref_logits.softmax(1), logits.log_softmax(1)
     kl = (p * (p.log() - q)).sum(1)
     terms = [m * (x + d) for m, x, d in zip(mask, (tokens.logps - tokens.ref_logps).tolist(), kl.tolist(), strict=True)]
     assert losses.item() == pytest.approx(math.log1p(math.exp(-0.2 * (sum(terms[:3]) - terms[3]))), abs=1e-12)
@@ -91,7 +95,7 @@ def test_policy_equal_to_reference_and_gradient_into_the_heads(settings: sparsep
     heads = {k: v.requires_grad_() for k, v in sparsepo.parameters(1, 2, settings).items()}
     assert len(heads) == {True: 0, False: 5 if settings.common else 10}[settings.mask == "mapo"]
     given = batch(parameters=heads)
-    same = batch(parameters=heads, ref_logits=given.tokens.logits)  # type: ignore[union-attr]
+    same = batch(parameters=heads, ref_logits=both_logits()[0])
     losses, metrics = sparsepo.loss(same, settings)
     assert losses.item() >= math.log(2) - 1e-12
     if heads:

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from pipeline.objectives import dpo, tdpo
-from pipeline.objectives.tokenwise import token_divergences
 from pipeline.records import LossInputs
+from pipeline.training.fused import Plan, reductions
 from tests.objectives.batches import batch_of, gradient, token_batch
 
 POLICY = torch.tensor([[0.5, 0.5], [0.5, 0.5]], dtype=torch.float64).log()
@@ -67,8 +67,14 @@ def test_divergence_gradient_is_policy_minus_reference() -> None:
     """d KL(ref || pi) / d logits = pi - ref; tokens without probability in the reference do not disturb it."""
     ref = torch.tensor([[0.25, 0.75, 0.0]], dtype=torch.float64).log()
     logits = torch.tensor([[0.0, 0.0, float("-inf")]], dtype=torch.float64)
-    assert token_divergences(ref, logits).item() == pytest.approx(KL, abs=1e-12)
-    assert gradient(lambda x: token_divergences(ref, x), logits)[0].tolist() == pytest.approx([0.25, -0.25, 0])
+
+    def divergences(x: torch.Tensor) -> torch.Tensor:
+        found = reductions(x, torch.tensor([0]), Plan(1, 1), ref).divergences
+        assert found is not None
+        return found
+
+    assert divergences(logits).item() == pytest.approx(KL, abs=1e-12)
+    assert gradient(divergences, logits)[0].tolist() == pytest.approx([0.25, -0.25, 0])
 
 
 def test_extremes_are_finite() -> None:

@@ -81,7 +81,8 @@ def ours(module: Any, settings: Any, found: Sequences) -> float:
     row, place = found.mask.nonzero().unbind(dim=1)
     tokens = TokenInputs(
         targets=torch.zeros_like(row), group=row % PAIRS, column=row // PAIRS, position=place,
-        logps=found.logps[row, place], ref_logps=found.ref_logps[row, place], logits=found.logits[row, place],
+        logps=found.logps[row, place], ref_logps=found.ref_logps[row, place],
+        log_sum_squares=(2 * found.logits[row, place].log_softmax(dim=1)).logsumexp(dim=1),
     )
     batch = LossInputs(logps, lengths, present, ref, tokens=tokens, previous_logps=ref,
                        mean_chosen_length=float(lengths[:, 0].double().mean()))

@@ -60,15 +60,13 @@ def test_token_inputs_belong_to_their_log_probs(tiny):
 def test_misfits_are_named(tiny):
     pairs, single, lists = tiny.examples(2), tiny.examples(2, k=1), tiny.examples(2, k=4)
     bare = tiny.examples(2, reference=False)
-    for examples, objective, negatives, words in [
-        (single, DPO, None, "compares completions, but 2 of 2 groups have one"),
-        (lists, DPO, None, "have more than two completions"),
-        (bare, DPO, None, "needs reference log-probs, but 2 of 2"),
-        (lists, DPO, MC, "negatives.m: 2 with pipeline.objectives.dpo, which takes pairs, expected 1"),
-        (single, CE, MC, "takes single completions, expected negatives=none"),
+    for examples, words in [
+        (single, "compares completions, but 2 of 2 groups have one"),
+        (lists, "have more than two completions"),
+        (bare, "needs reference log-probs, but 2 of 2"),
     ]:
         with pytest.raises(UserError, match=words):
-            fitting.fit_to_objective(examples, objective, negatives)
+            fitting.fit_to_objective(examples, DPO, None)
     assert fitting.fit_to_objective(pairs, DPO, None) == pairs
 
 
