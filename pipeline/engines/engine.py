@@ -5,7 +5,8 @@ An engine is a module with a `Settings` dataclass and
     open_engine(model, settings, log) -> a context manager giving an Engine
 
 for the model folder `model`; `log` is a file the engine may write to. A module may also have
-`start_service(model, log, settings)` for an engine that outlives a stage.
+`start_service(model, log, settings)` for an engine that outlives a stage, and `check_service(settings)` for the
+problems of a service that already runs, told by planning.
 Light: planning imports engine modules, so torch and the like are imported inside their functions.
 """
 
@@ -133,6 +134,14 @@ def text_decoder(model: Path) -> Callable[[Iterable[int]], str]:
 
     tokenizer = Tokenizer.from_file(str(file))
     return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def overlong(request: Request, context_length: int) -> str:
+    """Why an engine of this context length refuses the request; "" where it fits."""
+    length = len(request.prompt_ids) + request.max_tokens
+    if length <= context_length:
+        return ""
+    return f"prompt and max_tokens need {length} tokens, the context length is {context_length}"
 
 
 def finished(token_ids: list[int], finish_reason: str, stop_ids: tuple[int, ...]) -> tuple[tuple[int, ...], str]:

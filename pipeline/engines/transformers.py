@@ -11,10 +11,13 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.build import setting
-from pipeline.engines.engine import Answer, Request, Sample, finished, model_facts, text_decoder
+from pipeline.engines.engine import Answer, Request, Sample, finished, model_facts, overlong, text_decoder
+
+if TYPE_CHECKING:
+    from pipeline.engines.transformers_sampling import Made
 
 
 @dataclass(frozen=True)
@@ -58,22 +61,39 @@ class Engine:
         reading = iter(requests)
         while window := list(itertools.islice(reading, self.settings.window)):
             order = sorted(range(len(window)), key=lambda i: len(window[i].prompt_ids))
-            answers: dict[int, Answer] = {}
-            for batch in _batches([(i, window[i]) for i in order], self.settings.batch_size):
+            too_long = {i: why for i, request in enumerate(window) if (why := overlong(request, self.context_length))}
+            answers = {i: Answer(refused=why) for i, why in too_long.items()}
+            fitting = [(i, window[i]) for i in order if i not in too_long]
+            for batch in _batches(fitting, self.settings.batch_size):
                 answers.update(zip((i for i, _ in batch), self._answer([r for _, r in batch]), strict=True))
             yield from (answers[i] for i in range(len(window)))
 
     def _answer(self, requests: list[Request]) -> list[Answer]:
-        from pipeline.engines.transformers_sampling import generate
-
         made = []
-        for request, completions in zip(requests, generate(self.network, requests), strict=True):
+        for request, completions in zip(requests, self._completions(requests), strict=True):
+            if isinstance(completions, str):
+                made.append(Answer(refused=completions))
+                continue
             samples = []
             for j, one in enumerate(completions):
                 ids, reason = finished(one.token_ids, one.finish_reason, request.stop_ids)
                 samples.append(Sample(ids, reason, self.decode(ids), request.seed + j, one.logprobs))
             made.append(Answer(tuple(samples)))
         return made
+
+    def _completions(self, requests: list[Request]) -> list[list[Made] | str]:
+        """Of each request its completions, or why there are none: a batch that fails is halved until one request is
+        left, which is the one to blame."""
+        from pipeline.engines.transformers_sampling import generate
+
+        try:
+            return list(generate(self.network, requests))
+        except Exception as error:  # of a kernel, of memory: as many kinds as there are devices
+            why = f"{type(error).__name__}: {error}"
+        if len(requests) == 1:
+            return [why]
+        half = len(requests) // 2
+        return [*self._completions(requests[:half]), *self._completions(requests[half:])]
 
 
 def _batches(requests: list[tuple[int, Request]], size: int) -> Iterator[list[tuple[int, Request]]]:

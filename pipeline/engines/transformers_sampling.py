@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from pipeline.engines.engine import Request, adapter_base
 from pipeline.records import LENGTH, STOP
 
+_ROOM = 64  # positions that the cache grows by
 _SHRINK_BELOW = 0.75  # drop finished rows from the batch once the unfinished are fewer than this share of it
 
 
@@ -107,6 +109,36 @@ def generate(network: Any, requests: list[Request]) -> list[list[Made]]:
     return groups
 
 
+class _Roomy(DynamicLayer):
+    """A layer's keys and values with room for the steps to come: transformers' own copies all of them at every step."""
+
+    room: tuple[Tensor, Tensor] | None = None  # each (rows, heads, positions, size); what is used of it is in front
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            return super().update(key_states, value_states, *args, **kwargs)
+        assert self.keys is not None and self.values is not None
+        used = self.keys.shape[-2]
+        end = used + key_states.shape[-2]
+        if self.room is None or end > self.room[0].shape[-2]:
+            self.room = self._grown(self.keys, end + _ROOM), self._grown(self.values, end + _ROOM)
+        for room, new in zip(self.room, (key_states, value_states), strict=True):
+            room[..., used:end, :] = new
+        self.keys, self.values = self.room[0][..., :end, :], self.room[1][..., :end, :]
+        return self.keys, self.values
+
+    @staticmethod
+    def _grown(states: Tensor, positions: int) -> Tensor:
+        rows, heads, used, size = states.shape
+        room = states.new_empty(rows, heads, positions, size)
+        room[..., :used, :] = states
+        return room
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.room = None
+
+
 def choose(logits: Tensor, uniforms: Tensor, temperature: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
     """One token per row by inverting the cumulative distribution at `uniforms`; the largest where temperature is 0.
 
@@ -151,6 +183,7 @@ def _prefill(network: Any, requests: list[Request]) -> tuple[Tensor, DynamicCach
         mask[row, width - len(request.prompt_ids) :] = 1
     ids, mask = ids.to(network.device), mask.to(network.device)
     cache = DynamicCache(config=network.config)
+    cache.layers = [_Roomy() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     answer = network(
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1

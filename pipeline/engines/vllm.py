@@ -16,6 +16,7 @@ import contextlib
 import functools
 import importlib.metadata
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,36 +27,53 @@ from urllib.parse import urlsplit
 import psutil
 
 from pipeline.engines import vllm_client, vllm_service
-from pipeline.engines.engine import Answer, Request, model_facts, text_decoder
+from pipeline.engines.engine import Answer, Request, model_facts, overlong, text_decoder
 from pipeline.engines.vllm_client import Server
-from pipeline.engines.vllm_dispatch import Dispatcher, Lane
+from pipeline.engines.vllm_dispatch import Dispatcher, Lane, ServerLost
 from pipeline.engines.vllm_service import Service, Settings
 from pipeline.records import UserError
 
-__all__ = ["Settings", "findings", "open_engine", "start_service"]
+__all__ = ["Settings", "check_service", "findings", "open_engine", "start_service"]
 
+Known = dict[tuple[int, ...], list[float]]  # completion of the probe -> transformers' log-probs of its tokens, nats
 _PROBE_TOKENS = 16
 _BATCHES = 8  # calls that together fill a server
+_TRIES = 3  # at getting a server back that is lost again while it gets its weights
 _PATIENCE = 60.0  # seconds for a server that is not ours to come back
 
 
 def start_service(model: Path, log: Path, settings: Settings) -> Service | None:
     """Start the servers that a whole run uses; None where `settings.url` names some that already run.
 
-    Those are looked at now, so that a wrong address, key or model name ends the run before it has computed anything.
+    Those are looked at now: UserError for a wrong address, key or model name, or a model that they cannot take.
     """
     if settings.url is None:
         return vllm_service.start(model, log, settings)
-    servers_at(settings.url)
+    for server in servers_at(settings.url):
+        vllm_client.fits(server, model)
     return None
+
+
+def check_service(settings: Settings) -> list[str]:
+    """What is wrong with the servers that `settings.url` names, before there is a model. Loads nothing."""
+    try:
+        servers_at(settings.url or "")
+    except UserError as error:
+        return error.problems
+    return []
 
 
 def servers_at(urls: str) -> list[Server]:
     """The user's own servers. Raises UserError for a wrong address, key or model name."""
-    try:
-        return [vllm_client.connect(url, os.environ.get(vllm_service.KEY, "")) for url in vllm_service.split(urls)]
-    except ConnectionError as error:
-        raise UserError(f"engine.url: {error}") from None
+    servers, problems = [], []
+    for url in vllm_service.split(urls):
+        try:
+            servers.append(vllm_client.connect(url, os.environ.get(vllm_service.KEY, "")))
+        except (ConnectionError, UserError) as error:
+            problems.append(f"engine.url: {error}")
+    if problems:
+        raise UserError(*problems)
+    return servers
 
 
 @contextlib.contextmanager
@@ -69,14 +87,14 @@ def open_engine(model: Path, settings: Settings, log: Path) -> Iterator[Engine]:
             keepers = _Keepers(service.environment, settings)
         else:
             keepers = _Keepers(os.environ, settings)
-        servers = keepers.connect()
-        for server in servers:
-            vllm_client.load(server, model)
+        found = keepers.connect()
+        pool = stack.enter_context(ThreadPoolExecutor(len(found)))
+        servers = tuple(pool.map(lambda server: vllm_client.load(server, model), found))
         # the probe may take seconds (a large model, an import): sampling starts meanwhile
-        pool = stack.enter_context(ThreadPoolExecutor(1))
-        gaps = pool.submit(lambda: max(gap(server, model, settings) for server in servers))
+        known: Known = {}
+        gaps = pool.submit(lambda: max(gap(server, model, settings, known) for server in servers))
         context = min(server.context_length for server in servers)
-        yield Engine(tuple(servers), keepers, model, settings, context, {}, gaps)
+        yield Engine(servers, keepers, model, settings, context, {}, gaps, known)
 
 
 def findings(settings: Settings) -> tuple[list[tuple[str, str]], list[str]]:
@@ -119,26 +137,49 @@ class _Keepers:
         self.key = environment.get(vllm_service.KEY, "")
         pids = vllm_service.split(environment.get(vllm_service.PIDS, ""))
         self.pids = dict(zip(self.urls, map(int, pids), strict=False))
+        logs = [log for log in environment.get(vllm_service.LOGS, "").split(os.pathsep) if log]
+        self.logs = dict(zip(self.urls, map(Path, logs), strict=False))
         self.timeout = settings.start_timeout
 
     def connect(self) -> list[Server]:
         if not self.owned:  # the user's own; one of the run's that is gone is no mistake of theirs
             return servers_at(",".join(self.urls))
-        return [self.wait(url) if url in self.pids else vllm_client.connect(url, self.key) for url in self.urls]
+        return [self.wait(url, threading.Event()) for url in self.urls]
 
-    def wait(self, url: str) -> Server:
-        """The server once it answers (again). Raises RuntimeError when it will not."""
+    def tail(self, url: str, lines: int) -> str:
+        """What the server wrote last, where its log is known."""
+        return vllm_service.tail(self.logs[url], lines) if url in self.logs else "its own log says why"
+
+    def wait_for_end(self, url: str, over: threading.Event) -> None:
+        """Return once the server that is being stopped no longer answers."""
+        deadline = time.monotonic() + _PATIENCE
+        with contextlib.suppress(ConnectionError):
+            while vllm_client.healthy(url) and time.monotonic() < deadline and not over.wait(0.5):
+                pass
+
+    def wait(self, url: str, over: threading.Event) -> Server:
+        """The server once it answers (again). Raises ServerLost when it will not, or when `over` is set."""
         deadline = time.monotonic() + (self.timeout if url in self.pids else _PATIENCE)
         while True:
+            if url in self.pids and _ended(self.pids[url]):  # a server that still answers will not for long
+                raise ServerLost(f"the vLLM server at {url} is lost (its keeper has ended)\n{self.tail(url, 30)}")
             try:
-                if vllm_client.call(f"{url}/health", self.key)[0] != 200:  # its engine is dead: it will end soon
+                if not vllm_client.healthy(url):  # its engine is dead: it will end soon
                     raise ConnectionError(f"{url}: not healthy")
                 return vllm_client.connect(url, self.key)
             except ConnectionError as error:
-                gone = url in self.pids and not psutil.pid_exists(self.pids[url])
-                if gone or time.monotonic() > deadline:
-                    raise RuntimeError(f"the vLLM server at {url} is lost ({error}); its log says why") from None
-            time.sleep(0.5)
+                if time.monotonic() > deadline:
+                    raise ServerLost(f"the vLLM server at {url} is lost ({error})\n{self.tail(url, 30)}") from None
+            if over.wait(0.5):
+                raise ServerLost(f"the vLLM server at {url} was not back in time")
+
+
+def _ended(pid: int) -> bool:
+    """Also where nobody has asked for its exit code yet."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 @dataclass(frozen=True)
@@ -152,28 +193,41 @@ class Engine:
     context_length: int
     facts: dict[str, float]
     gaps: Future[float]
+    known: Known
 
     def sample(self, requests: Iterable[Request]) -> Iterator[Answer]:
-        """Raises RuntimeError when a server is lost for good, or serves other weights."""
+        """Raises RuntimeError when all servers are lost or one serves other weights, UserError when another run loaded
+        weights into one meanwhile."""
         lanes = [self._lane(server) for server in self.servers]
-        ask = functools.partial(_ask, decode=text_decoder(self.model), context=self.context_length)
+        ask = functools.partial(_ask, decode=text_decoder(self.model), context=self.context_length,
+                                silence=self.settings.silence_timeout)
         dispatcher = Dispatcher(lanes, ask, self._recover)
         invariant = float(os.environ.get("VLLM_BATCH_INVARIANT") == "1")  # 1: a seed gives its sample in every batch
         self.facts.update(replicas=len(lanes), server_losses=0, batch_invariant=invariant)
         for answer in dispatcher.answers(requests):
             yield self._checked(answer)
-        self.facts["server_losses"] = dispatcher.losses
+        self.facts.update(server_losses=dispatcher.losses, servers_gone=dispatcher.gone)
 
     def _lane(self, server: Server) -> Lane:
         limit = self.settings.concurrency or 2 * server.max_sequences
         return Lane(server, limit, max(1, limit // _BATCHES) if server.ours else 1)
 
-    def _recover(self, server: Server) -> None:
+    def _recover(self, server: Server, why: OSError | None, over: threading.Event) -> Server:
         """A server that comes back has the weights it was started with: give it the policy's, and look."""
-        print(f"the vLLM server at {server.url} was lost; waiting for it to serve again", flush=True)
-        back = self.keepers.wait(server.url)
-        vllm_client.load(back, self.model)
-        self._check(gap(back, self.model, self.settings))
+        print(f"the vLLM server at {server.url} was lost ({why}); waiting for it to serve again. Its last lines:\n"
+              f"{self.keepers.tail(server.url, 10)}", flush=True)
+        if isinstance(why, vllm_client.Stopping):
+            self.keepers.wait_for_end(server.url, over)
+        for _ in range(_TRIES):
+            try:
+                back = vllm_client.load(self.keepers.wait(server.url, over), self.model)
+                self._check(gap(back, self.model, self.settings, self.known))
+            except ConnectionError as error:
+                why = error
+            else:
+                print(f"the vLLM server at {server.url} serves again", flush=True)
+                return back
+        raise ServerLost(f"the vLLM server at {server.url} is lost ({why})\n{self.keepers.tail(server.url, 30)}")
 
     def _checked(self, answer: Answer) -> Answer:
         """Nothing leaves before the weights are known to be the right ones."""
@@ -189,19 +243,24 @@ class Engine:
                 f"by {found:.4f} nats per token, allowed are {self.settings.tolerance} (engine.probe_tolerance)")
 
 
-def gap(server: Server, model: Path, settings: Settings) -> float:
-    """Mean absolute difference, nats per token, between the server's and transformers' log-probs of a greedy probe."""
+def gap(server: Server, model: Path, settings: Settings, known: Known) -> float:
+    """Mean absolute difference, nats per token, between the server's and transformers' log-probs of a greedy probe.
+
+    `known` keeps what transformers computes from the folder, by completion: replicas that serve alike share it.
+    """
     if not settings.probe:
         return 0.0
     facts = model_facts(model)
     prompt = tuple((7919 * i + 11) % facts.vocab_size for i in range(_PROBE_TOKENS))  # spread over the vocabulary
     request = Request(prompt, 1, 0.0, 1.0, 0, _PROBE_TOKENS, facts.stop_ids, 0, logprobs=True)
-    ((_, answer),) = vllm_client.ask(server, [request], lambda ids: "", set())
+    ((_, answer),) = vllm_client.ask(server, [request], lambda ids: "", set(), settings.silence_timeout)
     if answer.refused:
         raise RuntimeError(f"the vLLM server at {server.url} refuses the probe of its weights: {answer.refused}")
     (sample,) = answer.samples
     assert sample.logprobs is not None
-    trainers = _transformers_logps(server, model, prompt, sample.token_ids, settings.dtype)
+    if sample.token_ids not in known:
+        known[sample.token_ids] = _transformers_logps(server, model, prompt, sample.token_ids, settings.dtype)
+    trainers = known[sample.token_ids]
     differences = [abs(a - b) for a, b in zip(trainers, sample.logprobs, strict=True)]
     return sum(differences) / len(differences)
 
@@ -222,15 +281,15 @@ def _transformers_logps(
 
 
 def _ask(
-    server: Server, requests: list[Request], connections: set, decode: Callable[..., str], context: int
+    server: Server, requests: list[Request], connections: set, decode: Callable[..., str], context: int, silence: float
 ) -> Iterator[tuple[int, Answer]]:
     """Ask for what fits; refuse the rest here, where the lengths are known."""
     fitting = []
     for index, request in enumerate(requests):
-        if (length := len(request.prompt_ids) + request.max_tokens) <= context:
-            fitting.append(index)
+        if why := overlong(request, context):
+            yield index, Answer(refused=why)
         else:
-            yield index, Answer(refused=f"prompt and max_tokens need {length} tokens, the context length is {context}")
+            fitting.append(index)
     if fitting:
-        for k, answer in vllm_client.ask(server, [requests[i] for i in fitting], decode, connections):
+        for k, answer in vllm_client.ask(server, [requests[i] for i in fitting], decode, connections, silence):
             yield fitting[k], answer

@@ -2,8 +2,8 @@
 
 Requests go out in small batches as soon as a server has room, answers come back in any order and leave in the order
 of the requests. What was in flight on a server that is lost goes back in the queue; its seeds make the second answer
-the first one. A request that was there at two losses is asked alone, and one that loses a server alone is refused: it
-is what kills the server.
+the first one. The others go on meanwhile, and without it where it does not come back. A request that was there at two
+losses is asked alone, and one that loses a server alone is refused: it is what kills the server.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +24,15 @@ from pipeline.engines.engine import Answer, Request
 _AHEAD = 16  # times what is in flight: how far answers may overtake the oldest one
 _SUSPECT = 2  # losses after which a request is asked alone
 
-# ask(server, requests, connections): (index, answer) as they come; ends early when the server is lost.
+# ask(server, requests, connections): (index, answer) as they come; raises OSError when the server is lost.
 Ask = Callable[[Any, list[Request], set], Iterable[tuple[int, Answer]]]
+# recover(server, why it is lost, over): the server once it serves again; raises ServerLost when it never will, or
+# when `over` is set: nobody waits for it any more.
+Recover = Callable[[Any, OSError | None, threading.Event], Any]
+
+
+class ServerLost(RuntimeError):
+    """A server that will not come back."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +54,16 @@ class _Asked:
 class Dispatcher:
     """One pass over a stream of requests."""
 
-    def __init__(self, lanes: list[Lane], ask: Ask, recover: Callable[[Any], None]) -> None:
-        """`recover` returns once the server serves again, or raises."""
+    def __init__(self, lanes: list[Lane], ask: Ask, recover: Recover) -> None:
         self.lanes, self.ask, self.recover = lanes, ask, recover
-        self.losses = 0
+        self.losses = 0  # times a server was lost
+        self.gone = 0  # servers that did not come back
         self._window = sum(lane.limit for lane in lanes)
+        self._servers = [lane.server for lane in lanes]
         self._up = [True] * len(lanes)
+        self._lost: dict[int, OSError | None] = {}  # to get back once their last call has ended; why they are lost
+        self._recovering: set[int] = set()
+        self._over = threading.Event()
         self._load = [0] * len(lanes)  # samples in flight
         self._calls = [0] * len(lanes)  # batches in flight
         self._again: deque[_Asked] = deque()
@@ -59,13 +71,14 @@ class Dispatcher:
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ready: dict[int, Answer] = {}
         self._read = 0  # requests taken from the stream
+        self._exhausted = False  # it has no more
         self._next = 0  # the request whose answer leaves next
         self._connections: set[Any] = set()
 
     def answers(self, requests: Iterable[Request]) -> Iterator[Answer]:
-        """One answer per request, in order. Raises what `recover` raises."""
+        """One answer per request, in order. Raises ServerLost when no server is left, and whatever else goes wrong."""
         reading = (_Asked(index, request) for index, request in enumerate(requests))
-        with ThreadPoolExecutor(self._window, thread_name_prefix="ask") as pool:
+        with ThreadPoolExecutor(self._window + len(self.lanes), thread_name_prefix="ask") as pool:
             try:
                 while True:
                     self._feed(reading, pool)
@@ -74,16 +87,21 @@ class Dispatcher:
                         self._next += 1
                         yield answer
                         self._feed(reading, pool)
-                    if not any(self._calls) and all(self._up) and self._next not in self._ready:
-                        if not self._again and not self._suspects:
-                            return
-                        continue
-                    self._events.get()()
-                    with contextlib.suppress(queue.Empty):
-                        while True:
-                            self._events.get_nowait()()
+                    if self._exhausted and self._next == self._read:
+                        return
+                    if any(self._calls) or self._recovering:
+                        self._happen()
+                    self._recover_lost(pool)
             finally:
+                self._over.set()
                 self._hang_up()
+
+    def _happen(self) -> None:
+        """Wait for the next event, and take those that are there already with it."""
+        self._events.get()()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._events.get_nowait()()
 
     def _feed(self, reading: Iterator[_Asked], pool: ThreadPoolExecutor) -> None:
         """Give every server that is up as much as it may hold, the idlest one first."""
@@ -107,32 +125,35 @@ class Dispatcher:
         while sum(asked.request.n for asked in batch) < samples:
             if self._again:
                 batch.append(self._again.popleft())
-            elif self._read - self._next < _AHEAD * self._window and (asked := next(reading, None)):
+            elif self._exhausted or self._read - self._next >= _AHEAD * self._window:
+                break
+            elif asked := next(reading, None):
                 batch.append(asked)
                 self._read += 1
             else:
-                break
+                self._exhausted = True
         return batch
 
     def _call(self, server: int, batch: list[_Asked]) -> None:
         """In a thread of the pool: everything it learns goes through the queue of events."""
         left = dict(enumerate(batch))
+        why: OSError | None = None
         error: Exception | None = None
         try:
-            for k, answer in self.ask(self.lanes[server].server, [asked.request for asked in batch], self._connections):
+            for k, answer in self.ask(self._servers[server], [asked.request for asked in batch], self._connections):
                 asked = left.pop(k)
                 self._events.put(partial(self._answered, server, asked, answer))
-        except OSError:
-            pass  # the server is lost: what is left tells
+        except OSError as caught:
+            why = caught
         except Exception as caught:
             error = caught
-        self._events.put(partial(self._ended, server, list(left.values()), error))
+        self._events.put(partial(self._ended, server, list(left.values()), why, error))
 
     def _answered(self, server: int, asked: _Asked, answer: Answer) -> None:
         self._load[server] -= asked.request.n
         self._ready[asked.index] = answer
 
-    def _ended(self, server: int, unanswered: list[_Asked], error: Exception | None) -> None:
+    def _ended(self, server: int, unanswered: list[_Asked], why: OSError | None, error: Exception | None) -> None:
         self._calls[server] -= 1
         self._load[server] -= sum(asked.request.n for asked in unanswered)
         if error is not None:
@@ -143,11 +164,34 @@ class Dispatcher:
                 self._ready[asked.index] = Answer(refused=f"the server was lost {asked.losses} times over this request")
             else:
                 (self._suspects if asked.losses == _SUSPECT else self._again).append(asked)
-        self._up[server] = self._up[server] and not unanswered
-        if not self._up[server] and self._calls[server] == 0:
+        if unanswered:
+            self._up[server] = False
+            self._lost.setdefault(server, why)
+
+    def _recover_lost(self, pool: ThreadPoolExecutor) -> None:
+        """Get back, in a thread, every lost server of which no call is left."""
+        for server in [server for server in self._lost if self._calls[server] == 0]:
             self.losses += 1
-            self.recover(self.lanes[server].server)
-            self._up[server] = True
+            self._recovering.add(server)
+            pool.submit(self._recover, server, self._lost.pop(server))
+
+    def _recover(self, server: int, why: OSError | None) -> None:
+        """In a thread of the pool."""
+        try:
+            back, error = self.recover(self._servers[server], why, self._over), None
+        except Exception as caught:
+            back, error = None, caught
+        self._events.put(partial(self._recovered, server, back, error))
+
+    def _recovered(self, server: int, back: Any, error: Exception | None) -> None:
+        self._recovering.discard(server)
+        if error is None:
+            self._servers[server], self._up[server] = back, True
+            return
+        self.gone += 1
+        if not isinstance(error, ServerLost) or self.gone == len(self.lanes):
+            raise error
+        print(f"going on without it: {error}", flush=True)
 
     def _hang_up(self) -> None:
         """Who stops reading ends the requests in flight: a server drops what nobody waits for."""

@@ -4,7 +4,8 @@
 
 It comes back at the same address with the same key, so whoever asks there only has to wait and ask again. A command
 that ends before it ever served is not run again: it would end again. Nothing of it outlives this process, and this
-process does not outlive its parent (`pipeline.supervisor`).
+process does not outlive its parent (`pipeline.supervisor`). The command has a supervisor of its own in between, which
+ends it where this process is killed and cannot.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _POLL_SECONDS = 1.0  # while it starts
 _WATCH_SECONDS = 10.0  # once it serves
 _HUNG_AFTER = 12  # unanswered looks in a row: it hangs
 _STOPPED = (130, 143)
+_MORE_GRACE = 2.0  # seconds that the supervisor in between has for its own part
 _BLOCKED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
@@ -33,7 +35,8 @@ def keep(command: list[str], url: str, *, restarts: int, grace: float, parent: i
         served, over = threading.Event(), threading.Event()
         watcher = threading.Thread(target=_watch, args=(url, served, over), daemon=True)
         watcher.start()
-        code = supervisor.supervise(command, grace=grace, parent=parent)
+        inner = supervisor.command_line(command, log=None, grace=grace)
+        code = supervisor.supervise(inner, grace=grace + _MORE_GRACE, parent=parent)
         over.set()
         if code in _STOPPED or not served.is_set():
             return code

@@ -23,8 +23,11 @@ from pathlib import Path
 from pipeline import supervisor
 from pipeline.build import setting
 from pipeline.engines import vllm, vllm_service
-from pipeline.engines.vllm import Engine
+from pipeline.engines.vllm import Engine, check_service
+from pipeline.engines.vllm_service import tail
 from pipeline.records import UserError
+
+__all__ = ["RayService", "Settings", "actor_log", "check_service", "open_engine", "start_service"]
 
 _GRACE = 20.0  # seconds an ending host has for its actors and their servers
 
@@ -59,7 +62,8 @@ class RayService:
 
     @property
     def environment(self) -> dict[str, str]:
-        return self._ready().environment
+        logs = [str(actor_log(self.log, number)) for number in range(len(self._ready().urls))]
+        return {**self._ready().environment, vllm_service.LOGS: os.pathsep.join(logs)}
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -67,12 +71,11 @@ class RayService:
     def wait_ready(self, timeout: float) -> None:
         """Return when every actor's server serves. Raises RuntimeError with the log's last lines otherwise."""
         deadline = time.monotonic() + timeout
-        nothing = vllm_service.Service((), self.key, (), self.log)
         while not self._urls.exists():
             if not self.alive():
-                raise RuntimeError(f"the Ray actors ended with code {self._process.returncode}\n{nothing.tail()}")
+                raise RuntimeError(f"the Ray actors ended with code {self._process.returncode}\n{tail(self.log)}")
             if time.monotonic() > deadline:
-                raise RuntimeError(f"the Ray actors do not serve after {timeout:.0f} s\n{nothing.tail()}")
+                raise RuntimeError(f"the Ray actors do not serve after {timeout:.0f} s\n{tail(self.log)}")
             time.sleep(0.2)
         urls = json.loads(self._urls.read_text())
         processes = (self._process,) * len(urls)
@@ -101,11 +104,16 @@ class RayService:
         return self._service
 
 
+def actor_log(log: Path, number: int) -> Path:
+    """Where actor `number` writes, beside the host's log, under the same path on its own node."""
+    return log.with_suffix(f".{number}.log")
+
+
 def start_service(model: Path, log: Path, settings: Settings) -> RayService | None:
     """Start the actors that a whole run uses; None where `settings.url` names servers that already run."""
     if settings.url is None:
         return RayService(model, log, settings)
-    vllm.servers_at(settings.url)
+    vllm.start_service(model, log, settings)
     return None
 
 

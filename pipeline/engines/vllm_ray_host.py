@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.build import build
 from pipeline.engines import vllm_service
-from pipeline.engines.vllm_ray import Settings
+from pipeline.engines.vllm_ray import Settings, actor_log
 
 _WATCH_SECONDS = 5.0
 
@@ -37,7 +37,7 @@ class Replica:
         settings = build(Settings, job["settings"])
         if settings.gpus_per_replica:  # Ray has set CUDA_VISIBLE_DEVICES for this actor alone
             place, neighbours = 0, 1
-        log = Path(job["log"]).with_suffix(f".{self.number}.log")
+        log = actor_log(Path(job["log"]), self.number)
         url, self.process = vllm_service.start_one(
             Path(job["model"]), log, replace(settings, replicas=neighbours), key, place,
             host=_ray().util.get_node_ip_address())

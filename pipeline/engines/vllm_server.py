@@ -4,13 +4,18 @@ vLLM 0.32 asks for the API key under /v1 only: its development endpoints (/colle
 served weights, are open to whoever reaches the port. Here every path but /health wants the key.
 
     GET  /policy          facts of the server
-    POST /policy/load     {"model": folder, "adapter": folder or null}: swap the weights in, forget cached prefixes
+    POST /policy/load     {"model": folder, "adapter": folder or null}: swap the weights in, forget cached prefixes;
+                          answers {"load": id}, a new id each time
     POST /policy/transformers_logps    a completion's log-probs by transformers, from the folder on disk: here, because
                           importing transformers takes seconds and this process has done it
-    POST /policy/sample   one request per line in, one answer per line out, each as soon as it is there
+    POST /policy/sample   {"load": id, "beat": seconds} and one request per line in, one answer per line out, each as
+                          soon as it is there; an empty line where nothing came for `beat` seconds
 
 /policy/sample is vLLM's engine without the OpenAI protocol around it: no detokenising, no validation of what cannot be
 wrong, many requests on one connection. That is what lets a server reach the speed of `LLM.generate`.
+
+Weights belong to whoever loaded last. A request names the loading it relies on: 409 where another one has happened
+since, and a line {"load": id of the one that is there now} where one happens while it is being answered.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import hmac
 import itertools
 import json
 import os
+import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +35,7 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 _OPEN = "/health"
+_OTHER_LOAD = 409
 _ADAPTER_IDS = itertools.count(1)  # a new number per loading: a cached adapter is never served for a later one
 
 
@@ -39,6 +46,8 @@ class Door:
         self.app = app
         self.key = os.environ.get("VLLM_API_KEY", "")
         self.adapter: Any = None  # the LoRARequest of the policy being served
+        self.load = ""  # id of the last loading, "": none yet
+        self.loading = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,16 +70,22 @@ class Door:
         if scope["path"] == "/policy":
             await _answer(send, 200, _facts(state))
         elif scope["path"] == "/policy/load":
-            await self._load(state.engine_client, json.loads(await _body(receive)), send)
+            wanted = json.loads(await _body(receive))
+            async with self.loading:
+                await self._load(state.engine_client, wanted, send)
         elif scope["path"] == "/policy/transformers_logps":
             await _transformers_logps(json.loads(await _body(receive)), send)
         elif scope["path"] == "/policy/sample":
-            lines = [json.loads(line) for line in (await _body(receive)).splitlines()]
-            await _sample(state.engine_client, lines, self.adapter, receive, send)
+            head, *lines = [json.loads(line) for line in (await _body(receive)).splitlines()]
+            if head["load"] != self.load:
+                await _answer(send, _OTHER_LOAD, {"load": self.load})
+            else:
+                await self._sample(state.engine_client, lines, head["beat"], receive, send)
         else:
             await _answer(send, 404, {"error": {"message": "no such path"}})
 
     async def _load(self, engine: Any, wanted: dict[str, Any], send: Send) -> None:
+        self.load = load = secrets.token_hex(8)  # before the first weight changes: what is in flight is refused
         try:
             await engine.collective_rpc("load_policy", args=(wanted["model"],))
             if self.adapter is not None:
@@ -87,7 +102,43 @@ class Door:
         except Exception as error:  # a missing file, another shape: the server goes on, the asker is told
             await _answer(send, 500, {"error": {"message": f"{type(error).__name__}: {error}"}})
         else:
-            await _answer(send, 200, {})
+            await _answer(send, 200, {"load": load})
+
+    async def _sample(
+        self, engine: Any, lines: list[dict[str, Any]], beat: float, receive: Receive, send: Send
+    ) -> None:
+        """Answers as they finish, each `[index of the request, answer]`. Who goes away ends their requests."""
+        load, done = self.load, asyncio.Queue[tuple[int, Any]]()
+        tasks = [asyncio.create_task(_one(engine, i, line, self.adapter, done)) for i, line in enumerate(lines)]
+        tasks.append(asyncio.create_task(_end_with_client(receive, asyncio.current_task())))
+        headers = [(b"content-type", b"application/x-ndjson")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            left = len(lines)
+            while left:
+                answers = await _finished(done, beat)
+                left -= len(answers)
+                text = "".join(json.dumps(answer) + "\n" for answer in answers) or "\n"
+                if self.load != load:
+                    left, text = 0, json.dumps({"load": self.load}) + "\n"
+                await send({"type": "http.response.body", "body": text.encode(), "more_body": left > 0})
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+async def _finished(done: asyncio.Queue[tuple[int, Any]], seconds: float) -> list[tuple[int, Any]]:
+    """The answers that are there, waiting `seconds` for the first; none where none came. Raises what killed vLLM."""
+    try:
+        answers = [await asyncio.wait_for(done.get(), seconds)]
+    except TimeoutError:
+        return []
+    while not done.empty():
+        answers.append(done.get_nowait())
+    for _, answer in answers:
+        if isinstance(answer, BaseException):  # the engine is dead: break the connection, no answer is one
+            raise answer
+    return answers
 
 
 async def _transformers_logps(wanted: dict[str, Any], send: Send) -> None:
@@ -103,34 +154,12 @@ def _facts(state: Any) -> dict[str, Any]:
     config = state.engine_client.vllm_config
     return {
         "model": config.model_config.model,
+        "vocab_size": config.model_config.get_vocab_size(),
         "context_length": config.model_config.max_model_len,
         "max_sequences": config.scheduler_config.max_num_seqs,
         "lora_rank": config.lora_config.max_lora_rank if config.lora_config else 0,
         "device": _device(),
     }
-
-
-async def _sample(engine: Any, lines: list[dict[str, Any]], adapter: Any, receive: Receive, send: Send) -> None:
-    """Answers in the order they finish, each `[index of the request, answer]`. Who goes away ends their requests."""
-    done: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
-    tasks = [asyncio.create_task(_one(engine, i, line, adapter, done)) for i, line in enumerate(lines)]
-    tasks.append(asyncio.create_task(_end_with_client(receive, asyncio.current_task())))
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/x-ndjson")]})
-    try:
-        left = len(lines)
-        while left:
-            answers = [await done.get()]
-            while not done.empty():
-                answers.append(done.get_nowait())
-            left -= len(answers)
-            for _, answer in answers:
-                if isinstance(answer, BaseException):  # the engine is dead: break the connection, no answer is one
-                    raise answer
-            text = "".join(json.dumps(answer) + "\n" for answer in answers)
-            await send({"type": "http.response.body", "body": text.encode(), "more_body": left > 0})
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 async def _one(engine: Any, index: int, line: dict[str, Any], adapter: Any, done: asyncio.Queue) -> None:

@@ -28,6 +28,7 @@ from pipeline.engines.engine import adapter_base, model_facts
 from pipeline.records import UserError
 
 URL, KEY, PIDS = "ALIGNLOOP_ENGINE_URL", "ALIGNLOOP_ENGINE_KEY", "ALIGNLOOP_ENGINE_PIDS"
+LOGS = "ALIGNLOOP_ENGINE_LOGS"
 SERVED = "policy"
 EXTENSION = "pipeline.engines.vllm_worker.PolicyLoader"
 MIDDLEWARE = "pipeline.engines.vllm_server.Door"
@@ -57,6 +58,7 @@ class Settings:
     arguments: tuple[str, ...] = ()  # more arguments of vLLM's api_server, as on a command line
     start_timeout: float = setting(600.0, above=0.0)  # seconds
     restarts: int = setting(5, low=0)  # how often a crashed server is started again
+    silence_timeout: float = setting(60.0, above=0.0)  # seconds without a sign of life after which a server is lost
     concurrency: int | None = setting(None, low=1)  # samples in flight per server; null: two full forward passes
     probe: bool = True  # compare log-probs with transformers after every change of weights
     # Mean absolute difference per token, nats. null: 0.0005 in float32, 0.03 otherwise (6M model, CPU: 4e-6 and 0.002).
@@ -67,8 +69,11 @@ class Settings:
         return self.probe_tolerance or (0.0005 if self.dtype == "float32" else 0.03)
 
     def check(self) -> list[tuple[str, str]]:
-        wrong = [url for url in split(self.url or "") if not url.startswith(("http://", "https://"))]
-        return [("url", f"expected http://HOST:PORT, got {url!r}") for url in wrong]
+        urls = split(self.url or "")
+        wrong = [url for url in urls if not url.startswith(("http://", "https://"))]
+        twice = sorted({url for url in urls if urls.count(url) > 1})
+        return [*(("url", f"expected http://HOST:PORT, got {url!r}") for url in wrong),
+                *(("url", f"names {url} twice, expected each server once") for url in twice)]
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Service:
     def environment(self) -> dict[str, str]:
         """What a stage's process needs in its environment to use this service."""
         pids = ",".join(str(process.pid) for process in self.processes)
-        return {URL: self.url, KEY: self.key, PIDS: pids}
+        return {URL: self.url, KEY: self.key, PIDS: pids, LOGS: os.pathsep.join([str(self.log)] * len(self.urls))}
 
     def alive(self) -> bool:
         """Do all of them serve, or come back soon? A crashed one is its keeper's to start again."""
@@ -102,9 +107,10 @@ class Service:
         for url, process in zip(self.urls, self.processes, strict=True):
             while not answers(url, self.key):
                 if process.poll() is not None:
-                    raise RuntimeError(f"vLLM ended with code {process.returncode} before it was ready\n{self.tail()}")
+                    raise RuntimeError(
+                        f"vLLM ended with code {process.returncode} before it was ready\n{tail(self.log)}")
                 if time.monotonic() > deadline:
-                    raise RuntimeError(f"vLLM is not ready after {timeout:.0f} s\n{self.tail()}")
+                    raise RuntimeError(f"vLLM is not ready after {timeout:.0f} s\n{tail(self.log)}")
                 time.sleep(0.2)
 
     def rest(self) -> None:
@@ -123,14 +129,9 @@ class Service:
                 urllib.request.urlopen(request, timeout=600).close()
             except urllib.error.HTTPError as error:
                 if error.code != _CANNOT:
-                    raise RuntimeError(f"{url}{path}: vLLM answered {error.code}\n{self.tail()}") from None
+                    raise RuntimeError(f"{url}{path}: vLLM answered {error.code}\n{tail(self.log)}") from None
             except OSError as error:
-                raise RuntimeError(f"{url}{path}: {error}\n{self.tail()}") from None
-
-    def tail(self, lines: int = 30) -> str:
-        """The last lines of its log, with where the rest is."""
-        text = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
-        return "\n".join([*text[-lines:], f"(whole log: {self.log})"])
+                raise RuntimeError(f"{url}{path}: {error}\n{tail(self.log)}") from None
 
     def stop(self) -> None:
         """End every process of it. Safe to call twice."""
@@ -143,6 +144,12 @@ class Service:
             except subprocess.TimeoutExpired:
                 _kill_tree(process.pid)
                 process.wait()
+
+
+def tail(log: Path, lines: int = 30) -> str:
+    """The last lines of a server's log, with where the rest is."""
+    text = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return "\n".join([*text[-lines:], f"(whole log: {log})"])
 
 
 def start(model: Path, log: Path, settings: Settings) -> Service:

@@ -8,18 +8,19 @@ the same whatever the shards, the batch or the order. A finished part is never s
 from __future__ import annotations
 
 import itertools
-import json
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.build import load_part, part_problems, setting
 from pipeline.engines.engine import Answer, Engine, Request, model_facts
+from pipeline.engines.sampling import Draw, GroupSettings, draws, requests_for
+from pipeline.engines.tally import REFUSED, TOO_LONG, Tally, read_tally, write_tally
 from pipeline.records import LENGTH, Completion, Group, UserError
-from pipeline.stage import Context, derive_seed
+from pipeline.stage import Context
 
 VERSION = 1
 INPUTS = {"model": "one", "prompts": "one"}
@@ -36,6 +37,7 @@ class Settings:
     dtype: str  # the number format it computes in
     n: int = setting(4, low=1)  # samples per prompt *at each temperature*: K = n x number of temperatures
     temperatures: tuple[float, ...] = setting((0.7,), low=0.0)  # 0: greedy
+    groups: tuple[GroupSettings, ...] = ()  # instead of n samples at each temperature; what they leave out is as here
     top_p: float = setting(1.0, above=0.0, high=1.0)
     top_k: int = setting(0, low=0)  # 0: off
     max_tokens: int = setting(300, low=1)  # per completion, its stop token included
@@ -44,58 +46,59 @@ class Settings:
     context_length: int | None = None  # the engine's, if less than the model's: longer prompts drop out
     engine_arguments: tuple[str, ...] = ()  # more arguments of the engine: they may change what it samples
 
+    @property
+    def draws(self) -> tuple[Draw, ...]:
+        """What is drawn for every prompt, in the order of its samples."""
+        groups = self.groups or tuple(GroupSettings(temperature) for temperature in self.temperatures)
+        return draws(groups, n=self.n, top_p=self.top_p, top_k=self.top_k, max_tokens=self.max_tokens)
+
+    @property
+    def samples(self) -> int:
+        """Samples per prompt."""
+        return sum(draw.n for draw in self.draws)
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of a completion."""
+        return max(draw.max_tokens for draw in self.draws)
+
     def check(self) -> list[tuple[str, str]]:
         if not self.temperatures:
             return [("temperatures", "is empty, expected at least one number")]
         if len(set(self.temperatures)) < len(self.temperatures):
             return [("temperatures", f"{list(self.temperatures)} names one twice; raise n for more samples")]
-        return []
+        alike = [replace(draw, n=0) for draw in self.draws]
+        return [(f"groups[{i}]", f"draws as groups[{alike.index(one)}] does; raise its n for more samples")
+                for i, one in enumerate(alike) if self.groups and alike.index(one) < i]
 
 
 @dataclass(frozen=True)
 class Runtime:
     engine: dict[str, Any]  # the engine's module and its settings
     part_size: int = setting(256, low=1)  # prompts per part, the unit of resuming
+    max_refused_share: float = setting(0.5, low=0.0, high=1.0)  # of the prompts; more end the stage
 
     def check(self) -> list[tuple[str, str]]:
         return part_problems(self.engine, "engine")
 
 
-@dataclass
-class Tally:
-    """What became of one part's prompts. Kept beside the table, so that a resumed stage still knows all of it."""
-
-    prompts: int = 0
-    completions: int = 0  # sampled, dropped ones included
-    tokens: int = 0
-    truncated: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def drop(self, reason: str, number: int) -> None:
-        if number:
-            self.dropped[reason] = self.dropped.get(reason, 0) + number
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(
-            self.prompts + other.prompts,
-            self.completions + other.completions,
-            self.tokens + other.tokens,
-            self.truncated + other.truncated,
-            dict(Counter(self.dropped) + Counter(other.dropped)),
-            self.seconds + other.seconds,
-        )
+def check(settings: Settings, runtime: Runtime) -> list[str]:
+    """Servers that the engine is told to use are asked now whether they can be."""
+    part = load_part(runtime.engine, "engine")
+    look = getattr(part.module, "check_service", None)
+    return [] if look is None else look(part.settings)
 
 
 def run(context: Context) -> None:
     """Writes `groups/`: the prompts in order with their K samples, K = 0 where the prompt does not fit the context.
 
-    Raises UserError for prompts without ids, with ids outside the vocabulary, or with an id used twice.
+    Raises UserError for prompts without ids, with ids outside the vocabulary, or with an id used twice, and where more
+    prompts are refused than `max_refused_share` allows.
     """
     from pipeline import tables
 
     model, prompts, out = context.one("model"), context.one("prompts"), context.out / "groups"
-    check_prompts(prompts, model, context.settings)
+    check_prompts(prompts, model, context.settings, context.runtime.max_refused_share)
     for torn in out.glob(".*.tmp"):
         torn.unlink()
     total = tables.count(prompts)
@@ -109,16 +112,16 @@ def run(context: Context) -> None:
             context.report.count(seconds_to_open_engine=round(time.monotonic() - began, 2))
             _sample_parts(engine, prompts, out, context)
             context.report.count(**engine.facts)
-    _report(sum((_tally(context.work, index) for index in range(len(tables.parts(out)))), Tally()), context)
+    _report(sum((read_tally(context.work, index) for index in range(len(tables.parts(out)))), Tally()), context)
 
 
-def check_prompts(prompts: Path, model: Path, settings: Settings) -> None:
+def check_prompts(prompts: Path, model: Path, settings: Settings, max_refused_share: float) -> None:
     """Everything that can be wrong with the prompts, before anything is sampled. Raises UserError."""
     from pipeline import tables
 
     facts = model_facts(model)
     vocab_size, window = facts.vocab_size, min(facts.max_position, settings.context_length or facts.max_position)
-    shortest = window
+    shortest, long = window, Tally()
     seen: set[str] = set()
     wrong: dict[str, list[str]] = {"twice": [], "bare": [], "foreign": []}
     for group in tables.read(prompts):
@@ -129,6 +132,8 @@ def check_prompts(prompts: Path, model: Path, settings: Settings) -> None:
         elif not 0 <= min(group.prompt_ids) <= max(group.prompt_ids) < vocab_size:
             wrong["foreign"].append(group.id)
         shortest = min(shortest, len(group.prompt_ids))
+        if len(group.prompt_ids) + settings.longest > window:
+            long += Tally(refused=1, dropped={TOO_LONG: 1})
         seen.add(group.id)
     texts = {
         "twice": "an id that an earlier prompt has too (their samples would be the same); make the ids unique",
@@ -137,29 +142,15 @@ def check_prompts(prompts: Path, model: Path, settings: Settings) -> None:
     }
     problems = [f"{prompts}: {len(ids)} prompts have {texts[kind]}: {', '.join(ids[:_SHOWN])}"
                 for kind, ids in wrong.items() if ids]
-    if seen and shortest + settings.max_tokens > window:
-        problems.append(f"sampling.max_tokens: {settings.max_tokens} leaves no room for any prompt of {prompts}: the "
+    problems += [f"sampling.groups[{i}].stop_ids: {stop} is outside the vocabulary of {model} ({vocab_size})"
+                 for i, draw in enumerate(settings.draws) for stop in draw.stop_ids if stop >= vocab_size]
+    if seen and shortest + settings.longest > window:
+        problems.append(f"sampling.max_tokens: {settings.longest} leaves no room for any prompt of {prompts}: the "
                         f"shortest has {shortest} tokens, the context {window}; lower sampling.max_tokens")
+    else:
+        problems += long.too_many(len(seen), max_refused_share)
     if problems:
         raise UserError(*problems)
-
-
-def requests_for(group: Group, settings: Settings, stop_ids: tuple[int, ...], run_seed: int) -> list[Request]:
-    """One request of n samples per temperature. Seeds depend on (run, iteration, prompt, temperature) and no more."""
-    return [
-        Request(
-            prompt_ids=group.prompt_ids,
-            n=settings.n,
-            temperature=temperature,
-            top_p=settings.top_p,
-            top_k=settings.top_k,
-            max_tokens=settings.max_tokens,
-            stop_ids=stop_ids,
-            logprobs=settings.logprobs,
-            seed=derive_seed(run_seed, "generate", group.iteration, group.id, temperature) >> 1,
-        )
-        for temperature in settings.temperatures
-    ]
 
 
 def sample_groups(
@@ -170,8 +161,8 @@ def sample_groups(
 
     def requests() -> Iterator[Request]:
         for group in groups:
-            fits = len(group.prompt_ids) + settings.max_tokens <= engine.context_length
-            asked = requests_for(group, settings, stop_ids, seed) if fits else []
+            fits = len(group.prompt_ids) + settings.longest <= engine.context_length
+            asked = requests_for(group, settings.draws, stop_ids, seed, settings.logprobs) if fits else []
             waiting.append((group, len(asked)))
             yield from asked
 
@@ -188,31 +179,37 @@ def sample_groups(
 
 
 def _completed(group: Group, answers: list[Answer], settings: Settings, policy: str) -> tuple[Group, Tally]:
-    """`answers` are one per temperature, or none for a prompt that is too long."""
+    """`answers` are one per draw, or none for a prompt that is too long."""
     tally = Tally(prompts=1)
-    completions = []
-    for answer, temperature in zip(answers, settings.temperatures, strict=bool(answers)):
+    completions, first = [], 0
+    for answer, draw in zip(answers, settings.draws, strict=bool(answers)):
         for j, sample in enumerate(answer.samples):
-            index = settings.temperatures.index(temperature) * settings.n + j
             completions.append(Completion(
-                text=sample.text, token_ids=sample.token_ids, finish_reason=sample.finish_reason,
-                sample=index, temperature=temperature, seed=sample.seed, policy=policy, logprobs=sample.logprobs,
+                text=sample.text, token_ids=sample.token_ids, finish_reason=sample.finish_reason, sample=first + j,
+                temperature=draw.temperature, seed=sample.seed, policy=policy, logprobs=sample.logprobs,
             ))
+        first += draw.n
     tally.completions = len(completions)
     tally.tokens = sum(len(c.token_ids) for c in completions)
     tally.truncated = sum(c.finish_reason == LENGTH for c in completions)
     if settings.truncated == "drop":
         completions = [c for c in completions if c.finish_reason != LENGTH]
         tally.drop("completion_truncated", tally.truncated)
-    tally.drop("prompt_too_long", not answers)
-    tally.drop("refused_by_engine", sum(bool(answer.refused) for answer in answers))
-    for refused in {answer.refused for answer in answers if answer.refused}:
+    refusals = {answer.refused for answer in answers if answer.refused}
+    tally.refused = int(not answers or bool(refusals))
+    tally.drop(TOO_LONG, not answers)
+    tally.drop(REFUSED, bool(refusals))
+    for refused in sorted(refusals):
         print(f"prompt {group.id}: refused by the engine: {refused}", flush=True)
     return replace(group, completions=tuple(completions)), tally
 
 
 def _sample_parts(engine: Engine, prompts: Path, out: Path, context: Context) -> None:
-    """Sample what is not in `out` yet and write it part by part, each with its tally first."""
+    """Sample what is not in `out` yet and write it part by part, each with its tally first.
+
+    Raises UserError as soon as too many are refused, and forgets the parts where the engine refused any: they are
+    sampled again next time.
+    """
     from pipeline import tables
 
     start, total = tables.count(out), tables.count(prompts)
@@ -220,10 +217,18 @@ def _sample_parts(engine: Engine, prompts: Path, out: Path, context: Context) ->
     todo = (group for index, group in enumerate(tables.read(prompts)) if index >= start)
     sampled = sample_groups(todo, engine, context.settings, stop_ids, context.seed, context.digests["model"][0])
     began, done = time.monotonic(), start
+    context.report.progress(done, total, "prompts")
     index = len(tables.parts(out))
+    tallies = [read_tally(context.work, i) for i in range(index)]
     while rows := list(itertools.islice(sampled, context.runtime.part_size)):
         now = time.monotonic()
         tally = replace(sum((one for _, one in rows), Tally()), seconds=now - began)
+        tallies.append(tally)
+        if problems := sum(tallies, Tally()).too_many(total, context.runtime.max_refused_share):
+            clean = next((i for i, one in enumerate(tallies) if REFUSED in one.dropped), index)
+            for part in tables.parts(out)[clean:]:
+                part.unlink()
+            raise UserError(*problems)
         write_tally(context.work, index, tally)
         tables.write_part(out, index, [group for group, _ in rows])
         done += len(rows)
@@ -233,23 +238,7 @@ def _sample_parts(engine: Engine, prompts: Path, out: Path, context: Context) ->
         began, index = now, index + 1
 
 
-def write_tally(work: Path, index: int, tally: Tally) -> None:
-    """Before its part: a part that exists has its tally; a tally without a part is written again."""
-    folder = work / "tallies"
-    folder.mkdir(exist_ok=True)
-    temporary = folder / f"{index:05d}.tmp"
-    temporary.write_text(json.dumps(asdict(tally)))
-    temporary.replace(folder / f"{index:05d}.json")
-
-
-def _tally(work: Path, index: int) -> Tally:
-    return Tally(**json.loads((work / "tallies" / f"{index:05d}.json").read_text()))
-
-
 def _report(tally: Tally, context: Context) -> None:
-    refused = tally.dropped.get("refused_by_engine", 0)
-    if tally.prompts and refused == tally.prompts * len(context.settings.temperatures):
-        raise RuntimeError("the engine refused every prompt; its reasons are above")
     for reason, number in tally.dropped.items():
         context.report.drop(reason, number)
     context.report.count(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.cache_utils import DynamicLayer
 
 from pipeline.engines import transformers as engine_module
+from pipeline.engines import transformers_sampling
 from pipeline.engines.engine import Request, finished, model_facts
 from pipeline.engines.transformers_sampling import choose
 from pipeline.records import UserError
@@ -57,6 +60,58 @@ def test_stop_id_at_the_end_iff_stopped(tiny_model):
         assert (s.token_ids[-1] in STOP) == (s.finish_reason == "stop")
         assert not set(s.token_ids[:-1]) & set(STOP)
         assert len(s.token_ids) == 24 or s.finish_reason == "stop"
+
+
+def test_top_k_top_p_and_stop_ids_cut_as_they_say(tiny_model):
+    """Every token drawn with top-k 3 is among the three likeliest, with top-p 0.4 in the smallest set of that mass."""
+    network = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    greedy, by_k, by_p, cut = sample(tiny_model, [
+        ask(PROMPTS[0]), ask(PROMPTS[0], n=4, temperature=1.0, top_k=3), ask(PROMPTS[0], 4, 1.0, top_p=0.4),
+        ask(PROMPTS[0], 2, 1.0, top_k=1)])
+    assert {s.token_ids for s in cut.samples} == {greedy.samples[0].token_ids}
+    ranks = []
+    for one in (*by_k.samples, *by_p.samples):
+        with torch.inference_mode():
+            logits = network(torch.tensor([[*PROMPTS[0], *one.token_ids]])).logits[0, len(PROMPTS[0]) - 1 : -1]
+        ordered, index = logits.softmax(-1).sort(descending=True)
+        rank = (index == torch.tensor(one.token_ids)[:, None]).int().argmax(-1)
+        before = (ordered.cumsum(-1) - ordered).gather(1, rank[:, None])[:, 0]
+        assert rank.max() < 3 if one in by_k.samples else before.max() < 0.4
+        ranks += rank.tolist()
+    assert len(set(ranks)) > 2
+    stop = greedy.samples[0].token_ids[2]
+    (ended,) = sample(tiny_model, [replace(ask(PROMPTS[0]), stop_ids=(*STOP, stop))])
+    assert ended.samples[0].token_ids[-1] == stop and ended.samples[0].finish_reason == "stop"
+
+
+def test_one_failing_prompt_is_refused_and_the_others_of_its_batch_are_sampled(tiny_model):
+    """Id 320 is outside the vocabulary: the network fails on the batch it is in."""
+    requests = [ask(prompt, n=2, temperature=1.0, seed=9 * i) for i, prompt in enumerate(PROMPTS)]
+    bad = [*requests[:4], ask((1, 320, 5)), ask(range(20, 260)), *requests[4:]]
+    answers = sample(tiny_model, bad)
+    assert answers[4].refused.startswith("IndexError")
+    assert answers[5].refused == "prompt and max_tokens need 264 tokens, the context length is 256"
+    assert [*answers[:4], *answers[6:]] == sample(tiny_model, requests)
+
+
+def test_an_answer_that_breaks_the_contract_is_no_failing_prompt(tiny_model, monkeypatch):
+    monkeypatch.setattr(engine_module, "finished", _raise)
+    with pytest.raises(RuntimeError, match="broken contract"):
+        sample(tiny_model, [ask(PROMPTS[0])])
+
+
+def _raise(*_):
+    raise RuntimeError("broken contract")
+
+
+def test_the_roomy_cache_gives_what_transformers_own_gives(tiny_model, monkeypatch):
+    """150 tokens grow it twice, and rows that end early leave it: the same ids and log-probs, bit by bit."""
+    requests = [replace(ask(p, 3, 1.0, seed=9 * i, max_tokens=150 if i % 2 else 20), logprobs=True)
+                for i, p in enumerate(PROMPTS)]
+    roomy = sample(tiny_model, requests)
+    assert max(len(s.token_ids) for answer in roomy for s in answer.samples) > 130
+    monkeypatch.setattr(transformers_sampling, "_Roomy", DynamicLayer)
+    assert sample(tiny_model, requests) == roomy
 
 
 def test_choose_inverts_the_cumulative_distribution():

@@ -23,6 +23,7 @@ from pipeline.engines import vllm, vllm_client, vllm_service
 from pipeline.engines.engine import Request
 from pipeline.engines.transformers_sampling import completion_logps
 from pipeline.records import UserError
+from pipeline.stages import generate
 
 pytestmark = pytest.mark.slow
 STOP = (2, 6)
@@ -70,13 +71,88 @@ def test_stale_weights_stop_the_run(use_vllm, tiny_model, other_model):
     """The server is given other weights behind the engine's back."""
     server = vllm_client.connect(use_vllm.url, use_vllm.key)
     with vllm.open_engine(tiny_model, vllm.Settings(probe=False), tiny_model / "no.log") as engine:
-        vllm_client.load(server, other_model)
-        gap = vllm.gap(server, tiny_model, vllm.Settings())
+        gap = vllm.gap(vllm_client.load(server, other_model), tiny_model, vllm.Settings(), {})
         assert gap > 0.5
         engine.gaps.result()
-        stale = replace(engine, gaps=_known(gap), settings=vllm.Settings())
+        serving = (vllm_client.load(server, other_model),)
+        stale = replace(engine, servers=serving, gaps=_known(gap), settings=vllm.Settings())
         with pytest.raises(RuntimeError, match="does not serve the weights"):
             next(stale.sample([ask(PROMPTS[0])]))
+
+
+def test_the_probe_is_computed_once_for_all_replicas(use_vllm, tiny_model, monkeypatch):
+    server = vllm_client.load(vllm_client.connect(use_vllm.url, use_vllm.key), tiny_model)
+    known: vllm.Known = {}
+    first = vllm.gap(server, tiny_model, vllm.Settings(), known)
+    assert first < 1e-3 and len(known) == 1
+    monkeypatch.setattr(vllm, "_transformers_logps", None)  # a second computation would fail
+    assert vllm.gap(server, tiny_model, vllm.Settings(), known) == pytest.approx(first, abs=1e-6)
+
+
+def test_who_relies_on_an_earlier_loading_is_refused(use_vllm, tiny_model, other_model):
+    """Before it asks, and while it waits for answers; a server that nothing was loaded into was started anew."""
+    server = vllm_client.connect(use_vllm.url, use_vllm.key)
+    mine = vllm_client.load(server, tiny_model)
+    assert len(_ask(mine, [ask(PROMPTS[0])])) == 1
+    long = [ask(PROMPTS[i % 8], n=4, temperature=1.0, seed=50 * i, max_tokens=200) for i in range(64)]
+    answers = vllm_client.ask(mine, long, lambda ids: "", set(), 30)
+    next(answers)
+    theirs = vllm_client.load(server, other_model)
+    assert theirs.load != mine.load
+    with pytest.raises(UserError, match="another run loaded weights into the vLLM server"):
+        list(answers)
+    with pytest.raises(UserError, match="another run loaded weights into the vLLM server"):
+        _ask(mine, [ask(PROMPTS[0])])
+    assert len(_ask(theirs, [ask(PROMPTS[0])])) == 1
+    assert isinstance(vllm_client._other_load(mine, {"load": ""}), ConnectionError)
+
+
+def test_what_a_stopping_server_gives_up_is_no_answer():
+    """vLLM ends what is in flight with finish_reason "abort" when it is told to stop: it must be asked again."""
+    with pytest.raises(ConnectionError, match="it is being stopped"):
+        vllm_client._answer([[[], "abort", None]], ask(PROMPTS[0]), lambda ids: "")
+
+
+def _ask(server, requests):
+    return dict(vllm_client.ask(server, requests, lambda ids: "", set(), 30))
+
+
+def test_a_server_that_samples_for_long_gives_signs_of_life(use_vllm, tiny_model):
+    """One request that takes longer than the silence allowed: empty lines come meanwhile, and none is an answer."""
+    server = vllm_client.load(vllm_client.connect(use_vllm.url, use_vllm.key), tiny_model)
+    slow = [replace(ask(PROMPTS[0], n=24, temperature=1.0, max_tokens=230), stop_ids=(319,))]
+    began = time.monotonic()
+    found = dict(vllm_client.ask(server, slow, lambda ids: "", set(), 600))
+    took = time.monotonic() - began
+    again = dict(vllm_client.ask(server, slow, lambda ids: "", set(), max(took / 3, 0.2)))
+    assert again == found and len(found[0].samples) == 24
+
+
+def test_groups_cut_and_stop_as_in_transformers(use_vllm, tiny_model):
+    """Draws with one possible outcome are the same in both engines; sampled tokens are among those the cut leaves."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    prompt = PROMPTS[3]
+    (greedy,) = sample(vllm, tiny_model, [ask(prompt)])
+    third = greedy.samples[0].token_ids[2]
+    single = [replace(ask(prompt, 2, 1.0, seed=4), top_k=1), replace(ask(prompt, 2, 1.0, seed=4), top_p=1e-6),
+              replace(ask(prompt), stop_ids=(*STOP, third)), ask(prompt, max_tokens=5)]
+    served = sample(vllm, tiny_model, single)
+    assert served == sample(oracle_module, tiny_model, single)
+    assert served[2].samples[0].token_ids[-1] == third and served[2].samples[0].finish_reason == "stop"
+    assert len(served[3].samples[0].token_ids) == 5
+    network = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    cut = [replace(ask(prompt, 8, 1.0), top_k=3), replace(ask(prompt, 8, 1.0, seed=90), top_p=0.4)]
+    by_k, by_p = sample(vllm, tiny_model, cut)
+    for one in (*by_k.samples, *by_p.samples):
+        with torch.inference_mode():
+            logits = network(torch.tensor([[*prompt, *one.token_ids]])).logits[0, len(prompt) - 1 : -1]
+        ordered, index = logits.softmax(-1).sort(descending=True)
+        rank = (index == torch.tensor(one.token_ids)[:, None]).int().argmax(-1)
+        before = (ordered.cumsum(-1) - ordered).gather(1, rank[:, None])[:, 0]
+        assert rank.max() < 3 if one in by_k.samples else before.max() < 0.4 + 1e-4
+    assert len({s.token_ids for s in by_k.samples}) > 1
 
 
 def _known(value: float):
@@ -134,13 +210,12 @@ def adapter(tiny_model, tmp_path_factory) -> Path:
 
 def test_any_vllm_server_will_do_over_the_openai_protocol(use_vllm, tiny_model):
     """Asked as a server without our endpoints is: the same samples, log-probs and refusals."""
-    server = vllm_client.connect(use_vllm.url, use_vllm.key)
+    server = vllm_client.load(vllm_client.connect(use_vllm.url, use_vllm.key), tiny_model)
     requests = [replace(ask(p, n=2, temperature=1.0, seed=9 * i), logprobs=i == 1) for i, p in enumerate(PROMPTS)]
     requests.append(ask(range(20, 300)))
     answers = {}
     for ours in (True, False):
-        asked = vllm_client.ask(replace(server, ours=ours), requests, lambda ids: "", set())
-        answers[ours] = dict(asked)
+        answers[ours] = _ask(replace(server, ours=ours), requests)
     for i in range(len(PROMPTS)):
         assert [s.token_ids for s in answers[True][i].samples] == [s.token_ids for s in answers[False][i].samples]
     assert answers[True][1].samples[0].logprobs == pytest.approx(answers[False][1].samples[0].logprobs, abs=1e-5)
@@ -209,12 +284,21 @@ def test_one_refused_request_leaves_the_others(use_vllm, tiny_model):
 
 def test_wrong_key_and_wrong_architecture_are_the_users_to_fix(use_vllm, tiny_model, make_model, tmp_path, monkeypatch):
     deeper = make_model(tmp_path / "deeper", num_hidden_layers=3)
+    server = vllm_client.connect(use_vllm.url, use_vllm.key)
     with pytest.raises(UserError, match="num_hidden_layers 2 there, 3 here"):
-        vllm_client.load(vllm_client.connect(use_vllm.url, use_vllm.key), deeper)
+        vllm_client.load(server, deeper)
+    with pytest.raises(UserError, match="num_hidden_layers 2 there, 3 here"):  # a run: as soon as there is a model
+        vllm.start_service(deeper, tmp_path / "log", vllm.Settings(url=use_vllm.url))
+    larger = make_model(tmp_path / "larger", vocab_size=352)
+    elsewhere = replace(server, model="/on/another/machine")
+    with pytest.raises(UserError, match=r"vocabulary of 320 tokens, .*larger one of 352; start it anew"):
+        vllm_client.load(elsewhere, larger)
     monkeypatch.setenv(vllm_service.KEY, "wrong")
     opened = vllm.open_engine(tiny_model, vllm.Settings(), tmp_path / "log")
     with pytest.raises(UserError, match="refuses the key in ALIGNLOOP_ENGINE_KEY"), opened:
         pass
+    (problem,) = vllm.check_service(vllm.Settings(url=use_vllm.url))
+    assert problem == f"engine.url: {use_vllm.url}: the vLLM server refuses the key in ALIGNLOOP_ENGINE_KEY"
 
 
 @pytest.fixture
@@ -222,7 +306,8 @@ def stranger() -> Iterator[str]:
     """A server that answers as vLLM does, with a model of another name."""
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            body = json.dumps({"data": [{"id": "llama", "max_model_len": 8}]}).encode()
+            body = b"[]" if self.path.startswith("/no") else json.dumps(
+                {"data": [{"id": "llama", "max_model_len": 8}]}).encode()
             self.send_response(200)
             self.end_headers()
             self.wfile.write(body)
@@ -243,6 +328,20 @@ def test_a_model_of_another_name_is_the_users_to_fix(stranger, tiny_model, tmp_p
         pass
 
 
+def test_what_is_wrong_with_servers_is_all_told_while_planning(stranger):
+    """A model of another name, something that is no vLLM, and nobody: three problems, one line each."""
+    urls = f"{stranger},{stranger}/not,http://127.0.0.1:9"
+    other, foreign, nobody = vllm.check_service(vllm.Settings(url=urls))
+    assert other.startswith(f"engine.url: {stranger}: no model named 'policy' is served there, but llama")
+    assert foreign.startswith(f"engine.url: {stranger}/not/v1/models: no vLLM server answers there (it answers b'[]')")
+    assert nobody.startswith("engine.url: http://127.0.0.1:9/v1/models: no vLLM server answers there")
+    settings = generate.Settings("pipeline.engines.vllm", "float32")
+    runtime = generate.Runtime({"module": "pipeline.engines.vllm", "url": stranger})
+    assert generate.check(settings, runtime) == [other]
+    assert generate.check(settings, generate.Runtime({"module": "pipeline.engines.vllm"})) == []
+    assert generate.check(settings, generate.Runtime({"module": "pipeline.engines.transformers"})) == []
+
+
 def test_a_url_where_nobody_answers_is_the_users_to_fix(tiny_model, tmp_path, monkeypatch):
     monkeypatch.delenv(vllm_service.URL, raising=False)
     settings = vllm_service.Settings(url="http://127.0.0.1:9")
@@ -256,7 +355,7 @@ def test_a_url_where_nobody_answers_is_the_users_to_fix(tiny_model, tmp_path, mo
 def test_the_key_is_on_no_command_line_and_in_no_log(use_vllm):
     keeper = psutil.Process(use_vllm.processes[0].pid)
     tree = [keeper, *keeper.children(recursive=True)]
-    assert len(tree) >= 3  # keeper, server, engine
+    assert len(tree) >= 4  # keeper, supervisor, server, engine
     assert not any(use_vllm.key in " ".join(process.cmdline()) for process in tree)
     assert use_vllm.key not in use_vllm.log.read_text()
     assert use_vllm.key not in repr(use_vllm)
@@ -288,7 +387,7 @@ def test_kill_9_of_its_owner_leaves_no_process(tiny_model, tmp_path):
     assert owner.stdout is not None
     keeper = psutil.Process(int(owner.stdout.readline()))
     deadline = time.monotonic() + 240
-    while len(family := [keeper, *keeper.children(recursive=True)]) < 4:  # the engine's process has started
+    while len(family := [keeper, *keeper.children(recursive=True)]) < 5:  # the engine's process has started
         assert time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.3)
     owner.kill()
@@ -300,6 +399,8 @@ def test_kill_9_of_its_owner_leaves_no_process(tiny_model, tmp_path):
 def test_settings_name_a_url_that_is_none():
     (problem,) = vllm_service.Settings(url="http://a:1, localhost:8000").check()
     assert problem == ("url", "expected http://HOST:PORT, got 'localhost:8000'")
+    (problem,) = vllm_service.Settings(url="http://a:1, http://b:1,http://a:1/").check()
+    assert problem == ("url", "names http://a:1 twice, expected each server once")
 
 
 def test_the_services_arguments(tiny_model):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from pipeline.engines.engine import Answer, Request, Sample
-from pipeline.engines.vllm_dispatch import Dispatcher, Lane
+from pipeline.engines.vllm_dispatch import Dispatcher, Lane, ServerLost
 
 
 def requests(number: int, n: int = 1) -> list[Request]:
@@ -53,11 +54,24 @@ class Server:
                 self.together -= sum(r.n for r in batch)
 
 
+def ask(server: Server, batch: list[Request], connections: set) -> Iterator[tuple[int, Answer]]:
+    return server.ask(batch)
+
+
+def stays(server: Any, why: OSError | None, over: threading.Event) -> Any:
+    """A recovery that has nothing to do."""
+    return server
+
+
 def dispatch(servers: list[Server], wanted: list[Request], limit: int = 16, batch: int = 4):
-    recovered: list[Server] = []
+    recovered: list[tuple[Server, str]] = []
+
+    def recover(server: Server, why: OSError | None, over: threading.Event) -> Server:
+        recovered.append((server, str(why)))
+        return server
+
     lanes = [Lane(server, limit, batch) for server in servers]
-    dispatcher = Dispatcher(lanes, lambda server, r, _: server.ask(r), recovered.append)
-    return list(dispatcher.answers(wanted)), recovered
+    return list(Dispatcher(lanes, ask, recover).answers(wanted)), recovered
 
 
 @pytest.mark.parametrize("servers", [1, 3])
@@ -81,14 +95,54 @@ def test_a_lost_server_gets_what_it_had_not_answered_again():
     server = Server({37: 1, 120: 1})
     answers, recovered = dispatch([server], requests(200))
     assert numbers(answers) == list(range(200))
-    assert len(recovered) == 2
+    assert recovered == [(server, "gone")] * 2
 
 
-def test_another_replica_goes_on_and_the_lost_one_comes_back():
-    fleet = [Server(dict.fromkeys(range(0, 300, 50), 1)), Server()]
-    answers, recovered = dispatch(fleet, requests(300))
+def test_the_others_go_on_while_a_lost_one_comes_back():
+    """Server 0 breaks at prompt 8 and is not back before server 1 has answered 200 of 300 requests."""
+    fleet = [Server({8: 1}), Server()]
+    lanes = [Lane(server, 16, 4) for server in fleet]
+    back, seen = threading.Event(), []
+
+    def recover(server: Server, why: OSError | None, over: threading.Event) -> Server:
+        assert back.wait(20)
+        return server
+
+    dispatcher = Dispatcher(lanes, ask, recover)
+    for one in dispatcher.answers(requests(300)):
+        seen.append(one)
+        if len(seen) == 200:
+            back.set()
+    assert numbers(seen) == list(range(300))
+    assert dispatcher.losses == 1
+
+
+def test_one_that_does_not_come_back_is_done_without_and_the_last_one_ends_the_pass():
+    def never(server: Any, why: OSError | None, over: threading.Event) -> Any:
+        raise ServerLost(f"lost for good: {why}")
+
+    fleet = [Server({8: 1}), Server()]
+    dispatcher = Dispatcher([Lane(server, 16, 4) for server in fleet], ask, never)
+    assert numbers(list(dispatcher.answers(requests(300)))) == list(range(300))
+    assert (dispatcher.losses, dispatcher.gone) == (1, 1)
+    both = [Server(dict.fromkeys(range(300), 9)), Server(dict.fromkeys(range(300), 9))]
+    with pytest.raises(ServerLost, match="lost for good: gone"):
+        list(Dispatcher([Lane(server, 16, 4) for server in both], ask, never).answers(requests(300)))
+
+
+def test_nobody_waits_for_a_lost_server_once_everything_is_answered():
+    told = threading.Event()
+
+    def recover(server: Any, why: OSError | None, over: threading.Event) -> Any:
+        assert over.wait(20)
+        told.set()
+        raise ServerLost("not needed")
+
+    fleet = [Server({8: 1}), Server()]
+    began = time.monotonic()
+    answers = list(Dispatcher([Lane(server, 16, 4) for server in fleet], ask, recover).answers(requests(300)))
     assert numbers(answers) == list(range(300))
-    assert recovered
+    assert told.is_set() and time.monotonic() - began < 10
 
 
 def test_a_request_that_kills_the_server_is_refused_and_only_that_one():
@@ -107,12 +161,12 @@ def test_a_request_bigger_than_the_limit_is_asked_all_the_same():
 
 
 def test_what_recovery_raises_ends_the_pass():
-    def lost(server):
-        raise RuntimeError("lost for good")
+    def wrong(server, why, over):
+        raise RuntimeError("other weights")
 
-    dispatcher = Dispatcher([Lane(Server({3: 1}), 8, 2)], lambda server, r, _: server.ask(r), lost)
-    with pytest.raises(RuntimeError, match="lost for good"):
-        list(dispatcher.answers(requests(20)))
+    fleet = [Server({5: 1}), Server()]
+    with pytest.raises(RuntimeError, match="other weights"):  # another replica is no help
+        list(Dispatcher([Lane(server, 8, 2) for server in fleet], ask, wrong).answers(requests(2000)))
 
 
 def test_an_answer_that_breaks_the_contract_ends_the_pass():
@@ -121,16 +175,19 @@ def test_an_answer_that_breaks_the_contract_ends_the_pass():
         yield
 
     with pytest.raises(RuntimeError, match="finish_reason"):
-        list(Dispatcher([Lane(None, 8, 2)], broken, lambda server: None).answers(requests(5)))
+        list(Dispatcher([Lane(None, 8, 2)], broken, stays).answers(requests(5)))
 
 
 def test_the_stream_is_read_only_as_far_ahead_as_answers_may_overtake():
-    """The first request takes long: 16 times the 8 in flight are read meanwhile, not all 10,000."""
-    go, read = threading.Event(), []
+    """The first request takes until 16 times the 8 in flight are read, and a while longer: no more are, of 10,000."""
+    read: list[Request] = []
 
     def slow(server, batch, connections):
         if batch[0].prompt_ids == (0,):
-            go.wait(10)
+            deadline = time.monotonic() + 30
+            while len(read) < 8 * 16 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.2)
         yield from ((k, answer(request)) for k, request in enumerate(batch))
 
     def stream():
@@ -138,11 +195,10 @@ def test_the_stream_is_read_only_as_far_ahead_as_answers_may_overtake():
             read.append(request)
             yield request
 
-    answers = Dispatcher([Lane(None, 8, 1)], slow, lambda server: None).answers(stream())
-    threading.Timer(0.5, go.set).start()
+    answers = Dispatcher([Lane(None, 8, 1)], slow, stays).answers(stream())
     first = next(answers)
     assert numbers([first]) == [0]
-    assert 100 < len(read) <= 8 * 16 + 1
+    assert len(read) == 8 * 16
     assert numbers(list(answers)) == list(range(1, 10_000))
 
 
@@ -160,7 +216,7 @@ def test_who_stops_reading_ends_the_calls():
         connection.closed.wait(30)
         raise OSError("closed")
 
-    answers = Dispatcher([Lane(None, 2, 2)], waits, lambda server: None).answers(requests(100))
+    answers = Dispatcher([Lane(None, 2, 2)], waits, stays).answers(requests(100))
     next(answers)
     began = time.monotonic()
     answers.close()

@@ -75,9 +75,9 @@ def keep(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen, str]]
 
 
 def family(process: subprocess.Popen) -> list[psutil.Process]:
-    """The keeper, the server, and the child that the server put into a session of its own."""
+    """The keeper, the supervisor in between, the server, and its child in a session of its own."""
     root = psutil.Process(process.pid)
-    until(lambda: len(root.children(recursive=True)) == 2)
+    until(lambda: len(root.children(recursive=True)) == 3)
     return [root, *root.children(recursive=True)]
 
 
@@ -121,6 +121,18 @@ def test_told_to_stop_it_ends_everything(keep, number, code):
     assert all_gone(everything[1:])
 
 
+@pytest.mark.parametrize("killed", [0, 1, 2])
+def test_kill_9_of_keeper_supervisor_or_server_leaves_no_orphan(keep, killed):
+    """Whichever of the three is killed: the server's child, which ends with nobody by itself, goes too."""
+    process, url = keep(restarts=0)
+    until(lambda: serves(url))
+    time.sleep(1.5)
+    everything = family(process)
+    everything[killed].kill()
+    process.wait(20)
+    assert all_gone(everything)
+
+
 def test_it_does_not_outlive_its_parent_killed_by_minus_9(keep, tmp_path):
     """The parent is a process between us and the keeper."""
     code = (
@@ -138,7 +150,7 @@ def test_it_does_not_outlive_its_parent_killed_by_minus_9(keep, tmp_path):
     assert parent.stdout is not None
     keeper = psutil.Process(int(parent.stdout.readline()))
     until(lambda: serves(url))
-    until(lambda: len(keeper.children(recursive=True)) == 2)
+    until(lambda: len(keeper.children(recursive=True)) == 3)
     everything = [keeper, *keeper.children(recursive=True)]
     parent.kill()
     parent.wait()
