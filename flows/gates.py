@@ -32,12 +32,14 @@ def reachable(planned: list[Planned]) -> list[Planned]:
 
 
 def lines(step: str, decision: dict[str, Any]) -> list[str]:
-    """What the terminal says of a decision; nothing of a pass."""
+    """What the terminal says of a decision: nothing of a pass whose rules could all be decided."""
+    doubts = [f"  {step}: {why}" for why in decision["undecided"]]
     if not decision["reasons"]:
-        return []
+        return doubts
     origin = f"iteration {decision['goes_on_from']}" if decision["goes_on_from"] else "the model the loop began with"
     follows = "the run stops here" if decision["decision"] == STOP else "it is set aside"
-    return [f"  {step}: {'; '.join(decision['reasons'])}", f"  {step}: {follows}; the model to go on from is {origin}"]
+    return [*doubts, f"  {step}: {'; '.join(decision['reasons'])}",
+            f"  {step}: {follows}; the model to go on from is {origin}"]
 
 
 def ended(run: runs.Run, stopped_by: str) -> runs.Run:
@@ -54,9 +56,9 @@ def table(run: runs.Run, done: dict[str, store.Artifact]) -> str:
     """Every gate of the run as a Markdown table, "" where it has none."""
     found = [(step["name"], read(done[step["name"]])) for step in run.steps if step["name"] in done]
     rows = [
-        f"| {name} | {gate['decision']} | {gate['goes_on_from']} | {gate['before']['win_rate']:.1%} to "
-        f"{gate['now']['win_rate']:.1%} | {_reward(gate)} | {gate['before']['tokens']:.1f} to "
-        f"{gate['now']['tokens']:.1f} | {'; '.join(gate['reasons'])} |"
+        f"| {name} | {gate['decision']} | {gate['goes_on_from']} | {_change(gate, 'win_rate', '.1%')} | "
+        f"{_change(gate, 'learned', '.3f')} | {_change(gate, 'tokens', '.1f')} | "
+        f"{'; '.join([*gate['reasons'], *gate['undecided']])} |"
         for name, gate in found if gate is not None
     ]
     if not rows:
@@ -66,6 +68,6 @@ def table(run: runs.Run, done: dict[str, store.Artifact]) -> str:
     return "\n".join([*head, *rows])
 
 
-def _reward(gate: dict[str, Any]) -> str:
-    before, now = gate["before"]["learned"], gate["now"]["learned"]
-    return "" if before is None or now is None else f"{before:.3f} to {now:.3f}"
+def _change(gate: dict[str, Any], name: str, form: str) -> str:
+    before, now = gate["before"][name], gate["now"][name]
+    return "" if before is None or now is None else f"{before:{form}} to {now:{form}}"

@@ -6,18 +6,24 @@ Prefect is a guest here: whatever goes wrong with its artifacts costs a remark, 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import time
+import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
 
+from flows.dashboard import PORT
 from pipeline import runs
 
 if TYPE_CHECKING:
     from flows.execute import Driver
 
 _EVERY = 2.0  # seconds between two updates of a progress artifact
+_DASHBOARD = "ALIGNLOOP_DASHBOARD"  # where the dashboard is, if not at its usual address on this machine
 
 
 def watched() -> bool:
@@ -35,6 +41,22 @@ def address() -> str:
 
         return str(url_for("flow-run", obj_id=flow_run.id) or "") if flow_run.id else ""
     except Exception:  # whatever its client raises: the files are the record
+        return ""
+
+
+def dashboard(workspace: Path) -> str:
+    """Where a dashboard shows this workspace, "" where none is known.
+
+    What ALIGNLOOP_DASHBOARD says (as printed by `align dashboard`, token included), else the usual address on this
+    machine if a dashboard of this very workspace answers there.
+    """
+    if given := os.environ.get(_DASHBOARD):
+        return given if "?" in given else given.rstrip("/") + "/"
+    usual = f"http://localhost:{PORT}/"
+    try:
+        with urllib.request.urlopen(f"{usual}api/runs", timeout=1) as answer:
+            return usual if json.load(answer)["workspace"] == str(workspace) else ""
+    except (OSError, ValueError, KeyError, TypeError):
         return ""
 
 
@@ -92,16 +114,20 @@ class _Progress:
 
 
 def link(driver: Driver, name: str) -> None:
-    """A link artifact to the folder the step left, and a table of its counts."""
+    """Link artifacts to the folder the step left and to the dashboard's page of it, and a table of its counts."""
     if not watched():
         return
     artifact, own = driver.done[name], key(driver.run.name, name)
     counts = [{"what": what, "number": number} for what, number in artifact.manifest["counts"].items()]
-    page = runs.folder(driver.workspace, driver.run.name)
+    folder, page = runs.folder(driver.workspace, driver.run.name), dashboard(driver.workspace)
 
     def make(prefect: Any) -> None:
         prefect.create_link_artifact(link=artifact.path.as_uri(), link_text=f"{artifact.kind}/{artifact.key}",
-                                     key=f"{own}-artifact", description=f"{name}: its artifact; the run is in {page}")
+                                     key=f"{own}-artifact", description=f"{name}: its artifact; the run is in {folder}")
+        if page:
+            place = f"{page}#/run/{quote(driver.run.name)}?{urlencode({'step': name})}"
+            prefect.create_link_artifact(link=place, link_text=f"{driver.run.name}: {name}", key=f"{own}-page",
+                                         description=f"{name} on the dashboard")
         if counts:
             prefect.create_table_artifact(table=counts, key=f"{own}-counts", description=name)
 

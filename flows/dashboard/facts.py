@@ -22,11 +22,12 @@ class Column:
     label: str
     kind: str
     field: str
-    form: str  # how the page shows it: "int", "num", "rate", "len", "speed"
+    form: str  # how the page shows it: "int", "num", "rate", "gain", "len", "speed"
     purpose: str = ""  # "train" or "judge": only the sampling done for that
     total: bool = False
     low: str = ""  # the fields of its interval
     high: str = ""
+    p_value: str = ""  # the field of the test that it is 0
 
 
 COLUMNS = (
@@ -37,7 +38,9 @@ COLUMNS = (
     Column("best", "Best of N", "score", "best_of_n_mean", "num", "train"),
     Column("margin", "Margin", "build_groups", "margin_mean", "num"),
     Column("win_rate", "Win rate", "evaluate", "win_rate", "rate", low="win_rate_low", high="win_rate_high"),
-    Column("length_controlled", "Length-controlled", "evaluate", "length_controlled_win_rate", "rate"),
+    Column("gain", "Gain, points", "report", "gain", "gain", low="gain_low", high="gain_high", p_value="gain_p_value"),
+    Column("length_controlled", "Length-controlled", "evaluate", "length_controlled_win_rate", "rate",
+           low="length_controlled_low", high="length_controlled_high"),
     Column("win_rate_reward", "By learned reward", "evaluate", "win_rate_reward", "rate"),
     Column("length", "Length", "evaluate", "length_mean", "len"),
     Column("truncated", "Truncated", "evaluate", "truncated_share", "rate"),
@@ -67,6 +70,7 @@ def steps_of(files: Files, record: Row) -> list[Row]:
             "seconds": shown.get("process_seconds", step.get("seconds")), "memory_mb": shown.get("peak_memory_mb"),
             "made_by": {"run": shown.get("run"), "step": shown.get("step")} if elsewhere else None,
             "counts": numbers(shown.get("counts", {})), "dropped": numbers(shown.get("dropped", {})),
+            "level": level(shown),
         })
     return found
 
@@ -75,6 +79,13 @@ def numbers(values: Any) -> dict[str, float]:
     """The entries of a mapping that are numbers."""
     items = values.items() if isinstance(values, dict) else ()
     return {str(k): v for k, v in items if isinstance(v, (int, float)) and not isinstance(v, bool)}
+
+
+def level(manifest: Row) -> float | None:
+    """The confidence level of an artifact's intervals, in (0, 1); None where its stage states none."""
+    settings = manifest.get("settings")
+    found = settings.get("confidence") if isinstance(settings, dict) else None
+    return found if isinstance(found, float) else None
 
 
 def live_state(files: Files, record: Row) -> str:
@@ -130,7 +141,9 @@ def _cell(column: Column, steps: list[Row], serves: dict[str, set[str]]) -> Row 
     value = sum(s["counts"][column.field] for s in having) if column.total else last["counts"][column.field]
     cell = {"value": value, "step": last["name"], "field": column.field}
     if column.low in last["counts"] and column.high in last["counts"]:
-        cell |= {"low": last["counts"][column.low], "high": last["counts"][column.high]}
+        cell |= {"low": last["counts"][column.low], "high": last["counts"][column.high], "level": last["level"]}
+    if column.p_value in last["counts"]:
+        cell["p_value"] = last["counts"][column.p_value]
     return cell
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import runs, store
+from pipeline.build import nearest
 
 STEP = re.compile(r"^[a-z_]{1,64}(\[\d{1,6}\])?$")
 _KIND = re.compile(r"^[a-z_]{1,64}$")
@@ -93,10 +94,13 @@ class Files:
         return self.path("runs", name, *parts)
 
     def run(self, name: str) -> dict[str, Any]:
-        """run.json. NotHere if there is no such run or its record cannot be read."""
-        record = self.json(self.run_path(name, "run.json"))
+        """run.json. NotHere, naming those of a similar name, if there is no such run or its record cannot be read."""
+        path = self.run_path(name, "run.json")
+        record = self.json(path)
+        if signature(path) is None:
+            raise NotHere(f"no run named {name!r}{nearest(name, self.run_names())}")
         if not isinstance(record, dict) or not isinstance(record.get("steps"), list):
-            raise NotHere(f"no run {name!r}")
+            raise NotHere(f"the record of run {name!r} cannot be read")
         return record
 
     def manifest(self, kind: str, key: str | None) -> dict[str, Any] | None:

@@ -48,11 +48,13 @@ def _what(record: Row) -> Row:
 
 
 def _win_rate(files: Files, step: Row) -> Row | None:
-    counts = (files.manifest(step["stage"], step.get("key")) or {}).get("counts", {})
+    manifest = files.manifest(step["stage"], step.get("key")) or {}
+    counts = manifest.get("counts", {})
     if "win_rate" not in counts:
         return None
     bounds = {k: counts[f"win_rate_{k}"] for k in ("low", "high") if f"win_rate_{k}" in counts}
-    return {"value": counts["win_rate"], "step": step["name"], "iteration": step["iteration"], **bounds}
+    return {"value": counts["win_rate"], "step": step["name"], "iteration": step["iteration"],
+            "level": facts.level(manifest), **bounds}
 
 
 def one_run(files: Files, name: str) -> Row:
@@ -117,14 +119,16 @@ def log_tail(files: Files, name: str, step: str, lines: int) -> list[str]:
 
 
 def _progress(files: Files, name: str, step: str | None) -> Row | None:
-    """How far the running step is, and how long the rest will take at the pace so far."""
+    """How far the running step is, and how long the rest will take at the pace of the process that runs it.
+
+    What an earlier process had done before it was stopped tells nothing of this one's pace.
+    """
     state = None if step is None else files.json(files.run_path(name, "progress.json"))
     if step is None or not isinstance(state, dict) or state.get("step") != step or not state.get("total"):
         return None
-    started = _events(files, name).get(step, {}).get("started")
-    done, total, seen = state["done"], state["total"], state.get("time", 0)
-    spent = seen - started if started and seen > started else None
-    left = spent * (total - done) / done if spent and 0 < done <= total else None
+    done, total, seen, began = state["done"], state["total"], state.get("time", 0), state.get("began")
+    made = min(done, total) - began["done"] if began else 0
+    left = (seen - began["time"]) * (total - done) / made if began and made > 0 else None
     # from the moment of the last sign of progress, so that the answer changes only when the file does
     return {"done": done, "total": total, "unit": state.get("unit", ""), "time": seen,
             "ends": round(seen + left, 1) if left is not None else None}

@@ -10,12 +10,12 @@ from pathlib import Path
 import uvicorn
 
 from flows import display
+from flows.dashboard import PORT
 from flows.dashboard.app import make_app
 from flows.dashboard.guard import LOOPBACK
 from flows.dashboard.tables import warm_up
 from pipeline.records import UserError
 
-PORT = 4280
 _TRIED = 20  # ports, where none is asked for
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pipeline import statistics
 from pipeline.build import nearest
-from pipeline.records import LENGTH, Completion, Group, UserError
+from pipeline.records import LENGTH, Completion, Group, Message, UserError
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What comparisons say. Rates and bounds in [0, 1]; every bound is over prompts, not samples."""
+    """What comparisons say. Rates and bounds in [0, 1], all over prompts: each counts once, whatever its samples."""
 
     prompts: int
-    wins: int
+    wins: int  # comparisons, as are ties and losses
     ties: int
     losses: int
-    win_rate: float  # mean outcome; (W + T/2) / (W + T + L) where outcomes are wins, ties and losses
+    win_rate: float  # mean over prompts of a prompt's mean outcome; (W + T/2) / (W + T + L) at equal numbers of samples
     low: float  # Wilson
     high: float
     bootstrap_low: float
@@ -68,7 +68,7 @@ def match(groups: dict[str, Group], baseline: dict[str, Group]) -> tuple[list[Pa
     right = sum(len(baseline[name].completions) for name in baseline.keys() - groups.keys())
     for name in sorted(groups.keys() & baseline.keys()):
         ours, theirs = groups[name], baseline[name]
-        if ours.messages != theirs.messages:
+        if _asked(ours) != _asked(theirs):
             raise UserError(
                 f"evaluate: prompt {name!r} is {_show(ours)} in the groups and {_show(theirs)} in the baseline; both "
                 "must be sampled from the same evaluation prompts."
@@ -78,6 +78,11 @@ def match(groups: dict[str, Group], baseline: dict[str, Group]) -> tuple[list[Pa
         left += len(ours.completions) - len({id(p.ours) for p in found})
         right += len(theirs.completions) - len({id(p.theirs) for p in found})
     return pairs, {"no answer of the baseline": left, "no answer of the policy": right}
+
+
+def _asked(group: Group) -> list[Message]:
+    """What was asked. In a second turn each side has its own first answer in between."""
+    return [message for message in group.messages if message.role != "assistant"]
 
 
 def _paired(ours: Group, theirs: Group) -> list[Pair]:
@@ -111,11 +116,8 @@ def scored(pair: Pair, name: str) -> bool:
 
 def judge(ids: Sequence[str], outcomes: Sequence[float], seed: int, resamples: int, confidence: float) -> Verdict:
     """Sum up comparisons: the prompt's id and the outcome of each. Raises ValueError where there are none."""
-    by_prompt: dict[str, list[float]] = {}
-    for name, result in zip(ids, outcomes, strict=True):
-        by_prompt.setdefault(name, []).append(result)
-    prompts = [statistics.mean(one) for one in by_prompt.values()]
-    rate = statistics.mean(outcomes)
+    prompts = list(by_prompt(ids, outcomes).values())
+    rate = statistics.mean(prompts)
     low, high = statistics.wilson(rate, len(prompts), confidence)
     drawn_low, drawn_high = statistics.bootstrap(prompts, seed, resamples, confidence)
     return Verdict(
@@ -123,6 +125,14 @@ def judge(ids: Sequence[str], outcomes: Sequence[float], seed: int, resamples: i
         losses=sum(o < 0.5 for o in outcomes), win_rate=rate, low=low, high=high, bootstrap_low=drawn_low,
         bootstrap_high=drawn_high, standard_error=statistics.standard_error(prompts),
     )
+
+
+def by_prompt(ids: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    """{prompt id: mean of its samples' values}, in the order of the first sample of each."""
+    found: dict[str, list[float]] = {}
+    for name, value in zip(ids, values, strict=True):
+        found.setdefault(name, []).append(value)
+    return {name: statistics.mean(one) for name, one in found.items()}
 
 
 def by_category(

@@ -11,15 +11,15 @@ coefficients finite where the outcomes are separable.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
+from pipeline import statistics
+
 RIDGE = 0.01  # times half the squared coefficients, against a log-likelihood of about 0.7 a comparison
-_STEPS, _TOLERANCE = 200, 1e-10
+_STEPS, _TOLERANCE = 200, 1e-7  # Newton: what is left after such a step is its square
 _ROUNDS = 15  # of the alternating estimate of difficulties
 
 
@@ -28,7 +28,7 @@ class Controlled:
     """A length-controlled win rate with its interval, in [0, 1], and the regression's coefficients, in logits."""
 
     win_rate: float
-    low: float
+    low: float  # bootstrap over prompts
     high: float
     model: float
     length: float  # of tanh(d / sd): above 0, the judge likes longer answers
@@ -36,15 +36,30 @@ class Controlled:
     length_scale: float  # sd(d), characters; 0 where all differences are equal and nothing can be controlled for
 
 
-def fit(design: np.ndarray, outcomes: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
-    """Logistic regression with outcomes in [0, 1]: (n, k), (n,) -> (k,) coefficients, by damped Newton steps."""
-    found = np.zeros(design.shape[1])
-    value = _objective(design, outcomes, found, ridge)
+@dataclass(frozen=True)
+class Comparisons:
+    """Comparisons as columns, all of length n; `gamma` is None where no difficulties are known."""
+
+    prompt: np.ndarray  # number of the prompt, 0 to P - 1
+    outcome: np.ndarray
+    longer_by: np.ndarray
+    gamma: np.ndarray | None
+
+
+def fit(
+    design: np.ndarray, outcomes: np.ndarray, ridge: float = RIDGE, weights: np.ndarray | None = None,
+    start: np.ndarray | None = None,
+) -> np.ndarray:
+    """Weighted logistic regression with outcomes in [0, 1]: (n, k), (n,) -> (k,) coefficients, by damped Newton."""
+    weights = np.ones(len(outcomes)) if weights is None else weights
+    found = np.zeros(design.shape[1]) if start is None else start
+    value = _objective(design, outcomes, found, ridge, weights)
     for _ in range(_STEPS):
         p = _logistic(design @ found)
-        gradient = design.T @ (outcomes - p) - ridge * found
-        step = np.linalg.solve(_curvature(design, p, ridge), gradient)
-        while (after := _objective(design, outcomes, found + step, ridge)) < value - 1e-12:
+        gradient = design.T @ (weights * (outcomes - p)) - ridge * found
+        curvature = (design * (weights * p * (1 - p))[:, None]).T @ design + ridge * np.eye(design.shape[1])
+        step = np.linalg.solve(curvature, gradient)
+        while (after := _objective(design, outcomes, found + step, ridge, weights)) < value - 1e-12:
             step = step / 2
         found, value = found + step, after
         if np.abs(step).max() < _TOLERANCE:
@@ -53,36 +68,53 @@ def fit(design: np.ndarray, outcomes: np.ndarray, ridge: float = RIDGE) -> np.nd
 
 
 def control(
-    ids: Sequence[str], outcomes: Sequence[float], longer_by: Sequence[float], confidence: float = 0.95,
-    difficulties: dict[str, float] | None = None,
+    ids: Sequence[str], outcomes: Sequence[float], longer_by: Sequence[float], seed: int, resamples: int = 2000,
+    confidence: float = 0.95, difficulties: dict[str, float] | None = None,
 ) -> Controlled:
     """The length-controlled win rate of comparisons: prompt id, outcome in [0, 1], characters the policy's is longer.
 
-    The interval is normal with the sandwich variance, clustered by prompt: several samples of one prompt tell less
-    than as many prompts. Raises ValueError for no comparisons, KeyError for a prompt without its difficulty.
+    Every prompt weighs the same, whatever its number of samples. The interval is the percentile bootstrap over prompts:
+    the whole regression, the scale of the lengths included, is made again for every draw. Raises ValueError for no
+    comparisons, KeyError for a prompt without its difficulty.
     """
     if not outcomes:
         raise ValueError("a win rate of no comparisons is undefined")
-    y, d = np.asarray(outcomes, float), np.asarray(longer_by, float)
-    scale = float(d.std(ddof=1)) if len(d) > 1 else 0.0
-    columns = [np.ones_like(y)]
-    if scale > 0:
-        columns.append(np.tanh(d / scale))
-    if difficulties is not None:
-        columns.append(np.array([difficulties[name] for name in ids]))
-    design = np.stack(columns, 1)
-    found = fit(design, y)
-    level = design.copy()
-    if scale > 0:
-        level[:, 1] = 0.0
-    predicted = _logistic(level @ found)
-    rate = float(predicted.mean())
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(_variance(ids, design, level, y, found))
+    index = {name: i for i, name in enumerate(dict.fromkeys(ids))}
+    rows = Comparisons(
+        np.array([index[name] for name in ids]), np.asarray(outcomes, float), np.asarray(longer_by, float),
+        None if difficulties is None else np.array([difficulties[name] for name in ids]))
+    weights = len(ids) / (len(index) * np.bincount(rows.prompt)[rows.prompt])
+    rate, found, scale = _regression(rows, weights, None)
+    generator = np.random.default_rng(seed)
+    rates = []
+    for _ in range(resamples):
+        drawn = generator.multinomial(len(index), np.full(len(index), 1 / len(index)))[rows.prompt]
+        rates.append(_regression(rows, weights * drawn, found)[0])
+    tail = (1 - confidence) / 2
+    low, high = (statistics.quantile(sorted(rates), share) for share in (tail, 1 - tail))
     return Controlled(
-        win_rate=rate, low=max(0.0, rate - half), high=min(1.0, rate + half), model=float(found[0]),
-        length=float(found[1]) if scale > 0 else 0.0,
-        difficulty=float(found[-1]) if difficulties is not None else None, length_scale=scale,
-    )
+        win_rate=rate, low=low, high=high, model=float(found[0]), length=float(found[1]),
+        difficulty=None if difficulties is None else float(found[2]), length_scale=scale)
+
+
+def _regression(
+    rows: Comparisons, weights: np.ndarray, start: np.ndarray | None
+) -> tuple[float, np.ndarray, float]:
+    """The controlled rate, the coefficients (model, length[, difficulty]) and the scale of the lengths.
+
+    Where all lengths differ alike the second column is 0, and so, by the ridge, is its coefficient.
+    """
+    used = weights > 0
+    weights, d = weights[used], rows.longer_by[used]
+    middle = np.average(d, weights=weights)
+    scale = float(np.sqrt((weights * (d - middle) ** 2).sum() / max(1.0, weights.sum() - 1)))
+    columns = [np.ones_like(d), np.tanh(d / scale) if scale > 0 else np.zeros_like(d)]
+    if rows.gamma is not None:
+        columns.append(rows.gamma[used])
+    design = np.stack(columns, 1)
+    found = fit(design, rows.outcome[used], weights=weights, start=start)
+    design[:, 1] = 0.0
+    return float(np.average(_logistic(design @ found), weights=weights)), found, scale
 
 
 def predict(model: float, difficulty: float, difficulties: Sequence[float]) -> float:
@@ -121,27 +153,9 @@ def _standardised(values: np.ndarray) -> np.ndarray:
     return (values - values.mean()) / spread if spread > 0 else np.zeros_like(values)
 
 
-def _variance(ids: Sequence[str], design: np.ndarray, level: np.ndarray, y: np.ndarray, found: np.ndarray) -> float:
-    """Delta method: of the coefficients (clustered sandwich) and of which prompts were asked."""
-    p = _logistic(design @ found)
-    inverse = np.linalg.inv(_curvature(design, p, RIDGE))
-    index = {name: i for i, name in enumerate(dict.fromkeys(ids))}
-    cluster = np.array([index[name] for name in ids])
-    scores = np.zeros((len(index), design.shape[1]))
-    np.add.at(scores, cluster, design * (y - p)[:, None])
-    at_level = _logistic(level @ found)
-    slope = (level * (at_level * (1 - at_level))[:, None]).mean(0)
-    spread = float(at_level.var() / len(index))
-    return float(slope @ inverse @ scores.T @ scores @ inverse @ slope) + spread
-
-
-def _objective(design: np.ndarray, y: np.ndarray, found: np.ndarray, ridge: float) -> float:
+def _objective(design: np.ndarray, y: np.ndarray, found: np.ndarray, ridge: float, weights: np.ndarray) -> float:
     z = design @ found
-    return float((y * z - np.logaddexp(0, z)).sum() - ridge / 2 * found @ found)
-
-
-def _curvature(design: np.ndarray, p: np.ndarray, ridge: float) -> np.ndarray:
-    return (design * (p * (1 - p))[:, None]).T @ design + ridge * np.eye(design.shape[1])
+    return float((weights * (y * z - np.logaddexp(0, z))).sum() - ridge / 2 * found @ found)
 
 
 def _logistic(z: np.ndarray) -> np.ndarray:

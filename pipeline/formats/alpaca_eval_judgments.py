@@ -1,18 +1,20 @@
-"""Judgments in AlpacaEval's annotation format: a JSON list of {instruction, generator_1, generator_2, preference, ...}.
+"""Judgments in AlpacaEval's annotation format: a list of {instruction, output_1, output_2, generator_2, preference}.
 
-`preference` is the judge's value in [1, 2]: 1 = output_1 preferred, 2 = output_2, 1.5 a tie; older files write a tie as
-0. Output 2 is the policy's, as AlpacaEval writes them. A prompt is found by its last user turn.
+`preference` is the judge's value in [1, 2]: 1 = output_1 preferred, 2 = output_2, 1.5 a tie; older files write a tie
+as 0. Output 2 is the policy's, as AlpacaEval writes them. A prompt is found by its last user turn, and a verdict holds
+only for the two outputs it was given on: they must be the answers compared, but for white space around them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import statistics
 from pipeline.formats import lines
-from pipeline.records import Group, UserError
+from pipeline.records import Completion, Group, UserError
 
 EXPECTED = "a .json file with a list of AlpacaEval annotations"
 
@@ -33,30 +35,43 @@ def files(settings: Settings) -> list[Path]:
     return [Path(settings.path)]
 
 
-def preferences(groups: dict[str, Group], settings: Settings) -> dict[str, float]:
-    """{prompt id: preference of the policy's answer, in [0, 1]}; a prompt judged twice gets the mean.
+def preferences(
+    asked: Sequence[tuple[Group, Completion, Completion]], settings: Settings
+) -> tuple[list[float | None], dict[str, int]]:
+    """Of every (prompt, policy's answer, baseline's answer): the judge's preference for the policy's, in [0, 1].
 
-    Raises UserError naming every row without instruction or readable preference, and a file of several models.
+    None where no verdict was given on these two answers; how many by reason is the second value. Two answers judged
+    twice get the mean. Raises UserError naming every row that is no annotation, and a file of several models.
     """
-    by_text = {group.messages[-1].content.strip(): name for name, group in groups.items()}
+    judged: dict[str, dict[tuple[str, str], list[float]]] = {}
     problems: list[str] = []
-    found: dict[str, list[float]] = {}
     models: set[str] = set()
     for row in lines.rows(files(settings), problems):
         model = str(row.data.get("generator_2"))
         if settings.model not in (None, model):
             continue
         models.add(model)
-        instruction, value = row.data.get("instruction"), preference(row.data.get("preference"))
-        if not isinstance(instruction, str) or value is None:
+        texts = [row.data.get(name) for name in ("instruction", "output_1", "output_2")]
+        value = preference(row.data.get("preference"))
+        if value is None or not all(isinstance(text, str) for text in texts):
             problems.append(f"{row.where}: preference {row.data.get('preference')!r} of instruction "
-                            f"{str(instruction)[:40]!r}, expected a text and a number from 1 to 2")
-        elif instruction.strip() in by_text:
-            found.setdefault(by_text[instruction.strip()], []).append(value)
+                            f"{str(texts[0])[:40]!r}, expected texts as instruction, output_1 and output_2, and a "
+                            "number from 1 to 2")
+            continue
+        instruction, output_1, output_2 = (str(text).strip() for text in texts)
+        judged.setdefault(instruction, {}).setdefault((output_2, output_1), []).append(value)
     lines.stop_on(problems)
     if len(models) > 1:
         raise UserError(f"evaluation.judgments.model: {settings.path} judges {', '.join(sorted(models))}; name one")
-    return {name: statistics.mean(values) for name, values in found.items()}
+    reasons = {"without a judgment": 0, "judged with other answers": 0}
+    found: list[float | None] = []
+    for group, ours, theirs in asked:
+        of_prompt = judged.get(group.messages[-1].content.strip())
+        values = (of_prompt or {}).get((ours.text.strip(), theirs.text.strip()))
+        found.append(None if values is None else statistics.mean(values))
+        if values is None:
+            reasons["without a judgment" if of_prompt is None else "judged with other answers"] += 1
+    return found, reasons
 
 
 def preference(value: Any) -> float | None:

@@ -1,21 +1,26 @@
-"""Judgments in Arena-Hard's format: one {question_id, model, games: [{score}, {score}]} a line.
+"""Judgments in Arena-Hard's format: one {question_id, model, games: [{score, user_prompt}, {...}]} a line.
 
-`score` compares A with B: "A>>B", "A>B", "A=B", "B>A", "B>>A". Game 1 shows the baseline as A and the model as B, game
-2 the other way round. As in Arena-Hard a strong verdict weighs `strong` times a weak one.
+`score` compares A with B: "A>>B", "A>B", "A=B", "B>A", "B>>A" (or turned round, "A<B"). Game 1 shows the baseline as A
+and the model as B, game 2 the other way round. As in Arena-Hard a strong verdict weighs `strong` times a weak one, a
+game without a verdict nothing. Where a game has the prompt its judge read, both answers compared must be in it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import statistics
 from pipeline.build import setting
 from pipeline.formats import lines
-from pipeline.records import Group, UserError
+from pipeline.records import Completion, Group, UserError
 
 EXPECTED = "a .jsonl file of Arena-Hard judgments ({question_id, games} a line)"
-_FOR_A = {"A>>B": 2, "A>B": 1, "A=B": 0, "B=A": 0, "B>A": -1, "B>>A": -2}
+_FOR_A = {"A>>B": 2, "A>B": 1, "A=B": 0, "B=A": 0, "B>A": -1, "B>>A": -2, "B<<A": 2, "B<A": 1, "A<B": -1, "A<<B": -2}
+
+Asked = Sequence[tuple[Group, Completion, Completion]]  # prompt, the policy's answer, the baseline's
 
 
 @dataclass(frozen=True)
@@ -30,41 +35,91 @@ class Settings:
         return [] if Path(self.path).is_file() else [("path", f"{self.path} is not a file, expected {EXPECTED}")]
 
 
+@dataclass(frozen=True)
+class Judged:
+    """The verdicts on one question: a vote each, 1, 0.5 or 0 for the policy, and the prompts the judge read."""
+
+    votes: list[float]
+    prompts: list[str]
+
+    def is_of(self, ours: Completion, theirs: Completion) -> bool:
+        """Whether nothing says that the judge read other answers."""
+        return all(c.text.strip() in prompt for prompt in self.prompts for c in (ours, theirs))
+
+
 def files(settings: Settings) -> list[Path]:
     """The one file that is read."""
     return [Path(settings.path)]
 
 
-def preferences(groups: dict[str, Group], settings: Settings) -> dict[str, float]:
-    """{question id: share of the votes of its two games for the policy, ties half, in [0, 1]}.
+def preferences(asked: Asked, settings: Settings) -> tuple[list[float | None], dict[str, int]]:
+    """Of every (prompt, policy's answer, baseline's): the share of its two games' votes for the policy, in [0, 1].
 
-    A game without a verdict is left out, a question without any too. Raises UserError naming every row that is no
-    judgment, and a file of several models.
+    Ties count half. None where there is no verdict on these two answers; how many by reason is the second value. Raises
+    UserError naming every row that is no judgment, for a file of several models, and for several answers to a question
+    whose judgment does not say which of them it is about.
     """
+    found, reasons = _verdicts(asked, settings)
+    return [None if one is None else statistics.mean(one.votes) for one in found], reasons
+
+
+def published(asked: Asked, settings: Settings, seed: int, resamples: int, confidence: float) -> dict[str, Any]:
+    """The score as Arena-Hard states it (Li et al. 2024): the share of all votes for the policy, whichever question.
+
+    A question with strong verdicts has more votes and so more weight than in `preferences`. Against one baseline this
+    share is the win rate of the Bradley-Terry fit. The interval is the bootstrap over single votes, as theirs is.
+    """
+    votes = [vote for one in _verdicts(asked, settings)[0] if one is not None for vote in one.votes]
+    low, high = statistics.bootstrap(votes, seed, resamples, confidence)
+    return {"name": "Arena-Hard", "win_rate": statistics.mean(votes), "low": low, "high": high, "votes": len(votes),
+            "strong": settings.strong}
+
+
+def _verdicts(asked: Asked, settings: Settings) -> tuple[list[Judged | None], dict[str, int]]:
+    """The verdicts on each comparison, None where there are none, and how many have none by reason."""
+    judged = _read(settings)
+    reasons = {"without a judgment": 0, "judged with other answers": 0}
+    seen: set[str] = set()
+    found: list[Judged | None] = []
+    for group, ours, theirs in asked:
+        one = judged.get(group.id)
+        if one is not None and not one.prompts and group.id in seen:
+            raise UserError(f"evaluation.judgments: question {group.id!r} has several answers and {settings.path} does "
+                            "not say (games[].user_prompt) which was judged; sample one with evaluation.sampling.n=1")
+        seen.add(group.id)
+        found.append(one if one is not None and one.is_of(ours, theirs) else None)
+        if found[-1] is None:
+            reasons["without a judgment" if one is None else "judged with other answers"] += 1
+    return found, reasons
+
+
+def _read(settings: Settings) -> dict[str, Judged]:
+    """{question id: its verdicts}, questions without any left out."""
     problems: list[str] = []
-    found: dict[str, float] = {}
+    found: dict[str, Judged] = {}
     models: set[str] = set()
     for row in lines.rows(files(settings), problems):
         model = str(row.data.get("model"))
         if settings.model not in (None, model):
             continue
         models.add(model)
+        name = str(row.data.get("question_id"))
         try:
-            votes = _votes(row.data, settings.strong)
+            one = _judged(row.data, settings.strong)
+            if name in found:
+                raise ValueError(f"question_id {name!r} is there twice")
         except ValueError as error:
             problems.append(f"{row.where}: {error}")
             continue
-        name = str(row.data.get("question_id"))
-        if votes and name in groups:
-            found[name] = sum(votes) / len(votes)
-    lines.stop_on(problems)
+        if one.votes:
+            found[name] = one
     if len(models) > 1:
         raise UserError(f"evaluation.judgments.model: {settings.path} judges {', '.join(sorted(models))}; name one")
+    lines.stop_on(problems)
     return found
 
 
-def _votes(data: dict[str, Any], strong: int) -> list[float]:
-    """One 1, 0 or 0.5 per vote for the policy."""
+def _judged(data: dict[str, Any], strong: int) -> Judged:
     games = data.get("games")
     if not isinstance(games, list) or not all(isinstance(game, dict) for game in games):
         raise ValueError(f"games: {str(games)[:60]}, expected a list of two {{score}}")
@@ -76,6 +131,6 @@ def _votes(data: dict[str, Any], strong: int) -> list[float]:
         if score not in _FOR_A:
             raise ValueError(f"games[{number}].score: {score!r}, expected one of {', '.join(_FOR_A)}")
         ours = _FOR_A[score] if number % 2 else -_FOR_A[score]
-        weight = strong if abs(ours) == 2 else 1
-        votes += [0.5 if ours == 0 else float(ours > 0)] * weight
-    return votes
+        votes += [0.5 if ours == 0 else float(ours > 0)] * (strong if abs(ours) == 2 else 1)
+    prompts = [game["user_prompt"] for game in games if isinstance(game.get("user_prompt"), str)]
+    return Judged(votes, prompts)

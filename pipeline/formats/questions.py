@@ -3,8 +3,8 @@
     question.jsonl            {"question_id", "category", "cluster" (Arena-Hard), "turns": [text or {"content": text}]}
     model_answer/<name>.jsonl {"question_id", "model_id", "answer_id", "choices": [{"index", "turns": [...]}]}
 
-The first turn becomes an evaluation prompt, later turns are asked once the first is answered. The category is the
-`cluster` where there is one.
+The first turn becomes an evaluation prompt, the second is asked once the first is answered. Answers in a file beside
+come along as given ones, both turns. The category is the `cluster` where there is one.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def read(root: Path, settings: Settings) -> Imported:
         groups[name] = splits.group_of([Message("user", turns[0])], [], None, category, name)
     for row in lines.rows(_answers(root, settings), problems):
         try:
-            name, answer = _answer(row.data)
+            name, answers = _answers_of(row.data)
         except ValueError as error:
             problems.append(f"{row.where}: {error}")
             continue
         if name in groups:
-            groups[name] = replace(groups[name], completions=(Completion(answer),))
+            groups[name] = replace(groups[name], completions=(Completion(answers[0]),))
     lines.stop_on(problems)
     return Imported({"sft": (), "pref": (), "unlabeled": (), "eval": tuple(groups.values())}, {})
 
@@ -85,6 +85,24 @@ def follow_ups(root: Path, settings: Settings) -> dict[str, str]:
     return {name: turns[1] for name, turns in found if len(turns) > 1}
 
 
+def given_follow_ups(root: Path, settings: Settings) -> dict[str, str]:
+    """{question id: answer to the second turn} of the given answers that have one. UserError: no answers are named."""
+    if settings.answers is None:
+        raise UserError("data.format.answers: null, expected the file with the given answers of both turns")
+    problems: list[str] = []
+    found: dict[str, str] = {}
+    for row in lines.rows(_answers(root, settings), problems):
+        try:
+            name, answers = _answers_of(row.data)
+        except ValueError as error:
+            problems.append(f"{row.where}: {error}")
+            continue
+        if len(answers) > 1:
+            found[name] = answers[1]
+    lines.stop_on(problems)
+    return found
+
+
 def _turns(data: dict[str, Any]) -> tuple[str, list[str]]:
     name, turns = data.get("question_id"), data.get("turns")
     if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
@@ -95,16 +113,17 @@ def _turns(data: dict[str, Any]) -> tuple[str, list[str]]:
     return str(name), [text for text in texts if text is not None]
 
 
-def _answer(data: dict[str, Any]) -> tuple[str, str]:
-    """(question id, first turn of the first choice)."""
+def _answers_of(data: dict[str, Any]) -> tuple[str, list[str]]:
+    """(question id, the turns of the first choice: one or two texts)."""
     try:
-        text = _text(data["choices"][0]["turns"][0])
+        texts = [_text(turn) for turn in data["choices"][0]["turns"]]
         name = str(data["question_id"])
     except (KeyError, IndexError, TypeError):
-        text = None
-    if text is None or not text.strip():
-        raise ValueError("expected {question_id, choices: [{turns: [answer]}]} with a text as the answer")
-    return name, text
+        texts, name = [], ""
+    told = [text for text in texts if text is not None and text.strip()]
+    if not told or len(told) < len(texts):
+        raise ValueError("expected {question_id, choices: [{turns: [answer, ...]}]} with a text as every answer")
+    return name, told
 
 
 def _text(turn: Any) -> str | None:

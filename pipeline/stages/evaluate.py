@@ -2,8 +2,9 @@
 
 Reads two tables of samples of the same prompts, the baseline being any: the SFT model's answers, the iteration
 before's, outputs somebody else gave. They are paired by prompt id and sample index. Who wins is decided by the score
-named `score`, or by `judgments`: preferences of a judge read from a file. Every other score both sides carry is
-compared beside it, so that the score that was optimised and the one that judges can be seen to part. Writes
+named `score`, or by `judgments`: preferences of a judge read from a file, each used for the very answers it was given
+on. Every other score both sides carry is compared beside it, so that the score that was optimised and the one that
+judges can be seen to part. Rates and means are over prompts, each the mean of its samples. Writes
 
     evaluation.json    the numbers: by each score, controlled for length, by category, and of each side's answers
     outcomes.jsonl     one line per comparison: prompt id, category, sample, both values of the score, outcome, lengths
@@ -24,7 +25,7 @@ from pipeline.evaluation.comparison import Pair, Verdict
 from pipeline.records import Group, UserError
 from pipeline.stage import Context, NoRuntime, derive_seed
 
-VERSION = 2
+VERSION = 3
 INPUTS = {"groups": "one", "baseline": "one"}
 SEEDED = True  # the bootstrap draws
 Runtime = NoRuntime
@@ -56,6 +57,8 @@ class Comparison:
     pairs: list[Pair]
     outcomes: list[float]
     decided_by: str
+    undecided: dict[str, int]  # pairs by why they could not be
+    benchmark: dict[str, Any] | None = None  # what a benchmark's own tools make of its judge's verdicts
 
 
 def files(settings: Settings, runtime: NoRuntime) -> list[Path]:
@@ -69,7 +72,6 @@ def files(settings: Settings, runtime: NoRuntime) -> list[Path]:
 
 def run(context: Context) -> None:
     from pipeline import tables
-    from pipeline.evaluation import length_control
 
     settings: Settings = context.settings
     groups = {group.id: group for group in tables.read(context.one("groups"))}
@@ -80,11 +82,21 @@ def run(context: Context) -> None:
             f"evaluate: no prompt id and sample index of the {len(groups)} groups occurs among the {len(baseline)} of "
             "the baseline. Both must be sampled from the same evaluation prompts."
         )
-    decided = by_judgments(matched, groups, settings) if settings.judgments else by_score(matched, settings)
-    reason = "without a judgment" if settings.judgments else "without a finite score"
-    for why, number in {**unmatched, reason: len(matched) - len(decided.pairs)}.items():
-        context.report.drop(why, number)
     seed = derive_seed(context.seed, "evaluate", "bootstrap")
+    decided = by_judgments(matched, groups, settings, seed) if settings.judgments else by_score(matched, settings)
+    for why, number in {**unmatched, **decided.undecided}.items():
+        context.report.drop(why, number)
+    result = summary(decided, settings, seed)
+    write(context.out, decided, result)
+    numbers = flat(result)
+    context.report.count(**numbers)
+    context.report.metric(0, **numbers)
+
+
+def summary(decided: Comparison, settings: Settings, seed: int) -> dict[str, Any]:
+    """The content of evaluation.json."""
+    from pipeline.evaluation import length_control
+
     pairs, ids = decided.pairs, [pair.id for pair in decided.pairs]
 
     def judged(names: Sequence[str], outcomes: Sequence[float]) -> Verdict:
@@ -95,25 +107,23 @@ def run(context: Context) -> None:
         for name in complete_scores(pairs, None) if name != decided.decided_by
     }
     controlled = length_control.control(
-        ids, decided.outcomes, [pair.longer_by for pair in pairs], settings.confidence, _difficulties(settings, ids))
-    result = {
-        "schema": 2,
+        ids, decided.outcomes, [pair.longer_by for pair in pairs], seed, settings.resamples, settings.confidence,
+        _difficulties(settings, ids))
+    return {
+        "schema": 3,
         "score": decided.decided_by,
         "confidence": settings.confidence,
         "prompts": len(set(ids)),
         "comparisons": len(pairs),
         "scores": {name: {**asdict(verdict), **means(pairs, name)} for name, verdict in verdicts.items()},
         "length_controlled": asdict(controlled),
+        "benchmark": decided.benchmark,
         "categories": {
             name: asdict(v) for name, v in comparison.by_category(pairs, decided.outcomes, judged).items()
         },
         "policy": asdict(comparison.side({id(p.ours): p.ours for p in pairs}.values())),
         "baseline": asdict(comparison.side({id(p.theirs): p.theirs for p in pairs}.values())),
     }
-    write(context.out, decided, result)
-    numbers = flat(result)
-    context.report.count(**numbers)
-    context.report.metric(0, **numbers)
 
 
 def by_score(matched: Sequence[Pair], settings: Settings) -> Comparison:
@@ -124,18 +134,26 @@ def by_score(matched: Sequence[Pair], settings: Settings) -> Comparison:
         raise UserError(f"evaluate: the score {settings.score!r} is a finite number for neither of any two answers")
     name, margin = settings.score, settings.tie_margin
     return Comparison(
-        pairs, [statistics.outcome(p.ours.scores[name], p.theirs.scores[name], margin) for p in pairs], name)
+        pairs, [statistics.outcome(p.ours.scores[name], p.theirs.scores[name], margin) for p in pairs], name,
+        {"without a finite score": len(matched) - len(pairs)})
 
 
-def by_judgments(matched: Sequence[Pair], groups: dict[str, Group], settings: Settings) -> Comparison:
-    """Decide by a judge's preferences. Raises UserError where none of them is of these prompts."""
+def by_judgments(
+    matched: Sequence[Pair], groups: dict[str, Group], settings: Settings, seed: int
+) -> Comparison:
+    """Decide by a judge's preferences. Raises UserError where none of them was given on these answers."""
     part = load_part(settings.judgments, "judgments")
-    preferences = part.module.preferences(groups, part.settings)
-    pairs = [pair for pair in matched if pair.id in preferences]
-    if not pairs:
-        raise UserError(f"evaluation.judgments: none of the {len(preferences)} judgments is of these "
-                        f"{len(groups)} prompts; judge the answers that were exported from this run")
-    return Comparison(pairs, [preferences[pair.id] for pair in pairs], JUDGE)
+    asked = [(groups[pair.id], pair.ours, pair.theirs) for pair in matched]
+    found, undecided = part.module.preferences(asked, part.settings)
+    known = [(pair, value) for pair, value in zip(matched, found, strict=True) if value is not None]
+    if not known:
+        why = ", ".join(f"{number} {reason}" for reason, number in undecided.items() if number)
+        raise UserError(f"evaluation.judgments: none of the {len(matched)} comparisons has a verdict ({why}); judge "
+                        "the answers that were exported from this run, against this baseline")
+    published = getattr(part.module, "published", None)
+    benchmark = None if published is None else published(
+        asked, part.settings, seed, settings.resamples, settings.confidence)
+    return Comparison([pair for pair, _ in known], [value for _, value in known], JUDGE, undecided, benchmark)
 
 
 def complete_scores(pairs: Sequence[Pair], deciding: str | None) -> list[str]:
@@ -145,11 +163,12 @@ def complete_scores(pairs: Sequence[Pair], deciding: str | None) -> list[str]:
 
 
 def means(pairs: Sequence[Pair], name: str) -> dict[str, float | None]:
-    """Mean scores of both sides and their difference, in units of the score; None where a judge decided."""
+    """Mean scores over prompts of both sides and their difference, in the score's units; None where a judge decided."""
     if name not in pairs[0].ours.scores:
         return {"mean": None, "baseline_mean": None, "gain": None}
-    ours = statistics.mean([p.ours.scores[name] for p in pairs])
-    theirs = statistics.mean([p.theirs.scores[name] for p in pairs])
+    ids = [p.id for p in pairs]
+    ours, theirs = (statistics.mean(list(comparison.by_prompt(ids, values).values())) for values in (
+        [p.ours.scores[name] for p in pairs], [p.theirs.scores[name] for p in pairs]))
     return {"mean": ours, "baseline_mean": theirs, "gain": ours - theirs}
 
 
@@ -196,6 +215,8 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
         "prompts": result["prompts"], "length_mean": ours["tokens"], "words_mean": ours["words"],
         "truncated_share": ours["truncated"], "baseline_length_mean": theirs["tokens"],
     }
+    if result["benchmark"] is not None:
+        numbers |= {f"benchmark_{key}": result["benchmark"][key] for key in ("win_rate", "low", "high")}
     if decided["mean"] is not None:
         numbers |= {"score_mean": decided["mean"], "baseline_score_mean": decided["baseline_mean"]}
     return numbers

@@ -1,6 +1,7 @@
 """Decide from an iteration's evaluation whether the loop goes on, and from which model. Writes
 
-    gate.json      decision ("pass", "stop" or "previous"), the reasons, what was compared, the iteration gone on from
+    gate.json      decision ("pass", "stop" or "previous"), the reasons, what was compared, the iteration gone on from,
+                   and under "undecided" the rules whose numbers were missing: those stop nothing, and are said
     model/         the policy to go on from: this iteration's, or that of the last iteration that passed
     accepted.json  the evaluation of that policy, null for the model the loop began with
 
@@ -20,7 +21,7 @@ from pipeline.build import setting
 from pipeline.evaluation import gate
 from pipeline.stage import Context, NoRuntime
 
-VERSION = 1
+VERSION = 2
 INPUTS = {"model": "one", "evaluation": "one", "start": "one", "previous": "optional"}
 SEEDED = False
 Runtime = NoRuntime
@@ -51,7 +52,9 @@ def run(context: Context) -> None:
     evaluation = json.loads((context.one("evaluation") / "evaluation.json").read_text())
     before, origin = _before(context, evaluation)
     now = gate.standing(evaluation, settings.learned)
-    broken = gate.reasons(now, before, gate.Rules(settings.win_rate_fall, settings.length_growth))
+    rules = gate.Rules(settings.win_rate_fall, settings.length_growth)
+    found = gate.findings(now, before, rules, evaluation["score"], settings.learned)
+    broken = found.reasons
     decision = settings.action if broken else PASS
     previous = context.optional("previous")
     source = context.one("model") if not broken else context.one("start") if previous is None else previous / "model"
@@ -59,18 +62,20 @@ def run(context: Context) -> None:
     accepted = _accepted(previous) if broken else {"iteration": settings.iteration, "evaluation": evaluation}
     (context.out / ACCEPTED).write_text(json.dumps(accepted, indent=2, allow_nan=False) + "\n")
     (context.out / GATE).write_text(json.dumps({
-        "schema": 1,
+        "schema": 2,
         "iteration": settings.iteration,
         "decision": decision,
         "reasons": broken,
+        "undecided": found.undecided,
         "goes_on_from": settings.iteration if not broken else origin,
-        "rules": {"win_rate_fall": settings.win_rate_fall, "length_growth": settings.length_growth},
+        "rules": asdict(rules),
         "compared_with": origin,
         "now": asdict(now),
         "before": asdict(before),
     }, indent=2, allow_nan=False) + "\n")
-    context.report.count(passed=float(not broken), goes_on_from=settings.iteration if not broken else origin)
-    print("; ".join(broken) or "the iteration passed", flush=True)
+    context.report.count(passed=float(not broken), undecided=len(found.undecided),
+                         goes_on_from=settings.iteration if not broken else origin)
+    print("; ".join([*(broken or ["the iteration passed"]), *found.undecided]), flush=True)
 
 
 def _before(context: Context, evaluation: dict[str, Any]) -> tuple[gate.Standing, int]:

@@ -1,30 +1,34 @@
 """The second turn of a two-turn benchmark: the first question, the answer to it, the next question. Writes groups/.
 
 The conversation is rendered anew with the policy's chat template, as a chat server would. A question whose first turn
-has no answer, which has no second turn, or which has become too long is counted and left out.
+has no answer, which has no second turn, or which has become too long is counted and left out. With `given` the answers
+are those that came with the data, and their second turns come along as given answers: a baseline for both turns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.build import load_part, part_problems, setting
-from pipeline.records import Group, Message, UserError
+from pipeline.records import Completion, Group, Message, UserError
 from pipeline.stage import Context
 
-VERSION = 1
+VERSION = 2
 INPUTS = {"answers": "one", "model": "one"}
 SEEDED = False
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`format` is a data format with `follow_ups(root, settings)`."""
+    """`format` is a data format with `follow_ups(root, settings)`, and `given_follow_ups` for given answers."""
 
     format: dict[str, Any]
+    given: bool = False  # the answers came with the data: take their second turns along
     max_prompt_tokens: int = setting(512, low=1)
+    max_completion_tokens: int = setting(512, low=1)  # of given second answers; longer ones are cut
 
     def check(self) -> list[tuple[str, str]]:
         problems = part_problems(self.format, "format")
@@ -53,25 +57,41 @@ def run(context: Context) -> None:
     from pipeline import tables
     from pipeline.training import encode, export
 
-    part = load_part(context.settings.format, "data.format")
-    turns = part.module.follow_ups(Path(context.runtime.root).expanduser(), part.settings)
-    asked = []
+    settings: Settings = context.settings
+    asked = list(_asked(context))
+    export.quiet()
+    model = context.one("model")
+    encoded = encode.Encoder(export.load_tokenizer(model), export.stop_ids(model)).encode(asked)
+    limits = encode.Limits(settings.max_prompt_tokens, settings.max_completion_tokens, "drop", "truncate")
+    kept: list[Group] = []
+    for group in encoded:
+        within, reasons = encode.limit(group, limits)
+        for reason in reasons:
+            context.report.drop(reason)
+        kept += [] if within is None else [within]
+    context.report.count(prompts=tables.write(context.out / "groups", kept))
+
+
+def _asked(context: Context) -> Iterator[Group]:
+    """The conversations up to the second question, yet without ids; those that cannot be made are counted."""
+    from pipeline import tables
+
+    settings, root = context.settings, Path(context.runtime.root).expanduser()
+    part = load_part(settings.format, "data.format")
+    turns = part.module.follow_ups(root, part.settings)
+    given = part.module.given_follow_ups(root, part.settings) if settings.given else None
     for group in tables.read(context.one("answers")):
         if len(group.completions) > 1:
             raise UserError(f"next_turn: question {group.id!r} has {len(group.completions)} answers, expected one; "
                             "sample one with sampling=single")
         reason = "" if group.completions else "no first answer"
         reason = reason or ("" if group.id in turns else "no second turn")
+        reason = reason or ("" if given is None or group.id in given else "no second answer")
         if reason:
             context.report.drop(reason)
-        else:
-            asked.append(with_turn(group, turns[group.id]))
-    export.quiet()
-    model = context.one("model")
-    encoded = encode.Encoder(export.load_tokenizer(model), export.stop_ids(model)).encode(asked)
-    kept = [group for group in encoded if len(group.prompt_ids) <= context.settings.max_prompt_tokens]
-    context.report.drop("too long", len(encoded) - len(kept))
-    context.report.count(prompts=tables.write(context.out / "groups", kept))
+            continue
+        asked = with_turn(group, turns[group.id])
+        yield asked if given is None else replace(asked, completions=(Completion(given[group.id]),))
 
 
 def with_turn(group: Group, text: str) -> Group:

@@ -21,10 +21,11 @@ from typing import Any
 
 from pipeline import statistics
 from pipeline.build import setting
+from pipeline.evaluation import comparison
 from pipeline.records import UserError
 from pipeline.stage import Context, NoRuntime, derive_seed
 
-VERSION = 2
+VERSION = 3
 INPUTS = {"evaluations": "many"}
 SEEDED = True  # the bootstrap draws
 Runtime = NoRuntime
@@ -63,7 +64,7 @@ def run(context: Context) -> None:
     controlled: list[dict[str, Any] | None] = [None] * len(folders)
     if settings.fixed_baseline:
         gains[1:] = [gain(a, b, settings, seed) for a, b in itertools.pairwise(outcomes)]
-        controlled = with_difficulties(folders, results)
+        controlled = with_difficulties(folders, settings, seed)
     entries = [
         {"iteration": i, "gain": None if found is None else asdict(found), "length_controlled_jointly": joint, **result}
         for i, (result, found, joint) in enumerate(zip(results, gains, controlled, strict=True), start=1)
@@ -76,10 +77,11 @@ def run(context: Context) -> None:
         context.report.count(gain=last.mean, gain_low=last.low, gain_high=last.high, gain_p_value=last.p_value)
 
 
-def with_difficulties(folders: Sequence[Path], results: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:
+def with_difficulties(folders: Sequence[Path], settings: Settings, seed: int) -> list[dict[str, Any] | None]:
     """Each iteration's length-controlled win rate with the prompts' difficulties estimated from all iterations.
 
-    One iteration alone says nothing of difficulties: None. Prompts that not all of them judged are left out.
+    One iteration alone says nothing of difficulties: None. Prompts that not all of them judged are left out. The
+    bootstrap takes the difficulties as they are.
     """
     from pipeline.evaluation import length_control
 
@@ -89,21 +91,19 @@ def with_difficulties(folders: Sequence[Path], results: Sequence[dict[str, Any]]
     known = length_control.difficulties(
         {str(i): prompt_outcomes(folder / "outcomes.jsonl") for i, folder in enumerate(folders)})
     found: list[dict[str, Any] | None] = []
-    for rows, result in zip(tables, results, strict=True):
+    for rows in tables:
         common = [row for row in rows if row["id"] in known]
         found.append(asdict(length_control.control(
             [row["id"] for row in common], [row["outcome"] for row in common],
-            [row["characters"] - row["baseline_characters"] for row in common], result["confidence"], known)))
+            [row["characters"] - row["baseline_characters"] for row in common], seed, settings.resamples,
+            settings.confidence, known)))
     return found
 
 
 def prompt_outcomes(path: Path) -> dict[str, float]:
     """Prompt id -> mean outcome of its samples, in [0, 1]."""
-    found: dict[str, list[float]] = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        found.setdefault(row["id"], []).append(row["outcome"])
-    return {name: statistics.mean(values) for name, values in found.items()}
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return comparison.by_prompt([row["id"] for row in rows], [row["outcome"] for row in rows])
 
 
 def gain(before: dict[str, float], after: dict[str, float], settings: Settings, seed: int) -> Gain:

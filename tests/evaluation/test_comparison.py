@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.comparison import Pair, by_category, judge, match, side
+from pipeline.evaluation.comparison import Pair, by_category, by_prompt, judge, match, side
 from pipeline.records import LENGTH, Completion, Group, Message, UserError
 
 DATA = os.environ.get("ALIGNLOOP_TEST_DATA")
@@ -45,11 +45,30 @@ def test_prompts_of_one_side_only_are_counted_and_one_id_for_two_prompts_refused
 
 
 def test_verdict_by_hand():
-    """Prompt a: 1 and 0.5, b: 0. Win rate (1 + 0.5 + 0) / 3 = 0.5; prompt means 0.75 and 0: sd 0.5303, SE 0.375."""
+    """Prompt a: 1 and 0.5, mean 0.75; b: 0. Win rate (0.75 + 0) / 2 = 0.375, not the samples' (1 + 0.5 + 0) / 3 = 0.5:
+    prompts count alike, as in the intervals. sd of 0.75 and 0: 0.5303, SE 0.375. Wins, ties, losses count comparisons.
+    """
     found = judge(["a", "a", "b"], [1.0, 0.5, 0.0], seed=0, resamples=200, confidence=0.95)
     assert (found.wins, found.ties, found.losses, found.prompts) == (1, 1, 1, 2)
-    assert found.win_rate == 0.5
+    assert found.win_rate == 0.375
     assert found.standard_error == pytest.approx(0.375)
+    assert (found.bootstrap_low, found.bootstrap_high) == (0.0, 0.75)
+
+
+def test_equal_numbers_of_samples_give_the_share_of_the_comparisons():
+    """a: 1, 0.5; b: 0, 0; c: 1, 1: (W + T/2) / all = (3 + 0.5) / 6, and (0.75 + 0 + 1) / 3 is the same."""
+    found = judge(list("aabbcc"), [1.0, 0.5, 0.0, 0.0, 1.0, 1.0], seed=0, resamples=200, confidence=0.95)
+    assert found.win_rate == pytest.approx((found.wins + found.ties / 2) / 6, abs=1e-15)
+    assert by_prompt(list("aab"), [1.0, 0.5, 0.0]) == {"a": 0.75, "b": 0.0}
+
+
+def test_a_second_turn_is_asked_of_both_sides_after_their_own_first_answers():
+    def turn(answer: str) -> Group:
+        said = (Message("user", "q"), Message("assistant", answer), Message("user", "and?"))
+        return Group("a", said, (Completion("x"),))
+
+    pairs, _ = match(of(turn("mine")), of(turn("theirs")))
+    assert len(pairs) == 1
 
 
 def test_a_judges_probabilities_count_as_they_are():

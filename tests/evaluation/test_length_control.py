@@ -48,7 +48,7 @@ def test_a_gain_made_of_length_alone_is_taken_away():
     equal length (outcomes 0.8 and 0.2, so that the fit is not separable)."""
     longer = [400.0, 400.0, 400.0, -400.0] * 25
     outcomes = [0.8 if d > 0 else 0.2 for d in longer]
-    found = control([str(i) for i in range(100)], outcomes, longer)
+    found = control([str(i) for i in range(100)], outcomes, longer, seed=0, resamples=100)
     assert sum(outcomes) / 100 == pytest.approx(0.65)
     assert found.win_rate == pytest.approx(0.5, abs=0.002)
     assert found.length > 1
@@ -57,23 +57,47 @@ def test_a_gain_made_of_length_alone_is_taken_away():
 def test_a_gain_that_has_nothing_to_do_with_length_stays():
     longer = [300.0, -300.0] * 50
     outcomes = [1.0, 1.0, 1.0, 1.0, 0.0, 0.0] * 16 + [1.0, 1.0, 0.0, 0.0]
-    found = control([str(i) for i in range(100)], outcomes, longer)
+    found = control([str(i) for i in range(100)], outcomes, longer, seed=0, resamples=100)
     assert found.win_rate == pytest.approx(sum(outcomes) / 100, abs=0.005)
     assert found.length == pytest.approx(0.0, abs=0.05)
 
 
 def test_lengths_that_are_all_equal_leave_the_raw_rate():
-    found = control(["a", "b", "c", "d"] * 25, [1.0, 0.5, 0.0, 1.0] * 25, [7.0] * 100)
+    found = control(["a", "b", "c", "d"] * 25, [1.0, 0.5, 0.0, 1.0] * 25, [7.0] * 100, seed=0, resamples=100)
     assert found.win_rate == pytest.approx(0.625, abs=1e-4)
     assert (found.length, found.length_scale, found.difficulty) == (0.0, 0.0, None)
 
 
-def test_samples_of_one_prompt_do_not_narrow_the_interval():
-    """Ten prompts, eight equal samples of each: the interval is that of ten prompts."""
-    ids, outcomes, longer = list("abcdefghij"), [1.0, 0.0] * 5, [float(10 * i) for i in range(10)]
-    once = control(ids, outcomes, longer)
-    eight = control(ids * 8, outcomes * 8, longer * 8)
-    assert eight.high - eight.low == pytest.approx(once.high - once.low, rel=0.15)
+def test_samples_of_one_prompt_change_nothing_where_they_are_alike():
+    """Forty prompts once, and with two to eight equal samples each: prompts weigh the same, so it is the same fit of
+    the same draws of prompts."""
+    ids, outcomes = [str(i) for i in range(40)], [1.0, 0.3, 0.0, 0.8] * 10
+    longer = [float(11 * i % 17) for i in range(40)]
+    once = control(ids, outcomes, longer, seed=1, resamples=200)
+    times = [2, 8, 3, 5] * 10
+    many = control(*([v for v, n in zip(column, times, strict=True) for _ in range(n)]
+                     for column in (ids, outcomes, longer)), seed=1, resamples=200)
+    assert many.win_rate == pytest.approx(once.win_rate, abs=0.003)
+    assert (many.low, many.high) == pytest.approx((once.low, once.high), abs=0.02)  # the ridge weighs less
+
+
+def test_the_interval_is_the_spread_of_the_regression_over_redrawn_prompts():
+    """The percentiles of 300 refits, made here by drawing the rows themselves instead of weighing them."""
+    rng = np.random.default_rng(5)
+    longer = rng.normal(0, 300, 200)
+    outcomes = (rng.random(200) < 1 / (1 + np.exp(-0.4 - np.tanh(longer / 300)))).astype(float)
+    found = control([str(i) for i in range(200)], list(outcomes), list(longer), seed=2, resamples=300, confidence=0.9)
+    rates = []
+    for _ in range(300):
+        rows = rng.integers(0, 200, 200)
+        d = longer[rows]
+        a, _ = fit(np.stack([np.ones(200), np.tanh(d / d.std(ddof=1))], 1), outcomes[rows])
+        rates.append(logistic(a))
+    expected = np.quantile(rates, [0.05, 0.95])
+    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.015)
+    assert found.low < found.win_rate < found.high
+    again = control([str(i) for i in range(200)], list(outcomes), list(longer), seed=2, resamples=300, confidence=0.9)
+    assert again == found
 
 
 def test_prediction_by_hand():
@@ -94,7 +118,7 @@ def test_difficulties_order_prompts_and_are_standardised():
 
 def test_no_comparisons_are_refused():
     with pytest.raises(ValueError, match="no comparisons"):
-        control([], [], [])
+        control([], [], [], seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +146,7 @@ def test_length_control_of_whole_outputs_comes_near_the_published_rate(alpaca_ev
     ids = [str(i) for i in range(805)]
     ours, theirs = lengths(f"model_outputs.{model}.json"), lengths("reference_outputs.gpt4_1106_preview.json")
     found = control(ids, [outcomes[model][i] for i in ids], [a - b for a, b in zip(ours, theirs, strict=True)],
-                    difficulties=difficulties(outcomes))
+                    seed=0, resamples=500, difficulties=difficulties(outcomes))
     raw = 100 * sum(outcomes[model].values()) / 805
     target = published[model]["length_controlled_winrate"]
     assert abs(100 * found.win_rate - target) < 3.0 < abs(raw - target)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import statistics
 from pipeline.build import build
 from pipeline.formats import alpaca_eval, alpaca_eval_judgments, arena_hard_judgments, questions
 from pipeline.records import Completion, Group, Message, UserError
@@ -50,27 +51,39 @@ def test_alpaca_eval_annotations_are_the_judges_preferences():
     folder = Path(DATA) / "alpaca_eval"
     path = folder / "annotations.alpaca-7b.first100.json"
     prompts = alpaca_eval.read(folder / "model_outputs.alpaca-7b.json", alpaca_eval.Settings()).splits["eval"]
-    groups = {g.id: g for g in prompts}
-    found = alpaca_eval_judgments.preferences(groups, alpaca_eval_judgments.Settings(str(path)))
+    reference = alpaca_eval.read(folder / "reference_outputs.gpt4_1106_preview.json", alpaca_eval.Settings(
+        files="*.json")).splits["eval"]
+    asked = [(g, g.completions[0], r.completions[0]) for g, r in zip(prompts, reference, strict=True) if g.completions]
+    settings = alpaca_eval_judgments.Settings(str(path))
+    found, reasons = alpaca_eval_judgments.preferences(asked, settings)
     rows = {row["instruction"]: row["preference"] - 1 for row in json.loads(path.read_text())}
-    assert len(found) == 100
-    for name, value in found.items():
-        assert value == pytest.approx(rows[groups[name].messages[-1].content])
+    judged = [(g, value) for (g, _, _), value in zip(asked, found, strict=True) if value is not None]
+    assert len(judged) == 100 and reasons == {"without a judgment": len(asked) - 100, "judged with other answers": 0}
+    for group, value in judged:
+        assert value == pytest.approx(rows[group.messages[-1].content])
+    swapped = [(g, theirs, ours) for g, ours, theirs in asked]
+    found, reasons = alpaca_eval_judgments.preferences(swapped, settings)
+    assert set(found) == {None} and reasons["judged with other answers"] == 100
 
 
 def test_annotations_old_ties_and_what_is_wrong(tmp_path: Path):
-    groups = {"a": Group("a", (Message("user", "why"),))}
+    asked = [(Group("a", (Message("user", "why"),)), Completion("so"), Completion("no"))]
     path = tmp_path / "annotations.json"
-    path.write_text(json.dumps([{"instruction": "why", "generator_2": "m", "preference": 0}]))
-    assert alpaca_eval_judgments.preferences(groups, alpaca_eval_judgments.Settings(str(path))) == {"a": 0.5}
-    path.write_text(json.dumps([{"instruction": "why", "generator_2": "m", "preference": p} for p in (None, 3)]))
-    with pytest.raises(UserError, match="preference None of instruction 'why', expected a text and a number from 1"):
-        alpaca_eval_judgments.preferences(groups, alpaca_eval_judgments.Settings(str(path)))
-    path.write_text(json.dumps([{"instruction": "why", "generator_2": m, "preference": 1.0} for m in "xy"]))
+    settings = alpaca_eval_judgments.Settings(str(path))
+    row = {"instruction": "why", "generator_2": "m", "preference": 0, "output_1": "no", "output_2": "so"}
+    path.write_text(json.dumps([row]))
+    assert alpaca_eval_judgments.preferences(asked, settings)[0] == [0.5]
+    path.write_text(json.dumps([{**row, "preference": 2}, {**row, "preference": 1.5}]))
+    assert alpaca_eval_judgments.preferences(asked, settings)[0] == [0.75]  # judged twice: the mean
+    path.write_text(json.dumps([{**row, "preference": p} for p in (None, 3)] + [{**row, "output_2": None}]))
+    with pytest.raises(UserError, match=r"preference None of instruction 'why', expected texts as .* and a") as caught:
+        alpaca_eval_judgments.preferences(asked, settings)
+    assert len(caught.value.problems) == 3  # without its outputs nobody knows what was judged
+    path.write_text(json.dumps([{**row, "generator_2": m, "preference": 1.0} for m in "xy"]))
     with pytest.raises(UserError, match=r"judgments\.model: .* judges x, y; name one"):
-        alpaca_eval_judgments.preferences(groups, alpaca_eval_judgments.Settings(str(path)))
+        alpaca_eval_judgments.preferences(asked, settings)
     only_x = alpaca_eval_judgments.Settings(str(path), model="x")
-    assert alpaca_eval_judgments.preferences(groups, only_x) == {"a": 0.0}
+    assert alpaca_eval_judgments.preferences(asked, only_x)[0] == [0.0]
 
 
 @real_data
@@ -107,6 +120,18 @@ def test_mt_bench_has_second_turns_and_two_turn_answers(tmp_path: Path):
     assert set(first) == set(reference) - {"tstamp"} and set(first["choices"][0]) == set(reference["choices"][0])
 
 
+@real_data
+def test_given_answers_of_mt_bench_have_both_turns():
+    root = Path(DATA) / "mt_bench"
+    settings = questions.Settings(two_turns=True, answers="reference_answer.gpt-4.jsonl")
+    rows = [json.loads(line) for line in (root / settings.answers).open()]
+    turns = {str(row["question_id"]): row["choices"][0]["turns"] for row in rows}
+    found = questions.read(root, settings).splits["eval"]
+    first = {g.id: g.completions[0].text for g in found if g.completions}
+    assert len(turns) == 24 and first == {name: both[0] for name, both in turns.items() if name in first}
+    assert questions.given_follow_ups(root, settings) == {name: both[1] for name, both in turns.items()}
+
+
 def test_questions_that_are_wrong_are_named_with_their_line(tmp_path: Path):
     lines(tmp_path / "question.jsonl", {"question_id": 1, "turns": ["a"]}, {"question_id": True, "turns": ["a"]},
           {"question_id": 1, "turns": ["b"]}, {"question_id": 4, "turns": [3]}, {"question_id": 5, "turns": [" "]})
@@ -119,22 +144,38 @@ def test_questions_that_are_wrong_are_named_with_their_line(tmp_path: Path):
 
 def test_arena_hard_games_by_hand(tmp_path: Path):
     """q1: game 1 (the model is B) "B>A" a win, game 2 (the model is A) "A=B" a tie: (1 + 0.5) / 2.
-    q2: "A>>B" in game 1 is three votes lost, "A>B" in game 2 one won: 1 / 4. q3: no verdict: left out."""
+    q2: "A>>B" in game 1 is three votes lost, "B<A" in game 2 one won: 1 / 4. q3: no verdict: left out.
+    Of all six votes 2.5 are won: the benchmark's own score, whose bootstrap draws single votes."""
     path = lines(
         tmp_path / "judgment.jsonl",
         {"question_id": "q1", "model": "m", "games": [{"score": "B>A"}, {"score": "A=B"}]},
-        {"question_id": "q2", "model": "m", "games": [{"score": "A>>B"}, {"score": "A>B"}]},
+        {"question_id": "q2", "model": "m", "games": [{"score": "A>>B"}, {"score": "B<A"}]},
         {"question_id": "q3", "model": "m", "games": [{"score": None}, {"score": None}]},
         {"question_id": "elsewhere", "model": "m", "games": [{"score": "A>B"}]},
     )
-    groups = {name: Group(name, (Message("user", name),)) for name in ("q1", "q2", "q3")}
+    asked = [(Group(n, (Message("user", n),)), Completion("ours"), Completion("theirs")) for n in ("q1", "q2", "q3")]
     settings = build(arena_hard_judgments.Settings, {"path": str(path)})
-    assert arena_hard_judgments.preferences(groups, settings) == {"q1": 0.75, "q2": 0.25}
+    assert arena_hard_judgments.preferences(asked, settings) == (
+        [0.75, 0.25, None], {"without a judgment": 1, "judged with other answers": 0})
+    own = arena_hard_judgments.published(asked, settings, seed=0, resamples=500, confidence=0.9)
+    assert (own["win_rate"], own["votes"]) == (pytest.approx(2.5 / 6), 6)
+    assert (own["low"], own["high"]) == statistics.bootstrap([1.0, 0.5, 0.0, 0.0, 0.0, 1.0], 0, 500, 0.9)
     once = build(arena_hard_judgments.Settings, {"path": str(path), "strong": 1})
-    assert arena_hard_judgments.preferences(groups, once)["q2"] == 0.5
+    assert arena_hard_judgments.preferences(asked, once)[0][1] == 0.5
+    with pytest.raises(UserError, match=r"question 'q1' has several answers and .* does not say"):
+        arena_hard_judgments.preferences([asked[0], asked[0]], settings)
     lines(path, {"question_id": "q1", "model": "m", "games": [{"score": "A"}]})
     with pytest.raises(UserError, match=r"games\[0\]\.score: 'A', expected one of A>>B"):
-        arena_hard_judgments.preferences(groups, settings)
+        arena_hard_judgments.preferences(asked, settings)
+
+
+def test_arena_hard_prompts_say_which_answers_were_judged(tmp_path: Path):
+    read = {"score": "B>A", "user_prompt": "<|A|>\nthe base\n<|B|>\nsecond\n"}
+    path = lines(tmp_path / "judgment.jsonl", {"question_id": "q1", "model": "m", "games": [read]})
+    group = Group("q1", (Message("user", "q"),))
+    asked = [(group, Completion(text), Completion("the base")) for text in ("first", "second ")]
+    found = arena_hard_judgments.preferences(asked, build(arena_hard_judgments.Settings, {"path": str(path)}))
+    assert found == ([None, 1.0], {"without a judgment": 0, "judged with other answers": 1})
 
 
 def test_one_file_is_meant_and_an_instruction_is_there_once(tmp_path: Path):

@@ -1,5 +1,5 @@
 // Several runs on one chart: any number over the iterations, seeds of one experiment as a line with its band.
-import { h, card, empty, FORMS, number, tick, words } from "./dom.js";
+import { h, card, empty, FORMS, levelOf, number, tick, words } from "./dom.js";
 import { ask } from "./data.js";
 import { band, chart, series } from "./chart.js";
 import { line } from "./text.js";
@@ -66,7 +66,7 @@ function picture(groups, iterations, x, y, data) {
 }
 
 const style = (tint) => ({ type: "line", symbol: "circle", symbolSize: 7, lineStyle: { width: 2, color: tint }, itemStyle: { color: tint }, z: 4 });
-const valueAxis = (write, more) => ({ type: "value", ...more, axisLabel: { formatter: (v) => (write === FORMS.rate ? `${number(100 * v)} %` : tick(v)) } });
+const valueAxis = (write, more) => ({ type: "value", ...more, axisLabel: { formatter: (v) => (write === FORMS.rate ? `${number(100 * v)} %` : write === FORMS.gain ? number(100 * v) : tick(v)) } });
 
 // A line per experiment: with several seeds their mean and a band, with one run its interval.
 function overIterations(groups, iterations, y, data) {
@@ -111,7 +111,8 @@ function overNumber(groups, iterations, x, y, data) {
 function table(groups, iterations, y, data) {
   const write = form(y, data);
   const spread = (values) => { const m = mean(values); return Math.sqrt(values.reduce((a, v) => a + (v - m) ** 2, 0) / Math.max(1, values.length - 1)); };
-  return card(`${label(y, data)} by iteration`, { note: "over seeds: mean, and standard deviation after ±" }, h("div.scroll", { "data-scroll": "compare" }, h("table", {},
+  const level = levelOf(groups.flatMap((g) => iterations.flatMap((i) => g.runs.map((r) => r.numbers[String(i)]?.[y]))));
+  return card(`${label(y, data)} by iteration`, { note: `over seeds: mean, and standard deviation after ±${level ? `; of one run: its ${level} interval` : ""}` }, h("div.scroll", { "data-scroll": "compare" }, h("table", {},
     h("thead", {}, h("tr", {}, h("th", {}, ""), h("th", {}, "Runs"), iterations.map((i) => h("th.r", {}, i ? `iteration ${i}` : "before")))),
     h("tbody", {}, groups.map((g, k) => h("tr", {}, h("td.name", {}, h("i.swatch", { style: { background: `var(--series-${(k % 8) + 1})` } }), " ", g.name),
       h("td", {}, g.runs.map((r, i) => [i ? ", " : "", h("a", { href: `#/run/${encodeURIComponent(r.name)}/iterations` }, r.name), h("span.muted", {}, ` seed ${r.seed}`)])),

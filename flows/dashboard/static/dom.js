@@ -91,8 +91,26 @@ export function tick(value) {
 }
 
 export const FORMS = {
-  int: (v) => number(v), num: (v) => number(v, 3), rate: (v) => percent(v), len: (v) => number(v, 1), speed: (v) => number(v), any: compact,
+  int: (v) => number(v), num: (v) => number(v, 3), rate: (v) => percent(v), gain: (v) => signed(100 * v, (points) => number(points, 1)), len: (v) => number(v, 1), speed: (v) => number(v), any: compact,
 };
+
+// The level of the cells' intervals as a heading, "95 %"; null where they differ or none is known.
+export function levelOf(cells) {
+  const known = [...new Set(cells.filter((c) => c && c.low !== undefined).map((c) => c.level ?? null))];
+  return known.length === 1 && known[0] !== null ? share(known[0]) : null;
+}
+
+const share = (level) => `${Number((100 * level).toFixed(2))} %`;
+
+// A cell's interval, with its level where no heading says it.
+export function interval(cell, form, heading) {
+  if (!cell || cell.low === undefined) return "";
+  const write = FORMS[form];
+  const text = `${write(cell.low).replace(" %", "")} to ${write(cell.high)}`;
+  return heading || !cell.level ? text : `${text} (${share(cell.level)})`;
+}
+
+export const pValue = (p) => (p === undefined ? "" : p < 0.001 ? "p\u00a0<\u00a00.001" : `p\u00a0=\u00a0${p.toFixed(3)}`);
 
 export function seconds(value) {
   if (value === null || value === undefined) return "";

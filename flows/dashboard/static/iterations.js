@@ -1,11 +1,12 @@
 // What each iteration did: the table of its numbers, then one chart per question.
-import { h, card, compact, empty, FORMS, tick, memory, number, percent, seconds, words } from "./dom.js";
+import { h, card, empty, FORMS, interval, levelOf, pValue, tick, memory, number, percent, seconds, words } from "./dom.js";
 import { ask } from "./data.js";
 import { chart, color, series, shade, solid } from "./chart.js";
 import { line } from "./text.js";
 import { headline, source } from "./run.js";
 import { diagnosed } from "./diagnosed.js";
 import { gates } from "./gates.js";
+import { categories } from "./categories.js";
 import { lines } from "./lines.js";
 import { redraw } from "./frame.js";
 
@@ -19,22 +20,24 @@ export const iterationsView = {
     if (!run.iterations.some((r) => Object.keys(r.cells).length)) {
       return [headline(run), empty("No iteration has a number yet", "The first ones appear when a step that samples, scores or evaluates is done. This shows how far the run is:", `align status ${run.name}`)];
     }
-    return [headline(run), table(run), gates(run, more), h("div.grid", {}, charts(run, more))];
+    return [headline(run), table(run), gates(run, more), categories(run, more), h("div.grid", {}, charts(run, more))];
   },
 };
 
 function table(run) {
   const rows = run.iterations.filter((r) => Object.keys(r.cells).length || r.seconds);
   const columns = run.columns.filter((c) => rows.some((r) => r.cells[c.name]));
-  const wide = (c) => (rows.some((r) => r.cells[c.name]?.low !== undefined) ? [h("th.r", {}, c.label), h("th", {}, "95 %")] : h("th.r", {}, c.label));
+  const level = (c) => levelOf(rows.map((r) => r.cells[c.name]));
+  const bounded = (c) => rows.some((r) => r.cells[c.name]?.low !== undefined);
+  const head = (c) => h("th.r", {}, c.label, bounded(c) && h("small.bounds", {}, level(c) || "interval"));
   const cells = (c, r) => {
     const cell = r.cells[c.name];
-    const shown = h("td.r", {}, cell ? source(run.name, cell, FORMS[c.form](cell.value)) : h("span.none", {}, "–"));
-    if (!rows.some((other) => other.cells[c.name]?.low !== undefined)) return shown;
-    return [shown, h("td.interval-cell", {}, cell && cell.low !== undefined ? `${percent(cell.low).slice(0, -2)} to ${percent(cell.high)}` : "")];
+    if (!cell) return h("td.r", {}, h("span.none", {}, "–"));
+    const around = [interval(cell, c.form, level(c)), pValue(cell.p_value)].filter(Boolean);
+    return h("td.r", {}, source(run.name, cell, FORMS[c.form](cell.value)), around.map((text) => h("small.bounds", {}, text)));
   };
   return card("Iterations", { note: "Every number leads to the artifact it was read from." }, h("div.scroll", { "data-scroll": "iterations" }, h("table", {},
-    h("thead", {}, h("tr", {}, h("th", {}, "Iteration"), columns.map(wide), h("th.r", {}, "Left out"), h("th.r", {}, "Time"), h("th.r", {}, "Peak memory"))),
+    h("thead", {}, h("tr", {}, h("th", {}, "Iteration"), columns.map(head), h("th.r", {}, "Left out"), h("th.r", {}, "Time"), h("th.r", {}, "Peak memory"))),
     h("tbody", {}, rows.map((r) => h("tr", {},
       h("td.name", {}, r.iteration === 0 ? "before the loop" : r.iteration), columns.map((c) => cells(c, r)),
       h("td.r", {}, leftOut(run, r)), h("td.r", {}, seconds(r.seconds)), h("td.r", {}, memory(r.memory_mb))))))));
@@ -56,7 +59,7 @@ function charts(run, more) {
   const key = (name) => `${run.name}/iterations/${name}`;
   const found = [];
   const add = (title, note, option, extra = {}) => found.push(card(title, { note, ...extra }, chart(key(title), option, { label: `${title}. ${note || ""}` })));
-  if (rows.some((r) => r.cells.win_rate)) add("Win rate", "against the baseline, ties half; bars are 95 % intervals", () => winRates(rows));
+  if (rows.some((r) => r.cells.win_rate)) add("Win rate", `against the baseline, ties half; bars are ${levelOf(rows.map((r) => r.cells.win_rate)) || ""} intervals`, () => winRates(rows));
   for (const [purpose, title] of [["train", "Scores of the samples"], ["judge", "Scores of the answers judged"]]) {
     const scores = Object.keys(more.histograms[purpose]);
     if (!scores.length) continue;

@@ -1,5 +1,5 @@
 // One run: the DAG with iterations as rows and stages as pills, what each step cost, where it came from, its log.
-import { h, ago, card, FORMS, memory, number, percent, rough, seconds, signed, when, words } from "./dom.js";
+import { h, ago, card, FORMS, interval, levelOf, memory, number, pValue, percent, rough, seconds, signed, when, words } from "./dom.js";
 import { ask, exported } from "./data.js";
 import { line, plain } from "./text.js";
 import { go } from "./frame.js";
@@ -47,9 +47,10 @@ function figures(run) {
   const add = (label, cell, form, note) => cell && items.push([label, source(run.name, cell, FORMS[form](cell.value)), note]);
   if (last) {
     const rate = last.cells.win_rate;
-    add(`Win rate, iteration ${last.iteration}`, rate, "rate", rate.low !== undefined ? `95 %: ${percent(rate.low).slice(0, -2)} to ${percent(rate.high)}` : null);
+    add(`Win rate, iteration ${last.iteration}`, rate, "rate", bounds(rate, "rate"));
     add("By the learned reward", last.cells.win_rate_reward, "rate", before && before.cells.win_rate_reward ? change(last, before, "win_rate_reward", true) : null);
-    if (before) items.push(["Gain in win rate", signed(100 * (rate.value - before.cells.win_rate.value), (v) => number(v, 1)), `points on iteration ${before.iteration}`]);
+    if (before) add(`Gain on iteration ${before.iteration}, points`, last.cells.gain, "gain", [bounds(last.cells.gain, "gain"), pValue(last.cells.gain?.p_value)].filter(Boolean).join(", "));
+    add("At equal length", last.cells.length_controlled, "rate", bounds(last.cells.length_controlled, "rate"));
     add("Length", last.cells.length, "len", before ? change(last, before, "length") : "tokens an answer");
   }
   const kept = sum(run.iterations.map((r) => r.cells.kept?.value));
@@ -58,6 +59,8 @@ function figures(run) {
   items.push(["Work", seconds(sum(run.steps.filter((s) => !s.made_by).map((s) => s.seconds))) || "–", `peak ${memory(Math.max(0, ...run.steps.map((s) => s.memory_mb || 0))) || "–"}`]);
   return h("dl.figures", {}, items.map(([label, value, note]) => h("div.figure", {}, h("dt", {}, label), h("dd", {}, value, note && h("small", {}, note)))));
 }
+
+const bounds = (cell, form) => (cell && cell.low !== undefined ? `${levelOf([cell]) || "interval"}: ${interval(cell, form, true)}` : null);
 
 function change(last, before, name, points = false) {
   const [a, b] = [last.cells[name], before.cells[name]];

@@ -1,5 +1,5 @@
 // All runs of the workspace: what each is, how far, how good. Ticked ones are compared.
-import { h, ago, percent, seconds, empty, card, words } from "./dom.js";
+import { h, ago, interval, levelOf, percent, seconds, empty, card, words } from "./dom.js";
 import { ask } from "./data.js";
 import { line } from "./text.js";
 import { redraw } from "./frame.js";
@@ -36,15 +36,16 @@ function table(runs) {
   const all = runs.filter((r) => r.total).map((r) => r.name);
   const every = all.length > 0 && all.every((n) => chosen.has(n));
   const toggleAll = () => { for (const n of all) every ? chosen.delete(n) : chosen.add(n); redraw(); };
-  const heads = ["Run", "State", "Steps", ["Win rate", "r"], "95 %", "By iteration", "Recipe", "Objective", "Model", "Data", ["Seed", "r"], ["Changed", "r"]];
+  const level = levelOf(runs.map((r) => (r.win_rates || []).at(-1)));
+  const heads = ["Run", "State", "Steps", ["Win rate", "r"], level || "Interval", "By iteration", "Recipe", "Objective", "Model", "Data", ["Seed", "r"], ["Changed", "r"]];
   return h("div.scroll", { "data-scroll": "runs" }, h("table.runs", {},
     h("thead", {}, h("tr", {},
       h("th.tick", {}, h("input", { type: "checkbox", "aria-label": "Choose all shown", ...(every && { checked: true }), "data-focus": "all", onchange: toggleAll })),
       heads.map((head) => (Array.isArray(head) ? h(`th.${head[1]}`, {}, head[0]) : h("th", {}, head))))),
-    h("tbody", {}, runs.map(row))));
+    h("tbody", {}, runs.map((run) => row(run, level)))));
 }
 
-function row(run) {
+function row(run, level) {
   const link = h("a", { href: `#/run/${encodeURIComponent(run.name)}`, "data-focus": `run-${run.name}` }, run.name);
   if (run.state === "unreadable") {
     return h("tr", {}, h("td.tick"), h("td.name", {}, run.name), h("td", {}, h("span.state.unreadable", {}, "unreadable")), h("td.muted", { colspan: 9 }, "run.json cannot be read"), h("td.r.muted", {}, ago(run.changed)));
@@ -57,7 +58,7 @@ function row(run) {
     h("td", {}, h("span.state", { class: run.state }, run.state)),
     h("td", {}, steps(run)),
     h("td.r", {}, last ? h("b", {}, percent(last.value)) : h("span.none", {}, "–")),
-    h("td.interval-cell", {}, last && last.low !== undefined ? `${percent(last.low).slice(0, -2)} to ${percent(last.high)}` : null),
+    h("td.interval-cell", {}, interval(last, "rate", level)),
     h("td", {}, spark(run.win_rates)),
     h("td", {}, run.recipe), h("td", {}, words(run.objective)), h("td", {}, line(run.model || "")), h("td", {}, run.data), h("td.r", {}, run.seed),
     h("td.r.muted", {}, ago(run.changed)));

@@ -18,7 +18,8 @@ const FAMILIES = [
   ["Tokens per second", /tokens_per_second/, ""],
   ["Seconds per step", /seconds_per_step/, ""],
   ["Time left", /^eta/, "seconds"],
-  ["Utilisation", /util|memory|busy/, ""],
+  ["Memory", /memory/, ""],
+  ["Utilisation", /util|busy/, "share of the peak"],
   ["Length", /length|tokens$/, "tokens"],
 ];
 const TRAINS = new Set(["sft", "train_reward", "train_preference"]);

@@ -123,8 +123,32 @@ def test_a_number_leads_to_its_artifact_and_on_to_the_raw_file(page, address: st
 
 def test_gates_are_shown(page, address: str):
     opened(page, address, "iterations")
+    assert "It cannot decide whether the win rate fell while the learned reward rose: no finite" in page.text(".unsure")
     assert "Iteration 2: the run stops here, because gold fell while the learned reward rose." in page.text()
     assert "Iteration 1: passed" in page.text() and "The model to go on from is iteration 1's" in page.text()
+
+
+def test_gain_length_control_and_categories_with_their_intervals(page, address: str):
+    """The level of the intervals is the artifact's, 90 % here; the gain has interval and p, a name stays text."""
+    page.look()
+    opened(page, address, "iterations")
+    table = page.text("section[aria-label=Iterations]")
+    assert all(text in table for text in ("+10.0", "+1.2 to +18.8", "p\u00a0=\u00a00.031"))
+    assert "65.0 to 78.0 %" in table, "of the length-controlled rate"
+    assert "90 %" in table and "95 %" not in page.text()
+    cells = page.text(".categories").split()
+    assert cells[:2] == ["Category", "Prompts"] and cells.index("baking") > cells.index("<b>rice</b>"), "largest first"
+    assert "85.0 %" in page.text(".categories") and "70.0 to 95.0 %" in page.text(".categories")
+    opened(page, address, "run")
+    assert "90 %: +1.2 to +18.8, p\u00a0=\u00a00.031" in page.text(".figures")
+    assert "90 %: 75.0 to 85.0 %" in page.text(".figures") and "90 %: 65.0 to 78.0 %" in page.text(".figures")
+    opened(page, address, "runs")
+    assert "90 %" in page.text("thead") and "95 %" not in page.text()
+
+
+def test_utilisation_and_memory_have_axes_of_their_own(page, address: str):
+    opened(page, address, "training")
+    assert page.count("section[aria-label=Memory] .chart") == page.count("section[aria-label=Utilisation] .chart") == 1
 
 
 def test_search_and_pages(page, address: str):

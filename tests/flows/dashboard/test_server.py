@@ -14,6 +14,7 @@ from flows.dashboard.app import make_app
 from flows.dashboard.files import Files, NotHere
 from flows.dashboard.guard import COOKIE, host_name
 from pipeline import runs, store
+from pipeline.stage import Reporter
 from tests.flows.dashboard import world
 
 
@@ -41,8 +42,9 @@ def test_the_list_of_runs(workspace: Path):
     run = found["good"]
     assert (run["recipe"], run["model"], run["data"], run["objective"], run["state"]) == (
         "pco", "tiny", "minifarm", "dpo", "done")
-    assert run["done"] == run["total"] == 19
+    assert run["done"] == run["total"] == 21
     assert [round(w["value"], 3) for w in run["win_rates"]] == [0.7, 0.8]
+    assert [w["level"] for w in run["win_rates"]] == [world.LEVEL] * 2, "from the artifact's settings"
     assert run["experiment"] == found["good-1"]["experiment"], "they differ in the seed only"
 
 
@@ -55,6 +57,11 @@ def test_a_run_has_its_steps_and_where_they_came_from(workspace: Path):
     row = run["iterations"][2]
     assert row["cells"]["kept"] == {"value": 37, "step": "pairs[2]", "field": "kept"}
     assert row["cells"]["win_rate"]["step"] == "evaluate[2]"
+    assert row["cells"]["gain"] == {"value": 0.1, "step": "report[2]", "field": "gain", "low": 0.012, "high": 0.188,
+                                    "level": world.LEVEL, "p_value": 0.0312}
+    assert "gain" not in run["iterations"][1]["cells"]
+    controlled = row["cells"]["length_controlled"]
+    assert controlled["low"] < controlled["value"] < controlled["high"] and controlled["level"] == world.LEVEL
     assert row["dropped"] == {"all_tied": {"value": 3, "step": "pairs[2]"}}
     assert row["cells"]["reward"]["value"] == 0.3, "of the samples trained on, not of the evaluated answers"
 
@@ -68,7 +75,8 @@ def test_a_running_step_has_progress_and_its_log(tmp_path: Path):
     (run.folder / "events.jsonl").write_text(
         json.dumps({"step": "sft", "event": "started", "time": started}) + '\n{"step": "sft", "ev')
     (run.folder / "progress.json").write_text(
-        json.dumps({"step": "sft", "done": 25, "total": 100, "unit": "steps", "time": started + 10}))
+        json.dumps({"step": "sft", "done": 25, "total": 100, "unit": "steps", "time": started + 10,
+                    "began": {"done": 0, "time": started}}))
     runs.log_path(tmp_path, "live", "sft").parent.mkdir()
     runs.log_path(tmp_path, "live", "sft").write_text("one\ntwo\n")
     with runs.hold(tmp_path, "live"):
@@ -78,6 +86,29 @@ def test_a_running_step_has_progress_and_its_log(tmp_path: Path):
     left = get(tmp_path, "runs/live")
     assert left["state"] == "interrupted", "nobody holds the run"
     assert left["steps"][1]["state"] == "interrupted"
+
+
+def test_the_time_left_counts_what_this_process_did(tmp_path: Path):
+    """60 of 100 were there when it went on; 10 more took 20 s: the last 30 take 60 s. Its first word tells no pace."""
+    run = world.Maker(tmp_path, "again")
+    run.waiting("sft", "sft", state="running")
+    run.save(outcome=runs.RUNNING)
+    report = Reporter("again", "sft", None, run.folder / "progress.json")
+    with runs.hold(tmp_path, "again"):
+        report.progress(60, 100, "steps")
+        assert get(tmp_path, "runs/again")["steps"][0]["progress"]["ends"] is None
+        report._began["time"] -= 20
+        report.progress(70, 100, "steps")
+        found = get(tmp_path, "runs/again")["steps"][0]["progress"]
+    assert found["ends"] == pytest.approx(found["time"] + 60, abs=1)
+
+
+def test_an_unknown_run_is_answered_with_the_names_like_it(workspace: Path):
+    app = client(workspace)
+    for path in ("runs/goood", "runs/goood/metrics", "compare?run=good&run=goood"):
+        answer = app.get(f"/api/{path}")
+        assert answer.status_code == 404
+        assert answer.json()["error"].startswith("no run named 'goood' (did you mean good")
 
 
 def test_damage_hides_nothing_else(tmp_path: Path):

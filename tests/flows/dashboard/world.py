@@ -25,6 +25,9 @@ HOSTILE = (
 )
 
 
+LEVEL = 0.9  # of the intervals: not the default, so that a page that writes 95 % is found out
+
+
 def answer(sample: int, text: str, reward: float, **more: Any) -> Completion:
     ids = tuple(range(10, 10 + len(text.split())))
     return Completion(text=text, token_ids=ids, scores={"reward": reward, "gold": 2 * reward}, sample=sample,
@@ -73,6 +76,7 @@ class Maker:
         digests = {i: [self._artifact(ref).digest(ref.partition("/")[2])] for i, ref in inputs.items()}
         digests |= {"files": files} if files else {}
         settings = {"objective": self.objective} if stage == "train_preference" else {"score": "gold"}
+        settings |= {"confidence": LEVEL} if stage in ("evaluate", "report") else {}
         parts = {"version": 1, "settings": settings, "inputs": digests, "seed": self.seed if iteration else None}
         key = store.fingerprint(stage, **parts)
         reused = store.find(self.workspace, stage, key) is not None
@@ -113,11 +117,20 @@ class Maker:
         runs.save(self.workspace, runs.Run(self.name, config, ["recipe=pco"], {}, self.steps, outcome, time.time()))
 
 
+def evaluation(rate: float) -> dict[str, Any]:
+    """What the page reads of evaluation.json: a large category and a small one."""
+    return {"score": "gold", "confidence": LEVEL, "categories": {
+        "baking": {"prompts": 3, "win_rate": rate - 0.2, "low": 0.2, "high": 0.9},
+        "cooking <b>rice</b>": {"prompts": 9, "win_rate": rate + 0.05, "low": rate - 0.1, "high": rate + 0.15}}}
+
+
 def gate(iteration: int, rate: float) -> dict[str, Any]:
-    """gate.json as the stage writes it: the first iteration passes, the second is stopped."""
+    """gate.json as the stage writes it: the first iteration passes with a doubt, the second is stopped."""
     standing = {"win_rate": rate, "judged": 5.0, "learned": 0.4, "tokens": 40.0 + 5 * iteration}
     stopped = iteration > 1
-    return {"schema": 1, "iteration": iteration, "decision": "stop" if stopped else "pass", "goes_on_from": 1,
+    doubt = "cannot decide whether the win rate fell while the learned reward rose: no finite learned reward"
+    return {"schema": 2, "iteration": iteration, "decision": "stop" if stopped else "pass", "goes_on_from": 1,
+            "undecided": [] if stopped else [doubt],
             "reasons": ["gold fell while the learned reward rose"] if stopped else [], "compared_with": iteration - 1,
             "rules": {"win_rate_fall": 0.0, "length_growth": 0.5}, "now": standing,
             "before": {**standing, "win_rate": 0.5, "learned": None}}
@@ -158,13 +171,17 @@ def whole_run(workspace: Path, name: str, seed: int = 0, objective: str = "dpo",
         run.step(f"train[{i}]", "train_preference", {"groups": f"pairs[{i}]/groups"}, {"steps": 20})
         for at in range(10, 210, 10):
             run.report(f"train[{i}]", at, loss=1 / at, chosen_logps=-20 - at / 50, rejected_logps=-22 - at / 20,
-                       lr=1e-4, tokens_per_second=900 + at)
+                       lr=1e-4, tokens_per_second=900 + at, flop_utilisation=0.3, peak_memory_gb=5.0)
         run.step(f"answer_scores[{i}]", "score", {"model": f"train[{i}]"}, {"score_mean": 0.2}, prompts(12, i))
         rate = 0.6 + 0.1 * i + 0.01 * seed
         run.step(f"evaluate[{i}]", "evaluate", {"groups": f"answer_scores[{i}]/groups",
                  "baseline": "baseline_scores/groups"}, {"win_rate": rate, "win_rate_low": rate - 0.05,
                  "win_rate_high": rate + 0.05, "win_rate_reward": rate + 0.1, "length_mean": 40.0 + 5 * i,
-                 "truncated_share": 0.0, "baseline_length_mean": 31.0}, document={"score": "gold", "rate": rate})
+                 "truncated_share": 0.0, "baseline_length_mean": 31.0, "length_controlled_win_rate": rate - 0.08,
+                 "length_controlled_low": rate - 0.15, "length_controlled_high": rate - 0.02},
+                 document=evaluation(rate))
+        gained = {"gain": 0.1, "gain_low": 0.012, "gain_high": 0.188, "gain_p_value": 0.0312} if i > 1 else {}
+        run.step(f"report[{i}]", "report", {"evaluations": f"evaluate[{i}]"}, {"evaluations": i, **gained})
         run.step(f"diagnose[{i}]", "diagnose", {"model": f"train[{i}]"}, {"kl": 2.5 * i}, document=diagnostics(i),
                  document_name="diagnostics.json")
         run.step(f"gate[{i}]", "gate", {"evaluation": f"evaluate[{i}]"}, {"passed": 2.0 - i}, document=gate(i, rate),
