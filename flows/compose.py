@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from flows import companions
 from pipeline.build import nearest, problems_of, setting
 from pipeline.records import UserError
 from pipeline.runs import NAME
@@ -83,13 +84,19 @@ def compose(overrides: list[str], *, conf: Path = CONF) -> Composed:
         known = ", ".join(_options(conf, "recipe"))
         problems.insert(0, f"recipe: missing, say which one: recipe=NAME with NAME one of {known}")
     notes = _automatic(choices)
+    along = companions.brought(choices, {key for key, _ in values}, conf)
+    choices, values, notes = {**choices, **along.options}, along.values + values, notes + along.notes
     stages = [f"+stage@stage.{name}={name}" for name in _options(conf, "stage")]
+    stages += [] if along.steps is None else [f"steps@recipe=[{','.join(along.steps)}]"]
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
             cfg = hydra_compose("config", [f"{g}={o}" for g, o in choices.items()] + stages)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(*problems, _first_line(error.__cause__ or error)) from None
     OmegaConf.set_struct(cfg, False)
+    for node in cfg.values():
+        if isinstance(node, DictConfig):
+            node.pop(companions.KEY, None)
     for key, value in values:
         _apply(cfg, key, value, problems)
     origins = _origins(cfg)

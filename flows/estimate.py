@@ -101,7 +101,7 @@ def _sampled_tokens(item: Planned, planned: list[Planned]) -> float:
         prompts = counts.get(ref.part, counts.get("prompts", 0))
     else:
         prompts = getattr(source.step.settings, "count", 0)
-    return float(prompts * settings.n * len(settings.temperatures) * settings.max_tokens)
+    return float(prompts * sum(draw.n * draw.max_tokens for draw in settings.draws))
 
 
 def _trained_tokens(item: Planned, config: dict[str, Any]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from flows.compose import Composed, compose
 from pipeline import plan, runs, tracking
-from pipeline.build import declared, load_part, nearest, part_problems, problems_of
+from pipeline.build import build, declared, load_part, nearest, part_problems, problems_of
 from pipeline.plan import Step
 from pipeline.records import UserError
 
@@ -86,12 +86,32 @@ def _contradictions(config: dict[str, Any]) -> list[str]:
     score, scores = config["evaluation"]["score"], ["reward", *(config["evaluation"]["scoring"].get("also") or {})]
     if score not in scores:
         problems.append(f"evaluation.score: nothing gives a score named {score!r}{nearest(str(score), scores)}")
-    arch, most = config["model"].get("arch"), config["sampling"]["max_tokens"]
+    arch = config["model"].get("arch")
     room = arch.get("max_position") if arch and not config["model"].get("path") else None
-    if isinstance(most, int) and isinstance(room, int) and most >= room:
-        problems.append(f"sampling.max_tokens: {most} leaves no room for a prompt in a context of {room} tokens "
-                        "(model.arch.max_position)")
-    return problems + _too_few_samples(config)
+    sampling = _sampling(config)
+    if sampling is not None and isinstance(room, int) and sampling.longest >= room:
+        problems.append(f"sampling.max_tokens: {sampling.longest} leaves no room for a prompt in a context of {room} "
+                        "tokens (model.arch.max_position)")
+    return problems + _gate_without_a_judge(config) + _too_few_samples(config)
+
+
+def _gate_without_a_judge(config: dict[str, Any]) -> list[str]:
+    """A gate that asks whether judge and learned reward part, where they are one score."""
+    gated = any(isinstance(node, dict) and node.get("stage") == "gate" and node.get("when", True)
+                for block in config["recipe"].values() if isinstance(block, dict) for node in block.values())
+    fall, learned = config["gate"]["win_rate_fall"], config["stage"]["score"]["settings"]["name"]
+    if not gated or fall is None or config["evaluation"]["judgments"] or config["evaluation"]["score"] != learned:
+        return []
+    return [f"gate.win_rate_fall: {fall!r} stops where the judge's win rate falls while the learned reward rises, but "
+            f"the judge (evaluation.score) is the learned reward, {learned!r}; name another judge (data.judge.score), "
+            "or gate on length alone: gate.win_rate_fall=null"]
+
+
+def _sampling(config: dict[str, Any]) -> Any:
+    """The generate stage's settings, built; None where they are wrong, which the steps tell."""
+    settings, schema = config["stage"]["generate"]["settings"], plan.stage_module("generate").Settings
+    settings = plan.at_iteration(settings, 1)
+    return None if problems_of(schema, settings) else build(schema, settings)
 
 
 def _too_few_samples(config: dict[str, Any]) -> list[str]:
@@ -99,11 +119,11 @@ def _too_few_samples(config: dict[str, Any]) -> list[str]:
     blocks = config["recipe"].values()
     selects = any(isinstance(node, dict) and node.get("stage") == "build_groups"
                   for block in blocks if isinstance(block, dict) for node in block.values())
-    n, temperatures = config["sampling"]["n"], config["sampling"]["temperatures"]
-    if not selects or not isinstance(n, int) or part_problems(config["selection"], "selection"):
+    sampling = _sampling(config)
+    if not selects or sampling is None or part_problems(config["selection"], "selection"):
         return []
     part = load_part(config["selection"], "selection")
-    needed, given = declared(part, "samples"), n * len(temperatures)
+    needed, given = declared(part, "samples"), sampling.samples
     if given >= needed:
         return _too_many_negatives(config["negatives"], given - 1) if declared(part, "gives") == "lists" else []
     return [f"selection: {part.module.__name__} needs {needed} samples per prompt with these settings, sampling gives "

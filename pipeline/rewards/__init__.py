@@ -11,6 +11,7 @@ and, where it applies,
 
     needs(settings)         further models of earlier steps it takes, of "policy" and "reference"; `scorer` then gets
                             their folders under these names
+    suffixes(settings)      the keys of its mappings, see below; else it gives plain scores
 
 Higher is better; the scale is the scorer's own. A score that comes with others (a standard deviation, single passes) is
 a mapping: "" is the score itself, every other key is put behind its name.

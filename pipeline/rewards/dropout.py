@@ -55,6 +55,10 @@ def files(settings: Settings) -> list[Path]:
     return folder_files(settings.path)
 
 
+def suffixes(settings: Settings) -> tuple[str, ...]:
+    return "", "_std", *(f"_pass{t}" for t in range(settings.passes))
+
+
 def scorer(
     settings: Settings, *, model: Path | None = None, batch_tokens: int = 16384, threads: int | None = None
 ) -> Callable[[Sequence[Group]], list[list[Mapping[str, float]]]]:

@@ -72,6 +72,10 @@ def files(settings: Settings) -> list[Path]:
     return folder_files(settings.policy) + folder_files(settings.reference)
 
 
+def suffixes(settings: Settings) -> tuple[str, ...]:
+    return ("", "_decoupled") if settings.decouple > 0.0 else ("",)
+
+
 def scorer(
     settings: Settings, *, model: Path | None = None, batch_tokens: int = 16384, threads: int | None = None,
     policy: Path | None = None, reference: Path | None = None,

@@ -3,7 +3,8 @@
 Build time: scored samples -> preference groups. Such a module has
 
     Settings
-    GIVES       "pairs" or "lists" (1 + M, M >= 1): the groups it makes, the preferred completion first
+    GIVES       "pairs" or "lists" (1 + M, M >= 1): the groups it makes, the preferred completion first; or the name of
+                a make-up of its own, whose first two completions are a pair, the preferred one first
     SEEDED      whether the seed changes what it makes
     SAMPLES     fewest samples of a prompt it can use
     select(group, settings, seed) -> (new groups, reason)
@@ -13,8 +14,16 @@ Build time: scored samples -> preference groups. Such a module has
 each of the constants also as a function of the settings in small letters (gives(settings) ...), and, where they apply,
 
     reads(settings)   the scores it reads; else (settings.score,). Filters clean and correct these.
+    asks(settings)    further scores it cannot do without
+    STORES            the scores it writes onto its groups
     ranks(settings)   the score its groups are ordered by; else settings.score. Ties and margins are judged by it.
     REWRITES = True   its groups have other texts than the samples, and no ids: the stage tokenises them
+    prompts(group, settings)
+                      messages of each completion of a group it made, None where they are the group's: the stage
+                      tokenises them into Completion.prompt_ids
+    DRAWS = True      samples stand in its groups as draws from a model: filters.duplicates does not apply
+    BESIDE = True     it also takes samples of another model for the same prompt (the stage's input `beside`), which
+                      `select` then gets as a fourth argument, `other`
     survey(groups, settings, seed)
                       what must be known of the whole table first, from one pass over it; `select` then takes the
                       result as a fourth argument, `found`

@@ -17,6 +17,7 @@ GIVES = "pairs"
 SEEDED = False
 SAMPLES = 2
 RATIO = "density_ratio"
+STORES = (RATIO,)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ GIVES = "pairs"
 SEEDED = False
 SAMPLES = 2
 MINIMUM = "minimum"
+STORES = (MINIMUM,)
 
 
 @dataclass(frozen=True)

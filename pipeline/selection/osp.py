@@ -18,6 +18,7 @@ from pipeline.records import Group
 from pipeline.selection.candidates import (
     TIED,
     TOO_FEW,
+    WIN_RATE,
     Selected,
     best_first,
     labelled,
@@ -31,6 +32,7 @@ from pipeline.selection.candidates import (
 GIVES = "pairs"
 SEEDED = False
 SAMPLES = 2
+STORES = (WIN_RATE,)
 
 
 @dataclass(frozen=True)

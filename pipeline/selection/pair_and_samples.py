@@ -15,6 +15,7 @@ from pipeline.selection.candidates import TOO_FEW, Selected, ends, paired, score
 GIVES = "pair_and_samples"
 SEEDED = False
 SAMPLES = 2
+DRAWS = True
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ GIVES = "pairs"
 SAMPLES = 2
 REWRITES = True
 GOAL = "goal"
+STORES = (GOAL,)
 FINE = "fine_score_disagrees"
 TEXT = (
     "You are an assistant that generates responses for the instruction while implicitly achieving the following target "

@@ -17,6 +17,7 @@ from pipeline.build import setting
 from pipeline.records import Group
 from pipeline.selection.candidates import (
     TOO_FEW,
+    WIN_RATE,
     Selected,
     generator,
     labelled,
@@ -30,6 +31,7 @@ from pipeline.selection.candidates import (
 GIVES = "pairs"
 SEEDED = True
 SAMPLES = 2
+STORES = (WIN_RATE,)
 _CLIP = 1e-4
 
 

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pipeline import statistics
 from pipeline.build import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, Selected, ends, generator, labelled, paired, scores_of
+from pipeline.selection.candidates import TOO_FEW, WIN_RATE, Selected, ends, generator, labelled, paired, scores_of
 
 GIVES = "pairs"
 SAMPLES = 2
+STORES = (WIN_RATE,)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from pipeline.selection.candidates import TOO_FEW, WIN_RATE, Selected, ends, pai
 GIVES = "pairs"
 SEEDED = False
 SAMPLES = 2
+OF_PAIR = "win_rate_pair"
+STORES = (WIN_RATE, OF_PAIR)
 
 
 @dataclass(frozen=True)
@@ -44,4 +46,4 @@ def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
     best, worst = ends(values)
     between = sigmoid((values[best] - values[worst]) / settings.temperature)
     rated = scored(group, WIN_RATE, win_rates(values, settings.temperature))
-    return [scored(paired(rated, best, worst), "win_rate_pair", (between, 1.0 - between))], ""
+    return [scored(paired(rated, best, worst), OF_PAIR, (between, 1.0 - between))], ""

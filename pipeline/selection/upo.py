@@ -26,6 +26,7 @@ from pipeline.build import setting
 from pipeline.records import Completion, Group, UserError
 from pipeline.selection.candidates import (
     TOO_FEW,
+    WIN_RATE,
     Selected,
     best_first,
     generator,
@@ -43,6 +44,7 @@ SAMPLES = 4
 UNCERTAIN = "uncertain"
 GAIN = "information_gain"
 SHARE = "sampling_share"
+STORES = (WIN_RATE, GAIN, SHARE)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class Survey:
 
     least_key: float = float("-inf")
     total: float = 1.0
+
+
+def asks(settings: Settings) -> tuple[str, ...]:
+    """Two passes are the fewest that can disagree."""
+    return f"{settings.score}_pass0", f"{settings.score}_pass1"
 
 
 def information_gain(probabilities: Sequence[float]) -> float:

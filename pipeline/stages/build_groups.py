@@ -3,7 +3,8 @@
 Filters, then the selection rule, then filters on what it made (pipeline.selection.filters). What is left out is counted
 by reason: prompts under the reason itself; of the prompts that are kept, single samples as completion_<reason> and
 whole groups as group_<reason>. Scores are read, never computed: another rule or another filter re-pairs the same table.
-Where the rule writes new prompts, they are tokenised with the template of `model`.
+Where the rule writes new prompts, they are tokenised with the template of `model`. `beside`: scored samples of another
+model for the same prompts in the same order, for rules that compare the two.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ from pipeline.selection.candidates import TOO_FEW
 from pipeline.selection.filters import Correction, Filters, clean, compared, length_of, lines
 from pipeline.stage import Context, NoRuntime
 
-VERSION = 2
-INPUTS = {"groups": "one", "model": "optional"}
+VERSION = 3
+INPUTS = {"groups": "one", "beside": "optional", "model": "optional"}
 SEEDED = False  # unless the rule draws, see seeded
 Runtime = NoRuntime
 _BATCH = 512  # groups tokenised at once
+_SCORE = "score:"  # how kinds name a score that groups have
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,10 @@ def seeded(settings: Settings) -> bool:
 
 
 def required(settings: Settings) -> dict[str, str]:
-    return {"model": "the selection writes new prompts"} if _rewrites(_rule(settings)) else {}
+    part = _rule(settings)
+    writes = _has(part, "rewrites") or hasattr(part.module, "prompts")
+    found = {"model": "the selection writes new prompts"} if writes else {}
+    return found | ({"beside": "the selection compares with samples of another model"} if _has(part, "beside") else {})
 
 
 def wanted(settings: Settings) -> set[str]:
@@ -55,7 +61,24 @@ def wanted(settings: Settings) -> set[str]:
 
 
 def kinds(settings: Settings, given: frozenset[str]) -> frozenset[str]:
-    return frozenset({str(declared(_rule(settings), "gives"))})
+    """The make-up, and the scores on it."""
+    part = _rule(settings)
+    stored = {f"{_SCORE}{name}" for name in getattr(part.module, "STORES", ())}
+    return frozenset({str(declared(part, "gives"))} | stored | {kind for kind in given if kind.startswith(_SCORE)})
+
+
+def misfit(settings: Settings, given: frozenset[str]) -> str | None:
+    """A score the rule reads that no stage before gives. A data set may bring its own: known once it is read."""
+    part = _rule(settings)
+    there = {kind.removeprefix(_SCORE) for kind in given if kind.startswith(_SCORE)}
+    if "data" in given or not there:
+        return None
+    missing = [name for name in (*_reads(part), *_asks(part)) if name not in there]
+    if not missing:
+        return None
+    return (f"{part.module.__name__} reads the score {missing[0]!r}, which no stage before it gives (scores there: "
+            f"{', '.join(sorted(there))}); choose a reward that gives it, add it with reward.also, or name another one "
+            "in selection (docs/selection.md, Scores that rules need)")
 
 
 @dataclass
@@ -106,18 +129,21 @@ def run(context: Context) -> None:
 
     settings, source = context.settings, context.one("groups")
     part = _rule(settings)
-    correction = _correction(settings.filters, part, source)
+    draws = _has(part, "draws")
+    filters = replace(settings.filters, duplicates="keep") if draws else settings.filters
+    correction = _correction(filters, part, source)
     select = _select(part, correction, source, context.seed)
+    other = context.one("beside") if _has(part, "beside") else None
     total, tally = tables.count(source), Tally(_ranks(part))
     whole = declared(part, "gives") not in ("pairs", "lists")
 
     def made() -> Iterator[Group]:
-        for group in tables.read(source):
+        for group, *beside in side_by_side(source, other):
             if tally.read % 1000 == 0:
                 context.report.progress(tally.read, total, "prompts")
-            yield from groups_of(group, correction, select, tally, whole)
+            yield from groups_of(group, correction, select, tally, whole, *beside)
 
-    tables.write(context.out / "groups", tokenised(made(), context.one("model")) if _rewrites(part) else made())
+    tables.write(context.out / "groups", _with_ids(made(), part, context))
     for reason, number in sorted(tally.dropped.items()):
         context.report.drop(reason, number)
     if not tally.kept:
@@ -133,20 +159,38 @@ def run(context: Context) -> None:
     context.report.metric(tally.read, **tally.numbers())
 
 
-Select = Callable[[Group], tuple[list[Group], str]]
+Select = Callable[..., tuple[list[Group], str]]
+
+
+def side_by_side(source: Path, other: Path | None) -> Iterator[tuple[Group, ...]]:
+    """The groups of a table, each with that of the table beside it. Raises UserError where the prompts differ."""
+    from pipeline import tables
+
+    if other is None:
+        yield from ((group,) for group in tables.read(source))
+        return
+    for ours, theirs in zip_longest(tables.read(source), tables.read(other)):
+        if ours is None or theirs is None or ours.id != theirs.id:
+            found = [group.id if group else "nothing" for group in (ours, theirs)]
+            raise UserError(f"build_groups: the table beside has other prompts: {found[0]!r} meets {found[1]!r}; "
+                            "sample both from the same prompts")
+        yield ours, theirs
 
 
 def groups_of(
-    group: Group, correction: Correction, select: Select, tally: Tally, whole: bool = False
+    group: Group, correction: Correction, select: Select, tally: Tally, whole: bool = False, *beside: Group
 ) -> list[Group]:
-    """The groups one prompt gives, counted in `tally`. `whole`: a make-up of its own, kept or left out by its pair."""
+    """The groups one prompt gives, counted in `tally`. `whole`: a make-up of its own, kept or left out by its pair.
+    beside: the prompt's samples of another model, for a rule that takes them.
+    """
     filters = correction.filters
     cleaned, samples, reason = clean(group, filters, correction.scores)
     if len(cleaned.completions) < 2:
         tally.prompt([], reason or TOO_FEW, samples, {})
         return []
-    made, reason = select(correction.apply(cleaned))
-    found, left_out = list[Group](), Counter[str]()
+    rivals = (correction.apply(clean(other, filters, correction.scores)[0]) for other in beside)
+    made, reason = select(correction.apply(cleaned), *rivals)
+    found, pairs, left_out = list[Group](), list[Group](), Counter[str]()
     for one in made:
         judged = replace(one, completions=one.completions[:2]) if whole else one
         kept, gone, why = compared(judged, filters, tally.score)
@@ -155,9 +199,17 @@ def groups_of(
             left_out[why] += 1
         else:
             found.append(one if whole else kept)
+            pairs.append(kept)
             samples = Counter(samples) + Counter(gone)
-    tally.prompt(found, reason, samples, left_out)
+    tally.prompt(pairs, reason, samples, left_out)
     return found
+
+
+def _with_ids(groups: Iterable[Group], part: Part, context: Context) -> Iterable[Group]:
+    """The groups with ids of what the rule wrote anew."""
+    if _has(part, "rewrites"):
+        return tokenised(groups, context.one("model"))
+    return prompted(groups, part, context.one("model")) if hasattr(part.module, "prompts") else groups
 
 
 def tokenised(groups: Iterable[Group], model: Path) -> Iterator[Group]:
@@ -171,8 +223,37 @@ def tokenised(groups: Iterable[Group], model: Path) -> Iterator[Group]:
         yield from encoder.encode(batch)
 
 
-def _rewrites(part: Part) -> bool:
-    return bool(getattr(part.module, "REWRITES", False))
+def prompted(groups: Iterable[Group], part: Part, model: Path) -> Iterator[Group]:
+    """The groups with ids of the prompts that are a completion's own; the completions keep the ids they have."""
+    from pipeline.training import encode, export
+    from pipeline.training.data import chunks
+
+    export.quiet()
+    encoder = encode.Encoder(export.load_tokenizer(model), export.stop_ids(model))
+    for batch in chunks(groups, _BATCH):
+        asked = [part.module.prompts(group, part.settings) for group in batch]
+        bare = [Group(group.id, m) for group, own in zip(batch, asked, strict=True) for m in own if m]
+        ids = iter(encoder.encode(bare))
+        for group, own in zip(batch, asked, strict=True):
+            given = zip(group.completions, own, strict=True)
+            yield replace(group, completions=tuple(
+                replace(c, prompt_ids=next(ids).prompt_ids) if messages else c for c, messages in given))
+
+
+def _has(part: Part, name: str) -> bool:
+    """A constant NAME that most rules do not have, or a function name(settings) of those for which it depends."""
+    known = hasattr(part.module, name) or hasattr(part.module, name.upper())
+    return known and bool(declared(part, name))
+
+
+def _reads(part: Part) -> tuple[str, ...]:
+    function = getattr(part.module, "reads", None)
+    return tuple(function(part.settings)) if function is not None else (part.settings.score,)
+
+
+def _asks(part: Part) -> tuple[str, ...]:
+    function = getattr(part.module, "asks", None)
+    return tuple(function(part.settings)) if function is not None else ()
 
 
 def _rule(settings: Settings) -> Part:
@@ -188,8 +269,7 @@ def _correction(filters: Filters, part: Part, source: Path) -> Correction:
     """The filters with what they must know of the whole table."""
     from pipeline import tables
 
-    function = getattr(part.module, "reads", None)
-    scores = tuple(function(part.settings)) if function is not None else (part.settings.score,)
+    scores = _reads(part)
     cleaned = (clean(group, filters, scores)[0] for group in tables.read(source))
     return Correction(filters, scores, lines(cleaned, filters, scores))
 
@@ -206,4 +286,4 @@ def _select(part: Part, correction: Correction, source: Path, seed: int) -> Sele
 
     survey = getattr(part.module, "survey", None)
     found = () if survey is None else (survey(usable(), part.settings, seed),)
-    return lambda group: part.module.select(group, part.settings, seed, *found)
+    return lambda group, *beside: part.module.select(group, part.settings, seed, *found, *beside)

@@ -73,6 +73,11 @@ def files(settings: Settings, runtime: Runtime) -> list[Path]:
     return list(found)
 
 
+def kinds(settings: Settings, given: frozenset[str]) -> frozenset[str]:
+    """The groups it is given, and the scores they then have."""
+    return given | {f"score:{name}{behind}" for name, part in _parts(settings).items() for behind in _suffixes(part)}
+
+
 def run(context: Context) -> None:
     from pipeline import tables
 
@@ -82,6 +87,7 @@ def run(context: Context) -> None:
     for part in tables.parts(source):
         if not (target / part.name).exists():
             scorers = scorers or _scorers(context)
+            context.report.progress(done, total, "prompts")
             groups = list(tables.read_part(part))
             scored: list[Group] = []
             for start in range(0, len(groups), _SLICE):
@@ -90,7 +96,7 @@ def run(context: Context) -> None:
             tables.write_part(target, int(part.stem.removeprefix("part-")), scored)
             context.report.metric(done + len(scored), **summary(scored, context.settings.name))
         done += sum(1 for _ in tables.read_part(part))
-        context.report.progress(done, total, "prompts")
+    context.report.progress(total, total, "prompts")
     numbers = summary(tables.read(target), context.settings.name)
     for name in context.settings.also:
         further = summary(tables.read(target), name)
@@ -154,6 +160,11 @@ def _parts(settings: Settings) -> dict[str, Part]:
 def _needs(part: Part) -> frozenset[str]:
     function = getattr(part.module, "needs", None)
     return function(part.settings) if function is not None else frozenset()
+
+
+def _suffixes(part: Part) -> tuple[str, ...]:
+    function = getattr(part.module, "suffixes", None)
+    return function(part.settings) if function is not None else ("",)
 
 
 def _scorers(context: Context) -> dict[str, Scorer]:

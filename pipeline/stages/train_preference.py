@@ -108,18 +108,24 @@ def wanted(settings: Settings) -> set[str]:
 
 def misfit(settings: Settings, kinds: frozenset[str]) -> str | None:
     """Why groups of these kinds cannot be trained on, None where they can. Kinds: "pairs", "lists", the name of a
-    make-up of its own, "data" for what a data set brings (known once it is read).
+    make-up of its own, "data" for what a data set brings (known once it is read), "score:NAME" for a score on them.
     """
     needs, name = needs_of(settings), settings.objective["module"].rpartition(".")[2]
+    scores = sorted(kind.removeprefix("score:") for kind in kinds if kind.startswith("score:"))
+    kinds = frozenset(kind for kind in kinds if not kind.startswith("score:"))
+    if "scores" in needs and scores and "data" not in kinds and settings.score not in scores:
+        return (f"objective {name} reads the score {settings.score!r}, which the groups do not have (scores there: "
+                f"{', '.join(scores)}); set stage.train_preference.settings.score, or a selection that stores it")
     layouts = frozenset(need.removeprefix("layout:") for need in needs if need.startswith("layout:"))
-    special, given = kinds - {"pairs", "lists", "data"}, " and ".join(sorted(kinds))
+    taken = frozenset(need.removeprefix("takes:") for need in needs if need.startswith("takes:"))
+    special, given = kinds - {"pairs", "lists", "data"} - taken, " and ".join(sorted(kinds))
     if layouts and kinds - layouts:
         return (f"objective {name} takes groups of a make-up of its own ({', '.join(layouts)}: see the text of "
                 f"{settings.objective['module']}), but the recipe gives it {given}; set a selection that builds them "
                 "and a recipe that trains on nothing else, or another objective")
     if special - layouts:
-        return (f"objective {name} takes pairs or lists, but the selection makes {given}, which is for other "
-                "objectives; set selection=best_worst or best_rest")
+        return (f"objective {name} takes pairs or lists, but the selection makes {' and '.join(sorted(special))}, "
+                "which is for other objectives; set selection=best_worst or best_rest")
     if layouts and settings.drawn is not None:
         return f"objective {name} takes its groups whole, expected negatives=none"
     if "lists" in kinds and "pairs" in needs and "lists" not in needs and settings.drawn is None:

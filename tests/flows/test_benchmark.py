@@ -41,6 +41,21 @@ def test_mt_bench_asks_both_turns(tmp_path: Path, tiny_model: Path):
     assert made["export"].manifest["counts"] == {"answers": 3, "second_answers": 3}
 
 
+def test_mt_bench_compares_turn_by_turn_with_given_answers(tmp_path: Path, tiny_model: Path):
+    """Two questions; the given answers have both turns, and each side's second answer follows its own first."""
+    rows = [{"question_id": n, "category": "writing", "turns": [f"question {n}", "and?"]} for n in (81, 82)]
+    (tmp_path / "question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [{"question_id": n, "choices": [{"index": 0, "turns": ["one two three four", "five six seven"]}]}
+             for n in (81, 82)]
+    (tmp_path / "given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    made = align(tmp_path / "w", tiny_model, "mc", "data=mt_bench", f"data.root={tmp_path}", "reward=rule",
+                 "data.compare=true", "data.format.answers=given.jsonl")
+    first, second = (json.loads((made[name].path / "evaluation.json").read_text())
+                     for name in ("evaluate", "evaluate_second"))
+    assert (first["prompts"], second["prompts"]) == (2, 2)
+    assert (first["baseline"]["words"], second["baseline"]["words"]) == (4.0, 3.0)
+
+
 def test_alpaca_eval_with_the_outputs_of_the_file_as_the_baseline(tmp_path: Path, tiny_model: Path):
     """Two instructions of two kinds, scored by a rule: the export is in order, the comparison in the store."""
     rows = [{"instruction": f"question {i}", "output": "one two three " * 4, "generator": "theirs", "dataset": d}

@@ -152,6 +152,16 @@ def test_what_cannot_work_together_is_said_before_anything_runs():
     ]
 
 
+def test_a_gate_needs_a_judge_that_is_not_the_reward_it_watches():
+    """Data without a judge of its own is judged by the learned reward: it cannot part from itself."""
+    plain = ("recipe=mcpo", "gate=stop", "evaluation.score=reward")
+    (problem,) = _problems(*plain)
+    assert problem.startswith("gate.win_rate_fall: 0.0 stops where the judge's win rate falls while the learned reward")
+    assert "gate.win_rate_fall=null" in problem
+    assert _steps(*plain, "gate.win_rate_fall=null") and _steps("recipe=mcpo", "gate=stop")
+    assert _steps("recipe=mcpo", "evaluation.score=reward")  # no gate
+
+
 def test_problems_of_all_layers_come_together():
     """A wrong key, a wrong top-level value, a wrong stage setting and a missing path, in one go."""
     problems = _problems("recipe=pco", "objective.alhpa=1", "seed=x", "trainer.sft.lr=abc", "data.root=/no/such/place")

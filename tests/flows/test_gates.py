@@ -141,4 +141,9 @@ def test_the_record_of_how_it_ended():
 
 def test_other_artifacts_decide_nothing(tmp_path: Path):
     assert gates.read(store.Artifact("evaluate", "k", tmp_path, {})) is None
-    assert gates.lines("gate[1]", {"reasons": []}) == []
+    assert gates.lines("gate[1]", {"reasons": [], "undecided": []}) == []
+
+
+def test_what_a_gate_could_not_decide_is_said_of_a_pass_too():
+    decision = {"decision": "pass", "reasons": [], "undecided": ["cannot decide whether answers grew: no length"]}
+    assert gates.lines("gate[1]", decision) == ["  gate[1]: cannot decide whether answers grew: no length"]

@@ -1,4 +1,5 @@
-"""`align run recipe=iterative_dpo objective=<any>` on a smaller built-in world, for every objective there is.
+"""`align run recipe=iterative_dpo objective=<any>` on a smaller built-in world, for every objective there is, and
+`selection=<any>`, each by that one word.
 
 The recipe up to the second iteration's policy, with real stages, real vLLM (the test run's one server) and a learned
 reward model; only training is short. The stages run one after the other in this process, because fifty times seven
@@ -18,18 +19,15 @@ from flows import launch
 from flows.compose import CONF, compose
 from pipeline import plan, store, tables, worker
 from pipeline.build import declared, load_part
-from pipeline.records import UserError
+from pipeline.records import Group
 
 pytestmark = pytest.mark.slow
 OBJECTIVES = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
-# Groups of pairs cannot give what these compare: the plan says so by name. HyPO is given what it needs below.
-REFUSED = {
-    "srpo": "objective srpo takes groups of a make-up of its own .drafts:",
-    "xpo": "objective xpo takes groups of a make-up of its own .pair_and_copy:",
-    "hypo": "objective hypo takes groups of a make-up of its own .pair_and_samples:",
-    "upo": "score: 'reward', but objective upo with these settings reads 'information_gain'",
-}
-HYPO = ["recipe=mcpo", "selection=pair_and_samples", "negatives=none", "objective=hypo"]
+# The others make groups that one objective takes, which brings them along.
+SELECTIONS = [name for name in sorted(path.stem for path in (CONF / "selection").glob("*.yaml"))
+              if name not in ("drafts", "drawn", "pair_and_samples", "policy_and_reference")]
+MORE = {"best_rest": ["objective=rnce"],
+        "relabel": ['selection.text="Score {goal}."']}  # its own text alone would fill this world's context
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +73,7 @@ def words(recipe: list[str], small_run: list[str]) -> list[str]:
             "hardware.training.tokens_per_batch=1024", "hardware.training.log_every=1"]
 
 
-@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name not in REFUSED])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_objective_runs_in_the_loop(objective, small_run, use_vllm, workspace, monkeypatch):
     monkeypatch.setattr(launch, "_run_worker", in_this_process)
     done = run(words(["recipe=iterative_dpo", f"objective={objective}"], small_run), workspace, objective, "train[2]")
@@ -90,16 +88,60 @@ def test_objective_runs_in_the_loop(objective, small_run, use_vllm, workspace, m
     assert ("reference" in declared(part, "needs")) == ("reference" in trained["inputs"])
 
 
-@pytest.mark.parametrize("objective", REFUSED)
-def test_what_the_recipe_cannot_give_is_said_at_plan_by_name(objective, small_run):
-    composed = compose(words(["recipe=iterative_dpo", f"objective={objective}"], small_run))
-    with pytest.raises(UserError, match=REFUSED[objective]):
-        plan.expand(composed.config)
+def groups_of(artifact: store.Artifact) -> list[Group]:
+    return list(tables.read(artifact.path / "groups"))
 
 
-def test_hypo_runs_on_pairs_with_fresh_samples_beside_them(small_run, use_vllm, workspace, monkeypatch):
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_selection_runs_in_the_loop(selection, small_run, use_vllm, workspace, monkeypatch):
+    """Its groups, made of what the policy of iteration 1 said, are trained on."""
     monkeypatch.setattr(launch, "_run_worker", in_this_process)
-    done = run([*words(HYPO, small_run), "iterations=1"], workspace, "hypo", "train[1]")
-    groups = list(tables.read(done["merge[1]"].path / "groups"))
-    assert {len(group.completions) for group in groups} == {8}
-    assert done["train[1]"].manifest["counts"]["steps"] == 2  # of 24 groups, 16 a step
+    given = ["recipe=iterative_dpo", f"selection={selection}", *MORE.get(selection, [])]
+    done = run(words(given, small_run), workspace, f"selection-{selection}", "train[2]")
+    made = groups_of(done["pairs[2]"])
+    assert made and {c.policy for g in made for c in g.completions} == {done["train[1]"].digest("model")}
+    assert done["train[2]"].manifest["counts"]["steps"] == 3
+
+
+def test_hypo_learns_from_every_sample_beside_the_pair(small_run, use_vllm, workspace, monkeypatch):
+    monkeypatch.setattr(launch, "_run_worker", in_this_process)
+    done = run(words(["recipe=iterative_dpo", "objective=hypo"], small_run), workspace, "hypo", "train[2]")
+    assert {len(group.completions) for group in groups_of(done["merge[2]"])} == {6}
+
+
+def test_xpo_knows_who_wrote_each_sample(small_run, use_vllm, workspace, monkeypatch):
+    """The third completion is the reference's, and one of the two compared; the other is the policy's."""
+    monkeypatch.setattr(launch, "_run_worker", in_this_process)
+    done = run(words(["recipe=iterative_dpo", "objective=xpo"], small_run), workspace, "xpo", "train[2]")
+    policy, reference = done["train[1]"].digest("model"), done["sft"].digest("model")
+    made = groups_of(done["pairs[2]"])
+    for group in made:
+        *pair, sample = group.completions
+        assert {c.policy for c in pair} == {policy, reference} and sample.policy == reference
+        assert sample.token_ids in [c.token_ids for c in pair if c.policy == reference]
+    assert {len(g.completions) for g in made} == {3}
+
+
+def test_srpo_compares_answers_behind_each_others_drafts(small_run, use_vllm, workspace, monkeypatch):
+    """Six conditionals; log-probs of the reference are those of each one's own prompt."""
+    monkeypatch.setattr(launch, "_run_worker", in_this_process)
+    done = run(words(["recipe=iterative_dpo", "objective=srpo"], small_run), workspace, "srpo", "train[2]")
+    for group in groups_of(done["reference[1]"]):
+        best, worst = (c.token_ids for c in group.completions[:2])
+        assert [c.token_ids for c in group.completions] == [best, worst, best, worst, worst, best]
+        prompts = [c.prompt_ids for c in group.completions]
+        assert prompts[:2] == [(), ()] and prompts[2] == prompts[3] != prompts[4] == prompts[5]
+        assert len({c.ref_logp for c in group.completions}) == 6
+
+
+def test_egpo_takes_its_second_half_step_from_where_the_first_began(small_run, use_vllm, workspace, monkeypatch):
+    """The same two samples of the policy are judged against its own further ones, then against the half-way one's."""
+    monkeypatch.setattr(launch, "_run_worker", in_this_process)
+    done = run(words(["recipe=egpo"], small_run), workspace, "egpo", "train[2]")
+    start, half = done["train[1]"].digest("model"), done["half[2]"].digest("model")
+    first, second = groups_of(done["half_pairs[2]"]), groups_of(done["pairs[2]"])
+    pairs = {g.id: [c.token_ids for c in g.completions[:2]] for g in first}
+    assert all(pairs[g.id] == [c.token_ids for c in g.completions[:2]] for g in second if g.id in pairs)
+    assert {c.policy for g in first for c in g.completions} == {start} != {half}
+    assert {c.policy for g in second for c in g.completions[2:]} == {half}
+    assert len({start, half, done["train[2]"].digest("model")}) == 3

@@ -7,7 +7,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,36 @@ def test_a_prefect_that_fails_costs_nothing():
     assert prefect_page._quietly(act) is False
 
 
+def test_the_dashboard_is_known_where_it_was_told_or_answers_for_this_workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A server of the standard library that says what a dashboard would; another workspace's is not this one's."""
+    class Runs(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # the library's name
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"workspace": str(tmp_path), "runs": []}).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.delenv("ALIGNLOOP_DASHBOARD", raising=False)
+    server = HTTPServer(("127.0.0.1", 0), Runs)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(prefect_page, "PORT", server.server_port)
+    try:
+        assert prefect_page.dashboard(tmp_path) == f"http://localhost:{server.server_port}/"
+        assert prefect_page.dashboard(tmp_path / "other") == ""
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert prefect_page.dashboard(tmp_path) == "", "nobody is there"
+    monkeypatch.setenv("ALIGNLOOP_DASHBOARD", "http://box:4280")
+    assert prefect_page.dashboard(tmp_path) == "http://box:4280/"
+    monkeypatch.setenv("ALIGNLOOP_DASHBOARD", "http://box:4280/?token=x")
+    assert prefect_page.dashboard(tmp_path) == "http://box:4280/?token=x"
+
+
 @pytest.mark.slow
 def test_a_run_beside_a_server_leaves_progress_links_and_counts(tmp_path: Path):
     """`align server up`, a run, then the server's own API: each step's progress at 100, its folder, its counts."""
@@ -77,7 +109,8 @@ def test_a_run_beside_a_server_leaves_progress_links_and_counts(tmp_path: Path):
         api = f"http://127.0.0.1:{port}/api"
         done = subprocess.run(
             [sys.executable, "-c", RUN, str(workspace), str(world)], capture_output=True, text=True, timeout=300,
-            env={**environment, "PREFECT_API_URL": api, "PREFECT_HOME": str(workspace / ".prefect")})
+            env={**environment, "PREFECT_API_URL": api, "PREFECT_HOME": str(workspace / ".prefect"),
+                 "ALIGNLOOP_DASHBOARD": "http://box:4280"})
         assert done.returncode == 0, done.stdout + done.stderr
         found = {a["key"]: a for a in _ask(f"{api}/artifacts/latest/filter")}
     finally:
@@ -85,6 +118,8 @@ def test_a_run_beside_a_server_leaves_progress_links_and_counts(tmp_path: Path):
     assert f"page      http://127.0.0.1:{port}/runs/flow-run/" in done.stdout
     assert found["shown-scores-progress"]["data"] == 100.0
     assert (workspace / "artifacts" / "score").as_uri() in found["shown-scores-artifact"]["data"]
+    assert found["shown-scores-page"]["data"] == (
+        "[shown: scores](http://box:4280/#/run/shown?step=scores)")
     counts = {row["what"]: row["number"] for row in json.loads(found["shown-data-counts"]["data"])}
     assert counts["sft"] == 5
 

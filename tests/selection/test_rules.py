@@ -20,10 +20,13 @@ from pipeline.selection import (
     best_rest,
     best_worst,
     cdr,
+    drafts,
+    drawn,
     maxmin,
     osp,
     pair_and_samples,
     pairwise_ranking,
+    policy_and_reference,
     quantile,
     relabel,
     rso,
@@ -67,6 +70,9 @@ RULES: dict[str, tuple[ModuleType, dict]] = {
     "pairwise_ranking_rest": (pairwise_ranking, {"rejected": "rest"}),
     "relabel": (relabel, {}),
     "spa": (spa, {}),
+    "drawn": (drawn, {}),
+    "drawn_pair": (drawn, {"opponents": 0}),
+    "drafts": (drafts, {}),
 }
 
 
@@ -94,7 +100,7 @@ def test_what_every_rule_promises(name: str, scores: list[float], seed: int) -> 
         judged = one.completions[:2] if declared(part, "gives") not in ("pairs", "lists") else one.completions
         assert len({c.sample for c in judged}) == len(judged) >= 2
         assert declared(part, "gives") != "pairs" or len(one.completions) == 2
-        best, *others = (c.scores[rank] for c in one.completions)
+        best, *others = (c.scores[rank] for c in judged)
         assert all(best >= other for other in others)
         assert one.id.startswith("p1")
         assert (one.weight, one.dataset, one.iteration) == (0.5, "d", 2)
@@ -463,8 +469,74 @@ def test_maxmin_brings_scores_to_one_scale() -> None:
     assert made.completions[1].scores["minimum"] == pytest.approx(-math.sqrt(1.5))
 
 
+def test_samples_as_they_were_drawn() -> None:
+    """Samples a .. d score 1, 4, 9, 0: a and b are the pair, b the better one; c is an opponent although it is best."""
+    group = group_of(1.0, 4.0, 9.0, 0.0)
+    turned = replace(group, completions=group.completions[::-1])
+    for one in (group, turned):
+        assert texts(drawn.select(one, drawn.Settings())[0]) == ["bacd"]
+    assert texts(drawn.select(group, drawn.Settings(opponents=1))[0]) == ["bac"]
+    assert texts(drawn.select(group, drawn.Settings(opponents=0))[0]) == ["ba"]
+    assert drawn.gives(drawn.Settings(opponents=0)) == "pairs" and drawn.gives(drawn.Settings()) == "drawn"
+    assert drawn.select(group_of(1.0, 2.0), drawn.Settings()) == ([], "too_few_samples")
+    assert drawn.samples(drawn.Settings()) == 3
+
+
+def test_opponents_from_the_table_beside() -> None:
+    """The pair is the first table's, whoever else is there; all of the other table are its opponents."""
+    other = replace(group_of(7.0, 8.0), completions=tuple(
+        replace(c, text=c.text.upper()) for c in group_of(7.0, 8.0).completions))
+    chosen = drawn.Settings(opponents_from="beside")
+    assert texts(drawn.select(group_of(1.0, 4.0, 9.0), chosen, 0, other)[0]) == ["baAB"]
+    assert drawn.samples(chosen) == 2 and drawn.beside(chosen) and not drawn.beside(drawn.Settings())
+    assert drawn.select(group_of(1.0, 4.0), chosen, 0, replace(other, completions=())) == ([], "too_few_samples")
+
+
+def of_two_models(ours: tuple[float, ...], theirs: tuple[float, ...]) -> tuple[Group, Group]:
+    """Samples of the policy, and of the reference in capitals; each knows who wrote it."""
+    marked = [
+        replace(group_of(*scores), completions=tuple(
+            replace(c, policy=name, text=c.text.upper() if name == "ref" else c.text)
+            for c in group_of(*scores).completions))
+        for name, scores in (("pi", ours), ("ref", theirs))
+    ]
+    return marked[0], marked[1]
+
+
+@pytest.mark.parametrize(("score", "expected"), [(1.0, "aBB"), (5.0, "BaB")])
+def test_the_references_sample_stands_last_whoever_won(score: float, expected: str) -> None:
+    """Sample 0 of the policy, worth 3, meets sample 1 of the reference, which has another seed."""
+    policy, reference = of_two_models((3.0, 0.0), (9.0, score))
+    (made,), reason = policy_and_reference.select(policy, policy_and_reference.Settings(), 0, reference)
+    assert (texts([made]), reason) == ([expected], "")
+    assert made.completions[2].policy == "ref"
+    assert {c.policy for c in made.completions[:2]} == {"pi", "ref"}
+
+
+def test_more_comparisons_use_every_sample_once() -> None:
+    policy, reference = of_two_models((5.0, 6.0, 7.0), (1.0, 2.0, 3.0))
+    made, _ = policy_and_reference.select(policy, policy_and_reference.Settings(pairs=3), 0, reference)
+    assert texts(made) == ["aBB", "bCC", "cAA"]
+    assert [g.id for g in made] == ["p1#0", "p1#1", "p1#2"]
+    assert policy_and_reference.select(policy, policy_and_reference.Settings(pairs=4), 0, reference)[0] == []
+    assert policy_and_reference.select(policy, policy_and_reference.Settings(), 0) == ([], "too_few_samples")
+
+
+def test_drafts_are_the_six_conditionals_of_srpo() -> None:
+    """b is best and c is worst: b|x, c|x, b|c, c|c, c|b, b|b."""
+    (made,), _ = drafts.select(group_of(1.0, 3.0, 0.0), drafts.Settings())
+    assert texts([made]) == ["bcbccb"]
+    own = drafts.prompts(made, drafts.Settings(text="Again."))
+    assert own[:2] == (None, None)
+    assert [messages[-2].content for messages in own[2:]] == ["c", "c", "b", "b"]
+    assert own[2] == (Message("user", "hi"), Message("assistant", "c"), Message("user", "Again."))
+
+
 def test_settings_are_checked() -> None:
     cases = [
+        (drawn, {"opponents": 0, "opponents_from": "beside"}, "selection.opponents: 0 leaves the table beside unread"),
+        (drafts, {"text": " "}, "selection.text: is empty, expected what asks for a better answer"),
+        (policy_and_reference, {"pairs": 0}, "selection.pairs: 0 is out of range, expected 1 <= x"),
         (top_bottom, {"k": 0}, "selection.k: 0 is out of range, expected 1 <= x"),
         (rso, {"beta": 0}, "selection.beta: 0.0 is out of range, expected 0.0 < x"),
         (rso, {"n": 1}, "selection.n: 1 is out of range, expected 2 <= x"),

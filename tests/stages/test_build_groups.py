@@ -182,7 +182,7 @@ def test_another_rule_or_filter_repairs_the_same_scores(tmp_path: Path) -> None:
 
 
 def test_what_groups_it_makes_is_known_while_planning() -> None:
-    assert build_groups.kinds(settings_of("rso"), frozenset()) == {"pairs"}
+    assert build_groups.kinds(settings_of("rso"), frozenset()) == {"pairs", "score:win_rate"}
     assert build_groups.kinds(settings_of("best_rest"), frozenset({"pairs"})) == {"lists"}
     assert build_groups.kinds(settings_of("pairwise_ranking", rejected="rest"), frozenset()) == {"lists"}
 
@@ -214,6 +214,62 @@ def test_rewritten_prompts_are_tokenised(tiny_model: Path, tmp_path: Path) -> No
     assert build_groups.wanted(settings_of("rso")) == set()
 
 
+def test_draws_keep_their_repetitions(tmp_path: Path) -> None:
+    """What the policy says twice counts twice behind the pair; for a comparison it counts once."""
+    groups = [group_of("p0", ("a", 1.0), ("b", 4.0), ("a", 1.0)), group_of("p1", ("a", 1.0), ("a", 1.0))]
+    context = context_of(tmp_path, groups, "pair_and_samples")
+    assert made_by(context) == [("p0", "b a a b a")]
+    assert context.report.dropped == {"tied_scores": 1}
+    assert (context.report.counts["margin_mean"], context.report.counts["candidates_mean"]) == (3.0, 1.0)
+    assert made_by(context_of(tmp_path, groups, "best_rest")) == [("p0", "b a")]
+
+
+def beside(tmp_path: Path, context: Context, groups: list[Group]) -> Context:
+    tables.write(tmp_path / "beside", groups)
+    return replace(context, inputs={**context.inputs, "beside": (tmp_path / "beside",)})
+
+
+def test_samples_of_another_model_beside(tmp_path: Path) -> None:
+    """p0: a (1) against the reference's Y (2); p1: tied, left out; the reference's samples are filtered too."""
+    groups = [group_of("p0", ("a", 1.0), ("b", 4.0)), group_of("p1", ("a", 1.0), ("b", 4.0))]
+    others = [group_of("p0", ("X", 9.0), ("Y", 2.0)), group_of("p1", ("X", 9.0), ("Y", 1.0))]
+    context = beside(tmp_path, context_of(tmp_path, groups, "policy_and_reference"), others)
+    assert made_by(context) == [("p0", "Y a Y")]
+    assert context.report.dropped == {"tied_scores": 1}
+    assert build_groups.required(context.settings).keys() == {"beside"}
+
+
+def test_a_table_beside_of_other_prompts_is_refused(tmp_path: Path) -> None:
+    context = context_of(tmp_path, [group_of("p0", ("a", 1.0), ("b", 4.0))], "policy_and_reference")
+    with pytest.raises(UserError, match=r"'p0' meets 'p9'; sample both from the same prompts"):
+        build_groups.run(beside(tmp_path, context, [group_of("p9", ("a", 1.0), ("b", 4.0))]))
+
+
+def test_drafts_get_prompts_of_their_own_and_keep_their_ids(tiny_model: Path, tmp_path: Path) -> None:
+    """The two first answers stand behind the group's prompt; each revision behind a prompt that shows its draft."""
+    answers = ("Boil the water.", 7.0), ("No", 2.0)
+    context = context_of(tmp_path, [group_of("p0", *answers)], "drafts")
+    context = replace(context, inputs={**context.inputs, "model": (tiny_model,)})
+    build_groups.run(context)
+    (made,) = tables.read(context.out / "groups")
+    assert [c.token_ids for c in made.completions] == [tuple(map(ord, t)) for t in (
+        "Boil the water.", "No", "Boil the water.", "No", "No", "Boil the water.")]
+    assert [bool(c.prompt_ids) for c in made.completions] == [False, False, True, True, True, True]
+    shown = export.load_tokenizer(tiny_model).batch_decode([c.prompt_ids for c in made.completions[2:]])
+    for text, draft in zip(shown, ("No", "No", "Boil the water.", "Boil the water."), strict=True):
+        assert text.index("hi") < text.index(draft) < text.index("Improve your answer.")
+
+
+def test_a_score_that_nothing_gives_is_found_while_planning() -> None:
+    """What a data set brings is known once it is read; without any score told, nothing can be said."""
+    settings = settings_of("cdr")
+    assert build_groups.misfit(settings, frozenset({"score:reward", "score:logp_weak"})) is None
+    assert "reads the score 'logp_weak'" in (build_groups.misfit(settings, frozenset({"score:reward"})) or "")
+    assert build_groups.misfit(settings, frozenset({"score:reward", "data"})) is None
+    assert build_groups.misfit(settings, frozenset()) is None
+    assert build_groups.kinds(settings, frozenset({"score:gold"})) == {"pairs", "score:gold", "score:density_ratio"}
+
+
 def test_a_selection_that_no_prompt_could_serve_is_found_while_planning() -> None:
     with pytest.raises(UserError, match=r"top_bottom needs 4 samples per prompt with these settings, sampling gives 2"):
         steps_of("selection=top_bottom")
@@ -235,6 +291,6 @@ def test_every_setting_of_a_rule_can_be_set(file: Path, where: tuple[str, ...]) 
     if node.get("module") is None and "filters" not in where:
         return
     cls = Filters if "filters" in where else importlib.import_module(node["module"]).Settings
-    assert set(node) - {"module"} == {f.name for f in dataclasses.fields(cls)}
+    assert set(node) - {"module", "companions"} == {f.name for f in dataclasses.fields(cls)}
     if "filters" in where:
         assert build(cls, node) == Filters()

@@ -32,7 +32,7 @@ def run(folder: Path, ours: list[Group], theirs: list[Group], **settings: object
         tables.write(folder / name, groups)
     report = Reporter()
     inputs = {"groups": (folder / "ours",), "baseline": (folder / "theirs",)}
-    made = build(Settings, {"score": "gold", **settings})
+    made = build(Settings, {"score": "gold", "resamples": 200, **settings})
     context = Context(made, evaluate.Runtime(), inputs, {}, folder / "work", seed=3, report=report)
     evaluate.run(context)
     return json.loads((context.out / "evaluation.json").read_text()), report, context.out
@@ -110,6 +110,8 @@ def test_given_outputs_as_the_baseline(tmp_path: Path):
     gold = result["scores"]["gold"]
     assert (gold["wins"], gold["ties"], gold["losses"]) == (2, 1, 1)
     assert report.dropped == {}
+    assert gold["win_rate"] == 0.75  # prompt a 0.5, prompt b 1: each counts once
+    assert (gold["mean"], gold["baseline_mean"]) == (1.5, 1.0)  # (1 + 2) / 2 over prompts
 
 
 def test_categories_and_length_control_are_written(tmp_path: Path):
@@ -124,23 +126,60 @@ def test_categories_and_length_control_are_written(tmp_path: Path):
     assert (first["category"], first["characters"], first["baseline_characters"]) == ("cook", 9, 9)
 
 
+def annotations(folder: Path, *rows: tuple[str, float, str, str]) -> dict[str, str]:
+    """A file of AlpacaEval annotations: prompt, preference, output of the policy, output of the baseline."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "annotations.json").write_text(json.dumps([
+        {"instruction": f"question {n}", "generator_1": "base", "generator_2": "ours", "preference": p,
+         "output_2": ours, "output_1": theirs} for n, p, ours, theirs in rows]))
+    return {"module": "pipeline.formats.alpaca_eval_judgments", "path": str(folder / "annotations.json")}
+
+
 def test_a_judges_preferences_decide_where_given(tmp_path: Path):
     """AlpacaEval annotations by instruction: 1.9 and 1.25 of output 2, ours: preferences 0.9 and 0.25; c has none."""
-    rows = [
-        {"instruction": f"question {n}", "generator_1": "base", "generator_2": "ours", "preference": p}
-        for n, p in (("a", 1.9), ("b", 1.25))
-    ]
-    (tmp_path / "annotations.json").write_text(json.dumps(rows))
-    part = {"module": "pipeline.formats.alpaca_eval_judgments", "path": str(tmp_path / "annotations.json")}
+    part = annotations(tmp_path, ("a", 1.9, "an answer", "an answer"), ("b", 1.25, " an answer\n", "an answer"))
     groups = [group(n, 1.0) for n in "abc"]
     result, report, _ = run(tmp_path, groups, groups, judgments=part)
     decided = result["scores"]["judgments"]
-    assert result["score"] == "judgments" and decided["mean"] is None
+    assert result["score"] == "judgments" and decided["mean"] is None and result["benchmark"] is None
     assert decided["win_rate"] == pytest.approx(0.575)
     assert (decided["wins"], decided["losses"], result["scores"]["gold"]["win_rate"]) == (1, 1, 0.5)
     assert report.dropped == {"without a judgment": 1}
     settings = build(Settings, {"score": "gold", "judgments": part})
     assert evaluate.files(settings, evaluate.Runtime()) == [tmp_path / "annotations.json"]
+
+
+def test_a_verdict_is_used_for_the_answers_it_was_given_on_alone(tmp_path: Path):
+    """Of two samples of a the second was judged; b was judged with another answer of ours, c with another baseline."""
+    part = annotations(tmp_path, ("a", 2.0, "second", "base"), ("b", 2.0, "older", "base"), ("c", 2.0, "now", "other"))
+    said = lambda n, *texts: Group(  # noqa: E731
+        n, (Message("user", f"question {n}"),),
+        tuple(Completion(t, scores={"gold": 1.0}, sample=i) for i, t in enumerate(texts)))
+    result, report, out = run(
+        tmp_path, [said("a", "first", "second"), said("b", "now"), said("c", "now")],
+        [said(n, "base") for n in "abc"], judgments=part)
+    (line,) = [json.loads(line) for line in (out / "outcomes.jsonl").read_text().splitlines()]
+    assert (line["id"], line["sample"], line["outcome"], result["comparisons"]) == ("a", 1, 1.0, 1)
+    assert report.dropped == {"judged with other answers": 3}
+    with pytest.raises(UserError, match=r"none of the 1 comparisons has a verdict \(1 judged with other answers\)"):
+        run(tmp_path / "2", [said("b", "now")], [said("b", "base")], judgments=part)
+
+
+def test_arena_hards_own_score_is_beside_the_win_rate_over_prompts(tmp_path: Path):
+    """a: "A>>B" then "A=B": three votes lost, a tie: 0.125. b: one win: 1. Over prompts 0.5625, over the five votes
+    (0.5 + 1) / 5 = 0.3."""
+    rows = [{"question_id": "a", "model": "m", "games": [{"score": "A>>B"}, {"score": "A=B"}]},
+            {"question_id": "b", "model": "m", "games": [{"score": "B>A"}, {"score": None}]}]
+    path = tmp_path / "judgment.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    groups = [group(n, 1.0) for n in "ab"]
+    result, report, _ = run(tmp_path, groups, groups,
+                            judgments={"module": "pipeline.formats.arena_hard_judgments", "path": str(path)})
+    assert result["scores"]["judgments"]["win_rate"] == 0.5625
+    found = result["benchmark"]
+    assert (found["name"], found["win_rate"], found["votes"]) == ("Arena-Hard", pytest.approx(0.3), 5)
+    assert 0 <= found["low"] < 0.3 < found["high"] <= 1
+    assert report.counts["benchmark_win_rate"] == found["win_rate"]
 
 
 def test_difficulties_are_a_term_of_the_regression_and_must_cover_the_prompts(tmp_path: Path):

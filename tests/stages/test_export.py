@@ -76,7 +76,33 @@ def test_the_second_turn_is_asked_after_the_first_answer(tmp_path: Path, tiny_mo
         ("user", "question 1"), ("assistant", "an answer"), ("user", "and then?")]
     text = "<s><|user|>question 1<|assistant|>an answer</s><|user|>and then?<|assistant|>"
     assert load_tokenizer(tiny_model).decode(asked.prompt_ids) == text
-    assert report.dropped == {"no first answer": 1, "no second turn": 1, "too long": 1}
+    assert report.dropped == {"no first answer": 1, "no second turn": 1, "long_prompt": 1}
+
+
+def test_given_answers_come_with_their_second_turns(tmp_path: Path, tiny_model: Path):
+    """1 has both turns; 2 was answered once; 3 not at all. The conversation holds the given first answer, the group the
+    given second one, cut at the limit like any given answer."""
+    (tmp_path / "question.jsonl").write_text("".join(
+        json.dumps({"question_id": n, "turns": ["q", "and?"]}) + "\n" for n in (1, 2, 3)))
+    (tmp_path / "given.jsonl").write_text("".join(
+        json.dumps({"question_id": n, "choices": [{"index": 0, "turns": turns}]}) + "\n"
+        for n, turns in ((1, ["first", "then this"]), (2, ["only"]))))
+    part = {**QUESTIONS, "answers": "given.jsonl"}
+    runtime = next_turn.Runtime(root=str(tmp_path))
+    made, report, context = run(
+        next_turn, tmp_path, {"format": part, "given": True, "max_completion_tokens": 5}, runtime,
+        answers=[group("1", "first"), group("2", "only"), group("3")])
+    context.inputs["model"] = (tiny_model,)
+    assert next_turn.files(made, runtime) == [tmp_path / "question.jsonl", tmp_path / "given.jsonl"]
+    next_turn.run(context)
+    (found,) = tables.read(context.out / "groups")
+    assert [m.content for m in found.messages] == ["question 1", "first", "and?"]
+    (answer,) = found.completions
+    assert (answer.text, len(answer.token_ids), answer.finish_reason) == ("then this", 5, "length")
+    assert report.dropped == {"no second answer": 1, "no first answer": 1, "truncated": 1}
+    _, _, context = run(next_turn, tmp_path / "none", {"format": QUESTIONS, "given": True}, runtime, answers=[])
+    with pytest.raises(UserError, match=r"data\.format\.answers: null, expected the file"):
+        list(next_turn._asked(context))
 
 
 def test_a_format_without_second_turns_is_refused():

@@ -11,10 +11,10 @@ from pipeline.stages import gate
 from pipeline.stages.gate import Settings
 
 
-def evaluation(folder: Path, win_rate: float, reward: float, tokens: float) -> Path:
+def evaluation(folder: Path, win_rate: float, reward: float, tokens: float, judge: str = "gold") -> Path:
     folder.mkdir(parents=True)
     (folder / "evaluation.json").write_text(json.dumps({
-        "score": "gold", "policy": {"tokens": tokens}, "baseline": {"tokens": 10.0},
+        "score": judge, "policy": {"tokens": tokens}, "baseline": {"tokens": 10.0},
         "scores": {"gold": {"win_rate": win_rate, "mean": win_rate, "baseline_mean": 0.5},
                    "reward": {"win_rate": 0.5, "mean": reward, "baseline_mean": 0.0}},
     }))
@@ -29,9 +29,9 @@ def model(folder: Path, weights: str) -> Path:
 
 
 def decide(
-    folder: Path, iteration: int, of: tuple[float, float, float], previous: Path | None = None, **settings: object
+    folder: Path, iteration: int, of: tuple[float | str | None, ...], previous: Path | None = None, **settings: object
 ) -> tuple[dict, Path]:
-    """Run the gate on (win rate, learned reward, tokens); the trained model's weights are "train<i>"."""
+    """Run the gate on (win rate, learned reward, tokens[, judge]); the trained model's weights are "train<i>"."""
     inputs = {
         "model": (model(folder / "train", f"train{iteration}"),),
         "evaluation": (evaluation(folder / "evaluate", *of),),
@@ -84,6 +84,21 @@ def test_length_is_a_rule_of_its_own_and_rules_can_be_off(tmp_path: Path):
     assert found["reasons"] == ["answers grew from 10.0 to 16.0 tokens, more than 50%"]
     found, _ = decide(tmp_path / "2", 1, (0.1, 9.0, 99.0), length_growth=None, win_rate_fall=None)
     assert found["decision"] == "pass"
+
+
+def test_a_missing_score_passes_loudly(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """The win rate falls to 0.1; the learned reward has no mean, is not there, or is the judge itself."""
+    for name, of, said in (("null", (0.1, None, 10.0), "no finite learned reward 'reward' of this iteration"),
+                           ("same", (0.1, 9.0, 10.0, "reward"), "the judge is the learned reward itself")):
+        found, out = decide(tmp_path / name, 1, of)
+        assert (found["decision"], found["reasons"]) == ("pass", []) and weights(out) == "train1"
+        assert found["undecided"] == [
+            f"cannot decide whether the win rate fell while the learned reward rose: {said}"]
+        assert said in capsys.readouterr().out
+    found, _ = decide(tmp_path / "other", 1, (0.1, 9.0, 10.0), learned="proxy")
+    assert "no finite learned reward 'proxy' of this iteration, " in found["undecided"][0]
+    found, _ = decide(tmp_path / "off", 1, (0.1, None, 10.0), win_rate_fall=None)
+    assert found["undecided"] == []
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path):

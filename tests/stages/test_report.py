@@ -35,7 +35,8 @@ def evaluation(folder: Path, outcomes: dict[str, list[float]], score: str = "gol
 def run(folder: Path, *evaluations: Path, **settings: object) -> tuple[list[dict], Reporter, Path]:
     reporter = Reporter()
     inputs = {"evaluations": evaluations}
-    context = Context(build(Settings, settings), report.Runtime(), inputs, {}, folder, 0, reporter)
+    made = build(Settings, {"resamples": 200, **settings})
+    context = Context(made, report.Runtime(), inputs, {}, folder, 0, reporter)
     report.run(context)
     return json.loads((context.out / "comparison.json").read_text()), reporter, context.out
 

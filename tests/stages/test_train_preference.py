@@ -201,3 +201,14 @@ def test_reward_model_learns_and_its_folder_scores(world, tmp_path):
 def test_reward_model_needs_pairs(world, tmp_path):
     with pytest.raises(UserError, match="48 groups have one completion"):
         run(train_reward, tmp_path / "work", {"trainer": TRAINER}, RUNTIME, model=world.sft, groups=world.ids / "sft")
+
+
+@pytest.mark.parametrize(("objective", "said"), [
+    ("dpo", "negatives.m: 2 with objective dpo, which takes pairs, expected 1"),
+    ("ce", "negatives: objective ce takes single completions, expected negatives=none"),
+    ("rnce", None), ("binary_cringe", None),
+])
+def test_negatives_that_an_objective_cannot_take(objective, said):
+    settings = {"objective": {"module": f"pipeline.objectives.{objective}"},
+                "negatives": {"module": "pipeline.selection.mc", "m": 2}}
+    assert problems_of(train_preference.Settings, settings) == ([] if said is None else [said])

@@ -1,0 +1,145 @@
+"""Weights for answers judged one by one, where thumbs-down stand on other prompts than thumbs-up. Writes groups/.
+
+    w(x) = clip( p(x | up) / p(x | down), low, high )   on a thumbs-down; everything else keeps its weight
+
+Underlying distribution matching of BCO (Jung et al. 2024): so weighed, both labels are seen on one distribution of
+prompts. The ratio is that of a logistic classifier with both labels counting alike, on the mean final hidden state of a
+prompt's tokens under `model`. Groups without a label have both sides on one prompt and need no weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline.build import setting
+from pipeline.records import Group, UserError
+from pipeline.stage import Context, derive_seed
+from pipeline.training.settings import TrainRuntime
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1
+INPUTS = {"model": "one", "groups": "one"}
+SEEDED = True
+Runtime = TrainRuntime
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the ratio is estimated."""
+
+    sample: int = setting(1024, low=2)
+    """Most prompts of each label the classifier sees. Paper: up to 1024 prompts."""
+
+    low: float = setting(0.5, above=0.0, high=1.0)
+    """Smallest weight. Paper: 0.5."""
+
+    high: float = setting(10.0, low=1.0)
+    """Largest weight. Paper: 10."""
+
+    penalty: float = setting(1.0, low=0.0)
+    """Of the squared coefficients, half of it times their sum of squares, on standardised features. A choice."""
+
+
+def kinds(settings: Settings, given: frozenset[str]) -> frozenset[str]:
+    """The groups it is given."""
+    return given
+
+
+def run(context: Context) -> None:
+    """Raises UserError where a label is missing."""
+    from pipeline import tables
+
+    settings, groups = context.settings, list(tables.read(context.one("groups")))
+    judged = [group for group in groups if group.label is not None]
+    up = [group.label is True for group in judged]
+    if not (any(up) and not all(up)):
+        raise UserError(f"weigh_prompts: found {sum(up)} thumbs-up and {len(up) - sum(up)} thumbs-down, expected both; "
+                        "set stage.weigh_prompts.active=false")
+    seen = _sampled(judged, settings.sample, context.seed)
+    ratios = density_ratios(_embeddings(context, judged), up, seen, settings.penalty)
+    weights = {group.id: min(settings.high, max(settings.low, ratio))
+               for group, ratio, wanted in zip(judged, ratios, up, strict=True) if not wanted}
+    tables.write(context.out / "groups", (replace(g, weight=g.weight * weights.get(g.id, 1.0)) for g in groups))
+    context.report.count(groups=len(groups), weighed=len(weights), weight_mean=sum(weights.values()) / len(weights))
+
+
+def density_ratios(features: Tensor, up: Sequence[bool], seen: Sequence[int], penalty: float) -> list[float]:
+    """p(x | up) / p(x | down) of each prompt, > 0.
+
+    Args:
+        features: (N, H). up: N labels, both present among `seen`.
+        seen: places of the prompts the classifier is fitted to. penalty: >= 0, on standardised features.
+    """
+    import torch
+
+    labels, chosen = torch.tensor(up), torch.tensor(list(seen))
+    values = features.double()
+    middle, spread = values[chosen].mean(dim=0), values[chosen].std(dim=0, correction=0)
+    values = (values - middle) / torch.where(spread > 0, spread, 1.0)
+    x, y = values[chosen], labels[chosen]
+    share = torch.where(y, 0.5 / y.sum(), 0.5 / (~y).sum()) * len(y)  # both labels count alike
+    weights = torch.zeros(x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        logits = x @ weights[:-1] + weights[-1]
+        misfit = torch.nn.functional.softplus(torch.where(y, -logits, logits))
+        total: Tensor = (share * misfit).sum() + 0.5 * penalty * weights[:-1].square().sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    optimizer.step(objective)
+    with torch.no_grad():
+        return (values @ weights[:-1] + weights[-1]).exp().tolist()
+
+
+def _sampled(groups: Sequence[Group], most: int, seed: int) -> list[int]:
+    """Places of up to `most` groups of each label, the same ones wherever they stand."""
+    order = sorted(range(len(groups)), key=lambda i: derive_seed(seed, "weigh_prompts", groups[i].id))
+    return [i for wanted in (True, False) for i in [i for i in order if groups[i].label is wanted][:most]]
+
+
+def _embeddings(context: Context, groups: Sequence[Group]) -> Tensor:
+    """(N, H) float32, mean final hidden state over a prompt's tokens."""
+    import torch
+
+    from pipeline.training import export
+
+    device = export.prepare_machine(context.runtime)
+    model = export.load_policy(context.one("model"), device, context.runtime).base_model.eval()
+    found: list[Tensor] = []
+    done = 0
+    with torch.no_grad():
+        for batch in _batches(groups, context.runtime.tokens_per_batch):
+            found.append(_means(model, batch, device))
+            done += len(batch)
+            context.report.progress(done, len(groups), "prompts")
+    return torch.cat(found)
+
+
+def _batches(groups: Sequence[Group], tokens: int) -> Iterator[list[Group]]:
+    """Consecutive groups whose padded prompts are at most `tokens`, at least one group each."""
+    batch: list[Group] = []
+    for group in groups:
+        longest = max(len(g.prompt_ids) for g in (*batch, group))
+        if batch and longest * (len(batch) + 1) > tokens:
+            yield batch
+            batch = []
+        batch.append(group)
+    yield batch
+
+
+def _means(model: Any, groups: Sequence[Group], device: Any) -> Tensor:
+    import torch
+
+    ids = [torch.tensor(group.prompt_ids) for group in groups]
+    rows = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)
+    lengths = torch.tensor([len(one) for one in ids], device=device)
+    there = torch.arange(rows.shape[1], device=device) < lengths[:, None]
+    states = model(input_ids=rows, attention_mask=there.long()).last_hidden_state.float()
+    return torch.where(there[:, :, None], states, 0.0).sum(dim=1).div(lengths[:, None]).cpu()

@@ -1,0 +1,98 @@
+"""Weights that bring the prompts of thumbs-down to the distribution of thumbs-up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from flows.compose import compose
+from flows.prepare import expand
+from pipeline import tables
+from pipeline.build import problems_of
+from pipeline.records import Completion, Group, Message, UserError
+from pipeline.stage import Context, Reporter
+from pipeline.stages import weigh_prompts
+from pipeline.stages.weigh_prompts import Settings, density_ratios
+
+
+def test_the_ratio_of_two_kinds_of_prompts() -> None:
+    """Kind A makes 3 of 4 thumbs-up and 2 of 8 thumbs-down: ratio 3; B 1 of 4 and 6 of 8: 1/3. No penalty."""
+    up = [True] * 4 + [False] * 8
+    kind = torch.tensor([1.0, 1, 1, 0, 1, 1, 0, 0, 0, 0, 0, 0])[:, None]
+    found = density_ratios(kind, up, range(12), 0.0)
+    assert found == pytest.approx([3.0 if k else 1 / 3 for k in kind[:, 0]], rel=1e-5)
+
+
+def test_the_same_prompts_on_both_sides_weigh_alike() -> None:
+    features = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+    both = torch.cat([features, features])
+    assert density_ratios(both, [True] * 10 + [False] * 10, range(20), 1.0) == pytest.approx([1.0] * 20, abs=1e-6)
+
+
+def test_a_feature_that_never_varies_does_nothing() -> None:
+    features = torch.tensor([[1.0, 7.0], [0.0, 7.0], [1.0, 7.0], [0.0, 7.0]])
+    found = density_ratios(features, [True, True, False, False], range(4), 0.5)
+    assert found == pytest.approx([1.0] * 4, abs=1e-6)
+
+
+def group_of(name: str, prompt: tuple[int, ...], label: bool | None) -> Group:
+    answers = (Completion("a", (3, 2)),) if label is not None else (Completion("a", (3, 2)), Completion("b", (4, 2)))
+    return Group(name, (Message("user", "x"),), answers, prompt, label, weight=2.0)
+
+
+def context_of(tmp_path: Path, model: Path, groups: list[Group], **settings: object) -> Context:
+    tables.write(tmp_path / "in", groups)
+    runtime = weigh_prompts.Runtime(device="cpu", tokens_per_batch=40)
+    inputs = {"model": (model,), "groups": (tmp_path / "in",)}
+    return Context(Settings(**settings), runtime, inputs, {}, tmp_path / "work", 0, Reporter())
+
+
+def test_thumbs_down_on_the_prompts_of_thumbs_up_weigh_more(tiny_model: Path, tmp_path: Path) -> None:
+    """Thumbs-up stand on prompts of 11s, most thumbs-down on prompts of 50s, of several lengths; a pair keeps its 2."""
+    groups = [group_of(f"u{i}", (11,) * (4 + i % 3), True) for i in range(6)]
+    groups += [group_of(f"d{i}", (50,) * (4 + i % 3), False) for i in range(5)]
+    groups += [group_of("like", (11,) * 5, False), group_of("pair", (50,) * 4, None)]
+    context = context_of(tmp_path, tiny_model, groups, penalty=0.01, high=6.0)
+    weigh_prompts.run(context)
+    made = {g.id: g for g in tables.read(context.out / "groups")}
+    assert list(made) == [g.id for g in groups]
+    assert {made[f"u{i}"].weight for i in range(6)} == {made["pair"].weight} == {2.0}
+    assert {made[f"d{i}"].weight for i in range(5)} == {1.0}
+    assert 2.0 < made["like"].weight <= 12.0
+    assert context.report.counts["weighed"] == 6
+
+
+def test_one_label_alone_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="found 1 thumbs-up and 0 thumbs-down, expected both"):
+        weigh_prompts.run(context_of(tmp_path, tiny_model, [group_of("u", (5,), True), group_of("p", (5,), None)]))
+
+
+def test_padding_and_batches_change_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    from pipeline.training import export
+
+    model = export.load_policy(tiny_model, torch.device("cpu")).base_model.eval()
+    groups = [group_of("a", (11, 12, 13), True), group_of("b", (50,) * 9, True)]
+    with torch.no_grad():
+        together = weigh_prompts._means(model, groups, "cpu")
+        alone = torch.cat([weigh_prompts._means(model, [g], "cpu") for g in groups])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert [len(b) for b in weigh_prompts._batches(groups * 2, 20)] == [2, 2]
+    assert [len(b) for b in weigh_prompts._batches(groups, 5)] == [1, 1]
+
+
+def test_a_recipe_weighs_only_where_it_is_asked_to() -> None:
+    def steps(*words: str) -> dict:
+        given = ["recipe=pco", "objective=bco", *words]
+        return {step.name: step for step in expand(compose(given), given, {})}
+
+    plain, weighed = steps(), steps("stage.weigh_prompts.active=true")
+    assert not any(name.startswith("weighed") for name in plain)
+    assert [str(ref) for ref in plain["train[2]"].inputs["groups"]] == ["merge[2]/groups"]
+    assert [str(ref) for ref in weighed["train[2]"].inputs["groups"]] == ["weighed[2]/groups"]
+
+
+def test_settings_are_checked() -> None:
+    assert problems_of(Settings, {"low": 2.0, "high": 0.5}, "s") == [
+        "s.low: 2.0 is out of range, expected 0.0 < x <= 1.0", "s.high: 0.5 is out of range, expected 1.0 <= x"]
