@@ -78,9 +78,8 @@ class PolicyTask:
         """(G,) losses with gradient, (G,) metrics without, and the groups with the completions that they are of."""
         if self.draw is None or not self.draws_apart:
             return *self.loss(self.inputs(model, examples, step, about)), examples
-        drawn, metrics, products = negatives.draw_with_products(model, examples, step, self.draw)
-        with products:
-            losses, own = self.loss(self.inputs(model, drawn, step, about))
+        drawn, metrics = negatives.draw(model, examples, step, self.draw)
+        losses, own = self.loss(self.inputs(model, drawn, step, about))
         return losses, {**own, **metrics}, drawn
 
     def inputs(self, model: Any, examples: Sequence[Example], step: int, about: About) -> LossInputs:
