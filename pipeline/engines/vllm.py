@@ -17,19 +17,17 @@ import functools
 import importlib.metadata
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import psutil
-
 from pipeline.engines import vllm_client, vllm_service
 from pipeline.engines.engine import Answer, Request, model_facts, overlong, text_decoder
 from pipeline.engines.vllm_client import Server
 from pipeline.engines.vllm_dispatch import Dispatcher, Lane, ServerLost
+from pipeline.engines.vllm_servers import Keepers, servers_at
 from pipeline.engines.vllm_service import Service, Settings
 from pipeline.records import UserError
 
@@ -39,7 +37,6 @@ Known = dict[tuple[int, ...], list[float]]  # completion of the probe -> transfo
 _PROBE_TOKENS = 16
 _BATCHES = 8  # calls that together fill a server
 _TRIES = 3  # at getting a server back that is lost again while it gets its weights
-_PATIENCE = 60.0  # seconds for a server that is not ours to come back
 
 
 def start_service(model: Path, log: Path, settings: Settings) -> Service | None:
@@ -63,19 +60,6 @@ def check_service(settings: Settings) -> list[str]:
     return []
 
 
-def servers_at(urls: str) -> list[Server]:
-    """The user's own servers. Raises UserError for a wrong address, key or model name."""
-    servers, problems = [], []
-    for url in vllm_service.split(urls):
-        try:
-            servers.append(vllm_client.connect(url, os.environ.get(vllm_service.KEY, "")))
-        except (ConnectionError, UserError) as error:
-            problems.append(f"engine.url: {error}")
-    if problems:
-        raise UserError(*problems)
-    return servers
-
-
 @contextlib.contextmanager
 def open_engine(model: Path, settings: Settings, log: Path) -> Iterator[Engine]:
     """Servers that serve `model`'s weights. Raises UserError for a wrong url, key or served model."""
@@ -84,17 +68,31 @@ def open_engine(model: Path, settings: Settings, log: Path) -> Iterator[Engine]:
             service = vllm_service.start(model, log, settings)
             stack.callback(service.stop)
             service.wait_ready(settings.start_timeout)
-            keepers = _Keepers(service.environment, settings)
+            keepers = Keepers(service.environment, settings)
         else:
-            keepers = _Keepers(os.environ, settings)
+            keepers = Keepers(os.environ, settings)
         found = keepers.connect()
         pool = stack.enter_context(ThreadPoolExecutor(len(found)))
         servers = tuple(pool.map(lambda server: vllm_client.load(server, model), found))
         # the probe may take seconds (a large model, an import): sampling starts meanwhile
         known: Known = {}
-        gaps = pool.submit(lambda: max(gap(server, model, settings, known) for server in servers))
+        recovered: set[str] = set()
+        gaps = pool.submit(
+            lambda: max(_first_gap(server, model, settings, known, recovered) for server in servers))
         context = min(server.context_length for server in servers)
-        yield Engine(servers, keepers, model, settings, context, {}, gaps, known)
+        yield Engine(servers, keepers, model, settings, context, {}, gaps, known, recovered)
+
+
+def _first_gap(server: Server, model: Path, settings: Settings, known: Known, recovered: set[str]) -> float:
+    """`gap`; 0 for a server that was lost meanwhile, which is looked at again before it serves (`Engine._recover`)."""
+    try:
+        return gap(server, model, settings, known)
+    except OSError:
+        return 0.0
+    except UserError:  # another load: our own after a loss, or somebody else's
+        if server.url not in recovered:
+            raise
+        return 0.0
 
 
 def findings(settings: Settings) -> tuple[list[tuple[str, str]], list[str]]:
@@ -128,72 +126,19 @@ def _version(name: str) -> str:
         return ""
 
 
-class _Keepers:
-    """Where the servers are, and how long it is worth waiting for one that does not answer."""
-
-    def __init__(self, environment: os._Environ[str] | dict[str, str], settings: Settings) -> None:
-        self.owned = bool(environment.get(vllm_service.URL))
-        self.urls = vllm_service.split(environment.get(vllm_service.URL) or settings.url or "")
-        self.key = environment.get(vllm_service.KEY, "")
-        pids = vllm_service.split(environment.get(vllm_service.PIDS, ""))
-        self.pids = dict(zip(self.urls, map(int, pids), strict=False))
-        logs = [log for log in environment.get(vllm_service.LOGS, "").split(os.pathsep) if log]
-        self.logs = dict(zip(self.urls, map(Path, logs), strict=False))
-        self.timeout = settings.start_timeout
-
-    def connect(self) -> list[Server]:
-        if not self.owned:  # the user's own; one of the run's that is gone is no mistake of theirs
-            return servers_at(",".join(self.urls))
-        return [self.wait(url, threading.Event()) for url in self.urls]
-
-    def tail(self, url: str, lines: int) -> str:
-        """What the server wrote last, where its log is known."""
-        return vllm_service.tail(self.logs[url], lines) if url in self.logs else "its own log says why"
-
-    def wait_for_end(self, url: str, over: threading.Event) -> None:
-        """Return once the server that is being stopped no longer answers."""
-        deadline = time.monotonic() + _PATIENCE
-        with contextlib.suppress(ConnectionError):
-            while vllm_client.healthy(url) and time.monotonic() < deadline and not over.wait(0.5):
-                pass
-
-    def wait(self, url: str, over: threading.Event) -> Server:
-        """The server once it answers (again). Raises ServerLost when it will not, or when `over` is set."""
-        deadline = time.monotonic() + (self.timeout if url in self.pids else _PATIENCE)
-        while True:
-            if url in self.pids and _ended(self.pids[url]):  # a server that still answers will not for long
-                raise ServerLost(f"the vLLM server at {url} is lost (its keeper has ended)\n{self.tail(url, 30)}")
-            try:
-                if not vllm_client.healthy(url):  # its engine is dead: it will end soon
-                    raise ConnectionError(f"{url}: not healthy")
-                return vllm_client.connect(url, self.key)
-            except ConnectionError as error:
-                if time.monotonic() > deadline:
-                    raise ServerLost(f"the vLLM server at {url} is lost ({error})\n{self.tail(url, 30)}") from None
-            if over.wait(0.5):
-                raise ServerLost(f"the vLLM server at {url} was not back in time")
-
-
-def _ended(pid: int) -> bool:
-    """Also where nobody has asked for its exit code yet."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
 @dataclass(frozen=True)
 class Engine:
     """Open servers; see pipeline.engines.engine.Engine."""
 
     servers: tuple[Server, ...]
-    keepers: _Keepers
+    keepers: Keepers
     model: Path
     settings: Settings
     context_length: int
     facts: dict[str, float]
     gaps: Future[float]
     known: Known
+    recovered: set[str]  # addresses of servers that were lost: their weights were loaded a second time
 
     def sample(self, requests: Iterable[Request]) -> Iterator[Answer]:
         """Raises RuntimeError when all servers are lost or one serves other weights, UserError when another run loaded
@@ -220,6 +165,7 @@ class Engine:
             self.keepers.wait_for_end(server.url, over)
         for _ in range(_TRIES):
             try:
+                self.recovered.add(server.url)
                 back = vllm_client.load(self.keepers.wait(server.url, over), self.model)
                 self._check(gap(back, self.model, self.settings, self.known))
             except ConnectionError as error:

@@ -68,6 +68,7 @@ class Dispatcher:
         self._calls = [0] * len(lanes)  # batches in flight
         self._again: deque[_Asked] = deque()
         self._suspects: deque[_Asked] = deque()
+        self._alone = False  # the call in flight is a suspect's
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ready: dict[int, Answer] = {}
         self._read = 0  # requests taken from the stream
@@ -118,9 +119,14 @@ class Dispatcher:
             pool.submit(self._call, server, batch)
 
     def _batch(self, reading: Iterator[_Asked], samples: int) -> list[_Asked]:
-        """The next requests, about `samples` samples together. A suspect waits until it can be alone."""
+        """The next requests, about `samples` samples together. A suspect waits until it can be alone, and the others
+        until it is done: a crash ends every call in flight and would be blamed on all of them.
+        """
+        if (self._suspects or self._alone) and any(self._calls):
+            return []
+        self._alone = bool(self._suspects)
         if self._suspects:
-            return [] if any(self._calls) else [self._suspects.popleft()]
+            return [self._suspects.popleft()]
         batch: list[_Asked] = []
         while sum(asked.request.n for asked in batch) < samples:
             if self._again:

@@ -98,7 +98,8 @@ class Door:
                 adapter = LoRARequest(f"policy-{number}", number, wanted["adapter"])
                 await engine.add_lora(adapter)
                 self.adapter = adapter
-            await engine.reset_prefix_cache()
+            if not await engine.reset_prefix_cache(reset_running_requests=True):  # those of a run that came before, too
+                raise RuntimeError("vLLM kept prefixes of the weights it had before")
         except Exception as error:  # a missing file, another shape: the server goes on, the asker is told
             await _answer(send, 500, {"error": {"message": f"{type(error).__name__}: {error}"}})
         else:

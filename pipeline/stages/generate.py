@@ -169,23 +169,29 @@ def sample_groups(
     collected: list[Answer] = []
     for answer in engine.sample(requests()):
         while waiting[0][1] == 0:
-            yield _completed(waiting.popleft()[0], [], settings, policy)
+            yield _completed(waiting.popleft()[0], [], settings, policy, stop_ids)
         collected.append(answer)
         if len(collected) == waiting[0][1]:
-            yield _completed(waiting.popleft()[0], collected, settings, policy)
+            yield _completed(waiting.popleft()[0], collected, settings, policy, stop_ids)
             collected = []
     while waiting:
-        yield _completed(waiting.popleft()[0], [], settings, policy)
+        yield _completed(waiting.popleft()[0], [], settings, policy, stop_ids)
 
 
-def _completed(group: Group, answers: list[Answer], settings: Settings, policy: str) -> tuple[Group, Tally]:
-    """`answers` are one per draw, or none for a prompt that is too long."""
+def _completed(
+    group: Group, answers: list[Answer], settings: Settings, policy: str, stop_ids: tuple[int, ...]
+) -> tuple[Group, Tally]:
+    """`answers` are one per draw, or none for a prompt that is too long.
+
+    What a stop id of a draw's own ended is cut as far as the model goes, which did not end its turn.
+    """
     tally = Tally(prompts=1)
     completions, first = [], 0
     for answer, draw in zip(answers, settings.draws, strict=bool(answers)):
         for j, sample in enumerate(answer.samples):
+            ended = sample.finish_reason if sample.token_ids[-1:] and sample.token_ids[-1] in stop_ids else LENGTH
             completions.append(Completion(
-                text=sample.text, token_ids=sample.token_ids, finish_reason=sample.finish_reason, sample=first + j,
+                text=sample.text, token_ids=sample.token_ids, finish_reason=ended, sample=first + j,
                 temperature=draw.temperature, seed=sample.seed, policy=policy, logprobs=sample.logprobs,
             ))
         first += draw.n
@@ -226,7 +232,7 @@ def _sample_parts(engine: Engine, prompts: Path, out: Path, context: Context) ->
         tallies.append(tally)
         if problems := sum(tallies, Tally()).too_many(total, context.runtime.max_refused_share):
             clean = next((i for i, one in enumerate(tallies) if REFUSED in one.dropped), index)
-            for part in tables.parts(out)[clean:]:
+            for part in reversed(tables.parts(out)[clean:]):  # killed half-way, those left are the first ones
                 part.unlink()
             raise UserError(*problems)
         write_tally(context.work, index, tally)

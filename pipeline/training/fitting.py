@@ -43,7 +43,7 @@ class Misfits:
         k = len(example.completions) - ("rationale" in self.needs)
         several = self.needs & {"pairs", "lists"}
         self.seen += 1
-        self._count(bool(several) and k < 2 and "singles" not in self.needs, "short", example)
+        self._count(bool(several) and k < 2 and (self.drawn or "singles" not in self.needs), "short", example)
         self._count("pairs" in self.needs and "lists" not in self.needs and k > 2 and not self.drawn, "long", example)
         self._count("labels" in self.needs and k == 1 and example.label is None, "unlabeled", example)
         for need, (name, _, _) in _TABLES.items():

@@ -155,6 +155,34 @@ def test_a_request_that_kills_the_server_is_refused_and_only_that_one():
     assert 50 in server.alone  # the last time it was asked alone, so no other request is blamed
 
 
+@pytest.mark.parametrize("poison", [{30, 47}, {30, 60, 70, 75}], ids=["two", "four"])
+def test_a_crash_that_ends_every_call_in_flight_is_blamed_on_its_causes_only(poison):
+    """A real server takes all its calls with it; at its third loss a request has to be the only one in flight."""
+    lock, crashes, flying = threading.Lock(), [0], set()
+    blamed: list[set[int]] = []
+
+    def crashes_whole(server: Any, batch: list[Request], connections: set) -> Iterator[tuple[int, Answer]]:
+        own = {request.prompt_ids[0] for request in batch}
+        with lock:
+            begun = crashes[0]
+            flying.update(own)
+        time.sleep(0.002)
+        for k, request in enumerate(batch):
+            with lock:
+                if crashes[0] != begun or request.prompt_ids[0] in poison:
+                    if crashes[0] == begun:
+                        crashes[0] += 1
+                        blamed.append(set(flying))
+                    flying.difference_update(own)
+                    raise ConnectionError("gone")
+                flying.discard(request.prompt_ids[0])
+            yield k, answer(request)
+
+    answers = list(Dispatcher([Lane(None, 16, 4)], crashes_whole, stays).answers(requests(100)))
+    assert {i for i, a in enumerate(answers) if a.refused} == poison
+    assert all({one} in blamed for one in poison)
+
+
 def test_a_request_bigger_than_the_limit_is_asked_all_the_same():
     answers, _ = dispatch([Server()], requests(5, n=40), limit=16, batch=4)
     assert numbers(answers) == list(range(5))

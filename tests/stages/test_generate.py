@@ -93,13 +93,13 @@ def test_groups_draw_as_each_says_and_what_they_leave_out_is_as_beside_them(run_
 
 
 def test_stop_ids_of_a_group_end_a_completion_beside_the_models_own(run_stage):
-    """The second token of every greedy completion, made a stop id, ends it there."""
+    """The second token of every greedy completion, made a stop id, cuts it there: the model did not end its turn."""
     (row,), _ = run_stage(prompts(1), temperatures=[0.0], n=1)
     ids = row.completions[0].token_ids
     second = ids[1]
     (cut,), _ = run_stage(prompts(1), groups=[{"temperature": 0, "n": 1, "stop_ids": [second]}], work="cut")
     assert cut.completions[0].token_ids == ids[: ids.index(second) + 1]
-    assert cut.completions[0].finish_reason == "stop"
+    assert cut.completions[0].finish_reason == "length"
     with pytest.raises(UserError, match=r"sampling\.groups\[0\]\.stop_ids: 320 is outside the vocabulary"):
         run_stage(prompts(1), groups=[{"temperature": 0, "stop_ids": [320]}], work="foreign")
 
