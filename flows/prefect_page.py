@@ -6,6 +6,7 @@ Prefect is a guest here: whatever goes wrong with its artifacts costs a remark, 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -56,7 +57,7 @@ def dashboard(workspace: Path) -> str:
     try:
         with urllib.request.urlopen(f"{usual}api/runs", timeout=1) as answer:
             return usual if json.load(answer)["workspace"] == str(workspace) else ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
         return ""
 
 

@@ -92,15 +92,36 @@ def _contradictions(config: dict[str, Any]) -> list[str]:
     if sampling is not None and isinstance(room, int) and sampling.longest >= room:
         problems.append(f"sampling.max_tokens: {sampling.longest} leaves no room for a prompt in a context of {room} "
                         "tokens (model.arch.max_position)")
-    return problems + _gate_without_a_judge(config) + _too_few_samples(config)
+    return [*problems, *_gate_without_a_judge(config), *_too_few_samples(config), *_unread(config)]
+
+
+def _nodes(config: dict[str, Any], stage: str) -> list[dict[str, Any]]:
+    """The recipe's steps of one stage, without those that are switched off."""
+    blocks = (block for block in config["recipe"].values() if isinstance(block, dict))
+    return [node for block in blocks for node in block.values()
+            if isinstance(node, dict) and node.get("stage") == stage and node.get("when", True)]
+
+
+def _unread(config: dict[str, Any]) -> list[str]:
+    """What was set and would change nothing, because nothing that runs looks at it."""
+    problems, reward = [], config["reward"]
+    scorers = [reward["scorer"], *(reward["also"] or {}).values()]
+    known = not any(part_problems(scorer, "reward") for scorer in scorers)
+    if reward.get("path") is not None and known and not any("path" in scorer for scorer in scorers):
+        name = reward["scorer"]["module"].rpartition(".")[2]
+        folders = [f"reward.scorer.{key}" for key in ("policy", "reference") if key in reward["scorer"]]
+        problems.append(f"reward.path: not read by reward={name}; set {' or '.join([*folders, 'reward=model'])}")
+    if config["stage"]["weigh_prompts"]["active"] and not _nodes(config, "weigh_prompts"):
+        problems.append("stage.weigh_prompts.active: true, but the steps of this run weigh no prompts, expected false; "
+                        "recipe=pco and iterative_dpo do, with objectives that bring no steps (docs/objectives.md)")
+    return problems
 
 
 def _gate_without_a_judge(config: dict[str, Any]) -> list[str]:
     """A gate that asks whether judge and learned reward part, where they are one score."""
-    gated = any(isinstance(node, dict) and node.get("stage") == "gate" and node.get("when", True)
-                for block in config["recipe"].values() if isinstance(block, dict) for node in block.values())
     fall, learned = config["gate"]["win_rate_fall"], config["stage"]["score"]["settings"]["name"]
-    if not gated or fall is None or config["evaluation"]["judgments"] or config["evaluation"]["score"] != learned:
+    other_judge = config["evaluation"]["judgments"] or config["evaluation"]["score"] != learned
+    if not _nodes(config, "gate") or fall is None or other_judge:
         return []
     return [f"gate.win_rate_fall: {fall!r} stops where the judge's win rate falls while the learned reward rises, but "
             f"the judge (evaluation.score) is the learned reward, {learned!r}; name another judge (data.judge.score), "
@@ -116,18 +137,19 @@ def _sampling(config: dict[str, Any]) -> Any:
 
 def _too_few_samples(config: dict[str, Any]) -> list[str]:
     """A selection that could use no prompt at all, whatever is sampled."""
-    blocks = config["recipe"].values()
-    selects = any(isinstance(node, dict) and node.get("stage") == "build_groups"
-                  for block in blocks if isinstance(block, dict) for node in block.values())
-    sampling = _sampling(config)
-    if not selects or sampling is None or part_problems(config["selection"], "selection"):
-        return []
-    part = load_part(config["selection"], "selection")
-    needed, given = declared(part, "samples"), sampling.samples
-    if given >= needed:
-        return _too_many_negatives(config["negatives"], given - 1) if declared(part, "gives") == "lists" else []
-    return [f"selection: {part.module.__name__} needs {needed} samples per prompt with these settings, sampling gives "
-            f"{given} (sampling.n x sampling.temperatures)"]
+    sampling, problems = _sampling(config), list[str]()
+    for node in _nodes(config, "build_groups"):  # EGPO's two select with other settings
+        spec = plan.merged({"selection": config["selection"]}, node.get("settings") or {})["selection"]
+        if sampling is None or part_problems(spec, "selection"):
+            continue
+        part = load_part(spec, "selection")
+        needed, given = declared(part, "samples"), sampling.samples
+        if given < needed:
+            problems.append(f"selection: {part.module.__name__} needs {needed} samples per prompt with these settings, "
+                            f"sampling gives {given} (sampling.n x sampling.temperatures)")
+        elif declared(part, "gives") == "lists":
+            problems += _too_many_negatives(config["negatives"], given - 1)
+    return problems
 
 
 def _too_many_negatives(negatives: dict[str, Any], candidates: int) -> list[str]:

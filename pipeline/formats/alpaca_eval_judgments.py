@@ -1,8 +1,9 @@
 """Judgments in AlpacaEval's annotation format: a list of {instruction, output_1, output_2, generator_2, preference}.
 
 `preference` is the judge's value in [1, 2]: 1 = output_1 preferred, 2 = output_2, 1.5 a tie; older files write a tie
-as 0. Output 2 is the policy's, as AlpacaEval writes them. A prompt is found by its last user turn, and a verdict holds
-only for the two outputs it was given on: they must be the answers compared, but for white space around them.
+as 0; null is no judgment. Output 2 is the policy's, as AlpacaEval writes them. A prompt is found by its last user turn,
+and a verdict holds only for the two outputs it was given on: they must be the answers compared, but for white space
+around them.
 """
 
 from __future__ import annotations
@@ -53,10 +54,13 @@ def preferences(
         models.add(model)
         texts = [row.data.get(name) for name in ("instruction", "output_1", "output_2")]
         value = preference(row.data.get("preference"))
-        if value is None or not all(isinstance(text, str) for text in texts):
+        unjudged = "preference" in row.data and row.data["preference"] is None
+        if (value is None and not unjudged) or not all(isinstance(text, str) for text in texts):
             problems.append(f"{row.where}: preference {row.data.get('preference')!r} of instruction "
                             f"{str(texts[0])[:40]!r}, expected texts as instruction, output_1 and output_2, and a "
-                            "number from 1 to 2")
+                            "number from 1 to 2 (null: no judgment)")
+            continue
+        if value is None:
             continue
         instruction, output_1, output_2 = (str(text).strip() for text in texts)
         judged.setdefault(instruction, {}).setdefault((output_2, output_1), []).append(value)

@@ -2,11 +2,13 @@
 
 `score` compares A with B: "A>>B", "A>B", "A=B", "B>A", "B>>A" (or turned round, "A<B"). Game 1 shows the baseline as A
 and the model as B, game 2 the other way round. As in Arena-Hard a strong verdict weighs `strong` times a weak one, a
-game without a verdict nothing. Where a game has the prompt its judge read, both answers compared must be in it.
+game without a verdict nothing. Where a game has the prompt its judge read, both answers compared must be in it, on
+lines of their own.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +46,13 @@ class Judged:
 
     def is_of(self, ours: Completion, theirs: Completion) -> bool:
         """Whether nothing says that the judge read other answers."""
-        return all(c.text.strip() in prompt for prompt in self.prompts for c in (ours, theirs))
+        texts = [completion.text.strip() for completion in (ours, theirs)]
+        return all(text and _on_lines_of_its_own(text, prompt) for prompt in self.prompts for text in texts)
+
+
+def _on_lines_of_its_own(text: str, prompt: str) -> bool:
+    """Whether the prompt has the text as whole lines: "Yes" is no part of the answer "Yes, it is."."""
+    return re.search(rf"(?:^|\n)\s*{re.escape(text)}\s*(?:\n|$)", prompt) is not None
 
 
 def files(settings: Settings) -> list[Path]:

@@ -55,7 +55,8 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     ValueError without the token inputs.
     """
     pairs, tokens = pairs_of(batch, "cpl"), tokens_of(batch, "cpl")
-    discounted = at_least_float32(tokens.logps) * settings.gamma**tokens.position
+    logps = at_least_float32(tokens.logps)
+    discounted = logps * settings.gamma ** tokens.position.to(logps.dtype)
     sums = completion_sums(discounted, tokens, (batch.present.shape[0], batch.present.shape[1]))
     chosen, rejected = (column(sums, i, pairs.usable) for i in (0, 1))
     losses = cpl_losses(chosen, rejected, settings.alpha, settings.bias)

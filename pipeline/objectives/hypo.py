@@ -39,8 +39,9 @@ class Settings:
 
 
 def needs(settings: Settings) -> frozenset[str]:
-    """Without the reverse KL it is DPO on pairs."""
-    return frozenset({"reference", "lists"} | ({"layout:pair_and_samples"} if settings.lam > 0.0 else set()))
+    """Without the reverse KL it is DPO on pairs, and samples behind them are not looked at."""
+    samples = "layout:pair_and_samples" if settings.lam > 0.0 else "takes:pair_and_samples"
+    return frozenset({"reference", "lists", samples})
 
 
 def leave_one_out(values: Tensor, present: Tensor) -> Tensor:

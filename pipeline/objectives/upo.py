@@ -49,8 +49,8 @@ class Settings:
 
 
 def needs(settings: Settings) -> frozenset[str]:
-    uncertain = {"score:information_gain"} if settings.labels == "uncertainty" else set()
-    return frozenset({"pairs", "scores", settings.against} | uncertain)
+    score = "score:information_gain" if settings.labels == "uncertainty" else "score:sampling_share"
+    return frozenset({"pairs", "scores", settings.against, score})
 
 
 def flips(values: Tensor, labels: str) -> Tensor:

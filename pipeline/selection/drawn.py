@@ -4,7 +4,8 @@
 
 for updates whose theory wants samples of a policy and not the best and the worst of many (online IPO, EGPO, Nash-MD,
 INPO). The better of the two stands first, which those losses do not mind; the opponents keep the order they were drawn
-in. They may come from another model than the two, such as EGPO's half step.
+in. They may come from another model than the two, such as EGPO's half step: then without its samples of the pair's
+numbers, which were drawn with the pair's random numbers.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Settings:
     """Name of the score in Completion.scores."""
 
     opponents: int | None = setting(None, low=0)
-    """How many; null: all there are, at least one. 0: a pair."""
+    """How many; null: all there are, from the table beside at least one. 0: a pair."""
 
     opponents_from: str = setting("same", choices=("same", "beside"))
     """The prompt's further samples, or the samples of the table beside."""
@@ -43,7 +44,7 @@ def gives(settings: Settings) -> str:
 
 
 def samples(settings: Settings) -> int:
-    return 2 + (_fewest(settings) if settings.opponents_from == "same" else 0)
+    return 2 + _fewest(settings)
 
 
 def beside(settings: Settings) -> bool:
@@ -54,7 +55,9 @@ def select(group: Group, settings: Settings, seed: int = 0, other: Group | None 
     """See pipeline.selection. other: the prompt's samples of the table beside. Reasons: too_few_samples."""
     scores_of(group, settings.score)  # a score nobody has is said, even where there are too few samples
     drawn = sorted(group.completions, key=lambda completion: completion.sample)
-    rivals = drawn[2:] if other is None else sorted(other.completions, key=lambda completion: completion.sample)
+    own = {completion.sample for completion in drawn[:2]}
+    others = drawn if other is None else sorted(other.completions, key=lambda completion: completion.sample)
+    rivals = [completion for completion in others if completion.sample not in own]
     if len(drawn) < 2 or len(rivals) < _fewest(settings):
         return [], TOO_FEW
     pair = replace(group, completions=tuple(drawn[:2]))
@@ -63,4 +66,4 @@ def select(group: Group, settings: Settings, seed: int = 0, other: Group | None 
 
 
 def _fewest(settings: Settings) -> int:
-    return 1 if settings.opponents is None else settings.opponents
+    return int(settings.opponents_from == "beside") if settings.opponents is None else settings.opponents

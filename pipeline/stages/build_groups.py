@@ -22,7 +22,7 @@ from pipeline.selection.candidates import TOO_FEW
 from pipeline.selection.filters import Correction, Filters, clean, compared, length_of, lines
 from pipeline.stage import Context, NoRuntime
 
-VERSION = 3
+VERSION = 4
 INPUTS = {"groups": "one", "beside": "optional", "model": "optional"}
 SEEDED = False  # unless the rule draws, see seeded
 Runtime = NoRuntime

@@ -25,7 +25,7 @@ from pipeline.evaluation.comparison import Pair, Verdict
 from pipeline.records import Group, UserError
 from pipeline.stage import Context, NoRuntime, derive_seed
 
-VERSION = 3
+VERSION = 4
 INPUTS = {"groups": "one", "baseline": "one"}
 SEEDED = True  # the bootstrap draws
 Runtime = NoRuntime

@@ -34,6 +34,8 @@ class Settings:
         problems = part_problems(self.format, "format")
         if not problems and not hasattr(load_part(self.format, "format").module, "follow_ups"):
             problems.append(("format.module", f"{self.format['module']} has no second turns; use data=mt_bench"))
+        if not problems and self.given and self.format.get("answers") is None:
+            problems.append(("format.answers", "null, expected the file with the given answers"))
         return problems
 
 

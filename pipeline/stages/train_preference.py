@@ -62,9 +62,13 @@ def _between_parts(settings: Settings) -> list[tuple[str, str]]:
             problems.append(("negatives", f"objective {name} takes single completions, expected negatives=none"))
         elif "lists" not in needs and m != 1:
             problems.append(("negatives.m", f"{m} with objective {name}, which takes pairs, expected 1"))
-    if "previous" in needs and settings.auxiliary is not None and settings.auxiliary.get("length_alpha", 1.0) < 1.0:
+    if "previous" in needs and _length_alpha(settings) < 1.0:
         problems.append(("auxiliary.length_alpha", f"{name} compares with the policy before, whose log-probs are known "
                          "as sums only and cannot be weighted by token; expected 1"))
+    own = frozenset(declared(load_part(settings.objective, "objective"), "needs"))
+    if own & {"token_logps", "reference_tokens"} and _length_alpha(settings) < 1.0:
+        problems.append(("auxiliary.length_alpha", f"{name} sums the log-probs of tokens itself, which this would not "
+                         "weigh; expected 1"))
     for wanted_score in (need.removeprefix("score:") for need in needs if need.startswith("score:")):
         if settings.score != wanted_score:
             problems.append(("score", f"{settings.score!r}, but objective {name} with these settings reads "
@@ -76,6 +80,11 @@ def _between_parts(settings: Settings) -> list[tuple[str, str]]:
         problems.append(("objective", f"{name} compares the groups of a whole batch, for which token-level log-probs "
                          "are not held; set auxiliary.length_alpha=1 or choose another objective"))
     return problems
+
+
+def _length_alpha(settings: Settings) -> float:
+    """1, which changes nothing, where there are no terms beside the objective."""
+    return 1.0 if settings.auxiliary is None else float(settings.auxiliary.get("length_alpha", 1.0))
 
 
 def needs_of(settings: Settings) -> frozenset[str]:
@@ -124,8 +133,9 @@ def misfit(settings: Settings, kinds: frozenset[str]) -> str | None:
                 f"{settings.objective['module']}), but the recipe gives it {given}; set a selection that builds them "
                 "and a recipe that trains on nothing else, or another objective")
     if special - layouts:
+        way = "drawn_pair" if special == {"drawn"} else "best_worst or best_rest"
         return (f"objective {name} takes pairs or lists, but the selection makes {' and '.join(sorted(special))}, "
-                "which is for other objectives; set selection=best_worst or best_rest")
+                f"which is for other objectives; set selection={way}")
     if layouts and settings.drawn is not None:
         return f"objective {name} takes its groups whole, expected negatives=none"
     if "lists" in kinds and "pairs" in needs and "lists" not in needs and settings.drawn is None:

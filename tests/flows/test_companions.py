@@ -115,6 +115,18 @@ def test_both_half_steps_of_egpo_start_alike() -> None:
         (["selection=drawn"], r"the selection makes drawn"),
         (["selection=maxmin", "reward=model"], r"maxmin reads the score 'reward_2', which no stage before it gives"),
         (["selection=cdr", "reward=rule"], r"cdr reads the score 'logp_weak'.*scores there: reward\)"),
+        (["objective=upo", "objective.labels=printed"], r"upo with these settings reads 'sampling_share'"),
+        (["recipe=online_dpo", "objective=online_ipo", "objective.version=2"], r"drawn, .* set selection=drawn_pair$"),
+        (["recipe=egpo", "sampling=two"], r"drawn needs 3 samples per prompt .* gives 2 "),
+        (["objective=xpo", "objective.layout=origin"], r"\(policy_and_reference: see the text"),
+        (["objective=cpl", "auxiliary.length_alpha=0.5"], r"^auxiliary.length_alpha: cpl sums the log-probs of tokens"),
+        (["objective=tdpo", "auxiliary.length_alpha=0.5"], r"^auxiliary.length_alpha: tdpo sums"),
+        (["objective=sparsepo", "auxiliary.length_alpha=0.5"], r"^auxiliary.length_alpha: sparsepo sums"),
+        (["selection=spa", "reward.path=/my/rm"],
+         r"^reward.path: not read by reward=implicit; set reward.scorer.policy or .* or reward=model$"),
+        (["reward=rule", "reward.path=/my/rm"], r"^reward.path: not read by reward=rule; set reward=model$"),
+        (["objective=hypo", "stage.weigh_prompts.active=true"], r"^stage.weigh_prompts.active: true, but the steps"),
+        (["recipe=mcpo", "stage.weigh_prompts.active=true"], r"^stage.weigh_prompts.active: true, but the steps"),
         (["selection=upo", "reward=model"], r"upo reads the score 'reward_pass0'"),
         (["selection=spa", "selection.decoupled=reward_decoupled"], r"spa reads the score 'reward_decoupled'"),
     ],
@@ -122,6 +134,23 @@ def test_both_half_steps_of_egpo_start_alike() -> None:
 def test_an_explicit_choice_that_cannot_work_is_refused_by_name(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         steps_of(*words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["recipe=online_dpo", "objective=online_ipo"],
+        ["recipe=online_dpo", "objective=egpo"],
+        ["recipe=online_dpo", "objective=online_ipo", "objective.version=2", "selection=drawn_pair"],
+        ["objective=hypo", "objective.lam=0"],
+        ["objective=hypo", "objective.lam=0", "selection=best_worst"],
+        ["objective=upo", "objective.labels=printed", "stage.train_preference.settings.score=sampling_share"],
+        ["auxiliary.length_alpha=0.5"],
+        ["recipe=pco", "objective=bco", "stage.weigh_prompts.active=true"],
+    ],
+)
+def test_what_can_work_is_planned(words: list[str]) -> None:
+    assert "train[1]" in steps_of(*words)
 
 
 def test_scores_that_a_reward_gives_beside_its_own_are_known() -> None:

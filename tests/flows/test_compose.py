@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 
 import pytest
 import yaml
@@ -106,6 +107,18 @@ def test_every_recipe_can_be_planned(recipe, extra, tiny_model, tmp_path):
 )
 def test_every_option_of_every_group_composes(group, option):
     assert compose(["recipe=mcpo", f"{group}={option}"]).choices[group] == option
+
+
+def test_a_comparison_with_given_answers_needs_them(tiny_model, tmp_path):
+    row = {"question_id": 81, "category": "writing", "turns": ["a", "b"]}
+    (tmp_path / "question.jsonl").write_text(json.dumps(row))
+    given = ("recipe=benchmark", "data=mt_bench", f"data.root={tmp_path}", f"model.path={tiny_model}", "reward=rule",
+             "data.compare=true")
+    assert _problems(*given) == ["data.format.answers: null, expected the file with the given answers"]
+    (tmp_path / "given.jsonl").write_text(json.dumps({"question_id": 81, "choices": [{"turns": ["c", "d"]}]}))
+    answers = "data.format.answers=given.jsonl"
+    assert "given_second" in _steps(*given, answers)
+    assert "evaluate_second" not in _steps(*given, answers, "data.format.two_turns=false", "data.compare_second=false")
 
 
 def test_pco_has_the_papers_hyper_parameters_per_iteration():

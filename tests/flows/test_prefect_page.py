@@ -91,6 +91,21 @@ def test_the_dashboard_is_known_where_it_was_told_or_answers_for_this_workspace(
     assert prefect_page.dashboard(tmp_path) == "http://box:4280/?token=x"
 
 
+def test_another_service_on_the_dashboards_port_is_no_dashboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One that speaks first, and no HTTP."""
+    monkeypatch.delenv("ALIGNLOOP_DASHBOARD", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        def answer() -> None:
+            asked, _ = service.accept()
+            with asked:
+                asked.recv(4096)
+                asked.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        monkeypatch.setattr(prefect_page, "PORT", service.getsockname()[1])
+        assert prefect_page.dashboard(tmp_path) == ""
+
+
 @pytest.mark.slow
 def test_a_run_beside_a_server_leaves_progress_links_and_counts(tmp_path: Path):
     """`align server up`, a run, then the server's own API: each step's progress at 100, its folder, its counts."""

@@ -71,14 +71,18 @@ def test_annotations_old_ties_and_what_is_wrong(tmp_path: Path):
     path = tmp_path / "annotations.json"
     settings = alpaca_eval_judgments.Settings(str(path))
     row = {"instruction": "why", "generator_2": "m", "preference": 0, "output_1": "no", "output_2": "so"}
+    row_without = {key: value for key, value in row.items() if key != "preference"}
     path.write_text(json.dumps([row]))
     assert alpaca_eval_judgments.preferences(asked, settings)[0] == [0.5]
     path.write_text(json.dumps([{**row, "preference": 2}, {**row, "preference": 1.5}]))
     assert alpaca_eval_judgments.preferences(asked, settings)[0] == [0.75]  # judged twice: the mean
-    path.write_text(json.dumps([{**row, "preference": p} for p in (None, 3)] + [{**row, "output_2": None}]))
-    with pytest.raises(UserError, match=r"preference None of instruction 'why', expected texts as .* and a") as caught:
+    path.write_text(json.dumps([{**row, "preference": p} for p in ("1", 3)] + [{**row, "output_2": None}, row_without]))
+    with pytest.raises(UserError, match=r"preference '1' of instruction 'why', expected texts as .* and a") as caught:
         alpaca_eval_judgments.preferences(asked, settings)
-    assert len(caught.value.problems) == 3  # without its outputs nobody knows what was judged
+    assert len(caught.value.problems) == 4  # without its outputs nobody knows what was judged
+    path.write_text(json.dumps([{**row, "preference": None}]))  # the judge said nothing
+    assert alpaca_eval_judgments.preferences(asked, settings) == (
+        [None], {"without a judgment": 1, "judged with other answers": 0})
     path.write_text(json.dumps([{**row, "generator_2": m, "preference": 1.0} for m in "xy"]))
     with pytest.raises(UserError, match=r"judgments\.model: .* judges x, y; name one"):
         alpaca_eval_judgments.preferences(asked, settings)
@@ -176,6 +180,16 @@ def test_arena_hard_prompts_say_which_answers_were_judged(tmp_path: Path):
     asked = [(group, Completion(text), Completion("the base")) for text in ("first", "second ")]
     found = arena_hard_judgments.preferences(asked, build(arena_hard_judgments.Settings, {"path": str(path)}))
     assert found == ([None, 1.0], {"without a judgment": 0, "judged with other answers": 1})
+
+
+def test_an_answer_within_a_longer_one_was_not_judged(tmp_path: Path):
+    """ "Yes" begins "Yes, it is.", and an empty answer is in every prompt; the judge read neither."""
+    read = {"score": "B>A", "user_prompt": "<|A|>\nNo.\n\nIt (is) not.\n<|B|>\nYes, it is.\n<|end|>"}
+    path = lines(tmp_path / "judgment.jsonl", {"question_id": "q1", "model": "m", "games": [read]})
+    group, base = Group("q1", (Message("user", "q"),)), Completion("No.\n\nIt (is) not.")
+    asked = [(group, Completion(text), base) for text in ("Yes", "it is.", " ", " Yes, it is.\n")]
+    found = arena_hard_judgments.preferences(asked, build(arena_hard_judgments.Settings, {"path": str(path)}))
+    assert found == ([None, None, None, 1.0], {"without a judgment": 0, "judged with other answers": 3})
 
 
 def test_one_file_is_meant_and_an_instruction_is_there_once(tmp_path: Path):

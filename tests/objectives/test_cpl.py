@@ -2,7 +2,7 @@
 
 Chosen tokens -1, -2, rejected -4, -8. gamma = 1/2: sums -1 - 1 = -2 and -4 - 4 = -8. alpha = 1/2, lambda = 1/4:
 z_w = -1, lambda z_l = -1, so ln 2; with gamma = 1: z_w = -3/2, lambda z_l = -3/2, ln 2 too, and at lambda = 1
-softplus(-6 + 3/2).
+softplus(-6 + 3/2). gamma = 9/10: -2.8 and -11.2, at lambda = 1 softplus(-5.6 + 1.4).
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ LOGPS = torch.tensor([-1.0, -2.0, -4.0, -8.0], dtype=torch.float64)
 
 @pytest.mark.parametrize(
     ("bias", "gamma", "expected"),
-    [(0.25, 0.5, math.log(2)), (0.25, 1.0, math.log(2)), (1.0, 1.0, math.log1p(math.exp(-4.5)))],
+    [(0.25, 0.5, math.log(2)), (0.25, 1.0, math.log(2)), (1.0, 1.0, math.log1p(math.exp(-4.5))),
+     (1.0, 0.9, math.log1p(math.exp(-4.2)))],
 )
 def test_hand_worked(bias: float, gamma: float, expected: float) -> None:
     losses, metrics = cpl.loss(batch(LOGPS), Settings(0.5, bias, gamma))
     assert losses.item() == pytest.approx(expected, abs=1e-12)
-    assert metrics["rewards_chosen"].item() == (-1.0 if gamma == 0.5 else -1.5)
+    assert metrics["rewards_chosen"].item() == pytest.approx(-0.5 * (1 + 2 * gamma), abs=1e-12)
 
 
 def test_gradient() -> None:

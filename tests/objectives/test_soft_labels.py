@@ -135,6 +135,7 @@ def test_upo_takes_the_previous_policy_and_not_the_reference(worked):
     assert worked.value(upo, settings["reference"], elsewhere) == pytest.approx(SOFTPLUS, abs=1e-12)
     needs = {"previous", "pairs", "scores", "score:information_gain"}
     assert upo.needs(settings["previous"]) == needs
+    assert "score:sampling_share" in upo.needs(upo.Settings(labels="printed"))
 
 
 def test_upo_refuses_what_is_no_information_gain(worked):

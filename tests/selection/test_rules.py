@@ -478,17 +478,22 @@ def test_samples_as_they_were_drawn() -> None:
     assert texts(drawn.select(group, drawn.Settings(opponents=1))[0]) == ["bac"]
     assert texts(drawn.select(group, drawn.Settings(opponents=0))[0]) == ["ba"]
     assert drawn.gives(drawn.Settings(opponents=0)) == "pairs" and drawn.gives(drawn.Settings()) == "drawn"
-    assert drawn.select(group_of(1.0, 2.0), drawn.Settings()) == ([], "too_few_samples")
-    assert drawn.samples(drawn.Settings()) == 3
+    assert texts(drawn.select(group_of(1.0, 2.0), drawn.Settings())[0]) == ["ba"]
+    assert drawn.select(group_of(1.0, 2.0), drawn.Settings(opponents=1)) == ([], "too_few_samples")
+    assert [drawn.samples(drawn.Settings(opponents=n)) for n in (None, 0, 1, 3)] == [2, 2, 3, 5]
 
 
 def test_opponents_from_the_table_beside() -> None:
-    """The pair is the first table's, whoever else is there; all of the other table are its opponents."""
-    other = replace(group_of(7.0, 8.0), completions=tuple(
-        replace(c, text=c.text.upper()) for c in group_of(7.0, 8.0).completions))
+    """The pair is the first table's, whoever else is there. Of the other table the samples 0 and 1 have the pair's
+    random numbers; those after them are its opponents.
+    """
+    other = replace(group_of(7.0, 8.0, 2.0, 3.0), completions=tuple(
+        replace(c, text=c.text.upper()) for c in group_of(7.0, 8.0, 2.0, 3.0).completions))
     chosen = drawn.Settings(opponents_from="beside")
-    assert texts(drawn.select(group_of(1.0, 4.0, 9.0), chosen, 0, other)[0]) == ["baAB"]
-    assert drawn.samples(chosen) == 2 and drawn.beside(chosen) and not drawn.beside(drawn.Settings())
+    assert texts(drawn.select(group_of(1.0, 4.0, 9.0), chosen, 0, other)[0]) == ["baCD"]
+    two = replace(other, completions=other.completions[:2])
+    assert drawn.select(group_of(1.0, 4.0), chosen, 0, two) == ([], "too_few_samples")
+    assert drawn.samples(chosen) == 3 and drawn.beside(chosen) and not drawn.beside(drawn.Settings())
     assert drawn.select(group_of(1.0, 4.0), chosen, 0, replace(other, completions=())) == ([], "too_few_samples")
 
 
