@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,7 @@ def read(root: Path, settings: Settings) -> Imported:
             continue
         category = str(row.data.get("cluster") or row.data.get("category") or "")
         groups[name] = splits.group_of([Message("user", turns[0])], [], None, category, name)
-    for row in lines.rows(_answers(root, settings), problems):
-        try:
-            name, answers = _answers_of(row.data)
-        except ValueError as error:
-            problems.append(f"{row.where}: {error}")
-            continue
+    for name, answers in _given(root, settings, problems):
         if name in groups:
             groups[name] = replace(groups[name], completions=(Completion(answers[0]),))
     lines.stop_on(problems)
@@ -90,17 +85,18 @@ def given_follow_ups(root: Path, settings: Settings) -> dict[str, str]:
     if settings.answers is None:
         raise UserError("data.format.answers: null, expected the file with the given answers of both turns")
     problems: list[str] = []
-    found: dict[str, str] = {}
-    for row in lines.rows(_answers(root, settings), problems):
-        try:
-            name, answers = _answers_of(row.data)
-        except ValueError as error:
-            problems.append(f"{row.where}: {error}")
-            continue
-        if len(answers) > 1:
-            found[name] = answers[1]
+    found = {name: answers[1] for name, answers in _given(root, settings, problems) if len(answers) > 1}
     lines.stop_on(problems)
     return found
+
+
+def _given(root: Path, settings: Settings, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """(question id, its answers by turn) of every row of the given answers; a bad row goes to `problems`."""
+    for row in lines.rows(_answers(root, settings), problems):
+        try:
+            yield _answers_of(row.data)
+        except ValueError as error:
+            problems.append(f"{row.where}: {error}")
 
 
 def _turns(data: dict[str, Any]) -> tuple[str, list[str]]:

@@ -18,15 +18,17 @@ LOADING = ("every weight takes 4 bytes; choose a smaller model, set the stage's 
 
 def forward_pass(runtime: TrainRuntime) -> str:
     """What makes a pass without gradient smaller."""
-    return (f"lower hardware.training.tokens_per_batch (now {runtime.tokens_per_batch}) or "
-            f"hardware.training.logits_per_chunk (now {runtime.logits_per_chunk}); no result changes")
+    return f"{_smaller(runtime)}; no result changes"
 
 
 def training_pass(runtime: TrainRuntime) -> str:
     """What makes a pass with gradient smaller."""
+    return f"{_smaller(runtime)}, or set hardware.training.gradient_checkpointing=true; no result changes"
+
+
+def _smaller(runtime: TrainRuntime) -> str:
     return (f"lower hardware.training.tokens_per_batch (now {runtime.tokens_per_batch}) or "
-            f"hardware.training.logits_per_chunk (now {runtime.logits_per_chunk}), or set "
-            "hardware.training.gradient_checkpointing=true; no result changes")
+            f"hardware.training.logits_per_chunk (now {runtime.logits_per_chunk})")
 
 
 @contextmanager

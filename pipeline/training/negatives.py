@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.build import Part
 from pipeline.training import batching, forward
 from pipeline.training.data import Example, columns
-from pipeline.training.inputs import reference
+from pipeline.training.inputs import device_of, reference
 
 Metrics = dict[str, Tensor]
 
@@ -33,7 +33,7 @@ class Draw:
 @torch.no_grad()
 def draw(model: Any, batch: Sequence[Example], step: int, how: Draw) -> tuple[list[Example], Metrics]:
     """The groups with completion 0 and the drawn ones, and (G,) metrics of the draw."""
-    module, settings, device = how.part.module, how.part.settings, next(model.parameters()).device
+    module, settings, device = how.part.module, how.part.settings, device_of(model)
     logps = candidate_logps(model, batch, how) if module.NEEDS_LOGPS else None
     width = max(len(e.completions) for e in batch)
     present = torch.tensor([[k < len(e.completions) for k in range(width)] for e in batch], device=device)
@@ -49,7 +49,7 @@ def draw(model: Any, batch: Sequence[Example], step: int, how: Draw) -> tuple[li
 
 def candidate_logps(model: Any, batch: Sequence[Example], how: Draw) -> Tensor:
     """(G, K) float32 log-probs of completions 1 .. K-1 under the current policy; column 0 is not scored and stays 0."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     logps = torch.zeros(len(batch), max(len(e.completions) for e in batch), device=device)
     candidates = [columns(e, range(1, len(e.completions))) for e in batch]
     for micro in batching.micro_batches(candidates, how.tokens_per_batch):
