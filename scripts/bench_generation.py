@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pipeline import tables  # noqa: E402
-from pipeline.engines import vllm_service  # noqa: E402
+from pipeline.engines import vllm_plugin, vllm_service  # noqa: E402
 from pipeline.records import Group, Message  # noqa: E402
 from pipeline.stage import derive_seed  # noqa: E402
 
@@ -46,6 +46,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, help="instead of 2,000 (300 with --quick)")
     parser.add_argument("--tokens", type=int, default=48, help="most tokens per sample")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--replicas", type=int, default=1, help="servers of the service, sharing the cores")
     parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.plain:
@@ -53,9 +54,10 @@ def main() -> int:
     rounds = 1 if options.quick else 2
     number = options.prompts or (300 if options.quick else 2000)
     with tempfile.TemporaryDirectory(prefix="bench_generation_") as name:
-        world = World(Path(name), number, options.tokens, options.dtype)
+        world = World(Path(name), number, options.tokens, options.dtype, options.replicas)
         found: dict[str, Any] = {"prompts": number, "samples": SAMPLES, "max_tokens": options.tokens,
-                                 "dtype": options.dtype, "cores": len(os.sched_getaffinity(0))}
+                                 "dtype": options.dtype, "replicas": options.replicas,
+                                 "cores": len(os.sched_getaffinity(0))}
         with world.service() as (service, cold):
             measures = {
                 "idle": lambda: idle(service, 10 if options.quick else 30),
@@ -81,8 +83,8 @@ def show(found: dict[str, Any]) -> None:
 class World:
     """A 6M-parameter model with random weights, a second one of the same shape, prompts of 20 to 80 tokens."""
 
-    def __init__(self, folder: Path, number: int, tokens: int, dtype: str) -> None:
-        self.folder, self.number, self.tokens, self.dtype = folder, number, tokens, dtype
+    def __init__(self, folder: Path, number: int, tokens: int, dtype: str, replicas: int = 1) -> None:
+        self.folder, self.number, self.tokens, self.dtype, self.replicas = folder, number, tokens, dtype, replicas
         self.model, self.other = folder / "model", folder / "other"
         make_model(self.model, seed=0)
         make_model(self.other, seed=1)
@@ -99,7 +101,7 @@ class World:
     @contextlib.contextmanager
     def service(self) -> Iterator[tuple[vllm_service.Service, float]]:
         """The server of a whole run and the seconds it took until its first sample was on disk."""
-        settings = vllm_service.Settings(dtype=self.dtype)
+        settings = vllm_service.Settings(dtype=self.dtype, replicas=self.replicas)
         started = time.monotonic()
         service = vllm_service.start(self.model, self.folder / "vllm.log", settings)
         try:
@@ -184,6 +186,7 @@ def plain(world: World, prompts: Path) -> Iterator[Any]:
     command = [sys.executable, __file__, "--plain", str(world.folder / "plain.json")]
     log = (world.folder / "plain.log").open("w")
     environment = {**os.environ, **vllm_service.engine_environment(vllm_service.Settings())}
+    environment.pop(vllm_plugin.PATIENT, None)  # vLLM as it comes
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
                                env=environment)
     assert process.stdin is not None and process.stdout is not None

@@ -105,7 +105,7 @@ def findings(settings: Settings) -> tuple[list[tuple[str, str]], list[str]]:
         where = f"GPU {', '.join(gpus)}" if gpus else f"CPU cores {made['VLLM_CPU_OMP_THREADS_BIND']}"
         rows.append(("engine", f"{', '.join(distributions)}, would use {where}"))
     else:
-        rows.append(("engine", "transformers (vLLM is not installed): slower, same records"))
+        rows.append(("engine", "transformers (vLLM is not installed): same records"))
     ray = _version("ray")
     rows.append(("engine=vllm_ray", f"ray {ray}" if ray and distributions else "needs ray and vLLM"))
     for url in vllm_service.split(os.environ.get(vllm_service.URL) or settings.url or ""):

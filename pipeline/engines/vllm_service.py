@@ -24,6 +24,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.build import setting
+from pipeline.engines import vllm_plugin
 from pipeline.engines.engine import adapter_base, model_facts
 from pipeline.records import UserError
 
@@ -34,6 +35,9 @@ EXTENSION = "pipeline.engines.vllm_worker.PolicyLoader"
 MIDDLEWARE = "pipeline.engines.vllm_server.Door"
 _GRACE = 5.0  # seconds from SIGTERM to SIGKILL: a server has nothing to save
 _MIN_BATCHED_TOKENS = 4096
+# Tokens of a KV block on CPU, the fewest its kernels take. Only whole blocks are shared: with vLLM's own 128 a shorter
+# prompt is computed anew for every one of its samples.
+_CPU_BLOCK = 32
 _CANNOT = 409  # what vllm_server answers to /sleep on CPU
 
 
@@ -72,8 +76,11 @@ class Settings:
         urls = split(self.url or "")
         wrong = [url for url in urls if not url.startswith(("http://", "https://"))]
         twice = sorted({url for url in urls if urls.count(url) > 1})
+        own = [a for a in self.arguments if a.split("=")[0].replace("_", "-") == "--api-server-count"]
         return [*(("url", f"expected http://HOST:PORT, got {url!r}") for url in wrong),
-                *(("url", f"names {url} twice, expected each server once") for url in twice)]
+                *(("url", f"names {url} twice, expected each server once") for url in twice),
+                *(("arguments", f"{a}: expected one API server, which knows whose weights are loaded; use replicas")
+                  for a in own)]
 
 
 @dataclass(frozen=True)
@@ -189,6 +196,8 @@ def arguments(model: Path, host: str, port: int, settings: Settings) -> list[str
     if not settings.chunked_prefill:
         budget = max(context, _MIN_BATCHED_TOKENS)
         made += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(budget)]
+    if not gpus():
+        made += ["--block-size", str(_CPU_BLOCK)]
     if settings.gpu_memory_utilization is not None:
         made += ["--gpu-memory-utilization", str(settings.gpu_memory_utilization)]
     if settings.lora_rank:
@@ -225,7 +234,10 @@ def engine_environment(settings: Settings, replica: int = 0) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
     }
-    if settings.replicas > 1 and (devices := gpus()):
+    devices = gpus()
+    if not devices:
+        made[vllm_plugin.PATIENT] = "1"
+    if settings.replicas > 1 and devices:
         made["CUDA_VISIBLE_DEVICES"] = ",".join(share(devices, replica, settings.replicas))
     return made
 

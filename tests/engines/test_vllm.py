@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import importlib.metadata
 import json
 import os
 import shutil
@@ -14,12 +15,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from pipeline.engines import transformers as oracle_module
-from pipeline.engines import vllm, vllm_client, vllm_service
+from pipeline.engines import vllm, vllm_client, vllm_plugin, vllm_service
 from pipeline.engines.engine import Request
 from pipeline.engines.transformers_sampling import completion_logps
 from pipeline.records import UserError
@@ -401,10 +403,13 @@ def test_settings_name_a_url_that_is_none():
     assert problem == ("url", "expected http://HOST:PORT, got 'localhost:8000'")
     (problem,) = vllm_service.Settings(url="http://a:1, http://b:1,http://a:1/").check()
     assert problem == ("url", "names http://a:1 twice, expected each server once")
+    ((key, problem),) = vllm_service.Settings(arguments=("--seed", "1", "--api-server-count=2")).check()
+    assert key == "arguments" and problem.startswith("--api-server-count=2: expected one API server")
 
 
-def test_the_services_arguments(tiny_model):
+def test_the_services_arguments(tiny_model, monkeypatch):
     """A whole prompt per step on CPU: a seeded request cut into chunks kills vLLM's engine there."""
+    monkeypatch.setattr(vllm_service, "gpus", list)
     made = vllm_service.arguments(tiny_model, "10.0.0.7", 1234, vllm_service.Settings(arguments=("--seed", "3")))
     assert made[made.index("--max-model-len") + 1] == "256"
     assert made[made.index("--host") + 1] == "10.0.0.7"
@@ -415,7 +420,36 @@ def test_the_services_arguments(tiny_model):
     other = vllm_service.Settings(chunked_prefill=True, lora_rank=16)
     changed = vllm_service.arguments(tiny_model, "127.0.0.1", 1234, other)
     assert "--no-enable-chunked-prefill" not in changed
+    assert made[made.index("--block-size") + 1] == "32"  # of the CPU kernels
     assert changed[changed.index("--max-lora-rank") + 1] == "16"
+
+
+def test_processes_of_ours_nap_where_vllm_spins_and_others_are_left_alone(monkeypatch):
+    """vLLM waits for a message without sleeping for a second behind the last one; ours polls for a millisecond."""
+    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+
+    def naps() -> list[int | None]:
+        slept: list[int | None] = []
+        waiting = SpinCondition.__new__(SpinCondition)
+        waiting.is_reader, waiting.busy_loop_s, waiting.last_read = True, 1, time.monotonic()
+        waiting.read_cancel_socket, waiting.local_notify_socket = "cancel", "notify"
+        waiting.poller = SimpleNamespace(poll=lambda timeout: slept.append(timeout) or [])
+        waiting.wait(timeout_ms=5)
+        waiting.last_read -= 2
+        waiting.wait(timeout_ms=5)
+        return slept
+
+    assert "alignloop" in {found.name for found in importlib.metadata.entry_points(group="vllm.general_plugins")}
+    monkeypatch.setattr(SpinCondition, "wait", SpinCondition.wait)  # put back behind the test
+    monkeypatch.setattr(vllm_service, "gpus", list)
+    assert vllm_plugin.PATIENT in vllm_service.engine_environment(vllm_service.Settings())
+    monkeypatch.delenv(vllm_plugin.PATIENT, raising=False)
+    vllm_plugin.register()
+    assert naps() == [5]
+    monkeypatch.setenv(vllm_plugin.PATIENT, "1")
+    vllm_plugin.register()
+    vllm_plugin.register()
+    assert naps() == [1, 5]
 
 
 def test_replicas_share_the_cores_or_gpus(monkeypatch):
