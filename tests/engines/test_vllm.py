@@ -48,7 +48,8 @@ def other_model(make_model, tmp_path_factory):
 
 
 def test_greedy_equals_transformers_and_reload_really_changes_the_weights(use_vllm, tiny_model, other_model):
-    requests = [ask(prompt) for prompt in PROMPTS]
+    long = (1, 4, *range(20, 110), 5)  # blocks of it are shared by its samples, and must not outlive the weights
+    requests = [*(ask(prompt) for prompt in PROMPTS), ask(long, n=3), ask((*long[:70], 5), n=2)]
     first = sample(vllm, tiny_model, requests)
     second = sample(vllm, other_model, requests)
     again = sample(vllm, tiny_model, requests)
@@ -403,13 +404,11 @@ def test_settings_name_a_url_that_is_none():
     assert problem == ("url", "expected http://HOST:PORT, got 'localhost:8000'")
     (problem,) = vllm_service.Settings(url="http://a:1, http://b:1,http://a:1/").check()
     assert problem == ("url", "names http://a:1 twice, expected each server once")
-    ((key, problem),) = vllm_service.Settings(arguments=("--seed", "1", "--api-server-count=2")).check()
-    assert key == "arguments" and problem.startswith("--api-server-count=2: expected one API server")
 
 
 def test_the_services_arguments(tiny_model, monkeypatch):
     """A whole prompt per step on CPU: a seeded request cut into chunks kills vLLM's engine there."""
-    monkeypatch.setattr(vllm_service, "gpus", list)
+    monkeypatch.setattr(vllm_service, "on_cpu", lambda: True)
     made = vllm_service.arguments(tiny_model, "10.0.0.7", 1234, vllm_service.Settings(arguments=("--seed", "3")))
     assert made[made.index("--max-model-len") + 1] == "256"
     assert made[made.index("--host") + 1] == "10.0.0.7"
@@ -426,28 +425,30 @@ def test_the_services_arguments(tiny_model, monkeypatch):
 
 def test_processes_of_ours_nap_where_vllm_spins_and_others_are_left_alone(monkeypatch):
     """vLLM waits for a message without sleeping for a second behind the last one; ours polls for a millisecond."""
+    pytest.importorskip("vllm")
     from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 
     def naps() -> list[int | None]:
         slept: list[int | None] = []
         waiting = SpinCondition.__new__(SpinCondition)
-        waiting.is_reader, waiting.busy_loop_s, waiting.last_read = True, 1, time.monotonic()
+        waiting.is_reader, waiting.busy_loop_s, waiting.last_read = True, 100, time.monotonic()
         waiting.read_cancel_socket, waiting.local_notify_socket = "cancel", "notify"
         waiting.poller = SimpleNamespace(poll=lambda timeout: slept.append(timeout) or [])
         waiting.wait(timeout_ms=5)
-        waiting.last_read -= 2
+        waiting.last_read -= 200
         waiting.wait(timeout_ms=5)
         return slept
 
     assert "alignloop" in {found.name for found in importlib.metadata.entry_points(group="vllm.general_plugins")}
     monkeypatch.setattr(SpinCondition, "wait", SpinCondition.wait)  # put back behind the test
-    monkeypatch.setattr(vllm_service, "gpus", list)
-    assert vllm_plugin.PATIENT in vllm_service.engine_environment(vllm_service.Settings())
+    monkeypatch.setenv("VLLM_PLUGINS", "another")
+    environment = vllm_service.engine_environment(vllm_service.Settings())
+    assert (vllm_plugin.PATIENT in environment) == vllm_service.on_cpu()
+    assert environment["VLLM_PLUGINS"] == "another,alignloop"
     monkeypatch.delenv(vllm_plugin.PATIENT, raising=False)
     vllm_plugin.register()
     assert naps() == [5]
     monkeypatch.setenv(vllm_plugin.PATIENT, "1")
-    vllm_plugin.register()
     vllm_plugin.register()
     assert naps() == [1, 5]
 

@@ -165,14 +165,19 @@ def start(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[..., Stage]]:
 
 
 def stop_in_the_act(fleet: Fleet, number: int, stage: Stage) -> psutil.Process:
-    """The server, suspended with answers owed to the stage: what it has sent is read, and calls are still open."""
+    """The server, suspended while the stage has calls to it open that half a second does not end."""
     server = fleet.server(number)
 
     def owes() -> bool:
+        assert stage.process.poll() is None, stage.said
         server.suspend()
-        time.sleep(0.5)
-        if stage.waits_for(fleet.urls[number]):
-            return True
+        try:
+            time.sleep(0.5)
+            if stage.waits_for(fleet.urls[number]):
+                return True
+        except BaseException:
+            server.resume()
+            raise
         server.resume()
         return False
 
@@ -196,9 +201,13 @@ def test_kill_9_of_one_server_and_the_other_goes_on(fleet: Fleet, start):
     until(lambda: stage.parts() >= 1, 120, lambda: stage.said)
     server = stop_in_the_act(fleet, 0, stage)
     everything = server.children(recursive=True)
-    server.kill()
-    assert stage.done().rows() == whole.rows()
-    assert not fleet.serves(0)  # it takes longer to start anew than the other one to do its work
+    fleet.keepers[0].suspend()  # so that it does not start it anew before the other one has done the work
+    try:
+        server.kill()
+        assert stage.done().rows() == whole.rows()
+        assert not fleet.serves(0)
+    finally:
+        fleet.keepers[0].resume()
     assert stage.result["counts"]["server_losses"] == 1
     assert stage.result["dropped"] == {}
     assert f"the vLLM server at {fleet.urls[0]} was lost (" in stage.said
