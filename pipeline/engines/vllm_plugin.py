@@ -19,15 +19,14 @@ def register() -> None:
     """Called by vLLM in each of its processes; a vLLM that is not ours stays as it is."""
     if not os.environ.get(PATIENT):
         return
-    import zmq
-    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+    from vllm.distributed.device_communicators import shm_broadcast
 
-    wait = SpinCondition.wait
+    wait, no_wait = shm_broadcast.SpinCondition.wait, shm_broadcast.zmq.NOBLOCK
 
     def wait_patiently(self: Any, timeout_ms: int | None = None) -> None:
         if time.monotonic() > self.last_read + self.busy_loop_s:
             wait(self, timeout_ms)
         elif self.local_notify_socket in dict(self.poller.poll(_NAP)):
-            self.local_notify_socket.recv(flags=zmq.NOBLOCK, copy=False)
+            self.local_notify_socket.recv(flags=no_wait, copy=False)
 
-    SpinCondition.wait = wait_patiently  # type: ignore[method-assign]
+    shm_broadcast.SpinCondition.wait = wait_patiently  # type: ignore[method-assign]

@@ -34,7 +34,8 @@ class Settings:
     """Negatives per group and step. Paper: 1; 2 and 3 in an ablation with 5 candidates."""
 
     weights: str = setting("reward", choices=("reward", "logp"))
-    """Weigh candidates by the implicit reward beta log(pi / ref), or by beta log pi."""
+    """Weigh candidates by the implicit reward beta log(pi / ref), or by beta log pi. The option `mc` says logp, by the
+    outcome of the noise test (docs/decisions/009-mc-kernel.md)."""
 
     beta: float = setting(0.1, above=0.0)
     """Scale of the weights, 1/nats: the loss's own beta. Small: uniform; large: the hardest."""
