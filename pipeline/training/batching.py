@@ -7,7 +7,7 @@ no more than s, and any split into micro-batches draws the same numbers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -45,8 +45,10 @@ def global_batches(ids: Sequence[str], seed: int, size: int, start: int, stop: i
         yield batch
 
 
-def micro_batches(examples: Sequence[Example], tokens: int) -> list[list[int]]:
-    """Cut a global batch into micro-batches of at most `tokens` unique tokens, never splitting a group.
+def micro_batches(
+    examples: Sequence[Example], tokens: int, cost: Callable[[Example], int] = unique_tokens
+) -> list[list[int]]:
+    """Cut a global batch into micro-batches that cost at most `tokens` (unique tokens), never splitting a group.
 
     Sorted by length, longest first: an out-of-memory shows at once, and a model that has to stay with padded rows
     wastes little. A group that is longer than the budget goes alone.
@@ -54,7 +56,7 @@ def micro_batches(examples: Sequence[Example], tokens: int) -> list[list[int]]:
     cut: list[list[int]] = []
     held = 0
     for i in sorted(range(len(examples)), key=lambda i: (-examples[i].longest, examples[i].id)):
-        size = unique_tokens(examples[i])
+        size = cost(examples[i])
         if cut and held + size <= tokens:
             cut[-1].append(i)
             held += size

@@ -8,7 +8,7 @@ read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,8 @@ from pipeline.training.packed import Packed, pack
 __all__ = ["Rows", "check_head", "collate", "group_logps", "head_logits", "hidden_at_predictions",
            "layers_at_predictions", "positions", "prepare", "say_layout", "sums", "token_logps"]
 
+Layout = Callable[[Sequence[Example], torch.device], Packed]
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -39,6 +41,7 @@ class Rows:
     column: Tensor  # (N,) int64
     lengths: Tensor  # (G, K) int64, 0 where absent
     longest: int  # T, tokens of the longest completion
+    layout: Layout = pack
 
     @property
     def present(self) -> Tensor:
@@ -47,7 +50,7 @@ class Rows:
     @cached_property
     def packed(self) -> Packed:
         """The layout in which every prompt stands once."""
-        return pack(self.examples, self.lengths.device)
+        return self.layout(self.examples, self.lengths.device)
 
     @cached_property
     def input_ids(self) -> Tensor:
@@ -70,7 +73,9 @@ class Rows:
         return [(e.prompt_of(k), c) for e in self.examples for k, c in enumerate(e.completions)]
 
 
-def collate(examples: Sequence[Example], device: torch.device | str = "cpu", pad: int = 0) -> Rows:
+def collate(
+    examples: Sequence[Example], device: torch.device | str = "cpu", pad: int = 0, layout: Layout = pack,
+) -> Rows:
     """Where every completion token of the groups belongs. `pad` fills rows; nothing reads what a padded place gives."""
     most = max(len(e.completions) for e in examples)
     longest = max(len(c) for e in examples for c in e.completions)
@@ -87,7 +92,7 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu", pad
 
     slots = put(slot)
     return Rows(tuple(examples), pad, put(targets), slots, slots // (most * longest), slots // longest % most,
-                torch.from_numpy(lengths).to(device), longest)
+                torch.from_numpy(lengths).to(device), longest, layout)
 
 
 def hidden_at_predictions(model: Any, rows: Rows) -> Tensor:

@@ -39,6 +39,8 @@ class Task(Protocol):
 
     def about(self, batch: Sequence[Example]) -> About: ...
 
+    def cost(self, example: Example) -> int: ...  # unique tokens that a micro-batch has to hold for it
+
     def losses(  # of the groups, and these with the completions the losses are of
         self, model: Any, examples: Sequence[Example], step: int, about: About
     ) -> tuple[Tensor, Metrics, Sequence[Example]]: ...
@@ -84,7 +86,7 @@ def accumulate(
     with autocast(device_of(model), precision):
         batch, drawn = world.run(task.prepare, model, batch, step)
     share = torch.tensor(normalised_weights(batch, task.normalise), device=device_of(model))
-    about, cut = task.about(batch), world.cut(batch, tokens_per_batch)
+    about, cut = task.about(batch), world.cut(batch, tokens_per_batch, task.cost)
     function = _of_whole if task.whole and (len(cut) > 1 or world.size > 1) else _of_parts
     found = _of_all(function(model, task, batch, step, precision, about, cut, share, world), world)
     world.reduce_gradients(model)

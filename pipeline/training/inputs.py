@@ -27,13 +27,15 @@ class About:
 
     mean_chosen_length: float  # tokens of completion 0
     mean_length: float  # tokens of all completions
+    one_prompt: bool  # every group has one prompt, and a completion beside the first
     partners: dict[str, Example]  # group id -> the group whose completions are its mismatched ones
 
     @classmethod
     def of(cls, batch: Sequence[Example], mismatched: bool = False) -> About:
         """Facts of `batch`; with `mismatched` also a partner with another prompt for every group."""
         chosen = sum(len(e.completions[0]) for e in batch) / len(batch)
-        return cls(chosen, sum(e.completion_tokens for e in batch) / len(batch),
+        one_prompt = all(e.prompts is None and len(e.completions) > 1 for e in batch)
+        return cls(chosen, sum(e.completion_tokens for e in batch) / len(batch), one_prompt,
                    partners(batch) if mismatched else {})
 
 
@@ -81,17 +83,25 @@ def loss_inputs(
     seen = reduced(model, hidden, rows.targets, source.logits_per_chunk, asked)
     tokens = _tokens(source, rows, examples, step, seen, ref_hidden) if needs & TOKEN_NEEDS else None
     mismatched = _mismatched(source, model, examples, about) if "mismatched" in needs else (None, None)
+    known = known_inputs(needs, examples, forward.sums(rows, seen.logps), about, state, parameters)
+    return dataclasses.replace(known, tokens=tokens, mismatched_logps=mismatched[0], mismatched_ref_logps=mismatched[1])
+
+
+def known_inputs(
+    needs: frozenset[str], examples: Sequence[Example], logps: Tensor, about: About, state: dict[str, Tensor],
+    parameters: dict[str, Tensor],
+) -> LossInputs:
+    """What the needs name where no pass is left to make: (G, K) `logps` are there, and the rest are columns."""
+    device = logps.device
+    lengths = _table([[len(c) for c in e.completions] for e in examples], device).long()
     return LossInputs(
-        logps=forward.sums(rows, seen.logps),
-        lengths=rows.lengths,
-        present=rows.present,
+        logps=logps,
+        lengths=lengths,
+        present=lengths > 0,
         ref_logps=_table([e.ref_logps for e in examples], device) if "reference" in needs else None,
         previous_logps=_table([e.previous_logps for e in examples], device) if "previous" in needs else None,
         scores=_table([e.scores for e in examples], device) if "scores" in needs else None,
         labels=labels(examples, device),
-        tokens=tokens,
-        mismatched_logps=mismatched[0],
-        mismatched_ref_logps=mismatched[1],
         mean_chosen_length=about.mean_chosen_length,
         mean_length=about.mean_length,
         state=state,

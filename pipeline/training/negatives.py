@@ -5,19 +5,24 @@ No gradient goes through a draw, and a group's draw is fixed by (seed, step, gro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pipeline.build import Part
-from pipeline.training import batching, forward
+from pipeline.training import batching, forward, sharing
 from pipeline.training.data import Example, columns
+from pipeline.training.forward import Layout
 from pipeline.training.inputs import device_of, reference
+from pipeline.training.packed import Packed, pack, pack_stem, unique_tokens
 
 Metrics = dict[str, Tensor]
+_LIGHT = 4  # tokens without gradient that take less memory than one with
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,62 @@ class Draw:
     tokens_per_batch: int
     logits_per_chunk: int
 
+    @property
+    def scores(self) -> bool:
+        """Whether the draw asks for the candidates' log-probs."""
+        return bool(self.part.module.NEEDS_LOGPS)
 
-@torch.no_grad()
+    def cost(self, example: Example) -> int:
+        """Unique tokens that a micro-batch of groups drawn from has to hold: those of the longest draw with gradient,
+        or the candidates scored without, all of them in one pass.
+        """
+        longest = sorted(_rest(example), key=lambda k: -len(example.completions[k]))
+        learned = unique_tokens(columns(example, [0, *longest[:self.part.settings.m]]))
+        return max(learned, -(-unique_tokens(columns(example, _rest(example))) // _LIGHT))
+
+
 def draw(model: Any, batch: Sequence[Example], step: int, how: Draw) -> tuple[list[Example], Metrics]:
     """The groups with completion 0 and the drawn ones, and (G,) metrics of the draw."""
-    module, settings, device = how.part.module, how.part.settings, device_of(model)
-    logps = candidate_logps(model, batch, how) if module.NEEDS_LOGPS else None
+    return _drawn(batch, candidate_logps(model, batch, how) if how.scores else None, step, how, device_of(model))
+
+
+def draw_and_run(model: Any, batch: Sequence[Example], step: int, how: Draw) -> tuple[list[Example], Tensor, Metrics]:
+    """`draw` from one micro-batch, and (G, 1 + M) float32 log-probs with gradient of what was drawn, 0 where absent.
+
+    The preferred completions run first, with gradient; the candidates are scored on their prompts, and so are the drawn
+    ones run: every prompt is computed once. The model is one that `can_grow`.
+    """
+    device = device_of(model)
+
+    def logps(of: Sequence[Example], keep: Callable[[Example], Iterable[int]], layout: Layout) -> tuple[Tensor, Packed]:
+        rows = forward.collate([columns(e, keep(e)) for e in of], device, layout=layout)
+        return forward.group_logps(model, rows, how.logits_per_chunk), rows.packed
+
+    preferred, stem = logps(batch, lambda e: [0], pack_stem)
+    on_stem = partial(pack, stem=stem)
+    with torch.no_grad():
+        scored, _ = logps(batch, _rest, on_stem)
+    drawn, metrics = _drawn(batch, functional.pad(scored, (1, 0)), step, how, device)
+    negative, _ = logps(drawn, _rest, on_stem)
+    return drawn, torch.cat([preferred, negative], dim=1), metrics
+
+
+def can_grow(model: Any, how: Draw) -> bool:
+    """Whether `draw_and_run` does for groups with one prompt what `draw` and a pass over the drawn do: candidates are
+    scored, in the layout that shares prompts.
+    """
+    return how.scores and sharing.is_shared(model)
+
+
+def _rest(example: Example) -> range:
+    return range(1, len(example.completions))
+
+
+@torch.no_grad()
+def _drawn(
+    batch: Sequence[Example], logps: Tensor | None, step: int, how: Draw, device: torch.device,
+) -> tuple[list[Example], Metrics]:
+    module, settings = how.part.module, how.part.settings
     width = max(len(e.completions) for e in batch)
     present = torch.tensor([[k < len(e.completions) for k in range(width)] for e in batch], device=device)
     refs = reference(batch, device) if all(e.ref_logps is not None for e in batch) else None
@@ -47,12 +102,13 @@ def draw(model: Any, batch: Sequence[Example], step: int, how: Draw) -> tuple[li
     return drawn, metrics
 
 
+@torch.no_grad()
 def candidate_logps(model: Any, batch: Sequence[Example], how: Draw) -> Tensor:
     """(G, K) float32 log-probs of completions 1 .. K-1 under the current policy; column 0 is not scored and stays 0."""
     device = device_of(model)
     logps = torch.zeros(len(batch), max(len(e.completions) for e in batch), device=device)
-    candidates = [columns(e, range(1, len(e.completions))) for e in batch]
-    for micro in batching.micro_batches(candidates, how.tokens_per_batch):
+    candidates = [columns(e, _rest(e)) for e in batch]
+    for micro in batching.micro_batches(candidates, _LIGHT * how.tokens_per_batch):
         rows = forward.collate([candidates[i] for i in micro], device)
         scored = forward.group_logps(model, rows, how.logits_per_chunk)
         logps[micro, 1:1 + scored.shape[1]] = scored

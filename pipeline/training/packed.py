@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,13 @@ class Segment:
     root: int = ALONE
 
 
+class Kept:
+    """Keys and values a layout leaves for another. Not a dict or a dataclass: of those FSDP2 hands layers copies."""
+
+    def __init__(self) -> None:
+        self.of: dict[Any, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {}  # attention module -> segment by segment
+
+
 @dataclass(frozen=True)
 class Packed:
     """G groups as one row of N unique tokens."""
@@ -43,44 +51,86 @@ class Packed:
     predict: Tensor  # (C,) int64 into N: the positions that predict the completion tokens, completion by completion
     segments: tuple[Segment, ...]  # in the order of the tokens; their lengths add up to N
     sequences: tuple[np.ndarray, ...]  # per completion, group by group: where its prompt and it stand, (P + T - 1,)
+    stem: Packed | None = None  # run before: `segments` go on behind its own, and a root may be one of those
+    roots: tuple[int, ...] = ()  # of a stem: per group its prompt's segment, ALONE for a prompt of one token
+    kept: Kept = field(default_factory=Kept)  # of a stem
     windows: set[int] = field(default_factory=set)  # sliding windows that layers asked for
     masks: dict[int | None, Tensor] = field(default_factory=dict)  # window -> band, see `_mask`
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every segment that `Segment.root` counts."""
+        return [s.length for s in ((*self.stem.segments, *self.segments) if self.stem else self.segments)]
 
-def pack(examples: Sequence[Example], device: torch.device | str) -> Packed:
-    """Lay groups out as trees. Completions with prompts of their own become sequences of their own."""
-    ids: list[np.ndarray] = []
-    positions: list[np.ndarray] = []
+
+def pack(examples: Sequence[Example], device: torch.device | str, stem: Packed | None = None) -> Packed:
+    """Lay groups out as trees. Completions with prompts of their own become sequences of their own.
+
+    On a `stem` of the same groups the prompts are left out: completions see the stem's, and a gradient reaches them.
+    """
+    laid = _Row(0 if stem is None else len(stem.segments))
     sequences: list[np.ndarray] = []
-    segments: list[Segment] = []
-    at = 0
-
-    def put(tokens: np.ndarray, start: int, root: int) -> None:
-        nonlocal at
-        ids.append(tokens)
-        positions.append(np.arange(start, start + len(tokens)))
-        segments.append(Segment(len(tokens), root))
-        at += len(tokens)
-
-    for e in examples:
+    for g, e in enumerate(examples):
         places: dict[int, np.ndarray] = {}
         for prompt, members in _by_prompt(e):
-            root, shared, first = ALONE, 0, at
-            if len(members) > 1 and len(prompt) > 1:
-                root, shared = len(segments), len(prompt) - 1
-                put(prompt[:-1], 0, ALONE)
-            for k in members:
-                begin = at
-                put(np.concatenate([prompt[shared:], e.completions[k][:-1]]), shared, root)
-                places[k] = np.concatenate([np.arange(first, first + shared), np.arange(begin, at)])
+            if stem is not None:
+                root, front = stem.roots[g], np.empty(0, np.int64)
+            elif len(members) > 1:
+                root, front = laid.prompt(prompt)
+            else:
+                root, front = ALONE, np.empty(0, np.int64)
+            places |= {k: np.concatenate([front, laid.completion(prompt, e.completions[k], root)]) for k in members}
         sequences.extend(places[k] for k in range(len(e.completions)))
+    return laid.packed(examples, sequences, device, stem=stem)
 
-    def joined(parts: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
 
-    targets = (len(c) for e in examples for c in e.completions)
-    predict = joined([places[-n:] for places, n in zip(sequences, targets, strict=True)])
-    return Packed(joined(ids)[None], joined(positions)[None], predict, tuple(segments), tuple(sequences))
+def pack_stem(examples: Sequence[Example], device: torch.device | str) -> Packed:
+    """Lay groups with one prompt each out so that further completions can grow on it, see `pack`."""
+    laid, roots, sequences = _Row(0), [], []
+    for e in examples:
+        root, front = laid.prompt(e.prompt)
+        roots.append(root)
+        sequences += [np.concatenate([front, laid.completion(e.prompt, c, root)]) for c in e.completions]
+    return laid.packed(examples, sequences, device, roots=tuple(roots))
+
+
+@dataclass
+class _Row:
+    """Tokens laid out one behind the other."""
+
+    behind: int  # segments before these
+    ids: list[np.ndarray] = field(default_factory=list)
+    positions: list[np.ndarray] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    at: int = 0
+
+    def prompt(self, prompt: np.ndarray) -> tuple[int, np.ndarray]:
+        """Put all but the last token, if there are more. Returns the segment and where it stands."""
+        if len(prompt) == 1:
+            return ALONE, np.empty(0, np.int64)
+        return self.behind + len(self.segments), self._put(prompt[:-1], 0, ALONE)
+
+    def completion(self, prompt: np.ndarray, completion: np.ndarray, root: int) -> np.ndarray:
+        """Put what of both is not in `root` yet. Returns where it stands."""
+        shared = 0 if root == ALONE else len(prompt) - 1
+        return self._put(np.concatenate([prompt[shared:], completion[:-1]]), shared, root)
+
+    def _put(self, tokens: np.ndarray, start: int, root: int) -> np.ndarray:
+        self.ids.append(tokens)
+        self.positions.append(np.arange(start, start + len(tokens)))
+        self.segments.append(Segment(len(tokens), root))
+        self.at += len(tokens)
+        return np.arange(self.at - len(tokens), self.at)
+
+    def packed(self, examples: Sequence[Example], sequences: list[np.ndarray], device: torch.device | str,
+               **beside: Any) -> Packed:
+        def joined(parts: list[np.ndarray]) -> Tensor:
+            return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
+
+        targets = (len(c) for e in examples for c in e.completions)
+        predict = joined([places[-n:] for places, n in zip(sequences, targets, strict=True)])
+        return Packed(joined(self.ids)[None], joined(self.positions)[None], predict, tuple(self.segments),
+                      tuple(sequences), **beside)
 
 
 def unique_tokens(example: Example) -> int:
@@ -101,18 +151,25 @@ def _by_prompt(example: Example) -> list[tuple[np.ndarray, list[int]]]:
 
 def attend(
     query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None, window: int | None = None,
-    dropout: float = 0.0,
+    dropout: float = 0.0, module: Any = None,
 ) -> Tensor:
     """(1, heads, N, D) attention output; query (1, heads, N, D), key and value (1, kv heads, N, D).
 
-    `window`: a token sees itself and the window - 1 tokens before it, None = all of them.
+    `window`: a token sees itself and the window - 1 tokens before it, None = all of them. `module`: whose attention it
+    is; a stem has keys and values of each.
     """
     sizes = [s.length for s in packed.segments]
     queries, keys, values = (x.split(sizes, dim=2) for x in (query, key, value))
+    if packed.roots:
+        packed.kept.of[module] = keys, values
+    if packed.stem is not None:
+        before_keys, before_values = packed.stem.kept.of[module]
+        keys, values = (*before_keys, *keys), (*before_values, *values)
+    first = len(keys) - len(sizes)
     grouped = query.shape[1] != key.shape[1]
     outputs = []
     for i, segment in enumerate(packed.segments):
-        k, v = keys[i], values[i]
+        k, v = keys[first + i], values[first + i]
         if segment.root != ALONE:
             k, v = torch.cat([keys[segment.root], k], dim=2), torch.cat([values[segment.root], v], dim=2)
         limit = window if window is not None and window < k.shape[2] else None
@@ -143,7 +200,8 @@ def _mask(packed: Packed, rows: int, columns: int, window: int | None, like: Ten
     """
     band = packed.masks.get(window)
     most = max(s.length for s in packed.segments)
-    before = max([0, *(packed.segments[s.root].length for s in packed.segments if s.root != ALONE)])
+    lengths = packed.lengths
+    before = max([0, *(lengths[s.root] for s in packed.segments if s.root != ALONE)])
     if band is None or band.dtype != like.dtype:
         distance = (torch.arange(most)[:, None] + before) - torch.arange(before + most)[None]
         seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)

@@ -13,8 +13,9 @@ from pipeline.build import Part, declared
 from pipeline.records import TOKEN_NEEDS, LossInputs
 from pipeline.training import forward, negatives
 from pipeline.training.data import Example
-from pipeline.training.inputs import About, Source, device_of, loss_inputs
+from pipeline.training.inputs import About, Source, device_of, known_inputs, loss_inputs
 from pipeline.training.negatives import Draw
+from pipeline.training.packed import unique_tokens
 
 Metrics = dict[str, Tensor]
 _DOT = "__"  # a module's parameters may not have dots in their names
@@ -72,14 +73,23 @@ class PolicyTask:
             return batch, {}
         return negatives.draw(model, batch, step, self.draw)
 
+    def cost(self, example: Example) -> int:
+        """Unique tokens that a micro-batch has to hold for the example."""
+        return unique_tokens(example) if self.draw is None or not self.draws_apart else self.draw.cost(example)
+
     def losses(
         self, model: Any, examples: Sequence[Example], step: int, about: About
     ) -> tuple[Tensor, Metrics, Sequence[Example]]:
         """(G,) losses with gradient, (G,) metrics without, and the groups with the completions that they are of."""
         if self.draw is None or not self.draws_apart:
             return *self.loss(self.inputs(model, examples, step, about)), examples
-        drawn, metrics = negatives.draw(model, examples, step, self.draw)
-        losses, own = self.loss(self.inputs(model, drawn, step, about))
+        if about.one_prompt and negatives.can_grow(model, self.draw):
+            drawn, logps, metrics = negatives.draw_and_run(model, examples, step, self.draw)
+            seen = known_inputs(self.needs, drawn, logps, about, dict(self.state), parameters_of(model))
+        else:
+            drawn, metrics = negatives.draw(model, examples, step, self.draw)
+            seen = self.inputs(model, drawn, step, about)
+        losses, own = self.loss(seen)
         return losses, {**own, **metrics}, drawn
 
     def inputs(self, model: Any, examples: Sequence[Example], step: int, about: About) -> LossInputs:

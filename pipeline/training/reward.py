@@ -19,7 +19,7 @@ from pipeline.stage import derive_seed
 from pipeline.training import batching, forward, sharing
 from pipeline.training.data import Example, ids_of, subset
 from pipeline.training.inputs import About, device_of
-from pipeline.training.packed import Packed, pack
+from pipeline.training.packed import Packed, pack, unique_tokens
 
 Metrics = dict[str, Tensor]
 
@@ -38,6 +38,9 @@ class RewardTask:
 
     def about(self, batch: Sequence[Example]) -> About:
         return About.of(batch)
+
+    def cost(self, example: Example) -> int:
+        return unique_tokens(example)
 
     def losses(
         self, model: Any, examples: Sequence[Example], step: int, about: About

@@ -18,8 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from pipeline.training.data import Example
-from pipeline.training.packed import Packed, attend, pack
+from pipeline.training.data import Example, columns
+from pipeline.training.packed import Packed, attend, pack, pack_stem
 
 ATTENTION = "packed_tree"
 # What families hand to every attention function and what changes nothing in ours.
@@ -50,7 +50,7 @@ def tree_attention(
     window = rest.get("sliding_window")
     if window is not None:
         packed.windows.add(window)
-    return attend(query, key, value, packed, scaling, window, dropout).transpose(1, 2).contiguous(), None
+    return attend(query, key, value, packed, scaling, window, dropout, module).transpose(1, 2).contiguous(), None
 
 
 def backbone(model: Any) -> Any:
@@ -93,14 +93,22 @@ def _probe(model: Any) -> None:
     window = getattr(config, "sliding_window", None)
     examples = _examples(config.vocab_size, 2 + min(window or 4, _PROBED_WINDOW))
     device = next(model.parameters()).device
-    rows = [_alone(model, np.concatenate([e.prompt, c[:-1]]), len(c), device) for e in examples for c in e.completions]
+    rows = [[_alone(model, np.concatenate([e.prompt, c[:-1]]), len(c), device) for c in e.completions]
+            for e in examples]
     model.set_attn_implementation(ATTENTION)
+
+    def check(packed: Packed, theirs: list[Tensor]) -> None:
+        rows = torch.cat(theirs)
+        gap = (hidden_states(model, packed).index_select(0, packed.predict) - rows).abs().max() / rows.abs().max()
+        if not gap <= 1e-3:
+            raise NotShareable(f"its hidden states differ from those of separate rows by {gap:.2g} of the largest")
+
     packed = pack(examples, device)
-    ours = hidden_states(model, packed).index_select(0, packed.predict)
-    theirs = torch.cat(rows)
-    gap = (ours - theirs).abs().max() / theirs.abs().max()
-    if not gap <= 1e-3:
-        raise NotShareable(f"its hidden states differ from those of separate rows by {gap:.2g} of the largest")
+    check(packed, [states for of_group in rows for states in of_group])
+    stem = pack_stem([columns(e, [0]) for e in examples], device)
+    check(stem, [of_group[0] for of_group in rows])
+    check(pack([columns(e, range(1, len(e.completions))) for e in examples], device, stem),
+          [states for of_group in rows for states in of_group[1:]])
     if window is not None and not packed.windows:
         raise NotShareable("its layers do not hand their sliding window to the attention function")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 
 from pipeline.build import load_part
 from pipeline.training import forward, negatives, policy
+from pipeline.training.data import Example
 from pipeline.training.gradients import accumulate
 
 RNCE = load_part({"module": "pipeline.objectives.rnce"}, "objective")
@@ -67,6 +70,52 @@ def test_draws_do_not_depend_on_how_the_batch_is_cut(tiny, part):
     assert values == pytest.approx(its, abs=1e-4)
     for one, two in zip(gradient, other, strict=True):
         assert (one - two).norm() <= 1e-5 * one.norm()
+
+
+@pytest.mark.parametrize("tokens", [60, 10**6])
+def test_prompts_computed_once_change_nothing(tiny, tokens):
+    """A model that shares prompts scores and learns on one stem: the draws, losses and gradient (to 1e-5) of one that
+    does both in rows of their own.
+    """
+    examples, found = tiny.examples(8, k=5), []
+    for share in (False, True):
+        model = tiny.llama()
+        forward.prepare(model, share)
+        task = policy.PolicyTask(RNCE, MC, 0, tokens, 2**27)
+        assert negatives.can_grow(model, task.draw) == share
+        trained, values, bad = accumulate(model, task, examples, 3, "float32", tokens)
+        assert not bad
+        drawn = {e.id: [c.tolist() for c in e.completions] for e in trained}
+        found.append((drawn, values, [p.grad for p in model.parameters()]))
+    (drawn, values, gradient), (grown, its, other) = found
+    assert drawn == grown and len(drawn) == 8
+    assert values == pytest.approx(its, rel=1e-5, abs=1e-5)
+    for one, two in zip(gradient, other, strict=True):
+        assert (one - two).norm() <= 1e-5 * one.norm()
+
+
+def test_groups_that_cannot_grow_are_drawn_from_all_the_same(tiny):
+    """One group has a candidate with a prompt of its own: all of the batch goes the way that knows such groups."""
+    one, *others = tiny.examples(4, k=3)
+    examples = [dataclasses.replace(one, prompts=(one.prompt, one.prompt, others[0].prompt)), *others]
+    model, task = tiny.llama(), policy.PolicyTask(RNCE, MC, 0, 10**6, 2**27)
+    forward.prepare(model)
+    assert not task.about(examples).one_prompt and task.about(others).one_prompt
+    trained, _, bad = accumulate(model, task, examples, 0, "float32", 10**6)
+    assert not bad and {e.id for e in trained} == {e.id for e in examples}
+
+
+def test_a_micro_batch_holds_what_learns_at_once(tiny):
+    """The preferred and the M longest; or a quarter of the candidates, scored without gradient, where that is more."""
+    def example(*lengths):
+        return Example("a", np.arange(3, 14), tuple(np.arange(3, 3 + n) for n in lengths))
+
+    one = negatives.Draw(load_part({"module": "pipeline.selection.mc", "m": 1}, "negatives"), 0, 10**6, 2**27)
+    assert one.cost(example(5, 2, 9, 4)) == 10 + 5 + 9
+    assert how(MC).cost(example(5, 2, 9, 4)) == 10 + 5 + 9 + 4
+    assert one.cost(example(1, *[20] * 10)) == (10 + 200 + 3) // 4
+    assert policy.PolicyTask(RNCE, MC, 0, 10**6, 2**27).cost(example(5, 2, 9, 4)) == 10 + 5 + 9 + 4
+    assert policy.PolicyTask(RNCE, None, 0, 10**6, 2**27).cost(example(5, 2, 9, 4)) == 10 + 5 + 2 + 9 + 4
 
 
 def test_weights_that_scoring_converted_still_get_a_gradient(tiny):

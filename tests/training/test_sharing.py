@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 import transformers
 
 from pipeline.training import forward, packed, sharing
-from pipeline.training.data import Example
+from pipeline.training.data import Example, columns
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3}
@@ -60,6 +61,33 @@ def test_packed_equals_rows(tiny, family, rows, capsys, monkeypatch):
     shared = logps_and_gradient(model, examples, weights)
     assert torch.allclose(rows[0], shared[0], atol=2e-5, rtol=1e-6)
     assert (rows[1] - shared[1]).norm() <= 2e-6 * rows[1].norm()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_completions_that_grow_on_a_stem_equal_rows(tiny, family, checkpointing):
+    """The first completions in one pass and the others in a second one that sees their prompts: the same log-probs, and
+    a gradient that reaches the prompts from both.
+    """
+    model, examples = build(*FAMILIES[family]), [e for e in mixed(tiny) if e.prompts is None and len(e.completions) > 1]
+    weights = torch.linspace(-1, 1, len(examples) * 5).view(-1, 5)
+    rows = logps_and_gradient(model, examples, weights)
+    forward.prepare(model)
+    if checkpointing:
+        model.train().gradient_checkpointing_enable({"use_reentrant": False})
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    first = forward.collate([columns(e, [0]) for e in examples], layout=packed.pack_stem)
+    rest = forward.collate([columns(e, range(1, len(e.completions))) for e in examples],
+                           layout=partial(packed.pack, stem=first.packed))
+    assert rest.packed.input_ids.shape[1] == sum(len(c) for e in examples for c in e.completions[1:]), "no prompts"
+    logps = torch.cat([forward.group_logps(model, part, 2**27) for part in (first, rest)], dim=1)
+    assert torch.allclose(rows[0], logps, atol=2e-5, rtol=1e-6)
+    model.zero_grad()
+    (logps * weights).sum().backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert (rows[1] - gradient).norm() <= 2e-6 * rows[1].norm()
 
 
 def test_layers_are_the_same(tiny):
@@ -126,3 +154,16 @@ def test_layout_of_a_pair():
 def test_unique_tokens_are_what_is_laid_out(tiny):
     for example in mixed(tiny):
         assert packed.unique_tokens(example) == packed.pack([example], "cpu").input_ids.shape[1]
+
+
+def test_layout_on_a_stem():
+    """The pair of above with its second completion on the first's prompt, and a prompt of one token, which has none."""
+    examples = [Example("a", np.array([1, 2, 3]), (np.array([7, 8, 9]),)),
+                Example("b", np.array([4]), (np.array([5]),))]
+    stem = packed.pack_stem(examples, "cpu")
+    assert stem.input_ids.tolist() == [[1, 2, 3, 7, 8, 4]]
+    assert stem.roots == (0, -1)
+    grown = packed.pack([dataclasses.replace(e, completions=(np.array([6, 7]),)) for e in examples], "cpu", stem)
+    assert grown.input_ids.tolist() == [[3, 6, 4, 6]]
+    assert grown.position_ids.tolist() == [[2, 3, 0, 1]]
+    assert [(s.length, s.root) for s in grown.segments] == [(2, 0), (2, -1)]
