@@ -5,7 +5,7 @@
 #   DEVICE=auto|cpu|cuda                     auto: cuda where nvidia-smi lists a GPU, else cpu
 #   PYTHON=python3.12 VENV=path/to/venv      which Python (3.11 to 3.13), where to
 #   VLLM=no                                  leave vLLM out; sampling then uses transformers (slower, same records)
-#   EXTRAS=bench,ray,tensorboard             more of pyproject.toml's optional dependencies
+#   EXTRAS=bench,qlora,ray,tensorboard       more of pyproject.toml's optional dependencies
 #
 # Running it again completes a half-made environment. `pip` is used as you configured it: if yours offers only the
 # CUDA build of torch and you want the CPU one, point PIP_EXTRA_INDEX_URL to PyTorch's CPU index before.

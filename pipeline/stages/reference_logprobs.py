@@ -25,18 +25,23 @@ _PART = 1024  # groups; fixed, because micro-batches are cut inside a part and r
 @dataclass(frozen=True)
 class Settings:
     precision: str = setting("bfloat16", choices=PRECISIONS)  # as in training, so that both round alike
+    weights: str = setting("full", choices=("full", "nf4"))  # nf4: rounded to 4 bits, as under a qlora adapter
 
 
 def run(context: Context) -> None:
     from pipeline import tables
-    from pipeline.training import data, export, forward, memory
+    from pipeline.training import adapters, data, export, forward, memory
+    from pipeline.training.settings import AdapterSettings
 
     runtime, source, target = context.runtime, context.one("groups"), context.out / "groups"
     device = export.prepare_machine(runtime)
     for stale in target.glob(".part-*"):  # of a try that was killed
         stale.unlink()
     whole, total = len(tables.parts(target)), tables.count(source)
-    model = export.load_policy(context.one("model"), device, runtime)
+    kind = AdapterSettings(kind={"full": "none", "nf4": "qlora"}[context.settings.weights])
+    adapters.require(kind, device)
+    model = export.load_policy(context.one("model"), device, runtime,
+                               adapters.quantisation(kind, context.settings.precision))
     forward.prepare(model, context.runtime.share_prefix)
     for index, groups in enumerate(data.chunks(tables.read(source), _PART)):
         if index >= whole:

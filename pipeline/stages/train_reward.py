@@ -49,7 +49,8 @@ def run(context: Context) -> None:
             context.one("groups"), context.work / "examples", stop_ids=export.stop_ids(context.one("model")))),
         settings.held_out)
     _check_pairs(training, held_out)
-    model = export.load_reward(source, device, head, pad, runtime, adapters.quantisation(trainer.adapter))
+    model = export.load_reward(source, device, head, pad, runtime,
+                               adapters.quantisation(trainer.adapter, trainer.precision))
     for part in (training, held_out):
         data.check_fits(part, model.get_input_embeddings().weight.shape[0], export.context_length(model))
     reward.prepare(model, pad, runtime.share_prefix)

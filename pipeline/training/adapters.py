@@ -30,19 +30,21 @@ def require(settings: AdapterSettings, device: torch.device) -> None:
         return
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("trainer.adapter.kind: qlora needs the package bitsandbytes, which is not installed; "
-                        "install it or set trainer.adapter.kind=lora")
-    if device.type != "cuda":
-        raise UserError(f"trainer.adapter.kind: qlora needs a CUDA device, but the device is {device.type}; "
+                        "pip install 'alignloop[qlora]' or set trainer.adapter.kind=lora")
+    if device.type not in ("cuda", "cpu"):
+        raise UserError(f"trainer.adapter.kind: qlora runs on cuda and cpu, but the device is {device.type}; "
                         "set trainer.adapter.kind=lora")
 
 
-def quantisation(settings: AdapterSettings) -> dict[str, Any]:
-    """How the base is loaded: 4-bit normal floats for qlora (Dettmers et al. 2023), as ever otherwise."""
+def quantisation(settings: AdapterSettings, precision: str) -> dict[str, Any]:
+    """How the base is loaded: 4-bit normal floats for qlora (Dettmers et al. 2023), multiplied in `precision`; as ever
+    otherwise.
+    """
     if settings.kind != "qlora":
         return {}
     return {"quantization_config": transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16)}
+        bnb_4bit_compute_dtype=getattr(torch, precision))}
 
 
 def add(model: Any, settings: AdapterSettings, seed: int, whole: tuple[str, ...] = ()) -> None:

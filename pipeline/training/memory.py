@@ -13,7 +13,7 @@ from pipeline.training.settings import TrainRuntime
 WEIGHTS = ("every weight needs its gradient and two moments beside it; set the stage's trainer.adapter.kind=lora, or "
            "spread them with hardware.training.strategy=fsdp2 over more hardware.training.processes")
 LOADING = ("every weight takes 4 bytes; choose a smaller model, set the stage's trainer.adapter.kind=qlora (4-bit "
-           "weights, on a CUDA device), or hardware.training.device=cpu where that has more memory")
+           "weights), or hardware.training.device=cpu where that has more memory")
 
 
 def forward_pass(runtime: TrainRuntime) -> str:

@@ -43,7 +43,7 @@ def train(context: Context, parts: Parts, score: str = "reward", keep: bool = Fa
                         "steps: each starts a new adapter, whose moments start at nothing; set it to none")
     needs = policy.needs_of(parts.objective, parts.auxiliary)
     examples = load_examples(context, parts, score, world)
-    model = export.load_policy(source, device, runtime, adapters.quantisation(trainer.adapter))
+    model = export.load_policy(source, device, runtime, adapters.quantisation(trainer.adapter, trainer.precision))
     data.check_fits(examples, model.get_input_embeddings().weight.shape[0], export.context_length(model))
     forward.prepare(model, runtime.share_prefix)
     assembly.adapt(model, trainer, runtime, context.seed)
@@ -69,8 +69,10 @@ def train(context: Context, parts: Parts, score: str = "reward", keep: bool = Fa
 
 
 def reference_model(context: Context, device: Any) -> Any:
-    """The frozen reference, for objectives that need more of it than sums of log-probs."""
-    model = export.load_policy(context.one("reference_model"), device, context.runtime)
+    """The frozen reference, for objectives that need more of it than sums of log-probs; of 4 bits as the policy is."""
+    trainer = context.settings.trainer
+    model = export.load_policy(context.one("reference_model"), device, context.runtime,
+                               adapters.quantisation(trainer.adapter, trainer.precision))
     forward.prepare(model, context.runtime.share_prefix)
     return model.eval().requires_grad_(False)
 

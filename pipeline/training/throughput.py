@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline.stage import peak_memory
 from pipeline.training.data import Example
@@ -32,13 +33,18 @@ def shape_of(model: Any) -> Shape:
     config, output = model.config.get_text_config(), model.get_output_embeddings()
     tables = [m.weight for m in (model.get_input_embeddings(), output) if m is not None]
     matrices = [p for p in model.parameters() if p.ndim >= 2 and not any(p is t for t in tables)]
-    frozen = sum(p.numel() for p in matrices if not p.requires_grad)
+    frozen = sum(_weights(p) for p in matrices if not p.requires_grad)
     return Shape(
-        body=sum(p.numel() for p in matrices),
+        body=sum(_weights(p) for p in matrices),
         head=0 if output is None else output.weight.numel(),
         attention=config.num_hidden_layers * config.hidden_size,
-        passes=2 if frozen > sum(p.numel() for p in matrices) / 2 else 3,
+        passes=2 if frozen > sum(_weights(p) for p in matrices) / 2 else 3,
     )
+
+
+def _weights(matrix: Tensor) -> int:
+    """How many weights a parameter holds: one of 4 bits (bitsandbytes) packs two into each of its bytes."""
+    return matrix.numel() * (2 if matrix.dtype == torch.uint8 else 1)
 
 
 def unique_tokens(batch: Sequence[Example]) -> int:

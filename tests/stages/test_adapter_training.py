@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,6 +70,48 @@ def test_adapter_and_merged_model(world, tmp_path):
     run(train_preference, tmp_path / "dpo", DPO, RUNTIME, model=out / "model", groups=world.ids / "pref",
         reference=refs / "groups")
     assert losses(tmp_path / "dpo")[0] == pytest.approx(0.693147, abs=1e-4), "it starts as its reference"
+
+
+def test_four_bit_base(world, tmp_path):
+    """The adapter learns over 4-bit weights and is merged into the base in float32: answers are those that were learned
+    up to what 4 bits round, and nothing of the artifact needs bitsandbytes. Resume gives the same bytes.
+    """
+    pytest.importorskip("bitsandbytes", reason="make setup EXTRAS=qlora")
+    trainer = TRAINER | {"adapter": TRAINER["adapter"] | {"kind": "qlora"}}
+    inputs, runtime = {"model": world.model, "groups": world.ids / "sft"}, RUNTIME | {"checkpoint_every_steps": 2}
+    out = run(sft, tmp_path / "sft", {"trainer": trainer}, runtime, **inputs)
+    course = losses(tmp_path / "sft")
+    assert course[-1] < course[0] - 0.3
+    plain = run(sft, tmp_path / "plain", {"trainer": TRAINER}, RUNTIME, **inputs)
+    there = losses(tmp_path / "plain")
+    assert course != there and course == pytest.approx(there, abs=0.2), "near those over weights that are not rounded"
+    written = json.loads((out / "model" / "config.json").read_text())
+    assert "quantization_config" not in written
+    ids = torch.arange(3, 15)[None]
+    merged = transformers.AutoModelForCausalLM.from_pretrained(out / "model")
+    base = transformers.AutoModelForCausalLM.from_pretrained(world.model)
+    adapted = peft.PeftModel.from_pretrained(base, out / "adapter")(ids).logits
+    assert torch.allclose(merged(ids).logits, adapted, atol=1e-4)
+    assert {p.name for p in (out / "model").iterdir()} == {p.name for p in (plain / "model").iterdir()}
+    kept = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    shutil.rmtree(out)
+    again = run(sft, tmp_path / "sft", {"trainer": trainer}, runtime, **inputs)
+    assert {p.relative_to(again): p.read_bytes() for p in again.rglob("*") if p.is_file()} == kept
+
+
+def test_four_bit_policy_starts_as_its_four_bit_reference(world, tmp_path):
+    """The reference of an adapter over 4 bits is the base it sits on; the base of full weights is another model."""
+    pytest.importorskip("bitsandbytes", reason="make setup EXTRAS=qlora")
+    settings = DPO | {"trainer": TRAINER | {"adapter": TRAINER["adapter"] | {"kind": "qlora"}}}
+    first = {}
+    for weights in ("nf4", "full"):
+        refs = run(reference_logprobs, tmp_path / f"refs-{weights}", {"precision": "float32", "weights": weights},
+                   RUNTIME, model=world.model, groups=world.ids / "pref")
+        run(train_preference, tmp_path / weights, settings, RUNTIME, model=world.model, groups=world.ids / "pref",
+            reference=refs / "groups")
+        first[weights] = losses(tmp_path / weights)[0]
+    assert first["nf4"] == pytest.approx(math.log(2), abs=1e-5)
+    assert abs(first["full"] - math.log(2)) > 1e-4
 
 
 def test_goes_on_from_a_checkpoint_to_the_same_bytes(world, tmp_path):

@@ -143,13 +143,16 @@ def test_sharded_weights_are_one_process(alone, sharded):
     check_same_course(sharded, alone)
 
 
-def test_sharded_adapters_with_drawn_negatives(world, tmp_path):
-    """Frozen and learning weights side by side in a shard, candidates scored without gradient, adapter and merged model
-    written by one.
+@pytest.mark.parametrize("kind", ["lora", "qlora"])
+def test_sharded_adapters_with_drawn_negatives(world, tmp_path, kind):
+    """Frozen (of 4 bits, too) and learning weights side by side in a shard, candidates scored without gradient, adapter
+    and merged model written by one.
     """
+    if kind == "qlora":
+        pytest.importorskip("bitsandbytes", reason="make setup EXTRAS=qlora")
     settings = {"objective": {"module": "pipeline.objectives.rnce"},
                 "negatives": {"module": "pipeline.selection.mc", "m": 1},
-                "trainer": TRAINER | {"adapter": {"kind": "lora", "r": 4}}}
+                "trainer": TRAINER | {"adapter": {"kind": kind, "r": 4}}}
     in_process(world, tmp_path / "one", settings)
     code, said = finish(spec(world, tmp_path / "two", settings=settings, processes=2, strategy="fsdp2"))
     assert code == 0, said
@@ -186,10 +189,10 @@ def test_killed_and_started_again_in_the_same_layout(world, sharded, tmp_path):
 
 def test_a_users_mistake_is_said_once_by_all(world, tmp_path):
     settings = {"objective": {"module": "pipeline.objectives.alphapo"},
-                "trainer": TRAINER | {"adapter": {"kind": "qlora"}}}
+                "trainer": TRAINER | {"adapter": {"kind": "lora", "target_modules": ["query"]}}}
     code, _ = finish(spec(world, tmp_path, settings=settings, processes=2, strategy="ddp"))
     (problem,) = json.loads((tmp_path / worker.PROBLEMS).read_text())
-    assert code == 2 and "qlora needs" in problem
+    assert code == 2 and "target_modules: ['query'] fits no layer" in problem
 
 
 def test_two_nodes(world, alone, tmp_path):

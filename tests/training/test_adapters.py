@@ -72,8 +72,14 @@ def test_layers_that_are_not_there(tiny):
         adapters.add(tiny.llama(), dataclasses.replace(LORA, target_modules=("query",)), seed=0)
 
 
-def test_four_bits_need_their_package_and_a_device():
-    """Nothing else is needed to say so: neither of the two is there on a machine without CUDA."""
-    with pytest.raises(UserError, match=r"trainer.adapter.kind: qlora needs (the package bitsandbytes|a CUDA device)"):
-        adapters.require(AdapterSettings(kind="qlora"), torch.device("cpu"))
+def test_four_bits_need_their_package_and_a_device(monkeypatch):
+    four = AdapterSettings(kind="qlora")
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(UserError, match=r"adapter.kind: qlora needs the package bitsandbytes, .*alignloop\[q"):
+            adapters.require(four, torch.device("cpu"))
+        patch.setattr("importlib.util.find_spec", lambda name: name)
+        with pytest.raises(UserError, match=r"trainer.adapter.kind: qlora runs on cuda and cpu, but the device is mps"):
+            adapters.require(four, torch.device("mps"))
+        adapters.require(four, torch.device("cpu"))
     adapters.require(LORA, torch.device("cpu"))
