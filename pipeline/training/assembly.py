@@ -10,7 +10,7 @@ import torch
 from transformers import AttentionInterface
 
 from pipeline.stage import derive_seed
-from pipeline.training import adapters, checkpoint, distribute, export, sharing
+from pipeline.training import adapters, checkpoint, distribute, export, memory, sharing
 from pipeline.training.distribute import World
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
@@ -33,13 +33,14 @@ def deliver(
 
     Every process calls it, the first one writes. `load` gives the model training started from, on the CPU.
     """
-    trained = world.whole(checkpoint.weights(model))
-    if not world.first:
-        return
-    if trainer.adapter.on:
-        adapters.save(model, trained, out / "adapter")
-        model = adapters.merged(load(), out / "adapter")
-    elif world.shell is not None:
-        model = load()
-        checkpoint.put(model, trained)
-    export.save_folder(model, source, out / "model", trainer.save_dtype)
+    with memory.enough("while writing the model", memory.WRITING):
+        trained = world.whole(checkpoint.weights(model))
+        if not world.first:
+            return
+        if trainer.adapter.on:
+            adapters.save(model, trained, out / "adapter")
+            model = adapters.merged(load(), out / "adapter")
+        elif world.shell is not None:
+            model = load()
+            checkpoint.put(model, trained)
+        export.save_folder(model, source, out / "model", trainer.save_dtype)

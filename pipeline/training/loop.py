@@ -113,7 +113,8 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
         job.report.progress(now, steps, "steps")
         if now < steps and _due(runtime, now, saved, world):
             state = Loaded(now, first + now, task.state)
-            checkpoint.save(job.checkpoints, model, optimizer, state, runtime.keep_checkpoints, world)
+            with memory.enough(f"in the checkpoint of step {now}", memory.WRITING):
+                checkpoint.save(job.checkpoints, model, optimizer, state, runtime.keep_checkpoints, world)
             saved = time.monotonic()
     world.settle()
     return Outcome(optimizer, steps, first + steps)
@@ -145,7 +146,7 @@ def _step(
     with memory.enough(f"in step {step + 1}", memory.training_pass(job.runtime)):
         batch, values, bad = gradients.accumulate(
             model, task, batch, step, job.settings.precision, job.runtime.tokens_per_batch, job.world)
-    norm = _clip(model, job.settings.grad_clip)
+        norm = _clip(model, job.settings.grad_clip)
     if bad or not math.isfinite(norm):
         raise UserError(_not_finite(step, bad or [e.id for e in batch], values["loss"], norm, lr, job))
     for group in optimizer.param_groups:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import transformers
@@ -11,7 +13,8 @@ from pipeline.build import load_part
 from pipeline.records import Completion, Group, UserError
 from pipeline.stage import Context, Reporter
 from pipeline.stages import reference_logprobs, train_reward
-from pipeline.training import export, forward, memory, policy, reward
+from pipeline.training import assembly, checkpoint, export, forward, memory, policy, reward
+from pipeline.training.distribute import World
 from pipeline.training.loop import Job, fit
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
@@ -81,6 +84,33 @@ def test_in_the_optimizer(tiny, tmp_path, monkeypatch, error):
     with pytest.raises(UserError, match=r"out of memory in the optimizer at step 1: every weight needs .*"
                                         r"adapter.kind=lora.*strategy=fsdp2"):
         fit(tiny.llama(), tiny.examples(4), task, job(tmp_path))
+
+
+@every_error
+def test_while_clipping(tiny, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", raising(error))
+    task = policy.PolicyTask(load_part(DPO, "objective"), None, 0, 10**6, 2**27)
+    with pytest.raises(UserError, match=r"out of memory in step 1: lower hardware.training.tokens_per_batch"):
+        fit(tiny.llama(), tiny.examples(4), task, job(tmp_path))
+
+
+@every_error
+def test_in_a_checkpoint(tiny, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(checkpoint, "save_file", raising(error))
+    task = policy.PolicyTask(load_part(DPO, "objective"), None, 0, 10**6, 2**27)
+    one = job(tmp_path)
+    often = dataclasses.replace(one, settings=dataclasses.replace(one.settings, epochs=3),
+                                runtime=dataclasses.replace(one.runtime, checkpoint_every_steps=2))
+    with pytest.raises(UserError, match=r"out of memory in the checkpoint of step 2: files are put together in the h"):
+        fit(tiny.llama(), tiny.examples(4), task, often)
+
+
+@every_error
+def test_while_writing_the_model(folder, tmp_path, monkeypatch, error):
+    model = export.load_policy(folder, torch.device("cpu"))
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", raising(error))
+    with pytest.raises(UserError, match=r"out of memory while writing the model: .* goes on from the last checkpoint"):
+        assembly.deliver(model, lambda: model, folder, tmp_path, TrainerSettings(batch_size=4), World())
 
 
 @every_error
