@@ -26,6 +26,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.training_turns import SEED, Side, World, alternate, judged, row
 
-PARTS = ("dpo", "sft", "mc", "linear", "memory", "loading")
+PARTS = ("dpo", "sft", "mc", "mc_long", "linear", "memory", "loading")
 EOS = 2
 DPO = {"module": "pipeline.objectives.dpo"}
 CE = {"module": "pipeline.objectives.ce"}
@@ -59,7 +60,8 @@ def main() -> int:
         rounds = options.rounds or (1 if options.quick else 5)
         world = World(Path(name), rounds, trl, tuple(options.precision), options.threads, options.quick)
         make_model(world)
-        measures = {"dpo": dpo, "sft": sft, "mc": mc, "linear": linear, "memory": memory, "loading": loading}
+        measures = {"dpo": dpo, "sft": sft, "mc": mc, "mc_long": partial(mc, prompts=(100, 200)), "linear": linear,
+                    "memory": memory, "loading": loading}
         found = {part: measures[part](world) for part in PARTS if part in options.only}
     result = {"date": f"{datetime.date.today()}", "machine": machine(world), **found}
     if options.json:
@@ -217,14 +219,14 @@ def sft(world: World) -> dict[str, Any]:
     return found
 
 
-def mc(world: World) -> dict[str, Any]:
+def mc(world: World, prompts: tuple[int, int] = (20, 80)) -> dict[str, Any]:
     """An MC-PO step (4 candidates scored by the live policy, 1 drawn) against a DPO step on the same prompts."""
-    made = groups(world, 8 * (world.rounds + 1), 5)
-    lists = write(world, "lists", made)
-    pairs = write(world, "pairs_of_lists", [{**g, "completions": g["completions"][:2]} for g in made])
+    made = groups(world, 8 * (world.rounds + 1), 5, prompts=prompts)
+    lists = write(world, f"lists-{prompts[0]}", made)
+    pairs = write(world, f"pairs-of-lists-{prompts[0]}", [{**g, "completions": g["completions"][:2]} for g in made])
     found = {}
     for precision in world.precisions:
-        print(f"\nMC-PO, 8 prompts a step, L = 4, M = 1, {precision}", flush=True)
+        print(f"\nMC-PO, 8 prompts of {prompts[0]} to {prompts[1]} words a step, L = 4, M = 1, {precision}", flush=True)
         sides = [Side(world, "DPO", kind="ours", data=pairs, precision=precision, objective=DPO),
                  Side(world, "MC-PO", kind="ours", data=lists, precision=precision, negatives=MC,
                       objective={"module": "pipeline.objectives.rnce"})]

@@ -12,7 +12,7 @@ from pipeline.build import part_problems
 from pipeline.stage import Context
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
-VERSION = 1
+VERSION = 2
 INPUTS = {"model": "one", "groups": "one"}
 SEEDED = True
 DISTRIBUTED = True

@@ -16,7 +16,7 @@ from pipeline.records import LIVE_NEEDS, TOKEN_NEEDS
 from pipeline.stage import Context
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
-VERSION = 2
+VERSION = 3
 INPUTS = {"model": "one", "groups": "one", "reference": "optional", "previous": "optional", "scored": "optional",
           "reference_model": "optional", "optimizer": "optional"}
 SEEDED = True

@@ -18,7 +18,7 @@ from pipeline.training.settings import TrainerSettings, TrainRuntime
 if TYPE_CHECKING:
     from pipeline.training.data import Example
 
-VERSION = 1
+VERSION = 2
 INPUTS = {"model": "one", "groups": "one"}
 SEEDED = True
 DISTRIBUTED = True

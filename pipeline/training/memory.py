@@ -15,8 +15,9 @@ WEIGHTS = ("every weight needs its gradient and two moments beside it; set the s
 LOADING = ("every weight takes 4 bytes; choose a smaller model, set the stage's trainer.adapter.kind=qlora (4-bit "
            "weights), or hardware.training.device=cpu where that has more memory")
 
-WRITING = ("files are put together in the host's memory, 4 bytes a weight and 8 more in a checkpoint; give the process "
-           "more of it or set the stage's trainer.adapter.kind=lora; the same command goes on from the last checkpoint")
+WRITING = ("every tensor is made whole, 4 bytes a weight and 8 more in a checkpoint (with fsdp2 on the device first); "
+           "free memory and run the same command, which goes on from the last checkpoint where there is one, or train "
+           "anew with the stage's trainer.adapter.kind=lora")
 
 
 def forward_pass(runtime: TrainRuntime) -> str:

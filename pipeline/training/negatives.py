@@ -41,10 +41,14 @@ class Draw:
 
     def cost(self, example: Example) -> int:
         """Unique tokens that a micro-batch of groups drawn from has to hold: those of the longest draw with gradient,
-        or the candidates scored without, all of them in one pass.
+        or the candidates scored without, all of them in one pass. All, where completions have prompts of their own.
         """
+        if example.prompts is not None:
+            return unique_tokens(example)
         longest = sorted(_rest(example), key=lambda k: -len(example.completions[k]))
         learned = unique_tokens(columns(example, [0, *longest[:self.part.settings.m]]))
+        if not self.scores:
+            return learned
         return max(learned, -(-unique_tokens(columns(example, _rest(example))) // _LIGHT))
 
 

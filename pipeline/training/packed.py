@@ -7,6 +7,9 @@ the unique tokens of the micro-batch and on nothing else; only attention looks a
 A segment holds inputs, not outputs: the prompt without its last token, and per completion `[last prompt token,
 c[:-1]]`. So a completion's predictions are exactly its segment's tokens, no position is shared, and the last token of a
 completion, which predicts nothing, is never computed.
+
+A layout can also be a stem: completions of the same groups that come later, because what came first decides which, are
+laid out without their prompts and see the stem's keys and values instead (`pack_stem`, then `pack` with it).
 """
 
 from __future__ import annotations
@@ -74,6 +77,7 @@ def pack(examples: Sequence[Example], device: torch.device | str, stem: Packed |
         places: dict[int, np.ndarray] = {}
         for prompt, members in _by_prompt(e):
             if stem is not None:
+                assert e.prompts is None, "a stem has one prompt of each group"
                 root, front = stem.roots[g], np.empty(0, np.int64)
             elif len(members) > 1:
                 root, front = laid.prompt(prompt)
@@ -88,6 +92,7 @@ def pack_stem(examples: Sequence[Example], device: torch.device | str) -> Packed
     """Lay groups with one prompt each out so that further completions can grow on it, see `pack`."""
     laid, roots, sequences = _Row(0), [], []
     for e in examples:
+        assert e.prompts is None, "a stem has one prompt of each group"
         root, front = laid.prompt(e.prompt)
         roots.append(root)
         sequences += [np.concatenate([front, laid.completion(e.prompt, c, root)]) for c in e.completions]

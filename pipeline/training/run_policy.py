@@ -11,7 +11,7 @@ import torch
 from pipeline.build import Part, load_part
 from pipeline.records import LIVE_NEEDS, UserError
 from pipeline.stage import Context
-from pipeline.training import adapters, assembly, data, distribute, export, fitting, forward, optim, policy
+from pipeline.training import adapters, assembly, data, distribute, export, fitting, forward, memory, optim, policy
 from pipeline.training.distribute import World
 from pipeline.training.loop import Job, fit
 
@@ -57,9 +57,10 @@ def train(context: Context, parts: Parts, score: str = "reward", keep: bool = Fa
         trainer, runtime, context.seed, context.work / "checkpoints", context.report, context.optional("optimizer"),
         world))
     if keep:
-        moments = world.whole(optim.state_tensors(model, outcome.optimizer))
-        if world.first:
-            optim.save_folder(context.out / "optimizer", moments, outcome.updates)
+        with memory.enough("while writing the optimizer", memory.WRITING):
+            moments = world.whole(optim.state_tensors(model, outcome.optimizer))
+            if world.first:
+                optim.save_folder(context.out / "optimizer", moments, outcome.updates)
     policy.remove_parameters(model)
     assembly.deliver(model, lambda: export.load_policy(source, torch.device("cpu")), source, context.out, trainer,
                      world)

@@ -143,10 +143,10 @@ def test_sharded_weights_are_one_process(alone, sharded):
     check_same_course(sharded, alone)
 
 
-@pytest.mark.parametrize("kind", ["lora", "qlora"])
-def test_sharded_adapters_with_drawn_negatives(world, tmp_path, kind):
-    """Frozen (of 4 bits, too) and learning weights side by side in a shard, candidates scored without gradient, adapter
-    and merged model written by one.
+@pytest.mark.parametrize("kind", ["none", "lora", "qlora"])
+def test_sharded_with_drawn_negatives(world, tmp_path, kind):
+    """Candidates scored without gradient on a stem with one; frozen (of 4 bits, too) and learning weights side by side
+    in a shard; adapter and merged model written by one.
     """
     if kind == "qlora":
         pytest.importorskip("bitsandbytes", reason="make setup EXTRAS=qlora")
@@ -157,7 +157,7 @@ def test_sharded_adapters_with_drawn_negatives(world, tmp_path, kind):
     code, said = finish(spec(world, tmp_path / "two", settings=settings, processes=2, strategy="fsdp2"))
     assert code == 0, said
     check_same_course(tmp_path / "two", tmp_path / "one")
-    assert (tmp_path / "two" / "out" / "adapter" / "adapter_config.json").is_file()
+    assert (tmp_path / "two" / "out" / "adapter" / "adapter_config.json").is_file() == (kind != "none")
 
 
 def test_a_checkpoint_of_two_goes_on_with_one(world, alone, sharded, tmp_path):

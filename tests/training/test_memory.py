@@ -101,7 +101,7 @@ def test_in_a_checkpoint(tiny, tmp_path, monkeypatch, error):
     one = job(tmp_path)
     often = dataclasses.replace(one, settings=dataclasses.replace(one.settings, epochs=3),
                                 runtime=dataclasses.replace(one.runtime, checkpoint_every_steps=2))
-    with pytest.raises(UserError, match=r"out of memory in the checkpoint of step 2: files are put together in the h"):
+    with pytest.raises(UserError, match=r"out of memory in the checkpoint of step 2: every tensor is made whole"):
         fit(tiny.llama(), tiny.examples(4), task, often)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.build import load_part
-from pipeline.training import forward, negatives, policy
+from pipeline.training import forward, negatives, packed, policy
 from pipeline.training.data import Example
 from pipeline.training.gradients import accumulate
 
@@ -98,11 +98,17 @@ def test_groups_that_cannot_grow_are_drawn_from_all_the_same(tiny):
     """One group has a candidate with a prompt of its own: all of the batch goes the way that knows such groups."""
     one, *others = tiny.examples(4, k=3)
     examples = [dataclasses.replace(one, prompts=(one.prompt, one.prompt, others[0].prompt)), *others]
-    model, task = tiny.llama(), policy.PolicyTask(RNCE, MC, 0, 10**6, 2**27)
-    forward.prepare(model)
+    task, found = policy.PolicyTask(RNCE, MC, 0, 10**6, 2**27), []
     assert not task.about(examples).one_prompt and task.about(others).one_prompt
-    trained, _, bad = accumulate(model, task, examples, 0, "float32", 10**6)
-    assert not bad and {e.id for e in trained} == {e.id for e in examples}
+    for share in (False, True):
+        model = tiny.llama()
+        forward.prepare(model, share)
+        _, values, bad = accumulate(model, task, examples, 0, "float32", 10**6)
+        assert not bad
+        found.append((values["loss"], float(sum(p.grad.norm() for p in model.parameters()))))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    with pytest.raises(AssertionError, match="one prompt"):
+        packed.pack_stem(examples, "cpu")
 
 
 def test_a_micro_batch_holds_what_learns_at_once(tiny):
@@ -115,14 +121,19 @@ def test_a_micro_batch_holds_what_learns_at_once(tiny):
     assert how(MC).cost(example(5, 2, 9, 4)) == 10 + 5 + 9 + 4
     assert one.cost(example(1, *[20] * 10)) == (10 + 200 + 3) // 4
     assert policy.PolicyTask(RNCE, MC, 0, 10**6, 2**27).cost(example(5, 2, 9, 4)) == 10 + 5 + 9 + 4
+    assert how(UNIFORM).cost(example(1, *[20] * 10)) == 10 + 1 + 20, "nothing is scored"
+    own = dataclasses.replace(example(5, 2, 9), prompts=tuple(np.arange(3, 3 + n) for n in (11, 50, 11)))
+    assert one.cost(own) == (10 + 5 + 9) + (50 + 2 - 1), "any of them could be drawn"
     assert policy.PolicyTask(RNCE, None, 0, 10**6, 2**27).cost(example(5, 2, 9, 4)) == 10 + 5 + 2 + 9 + 4
 
 
-def test_weights_that_scoring_converted_still_get_a_gradient(tiny):
+@pytest.mark.parametrize("share", [False, True])
+def test_weights_that_scoring_converted_still_get_a_gradient(tiny, share):
     """Under bfloat16 autocast scoring and learning share a context, whose cache must not hand over weights without a
     gradient.
     """
     model = tiny.llama()
+    forward.prepare(model, share)
     accumulate(model, policy.PolicyTask(RNCE, MC, 0, 10**6, 2**27), tiny.examples(4, k=5), 0, "bfloat16", 10**6)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
