@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline import tables
 from pipeline.records import STOP
 
-_BATCH = 8192  # rows in memory at once
+_BATCH = 1024  # rows in memory at once
 _COMPLETION = "completions.list.element."
 
 
