@@ -53,7 +53,7 @@ class Packed:
     position_ids: Tensor  # (1, N) int64, from 0 in every sequence
     predict: Tensor  # (C,) int64 into N: the positions that predict the completion tokens, completion by completion
     segments: tuple[Segment, ...]  # in the order of the tokens; their lengths add up to N
-    sequences: tuple[np.ndarray, ...]  # per completion, group by group: where its prompt and it stand, (P + T - 1,)
+    sequences: tuple[np.ndarray, ...]  # per completion, group by group: where it stands, with its prompt if that does
     stem: Packed | None = None  # run before: `segments` go on behind its own, and a root may be one of those
     roots: tuple[int, ...] = ()  # of a stem: per group its prompt's segment, ALONE for a prompt of one token
     kept: Kept = field(default_factory=Kept)  # of a stem
@@ -71,8 +71,7 @@ def pack(examples: Sequence[Example], device: torch.device | str, stem: Packed |
 
     On a `stem` of the same groups the prompts are left out: completions see the stem's, and a gradient reaches them.
     """
-    laid = _Row(0 if stem is None else len(stem.segments))
-    sequences: list[np.ndarray] = []
+    laid, sequences = _Row(), list[np.ndarray]()
     for g, e in enumerate(examples):
         places: dict[int, np.ndarray] = {}
         for prompt, members in _by_prompt(e):
@@ -90,7 +89,7 @@ def pack(examples: Sequence[Example], device: torch.device | str, stem: Packed |
 
 def pack_stem(examples: Sequence[Example], device: torch.device | str) -> Packed:
     """Lay groups with one prompt each out so that further completions can grow on it, see `pack`."""
-    laid, roots, sequences = _Row(0), [], []
+    laid, roots, sequences = _Row(), list[int](), list[np.ndarray]()
     for e in examples:
         assert e.prompts is None, "a stem has one prompt of each group"
         root, front = laid.prompt(e.prompt)
@@ -103,7 +102,6 @@ def pack_stem(examples: Sequence[Example], device: torch.device | str) -> Packed
 class _Row:
     """Tokens laid out one behind the other."""
 
-    behind: int  # segments before these
     ids: list[np.ndarray] = field(default_factory=list)
     positions: list[np.ndarray] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
@@ -113,7 +111,7 @@ class _Row:
         """Put all but the last token, if there are more. Returns the segment and where it stands."""
         if len(prompt) == 1:
             return ALONE, np.empty(0, np.int64)
-        return self.behind + len(self.segments), self._put(prompt[:-1], 0, ALONE)
+        return len(self.segments), self._put(prompt[:-1], 0, ALONE)
 
     def completion(self, prompt: np.ndarray, completion: np.ndarray, root: int) -> np.ndarray:
         """Put what of both is not in `root` yet. Returns where it stands."""
