@@ -133,9 +133,13 @@ def test_goes_on_from_a_checkpoint_to_the_same_bytes(world, tmp_path):
     assert saved.stat().st_size < sum(p.stat().st_size for p in (again / "model").glob("*.safetensors")) / 2
 
 
-def test_reward_model_with_an_adapter(world, tmp_path):
-    """Its head learns altogether and is in the plain folder."""
-    out = run(train_reward, tmp_path / "rm", {"trainer": TRAINER, "held_out": 0.2}, RUNTIME, model=world.model,
+@pytest.mark.parametrize("kind", ["lora", "qlora"])
+def test_reward_model_with_an_adapter(world, tmp_path, kind):
+    """Its head learns altogether, never of 4 bits, and is in the plain folder."""
+    if kind == "qlora":
+        pytest.importorskip("bitsandbytes", reason="make setup EXTRAS=qlora")
+    trainer = TRAINER | {"adapter": TRAINER["adapter"] | {"kind": kind}}
+    out = run(train_reward, tmp_path / "rm", {"trainer": trainer, "held_out": 0.2}, RUNTIME, model=world.model,
               groups=world.ids / "pref")
     last = json.loads((tmp_path / "rm.jsonl").read_text().splitlines()[-1])
     model = transformers.AutoModelForSequenceClassification.from_pretrained(out / "model").eval()
