@@ -11,7 +11,19 @@ import torch
 from pipeline.build import Part, load_part
 from pipeline.records import LIVE_NEEDS, UserError
 from pipeline.stage import Context
-from pipeline.training import adapters, assembly, data, distribute, export, fitting, forward, memory, optim, policy
+from pipeline.training import (
+    adapters,
+    assembly,
+    data,
+    distribute,
+    export,
+    fitting,
+    forward,
+    memory,
+    optim,
+    policy,
+    throughput,
+)
 from pipeline.training.distribute import World
 from pipeline.training.loop import Job, fit
 
@@ -66,7 +78,7 @@ def train(context: Context, parts: Parts, score: str = "reward", keep: bool = Fa
                      world)
     context.report.count(groups=len(examples), steps=outcome.steps,
                          completion_tokens=sum(e.completion_tokens for e in examples),
-                         parameters=sum(p.numel() for p in model.parameters()))
+                         parameters=sum(throughput.weights(p) for p in model.parameters()))
 
 
 def reference_model(context: Context, device: Any) -> Any:

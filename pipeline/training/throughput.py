@@ -33,16 +33,16 @@ def shape_of(model: Any) -> Shape:
     config, output = model.config.get_text_config(), model.get_output_embeddings()
     tables = [m.weight for m in (model.get_input_embeddings(), output) if m is not None]
     matrices = [p for p in model.parameters() if p.ndim >= 2 and not any(p is t for t in tables)]
-    frozen = sum(_weights(p) for p in matrices if not p.requires_grad)
+    frozen = sum(weights(p) for p in matrices if not p.requires_grad)
     return Shape(
-        body=sum(_weights(p) for p in matrices),
+        body=sum(weights(p) for p in matrices),
         head=0 if output is None else output.weight.numel(),
         attention=config.num_hidden_layers * config.hidden_size,
-        passes=2 if frozen > sum(_weights(p) for p in matrices) / 2 else 3,
+        passes=2 if frozen > sum(weights(p) for p in matrices) / 2 else 3,
     )
 
 
-def _weights(matrix: Tensor) -> int:
+def weights(matrix: Tensor) -> int:
     """How many weights a parameter holds: one of 4 bits (bitsandbytes) packs two into each of its bytes."""
     return matrix.numel() * (2 if matrix.dtype == torch.uint8 else 1)
 

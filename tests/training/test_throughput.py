@@ -19,6 +19,11 @@ def example(prompt, *completions, own=None):
     return Example("g", ids(prompt), tuple(map(ids, completions)), prompts=prompts)
 
 
+def test_two_weights_of_four_bits_are_one_byte():
+    assert throughput.weights(torch.zeros(6, 1, dtype=torch.uint8)) == 12
+    assert throughput.weights(torch.zeros(3, 4)) == throughput.weights(torch.zeros(3, 4, dtype=torch.bfloat16)) == 12
+
+
 def test_shape_of_the_tiny_llama(tiny):
     """Per layer: q and o 32 x 32, k and v 32 x 16, MLP 3 x 32 x 48 = 7,680; two layers, the tied table as head."""
     shape = throughput.shape_of(tiny.llama())
