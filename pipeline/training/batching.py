@@ -7,7 +7,7 @@ no more than s, and any split into micro-batches draws the same numbers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -46,23 +46,24 @@ def global_batches(ids: Sequence[str], seed: int, size: int, start: int, stop: i
 
 
 def micro_batches(
-    examples: Sequence[Example], tokens: int, cost: Callable[[Example], int] = unique_tokens
+    examples: Sequence[Example], tokens: int, costs: Sequence[int] | None = None
 ) -> list[list[int]]:
-    """Cut a global batch into micro-batches that cost at most `tokens` (unique tokens), never splitting a group.
+    """Cut a global batch into micro-batches of at most `tokens` tokens, never splitting a group.
 
+    `costs`: tokens of each group, None = its unique ones.
     Sorted by length, longest first: an out-of-memory shows at once, and a model that has to stay with padded rows
     wastes little. A group that is longer than the budget goes alone.
     """
+    costs = [unique_tokens(e) for e in examples] if costs is None else costs
     cut: list[list[int]] = []
     held = 0
     for i in sorted(range(len(examples)), key=lambda i: (-examples[i].longest, examples[i].id)):
-        size = cost(examples[i])
-        if cut and held + size <= tokens:
+        if cut and held + costs[i] <= tokens:
             cut[-1].append(i)
-            held += size
+            held += costs[i]
         else:
             cut.append([i])
-            held = size
+            held = costs[i]
     return cut
 
 

@@ -23,7 +23,6 @@ from pipeline.records import UserError
 from pipeline.training import batching
 from pipeline.training.data import Example
 from pipeline.training.inputs import device_of
-from pipeline.training.packed import unique_tokens
 from pipeline.training.settings import TrainRuntime
 
 Found = TypeVar("Found")
@@ -44,16 +43,16 @@ class World:
         return self.rank == 0
 
     def cut(
-        self, batch: Sequence[Example], tokens: int, cost: Callable[[Example], int] = unique_tokens
+        self, batch: Sequence[Example], tokens: int, costs: Sequence[int] | None = None
     ) -> list[tuple[list[int], bool]]:
         """This process's micro-batches of a global batch, see `batching.micro_batches`, and whether each counts.
 
         As many on every process: a process without one left repeats the last, which then counts nothing.
         """
-        cut = batching.micro_batches(batch, tokens, cost)
+        cut = batching.micro_batches(batch, tokens, costs)
         if self.size == 1:
             return [(micro, True) for micro in cut]
-        cut = _evenly(batch, tokens, -(-len(cut) // self.size) * self.size, cost)
+        cut = _evenly(batch, tokens, -(-len(cut) // self.size) * self.size, costs)
         own = [(micro, True) for micro in cut[self.rank::self.size]]
         return own if len(own) * self.size >= len(cut) else [*own, (cut[-1], False)]
 
@@ -110,16 +109,16 @@ class World:
                 distributed.all_reduce(p.grad)
 
 
-def _evenly(batch: Sequence[Example], tokens: int, number: int, cost: Callable[[Example], int]) -> list[list[int]]:
+def _evenly(batch: Sequence[Example], tokens: int, number: int, costs: Sequence[int] | None) -> list[list[int]]:
     """At most `number` micro-batches, as equal in size as a token budget makes them."""
     low, high = 1, tokens
     while low < high:
         budget = (low + high) // 2
-        if len(batching.micro_batches(batch, budget, cost)) <= number:
+        if len(batching.micro_batches(batch, budget, costs)) <= number:
             high = budget
         else:
             low = budget + 1
-    return batching.micro_batches(batch, low, cost)
+    return batching.micro_batches(batch, low, costs)
 
 
 def join(runtime: TrainRuntime, device: torch.device) -> tuple[World, torch.device]:

@@ -86,7 +86,7 @@ def accumulate(
     with autocast(device_of(model), precision):
         batch, drawn = world.run(task.prepare, model, batch, step)
     share = torch.tensor(normalised_weights(batch, task.normalise), device=device_of(model))
-    about, cut = task.about(batch), world.cut(batch, tokens_per_batch, task.cost)
+    about, cut = task.about(batch), world.cut(batch, tokens_per_batch, [task.cost(e) for e in batch])
     function = _of_whole if task.whole and (len(cut) > 1 or world.size > 1) else _of_parts
     found = _of_all(function(model, task, batch, step, precision, about, cut, share, world), world)
     world.reduce_gradients(model)

@@ -93,7 +93,7 @@ def known_inputs(
 ) -> LossInputs:
     """What the needs name where no pass is left to make: (G, K) `logps` are there, and the rest are columns."""
     device = logps.device
-    lengths = _table([[len(c) for c in e.completions] for e in examples], device).long()
+    lengths = lengths_of(examples, device)
     return LossInputs(
         logps=logps,
         lengths=lengths,
@@ -154,6 +154,13 @@ def labels(examples: Sequence[Example], device: torch.device | str) -> Tensor | 
     if all(e.label is None for e in examples):
         return None
     return torch.tensor([e.label is not False for e in examples], device=device)
+
+
+def lengths_of(examples: Sequence[Example], device: torch.device | str) -> Tensor:
+    """(G, K) int64 tokens of the completions; 0 where absent."""
+    width = max(len(e.completions) for e in examples)
+    return torch.tensor([[len(c) for c in e.completions] + [0] * (width - len(e.completions)) for e in examples],
+                        device=device)
 
 
 def reference(examples: Sequence[Example], device: torch.device | str) -> Tensor:

@@ -18,7 +18,7 @@ from pipeline.build import Part
 from pipeline.training import batching, forward, sharing
 from pipeline.training.data import Example, columns
 from pipeline.training.forward import Layout
-from pipeline.training.inputs import device_of, reference
+from pipeline.training.inputs import device_of, lengths_of, reference
 from pipeline.training.packed import Packed, pack, pack_stem, unique_tokens
 
 Metrics = dict[str, Tensor]
@@ -94,13 +94,10 @@ def _drawn(
     batch: Sequence[Example], logps: Tensor | None, step: int, how: Draw, device: torch.device,
 ) -> tuple[list[Example], Metrics]:
     module, settings = how.part.module, how.part.settings
-    width = max(len(e.completions) for e in batch)
-    present = torch.tensor([[k < len(e.completions) for k in range(width)] for e in batch], device=device)
+    lengths = lengths_of(batch, device)
     refs = reference(batch, device) if all(e.ref_logps is not None for e in batch) else None
     uniforms = torch.from_numpy(batching.column_uniforms(batch, how.seed, step)).to(device)
-    lengths = torch.tensor([[len(c) for c in e.completions] + [0] * (width - len(e.completions)) for e in batch],
-                           device=device)
-    indices, valid, metrics = module.draw(logps, refs, present, uniforms, settings, lengths)
+    indices, valid, metrics = module.draw(logps, refs, lengths > 0, uniforms, settings, lengths)
     drawn = [columns(e, [0, *(k for k, ok in zip(ks, oks, strict=True) if ok)])
              for e, ks, oks in zip(batch, indices.tolist(), valid.tolist(), strict=True)]
     return drawn, metrics
