@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from pipeline.records import UserError
+from pipeline.errors import UserError
 
 _HELP = """\
 align run      recipe=pco [run=NAME] [group=option] [key=value]   run, or go on: the same command resumes
@@ -46,23 +46,23 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("overrides", "words"):
         if hasattr(options, name):
             getattr(options, name).extend(later)
-    from flows import display
+    from flows import screen
 
     try:
         return int(options.act(options))
     except UserError as error:
-        display.problems(error.problems)
+        screen.problems(error.problems)
         return 2
     except KeyboardInterrupt:
         return 130
     except PermissionError as error:
-        display.problems([f"{error.filename}: {error.strerror}; give a folder you may write: workspace=FOLDER"])
+        screen.problems([f"{error.filename}: {error.strerror}; give a folder you may write: workspace=FOLDER"])
         return 2
     except BrokenPipeError:  # `align status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        display.problems([f"{error.filename or 'disk'}: {error.strerror or error}"])
+        screen.problems([f"{error.filename or 'disk'}: {error.strerror or error}"])
         return 1
 
 
@@ -70,7 +70,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
     _overrides(parser)
 
     def act(options: argparse.Namespace) -> int:
-        from flows.running import run
+        from flows.command import run
 
         return run(options.overrides)
 
@@ -81,7 +81,7 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     _overrides(parser)
 
     def act(options: argparse.Namespace) -> int:
-        from flows.running import show_plan
+        from flows.command import show_plan
 
         return show_plan(options.overrides)
 
@@ -94,7 +94,7 @@ def _stage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="compute it again even if nothing changed")
 
     def act(options: argparse.Namespace) -> int:
-        from flows.running import run_stage
+        from flows.command import run_stage
 
         return run_stage(options.step, options.overrides, options.force)
 

@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flows import display
-from pipeline import report, runs, store
-from pipeline.build import nearest
-from pipeline.records import UserError
+from flows import screen
+from pipeline import files, report, runs
+from pipeline.errors import UserError, nearest
 
 _FREE = ("run", "seed", "workspace", "iterations", "hardware", "tracking", "choices")  # may differ within a line
 _COLUMNS = ["settings", "seeds", "iteration", *report.COMPARED.values()]
@@ -40,7 +39,7 @@ def compare(words: list[str]) -> int:
         for line in report.over_seeds([rows for _, rows in same]):
             numbers = [_cell(line[key]) for key in report.COMPARED]
             body.append([label, ", ".join(seeds), str(line["iteration"]), *numbers])
-    display.table("mean ± standard deviation over seeds", _COLUMNS, body)
+    screen.table("mean ± standard deviation over seeds", _COLUMNS, body)
     return 0
 
 
@@ -57,7 +56,7 @@ def _load(workspace: Path, name: str) -> tuple[runs.Run, list[dict[str, Any]]]:
 
 def _settings(run: runs.Run) -> str:
     """Equal for two runs that differ in nothing but the seed and what cannot change a result."""
-    return store.canonical({key: value for key, value in run.config.items() if key not in _FREE})
+    return files.canonical({key: value for key, value in run.config.items() if key not in _FREE})
 
 
 def _cell(found: tuple[float, float, int] | None) -> str:

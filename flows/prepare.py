@@ -9,9 +9,9 @@ from typing import Any
 
 from flows.compose import Composed, compose
 from pipeline import plan, runs, tracking
-from pipeline.build import build, declared, load_part, nearest, part_problems, problems_of
+from pipeline.config import build, declared, load_part, part_problems, problems_of
+from pipeline.errors import UserError, nearest
 from pipeline.plan import Step
-from pipeline.records import UserError
 
 _PATHS = ("data.root", "model.path", "reward.path", "reward.base", "reward.weak", "reward.scorer.policy",
           "reward.scorer.reference")

@@ -11,10 +11,10 @@ import time
 import urllib.request
 from pathlib import Path
 
-from flows import display
+from flows import screen
 from flows.environment import prefect_environment
-from pipeline import store
-from pipeline.records import UserError
+from pipeline import files
+from pipeline.errors import UserError
 
 _START_SECONDS = 60
 
@@ -27,21 +27,21 @@ def server(action: str, port: int, workspace: str) -> int:
         return _up(place, record, port)
     url = _url(record)
     if action == "status":
-        display.say(f"up at {url}" if url and _answers(url) else "not running; start it with: align server up")
+        screen.say(f"up at {url}" if url and _answers(url) else "not running; start it with: align server up")
         return 0
     if url is None:
-        display.say("not running")
+        screen.say("not running")
         return 0
     subprocess.run([_prefect(), "server", "stop"], env=_environment(place, port), check=False, capture_output=True)
     record.unlink(missing_ok=True)
-    display.say("stopped")
+    screen.say("stopped")
     return 0
 
 
 def _up(place: Path, record: Path, port: int) -> int:
     url = f"http://127.0.0.1:{port}"
     if _url(record) == url and _answers(url):
-        display.say(f"already up at {url}")
+        screen.say(f"already up at {url}")
         return 0
     (place / ".prefect").mkdir(parents=True, exist_ok=True)
     started = subprocess.run([_prefect(), "server", "start", "--background"], env=_environment(place, port),
@@ -49,8 +49,8 @@ def _up(place: Path, record: Path, port: int) -> int:
     deadline = time.monotonic() + _START_SECONDS
     while started.returncode == 0 and time.monotonic() < deadline:
         if _answers(url):
-            store.write_atomic(record, json.dumps({"url": url}))
-            display.say(f"up at {url}; runs in {place} report to it; stop it with: align server down")
+            files.write_atomic(record, json.dumps({"url": url}))
+            screen.say(f"up at {url}; runs in {place} report to it; stop it with: align server down")
             return 0
         time.sleep(0.3)
     said = (started.stderr or started.stdout).strip()[-400:]

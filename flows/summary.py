@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flows import display, gates
-from pipeline import report, runs, store
+from flows import gates, screen
+from pipeline import files, report, runs, store
 
 
 def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], seconds: float) -> None:
@@ -23,20 +23,20 @@ def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], se
         "Diagnostics": report.diagnostics_table(_diagnostics(run, done)),
         "Gates": gates.table(run, done),
     }
-    store.write_atomic(folder / "report.md", report.to_markdown(title, found, steps, sections))
-    store.write_atomic(folder / "report.json", json.dumps(report.to_json(title, found, steps), indent=1))
-    display.say("")
+    files.write_atomic(folder / "report.md", report.to_markdown(title, found, steps, sections))
+    files.write_atomic(folder / "report.json", json.dumps(report.to_json(title, found, steps), indent=1))
+    screen.say("")
     shown = [i for i, header in enumerate(report.HEADERS) if header not in _LEFT_OUT]
-    display.table(title, [report.HEADERS[i] for i in shown], [[row[i] for i in shown] for row in report.cells(found)])
+    screen.table(title, [report.HEADERS[i] for i in shown], [[row[i] for i in shown] for row in report.cells(found)])
     if run.outcome.startswith("stopped"):
         _say_why(run, done)
     work = sum(step.seconds for step in steps if not step.cached)
     if work:
-        display.say(f"\n{seconds:.1f} s, of them {work:.1f} s in stages (orchestration "
+        screen.say(f"\n{seconds:.1f} s, of them {work:.1f} s in stages (orchestration "
                     f"{100 * max(0.0, seconds - work) / seconds:.1f} %)")
     else:
-        display.say(f"\nevery step cached, {seconds:.1f} s")
-    display.say(f"report    {folder / 'report.md'}\nmetrics   {folder / 'metrics.jsonl'}\nlogs      {folder / 'logs'}\n"
+        screen.say(f"\nevery step cached, {seconds:.1f} s")
+    screen.say(f"report    {folder / 'report.md'}\nmetrics   {folder / 'metrics.jsonl'}\nlogs      {folder / 'logs'}\n"
                 f"status    align status {run.name}\nsamples   {_samples(run, done)}")
 
 
@@ -52,7 +52,7 @@ def _say_why(run: runs.Run, done: dict[str, store.Artifact]) -> None:
     step = run.outcome.removeprefix("stopped by ")
     decision = gates.read(done[step])
     assert decision is not None
-    display.say(f"\n{run.outcome}: {'; '.join(decision['reasons'])}\nmodel     {done[step].path / 'model'} "
+    screen.say(f"\n{run.outcome}: {'; '.join(decision['reasons'])}\nmodel     {done[step].path / 'model'} "
                 f"(of iteration {decision['goes_on_from']}; 0: what the loop began with)")
 
 

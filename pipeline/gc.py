@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import store
-from pipeline.records import UserError
+from pipeline.errors import UserError
 
 
 @dataclass(frozen=True)

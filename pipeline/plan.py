@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import build, store, wiring
-from pipeline.records import UserError
+from pipeline import config as build
+from pipeline import errors, store, wiring
+from pipeline.errors import UserError
 from pipeline.stage import STAGES, NoRuntime
 from pipeline.wiring import Ref
 
@@ -111,12 +112,12 @@ def _step(
 ) -> Step | None:
     unknown = [k for k in node if k not in _STEP_KEYS]
     if unknown:
-        raise UserError(*(f"{where}.{k}: unknown key{build.nearest(k, _STEP_KEYS)}" for k in unknown))
+        raise UserError(*(f"{where}.{k}: unknown key{errors.nearest(k, _STEP_KEYS)}" for k in unknown))
     if not node.get("when", True):
         return None
     kind = node["stage"]
     if kind not in config["stage"]:
-        raise UserError(f"{where}.stage: no stage {kind!r}{build.nearest(kind, config['stage'])}")
+        raise UserError(f"{where}.stage: no stage {kind!r}{errors.nearest(kind, config['stage'])}")
     module, values = stage_module(kind), config["stage"][kind]
     settings = at_iteration(merged(values.get("settings") or {}, node.get("settings") or {}), iteration)
     runtime = merged(values.get("runtime") or {}, node.get("runtime") or {})

@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline import store
-from pipeline.records import UserError
+from pipeline import files
+from pipeline.errors import UserError
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 _PATIENCE = 1.0  # seconds
@@ -65,7 +65,7 @@ def load(workspace: Path, name: str) -> Run | None:
 
 
 def save(workspace: Path, run: Run) -> None:
-    store.write_atomic(folder(workspace, run.name) / "run.json", json.dumps(vars(run), indent=1))
+    files.write_atomic(folder(workspace, run.name) / "run.json", json.dumps(vars(run), indent=1))
 
 
 def update_step(workspace: Path, run: Run, name: str, **facts: Any) -> Run:

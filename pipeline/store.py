@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ALGORITHM = "sha256"
+from pipeline.files import ALGORITHM, _sync, _sync_folder, canonical, file_hash, write_atomic
+
 KEY_LENGTH = 20
 MANIFEST = "manifest.json"
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,6 @@ class Busy(Exception):
     """Somebody else is computing this artifact."""
 
 
-def canonical(data: Any) -> str:
-    """One text per value: sorted keys, no NaN, plain data only."""
-    return json.dumps(data, sort_keys=True, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
 
 
 def fingerprint(kind: str, version: int, settings: Any, inputs: dict[str, list[str]], seed: int | None) -> str:
@@ -69,24 +66,8 @@ def tree_digest(hashes: dict[str, str]) -> str:
     return hashlib.sha256(canonical(hashes).encode()).hexdigest()
 
 
-def file_hash(path: Path) -> str:
-    hasher = hashlib.new(ALGORITHM)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            hasher.update(chunk)
-    return hasher.hexdigest()
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a small file so that readers see the old or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _sync_folder(path.parent)
 
 
 def artifact_path(workspace: Path, kind: str, key: str) -> Path:
@@ -179,15 +160,8 @@ def lock(workspace: Path, kind: str, key: str, wait: float = 0) -> Iterator[None
         yield
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
-_sync_folder = _sync  # a folder's entries become durable the same way
 
 
 def cached_hashes(workspace: Path, files: list[Path]) -> dict[Path, str]:

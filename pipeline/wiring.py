@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.build import nearest
+from pipeline.errors import nearest
 
 _REFERENCE = re.compile(r"^(?P<name>[a-z_]+)(\[(?P<index>i|i-1|\*|\d+)\])?(/(?P<part>[A-Za-z0-9_./-]+))?$")
 

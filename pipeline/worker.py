@@ -18,8 +18,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from pipeline import build, store
-from pipeline.records import UserError
+from pipeline import config, files
+from pipeline.errors import UserError
 from pipeline.stage import STAGES, Context, NoRuntime, Reporter, peak_memory
 
 RESULT, PROBLEMS = "result.json", "problems.json"
@@ -34,8 +34,8 @@ def run_step(spec: dict[str, Any]) -> dict[str, Any]:
     if not _first():
         report = Reporter(spec["run"], spec["step"])
     context = Context(
-        settings=build.build(module.Settings, spec["settings"]),
-        runtime=build.build(getattr(module, "Runtime", NoRuntime), spec["runtime"]),
+        settings=config.build(module.Settings, spec["settings"]),
+        runtime=config.build(getattr(module, "Runtime", NoRuntime), spec["runtime"]),
         inputs={name: tuple(map(Path, paths)) for name, paths in spec["inputs"].items()},
         digests={name: tuple(digests) for name, digests in spec["digests"].items()},
         work=Path(spec["work"]),
@@ -70,7 +70,7 @@ def _torchrun(spec: dict[str, Any]) -> list[str]:
     module = importlib.import_module(f"{STAGES}.{spec['stage']}")
     if _LAUNCHED in os.environ or not getattr(module, "DISTRIBUTED", False):
         return []
-    arguments: list[str] = build.build(module.Runtime, spec["runtime"]).torchrun
+    arguments: list[str] = config.build(module.Runtime, spec["runtime"]).torchrun
     return arguments
 
 
@@ -108,13 +108,13 @@ def main() -> int:
         facts = run_step(spec)
     except UserError as error:
         print("\n".join(error.problems), file=sys.stderr)
-        store.write_atomic(work / PROBLEMS, json.dumps(error.problems))
+        files.write_atomic(work / PROBLEMS, json.dumps(error.problems))
         return 2
     except Exception:
         traceback.print_exc()
         return 1
     if _first():
-        store.write_atomic(work / RESULT, json.dumps(facts))
+        files.write_atomic(work / RESULT, json.dumps(facts))
     return 0
 
 

@@ -30,7 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pipeline import tables  # noqa: E402
-from pipeline.engines import vllm_plugin, vllm_service  # noqa: E402
+from pipeline.engines.vllm import plugin  # noqa: E402
+from pipeline.engines.vllm import service as vllm_service  # noqa: E402
 from pipeline.records import Group, Message  # noqa: E402
 from pipeline.stage import derive_seed  # noqa: E402
 
@@ -184,7 +185,7 @@ def plain(world: World, prompts: Path) -> Iterator[Any]:
     command = [sys.executable, str(ROOT / "scripts" / "generation_plain.py"), str(world.folder / "plain.json")]
     log = (world.folder / "plain.log").open("w")
     environment = {**os.environ, **vllm_service.engine_environment(vllm_service.Settings())}
-    environment.pop(vllm_plugin.PATIENT, None)  # vLLM as it comes
+    environment.pop(plugin.PATIENT, None)  # vLLM as it comes
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
                                env=environment)
     assert process.stdin is not None and process.stdout is not None

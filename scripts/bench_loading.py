@@ -62,17 +62,18 @@ def make(table: Path, groups: int) -> None:
 
 def measure(table: Path, folder: Path) -> dict[str, float]:
     """Load, check, order, read: in this process."""
-    from pipeline.build import load_part
-    from pipeline.training import batching, data, fitting, loop, run_policy
+    from pipeline.config import load_part
+    from pipeline.lm import examples as data
+    from pipeline.training import checks, loop, order, run_policy
 
     assert loop and run_policy, "everything a training process imports counts as its start"
     before, started, cpu = peak_memory(), time.perf_counter(), time.process_time()
     examples = data.load(table, folder, data.Beside(reference=[table]), stop_ids=[2])
     loaded = time.perf_counter()
     data.check_fits(examples, 8000, 512)
-    examples = fitting.fit_to_objective(examples, load_part({"module": "pipeline.objectives.dpo"}, "objective"), None)
+    examples = checks.fit_to_objective(examples, load_part({"module": "pipeline.objectives.dpo"}, "objective"), None)
     checked = time.perf_counter()
-    batches = batching.global_batches(data.ids_of(examples), 0, 64, 0, 200)
+    batches = order.global_batches(data.ids_of(examples), 0, 64, 0, 200)
     first = next(batches)
     ordered = time.perf_counter()
     tokens = sum(examples[i].completion_tokens for chosen in (first, *batches) for i in chosen)

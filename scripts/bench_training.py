@@ -40,7 +40,7 @@ PARTS = ("dpo", "sft", "mc", "mc_long", "linear", "memory", "loading")
 EOS = 2
 DPO = {"module": "pipeline.objectives.dpo"}
 CE = {"module": "pipeline.objectives.ce"}
-MC = {"module": "pipeline.selection.mc", "m": 1}
+MC = {"module": "pipeline.negatives.mc", "m": 1}
 
 
 def main() -> int:
@@ -125,7 +125,7 @@ def make_model(world: World) -> None:
 def groups(world: World, number: int, k: int, lengths: tuple[int, int] = (20, 120), prompts: tuple[int, int] = (20, 80)
            ) -> list[dict[str, Any]]:
     """Groups of k completions, in the order in which the training core will take them, so that both sides match."""
-    from pipeline.training.batching import global_batches
+    from pipeline.training.order import global_batches
 
     rng, vocabulary = np.random.default_rng(SEED), sizes(world)["vocab_size"]
 
@@ -160,7 +160,7 @@ def step_gflop(world: World, batch: list[dict[str, Any]]) -> float:
     """GFLOP of a training step on these groups: the formula above."""
     import transformers
 
-    from pipeline.training.data import Example
+    from pipeline.lm.examples import Example
     from pipeline.training.throughput import flops, shape_of
 
     model = transformers.AutoModelForCausalLM.from_pretrained(world.folder / "model")

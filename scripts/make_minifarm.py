@@ -4,7 +4,7 @@ The AlpacaFarm protocol (Dubois et al. 2023) in miniature: SFT demonstrations, P
 evaluation prompts in the proportions 10 : 10 : 20 : 0.8, no prompt used twice. Every answer is put together from
 parts; a hidden skill between 0 and 1 makes each good part more likely and each bad one less. Demonstrations have
 middling skill, the two sides of a pair any skill. The preferred side comes from the gold rule of
-`pipeline.rewards.minifarm`; 20 % of the labels, drawn at random, are then turned around (AlpacaFarm turns 25 % of its
+`pipeline.worlds.minifarm`; 20 % of the labels, drawn at random, are then turned around (AlpacaFarm turns 25 % of its
 simulated annotators' labels).
 
 The only randomness is `Random.random()`, whose sequence Python keeps the same between versions, so one seed gives
@@ -21,7 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
-from pipeline.rewards.minifarm import ASPECTS, COUNTS, NUMBERS, TOPICS, Topic, gold
+from pipeline.worlds.minifarm import ASPECTS, COUNTS, NUMBERS, TOPICS, Topic, gold
 
 SEED = 20231116
 SIZES = {"sft": 1750, "pref": 1750, "unlabeled": 3500, "eval": 140}

@@ -28,12 +28,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline import runs, store, tables
-from pipeline.build import load_part
+from pipeline.config import load_part
+from pipeline.lm import examples as data
+from pipeline.lm import folders, forward
+from pipeline.lm.examples import Example
 from pipeline.records import Group
 from pipeline.selection import best_rest
 from pipeline.stage import Reporter, derive_seed
-from pipeline.training import data, export, forward, policy
-from pipeline.training.data import Example
+from pipeline.training import policy
 from pipeline.training.loop import Job, fit
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 from scripts.training_sides import with_reference
@@ -73,13 +75,13 @@ def tried(kernel: str, folder: Path, groups: Sequence[Group], seed: int, options
     """Train with one kernel; what was drawn and what became of the held-out groups."""
     runtime = TrainRuntime(device="cpu", checkpoint_every_seconds=None)
     torch.manual_seed(seed)
-    model = export.load_policy(folder, torch.device("cpu"), runtime)
+    model = folders.load_policy(folder, torch.device("cpu"), runtime)
     forward.prepare(model)
     ranked = [r for r in (best_first(group, options.score) for group in groups) if r is not None]
     noisy = with_reference(model, [with_copy(e, seed) for i, e in enumerate(ranked) if i % HELD_OUT], PRECISION)
     clean = with_reference(model, [e for i, e in enumerate(ranked) if i % HELD_OUT == 0], PRECISION)
-    part = {"module": "pipeline.selection.uniform", "m": 1} if kernel == "uniform" else {
-        "module": "pipeline.selection.mc", "m": 1, "weights": kernel, "beta": options.beta}
+    part = {"module": "pipeline.negatives.uniform", "m": 1} if kernel == "uniform" else {
+        "module": "pipeline.negatives.mc", "m": 1, "weights": kernel, "beta": options.beta}
     task = Counting(policy.PolicyTask(
         load_part({"module": "pipeline.objectives.rnce", "beta": options.beta}, "objective"),
         load_part(part, "negatives"), seed, runtime.tokens_per_batch, runtime.logits_per_chunk))

@@ -73,9 +73,11 @@ def ours(spec: dict[str, Any], gate: Gate) -> None:
     """The training core as the stages run it: `fit` with its own task, order, optimizer and metrics."""
     import torch
 
-    from pipeline.build import load_part
+    from pipeline.config import load_part
+    from pipeline.lm import examples as data
+    from pipeline.lm import folders, forward
     from pipeline.stage import Reporter
-    from pipeline.training import data, export, forward, policy
+    from pipeline.training import policy
     from pipeline.training.loop import Job, fit
     from pipeline.training.settings import TrainerSettings, TrainRuntime
 
@@ -84,8 +86,8 @@ def ours(spec: dict[str, Any], gate: Gate) -> None:
                 data.load(Path(table), Path(spec["work"]) / "arrays"))
     runtime = TrainRuntime(tokens_per_batch=spec["tokens_per_batch"], checkpoint_every_seconds=None, log_every=1,
                            attention="eager", peak_tflops=1.0)
-    device = export.prepare_machine(runtime)
-    model = export.load_policy(Path(spec["model"]), device, runtime)
+    device = folders.prepare_machine(runtime)
+    model = folders.load_policy(Path(spec["model"]), device, runtime)
     forward.prepare(model, spec["share_prefix"])
     if spec["reference"]:
         examples = with_reference(model, examples, spec["precision"])
@@ -118,7 +120,7 @@ def ours(spec: dict[str, Any], gate: Gate) -> None:
 def read_examples(path: Path) -> list[Any]:
     import numpy as np
 
-    from pipeline.training.data import Example
+    from pipeline.lm.examples import Example
 
     def ids(values: list[int]) -> Any:
         return np.asarray(values, np.int32)
@@ -133,9 +135,8 @@ def with_reference(model: Any, examples: list[Any], precision: str) -> list[Any]
 
     import torch
 
-    from pipeline.training import forward
-    from pipeline.training.gradients import autocast
-    from pipeline.training.inputs import device_of
+    from pipeline.lm import forward
+    from pipeline.lm.forward import autocast, device_of
 
     made = []
     with torch.no_grad(), autocast(device_of(model), precision):
@@ -151,7 +152,7 @@ def loading(spec: dict[str, Any], gate: Gate) -> None:
     """Open a table as the training stages do and read groups of it in random order."""
     import numpy as np
 
-    from pipeline.training import data
+    from pipeline.lm import examples as data
 
     before = peak_gb()
     started = time.perf_counter()

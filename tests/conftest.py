@@ -82,7 +82,7 @@ def vllm_service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """The one vLLM server of the test run, ready, made for `tiny_model`'s architecture."""
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vllm is not installed")
-    from pipeline.engines import vllm_service as module
+    from pipeline.engines.vllm import service as module
 
     log = tmp_path_factory.mktemp("vllm") / "vllm.log"
     service = module.start(tiny_model, log, module.Settings(max_sequences=64, lora_rank=8))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipeline import plan, store
+from pipeline.errors import UserError
 from pipeline.plan import Ref, at_iteration, merged
-from pipeline.records import UserError
 
 
 def _config(recipe, iterations=2, seed=0, **stages):

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from pipeline import gc, store
+from pipeline import files, gc, store
 
 
 def _fill(workspace, kind="score", key="k" * 20, **files: str) -> store.Artifact:
@@ -165,7 +165,7 @@ def test_gc_keeps_what_a_run_points_at(tmp_path):
     run = {
         "steps": [{"stage": "score", "key": kept.key}, {"stage": "sft", "key": "u" * 20}, {"stage": "sft", "key": None}]
     }
-    store.write_atomic(tmp_path / "runs" / "r" / "run.json", json.dumps(run))
+    files.write_atomic(tmp_path / "runs" / "r" / "run.json", json.dumps(run))
     found = {item.path: item for item in gc.find_garbage(tmp_path)}
     assert set(found) == {loose.path, abandoned} and found[abandoned].size == 5
     gc.remove(list(found.values()))

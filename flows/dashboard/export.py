@@ -16,8 +16,8 @@ from urllib.parse import urlencode
 
 from flows.dashboard.app import STATIC, dump, routes
 from flows.dashboard.files import Files, NotHere
-from pipeline import runs, store
-from pipeline.records import UserError
+from pipeline import files, runs
+from pipeline.errors import UserError
 
 ROWS = 50  # of each table: a file to send, not a copy of the workspace
 _IMPORT = re.compile(r'^import \{ ([\w, ]+) \} from "\./([\w-]+\.js)";$', re.MULTILINE)
@@ -33,7 +33,7 @@ def export(workspace: Path, name: str) -> Path:
     except NotHere as error:
         raise UserError(f"run: {name!r} cannot be exported: {error}") from None
     target = runs.folder(workspace, name) / "report.html"
-    store.write_atomic(target, page)
+    files.write_atomic(target, page)
     return target
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.dashboard.files import Files
-from pipeline import runs, store
+from pipeline import files, runs
 
 _SAMPLING = ("generate", "score")
 _OWN = ("seed", "run", "workspace", "iterations", "hardware", "tracking", "choices")  # differ within one experiment
@@ -171,4 +171,4 @@ def experiment(config: Row) -> str:
     compared = {k: v for k, v in config.items() if k not in _OWN}
     stages = compared.get("stage") or {}
     compared["stage"] = {n: {k: v for k, v in (s or {}).items() if k != "runtime"} for n, s in stages.items()}
-    return hashlib.sha256(store.canonical(compared).encode()).hexdigest()[:12]
+    return hashlib.sha256(files.canonical(compared).encode()).hexdigest()[:12]

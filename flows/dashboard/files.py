@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import runs, store
-from pipeline.build import nearest
+from pipeline.errors import nearest
 
 STEP = re.compile(r"^[a-z_]{1,64}(\[\d{1,6}\])?$")
 _KIND = re.compile(r"^[a-z_]{1,64}$")

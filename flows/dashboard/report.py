@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flows import display
+from flows import screen
 from pipeline import runs
-from pipeline.build import nearest
-from pipeline.records import UserError
+from pipeline.errors import UserError, nearest
 
 
 def report(workspace: str, name: str | None, html: bool) -> int:
@@ -21,11 +20,11 @@ def report(workspace: str, name: str | None, html: bool) -> int:
         from flows.dashboard.export import export
 
         written = export(place, name)
-        display.say(f"{written} ({display.size(written.stat().st_size)})")
+        screen.say(f"{written} ({screen.size(written.stat().st_size)})")
         return 0
     text = runs.folder(place, name) / "report.md"
     if not text.exists():
         raise UserError(f"run: {name} has no report yet, it is written when the run is done; "
                         f"what there is so far: align report run={name} --html")
-    display.say(text.read_text())
+    screen.say(text.read_text())
     return 0

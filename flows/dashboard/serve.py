@@ -9,12 +9,12 @@ from pathlib import Path
 
 import uvicorn
 
-from flows import display
+from flows import screen
 from flows.dashboard import PORT
 from flows.dashboard.app import make_app
 from flows.dashboard.guard import LOOPBACK
 from flows.dashboard.tables import warm_up
-from pipeline.records import UserError
+from pipeline.errors import UserError
 
 _TRIED = 20  # ports, where none is asked for
 
@@ -29,9 +29,9 @@ def dashboard(workspace: str, host: str, port: int | None) -> int:
     number = found.getsockname()[1]
     shown = socket.gethostname() if host in ("0.0.0.0", "::") else host
     shown = f"[{shown}]" if ":" in shown else shown
-    display.say(f"dashboard of {place}\n\n    http://{shown}:{number}/{f'?token={token}' if token else ''}\n")
+    screen.say(f"dashboard of {place}\n\n    http://{shown}:{number}/{f'?token={token}' if token else ''}\n")
     if token is None:
-        display.say(f"from another machine: ssh -L {number}:localhost:{number} {socket.gethostname()}")
+        screen.say(f"from another machine: ssh -L {number}:localhost:{number} {socket.gethostname()}")
     threading.Thread(target=warm_up, daemon=True).start()
     config = uvicorn.Config(make_app(place, token), log_level="warning", server_header=False, access_log=False)
     try:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.records import LENGTH, STOP, UserError
+from pipeline.errors import UserError
+from pipeline.records import LENGTH, STOP
 
 FACTS = "config.json"
 ADAPTER = "adapter_config.json"

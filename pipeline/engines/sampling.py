@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.build import setting
+from pipeline.config import setting
 from pipeline.engines.engine import Request
 from pipeline.records import Group
 from pipeline.stage import derive_seed

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline import statistics
-from pipeline.build import nearest
-from pipeline.records import LENGTH, Completion, Group, Message, UserError
+from pipeline.errors import UserError, nearest
+from pipeline.records import LENGTH, Completion, Group, Message
 
 
 @dataclass(frozen=True)

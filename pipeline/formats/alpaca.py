@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import setting
+from pipeline.config import setting
 from pipeline.formats import lines, splits
 from pipeline.formats.lines import Row
 from pipeline.formats.splits import FAULTS, Entry, Imported, Limits, Shares

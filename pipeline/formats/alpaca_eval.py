@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import setting
+from pipeline.config import setting
+from pipeline.errors import UserError
 from pipeline.formats import lines, splits
 from pipeline.formats.splits import Imported
-from pipeline.records import Completion, Group, Message, UserError
+from pipeline.records import Completion, Group, Message
 
 EXPECTED = "a model_outputs.json of AlpacaEval (a list of {instruction, output, generator, dataset}), or its folder"
 

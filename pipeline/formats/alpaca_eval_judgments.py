@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import statistics
+from pipeline.errors import UserError
 from pipeline.formats import lines
-from pipeline.records import Completion, Group, UserError
+from pipeline.records import Completion, Group
 
 EXPECTED = "a .json file with a list of AlpacaEval annotations"
 

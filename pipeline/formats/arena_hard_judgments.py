@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import statistics
-from pipeline.build import setting
+from pipeline.config import setting
+from pipeline.errors import UserError
 from pipeline.formats import lines
-from pipeline.records import Completion, Group, UserError
+from pipeline.records import Completion, Group
 
 EXPECTED = "a .jsonl file of Arena-Hard judgments ({question_id, games} a line)"
 _FOR_A = {"A>>B": 2, "A>B": 1, "A=B": 0, "B=A": 0, "B>A": -1, "B>>A": -2, "B<<A": 2, "B<A": 1, "A<B": -1, "A<<B": -2}

@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import setting
+from pipeline.config import setting
+from pipeline.errors import UserError
 from pipeline.formats import lines, splits
 from pipeline.formats.lines import Row
 from pipeline.formats.splits import FAULTS, SPLITS, Entry, Imported, Limits, Shares
-from pipeline.records import Message, UserError
+from pipeline.records import Message
 
 EXPECTED = "a .jsonl or .jsonl.gz file (one JSON object per line), or a folder of them"
 KEYS = "prompt + chosen + rejected, messages, prompt + completion, or prompt"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.records import UserError
+from pipeline.errors import UserError
 
 SHOWN = 20  # problems printed at most; a file in the wrong format has one per line
 _TEST_NAME = re.compile(r"(^|[._-])(test|eval|valid|validation)([._-]|$)")

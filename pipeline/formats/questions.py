@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import UserError
 from pipeline.formats import lines, splits
 from pipeline.formats.splits import Imported
-from pipeline.records import Completion, Group, Message, UserError
+from pipeline.records import Completion, Group, Message
 
 EXPECTED = "a folder with question.jsonl ({question_id, category, turns} a line), or that file"
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.build import setting
+from pipeline.config import setting
 from pipeline.records import ROLES, Completion, Group, Message
 
 SPLITS = ("sft", "pref", "unlabeled", "eval")

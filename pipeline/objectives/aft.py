@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
-from pipeline.objectives.lists import compared_list
-from pipeline.objectives.pairs import averages
-from pipeline.objectives.tensors import at_least_float32, masked, required, softplus
-from pipeline.records import LossInputs
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.lists import compared_list
+from pipeline.objectives.shared.pairs import averages
+from pipeline.objectives.shared.tensors import at_least_float32, masked, required, softplus
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
-from pipeline.objectives.pairs import compared, log_ratios, smoothed_losses, with_anchor
-from pipeline.objectives.tensors import at_least_float32
-from pipeline.records import LossInputs
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.pairs import compared, log_ratios, smoothed_losses, with_anchor
+from pipeline.objectives.shared.tensors import at_least_float32
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
-from pipeline.objectives.odds import log1mexp, log_odds
-from pipeline.objectives.pairs import averages, compared, pairs_of
-from pipeline.records import LossInputs
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.odds import log1mexp, log_odds
+from pipeline.objectives.shared.pairs import averages, compared, pairs_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,10 +20,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.build import setting
-from pipeline.objectives.tensors import at_least_float32, masked, required
-from pipeline.objectives.tokenwise import tokens_of
-from pipeline.records import LossInputs
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.tensors import at_least_float32, masked, required
+from pipeline.objectives.shared.tokenwise import tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor

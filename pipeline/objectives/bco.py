@@ -15,10 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
-from pipeline.objectives.labelled import labelled, labelled_metrics, mean_over
-from pipeline.objectives.tensors import at_least_float32, log_sigmoid, masked, required
-from pipeline.records import LossInputs
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.labelled import labelled, labelled_metrics, mean_over
+from pipeline.objectives.shared.tensors import at_least_float32, log_sigmoid, masked, required
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
-from pipeline.objectives.cringe import needs_of, per_token, token_terms
-from pipeline.objectives.tensors import at_least_float32, detached
-from pipeline.records import LossInputs
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.cringe import needs_of, per_token, token_terms
+from pipeline.objectives.shared.tensors import at_least_float32, detached
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.objectives.tensors import at_least_float32, column, detached
-from pipeline.records import LossInputs
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.tensors import at_least_float32, column, detached
 
 if TYPE_CHECKING:
     from torch import Tensor

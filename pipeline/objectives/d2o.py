@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
-from pipeline.objectives.pairs import Pairs, compared
-from pipeline.objectives.tensors import at_least_float32, column, log_sigmoid, masked, reference_of
-from pipeline.records import LossInputs
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.pairs import Pairs, compared
+from pipeline.objectives.shared.tensors import at_least_float32, column, log_sigmoid, masked, reference_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,9 +20,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs
 from pipeline.objectives.online_ipo import against_opponents
-from pipeline.records import LossInputs
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,10 +17,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
-from pipeline.objectives.pairs import compared, log_ratios, with_anchor
-from pipeline.objectives.tensors import at_least_float32, log_sigmoid
-from pipeline.records import LossInputs
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
+from pipeline.objectives.shared.tensors import at_least_float32, log_sigmoid
 
 if TYPE_CHECKING:
     from torch import Tensor

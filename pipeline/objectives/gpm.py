@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.objectives.tensors import at_least_float32, log_sigmoid
+from pipeline.objectives.shared.tensors import at_least_float32, log_sigmoid
 
 if TYPE_CHECKING:
     from torch import Tensor

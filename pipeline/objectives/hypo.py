@@ -14,12 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs
 from pipeline.objectives.dpo import dpo_losses
-from pipeline.objectives.lists import laid_out
-from pipeline.objectives.pairs import Pairs, compared
-from pipeline.objectives.tensors import column, masked, reference_of
-from pipeline.records import LossInputs
+from pipeline.objectives.shared.lists import laid_out
+from pipeline.objectives.shared.pairs import Pairs, compared
+from pipeline.objectives.shared.tensors import column, masked, reference_of
 
 if TYPE_CHECKING:
     from torch import Tensor

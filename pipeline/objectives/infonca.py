@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
-from pipeline.objectives.lists import comparable, compared_list, log_softmax_over, soft_labels
-from pipeline.objectives.tensors import at_least_float32, masked, reference_of, required
-from pipeline.records import LossInputs
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.lists import comparable, compared_list, log_softmax_over, soft_labels
+from pipeline.objectives.shared.tensors import at_least_float32, masked, reference_of, required
 
 if TYPE_CHECKING:
     from torch import Tensor

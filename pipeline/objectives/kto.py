@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
-from pipeline.objectives.labelled import Labelled, labelled, labelled_metrics, mean_over, only_pairs
-from pipeline.objectives.tensors import at_least_float32, masked, required
-from pipeline.records import LossInputs
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.labelled import Labelled, labelled, labelled_metrics, mean_over, only_pairs
+from pipeline.objectives.shared.tensors import at_least_float32, masked, required
 
 if TYPE_CHECKING:
     from torch import Tensor

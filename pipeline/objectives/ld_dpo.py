@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
+from pipeline.config import setting
 from pipeline.objectives.auxiliary import desensitised_sums
+from pipeline.objectives.contract import LossInputs
 from pipeline.objectives.dpo import dpo_losses
-from pipeline.objectives.pairs import compared, log_ratios, pairs_of
-from pipeline.objectives.tensors import column, required
-from pipeline.objectives.tokenwise import tokens_of
-from pipeline.records import LossInputs
+from pipeline.objectives.shared.pairs import compared, log_ratios, pairs_of
+from pipeline.objectives.shared.tensors import column, required
+from pipeline.objectives.shared.tokenwise import tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor

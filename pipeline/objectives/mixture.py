@@ -12,8 +12,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.build import Part, declared, load_part, part_problems
-from pipeline.records import TOKEN_NEEDS, LossInputs
+from pipeline.config import Part, declared, load_part, part_problems
+from pipeline.objectives.contract import TOKEN_NEEDS, LossInputs
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs
 from pipeline.objectives.infonca import with_bonus
-from pipeline.objectives.lists import comparable, compared_list, soft_labels
-from pipeline.objectives.tensors import log_sigmoid, masked, reference_of, required
-from pipeline.records import LossInputs
+from pipeline.objectives.shared.lists import comparable, compared_list, soft_labels
+from pipeline.objectives.shared.tensors import log_sigmoid, masked, reference_of, required
 
 if TYPE_CHECKING:
     from torch import Tensor

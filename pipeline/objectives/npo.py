@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
+from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.labelled import Labelled, labelled, labelled_metrics
-from pipeline.objectives.pairs import SFT
-from pipeline.objectives.tensors import at_least_float32, log_sigmoid, masked, required
-from pipeline.objectives.tokenwise import completion_sums, tokens_of
-from pipeline.records import LossInputs
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.labelled import Labelled, labelled, labelled_metrics
+from pipeline.objectives.shared.pairs import SFT
+from pipeline.objectives.shared.tensors import at_least_float32, log_sigmoid, masked, required
+from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,11 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
-from pipeline.objectives.lists import compared_list
-from pipeline.objectives.pairs import averages, preference_probabilities
-from pipeline.objectives.tensors import at_least_float32, column, masked, paired, reference_of, required
-from pipeline.records import LossInputs
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.lists import compared_list
+from pipeline.objectives.shared.pairs import averages, preference_probabilities
+from pipeline.objectives.shared.tensors import at_least_float32, column, masked, paired, reference_of, required
 
 if TYPE_CHECKING:
     from torch import Tensor

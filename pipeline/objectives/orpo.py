@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
+from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.odds import log_odds
-from pipeline.objectives.pairs import SFT, averages, compared, pairs_of
-from pipeline.objectives.tensors import log_sigmoid
-from pipeline.records import LossInputs
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.odds import log_odds
+from pipeline.objectives.shared.pairs import SFT, averages, compared, pairs_of
+from pipeline.objectives.shared.tensors import log_sigmoid
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
-from pipeline.objectives.cringe import REDUCTIONS, divisor, margins, needs_of, per_token, reduced, token_terms
-from pipeline.objectives.tensors import at_least_float32, detached, paired
-from pipeline.records import LossInputs
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.cringe import REDUCTIONS, divisor, margins, needs_of, per_token, reduced, token_terms
+from pipeline.objectives.shared.tensors import at_least_float32, detached, paired
 
 if TYPE_CHECKING:
     from torch import Tensor

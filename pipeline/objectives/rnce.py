@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
-from pipeline.objectives.tensors import at_least_float32, detached, masked, reference_of, softplus
-from pipeline.records import LossInputs
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.tensors import at_least_float32, detached, masked, reference_of, softplus
 
 if TYPE_CHECKING:
     from torch import Tensor

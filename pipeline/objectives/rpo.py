@@ -13,11 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
+from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
+from pipeline.objectives.contract import LossInputs
 from pipeline.objectives.dpo import dpo_losses
-from pipeline.objectives.pairs import SFT, compared, log_ratios, with_anchor
-from pipeline.records import LossInputs
+from pipeline.objectives.shared.pairs import SFT, compared, log_ratios, with_anchor
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
-from pipeline.objectives.pairs import averages, compared, log_ratios, with_anchor
-from pipeline.objectives.tensors import log_sigmoid
-from pipeline.records import LossInputs
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.pairs import averages, compared, log_ratios, with_anchor
+from pipeline.objectives.shared.tensors import log_sigmoid
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
-from pipeline.objectives.pairs import compared, pairs_of
-from pipeline.objectives.sparse_masks import activation_masks, learned_masks, new_head
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs, TokenInputs
+from pipeline.objectives.shared.pairs import compared, pairs_of
+from pipeline.objectives.shared.sparse_masks import activation_masks, learned_masks, new_head
+from pipeline.objectives.shared.tensors import column, required
+from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 from pipeline.objectives.tdpo import tdpo_losses
-from pipeline.objectives.tensors import column, required
-from pipeline.objectives.tokenwise import completion_sums, tokens_of
-from pipeline.records import LossInputs, TokenInputs
 
 if TYPE_CHECKING:
     from torch import Tensor

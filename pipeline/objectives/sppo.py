@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
-from pipeline.objectives.pairs import (
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.pairs import (
     Pairs,
     compared,
     log_ratios,
@@ -22,8 +23,7 @@ from pipeline.objectives.pairs import (
     refuse_unless_probabilities,
     with_anchor,
 )
-from pipeline.objectives.tensors import at_least_float32, column, required
-from pipeline.records import LossInputs
+from pipeline.objectives.shared.tensors import at_least_float32, column, required
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,11 +16,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
+from pipeline.config import setting
+from pipeline.errors import UserError
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.pairs import SFT, compared, log_ratios, refuse_unless_probabilities, with_anchor
-from pipeline.objectives.tensors import at_least_float32, column, log_sigmoid, required
-from pipeline.records import LossInputs, UserError
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.pairs import SFT, compared, log_ratios, refuse_unless_probabilities, with_anchor
+from pipeline.objectives.shared.tensors import at_least_float32, column, log_sigmoid, required
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
+from pipeline.config import setting
+from pipeline.objectives.contract import LossInputs
 from pipeline.objectives.dpo import dpo_losses
-from pipeline.objectives.pairs import averages, compared, log_ratios, with_anchor
-from pipeline.objectives.tensors import at_least_float32, column, required
-from pipeline.objectives.tokenwise import completion_sums, tokens_of
-from pipeline.records import LossInputs
+from pipeline.objectives.shared.pairs import averages, compared, log_ratios, with_anchor
+from pipeline.objectives.shared.tensors import at_least_float32, column, required
+from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.records import LENGTH, Completion, Group, UserError
+from pipeline.errors import UserError
+from pipeline.records import LENGTH, Completion, Group
 from pipeline.rewards.model import batches, encode, load_tokenizer
 
 if TYPE_CHECKING:

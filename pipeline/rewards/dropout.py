@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-from pipeline.build import setting
+from pipeline.config import setting
 from pipeline.records import Group
 from pipeline.rewards.model import folder_files, folder_problems, open_model, score_groups
 from pipeline.stage import derive_seed

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import setting
-from pipeline.records import Completion, Group, UserError
+from pipeline.config import setting
+from pipeline.errors import UserError
+from pipeline.records import Completion, Group
 from pipeline.rewards import causal
 from pipeline.rewards.model import folder_files, folder_problems
 

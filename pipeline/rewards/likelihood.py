@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.build import setting
+from pipeline.config import setting
 from pipeline.records import Group
 from pipeline.rewards import causal
 from pipeline.rewards.model import folder_files, folder_problems

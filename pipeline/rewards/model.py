@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.build import setting
-from pipeline.records import STOP, Completion, Group, UserError
+from pipeline.config import setting
+from pipeline.errors import UserError
+from pipeline.records import STOP, Completion, Group
 
 if TYPE_CHECKING:
     from torch import Tensor

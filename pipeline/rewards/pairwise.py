@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import setting
-from pipeline.records import Group, UserError
+from pipeline.config import setting
+from pipeline.errors import UserError
+from pipeline.records import Group
 from pipeline.rewards import rule
 
 Judge = Callable[[int, int], float]

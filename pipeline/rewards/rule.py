@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.records import Group, UserError
+from pipeline.errors import UserError
+from pipeline.records import Group
 
 Rule = Callable[[list[dict[str, str]], str], float]
 

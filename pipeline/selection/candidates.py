@@ -7,8 +7,8 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from pipeline.build import nearest
-from pipeline.records import Completion, Group, UserError
+from pipeline.errors import UserError, nearest
+from pipeline.records import Completion, Group
 from pipeline.stage import derive_seed
 
 TOO_FEW = "too_few_samples"

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from pipeline.build import setting
+from pipeline.config import setting
 from pipeline.records import LENGTH, Completion, Group
 from pipeline.selection.candidates import TIED, scores_of
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from pipeline.build import setting
+from pipeline.config import setting
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, Selected, ends, paired, scored, scores_of
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from pipeline.build import setting
+from pipeline.config import setting
 from pipeline.records import Group, Message
 from pipeline.selection.candidates import TOO_FEW, Selected, ends, generator, numbered, paired, scored, scores_of
 

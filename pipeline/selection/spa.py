@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline import statistics
-from pipeline.build import setting
+from pipeline.config import setting
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, WIN_RATE, Selected, ends, generator, labelled, paired, scores_of
 

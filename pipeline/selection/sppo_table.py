@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.build import setting
+from pipeline.config import setting
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, WIN_RATE, Selected, ends, paired, scored, scores_of, sigmoid
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.build import setting
+from pipeline.config import setting
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, Selected, best_first, numbered, paired, scores_of
 

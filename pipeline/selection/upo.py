@@ -22,8 +22,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from pipeline.build import setting
-from pipeline.records import Completion, Group, UserError
+from pipeline.config import setting
+from pipeline.errors import UserError
+from pipeline.records import Completion, Group
 from pipeline.selection.candidates import (
     TOO_FEW,
     WIN_RATE,

@@ -16,8 +16,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import Part, declared, load_part, part_problems
-from pipeline.records import LENGTH, Group, UserError
+from pipeline.config import Part, declared, load_part, part_problems
+from pipeline.errors import UserError
+from pipeline.records import LENGTH, Group
 from pipeline.selection.candidates import TOO_FEW
 from pipeline.selection.filters import Correction, Filters, clean, compared, length_of, lines
 from pipeline.stage import Context, NoRuntime
@@ -214,22 +215,22 @@ def _with_ids(groups: Iterable[Group], part: Part, context: Context) -> Iterable
 
 def tokenised(groups: Iterable[Group], model: Path) -> Iterator[Group]:
     """The groups with ids of their texts, by the tokenizer and chat template of `model`."""
-    from pipeline.training import encode, export
-    from pipeline.training.data import chunks
+    from pipeline.lm import folders, template
+    from pipeline.lm.examples import chunks
 
-    export.quiet()
-    encoder = encode.Encoder(export.load_tokenizer(model), export.stop_ids(model))
+    folders.quiet()
+    encoder = template.Encoder(folders.load_tokenizer(model), folders.stop_ids(model))
     for batch in chunks(groups, _BATCH):
         yield from encoder.encode(batch)
 
 
 def prompted(groups: Iterable[Group], part: Part, model: Path) -> Iterator[Group]:
     """The groups with ids of the prompts that are a completion's own; the completions keep the ids they have."""
-    from pipeline.training import encode, export
-    from pipeline.training.data import chunks
+    from pipeline.lm import folders, template
+    from pipeline.lm.examples import chunks
 
-    export.quiet()
-    encoder = encode.Encoder(export.load_tokenizer(model), export.stop_ids(model))
+    folders.quiet()
+    encoder = template.Encoder(folders.load_tokenizer(model), folders.stop_ids(model))
     for batch in chunks(groups, _BATCH):
         asked = [part.module.prompts(group, part.settings) for group in batch]
         bare = [Group(group.id, m) for group, own in zip(batch, asked, strict=True) for m in own if m]

@@ -22,12 +22,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline import statistics
-from pipeline.build import load_part, part_problems, setting
+from pipeline.config import load_part, part_problems, setting
+from pipeline.errors import UserError
 from pipeline.evaluation import comparison, diversity, logprobs, signal
 from pipeline.evaluation.logprobs import PairLogps
-from pipeline.records import Group, UserError
+from pipeline.lm.settings import PRECISIONS
+from pipeline.records import Group
 from pipeline.stage import Context
-from pipeline.training.settings import PRECISIONS, TrainRuntime
+from pipeline.training.settings import TrainRuntime
 
 VERSION = 1
 INPUTS = {
@@ -235,16 +237,17 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
 
 def _token_logps(context: Context, name: str, wanted: Sequence[Sequence[Group]], turn: int) -> list[Logps]:
     """Token log-probs of every completion of every table under the model of input `name`."""
-    from pipeline.training import data, export, forward
+    from pipeline.lm import examples as data
+    from pipeline.lm import folders, forward
 
-    device = export.prepare_machine(context.runtime)
-    model = export.load_policy(context.one(name), device, context.runtime)
+    device = folders.prepare_machine(context.runtime)
+    model = folders.load_policy(context.one(name), device, context.runtime)
     forward.prepare(model, context.runtime.share_prefix)
     model.eval()
     found = []
     for index, groups in enumerate(wanted):
         examples = [data.example(group) for group in groups]
-        data.check_fits(examples, model.get_input_embeddings().weight.shape[0], export.context_length(model))
+        data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
         found.append(_logps_of(context, model, groups))
         context.report.progress(turn * len(wanted) + index + 1, 2 * len(wanted), "tables")
     return found
@@ -253,14 +256,15 @@ def _token_logps(context: Context, name: str, wanted: Sequence[Sequence[Group]],
 def _logps_of(context: Context, model: Any, groups: Sequence[Group]) -> Logps:
     import torch
 
-    from pipeline.training import batching, data, forward
-    from pipeline.training.gradients import autocast
+    from pipeline.lm import batches, forward
+    from pipeline.lm import examples as data
+    from pipeline.lm.forward import autocast
 
     device, runtime = next(model.parameters()).device, context.runtime
     found: Logps = [[[] for _ in group.completions] for group in groups]
     examples = [data.example(group) for group in groups]
     with torch.no_grad(), autocast(device, context.settings.precision):
-        for micro in batching.micro_batches(examples, runtime.tokens_per_batch):
+        for micro in batches.micro_batches(examples, runtime.tokens_per_batch):
             rows = forward.collate([examples[i] for i in micro], device)
             hidden = forward.hidden_at_predictions(model, rows)
             values = forward.token_logps(model, hidden, rows.targets, runtime.logits_per_chunk).tolist()

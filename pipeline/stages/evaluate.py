@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import statistics
-from pipeline.build import load_part, part_problems, setting
+from pipeline.config import load_part, part_problems, setting
+from pipeline.errors import UserError
 from pipeline.evaluation import comparison
 from pipeline.evaluation.comparison import Pair, Verdict
-from pipeline.records import Group, UserError
+from pipeline.records import Group
 from pipeline.stage import Context, NoRuntime, derive_seed
 
 VERSION = 4

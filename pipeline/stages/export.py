@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.build import load_part, part_problems
-from pipeline.records import Group, UserError
+from pipeline.config import load_part, part_problems
+from pipeline.errors import UserError
+from pipeline.records import Group
 from pipeline.stage import Context, NoRuntime
 
 VERSION = 1

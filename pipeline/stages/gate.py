@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import setting
+from pipeline.config import setting
 from pipeline.evaluation import gate
 from pipeline.stage import Context, NoRuntime
 

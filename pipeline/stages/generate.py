@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import load_part, part_problems, setting
+from pipeline.config import load_part, part_problems, setting
 from pipeline.engines.engine import Answer, Engine, Request, model_facts
 from pipeline.engines.sampling import Draw, GroupSettings, draws, requests_for
 from pipeline.engines.tally import REFUSED, TOO_LONG, Tally, read_tally, write_tally
-from pipeline.records import LENGTH, Completion, Group, UserError
+from pipeline.errors import UserError
+from pipeline.records import LENGTH, Completion, Group
 from pipeline.stage import Context
 
 VERSION = 1

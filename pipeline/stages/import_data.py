@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pipeline
-from pipeline.build import Part, load_part, part_problems, setting
+from pipeline.config import Part, load_part, part_problems, setting
+from pipeline.errors import UserError
 from pipeline.formats.splits import SPLITS, Imported, prompt_key
-from pipeline.records import UserError
 from pipeline.stage import Context
 
 VERSION = 1

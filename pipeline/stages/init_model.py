@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import setting
-from pipeline.records import UserError
+from pipeline.config import setting
+from pipeline.errors import UserError
 from pipeline.stage import Context
 
 VERSION = 1
@@ -102,26 +102,26 @@ def run(context: Context) -> None:
 
 
 def _from_scratch(target: Path, settings: Settings, context: Context) -> None:
-    from pipeline.training import export, scratch
+    from pipeline.lm import folders, tiny
 
-    export.quiet()
+    folders.quiet()
 
     data = context.optional("data")
     if data is None:
         raise UserError("init_model: a model from scratch learns its tokenizer from text, expected an input `data`")
     assert settings.arch is not None and settings.chat_template is not None
-    template = scratch.TEMPLATES[settings.chat_template]
-    tokenizer = scratch.train_tokenizer(
-        scratch.corpus(data), settings.arch.vocab_size, template, settings.arch.max_position)
+    template = tiny.TEMPLATES[settings.chat_template]
+    tokenizer = tiny.train_tokenizer(
+        tiny.corpus(data), settings.arch.vocab_size, template, settings.arch.max_position)
     tokenizer.save_pretrained(target)
-    scratch.tiny_llama(settings.arch, tokenizer, context.seed).save_pretrained(target)
+    tiny.tiny_llama(settings.arch, tokenizer, context.seed).save_pretrained(target)
 
 
 def _write_stop_ids(folder: Path) -> None:
     """List every id that can end an answer: the config's, the tokenizer's, and what the template ends a turn with."""
     import transformers
 
-    from pipeline.training import encode
+    from pipeline.lm import template as encode
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     path = folder / "generation_config.json"

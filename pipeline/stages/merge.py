@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.build import setting
-from pipeline.records import Group, UserError
+from pipeline.config import setting
+from pipeline.errors import UserError
+from pipeline.records import Group
 from pipeline.stage import Context, NoRuntime
 
 VERSION = 1

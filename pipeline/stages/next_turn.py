@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import load_part, part_problems, setting
-from pipeline.records import Completion, Group, Message, UserError
+from pipeline.config import load_part, part_problems, setting
+from pipeline.errors import UserError
+from pipeline.records import Completion, Group, Message
 from pipeline.stage import Context
 
 VERSION = 2
@@ -57,17 +58,17 @@ def files(settings: Settings, runtime: Runtime) -> list[Path]:
 
 def run(context: Context) -> None:
     from pipeline import tables
-    from pipeline.training import encode, export
+    from pipeline.lm import folders, template
 
     settings: Settings = context.settings
     asked = list(_asked(context))
-    export.quiet()
+    folders.quiet()
     model = context.one("model")
-    encoded = encode.Encoder(export.load_tokenizer(model), export.stop_ids(model)).encode(asked)
-    limits = encode.Limits(settings.max_prompt_tokens, settings.max_completion_tokens, "drop", "truncate")
+    encoded = template.Encoder(folders.load_tokenizer(model), folders.stop_ids(model)).encode(asked)
+    limits = template.Limits(settings.max_prompt_tokens, settings.max_completion_tokens, "drop", "truncate")
     kept: list[Group] = []
     for group in encoded:
-        within, reasons = encode.limit(group, limits)
+        within, reasons = template.limit(group, limits)
         for reason in reasons:
             context.report.drop(reason)
         kept += [] if within is None else [within]

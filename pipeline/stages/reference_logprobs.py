@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.build import setting
-from pipeline.records import Group, UserError
+from pipeline.config import setting
+from pipeline.errors import UserError
+from pipeline.lm.settings import PRECISIONS
+from pipeline.records import Group
 from pipeline.stage import Context
-from pipeline.training.settings import PRECISIONS, TrainRuntime
+from pipeline.training.settings import TrainRuntime
 
 VERSION = 1
 INPUTS = {"model": "one", "groups": "one"}
@@ -30,17 +32,18 @@ class Settings:
 
 def run(context: Context) -> None:
     from pipeline import tables
-    from pipeline.training import adapters, data, export, forward, memory
-    from pipeline.training.settings import AdapterSettings
+    from pipeline.lm import adapters, folders, forward, memory
+    from pipeline.lm import examples as data
+    from pipeline.lm.settings import AdapterSettings
 
     runtime, source, target = context.runtime, context.one("groups"), context.out / "groups"
-    device = export.prepare_machine(runtime)
+    device = folders.prepare_machine(runtime)
     for stale in target.glob(".part-*"):  # of a try that was killed
         stale.unlink()
     whole, total = len(tables.parts(target)), tables.count(source)
     kind = AdapterSettings(kind={"full": "none", "nf4": "qlora"}[context.settings.weights])
     adapters.require(kind, device)
-    model = export.load_policy(context.one("model"), device, runtime,
+    model = folders.load_policy(context.one("model"), device, runtime,
                                adapters.quantisation(kind, context.settings.precision))
     forward.prepare(model, context.runtime.share_prefix)
     for index, groups in enumerate(data.chunks(tables.read(source), _PART)):
@@ -58,18 +61,19 @@ def run(context: Context) -> None:
 def _score(model: Any, groups: Sequence[Group], context: Context) -> list[Group]:
     import torch
 
-    from pipeline.training import batching, data, export, forward
-    from pipeline.training.gradients import autocast
+    from pipeline.lm import batches, folders, forward
+    from pipeline.lm import examples as data
+    from pipeline.lm.forward import autocast
 
     problems = [p for g in groups for p in data.row_problems(g)]
     if problems:
         raise UserError(*problems[:5])
     examples = [data.example(g) for g in groups]
-    data.check_fits(examples, model.get_input_embeddings().weight.shape[0], export.context_length(model))
+    data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
     device, runtime = next(model.parameters()).device, context.runtime
     scored = list(groups)
     with torch.no_grad(), autocast(device, context.settings.precision):
-        for micro in batching.micro_batches(examples, runtime.tokens_per_batch):
+        for micro in batches.micro_batches(examples, runtime.tokens_per_batch):
             rows = forward.collate([examples[i] for i in micro], device)
             for i, row in zip(micro, forward.group_logps(model, rows, runtime.logits_per_chunk).tolist(), strict=True):
                 filled = [replace(c, ref_logp=v) for c, v in zip(groups[i].completions, row, strict=False)]

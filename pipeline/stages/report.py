@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import statistics
-from pipeline.build import setting
+from pipeline.config import setting
+from pipeline.errors import UserError
 from pipeline.evaluation import comparison
-from pipeline.records import UserError
 from pipeline.stage import Context, NoRuntime, derive_seed
 
 VERSION = 3

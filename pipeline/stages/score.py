@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import Part, load_part, part_problems, setting
+from pipeline.config import Part, load_part, part_problems, setting
 from pipeline.records import LENGTH, Group
 from pipeline.stage import Context
 

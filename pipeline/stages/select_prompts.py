@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pipeline.build import setting
-from pipeline.records import UserError
+from pipeline.config import setting
+from pipeline.errors import UserError
 from pipeline.stage import Context, derive_seed
 
 VERSION = 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.build import part_problems
+from pipeline.config import part_problems
 from pipeline.stage import Context
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 

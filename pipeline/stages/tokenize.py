@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
-from pipeline.records import Group, UserError
+from pipeline.config import setting
+from pipeline.errors import UserError
+from pipeline.records import Group
 from pipeline.stage import Context, NoRuntime
 
 if TYPE_CHECKING:
-    from pipeline.training.encode import Encoder, Limits
+    from pipeline.lm.template import Encoder, Limits
 
 VERSION = 1
 INPUTS = {"data": "one", "model": "one"}
@@ -46,17 +47,17 @@ def kinds(settings: Settings, given: frozenset[str]) -> frozenset[str]:
 
 def run(context: Context) -> None:
     from pipeline import tables
-    from pipeline.training import encode, export
+    from pipeline.lm import folders, template
 
     settings, model, data = context.settings, context.one("model"), context.one("data")
-    export.quiet()
+    folders.quiet()
     _check_context(settings, model)
-    encoder = encode.Encoder(export.load_tokenizer(model), export.stop_ids(model))
+    encoder = template.Encoder(folders.load_tokenizer(model), folders.stop_ids(model))
     present = [split for split in SPLITS if (data / split).is_dir()]
     total, done = sum(tables.count(data / split) for split in present), 0
     for split in present:
         policy = settings.overlong_sft if split == "sft" else settings.overlong_pref
-        limits = encode.Limits(settings.max_prompt_tokens, settings.max_completion_tokens,
+        limits = template.Limits(settings.max_prompt_tokens, settings.max_completion_tokens,
                                settings.overlong_prompts, policy)
         kept = tables.write(context.out / split, _encoded(context, data / split, split, encoder, limits))
         done += tables.count(data / split)
@@ -69,13 +70,13 @@ def run(context: Context) -> None:
 
 def _encoded(context: Context, table: Path, split: str, encoder: Encoder, limits: Limits) -> Iterator[Group]:
     from pipeline import tables
-    from pipeline.training import encode
-    from pipeline.training.data import chunks
+    from pipeline.lm import template
+    from pipeline.lm.examples import chunks
 
     tokens = 0
     for batch in chunks(tables.read(table), _BATCH):
         for group in encoder.encode(batch):
-            kept, reasons = encode.limit(group, limits)
+            kept, reasons = template.limit(group, limits)
             for reason in reasons:
                 context.report.drop(f"{split}_{reason}")
             if kept is not None:

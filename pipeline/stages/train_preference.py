@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.build import Part, declared, load_part, part_problems
-from pipeline.records import LIVE_NEEDS, TOKEN_NEEDS
+from pipeline.config import Part, declared, load_part, part_problems
+from pipeline.objectives.contract import LIVE_NEEDS, TOKEN_NEEDS
 from pipeline.stage import Context
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.build import setting
-from pipeline.records import UserError
+from pipeline.config import setting
+from pipeline.errors import UserError
 from pipeline.stage import Context, derive_seed
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
 if TYPE_CHECKING:
-    from pipeline.training.data import Example
+    from pipeline.lm.examples import Example
 
 VERSION = 2
 INPUTS = {"model": "one", "groups": "one"}
@@ -35,24 +35,25 @@ class Settings:
 def run(context: Context) -> None:
     import torch
 
-    from pipeline.training import adapters, assembly, data, distribute, export, memory, reward
-    from pipeline.training.gradients import autocast
+    from pipeline.lm import adapters, examples, folders, memory
+    from pipeline.lm.forward import autocast
+    from pipeline.training import assembly, distribute, reward
     from pipeline.training.loop import Job, fit
 
     settings, runtime, source = context.settings, context.runtime, _base(context)
     trainer, head = settings.trainer, derive_seed(context.seed, "head")
-    world, device = distribute.join(runtime, export.prepare_machine(runtime))
+    world, device = distribute.join(runtime, folders.prepare_machine(runtime))
     adapters.require(trainer.adapter, device)
-    pad = export.pad_id(export.load_tokenizer(source))
+    pad = folders.pad_id(folders.load_tokenizer(source))
     training, held_out = reward.split(distribute.first_then_all(
-        world, lambda: data.load(
-            context.one("groups"), context.work / "examples", stop_ids=export.stop_ids(context.one("model")))),
+        world, lambda: examples.load(
+            context.one("groups"), context.work / "examples", stop_ids=folders.stop_ids(context.one("model")))),
         settings.held_out)
     _check_pairs(training, held_out)
-    model = export.load_reward(source, device, head, pad, runtime,
+    model = folders.load_reward(source, device, head, pad, runtime,
                                adapters.quantisation(trainer.adapter, trainer.precision))
     for part in (training, held_out):
-        data.check_fits(part, model.get_input_embeddings().weight.shape[0], export.context_length(model))
+        examples.check_fits(part, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
     reward.prepare(model, pad, runtime.share_prefix)
     assembly.adapt(model, trainer, runtime, context.seed, whole=("score",))
     world = distribute.spread(world, model, runtime)
@@ -63,7 +64,7 @@ def run(context: Context) -> None:
             measured = world.run(reward.accuracy, model, held_out, pad, runtime.tokens_per_batch)
         context.report.metric(outcome.steps, **{f"held_out_{k}": v for k, v in measured.items()})
         context.report.count(**{f"held_out_{k}": v for k, v in measured.items()})
-    assembly.deliver(model, lambda: export.load_reward(source, torch.device("cpu"), head, pad), source, context.out,
+    assembly.deliver(model, lambda: folders.load_reward(source, torch.device("cpu"), head, pad), source, context.out,
                      trainer, world)
     context.report.count(groups=len(training), held_out_groups=len(held_out), steps=outcome.steps)
 

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.build import setting
-from pipeline.records import Group, UserError
+from pipeline.config import setting
+from pipeline.errors import UserError
+from pipeline.records import Group
 from pipeline.stage import Context, derive_seed
 from pipeline.training.settings import TrainRuntime
 
@@ -108,10 +109,10 @@ def _embeddings(context: Context, groups: Sequence[Group]) -> Tensor:
     """(N, H) float32, mean final hidden state over a prompt's tokens."""
     import torch
 
-    from pipeline.training import export
+    from pipeline.lm import folders
 
-    device = export.prepare_machine(context.runtime)
-    model = export.load_policy(context.one("model"), device, context.runtime).base_model.eval()
+    device = folders.prepare_machine(context.runtime)
+    model = folders.load_policy(context.one("model"), device, context.runtime).base_model.eval()
     found: list[Tensor] = []
     done = 0
     with torch.no_grad():

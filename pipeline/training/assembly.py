@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
+from pipeline.lm import adapters, folders, memory, prefix
 from pipeline.stage import derive_seed
-from pipeline.training import adapters, checkpoint, distribute, export, memory, sharing
+from pipeline.training import checkpoint, distribute
 from pipeline.training.distribute import World
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
@@ -21,7 +22,7 @@ def adapt(model: Any, trainer: TrainerSettings, runtime: TrainRuntime, seed: int
         adapters.add(model, trainer.adapter, derive_seed(seed, "adapter"), whole)
     if runtime.compile:
         # attention over a tree of prompts and completions walks it in Python: compiled, every batch would be a new one
-        AttentionInterface.register(sharing.ATTENTION, torch.compiler.disable(sharing.tree_attention))
+        AttentionInterface.register(prefix.ATTENTION, torch.compiler.disable(prefix.tree_attention))
         for layer in distribute.layers_of(model):  # one by one: the same code, compiled once
             layer.compile(dynamic=True)
 
@@ -43,4 +44,4 @@ def deliver(
         elif world.shell is not None:
             model = load()
             checkpoint.put(model, trained)
-        export.save_folder(model, source, out / "model", trainer.save_dtype)
+        folders.save_folder(model, source, out / "model", trainer.save_dtype)

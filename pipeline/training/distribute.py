@@ -19,10 +19,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from pipeline.records import UserError
-from pipeline.training import batching
-from pipeline.training.data import Example
-from pipeline.training.inputs import device_of
+from pipeline.errors import UserError
+from pipeline.lm import batches
+from pipeline.lm.examples import Example
+from pipeline.lm.forward import device_of
 from pipeline.training.settings import TrainRuntime
 
 Found = TypeVar("Found")
@@ -49,7 +49,7 @@ class World:
 
         As many on every process: a process without one left repeats the last, which then counts nothing.
         """
-        cut = batching.micro_batches(batch, tokens, costs)
+        cut = batches.micro_batches(batch, tokens, costs)
         if self.size == 1:
             return [(micro, True) for micro in cut]
         cut = _evenly(batch, tokens, -(-len(cut) // self.size) * self.size, costs)
@@ -114,11 +114,11 @@ def _evenly(batch: Sequence[Example], tokens: int, number: int, costs: Sequence[
     low, high = 1, tokens
     while low < high:
         budget = (low + high) // 2
-        if len(batching.micro_batches(batch, budget, costs)) <= number:
+        if len(batches.micro_batches(batch, budget, costs)) <= number:
             high = budget
         else:
             low = budget + 1
-    return batching.micro_batches(batch, low, costs)
+    return batches.micro_batches(batch, low, costs)
 
 
 def join(runtime: TrainRuntime, device: torch.device) -> tuple[World, torch.device]:

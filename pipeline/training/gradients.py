@@ -15,10 +15,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pipeline.records import LossInputs, UserError
-from pipeline.training.data import Example
+from pipeline.errors import UserError
+from pipeline.lm.examples import Example
+from pipeline.lm.forward import autocast, device_of
+from pipeline.objectives.contract import LossInputs
 from pipeline.training.distribute import World
-from pipeline.training.inputs import About, device_of, joined, moved
+from pipeline.training.inputs import About, joined, moved
 
 Metrics = dict[str, Tensor]
 
@@ -172,6 +174,3 @@ def normalised_weights(batch: Sequence[Example], normalise: str) -> list[float]:
     return [e.weight / total for e in batch]
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 matrix products over float32 masters, or plain float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

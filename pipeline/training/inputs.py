@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.records import TOKEN_NEEDS, LossInputs, TokenInputs, UserError
-from pipeline.training import batching, forward
-from pipeline.training.data import Example
-from pipeline.training.fused import Reductions
-from pipeline.training.head import Asked, reduced
+from pipeline.errors import UserError
+from pipeline.lm import forward
+from pipeline.lm.examples import Example
+from pipeline.lm.forward import device_of
+from pipeline.lm.fused import Reductions
+from pipeline.lm.head import Asked, reduced
+from pipeline.objectives.contract import TOKEN_NEEDS, LossInputs, TokenInputs
+from pipeline.training import order as batching
 
 _COLUMNS = ("logps", "lengths", "present", "ref_logps", "previous_logps", "scores")  # (G, K)
 _GROUPS = ("labels", "mismatched_logps", "mismatched_ref_logps")  # (G,)
@@ -145,8 +148,6 @@ def _mismatched(source: Source, model: Any, examples: Sequence[Example], about: 
     return of_policy, of_reference
 
 
-def device_of(model: Any) -> torch.device:
-    return next(model.parameters()).device
 
 
 def labels(examples: Sequence[Example], device: torch.device | str) -> Tensor | None:

@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from pipeline.records import UserError
+from pipeline.errors import UserError
+from pipeline.lm import memory
+from pipeline.lm.examples import Example, ids_of
+from pipeline.lm.forward import device_of
 from pipeline.stage import Reporter, derive_seed
-from pipeline.training import batching, checkpoint, gradients, memory, optim, throughput
+from pipeline.training import checkpoint, gradients, optim, order, throughput
 from pipeline.training.checkpoint import Loaded
-from pipeline.training.data import Example, ids_of
 from pipeline.training.distribute import World
-from pipeline.training.inputs import device_of
 from pipeline.training.settings import TrainerSettings, TrainRuntime, lr_factor, total_steps
 
 
@@ -101,7 +102,7 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
     window, meter, saved = _Window(), _Meter.of(model, job), time.monotonic()
     ids = ids_of(examples)
     job.report.progress(at.step, steps, "steps")
-    for step, chosen in enumerate(batching.global_batches(ids, job.seed, settings.batch_size, at.step, steps), at.step):
+    for step, chosen in enumerate(order.global_batches(ids, job.seed, settings.batch_size, at.step, steps), at.step):
         lr = settings.lr * lr_factor(settings, first + step, last)
         batch, values = _step(model, optimizer, task, [examples[i] for i in chosen], step, lr, job)
         window.add(values, batch, meter)

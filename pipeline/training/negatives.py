@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.build import Part
-from pipeline.training import batching, forward, sharing
-from pipeline.training.data import Example, columns
-from pipeline.training.forward import Layout
-from pipeline.training.inputs import device_of, lengths_of, reference
-from pipeline.training.packed import Packed, pack, pack_stem, unique_tokens
+from pipeline.config import Part
+from pipeline.lm import batches, forward, prefix
+from pipeline.lm.examples import Example, columns
+from pipeline.lm.forward import Layout, device_of
+from pipeline.lm.packed import Packed, pack, pack_stem, unique_tokens
+from pipeline.training import order
+from pipeline.training.inputs import lengths_of, reference
 
 Metrics = dict[str, Tensor]
 _LIGHT = 4  # tokens without gradient that take less memory than one with
@@ -82,7 +83,7 @@ def can_grow(model: Any, how: Draw) -> bool:
     """Whether `draw_and_run` does for groups with one prompt what `draw` and a pass over the drawn do: candidates are
     scored, in the layout that shares prompts.
     """
-    return how.scores and sharing.is_shared(model)
+    return how.scores and prefix.is_shared(model)
 
 
 def _rest(example: Example) -> range:
@@ -96,7 +97,7 @@ def _drawn(
     module, settings = how.part.module, how.part.settings
     lengths = lengths_of(batch, device)
     refs = reference(batch, device) if all(e.ref_logps is not None for e in batch) else None
-    uniforms = torch.from_numpy(batching.column_uniforms(batch, how.seed, step)).to(device)
+    uniforms = torch.from_numpy(order.column_uniforms(batch, how.seed, step)).to(device)
     indices, valid, metrics = module.draw(logps, refs, lengths > 0, uniforms, settings, lengths)
     drawn = [columns(e, [0, *(k for k, ok in zip(ks, oks, strict=True) if ok)])
              for e, ks, oks in zip(batch, indices.tolist(), valid.tolist(), strict=True)]
@@ -109,7 +110,7 @@ def candidate_logps(model: Any, batch: Sequence[Example], how: Draw) -> Tensor:
     device = device_of(model)
     logps = torch.zeros(len(batch), max(len(e.completions) for e in batch), device=device)
     candidates = [columns(e, _rest(e)) for e in batch]
-    for micro in batching.micro_batches(candidates, _LIGHT * how.tokens_per_batch):
+    for micro in batches.micro_batches(candidates, _LIGHT * how.tokens_per_batch):
         rows = forward.collate([candidates[i] for i in micro], device)
         scored = forward.group_logps(model, rows, how.logits_per_chunk)
         logps[micro, 1:1 + scored.shape[1]] = scored

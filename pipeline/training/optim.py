@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.records import UserError
+from pipeline.errors import UserError
 from pipeline.training.distribute import like
 from pipeline.training.settings import TrainerSettings
 

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.build import Part, declared
-from pipeline.records import TOKEN_NEEDS, LossInputs
-from pipeline.training import forward, negatives
-from pipeline.training.data import Example
-from pipeline.training.inputs import About, Source, device_of, known_inputs, loss_inputs
+from pipeline.config import Part, declared
+from pipeline.lm import forward
+from pipeline.lm.examples import Example
+from pipeline.lm.forward import device_of
+from pipeline.lm.packed import unique_tokens
+from pipeline.objectives.contract import TOKEN_NEEDS, LossInputs
+from pipeline.training import negatives
+from pipeline.training.inputs import About, Source, known_inputs, loss_inputs
 from pipeline.training.negatives import Draw
-from pipeline.training.packed import unique_tokens
 
 Metrics = dict[str, Tensor]
 _DOT = "__"  # a module's parameters may not have dots in their names

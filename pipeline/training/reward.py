@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.lm import batches, forward, prefix
+from pipeline.lm.examples import Example, ids_of, subset
+from pipeline.lm.forward import device_of
+from pipeline.lm.packed import Packed, pack, unique_tokens
 from pipeline.stage import derive_seed
-from pipeline.training import batching, forward, sharing
-from pipeline.training.data import Example, ids_of, subset
-from pipeline.training.inputs import About, device_of
-from pipeline.training.packed import Packed, pack, unique_tokens
+from pipeline.training.inputs import About
 
 Metrics = dict[str, Tensor]
 
@@ -62,7 +63,7 @@ class RewardTask:
 def group_scores(model: Any, examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor]:
     """(G, K) float32 scores and (G, K) bool present."""
     rows = forward.collate(examples, device_of(model), pad)
-    flat = _packed_scores(model, examples, pad) if sharing.is_shared(model) else _row_scores(model, rows)  # (R,)
+    flat = _packed_scores(model, examples, pad) if prefix.is_shared(model) else _row_scores(model, rows)  # (R,)
     present = rows.present
     return torch.zeros_like(present, dtype=torch.float32).masked_scatter(present, flat), present
 
@@ -76,7 +77,7 @@ def _packed_scores(model: Any, examples: Sequence[Example], pad: int) -> Tensor:
     longer = [replace(e, completions=tuple(np.append(c, pad) for c in e.completions)) for e in examples]
     packed = pack(longer, device_of(model))
     ends = torch.from_numpy(_ends(examples, packed, pad)).to(packed.input_ids.device)
-    states = sharing.hidden_states(model, packed).index_select(0, ends)
+    states = prefix.hidden_states(model, packed).index_select(0, ends)
     return model.score(states)[:, 0].float()  # type: ignore[no-any-return]
 
 
@@ -94,7 +95,7 @@ def prepare(model: Any, pad: int, share_prefix: bool = True) -> None:
     if not share_prefix:
         return
     before = model.config._attn_implementation
-    why = sharing.shared(model) or _differs(model, pad)
+    why = prefix.shared(model) or _differs(model, pad)
     if why is not None:
         model.set_attn_implementation(before)
     forward.say_layout(model, before, why)
@@ -126,7 +127,7 @@ def split(examples: Sequence[Example], fraction: float) -> tuple[Sequence[Exampl
 def accuracy(model: Any, examples: Sequence[Example], pad: int, tokens_per_batch: int) -> dict[str, float]:
     """Share of comparisons where the preferred completion scores higher, and the mean margin."""
     right, margin, number = 0.0, 0.0, 0
-    for micro in batching.micro_batches(examples, tokens_per_batch):
+    for micro in batches.micro_batches(examples, tokens_per_batch):
         scores, present = group_scores(model, [examples[i] for i in micro], pad)
         margins = (scores[:, :1] - scores[:, 1:])[present[:, 1:]]
         right, margin, number = right + (margins > 0).sum().item(), margin + margins.sum().item(), number + len(margins)

@@ -8,22 +8,13 @@ from typing import Any
 
 import torch
 
-from pipeline.build import Part, load_part
-from pipeline.records import LIVE_NEEDS, UserError
+from pipeline.config import Part, load_part
+from pipeline.errors import UserError
+from pipeline.lm import adapters, folders, forward, memory
+from pipeline.lm import examples as data
+from pipeline.objectives.contract import LIVE_NEEDS
 from pipeline.stage import Context
-from pipeline.training import (
-    adapters,
-    assembly,
-    data,
-    distribute,
-    export,
-    fitting,
-    forward,
-    memory,
-    optim,
-    policy,
-    throughput,
-)
+from pipeline.training import assembly, checks, distribute, optim, policy, throughput
 from pipeline.training.distribute import World
 from pipeline.training.loop import Job, fit
 
@@ -48,15 +39,15 @@ def train(context: Context, parts: Parts, score: str = "reward", keep: bool = Fa
     """Train the policy of `context` and write `model/` (and `optimizer/` with `keep`)."""
     runtime, trainer = context.runtime, context.settings.trainer
     source = context.one("model")
-    world, device = distribute.join(runtime, export.prepare_machine(runtime))
+    world, device = distribute.join(runtime, folders.prepare_machine(runtime))
     adapters.require(trainer.adapter, device)
     if trainer.adapter.on and (context.optional("optimizer") or keep):
         raise UserError(f"trainer.adapter.kind: {trainer.adapter.kind} with an optimizer that runs through several "
                         "steps: each starts a new adapter, whose moments start at nothing; set it to none")
     needs = policy.needs_of(parts.objective, parts.auxiliary)
     examples = load_examples(context, parts, score, world)
-    model = export.load_policy(source, device, runtime, adapters.quantisation(trainer.adapter, trainer.precision))
-    data.check_fits(examples, model.get_input_embeddings().weight.shape[0], export.context_length(model))
+    model = folders.load_policy(source, device, runtime, adapters.quantisation(trainer.adapter, trainer.precision))
+    data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
     forward.prepare(model, runtime.share_prefix)
     assembly.adapt(model, trainer, runtime, context.seed)
     policy.add_parameters(model, parts.objective)
@@ -74,7 +65,7 @@ def train(context: Context, parts: Parts, score: str = "reward", keep: bool = Fa
             if world.first:
                 optim.save_folder(context.out / "optimizer", moments, outcome.updates)
     policy.remove_parameters(model)
-    assembly.deliver(model, lambda: export.load_policy(source, torch.device("cpu")), source, context.out, trainer,
+    assembly.deliver(model, lambda: folders.load_policy(source, torch.device("cpu")), source, context.out, trainer,
                      world)
     context.report.count(groups=len(examples), steps=outcome.steps,
                          completion_tokens=sum(e.completion_tokens for e in examples),
@@ -84,7 +75,7 @@ def train(context: Context, parts: Parts, score: str = "reward", keep: bool = Fa
 def reference_model(context: Context, device: Any) -> Any:
     """The frozen reference, for objectives that need more of it than sums of log-probs; of 4 bits as the policy is."""
     trainer = context.settings.trainer
-    model = export.load_policy(context.one("reference_model"), device, context.runtime,
+    model = folders.load_policy(context.one("reference_model"), device, context.runtime,
                                adapters.quantisation(trainer.adapter, trainer.precision))
     forward.prepare(model, context.runtime.share_prefix)
     return model.eval().requires_grad_(False)
@@ -96,7 +87,7 @@ def load_examples(context: Context, parts: Parts, score: str, world: World) -> S
         beside = data.Beside(context.inputs.get("reference", ()), context.inputs.get("previous", ()),
                              context.inputs.get("scored", ()), score)
         return data.load(context.one("groups"), context.work / "examples", beside,
-                         export.stop_ids(context.one("model")))
+                         folders.stop_ids(context.one("model")))
 
-    return fitting.fit_to_objective(
+    return checks.fit_to_objective(
         distribute.first_then_all(world, load), parts.objective, parts.negatives, parts.auxiliary)

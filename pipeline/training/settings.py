@@ -9,25 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from pipeline.build import setting
+from pipeline.config import setting
+from pipeline.lm.settings import PRECISIONS, AdapterSettings
 
-PRECISIONS = ("bfloat16", "float32")
 STRATEGIES = ("none", "ddp", "fsdp2")
 
 
-@dataclass(frozen=True)
-class AdapterSettings:
-    """Low-rank adapters (Hu et al. 2022): W + alpha / r * B A, where only A and B are trained."""
-
-    kind: str = setting("none", choices=("none", "lora", "qlora"))  # none = every weight; qlora = over a 4-bit base
-    r: int = setting(16, low=1)
-    alpha: int = setting(32, low=1)
-    dropout: float = setting(0.0, low=0.0, below=1.0)  # of the adapter's input
-    target_modules: tuple[str, ...] = ("all-linear",)  # names of linear layers, or "all-linear": all but the head
-
-    @property
-    def on(self) -> bool:
-        return self.kind != "none"
 
 
 @dataclass(frozen=True)

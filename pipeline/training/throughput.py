@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.lm.examples import Example
 from pipeline.stage import peak_memory
-from pipeline.training.data import Example
 
 # Dense bf16 TFLOP/s by what the device's name holds, from NVIDIA's data sheets (half of the figures "with sparsity").
 _BF16_TFLOPS = {"B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0,

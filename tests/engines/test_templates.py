@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engines import vllm, vllm_client, vllm_service
 from pipeline.engines.engine import Request, model_facts
+from pipeline.engines.vllm import client, service
+from pipeline.engines.vllm import engine as vllm
+from pipeline.lm.template import Encoder
 from pipeline.records import Completion, Group, Message
-from pipeline.training.encode import Encoder
 
 TEMPLATES = Path(__file__).parent / "templates"
 TEXTS = ["What is the best way to learn a new language?", "Please write a short note.", "First boil the water"]
@@ -110,8 +111,8 @@ def test_ids_go_through_vllm_unchanged(use_vllm, dressed, tmp_path):
         answers = list(engine.sample(wanted))
     reasons = set()
     for group, answer in zip(encoded, answers, strict=True):
-        body = {"model": vllm_service.SERVED, "prompt": group.prompt_ids, "max_tokens": 1, "return_token_ids": True}
-        _, echoed = vllm_client.call(f"{use_vllm.url}/v1/completions", use_vllm.key, body)
+        body = {"model": service.SERVED, "prompt": group.prompt_ids, "max_tokens": 1, "return_token_ids": True}
+        _, echoed = client.call(f"{use_vllm.url}/v1/completions", use_vllm.key, body)
         assert tuple(echoed["choices"][0]["prompt_token_ids"]) == group.prompt_ids
         prompt = encoder.tokenizer.decode(group.prompt_ids)
         for sample in answer.samples:

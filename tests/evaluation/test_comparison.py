@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.evaluation.comparison import Pair, by_category, by_prompt, judge, match, side
-from pipeline.records import LENGTH, Completion, Group, Message, UserError
+from pipeline.records import LENGTH, Completion, Group, Message
 
 DATA = os.environ.get("ALIGNLOOP_TEST_DATA")
 real_data = pytest.mark.skipif(DATA is None, reason="ALIGNLOOP_TEST_DATA is not set")

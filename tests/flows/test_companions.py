@@ -11,7 +11,7 @@ from flows.companions import KEY, brought
 from flows.compose import CONF, compose
 from flows.prepare import expand
 from pipeline import plan
-from pipeline.records import UserError
+from pipeline.errors import UserError
 
 BRINGING = sorted(path for path in CONF.glob("*/*.yaml") if KEY in (yaml.safe_load(path.read_text()) or {}))
 

@@ -7,7 +7,7 @@ import pytest
 
 from flows.comparing import compare
 from pipeline import report, runs
-from pipeline.records import UserError
+from pipeline.errors import UserError
 
 
 def finished(workspace: Path, name: str, seed: int, beta: float, *win_rates: float) -> None:

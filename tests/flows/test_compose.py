@@ -11,8 +11,8 @@ import yaml
 
 from flows.compose import CONF, compose, precision_of
 from flows.prepare import _absolute, expand
+from pipeline.errors import UserError
 from pipeline.plan import _without_paths
-from pipeline.records import UserError
 
 RECIPES = sorted(p.stem for p in (CONF / "recipe").glob("*.yaml"))
 
@@ -185,9 +185,9 @@ def test_problems_of_all_layers_come_together():
     *((f"hardware/{name}", ("training",), "pipeline.training.settings:TrainRuntime") for name in ("cpu", "cuda")),
     *(("trainer/default", (block,), "pipeline.training.settings:TrainerSettings")
       for block in ("sft", "reward", "preference")),
-    ("engine/vllm", (), "pipeline.engines.vllm_service:Settings"),
-    ("engine/vllm_ray", (), "pipeline.engines.vllm_ray:Settings"),
-    ("engine/transformers", (), "pipeline.engines.transformers:Settings"),
+    ("engine/vllm", (), "pipeline.engines.vllm.service:Settings"),
+    ("engine/vllm_ray", (), "pipeline.engines.vllm.ray:Settings"),
+    ("engine/transformers", (), "pipeline.engines.transformers.engine:Settings"),
     ("model/tiny", ("arch",), "pipeline.stages.init_model:Arch"),
 ])  # fmt: skip
 def test_every_setting_can_be_set(file, where, schema):

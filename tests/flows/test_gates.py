@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from flows import gates, summary
+from flows.driver import Driver, _run
 from flows.environment import prefect_environment
-from flows.execute import Driver, _run
 from pipeline import plan, runs, store
 
 ANSWERS = {  # what the policy of each iteration "answers": the judge counts e, the loop's own reward counts x
@@ -67,7 +67,7 @@ def config(world: Path, action: str, iterations: int = 3) -> dict:
     }
     return {
         "recipe": recipe, "iterations": iterations, "seed": 0, "stage": stages, "tracking": {"wandb": None},
-        "engine": {"module": "pipeline.engines.transformers"}, "choices": {"recipe": "gated"},
+        "engine": {"module": "pipeline.engines.transformers.engine"}, "choices": {"recipe": "gated"},
         "hardware": {"grace_seconds": 5.0, "timeout_minutes": 2.0},
     }
 

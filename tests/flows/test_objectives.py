@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from flows import launch
+from flows import step as launch
 from flows.compose import CONF, compose
-from pipeline import plan, store, tables, worker
-from pipeline.build import declared, load_part
+from pipeline import files, plan, store, tables, worker
+from pipeline.config import declared, load_part
 from pipeline.records import Group
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def workspace(tmp_path_factory) -> Path:
 def in_this_process(place, item, done, work, environment, watch) -> int:
     """As launch._run_worker: the same spec, the same worker, without a process of its own."""
     spec = launch.spec(place, item, done, work)
-    store.write_atomic(work / "step.json", json.dumps(spec))
+    files.write_atomic(work / "step.json", json.dumps(spec))
     argv, sys.argv = sys.argv, ["worker", str(work / "step.json")]
     try:
         return worker.main()

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 RUN = """
 import sys
 from pathlib import Path
-from flows.execute import Driver, _run
+from flows.driver import Driver, _run
 from pipeline import plan, runs
 workspace = Path(sys.argv[1])
 world = {"module": "pipeline.formats.jsonl", "sft": "sft.jsonl", "shares": {"unlabeled": 0, "eval": 0}}
@@ -30,7 +30,7 @@ config = {
     "recipe": {"once": {"data": {"stage": "import_data"}, "scores": scores}},
     "stage": {"import_data": {"settings": {"format": world}, "runtime": {"root": sys.argv[2]}},
               "score": {"settings": {"reward": rule}}},
-    "iterations": 1, "seed": 0, "tracking": {}, "engine": {"module": "pipeline.engines.transformers"},
+    "iterations": 1, "seed": 0, "tracking": {}, "engine": {"module": "pipeline.engines.transformers.engine"},
     "hardware": {"grace_seconds": 5.0, "timeout_minutes": 2.0},
 }
 steps = plan.expand(config)

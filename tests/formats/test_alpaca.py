@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.formats import alpaca
 from pipeline.formats.alpaca import Settings
 from pipeline.formats.splits import Shares
-from pipeline.records import Group, UserError
+from pipeline.records import Group
 
 ALL = Settings(shares=Shares(unlabeled=0, eval=0))
 

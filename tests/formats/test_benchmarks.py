@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import statistics
-from pipeline.build import build
+from pipeline.config import build
+from pipeline.errors import UserError
 from pipeline.formats import alpaca_eval, alpaca_eval_judgments, arena_hard_judgments, questions
-from pipeline.records import Completion, Group, Message, UserError
+from pipeline.records import Completion, Group, Message
 
 DATA = os.environ.get("ALIGNLOOP_TEST_DATA")
 real_data = pytest.mark.skipif(DATA is None, reason="ALIGNLOOP_TEST_DATA is not set")

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.formats import hh
 from pipeline.formats.hh import Irregular, Settings, transcript
 from pipeline.formats.splits import Limits
-from pipeline.records import Message, UserError
+from pipeline.records import Message
 
 
 def say(*texts: str) -> str:

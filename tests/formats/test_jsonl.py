@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.build import build
+from pipeline.config import build
+from pipeline.errors import UserError
 from pipeline.formats import jsonl
 from pipeline.formats.jsonl import Settings
 from pipeline.formats.splits import Imported, Limits, Shares
-from pipeline.records import Group, UserError
+from pipeline.records import Group
 
 
 def said(*texts: str) -> list[dict[str, str]]:

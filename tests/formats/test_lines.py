@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.formats import lines
-from pipeline.records import UserError
 
 
 def read(file: Path) -> tuple[list[lines.Row], list[str]]:

@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 import conf
-from pipeline.build import build
+from pipeline.config import build
+from pipeline.errors import UserError
 from pipeline.formats.splits import SPLITS, Imported, message_problem, prompt_key
-from pipeline.records import Group, UserError
+from pipeline.records import Group
 from pipeline.stages import import_data
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from pipeline.records import LossInputs, TokenInputs
-from pipeline.training.fused import Plan, reductions
+from pipeline.lm.fused import Plan, reductions
+from pipeline.objectives.contract import LossInputs, TokenInputs
 
 Table = list[list[float]]
 

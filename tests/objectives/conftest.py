@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.records import LossInputs
+from pipeline.objectives.contract import LossInputs
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from pipeline.errors import UserError
 from pipeline.objectives import apo_down, apo_zero, exo, nca_pair, sppo
-from pipeline.records import UserError
 
 LN2 = math.log(2)
 

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline.objectives
-from pipeline.build import Part, declared, load_part, problems_of
-from pipeline.records import TOKEN_NEEDS, LossInputs, TokenInputs
+from pipeline.config import Part, declared, load_part, problems_of
+from pipeline.objectives.contract import TOKEN_NEEDS, LossInputs, TokenInputs
 
 CONF = Path(__file__).parents[2] / "conf" / "objective"
 KNOWN_NEEDS = {

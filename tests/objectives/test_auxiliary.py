@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.objectives import auxiliary
-from pipeline.records import LossInputs, TokenInputs
+from pipeline.objectives.contract import LossInputs, TokenInputs
 
 D = torch.float64
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pipeline.objectives import ce
-from pipeline.records import LossInputs
+from pipeline.objectives.contract import LossInputs
 
 
 def test_loss_is_minus_the_log_prob_and_its_gradient_minus_one() -> None:

@@ -12,9 +12,10 @@ import math
 import pytest
 import torch
 
+from pipeline.errors import UserError
 from pipeline.objectives import cpl, cpo
+from pipeline.objectives.contract import LossInputs, TokenInputs
 from pipeline.objectives.cpl import Settings
-from pipeline.records import LossInputs, TokenInputs, UserError
 from tests.objectives.batches import batch_of, gradient
 
 

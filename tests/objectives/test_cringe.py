@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.objectives import binary_cringe, cringe, hard_cringe, pairwise_cringe
-from pipeline.records import LossInputs, TokenInputs, UserError
+from pipeline.errors import UserError
+from pipeline.objectives import binary_cringe, hard_cringe, pairwise_cringe
+from pipeline.objectives.contract import LossInputs, TokenInputs
+from pipeline.objectives.shared import cringe
 
 # ---------------------------------------------------------------------------------------------------- the token loss
 

@@ -17,9 +17,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.build import problems_of
+from pipeline.config import problems_of
+from pipeline.errors import UserError
 from pipeline.objectives import dpo
-from pipeline.records import LossInputs, UserError
+from pipeline.objectives.contract import LossInputs
 
 POLICY = torch.tensor([[-10.0, -20.0]], dtype=torch.float64)
 REFERENCE = torch.tensor([[-12.0, -19.0]], dtype=torch.float64)

@@ -11,9 +11,9 @@ import math
 import pytest
 import torch
 
+from pipeline.errors import UserError
 from pipeline.objectives import dpo, hypo
 from pipeline.objectives.hypo import Settings, leave_one_out, online_kl_losses
-from pipeline.records import UserError
 from tests.objectives.batches import batch_of, gradient
 
 LOGPS, REFERENCE = [[-10.0, -20.0, -5.0, -8.0]], [[-14.0, -22.0, -8.0, -9.0]]

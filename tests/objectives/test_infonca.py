@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from pipeline.objectives import dpo, exo_rw, infonca, nca, nca_pair
-from pipeline.objectives.lists import soft_labels
-from pipeline.records import LossInputs
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.lists import soft_labels
 from tests.objectives.batches import batch_of, gradient
 
 REFERENCE = torch.tensor([[-14.0, -22.0, -30.0]], dtype=torch.float64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.build import build, problems_of
+from pipeline.config import build, problems_of
 from pipeline.objectives import inpo
 from pipeline.objectives.inpo import Settings, inpo_losses
 from tests.objectives.batches import batch_of, gradient

@@ -11,9 +11,9 @@ import math
 import pytest
 import torch
 
-from pipeline.build import problems_of
+from pipeline.config import problems_of
 from pipeline.objectives import apo_zero, bco, kto, nca_pair, npo
-from pipeline.records import LossInputs, TokenInputs
+from pipeline.objectives.contract import LossInputs, TokenInputs
 from tests.objectives.batches import view_of
 
 LN2 = math.log(2)

@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from pipeline.build import problems_of
+from pipeline.config import problems_of
 from pipeline.objectives import aot, discopop, dpo, fdpo, flex_dpo, hinge, ipo, sigmoid_norm
 
 LN2 = math.log(2)

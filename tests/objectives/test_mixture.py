@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.build import build
+from pipeline.config import build
+from pipeline.errors import UserError
 from pipeline.objectives import ce, dpo, mixture
-from pipeline.records import LossInputs, UserError
+from pipeline.objectives.contract import LossInputs
 
 DPO, CE = {"module": "pipeline.objectives.dpo", "beta": 0.2}, {"module": "pipeline.objectives.ce"}
 

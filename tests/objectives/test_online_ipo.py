@@ -11,9 +11,9 @@ import math
 import pytest
 import torch
 
+from pipeline.errors import UserError
 from pipeline.objectives import egpo, online_ipo
 from pipeline.objectives.online_ipo import Settings, online_ipo_losses
-from pipeline.records import UserError
 from tests.objectives.batches import batch_of, gradient
 
 SCORES = [[math.log(3), 0.0, 0.0]]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.objectives import alphapo, asft, cpo, orpo, simpo, slic
-from pipeline.objectives.odds import log1mexp, log_odds
+from pipeline.objectives.shared.odds import log1mexp, log_odds
 
 LENGTHS = torch.tensor([[4, 5]])
 ALL = (simpo, alphapo, cpo, slic, orpo, asft)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.objectives import dpo, rnce
-from pipeline.records import LossInputs
+from pipeline.objectives.contract import LossInputs
 
 REFERENCE = torch.tensor([[-14.0, -22.0, -30.0]], dtype=torch.float64)
 POLICY = REFERENCE + torch.tensor([[4.0, 2.0, 0.0]])

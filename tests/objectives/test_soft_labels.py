@@ -10,8 +10,8 @@ import math
 import pytest
 import torch
 
+from pipeline.errors import UserError
 from pipeline.objectives import dpo, rdpo, spce, upo
-from pipeline.records import UserError
 
 SOFTPLUS = 0.554355244468527
 

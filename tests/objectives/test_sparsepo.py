@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from pipeline.objectives import sparsepo, tdpo
-from pipeline.objectives.sparse_masks import activation_masks, learned_masks, new_head, spread
-from pipeline.records import LossInputs
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.sparse_masks import activation_masks, learned_masks, new_head, spread
 from tests.objectives.batches import batch_of, token_batch
 
 ACTIVATIONS = torch.tensor([[0.0, 3], [1, 1], [4, 2], [7, 7]], dtype=torch.float64)[:, :, None]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipeline.errors import UserError
 from pipeline.objectives import srpo
 from pipeline.objectives.srpo import Settings, srpo_losses
-from pipeline.records import UserError
 from tests.objectives.batches import batch_of, gradient
 
 REFERENCE = torch.tensor([[-9.0, -8.0, -7.0, -6.0, -5.0, -4.0]], dtype=torch.float64)

@@ -14,9 +14,9 @@ import math
 import pytest
 import torch
 
+from pipeline.lm.fused import Plan, reductions
 from pipeline.objectives import dpo, tdpo
-from pipeline.records import LossInputs
-from pipeline.training.fused import Plan, reductions
+from pipeline.objectives.contract import LossInputs
 from tests.objectives.batches import batch_of, gradient, token_batch
 
 POLICY = torch.tensor([[0.5, 0.5], [0.5, 0.5]], dtype=torch.float64).log()

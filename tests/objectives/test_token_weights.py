@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.objectives import dpo, ld_dpo, wpo
-from pipeline.records import LossInputs, TokenInputs
+from pipeline.objectives.contract import LossInputs, TokenInputs
 from tests.objectives.batches import view_of
 
 GROUP, SIDE, PLACE = torch.zeros(5, dtype=torch.int64), torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 1, 0, 1, 2])

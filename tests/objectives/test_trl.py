@@ -40,7 +40,7 @@ from pipeline.objectives import (
     sppo,
     wpo,
 )
-from pipeline.records import LossInputs, TokenInputs
+from pipeline.objectives.contract import LossInputs, TokenInputs
 
 trl = pytest.importorskip("trl", reason="TRL, the oracle, is not installed (pip install trl==1.16.0)")
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.objectives import unlikelihood
+from pipeline.objectives.contract import LossInputs, TokenInputs
 from pipeline.objectives.unlikelihood import Settings, unlikelihood_losses
-from pipeline.records import LossInputs, TokenInputs
 
 LOGPS = torch.tensor([0.5, 0.5, 0.25], dtype=torch.float64).log()
 

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.objectives import dpo, xpo
 from pipeline.objectives.xpo import Settings
-from pipeline.records import UserError
 from tests.objectives.batches import batch_of, gradient
 
 LOGPS, REFERENCE = [[-10.0, -20.0, -20.0]], [[-14.0, -22.0, -22.0]]

@@ -8,17 +8,17 @@ from statistics import fmean, pstdev
 import pytest
 import torch
 
-from pipeline.build import problems_of
+from pipeline.config import problems_of
+from pipeline.lm import folders
 from pipeline.records import Completion, Group, Message
 from pipeline.rewards import dropout, model
-from pipeline.training import export
 
 
 @pytest.fixture(scope="module")
 def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    net = export.load_reward(tiny_model, torch.device("cpu"), seed=3, pad=0)
+    net = folders.load_reward(tiny_model, torch.device("cpu"), seed=3, pad=0)
     target = tmp_path_factory.mktemp("reward") / "model"
-    export.save_folder(net, tiny_model, target, "float32")
+    folders.save_folder(net, tiny_model, target, "float32")
     return target
 
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 import transformers
 
-from pipeline.build import problems_of
-from pipeline.records import LENGTH, Completion, Group, Message, UserError
+from pipeline.config import problems_of
+from pipeline.errors import UserError
+from pipeline.lm import folders as export
+from pipeline.lm import template
+from pipeline.records import LENGTH, Completion, Group, Message
 from pipeline.rewards import implicit, likelihood
-from pipeline.training import encode, export
 
 TEXTS = ("Boil the water.", "Eat rice every day with your neighbour, slowly.", "No")
 
@@ -28,7 +30,7 @@ def folders(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
 def group(folders: tuple[Path, Path]) -> Group:
     plain = Group("p", (Message("user", "What now?"),), (
         Completion(TEXTS[0]), Completion(TEXTS[1], finish_reason=LENGTH), Completion(TEXTS[2])))
-    encoder = encode.Encoder(export.load_tokenizer(folders[0]), export.stop_ids(folders[0]))
+    encoder = template.Encoder(export.load_tokenizer(folders[0]), export.stop_ids(folders[0]))
     return encoder.encode([plain])[0]
 
 

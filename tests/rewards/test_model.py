@@ -12,8 +12,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from pipeline.build import problems_of
-from pipeline.records import LENGTH, STOP, Completion, Group, Message, UserError
+from pipeline.config import problems_of
+from pipeline.errors import UserError
+from pipeline.records import LENGTH, STOP, Completion, Group, Message
 from pipeline.rewards import model
 
 WORDS = ["<pad>", "<s>", "</s>", "<user>", "<bot>", "<unk>", *"abcdefgh"]
@@ -185,19 +186,21 @@ def test_a_given_path_is_checked_while_planning(folder: Path, tmp_path: Path) ->
 
 def test_scores_are_those_of_the_training_stage(tiny_model: Path, tmp_path: Path) -> None:
     """A reward model the loop trained gives the policy's own ids the scores it gave them in training."""
-    from pipeline.training import data, encode, export, reward
+    from pipeline.lm import examples, folders
+    from pipeline.lm import template as encode
+    from pipeline.training import reward
 
-    net = export.load_reward(tiny_model, torch.device("cpu"), seed=3, pad=0)
-    export.save_folder(net, tiny_model, tmp_path / "model", "float32")
+    net = folders.load_reward(tiny_model, torch.device("cpu"), seed=3, pad=0)
+    folders.save_folder(net, tiny_model, tmp_path / "model", "float32")
     texts = ("Boil the water.", "Eat rice every day with your neighbour, slowly.")
     plain = Group("p", (Message("system", "be kind"), Message("user", "What now?")),
                   (Completion(texts[0]), Completion(texts[1], finish_reason=LENGTH)))
-    encoder = encode.Encoder(export.load_tokenizer(tiny_model), export.stop_ids(tiny_model))
+    encoder = encode.Encoder(folders.load_tokenizer(tiny_model), folders.stop_ids(tiny_model))
     (group,) = encoder.encode([plain])
-    rows = model.encode(export.load_tokenizer(tmp_path / "model"), group)
+    rows = model.encode(folders.load_tokenizer(tmp_path / "model"), group)
     assert rows == [[*group.prompt_ids, *c.token_ids] for c in group.completions]
-    assert model.encode(export.load_tokenizer(tmp_path / "model"), plain) == rows  # from the messages: the same ids
-    example = data.Example(
+    assert model.encode(folders.load_tokenizer(tmp_path / "model"), plain) == rows  # from the messages: the same ids
+    example = examples.Example(
         "p", np.array(group.prompt_ids, np.int32), tuple(np.array(c.token_ids, np.int32) for c in group.completions)
     )
     with torch.no_grad():

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.build import problems_of
-from pipeline.records import Completion, Group, Message, UserError
+from pipeline.config import problems_of
+from pipeline.errors import UserError
+from pipeline.records import Completion, Group, Message
 from pipeline.rewards import pairwise
 
 GROUP = Group("p", (Message("user", "hi"),), tuple(map(Completion, ("a a a a a a", "a b c d", "x y z x y z"))))

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.build import load_part, problems_of
-from pipeline.records import Completion, Group, Message, UserError
+from pipeline.config import load_part, problems_of
+from pipeline.errors import UserError
+from pipeline.records import Completion, Group, Message
 from pipeline.rewards import rule
 
 GROUP = Group("p", (Message("system", "be kind"), Message("user", "hi")),

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pytest
 
-from pipeline.rewards.minifarm import gold, words_of
+from pipeline.worlds.minifarm import gold, words_of
 from scripts.make_minifarm import FLIPPED, SEED, SIZES, main, make_world
 
 FOLDER = Path(__file__).parent.parent.parent / "data" / "minifarm"

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.build import problems_of
-from pipeline.records import LENGTH, STOP, Completion, Group, Message, UserError
+from pipeline.config import problems_of
+from pipeline.errors import UserError
+from pipeline.records import LENGTH, STOP, Completion, Group, Message
 from pipeline.selection.filters import Correction, Filters, clean, compared, jaccard, lines, ngrams
 
 NAN = float("nan")

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.build import declared, load_part, problems_of
-from pipeline.records import Completion, Group, Message, UserError
+from pipeline.config import declared, load_part, problems_of
+from pipeline.errors import UserError
+from pipeline.records import Completion, Group, Message
 from pipeline.selection import (
     all_pairs,
     best_random,

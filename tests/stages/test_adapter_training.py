@@ -14,12 +14,13 @@ import torch
 import transformers
 
 from pipeline import tables
-from pipeline.build import build
-from pipeline.records import Completion, Group, Message, UserError
+from pipeline.config import build
+from pipeline.errors import UserError
+from pipeline.lm import adapters, folders
+from pipeline.lm.settings import AdapterSettings
+from pipeline.records import Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import init_model, reference_logprobs, sft, tokenize, train_preference, train_reward
-from pipeline.training import adapters, export
-from pipeline.training.settings import AdapterSettings
 
 ARCH = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2, "kv_heads": 2, "max_position": 64,
         "vocab_size": 320}
@@ -94,7 +95,7 @@ def test_four_bit_base(world, tmp_path):
     base = transformers.AutoModelForCausalLM.from_pretrained(world.model)
     adapted = peft.PeftModel.from_pretrained(base, out / "adapter")(ids).logits
     assert torch.allclose(merged(ids).logits, adapted, atol=1e-4)
-    four = export.load_policy(world.model, torch.device("cpu"), None, adapters.quantisation(
+    four = folders.load_policy(world.model, torch.device("cpu"), None, adapters.quantisation(
         AdapterSettings(kind="qlora"), "float32"))
     learned = peft.PeftModel.from_pretrained(four, out / "adapter")(ids).logits
     plain_base = transformers.AutoModelForCausalLM.from_pretrained(world.model)(ids).logits

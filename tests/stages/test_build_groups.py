@@ -13,12 +13,13 @@ import yaml
 from flows.compose import CONF, compose
 from flows.prepare import expand
 from pipeline import plan, store, tables
-from pipeline.build import build, problems_of
-from pipeline.records import LENGTH, Completion, Group, Message, UserError
+from pipeline.config import build, problems_of
+from pipeline.errors import UserError
+from pipeline.lm import folders
+from pipeline.records import LENGTH, Completion, Group, Message
 from pipeline.selection.filters import Filters
 from pipeline.stage import Context, Reporter
 from pipeline.stages import build_groups
-from pipeline.training import export
 
 
 def group_of(name: str, *samples: tuple[str, float], cut: bool = False) -> Group:
@@ -203,7 +204,7 @@ def test_rewritten_prompts_are_tokenised(tiny_model: Path, tmp_path: Path) -> No
     context = replace(context, inputs={**context.inputs, "model": (tiny_model,)})
     build_groups.run(context)
     first, second = tables.read(context.out / "groups")
-    tokenizer = export.load_tokenizer(tiny_model)
+    tokenizer = folders.load_tokenizer(tiny_model)
     for made, score, texts in ((first, "7", ("Boil the water.", "No")), (second, "2", ("No", "Boil the water."))):
         assert f"Overall score: {score}.<|user|>hi" in tokenizer.decode(made.prompt_ids)
         for completion, text in zip(made.completions, texts, strict=True):
@@ -255,7 +256,7 @@ def test_drafts_get_prompts_of_their_own_and_keep_their_ids(tiny_model: Path, tm
     assert [c.token_ids for c in made.completions] == [tuple(map(ord, t)) for t in (
         "Boil the water.", "No", "Boil the water.", "No", "No", "Boil the water.")]
     assert [bool(c.prompt_ids) for c in made.completions] == [False, False, True, True, True, True]
-    shown = export.load_tokenizer(tiny_model).batch_decode([c.prompt_ids for c in made.completions[2:]])
+    shown = folders.load_tokenizer(tiny_model).batch_decode([c.prompt_ids for c in made.completions[2:]])
     for text, draft in zip(shown, ("No", "No", "Boil the water.", "Boil the water."), strict=True):
         assert text.index("hi") < text.index(draft) < text.index("Improve your answer.")
 

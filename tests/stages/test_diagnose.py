@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from pipeline import tables
-from pipeline.build import build
+from pipeline.config import build
 from pipeline.records import Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import diagnose
@@ -49,7 +49,7 @@ def found(make_model, tmp_path_factory) -> tuple[dict, Reporter, Path, Path]:
     inputs = {name: (folder / name,) for name in ("answers", "baseline", "trained", "samples")}
     inputs |= {"groups": (folder / "trained",), "model": (policy,), "reference": (reference,)}
     settings = build(Settings, {
-        "score": "gold", "precision": "float32", "window": 2, "negatives": {"module": "pipeline.selection.mc", "m": 1}})
+        "score": "gold", "precision": "float32", "window": 2, "negatives": {"module": "pipeline.negatives.mc", "m": 1}})
     report = Reporter()
     context = Context(settings, diagnose.Runtime(device="cpu", threads=1), inputs, {}, folder / "work", 0, report)
     diagnose.run(context)

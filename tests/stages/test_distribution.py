@@ -19,7 +19,7 @@ import pytest
 from safetensors.torch import load_file
 
 from pipeline import supervisor, tables, worker
-from pipeline.build import build
+from pipeline.config import build
 from pipeline.records import Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import init_model, tokenize, train_preference
@@ -151,7 +151,7 @@ def test_sharded_with_drawn_negatives(world, tmp_path, kind):
     if kind == "qlora":
         pytest.importorskip("bitsandbytes", reason="make setup EXTRAS=qlora")
     settings = {"objective": {"module": "pipeline.objectives.rnce"},
-                "negatives": {"module": "pipeline.selection.mc", "m": 1},
+                "negatives": {"module": "pipeline.negatives.mc", "m": 1},
                 "trainer": TRAINER | {"adapter": {"kind": kind, "r": 4}}}
     in_process(world, tmp_path / "one", settings)
     code, said = finish(spec(world, tmp_path / "two", settings=settings, processes=2, strategy="fsdp2"))

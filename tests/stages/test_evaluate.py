@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import tables
-from pipeline.build import build
-from pipeline.records import LENGTH, STOP, Completion, Group, Message, UserError
+from pipeline.config import build
+from pipeline.errors import UserError
+from pipeline.records import LENGTH, STOP, Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import evaluate
 from pipeline.stages.evaluate import Settings

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import tables
-from pipeline.build import build, problems_of
-from pipeline.records import Completion, Group, Message, UserError
+from pipeline.config import build, problems_of
+from pipeline.errors import UserError
+from pipeline.records import Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import export, next_turn
 
@@ -59,7 +60,7 @@ def test_several_answers_and_formats_that_cannot_write_are_refused(tmp_path: Pat
 def test_the_second_turn_is_asked_after_the_first_answer(tmp_path: Path, tiny_model: Path):
     """Ids of the template's own rendering of question, answer, next question; what has no answer or no second turn, and
     what is too long, is counted."""
-    from pipeline.training.export import load_tokenizer
+    from pipeline.lm.folders import load_tokenizer
 
     (tmp_path / "question.jsonl").write_text("".join(
         json.dumps({"question_id": n, "turns": ["q", *later]}) + "\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.build import build, problems_of
+from pipeline.config import build, problems_of
 from pipeline.stage import Context, Reporter
 from pipeline.stages import gate
 from pipeline.stages.gate import Settings

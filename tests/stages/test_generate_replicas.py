@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from pipeline import tables
-from pipeline.engines import vllm_client, vllm_service
+from pipeline.engines.vllm import client, service
 from pipeline.records import Group, Message
 
 pytestmark = pytest.mark.slow
@@ -43,11 +43,11 @@ class Fleet:
 
     @property
     def urls(self) -> list[str]:
-        return self.environment[vllm_service.URL].split(",")
+        return self.environment[service.URL].split(",")
 
     @property
     def keepers(self) -> list[psutil.Process]:
-        return [psutil.Process(int(pid)) for pid in self.environment[vllm_service.PIDS].split(",")]
+        return [psutil.Process(int(pid)) for pid in self.environment[service.PIDS].split(",")]
 
     def server(self, number: int) -> psutil.Process:
         """The API server's process."""
@@ -56,7 +56,7 @@ class Fleet:
         return server
 
     def serves(self, number: int) -> bool:
-        return vllm_service.answers(self.urls[number], self.environment[vllm_service.KEY])
+        return service.answers(self.urls[number], self.environment[service.KEY])
 
 
 def until(condition: Callable[[], object], seconds: float, say: Callable[[], str] = lambda: "") -> None:
@@ -140,7 +140,7 @@ def start(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[..., Stage]]:
         folder = tmp_path / f"stage{len(started)}"
         folder.mkdir()
         tables.write(folder / "prompts", prompts(number))
-        name = "pipeline.engines.vllm"
+        name = "pipeline.engines.vllm.engine"
         spec = {
             "stage": "generate", "run": "test", "step": "generate", "seed": 5, "work": str(folder / "work"),
             "settings": {"engine": name, "dtype": "float32", "n": 2, "max_tokens": max_tokens,
@@ -185,7 +185,7 @@ def stop_in_the_act(fleet: Fleet, number: int, stage: Stage) -> psutil.Process:
 
 
 def test_two_replicas_give_the_table_of_one(fleet: Fleet, start):
-    one = {**fleet.environment, vllm_service.URL: fleet.urls[0]}
+    one = {**fleet.environment, service.URL: fleet.urls[0]}
     alone, both = start(one, 60).done(), start(fleet.environment, 60).done()
     assert [row.id for row in both.rows()] == [f"p{i}" for i in range(60)]
     assert both.rows() == alone.rows()
@@ -259,7 +259,7 @@ def test_two_runs_at_one_server_are_told_apart(use_vllm, make_model, start, tmp_
     stage = start(use_vllm.environment, 400)
     until(lambda: stage.parts() >= 2, 120, lambda: stage.said)
     other = make_model(tmp_path / "other", seed=1)
-    vllm_client.load(vllm_client.connect(use_vllm.url, use_vllm.key), other)
+    client.load(client.connect(use_vllm.url, use_vllm.key), other)
     assert stage.process.wait(60) == 2, stage.said
     (problem,) = json.loads((stage.folder / "work" / "problems.json").read_text())
     assert problem.startswith(f"engine.url: another run loaded weights into the vLLM server at {use_vllm.url} while")

@@ -16,8 +16,8 @@ import yaml
 
 import conf
 from pipeline import tables
-from pipeline.build import build, problems_of
-from pipeline.records import UserError
+from pipeline.config import build, problems_of
+from pipeline.errors import UserError
 from pipeline.stage import Context, Reporter
 from pipeline.stages import import_data
 from pipeline.stages.import_data import Runtime, Settings

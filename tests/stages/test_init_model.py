@@ -11,8 +11,9 @@ import torch
 import transformers
 
 from pipeline import tables
-from pipeline.build import build, problems_of
-from pipeline.records import Completion, Group, Message, UserError
+from pipeline.config import build, problems_of
+from pipeline.errors import UserError
+from pipeline.records import Completion, Group, Message
 from pipeline.stage import Context
 from pipeline.stages import init_model
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import tables
-from pipeline.build import build, problems_of
-from pipeline.records import Completion, Group, Message, UserError
+from pipeline.config import build, problems_of
+from pipeline.errors import UserError
+from pipeline.records import Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import merge
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.build import build
-from pipeline.records import UserError
+from pipeline.config import build
+from pipeline.errors import UserError
 from pipeline.stage import Context, Reporter
 from pipeline.stages import report
 from pipeline.stages.report import Settings, gain, prompt_outcomes

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline import tables
-from pipeline.build import build, problems_of
+from pipeline.config import build, problems_of
 from pipeline.records import LENGTH, Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import score
@@ -141,10 +141,10 @@ def test_the_uncertainty_of_the_reward_model_reaches_the_selection(tiny_model: P
     """Scored by Monte-Carlo dropout, then the pairs the passes agree about: every pair has its information gain."""
     import torch
 
+    from pipeline.lm import folders
     from pipeline.selection import upo
-    from pipeline.training import export
 
-    export.save_folder(export.load_reward(tiny_model, torch.device("cpu"), seed=3, pad=0), tiny_model,
+    folders.save_folder(folders.load_reward(tiny_model, torch.device("cpu"), seed=3, pad=0), tiny_model,
                        tmp_path / "reward", "float32")
     texts = ("Boil the water.", "No no no no.", "Eat rice every day.", "What is the best way?")
     tables.write(tmp_path / "in", [Group(f"p{i}", (Message("user", f"hi {i}"),), tuple(map(Completion, texts)))

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import tables
-from pipeline.build import problems_of
-from pipeline.records import Group, Message, UserError
+from pipeline.config import problems_of
+from pipeline.errors import UserError
+from pipeline.records import Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import select_prompts
 from pipeline.stages.select_prompts import Settings, slice_of

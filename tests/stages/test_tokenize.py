@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import tables
-from pipeline.build import build
-from pipeline.records import LENGTH, Completion, Group, Message, UserError
+from pipeline.config import build
+from pipeline.errors import UserError
+from pipeline.records import LENGTH, Completion, Group, Message
 from pipeline.stage import Context
 from pipeline.stages import init_model, tokenize
 

@@ -17,8 +17,9 @@ import torch
 import transformers
 
 from pipeline import tables
-from pipeline.build import build, problems_of
-from pipeline.records import Completion, Group, Message, UserError
+from pipeline.config import build, problems_of
+from pipeline.errors import UserError
+from pipeline.records import Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import init_model, reference_logprobs, sft, tokenize, train_preference, train_reward
 
@@ -115,7 +116,7 @@ def test_pairs_wanted_demonstrations_given(world, tmp_path):
 
 def test_bad_parts_show_when_planning():
     settings = {"objective": {"module": "pipeline.objectives.dpo", "beta": -1},
-                "negatives": {"module": "pipeline.selection.mc", "mm": 2}}
+                "negatives": {"module": "pipeline.negatives.mc", "mm": 2}}
     problems = problems_of(train_preference.Settings, settings)
     assert [p.split(":")[0] for p in problems] == ["objective.beta", "negatives.mm"]
     off = {"objective": DPO["objective"], "negatives": {"module": None}}
@@ -132,7 +133,7 @@ def test_only_objectives_with_a_reference_want_one():
 
 def test_mc_negatives_and_kept_optimizer(world, tmp_path):
     settings = {"objective": {"module": "pipeline.objectives.rnce"}, "keep_optimizer": True, "trainer": TRAINER,
-                "negatives": {"module": "pipeline.selection.mc", "m": 1}}
+                "negatives": {"module": "pipeline.negatives.mc", "m": 1}}
     inputs = {"groups": world.ids / "pref", "reference": world.refs}
     first = run(train_preference, tmp_path / "one", settings, RUNTIME, model=world.sft, **inputs)
     assert json.loads((first / "optimizer" / "state.json").read_text()) == {"updates": 12}
@@ -144,7 +145,7 @@ def test_mc_negatives_and_kept_optimizer(world, tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from pipeline.build import build
+from pipeline.config import build
 from pipeline.stage import Context
 from pipeline.stages import train_preference as stage
 import json
@@ -210,5 +211,5 @@ def test_reward_model_needs_pairs(world, tmp_path):
 ])
 def test_negatives_that_an_objective_cannot_take(objective, said):
     settings = {"objective": {"module": f"pipeline.objectives.{objective}"},
-                "negatives": {"module": "pipeline.selection.mc", "m": 2}}
+                "negatives": {"module": "pipeline.negatives.mc", "m": 2}}
     assert problems_of(train_preference.Settings, settings) == ([] if said is None else [said])

@@ -10,8 +10,9 @@ import torch
 from flows.compose import compose
 from flows.prepare import expand
 from pipeline import tables
-from pipeline.build import problems_of
-from pipeline.records import Completion, Group, Message, UserError
+from pipeline.config import problems_of
+from pipeline.errors import UserError
+from pipeline.records import Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import weigh_prompts
 from pipeline.stages.weigh_prompts import Settings, density_ratios
@@ -70,9 +71,9 @@ def test_one_label_alone_is_refused(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_padding_and_batches_change_nothing(tiny_model: Path, tmp_path: Path) -> None:
-    from pipeline.training import export
+    from pipeline.lm import folders
 
-    model = export.load_policy(tiny_model, torch.device("cpu")).base_model.eval()
+    model = folders.load_policy(tiny_model, torch.device("cpu")).base_model.eval()
     groups = [group_of("a", (11, 12, 13), True), group_of("b", (50,) * 9, True)]
     with torch.no_grad():
         together = weigh_prompts._means(model, groups, "cpu")

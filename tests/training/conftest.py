@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from pipeline.training.data import Example
+from pipeline.lm.examples import Example
 
 VOCABULARY = 64
 

@@ -8,8 +8,8 @@ import types
 import pytest
 import torch
 
-from pipeline.build import Part
-from pipeline.records import UserError
+from pipeline.config import Part
+from pipeline.errors import UserError
 from pipeline.training import inputs, policy
 from pipeline.training.gradients import accumulate, normalised_weights
 

@@ -9,10 +9,11 @@ import shutil
 import pytest
 import torch
 
-from pipeline.build import load_part
-from pipeline.records import UserError
+from pipeline.config import load_part
+from pipeline.errors import UserError
+from pipeline.lm import folders, forward
 from pipeline.stage import Reporter
-from pipeline.training import assembly, checkpoint, export, forward, optim, policy
+from pipeline.training import assembly, checkpoint, optim, policy
 from pipeline.training.gradients import accumulate, normalised_weights
 from pipeline.training.loop import Job, fit
 from pipeline.training.settings import TrainerSettings, TrainRuntime
@@ -20,7 +21,7 @@ from pipeline.training.settings import TrainerSettings, TrainRuntime
 DPO = {"module": "pipeline.objectives.dpo"}
 CRINGE = {"module": "pipeline.objectives.pairwise_cringe", "alpha": 0.5}
 RNCE = {"module": "pipeline.objectives.rnce"}
-MC = {"module": "pipeline.selection.mc", "m": 2}
+MC = {"module": "pipeline.negatives.mc", "m": 2}
 
 
 def task(spec, tokens=10**6, negatives=None):
@@ -158,7 +159,7 @@ def test_neither_recomputing_nor_compiling_changes_the_gradient(tiny, tmp_path, 
     found = []
     for runtime in (TrainRuntime(), TrainRuntime(**{change: True})):
         tiny.llama().save_pretrained(tmp_path / "model")
-        model = export.load_policy(tmp_path / "model", torch.device("cpu"), runtime)
+        model = folders.load_policy(tmp_path / "model", torch.device("cpu"), runtime)
         forward.prepare(model)
         assembly.adapt(model, TrainerSettings(), runtime, 0)
         accumulate(model, task(DPO), tiny.examples(4), 0, "float32", 10**6)

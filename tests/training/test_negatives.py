@@ -8,14 +8,15 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.build import load_part
-from pipeline.training import forward, negatives, packed, policy
-from pipeline.training.data import Example
+from pipeline.config import load_part
+from pipeline.lm import forward, packed
+from pipeline.lm.examples import Example
+from pipeline.training import negatives, policy
 from pipeline.training.gradients import accumulate
 
 RNCE = load_part({"module": "pipeline.objectives.rnce"}, "objective")
-MC = load_part({"module": "pipeline.selection.mc", "m": 2}, "negatives")
-UNIFORM = load_part({"module": "pipeline.selection.uniform"}, "negatives")
+MC = load_part({"module": "pipeline.negatives.mc", "m": 2}, "negatives")
+UNIFORM = load_part({"module": "pipeline.negatives.uniform"}, "negatives")
 
 
 def how(part):
@@ -45,7 +46,7 @@ def test_negatives_are_drawn_and_the_preferred_stays(tiny):
 def test_candidates_are_scored_by_the_live_policy(tiny):
     """A draw that returns the largest log-prob picks the candidate the model itself finds most likely."""
     model, examples = tiny.llama(), tiny.examples(4, k=4)
-    hardest = load_part({"module": "pipeline.selection.hardest", "weights": "logp"}, "negatives")
+    hardest = load_part({"module": "pipeline.negatives.hardest", "weights": "logp"}, "negatives")
     drawn, _ = negatives.draw(model, examples, 0, how(hardest))
     logps = forward.group_logps(model, forward.collate(examples), 2**27)
     best = logps[:, 1:].argmax(1) + 1
@@ -116,7 +117,7 @@ def test_a_micro_batch_holds_what_learns_at_once(tiny):
     def example(*lengths):
         return Example("a", np.arange(3, 14), tuple(np.arange(3, 3 + n) for n in lengths))
 
-    one = negatives.Draw(load_part({"module": "pipeline.selection.mc", "m": 1}, "negatives"), 0, 10**6, 2**27)
+    one = negatives.Draw(load_part({"module": "pipeline.negatives.mc", "m": 1}, "negatives"), 0, 10**6, 2**27)
     assert one.cost(example(5, 2, 9, 4)) == 10 + 5 + 9
     assert how(MC).cost(example(5, 2, 9, 4)) == 10 + 5 + 9 + 4
     assert one.cost(example(1, *[20] * 10)) == (10 + 200 + 3) // 4
@@ -141,7 +142,7 @@ def test_weights_that_scoring_converted_still_get_a_gradient(tiny, share):
 def test_a_loss_that_looks_beyond_its_group_has_its_negatives_drawn_before(tiny):
     """KTO's KL point is taken over the batch: all negatives are drawn before the first micro-batch."""
     kto = load_part({"module": "pipeline.objectives.kto"}, "objective")
-    made = policy.PolicyTask(kto, load_part({"module": "pipeline.selection.mc", "m": 1}, "negatives"), 0, 60, 2**27)
+    made = policy.PolicyTask(kto, load_part({"module": "pipeline.negatives.mc", "m": 1}, "negatives"), 0, 60, 2**27)
     examples, model = tiny.examples(6, k=4), tiny.llama()
     assert not made.draws_apart
     batch, metrics = made.prepare(model, examples, 0)

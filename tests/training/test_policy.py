@@ -9,15 +9,18 @@ import types
 import pytest
 import torch
 
-from pipeline.build import Part, load_part
-from pipeline.records import LossInputs, UserError
-from pipeline.training import data, fitting, forward, inputs, policy
+from pipeline.config import Part, load_part
+from pipeline.errors import UserError
+from pipeline.lm import examples as data
+from pipeline.lm import forward
+from pipeline.objectives.contract import LossInputs
+from pipeline.training import checks, inputs, policy
 
 DPO = load_part({"module": "pipeline.objectives.dpo"}, "objective")
 CE = load_part({"module": "pipeline.objectives.ce"}, "objective")
 CRINGE = load_part({"module": "pipeline.objectives.pairwise_cringe"}, "objective")
 RNCE = load_part({"module": "pipeline.objectives.rnce"}, "objective")
-MC = load_part({"module": "pipeline.selection.mc", "m": 2}, "negatives")
+MC = load_part({"module": "pipeline.negatives.mc", "m": 2}, "negatives")
 
 
 def task(objective, negatives=None):
@@ -66,19 +69,19 @@ def test_misfits_are_named(tiny):
         (bare, "needs reference log-probs, but 2 of 2"),
     ]:
         with pytest.raises(UserError, match=words):
-            fitting.fit_to_objective(examples, DPO, None)
-    assert fitting.fit_to_objective(pairs, DPO, None) == pairs
+            checks.fit_to_objective(examples, DPO, None)
+    assert checks.fit_to_objective(pairs, DPO, None) == pairs
 
 
 def test_labels_that_are_missing_are_named(tiny):
     module = types.ModuleType("labelled")
     module.NEEDS, module.NORMALISE = frozenset({"labels"}), "groups"
     with pytest.raises(UserError, match="needs labels, but 2 of 2 groups have none"):
-        fitting.fit_to_objective(tiny.examples(2, k=1), Part(module, None), None)
+        checks.fit_to_objective(tiny.examples(2, k=1), Part(module, None), None)
 
 
 def test_demonstrations_of_pairs_are_the_preferred_side(tiny):
-    (example,) = fitting.fit_to_objective(tiny.examples(1), CE, None)
+    (example,) = checks.fit_to_objective(tiny.examples(1), CE, None)
     assert len(example.completions) == 1 == len(example.ref_logps)
 
 

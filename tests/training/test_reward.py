@@ -10,8 +10,9 @@ import pytest
 import torch
 import transformers
 
-from pipeline.training import reward, sharing
-from pipeline.training.data import Example
+from pipeline.lm import prefix
+from pipeline.lm.examples import Example
+from pipeline.training import reward
 from pipeline.training.inputs import About
 
 
@@ -93,7 +94,7 @@ def test_packed_scores_are_those_of_the_models_own_forward(tiny, family, more, c
     slopes = torch.randn(len(own))
     gradients = torch.autograd.grad((torch.stack(own) * slopes).sum(), list(model.parameters()), allow_unused=True)
     reward.prepare(model, PAD)
-    assert sharing.is_shared(model) and capsys.readouterr().out.startswith(f"prompts are shared: {family}For")
+    assert prefix.is_shared(model) and capsys.readouterr().out.startswith(f"prompts are shared: {family}For")
     scores, present = reward.group_scores(model, examples, PAD)
     assert torch.allclose(scores[present], torch.stack(own), atol=1e-5)
     ours = torch.autograd.grad((scores[present] * slopes).sum(), list(model.parameters()), allow_unused=True)
@@ -121,4 +122,4 @@ def test_a_score_that_is_more_than_a_layer_stays_with_rows(tiny, capsys):
 def test_packed_rows_can_be_turned_off():
     model = classifier("Llama")
     reward.prepare(model, PAD, share_prefix=False)
-    assert not sharing.is_shared(model)
+    assert not prefix.is_shared(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.build import problems_of
+from pipeline.config import problems_of
 from pipeline.training.settings import TrainerSettings, TrainRuntime, lr_factor, total_steps
 
 

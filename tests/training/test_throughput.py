@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.training import adapters, throughput
-from pipeline.training.data import Example
-from pipeline.training.settings import AdapterSettings
+from pipeline.lm import adapters
+from pipeline.lm.examples import Example
+from pipeline.lm.settings import AdapterSettings
+from pipeline.training import throughput
 
 
 def example(prompt, *completions, own=None):
@@ -56,7 +57,7 @@ def test_metrics_say_how_fast_it_is(tiny, tmp_path):
     """Utilisation is FLOPs over seconds over the declared peak; the time left shrinks to 0."""
     import json
 
-    from pipeline.build import load_part
+    from pipeline.config import load_part
     from pipeline.stage import Reporter
     from pipeline.training import policy
     from pipeline.training.loop import Job, fit

@@ -1,0 +1,141 @@
+"""`align run`, `align plan`, `align stage`: from overrides to a run that goes on in a supervised process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from flows import gates, screen
+from flows.estimate import estimate, shortage
+from flows.prepare import Prepared, prepare
+from flows.summary import conclude
+from pipeline import plan, runs, supervisor
+from pipeline.errors import UserError, nearest
+from pipeline.plan import Planned
+
+
+def run(overrides: list[str]) -> int:
+    """Run or go on. Exit code as of `align`."""
+    prepared = prepare(overrides)
+    started = time.monotonic()
+    planned = plan.look_up_all(prepared.workspace, prepared.steps)
+    _announce(prepared, planned)
+    _enough_disk(prepared, planned)
+    with runs.hold(prepared.workspace, prepared.run.name):
+        record = _with_known(prepared.run, planned)
+        reachable = gates.reachable(planned)
+        if all(item.cached for item in reachable):
+            return _all_cached(prepared, record, reachable, started)
+        runs.save(prepared.workspace, record)
+    return _drive(prepared, only=None, force=False)
+
+
+def show_plan(overrides: list[str]) -> int:
+    """Print the steps, what is cached, what must run, and an estimate. Writes nothing but file hashes."""
+    prepared = prepare(overrides)
+    planned = plan.look_up_all(prepared.workspace, prepared.steps)
+    for note in prepared.notes:
+        screen.say(f"note: {note}")
+    rows = []
+    for item in planned:
+        state = "cached" if item.cached else "run" if item.key else "run, after its inputs"
+        origin = item.artifact.manifest.get("run", "") if item.artifact else ""
+        inputs = ", ".join(str(ref) for refs in item.step.inputs.values() for ref in refs)
+        rows.append([item.step.name, item.step.stage, state, item.key or "", origin, inputs])
+    columns = ["step", "stage", "", "key", "made by run", "inputs"]
+    screen.table(f"run {prepared.run.name} in {prepared.workspace}", columns, rows)
+    for line in estimate(prepared.run.config, planned).lines():
+        screen.say(line)
+    for problem in shortage(prepared.run.config, prepared.workspace, planned):
+        screen.say(f"warning: {problem}")
+    return 0
+
+
+def run_stage(step: str, overrides: list[str], force: bool) -> int:
+    """Rerun one step of an existing run, with changed settings if given; say what became stale by it."""
+    fixed = [o for o in overrides if o.partition("=")[0] in ("run", "workspace")]
+    changes = [o for o in overrides if o not in fixed]
+    if not any(o.startswith("run=") for o in fixed):
+        raise UserError("run: missing, say of which run: align stage STEP run=NAME")
+    prepared = prepare(fixed, {step: changes} if changes else None)
+    names = [s.name for s in prepared.steps]
+    if step not in names:
+        raise UserError(f"{step}: the run has no such step{nearest(step, names)}")
+    planned = {item.step.name: item for item in plan.look_up_all(prepared.workspace, prepared.steps)}
+    if planned[step].cached and not force:
+        screen.say(f"{step} is there already with these settings ({planned[step].key}); --force computes it again")
+    with runs.hold(prepared.workspace, prepared.run.name):
+        runs.save(prepared.workspace, prepared.run)
+    code = _drive(prepared, only=step, force=force)
+    after = plan.look_up_all(prepared.workspace, prepared.steps)
+    stale = [item.step.name for item in after if not item.cached]
+    record = runs.load(prepared.workspace, prepared.run.name)
+    assert record is not None
+    if code == 0:
+        steps = [{**s, "state": "stale"} if s["name"] in stale else s for s in record.steps]
+        runs.save(prepared.workspace, replace(record, steps=steps, outcome=runs.STALE if stale else runs.DONE))
+        if stale:
+            screen.say(f"stale now: {', '.join(stale)}")
+            screen.say(f"bring them up to date with: align run run={prepared.run.name}")
+    return code
+
+
+def _announce(prepared: Prepared, planned: list[Planned]) -> None:
+    for note in prepared.notes:
+        screen.say(f"note: {note}")
+    cached = sum(item.cached for item in planned)
+    screen.say(f"run {prepared.run.name}: {len(planned)} steps, {cached} cached, "
+                f"in {runs.folder(prepared.workspace, prepared.run.name)}")
+
+
+def _enough_disk(prepared: Prepared, planned: list[Planned]) -> None:
+    problems = shortage(prepared.run.config, prepared.workspace, planned)
+    if problems:
+        raise UserError(*problems)
+
+
+def _with_known(run: runs.Run, planned: list[Planned]) -> runs.Run:
+    known = {item.step.name: item for item in planned}
+    steps = []
+    for step in run.steps:
+        item = known[step["name"]]
+        steps.append({**step, "state": "cached" if item.cached else "waiting", "key": item.key})
+    return replace(run, steps=steps)
+
+
+def _all_cached(prepared: Prepared, record: runs.Run, planned: list[Planned], started: float) -> int:
+    """Nothing to run: no process, no Prefect."""
+    for item in planned:
+        screen.say(f"  cached  {item.step.name}")
+    record = replace(record, steps=[{**s, "state": "cached"} for s in record.steps])
+    record = gates.ended(record, planned[-1].step.name if len(planned) < len(record.steps) else "")
+    runs.save(prepared.workspace, record)
+    done = {item.step.name: item.artifact for item in planned if item.artifact}
+    conclude(prepared.workspace, record, done, time.monotonic() - started)
+    return 0
+
+
+def _drive(prepared: Prepared, only: str | None, force: bool) -> int:
+    """The flow in a process of its own, under a supervisor that leaves nothing behind."""
+    command = [sys.executable, "-m", "flows.driver", str(prepared.workspace), prepared.run.name, only or ""]
+    grace = float(prepared.run.config["hardware"]["grace_seconds"]) + 15  # the stage's own grace comes first
+    package = str(Path(__file__).resolve().parent.parent)
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.Popen(
+        supervisor.command_line(command + (["--force"] if force else []), log=None, grace=grace),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, start_new_session=True)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _frame: process.send_signal(received))
+    code = process.wait()
+    record = runs.load(prepared.workspace, prepared.run.name)
+    if record is not None and runs.outcome(prepared.workspace, record) == runs.INTERRUPTED:
+        runs.save(prepared.workspace, replace(record, outcome=runs.INTERRUPTED))
+    if code in (130, 143):
+        screen.say(f"interrupted; go on with: align run run={prepared.run.name}")
+        return 130
+    return code if code in (0, 1, 2) else 1

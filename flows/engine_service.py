@@ -1,0 +1,84 @@
+"""The sampling engine that outlives a stage: started once per run, early, used by every step that samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flows import screen
+from pipeline import store
+from pipeline.config import load_part
+from pipeline.plan import Step, look_up
+
+
+class EngineFailed(Exception):
+    """The engine's service did not start. Carries the last lines of its log."""
+
+
+class EngineHolder:
+    """Owns the run's engine service. It starts in the background as soon as a model exists whose shape it can take
+    (weights are swapped in place later), so that its start overlaps training. Where training needs the engine's device
+    (`engine.sleep_level` above 0) it starts with the first step that samples, and sleeps during the others."""
+
+    def __init__(self, log: Path, spec: dict[str, Any], workspace: Path) -> None:
+        self._part = load_part(spec, "engine")
+        self._log = log
+        self._workspace = workspace
+        self._service: Any = None
+        self._model: Path | None = None  # the folder the service was started with
+        self._shares_device = getattr(self._part.settings, "sleep_level", 0) > 0
+        self._asleep = False
+
+    def warm_up(self, remaining: list[Step], done: dict[str, store.Artifact]) -> None:
+        """Start the service if a step to come will sample and nothing serves yet."""
+        if self._model is not None:
+            return
+        ahead = remaining[:1] if self._shares_device else remaining
+        wanted = any(_samples(step) and not self._cached(step, done) for step in ahead)
+        models = (a.path / "model" for a in done.values() if "model/generation_config.json" in a.manifest["files"])
+        model = next(models, None)
+        start = getattr(self._part.module, "start_service", None)
+        if wanted and model is not None and start is not None:
+            self._model = model
+            self._service = start(model, self._log, self._part.settings)  # None: the user's own server serves
+
+    def environment(self, step: Step) -> dict[str, str]:
+        """What the step's process needs to use the service. Waits until it serves; starts it anew if it has died."""
+        if self._service is None:
+            return {}
+        if not _samples(step):
+            self._rest()
+            return {}
+        if not self._service.alive():
+            screen.say(f"note: the engine has ended ({self._log}); starting it again")
+            self._service.stop()  # of several replicas, those that are left
+            self._service = self._part.module.start_service(self._model, self._log, self._part.settings)
+            self._asleep = False
+        try:
+            self._service.wait_ready(self._part.settings.start_timeout)
+            if self._asleep:
+                self._service.wake()
+                self._asleep = False
+        except RuntimeError as error:
+            raise EngineFailed(f"{step.name} cannot sample: {error}") from None
+        return dict(self._service.environment)
+
+    def _rest(self) -> None:
+        if self._shares_device and not self._asleep and self._service.alive():
+            try:
+                self._service.rest()
+            except RuntimeError as error:
+                raise EngineFailed(f"the engine keeps the device's memory: {error}") from None
+            self._asleep = True
+
+    def close(self) -> None:
+        if self._service is not None:
+            self._service.stop()
+            self._service = None
+
+    def _cached(self, step: Step, done: dict[str, store.Artifact]) -> bool:
+        return look_up(self._workspace, step, done).cached
+
+
+def _samples(step: Step) -> bool:
+    return bool(getattr(step.module, "USES_ENGINE", False))

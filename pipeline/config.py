@@ -1,0 +1,227 @@
+"""Plain data -> frozen dataclasses, with every problem reported at once.
+
+The dataclass is the schema: its annotations are the types, `setting(...)` adds ranges and choices, and a
+`check()` method may return further problems. Each problem names the dotted key, what was found, what was expected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import pkgutil
+import types
+import typing
+from typing import Any
+
+from pipeline.errors import UserError, nearest
+
+_META = "alignloop"
+_MISSING = dataclasses.MISSING
+
+
+def setting(
+    default: Any = _MISSING,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+) -> Any:
+    """A dataclass field with an allowed range: low <= x <= high, above < x < below, or one of `choices`."""
+    meta = {_META: {"low": low, "high": high, "above": above, "below": below, "choices": choices}}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=meta)
+    if default is _MISSING:
+        return dataclasses.field(metadata=meta)
+    return dataclasses.field(default=default, metadata=meta)
+
+
+
+
+def build(cls: Any, data: Any, where: str = "") -> Any:
+    """Build dataclass `cls` from plain data. Raises UserError with one line per problem."""
+    problems: list[str] = []
+    made = _dataclass(cls, data, where, problems)
+    if problems:
+        raise UserError(*problems)
+    return made
+
+
+def problems_of(cls: Any, data: Any, where: str = "") -> list[str]:
+    """The problems `build` would raise, as a list (empty: it builds)."""
+    try:
+        build(cls, data, where)
+    except UserError as error:
+        return error.problems
+    return []
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _dataclass(cls: Any, data: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(data, dict):
+        problems.append(f"{where or cls.__name__}: expected a mapping, got {data!r}")
+        return None
+    before = len(problems)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for key in data:
+        if key not in fields:
+            problems.append(f"{_join(where, str(key))}: unknown key{nearest(str(key), fields)}")
+    values: dict[str, Any] = {}
+    for name, spec in fields.items():
+        if name in data:
+            values[name] = _value(hints[name], data[name], _join(where, name), problems)
+            _check_range(spec, values[name], _join(where, name), problems)
+        elif spec.default is _MISSING and spec.default_factory is _MISSING:
+            problems.append(f"{_join(where, name)}: missing, expected {_describe(hints[name])}")
+    if len(problems) > before:
+        return None
+    made = cls(**values)
+    check = getattr(made, "check", None)
+    if check is not None:
+        problems.extend(f"{_join(where, key)}: {text}" for key, text in check())
+    return made
+
+
+def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        options = [a for a in args if a is not type(None)]
+        for option in options:
+            trial: list[str] = []
+            made = _value(option, value, where, trial)
+            if not trial:
+                return made
+        if len(options) == 1:
+            problems.extend(trial)
+        else:
+            problems.append(f"{where}: expected {_describe(hint)}, got {value!r}")
+        return None
+    if dataclasses.is_dataclass(hint):
+        return _dataclass(hint, value, where, problems)
+    if origin in (list, tuple):
+        if not isinstance(value, (list, tuple)):
+            problems.append(f"{where}: expected {_describe(hint)}, got {value!r}")
+            return None
+        return origin(_value(args[0], v, f"{where}[{i}]", problems) for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            problems.append(f"{where}: expected {_describe(hint)}, got {value!r}")
+            return None
+        return {_value(args[0], k, where, problems): _value(args[1], v, _join(where, str(k)), problems)
+                for k, v in value.items()}
+    return _scalar(hint, value, where, problems)
+
+
+def _scalar(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and is_number and math.isfinite(value):
+        return float(value)  # so that 1 and 1.0 are one setting
+    if hint is int and is_number and float(value).is_integer():
+        return int(value)
+    if hint in (bool, str, dict) and isinstance(value, hint):
+        return value
+    problems.append(f"{where}: expected {_describe(hint)}, got {value!r}")
+    return None
+
+
+def _check_range(spec: Any, value: Any, where: str, problems: list[str]) -> None:
+    limits = spec.metadata.get(_META)
+    if limits is None or value is None:
+        return
+    for item in value if isinstance(value, (list, tuple)) else (value,):
+        if limits["choices"] is not None:
+            if item not in limits["choices"]:
+                names = [str(c) for c in limits["choices"]]
+                problems.append(f"{where}: {item!r} is not allowed, expected one of {', '.join(names)}")
+            continue
+        if not isinstance(item, (int, float)):
+            continue
+        too_low = (limits["low"] is not None and item < limits["low"]) or (
+            limits["above"] is not None and item <= limits["above"])
+        too_high = (limits["high"] is not None and item > limits["high"]) or (
+            limits["below"] is not None and item >= limits["below"])
+        if too_low or too_high:
+            problems.append(f"{where}: {item!r} is out of range, expected {_range(limits)}")
+
+
+def _range(limits: dict[str, Any]) -> str:
+    left = f"{limits['low']} <= " if limits["low"] is not None else ""
+    left = f"{limits['above']} < " if limits["above"] is not None else left
+    right = f" <= {limits['high']}" if limits["high"] is not None else ""
+    right = f" < {limits['below']}" if limits["below"] is not None else right
+    return f"{left}x{right}"
+
+
+def _describe(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("null" if a is type(None) else _describe(a) for a in args)
+    if origin in (list, tuple):
+        return f"a list of {_describe(args[0])}"
+    if origin is dict:
+        return f"a mapping of {_describe(args[0])} to {_describe(args[1])}"
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping"}
+    return plain.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A pluggable part: its module and its built Settings."""
+
+    module: types.ModuleType
+    settings: Any
+
+
+def load_part(spec: Any, where: str) -> Part:
+    """A config node `{module: pipeline.objectives.dpo, beta: 0.1}` -> the module and its `Settings(beta=0.1)`.
+
+    Any importable module with a `Settings` dataclass will do, so a user's own package plugs in by its dotted path.
+    Raises UserError for an unknown module (with the nearest ones beside it) and for every bad setting.
+    """
+    if not isinstance(spec, dict) or not isinstance(spec.get("module"), str):
+        raise UserError(f"{where}.module: missing, expected a module's dotted path such as pipeline.objectives.dpo")
+    name = spec["module"]
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and not (name == error.name or name.startswith(error.name + ".")):
+            raise UserError(f"{where}.module: {name} needs {error.name}, which is not installed") from None
+        close = nearest(name.rpartition(".")[2], _siblings(name))
+        raise UserError(f"{where}.module: no module {name!r}{close}") from None
+    if not dataclasses.is_dataclass(getattr(module, "Settings", None)):
+        raise UserError(f"{where}.module: {name} has no Settings dataclass, so it is not a pluggable part")
+    return Part(module, build(module.Settings, {k: v for k, v in spec.items() if k != "module"}, where))
+
+
+def declared(part: Part, name: str) -> Any:
+    """What a part declares as a constant NAME or, where it depends on the settings, as a function name(settings)."""
+    function = getattr(part.module, name, None)
+    return function(part.settings) if function is not None else getattr(part.module, name.upper())
+
+
+def part_problems(spec: Any, where: str) -> list[tuple[str, str]]:
+    """The problems of a part as (key relative to nothing, text) pairs, for a Settings.check()."""
+    try:
+        load_part(spec, where)
+    except UserError as error:
+        return [(key, text.strip()) for key, _, text in (p.partition(":") for p in error.problems)]
+    return []
+
+
+def _siblings(name: str) -> list[str]:
+    package = name.rpartition(".")[0]
+    try:
+        paths = importlib.import_module(package).__path__ if package else []
+    except (ImportError, AttributeError):
+        return []
+    return [m.name for m in pkgutil.iter_modules(paths)]

@@ -1,0 +1,23 @@
+"""What the user can put right, and how it is worded."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can put right. Carries one message per problem; printed without a traceback, exit code 2."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' (did you mean a, b?)' for the closest known names, or the list of all when none is close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if close:
+        return f" (did you mean {' or '.join(close)}?)"
+    return f" (known: {', '.join(names)})" if names else ""

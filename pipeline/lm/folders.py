@@ -1,0 +1,125 @@
+"""Hugging Face folders in and out: float32 masters in, a plain folder anyone can load out."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from pipeline.errors import UserError
+from pipeline.lm import memory
+from pipeline.training.settings import TrainRuntime
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
+
+
+def prepare_machine(runtime: TrainRuntime) -> torch.device:
+    """Fix the thread count and choose the device. Raises UserError where cuda was asked for and is not there."""
+    quiet()
+    if runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
+    if runtime.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("runtime.device: cuda, but torch sees no CUDA device here; use hardware=cpu")
+    wanted = "cuda" if runtime.device == "auto" and torch.cuda.is_available() else runtime.device
+    return torch.device("cpu" if wanted == "auto" else wanted)
+
+
+def quiet() -> None:
+    """Keep transformers' bars and remarks out of the stage's log; what matters is checked and said by the stage."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def load_policy(
+    folder: Path, device: torch.device, runtime: TrainRuntime | None = None, options: dict[str, Any] | None = None
+) -> Any:
+    """A causal LM with float32 weights (4-bit ones where `options` say so) and every dropout off, on `device`."""
+    with memory.enough(f"while loading {folder}", memory.LOADING):
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, **_loading(device, runtime, options))
+    return _ready(model, runtime)
+
+
+def load_reward(
+    folder: Path, device: torch.device, seed: int, pad: int, runtime: TrainRuntime | None = None,
+    options: dict[str, Any] | None = None,
+) -> Any:
+    """A one-score sequence classifier on the weights of `folder`; a head that is not there yet is drawn from `seed`."""
+    torch.manual_seed(seed)
+    with memory.enough(f"while loading {folder}", memory.LOADING):
+        model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=1, pad_token_id=pad, **_loading(device, runtime, options))
+    return _ready(model, runtime)
+
+
+def _loading(device: torch.device, runtime: TrainRuntime | None, options: dict[str, Any] | None) -> dict[str, Any]:
+    attention = {} if runtime is None else {"attn_implementation": runtime.attention}
+    return {"dtype": torch.float32, "device_map": {"": device}, **attention, **(options or {})}
+
+
+def load_tokenizer(folder: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The tokenizer's pad id, its end-of-sequence id where it has none."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+
+
+def stop_ids(folder: Path) -> tuple[int, ...]:
+    """Every id that ends a completion: the eos list of generation_config.json, which init_model resolves once."""
+    found = transformers.GenerationConfig.from_pretrained(folder).eos_token_id
+    ids = tuple(found) if isinstance(found, (list, tuple)) else (() if found is None else (found,))
+    if not ids:
+        raise UserError(f"{folder}/generation_config.json: no eos_token_id, expected every id that ends a completion")
+    return ids
+
+
+def context_length(model: Any) -> int | None:
+    """Positions the model has, None where its config sets no limit."""
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def save_folder(model: Any, source: Path, target: Path, dtype: str) -> None:
+    """Write `model` as a HF folder, with tokenizer, template and generation config byte for byte those of `source`."""
+    if target.exists():
+        shutil.rmtree(target)
+    target.mkdir(parents=True)
+    copied = copy_side_files(source, target)
+    model.to(getattr(torch, dtype)).save_pretrained(target)
+    for path in copied:  # save_pretrained writes its own generation config over the one that lists every stop id
+        shutil.copyfile(source / path.name, path)
+
+
+def copy_side_files(source: Path, target: Path) -> list[Path]:
+    """Copy everything of a HF folder's top level except weights and config."""
+    copied = []
+    for path in sorted(source.iterdir()):
+        if path.is_file() and not any(path.match(pattern) for pattern in _WEIGHTS):
+            shutil.copyfile(path, target / path.name)
+            copied.append(target / path.name)
+    return copied
+
+
+def disable_dropout(model: Any) -> None:
+    """Set every dropout probability to 0.
+
+    Preference losses compare policy and reference on the same tokens, which noise in one of them would bias. The model
+    stays in training mode, because gradient checkpointing works only there.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    model.train()
+
+
+def _ready(model: Any, runtime: TrainRuntime | None) -> Any:
+    disable_dropout(model)
+    if runtime is not None and runtime.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model

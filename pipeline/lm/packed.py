@@ -1,0 +1,215 @@
+"""The packed layout: one row of unpadded tokens in which every group's prompt stands once.
+
+A group whose completions share a prompt is a tree, `[prompt | c0 | c1 ...]`: a completion sees the prompt and itself,
+and its positions go on behind the prompt. Everything that works token by token (projections, MLP, norms) then runs on
+the unique tokens of the micro-batch and on nothing else; only attention looks at the tree, segment by segment.
+
+A segment holds inputs, not outputs: the prompt without its last token, and per completion `[last prompt token,
+c[:-1]]`. So a completion's predictions are exactly its segment's tokens, no position is shared, and the last token of a
+completion, which predicts nothing, is never computed.
+
+A layout can also be a stem: completions of the same groups that come later, because what came first decides which, are
+laid out without their prompts and see the stem's keys and values instead (`pack_stem`, then `pack` with it).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.lm.examples import Example
+
+ALONE = -1  # root of a segment that sees no other
+_ROWS = 256  # of a block of attention
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`length` consecutive tokens that see themselves causally, and all of segment `root` before."""
+
+    length: int
+    root: int = ALONE
+
+
+class Kept:
+    """Keys and values a layout leaves for another. Not a dict or a dataclass: of those FSDP2 hands layers copies."""
+
+    def __init__(self) -> None:
+        self.of: dict[Any, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {}  # attention module -> segment by segment
+
+
+@dataclass(frozen=True)
+class Packed:
+    """G groups as one row of N unique tokens."""
+
+    input_ids: Tensor  # (1, N) int64
+    position_ids: Tensor  # (1, N) int64, from 0 in every sequence
+    predict: Tensor  # (C,) int64 into N: the positions that predict the completion tokens, completion by completion
+    segments: tuple[Segment, ...]  # in the order of the tokens; their lengths add up to N
+    sequences: tuple[np.ndarray, ...]  # per completion, group by group: where it stands, with its prompt if that does
+    stem: Packed | None = None  # run before: `segments` go on behind its own, and a root may be one of those
+    roots: tuple[int, ...] = ()  # of a stem: per group its prompt's segment, ALONE for a prompt of one token
+    kept: Kept = field(default_factory=Kept)  # of a stem
+    windows: set[int] = field(default_factory=set)  # sliding windows that layers asked for
+    masks: dict[int | None, Tensor] = field(default_factory=dict)  # window -> band, see `_mask`
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every segment that `Segment.root` counts."""
+        return [s.length for s in ((*self.stem.segments, *self.segments) if self.stem else self.segments)]
+
+
+def pack(examples: Sequence[Example], device: torch.device | str, stem: Packed | None = None) -> Packed:
+    """Lay groups out as trees. Completions with prompts of their own become sequences of their own.
+
+    On a `stem` of the same groups the prompts are left out: completions see the stem's, and a gradient reaches them.
+    """
+    laid, sequences = _Row(), list[np.ndarray]()
+    for g, e in enumerate(examples):
+        places: dict[int, np.ndarray] = {}
+        for prompt, members in _by_prompt(e):
+            if stem is not None:
+                assert e.prompts is None, "a stem has one prompt of each group"
+                root, front = stem.roots[g], np.empty(0, np.int64)
+            elif len(members) > 1:
+                root, front = laid.prompt(prompt)
+            else:
+                root, front = ALONE, np.empty(0, np.int64)
+            places |= {k: np.concatenate([front, laid.completion(prompt, e.completions[k], root)]) for k in members}
+        sequences.extend(places[k] for k in range(len(e.completions)))
+    return laid.packed(examples, sequences, device, stem=stem)
+
+
+def pack_stem(examples: Sequence[Example], device: torch.device | str) -> Packed:
+    """Lay groups with one prompt each out so that further completions can grow on it, see `pack`."""
+    laid, roots, sequences = _Row(), list[int](), list[np.ndarray]()
+    for e in examples:
+        assert e.prompts is None, "a stem has one prompt of each group"
+        root, front = laid.prompt(e.prompt)
+        roots.append(root)
+        sequences += [np.concatenate([front, laid.completion(e.prompt, c, root)]) for c in e.completions]
+    return laid.packed(examples, sequences, device, roots=tuple(roots))
+
+
+@dataclass
+class _Row:
+    """Tokens laid out one behind the other."""
+
+    ids: list[np.ndarray] = field(default_factory=list)
+    positions: list[np.ndarray] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    at: int = 0
+
+    def prompt(self, prompt: np.ndarray) -> tuple[int, np.ndarray]:
+        """Put all but the last token, if there are more. Returns the segment and where it stands."""
+        if len(prompt) == 1:
+            return ALONE, np.empty(0, np.int64)
+        return len(self.segments), self._put(prompt[:-1], 0, ALONE)
+
+    def completion(self, prompt: np.ndarray, completion: np.ndarray, root: int) -> np.ndarray:
+        """Put what of both is not in `root` yet. Returns where it stands."""
+        shared = 0 if root == ALONE else len(prompt) - 1
+        return self._put(np.concatenate([prompt[shared:], completion[:-1]]), shared, root)
+
+    def _put(self, tokens: np.ndarray, start: int, root: int) -> np.ndarray:
+        self.ids.append(tokens)
+        self.positions.append(np.arange(start, start + len(tokens)))
+        self.segments.append(Segment(len(tokens), root))
+        self.at += len(tokens)
+        return np.arange(self.at - len(tokens), self.at)
+
+    def packed(self, examples: Sequence[Example], sequences: list[np.ndarray], device: torch.device | str,
+               **beside: Any) -> Packed:
+        def joined(parts: list[np.ndarray]) -> Tensor:
+            return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
+
+        targets = (len(c) for e in examples for c in e.completions)
+        predict = joined([places[-n:] for places, n in zip(sequences, targets, strict=True)])
+        return Packed(joined(self.ids)[None], joined(self.positions)[None], predict, tuple(self.segments),
+                      tuple(sequences), **beside)
+
+
+def unique_tokens(example: Example) -> int:
+    """Tokens that `pack` lays out for the example: what a forward pass costs."""
+    shared = sum((len(members) - 1) * (len(prompt) - 1) for prompt, members in _by_prompt(example))
+    return sum(len(example.prompt_of(k)) + len(c) - 1 for k, c in enumerate(example.completions)) - shared
+
+
+def _by_prompt(example: Example) -> list[tuple[np.ndarray, list[int]]]:
+    """(prompt, the completions that answer it), in order of first appearance."""
+    if example.prompts is None:
+        return [(example.prompt, list(range(len(example.completions))))]
+    found: dict[bytes, tuple[np.ndarray, list[int]]] = {}
+    for k, prompt in enumerate(example.prompts):
+        found.setdefault(prompt.tobytes(), (prompt, []))[1].append(k)
+    return list(found.values())
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None, window: int | None = None,
+    dropout: float = 0.0, module: Any = None,
+) -> Tensor:
+    """(1, heads, N, D) attention output; query (1, heads, N, D), key and value (1, kv heads, N, D).
+
+    `window`: a token sees itself and the window - 1 tokens before it, None = all of them. `module`: whose attention it
+    is; a stem has keys and values of each.
+    """
+    sizes = [s.length for s in packed.segments]
+    queries, keys, values = (x.split(sizes, dim=2) for x in (query, key, value))
+    if packed.roots:
+        packed.kept.of[module] = keys, values
+    if packed.stem is not None:
+        before_keys, before_values = packed.stem.kept.of[module]
+        keys, values = (*before_keys, *keys), (*before_values, *values)
+    first = len(keys) - len(sizes)
+    grouped = query.shape[1] != key.shape[1]
+    outputs = []
+    for i, segment in enumerate(packed.segments):
+        k, v = keys[first + i], values[first + i]
+        if segment.root != ALONE:
+            k, v = torch.cat([keys[segment.root], k], dim=2), torch.cat([values[segment.root], v], dim=2)
+        limit = window if window is not None and window < k.shape[2] else None
+        plain = segment.root == ALONE and limit is None
+        before = k.shape[2] - segment.length
+        for start, end in [(0, segment.length)] if plain else _blocks(segment.length):
+            seen = before + end  # keys: behind these a mask hides everything
+            mask = None if plain else _mask(packed, end - start, seen, limit, value)
+            outputs.append(functional.scaled_dot_product_attention(
+                queries[i][:, :, start:end], k[:, :, :seen], v[:, :, :seen], attn_mask=mask, dropout_p=dropout,
+                is_causal=plain, scale=scaling, enable_gqa=grouped))
+    return torch.cat(outputs, dim=2)
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    """A long segment in blocks of rows: a masked product computes what its mask hides, so each leaves out the keys that
+    none of its rows sees.
+    """
+    edges = [*range(0, max(1, length - _ROWS // 2), _ROWS), length]
+    return list(itertools.pairwise(edges))
+
+
+def _mask(packed: Packed, rows: int, columns: int, window: int | None, like: Tensor) -> Tensor:
+    """(rows, columns) additive mask for the last `rows` of `columns` tokens.
+
+    Whether a token is seen depends on the distance alone, so every mask is a piece of one band per window, made once
+    per micro-batch for all layers.
+    """
+    band = packed.masks.get(window)
+    most = max(s.length for s in packed.segments)
+    lengths = packed.lengths
+    before = max([0, *(lengths[s.root] for s in packed.segments if s.root != ALONE)])
+    if band is None or band.dtype != like.dtype:
+        distance = (torch.arange(most)[:, None] + before) - torch.arange(before + most)[None]
+        seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+        band = torch.zeros(seen.shape).masked_fill(~seen, float("-inf")).to(like.device, like.dtype)
+        packed.masks[window] = band
+    first = before - (columns - rows)
+    row, column = max(0, -first), max(0, first)
+    return band[row:row + rows, column:column + columns]

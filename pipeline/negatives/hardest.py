@@ -1,0 +1,21 @@
+"""The hardest negatives: the M candidates of the largest weight ("Max" in Chen et al. 2025). Deterministic."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.negatives.draws import Ends as Settings
+from pipeline.negatives.draws import ends
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NEEDS_LOGPS = True
+
+
+def draw(
+    logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """See pipeline.selection. Ties go to the lower index. Metric: kernel_entropy = 0, there is nothing random."""
+    return ends(logps, ref_logps, present, settings, lengths, sign=1)

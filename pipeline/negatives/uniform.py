@@ -1,0 +1,36 @@
+"""M candidates at random without replacement: the negatives of plain RNCE (Chen et al. 2025, Prop. 2.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.config import setting
+from pipeline.negatives.draws import entropy, top
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NEEDS_LOGPS = False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How many negatives."""
+
+    m: int = setting(1, low=1)
+    """Negatives per group and step. Paper: 1 to 3."""
+
+
+def draw(
+    logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """See pipeline.selection. The M largest uniforms are M candidates at random. Metric: kernel_entropy, ln L nats."""
+    import torch
+
+    with torch.no_grad():
+        keys = uniforms[:, 1:]
+        indices, valid = top(keys, present, settings.m)
+        logs = torch.where(present[:, 1:], torch.zeros_like(keys), float("-inf"))
+        return indices, valid, {"kernel_entropy": entropy(logs)}

@@ -1,0 +1,79 @@
+"""What the objectives on lists share: which groups count, softmax over the present completions, metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UserError
+from pipeline.objectives.shared.tensors import at_least_float32, detached, masked
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def comparable(present: Tensor) -> Tensor:
+    """(G,) bool: the groups with a preferred completion (column 0) and at least one other. present: (G, K) bool."""
+    return present[:, 0] & present[:, 1:].any(dim=1)
+
+
+def laid_out(present: Tensor, objective: str, columns: tuple[str, ...], more: bool = False) -> Tensor:
+    """(G,) bool: the groups that have every one of `columns`, what each completion is in order.
+
+    With `more`, the last may be repeated. Groups of one are no group of this kind: False, not an error.
+    Raises UserError where a group has another number of completions.
+    """
+    import torch
+
+    number = len(columns)
+    places = torch.arange(1, present.shape[1] + 1, device=present.device)
+    widths = (present * places).amax(dim=1)
+    wrong = (widths > 1) & ((widths < number) | ((widths > number) & (not more)))
+    if bool(wrong.any()):
+        raise UserError(
+            f"objective: {objective} needs groups of {number}{' or more' if more else ''} completions, in this order: "
+            f"{', '.join(columns)}; found a group of {int(widths[wrong][0])}; build such groups or choose another "
+            "objective"
+        )
+    if present.shape[1] < number:
+        return torch.zeros_like(present[:, 0])
+    return present[:, :number].all(dim=1)
+
+
+def log_softmax_over(values: Tensor, present: Tensor) -> Tensor:
+    """Log-softmax over the present entries of each row, 0 where absent. values, present (bool), result: (G, K)."""
+    import torch
+
+    logits = masked(values, present)
+    # A row without any entry keeps its zeros: all -inf would put NaN into the gradient.
+    logits = logits.masked_fill(~present & present.any(dim=1, keepdim=True), float("-inf"))
+    return masked(torch.log_softmax(logits, dim=1), present)
+
+
+def soft_labels(scores: Tensor, present: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """softmax(R / temperature) over the present completions and its logarithm, both (G, K), without gradient.
+
+    scores: (G, K) rewards; temperature: > 0, in their unit. Absent: 0 in both.
+    """
+    logs = log_softmax_over(at_least_float32(scores.detach()) / temperature, present)
+    return masked(logs.exp(), present), logs
+
+
+def compared_list(
+    usable: Tensor, present: Tensor, losses: Tensor, rewards: Tensor, **more: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What `loss` returns for lists: losses and metrics (G,), 0 where not `usable`.
+
+    rewards_rejected is the mean over the other completions, accuracy whether y_0 is above the best of them.
+    """
+    import torch
+
+    rewards, others = masked(rewards.detach(), present), present[:, 1:]
+    rewards_rejected = rewards[:, 1:].sum(dim=1) / others.sum(dim=1).clamp(min=1)
+    metrics = detached(
+        rewards_chosen=rewards[:, 0],
+        rewards_rejected=rewards_rejected,
+        margin=rewards[:, 0] - rewards_rejected,
+        accuracy=((rewards[:, :1] > rewards[:, 1:]) | ~others).all(dim=1),
+        **more,
+    )
+    return torch.where(usable, losses, 0.0), {k: torch.where(usable, v, 0.0) for k, v in metrics.items()}

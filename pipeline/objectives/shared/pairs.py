@@ -1,0 +1,124 @@
+"""What the objectives on pairs share: the four log-probs, log-ratios, soft labels, the metrics of a comparison.
+
+Notation: a = log pi(y_w) - log ref(y_w), b = log pi(y_l) - log ref(y_l), h = a - b; s is the logistic sigmoid. Unless a
+function says otherwise its log-probs are (G,) sums over completion tokens in nats, and it computes half precision in
+float32, float32 in float32, float64 in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UserError
+from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.shared.tensors import at_least_float32, column, detached, log_sigmoid, paired, required
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SFT = ("sum", "mean", "batch")  # normalisations of `auxiliary.sft_losses`
+LABELS = ("rewards", "win_rates", "probability")  # see `preference_probabilities`
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of a batch, all (G,): zeros where a group is not `usable` because it lacks one of its two."""
+
+    usable: Tensor
+    chosen: Tensor
+    rejected: Tensor
+    chosen_lengths: Tensor
+    rejected_lengths: Tensor
+
+    @property
+    def lengths(self) -> tuple[Tensor, Tensor]:
+        return self.chosen_lengths, self.rejected_lengths
+
+
+def pairs_of(batch: LossInputs, objective: str) -> Pairs:
+    """The policy's side of every pair. Raises UserError for groups of more than two completions."""
+    usable = paired(batch, objective)
+    tables = (batch.logps, batch.logps, batch.lengths, batch.lengths)
+    return Pairs(usable, *(column(table, i % 2, usable) for i, table in enumerate(tables)))
+
+
+def with_anchor(
+    batch: LossInputs, objective: str, against: str = "reference"
+) -> tuple[Pairs, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The pairs, and their four log-probs (G,): chosen and rejected under the policy, then under the frozen model,
+    which is the "reference" or the "previous" policy.
+
+    Raises UserError for groups of more than two completions, ValueError where the trainer did not provide the latter.
+    """
+    name = {"reference": "ref_logps", "previous": "previous_logps"}[against]
+    table = required(getattr(batch, name), name, objective)
+    pairs = pairs_of(batch, objective)
+    anchors = (column(table, i, pairs.usable) for i in (0, 1))
+    return pairs, (pairs.chosen, pairs.rejected, *anchors)  # type: ignore[return-value]
+
+
+def log_ratios(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> tuple[Tensor, Tensor]:
+    """(a, b), the log-ratios of the two completions, nats; any one shape."""
+    return (
+        at_least_float32(chosen) - at_least_float32(ref_chosen),
+        at_least_float32(rejected) - at_least_float32(ref_rejected),
+    )
+
+
+def averages(logps: Tensor, lengths: Tensor) -> Tensor:
+    """Sums over tokens -> averages per token; a length below 1 counts as 1. Any one shape, nats per token."""
+    return at_least_float32(logps) / lengths.clamp(min=1)
+
+
+def smoothed_losses(logits: Tensor, label_smoothing: float) -> Tensor:
+    """-(1 - eps) log s(z) - eps log s(-z), elementwise."""
+    return -(1.0 - label_smoothing) * log_sigmoid(logits) - label_smoothing * log_sigmoid(-logits)
+
+
+def preference_probabilities(chosen_scores: Tensor, rejected_scores: Tensor, kind: str) -> Tensor:
+    """P(y_w preferred to y_l) from what stands in the scores.
+
+    Args:
+        chosen_scores, rejected_scores: (G,).
+        kind: "rewards": s(R_w - R_l), Bradley-Terry; "win_rates": p against a common opponent, in [0, 1],
+            s(logit p_w - logit p_l); "probability": the chosen completion's score is the probability itself.
+
+    Returns: (G,) in [0, 1], without gradient. Raises UserError for win rates or probabilities outside [0, 1].
+    """
+    chosen, rejected = at_least_float32(chosen_scores.detach()), at_least_float32(rejected_scores.detach())
+    if kind == "rewards":
+        return (chosen - rejected).sigmoid()
+    refuse_unless_probabilities(chosen, kind)
+    if kind == "probability":
+        return chosen
+    refuse_unless_probabilities(rejected, kind)
+    # s(logit p - logit q) = p (1 - q) / (p (1 - q) + q (1 - p)); 0 / 0, certain against certain, is a tie
+    wins, losses = chosen * (1.0 - rejected), rejected * (1.0 - chosen)
+    tied = (wins + losses) == 0
+    return (wins + 0.5 * tied) / (wins + losses + tied)
+
+
+def refuse_unless_probabilities(values: Tensor, kind: str) -> None:
+    """Raises UserError where a score is outside [0, 1]."""
+    wrong = values[(values < 0) | (values > 1)]
+    if wrong.numel():
+        raise UserError(f"objective: with {kind} the scores are probabilities, found {wrong[0].item():g}, expected "
+                        "0 <= x <= 1; select with a rule that stores them, or take the labels from rewards")
+
+
+def compared(
+    pairs: Pairs, losses: Tensor, rewards_chosen: Tensor, rewards_rejected: Tensor, **more: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What `loss` returns: losses and metrics, all (G,), 0 for groups that are no pair."""
+    import torch
+
+    metrics = detached(
+        rewards_chosen=rewards_chosen,
+        rewards_rejected=rewards_rejected,
+        margin=rewards_chosen - rewards_rejected,
+        accuracy=rewards_chosen > rewards_rejected,
+        **more,
+    )
+    usable = pairs.usable
+    return torch.where(usable, losses, 0.0), {k: torch.where(usable, v, 0.0) for k, v in metrics.items()}

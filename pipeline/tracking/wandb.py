@@ -1,0 +1,171 @@
+"""The W&B side of the tracking mirror: one W&B run per step, grouped by run. The one file that imports wandb.
+
+Numbers, a table of samples and the step's artifact go there; the artifact as a reference with our digest, never as a
+copy. Without a key, or where the service cannot be reached, all of it goes to W&B's offline format for `wandb sync`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import netrc
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from pipeline import store, tables
+from pipeline.config import setting
+
+_HOSTS = ["api.wandb.ai", "api.forge.coreweave.com"]  # the service's old and new name
+_MOST_FILES = 1_000_000  # of one artifact; W&B's own limit is 10,000
+ENVELOPE = ("step", "time")  # what a line of metrics.jsonl says besides numbers
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """Where the mirror goes."""
+
+    project: str = "alignloop"
+    entity: str | None = None  # user or team; null: the key's default
+    mode: str = setting("auto", choices=("auto", "online", "offline"))  # auto: online where a key is found
+    init_timeout: float = setting(20.0, above=0.0)  # seconds to reach the service before going offline
+    finish_timeout: float = setting(30.0, above=0.0)  # seconds a finished run waits for the mirror to finish
+    samples: int = setting(32, low=0)  # prompts in the table of samples of a scored step; 0: no table
+
+
+def find_mode(settings: Wandb, environment: Mapping[str, str], home: Path) -> tuple[str, str]:
+    """("online" or "offline", why). In mode auto the user's WANDB_MODE wins, then a key decides."""
+    if settings.mode != "auto":
+        return settings.mode, f"tracking.wandb.mode={settings.mode}"
+    if environment.get("WANDB_MODE") in ("online", "offline"):
+        return environment["WANDB_MODE"], "WANDB_MODE"
+    if environment.get("WANDB_API_KEY"):
+        return "online", "WANDB_API_KEY"
+    hosts = [urlparse(environment["WANDB_BASE_URL"]).hostname or ""] if "WANDB_BASE_URL" in environment else _HOSTS
+    for path in [Path(environment["NETRC"])] if environment.get("NETRC") else [home / ".netrc", home / "_netrc"]:
+        try:
+            if path.exists() and any(netrc.netrc(path).authenticators(host) for host in hosts):
+                return "online", str(path)
+        except (netrc.NetrcParseError, OSError) as error:
+            print(f"W&B: {path} cannot be read ({error})")
+    return "offline", "no key found"
+
+
+def run_id(run: Mapping[str, Any], step: str) -> str:
+    """The same for the same step of the same run, another for a run of the same name elsewhere."""
+    mark = hashlib.sha256(str(run["created"]).encode()).hexdigest()[:6]
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", f"{run['name']}-{step}").strip("-") + f"-{mark}"
+
+
+@dataclass
+class Mirror:
+    """One step's W&B run is open at a time. `mode` falls to offline for good the first time online fails."""
+
+    settings: Wandb
+    mode: str
+    why: str
+    run_dir: Path
+    step: str = ""
+    handle: Any = None
+    sent: int = 0
+    referenced: int = 0
+
+    def number(self, line: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        self._turn_to(line["step"])
+        self.handle.log({key: value for key, value in line.items() if key not in ENVELOPE})
+        self.sent += 1
+
+    def finished(self, step: str, artifact: store.Artifact) -> None:
+        """A step's artifact: its counts as the summary, its samples as a table, its files as references."""
+        self._turn_to(step)
+        self.handle.summary.update(artifact.manifest["counts"])
+        if artifact.kind == "score" and self.settings.samples:
+            self._samples(artifact.path / "groups")
+        self._reference(step, artifact)
+        self.referenced += 1
+
+    def close(self) -> None:
+        """Finish the open W&B run."""
+        if self.handle is not None:
+            self.handle.finish()
+        self.step, self.handle = "", None
+
+    def said(self) -> str:
+        """What was done, in a line."""
+        hint = "; `wandb sync` sends the offline-run folders" if self.mode == "offline" else ""
+        return (f"W&B: {self.sent} lines and {self.referenced} artifact references sent {self.mode} ({self.why})"
+                f"{hint}")
+
+    def _turn_to(self, step: str) -> None:
+        if step != self.step:
+            self.close()
+            self.handle = self._open(step)
+            self.step = step
+
+    def _open(self, step: str) -> Any:
+        try:
+            return self._init(step)
+        except Exception as error:  # whatever W&B raises: the run must not notice
+            if self.mode == "offline":
+                raise
+            print(f"W&B: cannot go online ({type(error).__name__}: {error}); going on offline")
+            import wandb
+
+            wandb.teardown()  # the failed attempt would hold the run's id
+            self.mode, self.why = "offline", "the service could not be reached"
+            return self._init(step)
+
+    def _init(self, step: str) -> Any:
+        import wandb
+
+        run = json.loads((self.run_dir / "run.json").read_text())
+        facts: dict[str, Any] = next((s for s in run["steps"] if s["name"] == step), {})
+        settings = wandb.Settings(
+            mode="online" if self.mode == "online" else "offline",
+            init_timeout=self.settings.init_timeout, login_timeout=self.settings.init_timeout,
+            console="off", silent=True, disable_git=True, disable_code=True, disable_job_creation=True,
+            x_disable_stats=True,
+        )
+        handle = wandb.init(
+            project=self.settings.project, entity=self.settings.entity, id=run_id(run, step), name=step,
+            group=run["name"], job_type=facts.get("stage"), config={"step": facts, **run["config"]}, resume="allow",
+            settings=settings,
+        )
+        handle.define_metric("at")
+        handle.define_metric("*", step_metric="at")
+        return handle
+
+    def _reference(self, step: str, artifact: store.Artifact) -> None:
+        """W&B reads and copies nothing: its entries say where the files are, the metadata what is in them."""
+        import wandb
+
+        run = json.loads((self.run_dir / "run.json").read_text())
+        made = wandb.Artifact(run_id(run, step), type=artifact.kind, metadata={
+            "digest": artifact.digest(), "key": artifact.key, "algorithm": artifact.manifest["algorithm"],
+            "inputs": artifact.manifest["inputs"], "files": artifact.manifest["files"],
+        })
+        made.add_reference(artifact.path.as_uri(), name=artifact.key, checksum=False, max_objects=_MOST_FILES)
+        self.handle.log_artifact(made)
+
+    def _samples(self, groups: Path) -> None:
+        import wandb
+
+        columns, rows = sample_rows(groups, self.settings.samples)
+        if rows:
+            self.handle.log({"samples": wandb.Table(columns=columns, data=rows)})
+
+
+def sample_rows(groups: Path, prompts: int) -> tuple[list[str | int], list[list[Any]]]:
+    """The header and rows of a table of samples: every completion of the first `prompts` groups."""
+    found = list(itertools.islice(tables.read(groups), prompts))
+    names = sorted({name for group in found for c in group.completions for name in c.scores})
+    rows = [
+        [g.id, g.messages[-1].content, c.sample, c.text, c.finish_reason, *(c.scores.get(name) for name in names)]
+        for g in found for c in g.completions
+    ]
+    return ["id", "prompt", "sample", "answer", "finish_reason", *names], rows

@@ -1,0 +1,90 @@
+"""Groups as the objective takes them, or every reason why it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.config import Part
+from pipeline.errors import UserError
+from pipeline.lm.examples import Example, columns, shaped
+from pipeline.training.policy import needs_of
+
+_TABLES = {  # need -> (the example's field, how it is called, where it comes from)
+    "reference": ("ref_logps", "reference log-probs", "give the step a `reference` input made by reference_logprobs"),
+    "previous": ("previous_logps", "log-probs of the policy before",
+                 "give the step a `previous` input made by reference_logprobs"),
+    "scores": ("scores", "the score stage.train_preference.settings.score of every completion",
+               "train on groups built from scored samples, or give the step a `scored` input"),
+}
+
+
+@dataclass
+class _Kind:
+    """Groups with the same problem: how many, and the first one."""
+
+    number: int = 0
+    first: str = ""
+
+    def add(self, name: str) -> None:
+        self.number, self.first = self.number + 1, self.first or name
+
+
+@dataclass
+class Misfits:
+    """Looks at every group once, keeps counts only."""
+
+    needs: frozenset[str]
+    drawn: bool  # negatives are drawn at every step
+    seen: int = 0
+    found: dict[str, _Kind] = field(default_factory=dict)
+
+    def look(self, example: Example) -> None:
+        k = len(example.completions) - ("rationale" in self.needs)
+        several = self.needs & {"pairs", "lists"}
+        self.seen += 1
+        self._count(bool(several) and k < 2 and (self.drawn or "singles" not in self.needs), "short", example)
+        self._count("pairs" in self.needs and "lists" not in self.needs and k > 2 and not self.drawn, "long", example)
+        self._count("labels" in self.needs and k == 1 and example.label is None, "unlabeled", example)
+        for need, (name, _, _) in _TABLES.items():
+            self._count(need in self.needs and getattr(example, name) is None, need, example)
+
+    def _count(self, wrong: bool, kind: str, example: Example) -> None:
+        if wrong:
+            self.found.setdefault(kind, _Kind()).add(example.id)
+
+    def problems(self, name: str) -> list[str]:
+        texts = {
+            "short": ("compares completions, but {} have one",
+                      "train on preference data or use an objective for demonstrations"),
+            "long": ("takes pairs, but {} have more than two completions",
+                     "set negatives= to draw one, or use an objective for lists"),
+            "unlabeled": ("needs labels, but {} have none", "give single completions a label"),
+            **{need: (f"needs {what}, but {{}} have none", way) for need, (_, what, way) in _TABLES.items()},
+        }
+        return [f"objective: {name} " + texts[kind][0].format(f"{found.number} of {self.seen} groups")
+                + f" (first {found.first!r}); {texts[kind][1]}" for kind, found in self.found.items()]
+
+
+def shape(objective: Part, auxiliary: Part | None = None) -> Callable[[Example], Example]:
+    """How an example is cut for the objective. One that compares nothing learns from demonstrations: it sees
+    completion 0.
+    """
+    several = needs_of(objective, auxiliary) & {"pairs", "lists", "labels"}
+    return (lambda e: e) if several else (lambda e: columns(e, [0]))
+
+
+def fit_to_objective(
+    examples: Sequence[Example], objective: Part, negatives: Part | None, auxiliary: Part | None = None
+) -> Sequence[Example]:
+    """The examples as the objective takes them. Raises UserError, all kinds of misfit at once.
+
+    What is wrong between the parts themselves is the stage's to refuse (train_preference.Settings).
+    """
+    looked = Misfits(needs_of(objective, auxiliary), negatives is not None)
+    for example in examples:
+        looked.look(example)
+    problems = looked.problems(objective.module.__name__)
+    if problems:
+        raise UserError(*problems)
+    return shaped(examples, shape(objective, auxiliary))

@@ -1,0 +1,1 @@
+"""Built-in worlds: their words and their hidden rules."""

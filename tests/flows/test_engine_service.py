@@ -1,0 +1,121 @@
+"""When the run's engine starts, rests, wakes and is started anew: with an engine that writes down what it is told."""
+
+from __future__ import annotations
+
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from flows import engine_service
+from flows.engine_service import EngineFailed, EngineHolder
+
+SAMPLES, TRAINS = "samples", "trains"
+
+
+@dataclass(frozen=True)
+class Settings:
+    sleep_level: int = 0
+    start_timeout: float = 1.0
+    breaks: bool = False
+
+
+class Service:
+    def __init__(self, told: list[str], breaks: bool) -> None:
+        self.told, self.breaks, self.running = told, breaks, True
+        self.environment = {"WHERE": "here"}
+        told.append("start")
+
+    def alive(self) -> bool:
+        return self.running
+
+    def wait_ready(self, timeout: float) -> None:
+        if self.breaks:
+            raise RuntimeError("vLLM ended with code 1")
+
+    def rest(self) -> None:
+        self.told.append("rest")
+
+    def wake(self) -> None:
+        self.told.append("wake")
+
+    def stop(self) -> None:
+        self.told.append("stop")
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def hold(told, monkeypatch, tmp_path):
+    """hold(**settings) -> a holder of an engine that notes what it is told."""
+    module = types.ModuleType("noting_engine")
+    module.Settings = Settings
+    module.start_service = lambda model, log, settings: Service(told, settings.breaks)
+    monkeypatch.setitem(sys.modules, "noting_engine", module)
+    monkeypatch.setattr(engine_service, "look_up", lambda workspace, step, done: SimpleNamespace(cached=step.cached))
+
+    def make(**settings):
+        return EngineHolder(tmp_path / "engine.log", {"module": "noting_engine", **settings}, tmp_path)
+
+    return make
+
+
+def step(kind: str, cached: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(name=kind, module=SimpleNamespace(USES_ENGINE=kind == SAMPLES), cached=cached)
+
+
+MODEL = {"init": SimpleNamespace(path=Path("/model"), manifest={"files": {"model/generation_config.json": ""}})}
+
+
+def walk(holder: EngineHolder, kinds: list[str], done=MODEL) -> list[dict]:
+    """As flows.driver does, step by step."""
+    steps = [step(kind) for kind in kinds]
+    environments = []
+    for i, one in enumerate(steps):
+        holder.warm_up(steps[i:], done)
+        environments.append(holder.environment(one))
+    holder.close()
+    return environments
+
+
+def test_it_starts_early_and_only_sampling_steps_use_it(hold, told):
+    environments = walk(hold(), [TRAINS, SAMPLES, TRAINS, SAMPLES])
+    assert environments == [{}, {"WHERE": "here"}, {}, {"WHERE": "here"}]
+    assert told == ["start", "stop"]
+
+
+def test_where_it_shares_the_device_it_starts_late_and_rests_while_others_compute(hold, told):
+    walk(hold(sleep_level=1), [TRAINS, SAMPLES, TRAINS, TRAINS, SAMPLES, SAMPLES, TRAINS])
+    assert told == ["start", "rest", "wake", "rest", "stop"]
+
+
+@pytest.mark.parametrize(("kinds", "done"), [([TRAINS, TRAINS], MODEL), ([SAMPLES], {})])
+def test_it_does_not_start_without_a_use_or_without_a_model(hold, told, kinds, done):
+    walk(hold(), kinds, done)
+    assert told == []
+
+
+def test_cached_samples_need_no_engine(hold, told):
+    hold().warm_up([step(SAMPLES, cached=True)], MODEL)
+    assert told == []
+
+
+def test_one_that_has_ended_is_started_anew(hold, told):
+    holder = hold()
+    walking = [step(SAMPLES), step(SAMPLES)]
+    holder.warm_up(walking, MODEL)
+    holder.environment(walking[0])
+    holder._service.running = False
+    holder.environment(walking[1])
+    assert told == ["start", "stop", "start"]
+
+
+def test_one_that_does_not_serve_fails_the_step_that_needs_it(hold):
+    with pytest.raises(EngineFailed, match="samples cannot sample: vLLM ended with code 1"):
+        walk(hold(breaks=True), [SAMPLES])

@@ -1,0 +1,82 @@
+"""Config problems: all at once, each with its dotted key, what was found and what was expected."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from pipeline.config import build, load_part, problems_of, setting
+from pipeline.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    steps: int = setting(10, low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    beta: float = setting(0.1, above=0.0, below=1.0)
+    kind: str = setting("soft", choices=("soft", "hard"))
+    temperatures: tuple[float, ...] = (0.7,)
+    limit: int | None = None
+    inner: Inner = dataclasses.field(default_factory=Inner)
+
+    def check(self) -> list[tuple[str, str]]:
+        return [("limit", "must be even")] if self.limit is not None and self.limit % 2 else []
+
+
+def test_plain_data_becomes_typed():
+    made = build(Outer, {"beta": 0.5, "temperatures": [1, 0.5], "limit": 4, "inner": {"steps": 3}})
+    assert made == Outer(0.5, "soft", (1.0, 0.5), 4, Inner(3))
+
+
+def test_one_and_one_point_zero_are_the_same_setting():
+    one, other = build(Outer, {"temperatures": [1]}), build(Outer, {"temperatures": [1.0]})
+    assert one == other and isinstance(one.temperatures[0], float)
+
+
+def test_every_problem_is_reported_at_once():
+    data = {"betta": 1, "beta": 2, "kind": "sof", "temperatures": "hot", "limit": "many", "inner": {"steps": 0, "x": 1}}
+    assert problems_of(Outer, data, "objective") == [
+        "objective.betta: unknown key (did you mean beta?)",
+        "objective.beta: 2.0 is out of range, expected 0.0 < x < 1.0",
+        "objective.kind: 'sof' is not allowed, expected one of soft, hard",
+        "objective.temperatures: expected a list of a number, got 'hot'",
+        "objective.limit: expected a whole number, got 'many'",
+        "objective.inner.x: unknown key (known: steps)",
+        "objective.inner.steps: 0 is out of range, expected 1 <= x",
+    ]
+
+
+def test_a_check_method_adds_its_own_problems():
+    assert problems_of(Outer, {"limit": 3}, "x") == ["x.limit: must be even"]
+
+
+@pytest.mark.parametrize("value", [True, "1", None, float("nan"), float("inf")])
+def test_a_number_is_a_finite_number(value):
+    assert problems_of(Outer, {"beta": value}) != []
+
+
+def test_nearest_names():
+    assert nearest("iterativ_dpo", ["pco", "iterative_dpo"]) == " (did you mean iterative_dpo?)"
+    assert nearest("zzz", ["pco", "sft"]) == " (known: pco, sft)"
+
+
+def test_a_part_is_a_module_and_its_settings():
+    part = load_part({"module": "pipeline.objectives.dpo", "beta": 0.3}, "objective")
+    assert part.module.__name__ == "pipeline.objectives.dpo" and part.settings.beta == 0.3
+
+
+def test_an_unknown_part_names_the_nearest():
+    with pytest.raises(UserError) as caught:
+        load_part({"module": "pipeline.objectives.dpoo"}, "objective")
+    assert caught.value.problems == [
+        "objective.module: no module 'pipeline.objectives.dpoo' (did you mean dpo or tdpo or rdpo?)"]
+
+
+def test_a_parts_bad_settings_carry_the_dotted_key():
+    with pytest.raises(UserError) as caught:
+        load_part({"module": "pipeline.objectives.dpo", "betta": 1, "beta": -1}, "objective")
+    assert [p.partition(":")[0] for p in caught.value.problems] == ["objective.betta", "objective.beta"]
