@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import config as build
 from pipeline import errors, store, wiring
+from pipeline.config import Part, build, declared, problems_of
 from pipeline.errors import UserError
 from pipeline.stage import STAGES, NoRuntime
 from pipeline.wiring import Ref
@@ -122,13 +122,13 @@ def _step(
     settings = at_iteration(merged(values.get("settings") or {}, node.get("settings") or {}), iteration)
     runtime = merged(values.get("runtime") or {}, node.get("runtime") or {})
     runtime_class = getattr(module, "Runtime", NoRuntime)
-    problems = build.problems_of(module.Settings, settings, f"stage.{kind}.settings")
-    problems += build.problems_of(runtime_class, runtime, f"stage.{kind}.runtime")
+    problems = problems_of(module.Settings, settings, f"stage.{kind}.settings")
+    problems += problems_of(runtime_class, runtime, f"stage.{kind}.runtime")
     known = {*earlier, *failed}
     inputs = wiring.inputs(node.get("inputs") or {}, module.INPUTS, iteration, config["recipe"], known, where, problems)
     if problems or any(ref.step in failed for refs in inputs.values() for ref in refs):
         raise UserError(*problems)
-    made = build.build(module.Settings, settings)
+    made = build(module.Settings, settings)
     if hasattr(module, "required"):
         given = node.get("inputs") or {}
         unmet = {name: why for name, why in module.required(made).items() if name not in given}
@@ -138,7 +138,7 @@ def _step(
     if hasattr(module, "wanted"):  # optional inputs these settings have no use for would only make keys differ
         wanted = module.wanted(made)
         inputs = {n: refs for n, refs in inputs.items() if module.INPUTS[n] != "optional" or n in wanted}
-    return Step(full, kind, iteration, inputs, made, build.build(runtime_class, runtime), config["seed"])
+    return Step(full, kind, iteration, inputs, made, build(runtime_class, runtime), config["seed"])
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def key_parts(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> d
         "version": module.VERSION,
         "settings": _without_paths(dataclasses.asdict(step.settings), files),
         "inputs": inputs,
-        "seed": step.seed if build.declared(build.Part(module, step.settings), "seeded") else None,
+        "seed": step.seed if declared(Part(module, step.settings), "seeded") else None,
     }
 
 

@@ -11,12 +11,12 @@ import transformers
 
 from pipeline.errors import UserError
 from pipeline.lm import memory
-from pipeline.training.settings import TrainRuntime
+from pipeline.lm.settings import ModelRuntime
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
 
 
-def prepare_machine(runtime: TrainRuntime) -> torch.device:
+def prepare_machine(runtime: ModelRuntime) -> torch.device:
     """Fix the thread count and choose the device. Raises UserError where cuda was asked for and is not there."""
     quiet()
     if runtime.threads is not None:
@@ -34,7 +34,7 @@ def quiet() -> None:
 
 
 def load_policy(
-    folder: Path, device: torch.device, runtime: TrainRuntime | None = None, options: dict[str, Any] | None = None
+    folder: Path, device: torch.device, runtime: ModelRuntime | None = None, options: dict[str, Any] | None = None
 ) -> Any:
     """A causal LM with float32 weights (4-bit ones where `options` say so) and every dropout off, on `device`."""
     with memory.enough(f"while loading {folder}", memory.LOADING):
@@ -43,7 +43,7 @@ def load_policy(
 
 
 def load_reward(
-    folder: Path, device: torch.device, seed: int, pad: int, runtime: TrainRuntime | None = None,
+    folder: Path, device: torch.device, seed: int, pad: int, runtime: ModelRuntime | None = None,
     options: dict[str, Any] | None = None,
 ) -> Any:
     """A one-score sequence classifier on the weights of `folder`; a head that is not there yet is drawn from `seed`."""
@@ -54,7 +54,7 @@ def load_reward(
     return _ready(model, runtime)
 
 
-def _loading(device: torch.device, runtime: TrainRuntime | None, options: dict[str, Any] | None) -> dict[str, Any]:
+def _loading(device: torch.device, runtime: ModelRuntime | None, options: dict[str, Any] | None) -> dict[str, Any]:
     attention = {} if runtime is None else {"attn_implementation": runtime.attention}
     return {"dtype": torch.float32, "device_map": {"": device}, **attention, **(options or {})}
 
@@ -118,7 +118,7 @@ def disable_dropout(model: Any) -> None:
     model.train()
 
 
-def _ready(model: Any, runtime: TrainRuntime | None) -> Any:
+def _ready(model: Any, runtime: ModelRuntime | None) -> Any:
     disable_dropout(model)
     if runtime is not None and runtime.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from pipeline.errors import UserError
-from pipeline.training.settings import TrainRuntime
+from pipeline.lm.settings import ModelRuntime
 
 WEIGHTS = ("every weight needs its gradient and two moments beside it; set the stage's trainer.adapter.kind=lora, or "
            "spread them with hardware.training.strategy=fsdp2 over more hardware.training.processes")
@@ -20,17 +20,17 @@ WRITING = ("every tensor is made whole, 4 bytes a weight and 8 more in a checkpo
            "anew with the stage's trainer.adapter.kind=lora")
 
 
-def forward_pass(runtime: TrainRuntime) -> str:
+def forward_pass(runtime: ModelRuntime) -> str:
     """What makes a pass without gradient smaller."""
     return f"{_smaller(runtime)}; no result changes"
 
 
-def training_pass(runtime: TrainRuntime) -> str:
+def training_pass(runtime: ModelRuntime) -> str:
     """What makes a pass with gradient smaller."""
     return f"{_smaller(runtime)}, or set hardware.training.gradient_checkpointing=true; no result changes"
 
 
-def _smaller(runtime: TrainRuntime) -> str:
+def _smaller(runtime: ModelRuntime) -> str:
     return (f"lower hardware.training.tokens_per_batch (now {runtime.tokens_per_batch}) or "
             f"hardware.training.logits_per_chunk (now {runtime.logits_per_chunk})")
 

@@ -22,3 +22,16 @@ class AdapterSettings:
     @property
     def on(self) -> bool:
         return self.kind != "none"
+
+
+@dataclass(frozen=True)
+class ModelRuntime:
+    """How this machine runs a language model, with or without training it. Never part of an artifact's key."""
+
+    device: str = setting("auto", choices=("auto", "cpu", "cuda"))  # auto = cuda where there is one
+    threads: int | None = setting(None, low=1)  # CPU threads; null = torch's own choice
+    tokens_per_batch: int = setting(8192, low=1)  # unique tokens of one pass
+    logits_per_chunk: int = setting(2**27, low=1)  # tokens x vocabulary held at once by the LM head
+    attention: str = setting("sdpa", choices=("eager", "sdpa", "flash_attention_2"))  # eager: best for short CPU rows
+    gradient_checkpointing: bool = False
+    share_prefix: bool = True  # every prompt once per group, where the model's family allows it

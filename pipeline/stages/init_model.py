@@ -121,14 +121,14 @@ def _write_stop_ids(folder: Path) -> None:
     """List every id that can end an answer: the config's, the tokenizer's, and what the template ends a turn with."""
     import transformers
 
-    from pipeline.lm import template as encode
+    from pipeline.lm.template import turn_end_id
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     path = folder / "generation_config.json"
     config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     listed = config.get("eos_token_id")
     candidates = [*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id,
-                  encode.turn_end_id(tokenizer)]
+                  turn_end_id(tokenizer)]
     stops = list(dict.fromkeys(i for i in candidates if i is not None))
     if not stops:
         raise UserError(f"{folder}: no id ends an answer: generation_config.json and the tokenizer name no EOS and the "

@@ -18,7 +18,7 @@ from pipeline.lm.forward import device_of
 from pipeline.lm.fused import Reductions
 from pipeline.lm.head import Asked, reduced
 from pipeline.objectives.contract import TOKEN_NEEDS, LossInputs, TokenInputs
-from pipeline.training import order as batching
+from pipeline.training.order import token_uniforms
 
 _COLUMNS = ("logps", "lengths", "present", "ref_logps", "previous_logps", "scores")  # (G, K)
 _GROUPS = ("labels", "mismatched_logps", "mismatched_ref_logps")  # (G,)
@@ -119,7 +119,7 @@ def _tokens(
     needs, device = source.needs, rows.targets.device
     uniforms, ref_logps, ref_layers = None, seen.ref_logps, None
     if "uniforms" in needs:
-        uniforms = torch.from_numpy(batching.token_uniforms(examples, source.seed, step)).to(device)
+        uniforms = torch.from_numpy(token_uniforms(examples, source.seed, step)).to(device)
     with torch.no_grad():
         if ref_logps is None and ref_hidden is not None:
             ref_logps = forward.token_logps(source.reference_model, ref_hidden, rows.targets, source.logits_per_chunk)

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 from pipeline.config import setting
-from pipeline.lm.settings import PRECISIONS, AdapterSettings
+from pipeline.lm.settings import PRECISIONS, AdapterSettings, ModelRuntime
 
 STRATEGIES = ("none", "ddp", "fsdp2")
 
@@ -45,15 +45,9 @@ class TrainerSettings:
 
 
 @dataclass(frozen=True)
-class TrainRuntime:
-    """How this machine runs it."""
+class TrainRuntime(ModelRuntime):
+    """How this machine trains: the pass over the model, and what only training has."""
 
-    device: str = setting("auto", choices=("auto", "cpu", "cuda"))  # auto = cuda where there is one
-    threads: int | None = setting(None, low=1)  # CPU threads; null = torch's own choice
-    tokens_per_batch: int = setting(8192, low=1)  # unique tokens that learn at once
-    logits_per_chunk: int = setting(2**27, low=1)  # tokens x vocabulary held at once by the LM head
-    attention: str = setting("sdpa", choices=("eager", "sdpa", "flash_attention_2"))  # eager: best for short CPU rows
-    gradient_checkpointing: bool = False
     checkpoint_every_steps: int | None = setting(None, low=1)
     checkpoint_every_seconds: float | None = setting(300.0, above=0.0)
     keep_checkpoints: int = setting(2, low=1)
@@ -64,7 +58,6 @@ class TrainRuntime:
     processes: int = setting(1, low=1)  # on this node: one per device
     nodes: int = setting(1, low=1)
     rendezvous: str | None = None  # host:port of one of several nodes, the same on each
-    share_prefix: bool = True  # every prompt once per group, where the model's family allows it
 
     @property
     def world_size(self) -> int:
