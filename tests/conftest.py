@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+VOCABULARY = 64  # of the models `tiny` gives
 SENTENCES = (
     "The quick brown fox jumps over the lazy dog while the small cat sleeps near the warm stove.",
     "Please write a short note to thank your neighbour for the apples and explain how you used them.",
@@ -99,3 +101,34 @@ def use_vllm(vllm_service, monkeypatch: pytest.MonkeyPatch):
     for name, value in vllm_service.environment.items():
         monkeypatch.setenv(name, value)
     return vllm_service
+
+
+@pytest.fixture
+def tiny() -> SimpleNamespace:
+    """examples(number, k, ...) of random ids and llama(seed): enough to check the arithmetic, without a tokenizer."""
+    return SimpleNamespace(examples=_examples, llama=_llama, vocabulary=VOCABULARY)
+
+
+def _examples(number: int, k: int = 2, seed: int = 0, reference: bool = True) -> list:
+    """`number` groups of k completions, 1 to 9 tokens each, prompts of 2 to 12."""
+    import numpy as np
+
+    from pipeline.lm.examples import Example
+
+    rng = np.random.default_rng(seed)
+
+    def ids(low: int, high: int) -> np.ndarray:
+        return rng.integers(3, VOCABULARY, rng.integers(low, high)).astype(np.int32)
+
+    return [Example(f"g{i}", ids(2, 13), tuple(ids(1, 10) for _ in range(k)), weight=float(rng.integers(1, 4)),
+                    ref_logps=tuple(-rng.random(k) * 30) if reference else None) for i in range(number)]
+
+
+def _llama(seed: int = 0):
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, initializer_range=0.3))
