@@ -61,6 +61,12 @@ class Rows:
             row[: len(prompt)], row[len(prompt):len(prompt) + len(completion)] = prompt, completion
         return torch.from_numpy(ids).to(self.lengths.device)
 
+    @property
+    def there(self) -> Tensor:
+        """(R, L) int64, 1 where `input_ids` are no padding."""
+        lengths = torch.tensor([len(prompt) + len(c) for prompt, c in self._sequences()], device=self.lengths.device)
+        return (torch.arange(self.input_ids.shape[1], device=lengths.device) < lengths[:, None]).long()
+
     @cached_property
     def predict(self) -> Tensor:
         """(N,) int64 into the flattened (R * L), the positions that predict a completion token."""

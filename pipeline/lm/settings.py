@@ -35,3 +35,6 @@ class ModelRuntime:
     attention: str = setting("sdpa", choices=("eager", "sdpa", "flash_attention_2"))  # eager: best for short CPU rows
     gradient_checkpointing: bool = False
     share_prefix: bool = True  # every prompt once per group, where the model's family allows it
+
+
+THIS_MACHINE = ModelRuntime()  # as it comes

@@ -3,9 +3,10 @@
     Settings
     needs_model(settings)   whether it takes a reward model made by an earlier step
     files(settings)         files from outside it reads: a change of their content is a change of the scores
-    scorer(settings, *, model, batch_tokens, threads)
+    scorer(settings, *, model, runtime)
                             -> a function from groups to one list of scores per group, one score per completion;
-                            made once per stage, so that a model is loaded once. NaN: could not be scored.
+                            made once per stage, so that a model is loaded once. NaN: could not be scored. `runtime`
+                            (lm.settings.ModelRuntime) says where and how a model runs, and changes no result.
 
 and, where it applies,
 

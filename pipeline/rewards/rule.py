@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.records import Group
 
 Rule = Callable[[list[dict[str, str]], str], float]
@@ -47,7 +48,7 @@ def files(settings: Settings) -> list[Path]:
 
 
 def scorer(
-    settings: Settings, *, model: Path | None = None, batch_tokens: int = 0, threads: int | None = None
+    settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
 ) -> Callable[[Sequence[Group]], list[list[float]]]:
     """See pipeline.rewards. Only the settings matter. Raises UserError for a result that is not a number."""
     rule = resolve(settings.function)

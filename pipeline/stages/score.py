@@ -13,13 +13,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Part, load_part, part_problems, setting
+from pipeline.config import Part, load_part, part_problems
 from pipeline.records import LENGTH, Group
 from pipeline.stage import Context
+from pipeline.training.settings import TrainRuntime
 
-VERSION = 1
+VERSION = 2
 INPUTS = {"groups": "one", "model": "optional", "policy": "optional", "reference": "optional"}
 SEEDED = False
+Runtime = TrainRuntime
 _SLICE = 512  # groups between two signs of progress
 
 Score = float | Mapping[str, float]  # a mapping: what stands behind the score's name -> value
@@ -46,17 +48,6 @@ class Settings:
         return problems
 
 
-@dataclass(frozen=True)
-class Runtime:
-    """How fast."""
-
-    batch_tokens: int = setting(16384, low=1)
-    """Most tokens of one forward pass, padding included."""
-
-    threads: int | None = setting(None, low=1)
-    """CPU threads; null: torch's choice."""
-
-
 def wanted(settings: Settings) -> set[str]:
     """A rule, or a model given by path, has no use for a trained one."""
     needed = {name for part in _parts(settings).values() for name in _needs(part)}
@@ -68,7 +59,7 @@ def required(settings: Settings) -> dict[str, str]:
     return {name: f"a score is computed with the {name} model" for name in sorted(needed)}
 
 
-def files(settings: Settings, runtime: Runtime) -> list[Path]:
+def files(settings: Settings, runtime: TrainRuntime) -> list[Path]:
     found = {path: None for part in _parts(settings).values() for path in part.module.files(part.settings)}
     return list(found)
 
@@ -168,10 +159,9 @@ def _suffixes(part: Part) -> tuple[str, ...]:
 
 
 def _scorers(context: Context) -> dict[str, Scorer]:
-    runtime: Runtime = context.runtime
     return {
         name: part.module.scorer(
-            part.settings, model=context.optional("model"), batch_tokens=runtime.batch_tokens, threads=runtime.threads,
+            part.settings, model=context.optional("model"), runtime=context.runtime,
             **{needed: context.optional(needed) for needed in _needs(part)},
         )
         for name, part in _parts(context.settings).items()

@@ -35,7 +35,7 @@ class Settings:
 def run(context: Context) -> None:
     import torch
 
-    from pipeline.lm import adapters, examples, folders, memory
+    from pipeline.lm import adapters, examples, folders, memory, scores
     from pipeline.lm.forward import autocast
     from pipeline.training import assembly, distribute, reward
     from pipeline.training.loop import Job, fit
@@ -54,7 +54,7 @@ def run(context: Context) -> None:
                                adapters.quantisation(trainer.adapter, trainer.precision))
     for part in (training, held_out):
         examples.check_fits(part, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
-    reward.prepare(model, pad, runtime.share_prefix)
+    scores.prepare(model, runtime.share_prefix)
     assembly.adapt(model, trainer, runtime, context.seed, whole=("score",))
     world = distribute.spread(world, model, runtime)
     outcome = fit(model, training, reward.RewardTask(pad), Job(

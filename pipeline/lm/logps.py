@@ -1,0 +1,59 @@
+"""Log-probs of every completion of some groups under a model, without gradient: the one pass for whoever asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.lm import batches, forward
+from pipeline.lm.examples import Example
+from pipeline.lm.forward import Rows, autocast, device_of
+from pipeline.lm.settings import ModelRuntime
+
+
+def completion_logps(model: Any, examples: Sequence[Example], runtime: ModelRuntime, precision: str
+                     ) -> list[list[float]]:
+    """The sum over each completion's tokens, nats, float32 as training sums them; by example."""
+    found: list[list[float]] = [[] for _ in examples]
+    of_tokens = _of_model(model, runtime)
+    for micro, rows, values in _passes(examples, device_of(model), runtime, precision, of_tokens):
+        for i, sums in zip(micro, forward.sums(rows, values).tolist(), strict=True):
+            found[i] = sums[:len(examples[i].completions)]
+    return found
+
+
+def token_logps(model: Any, examples: Sequence[Example], runtime: ModelRuntime, precision: str
+                ) -> list[list[list[float]]]:
+    """Of every token, nats; by example and completion."""
+    return by_token(examples, device_of(model), runtime, precision, _of_model(model, runtime))
+
+
+def by_token(
+    examples: Sequence[Example], device: torch.device, runtime: ModelRuntime, precision: str,
+    of_tokens: Callable[[Rows], Tensor],
+) -> list[list[list[float]]]:
+    """What `of_tokens` says of a micro-batch's (N,) completion tokens; by example, completion and token."""
+    found: list[list[list[float]]] = [[[] for _ in e.completions] for e in examples]
+    for micro, rows, values in _passes(examples, device, runtime, precision, of_tokens):
+        for g, k, value in zip(rows.group.tolist(), rows.column.tolist(), values.tolist(), strict=True):
+            found[micro[g]][k].append(value)
+    return found
+
+
+def _of_model(model: Any, runtime: ModelRuntime) -> Callable[[Rows], Tensor]:
+    return lambda rows: forward.token_logps(
+        model, forward.hidden_at_predictions(model, rows), rows.targets, runtime.logits_per_chunk)
+
+
+def _passes(
+    examples: Sequence[Example], device: torch.device, runtime: ModelRuntime, precision: str,
+    of_tokens: Callable[[Rows], Tensor],
+) -> Iterator[tuple[list[int], Rows, Tensor]]:
+    for micro in batches.micro_batches(examples, runtime.tokens_per_batch):
+        with torch.no_grad(), autocast(device, precision):
+            rows = forward.collate([examples[i] for i in micro], device)
+            values = of_tokens(rows)
+        yield micro, rows, values
