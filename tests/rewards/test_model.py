@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.lm import folders
 from pipeline.lm.settings import ModelRuntime
 from pipeline.lm.template import Encoder
 from pipeline.records import LENGTH, STOP, Completion, Group, Message
-from pipeline.rewards import model
+from pipeline.rewards import dropout, model
 
 WORDS = ["<pad>", "<s>", "</s>", "<user>", "<bot>", "<unk>", *"abcdefgh"]
 TEMPLATE = (
@@ -203,6 +204,16 @@ def test_what_does_not_fit_the_model_has_no_score(folder: Path) -> None:
     (scores,) = model.scorer(model.Settings(), model=folder)([group_of("a" * 34, "a" * 35)])  # 5 + 34 + 1 = 40
     assert math.isfinite(scores[0])
     assert math.isnan(scores[1])
+
+
+@pytest.mark.parametrize("scorer", [
+    partial(model.scorer, model.Settings()), partial(dropout.scorer, dropout.Settings(passes=2))])
+def test_the_device_is_the_runtimes(folder: Path, monkeypatch: pytest.MonkeyPatch, scorer: Any) -> None:
+    """hardware=cpu where there is a GPU too; and a GPU that is not there is the user's mistake."""
+    with pytest.raises(UserError, match="torch sees no CUDA device here; use hardware=cpu"):
+        scorer(model=folder, runtime=ModelRuntime("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert len(scorer(model=folder, runtime=ModelRuntime("cpu"))([group_of("c")])[0]) == 1
 
 
 def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:

@@ -37,6 +37,17 @@ def test_greedy_is_what_transformers_generates(tiny_model):
         assert answer.samples[0].token_ids == tuple(ids[0, len(prompt) :].tolist())
 
 
+def test_the_device_is_the_one_of_the_settings(tiny_model, monkeypatch):
+    """Where there is a GPU too: hardware=cpu is handed on, and a GPU that is not there is the user's mistake."""
+    with pytest.raises(UserError, match=r"runtime.device: cuda, but torch sees no CUDA device here; use hardware=cpu"):
+        sample(tiny_model, [ask(PROMPTS[0])], device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    settings = engine_module.Settings(device="cpu")
+    with engine_module.open_engine(tiny_model, settings, tiny_model / "no.log") as engine:
+        assert engine.network.device == torch.device("cpu")
+        assert len(next(iter(engine.sample([ask(PROMPTS[0])]))).samples[0].token_ids) == 24
+
+
 def test_samples_do_not_depend_on_batch_or_order(tiny_model):
     requests = [ask(prompt, n=3, temperature=1.0, seed=100 * i) for i, prompt in enumerate(PROMPTS)]
     together = sample(tiny_model, requests)
