@@ -12,6 +12,7 @@ import transformers
 from pipeline.errors import UserError
 from pipeline.lm import memory
 from pipeline.lm.settings import ModelRuntime
+from pipeline.lm.template import Encoder
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
 
@@ -83,6 +84,12 @@ def load_tokenizer(folder: Path, template: bool = False) -> Any:
         raise UserError(f"reward: the tokenizer in {folder} has no chat template, expected one (chat_template.jinja) "
                         "that turns conversations into what the model was trained on")
     return tokenizer
+
+
+def policy_encoder(folder: Path) -> Encoder:
+    """Text -> ids as the policy of this folder reads and writes them."""
+    quiet()
+    return Encoder(load_tokenizer(folder), stop_ids(folder))
 
 
 def pad_id(tokenizer: Any) -> int:

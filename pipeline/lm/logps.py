@@ -1,17 +1,27 @@
-"""Log-probs of every completion of some groups under a model, without gradient: the one pass for whoever asks."""
+"""Log-probs of every completion of some groups under a frozen model: the one pass for whoever asks for them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.lm import batches, forward
+from pipeline.lm import batches, folders, forward
 from pipeline.lm.examples import Example
 from pipeline.lm.forward import Rows, autocast, device_of
 from pipeline.lm.settings import ModelRuntime
+
+
+def open_frozen(
+    folder: Path, device: torch.device, runtime: ModelRuntime, options: dict[str, Any] | None = None
+) -> Any:
+    """A causal LM that nothing trains, ready for these passes. Raises UserError as `forward.prepare` does."""
+    model = folders.load_policy(folder, device, runtime, options)
+    forward.prepare(model, runtime.share_prefix)
+    return model.eval().requires_grad_(False)
 
 
 def completion_logps(model: Any, examples: Sequence[Example], runtime: ModelRuntime, precision: str

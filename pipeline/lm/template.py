@@ -109,7 +109,8 @@ class Encoder:
             return str(self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=completion is None))
         except Exception as error:  # a template may refuse a conversation (roles that do not alternate, a system turn)
-            raise UserError(f"example {group.id!r}: {self.of} chat template refuses this conversation: {error}") from None
+            raise UserError(
+                f"example {group.id!r}: {self.of} chat template refuses this conversation: {error}") from None
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         # the template writes BOS itself, so no special tokens are added on top of it

@@ -44,13 +44,11 @@ def folder_of(path: str | None, given: Path | None, which: str) -> Path:
 
 def open_causal(folder: Path, runtime: ModelRuntime) -> tuple[Encoder, Any]:
     """Encoder and frozen language model of a folder, float32 weights, on the runtime's device."""
-    from pipeline.lm import folders, forward, template
+    from pipeline.lm import folders, logps, template
 
     device = folders.prepare_machine(runtime)
     encoder = template.Encoder(folders.load_tokenizer(folder, template=True), of="the scoring model's")
-    net = folders.load_policy(folder, device, runtime).eval()
-    forward.prepare(net, runtime.share_prefix)
-    return encoder, net
+    return encoder, logps.open_frozen(folder, device, runtime)
 
 
 def scored(

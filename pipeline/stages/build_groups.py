@@ -215,22 +215,20 @@ def _with_ids(groups: Iterable[Group], part: Part, context: Context) -> Iterable
 
 def tokenised(groups: Iterable[Group], model: Path) -> Iterator[Group]:
     """The groups with ids of their texts, by the tokenizer and chat template of `model`."""
-    from pipeline.lm import folders, template
     from pipeline.lm.examples import chunks
+    from pipeline.lm.folders import policy_encoder
 
-    folders.quiet()
-    encoder = template.Encoder(folders.load_tokenizer(model), folders.stop_ids(model))
+    encoder = policy_encoder(model)
     for batch in chunks(groups, _BATCH):
         yield from encoder.encode(batch)
 
 
 def prompted(groups: Iterable[Group], part: Part, model: Path) -> Iterator[Group]:
     """The groups with ids of the prompts that are a completion's own; the completions keep the ids they have."""
-    from pipeline.lm import folders, template
     from pipeline.lm.examples import chunks
+    from pipeline.lm.folders import policy_encoder
 
-    folders.quiet()
-    encoder = template.Encoder(folders.load_tokenizer(model), folders.stop_ids(model))
+    encoder = policy_encoder(model)
     for batch in chunks(groups, _BATCH):
         asked = [part.module.prompts(group, part.settings) for group in batch]
         bare = [Group(group.id, m) for group, own in zip(batch, asked, strict=True) for m in own if m]

@@ -32,7 +32,7 @@ class Settings:
 
 def run(context: Context) -> None:
     from pipeline import tables
-    from pipeline.lm import adapters, folders, forward, memory
+    from pipeline.lm import adapters, folders, logps, memory
     from pipeline.lm import examples as data
     from pipeline.lm.settings import AdapterSettings
 
@@ -43,9 +43,8 @@ def run(context: Context) -> None:
     whole, total = len(tables.parts(target)), tables.count(source)
     kind = AdapterSettings(kind={"full": "none", "nf4": "qlora"}[context.settings.weights])
     adapters.require(kind, device)
-    model = folders.load_policy(context.one("model"), device, runtime,
-                               adapters.quantisation(kind, context.settings.precision))
-    forward.prepare(model, context.runtime.share_prefix)
+    model = logps.open_frozen(context.one("model"), device, runtime,
+                              adapters.quantisation(kind, context.settings.precision))
     for index, groups in enumerate(data.chunks(tables.read(source), _PART)):
         if index >= whole:
             context.report.progress(index * _PART, total, "groups")
@@ -59,23 +58,14 @@ def run(context: Context) -> None:
 
 
 def _score(model: Any, groups: Sequence[Group], context: Context) -> list[Group]:
-    import torch
-
-    from pipeline.lm import batches, folders, forward
     from pipeline.lm import examples as data
-    from pipeline.lm.forward import autocast
+    from pipeline.lm import folders, logps
 
     problems = [p for g in groups for p in data.row_problems(g)]
     if problems:
         raise UserError(*problems[:5])
     examples = [data.example(g) for g in groups]
     data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
-    device, runtime = next(model.parameters()).device, context.runtime
-    scored = list(groups)
-    with torch.no_grad(), autocast(device, context.settings.precision):
-        for micro in batches.micro_batches(examples, runtime.tokens_per_batch):
-            rows = forward.collate([examples[i] for i in micro], device)
-            for i, row in zip(micro, forward.group_logps(model, rows, runtime.logits_per_chunk).tolist(), strict=True):
-                filled = [replace(c, ref_logp=v) for c, v in zip(groups[i].completions, row, strict=False)]
-                scored[i] = replace(groups[i], completions=tuple(filled))
-    return scored
+    found = logps.completion_logps(model, examples, context.runtime, context.settings.precision)
+    return [replace(g, completions=tuple(replace(c, ref_logp=v) for c, v in zip(g.completions, values, strict=True)))
+            for g, values in zip(groups, found, strict=True)]

@@ -238,7 +238,7 @@ def test_folders_that_cannot_score(folder: Path, tmp_path: Path) -> None:
 
 def test_a_template_that_refuses_says_which_prompt(folder: Path) -> None:
     tokenizer = tokenizer_of("{{ raise_exception('no system turns') }}")
-    with pytest.raises(UserError, match="example 'p': the reward model's chat template refuses this conversation: no sys"):
+    with pytest.raises(UserError, match="'p': the reward model's chat template refuses this conversation: no sys"):
         shown(tokenizer, group_of("c"))
 
 
