@@ -42,10 +42,14 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    yield temporary
-    if durable:
-        sync(temporary)
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        if durable:
+            sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:  # a full disk, an interrupt: leave nothing of the attempt
+        temporary.unlink(missing_ok=True)
+        raise
     if durable:
         sync(path.parent)
 

@@ -22,7 +22,7 @@ def test_a_failed_write_leaves_the_old_content(tmp_path):
     with pytest.raises(RuntimeError), files.replacing(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
-    assert path.read_text() == "old"
+    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
     files.write_atomic(path, "new", durable=False)
     assert path.read_text() == "new"
 
