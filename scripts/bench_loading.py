@@ -64,7 +64,7 @@ def measure(table: Path, folder: Path) -> dict[str, float]:
     """Load, check, order, read: in this process."""
     from pipeline.config import load_part
     from pipeline.lm import examples as data
-    from pipeline.training import checks, loop, order, run_policy
+    from pipeline.training import checks, loop, run_policy
 
     assert loop and run_policy, "everything a training process imports counts as its start"
     before, started, cpu = peak_memory(), time.perf_counter(), time.process_time()
@@ -73,7 +73,7 @@ def measure(table: Path, folder: Path) -> dict[str, float]:
     data.check_fits(examples, 8000, 512)
     examples = checks.fit_to_objective(examples, load_part({"module": "pipeline.objectives.dpo"}, "objective"), None)
     checked = time.perf_counter()
-    batches = order.global_batches(data.ids_of(examples), 0, 64, 0, 200)
+    batches = loop.global_batches(data.ids_of(examples), 0, 64, 0, 200)
     first = next(batches)
     ordered = time.perf_counter()
     tokens = sum(examples[i].completion_tokens for chosen in (first, *batches) for i in chosen)

@@ -40,7 +40,7 @@ def main() -> int:
     def ids(length: int) -> Any:
         return rng.integers(3, 8192, length).astype(np.int32)
 
-    examples = [Example(f"g{i}", ids(options.prompt), tuple(ids(options.completion) for _ in range(options.completions)))
+    examples = [Example(f"g{i}", ids(options.prompt), tuple(map(ids, [options.completion] * options.completions)))
                 for i in range(options.groups)]
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     found: dict[str, Any] = {}

@@ -75,7 +75,7 @@ def ours(spec: dict[str, Any], gate: Gate) -> None:
 
     from pipeline.config import load_part
     from pipeline.lm import examples as data
-    from pipeline.lm import folders, forward
+    from pipeline.lm import folders, prefix
     from pipeline.stage import Reporter
     from pipeline.training import policy
     from pipeline.training.loop import Job, fit
@@ -88,7 +88,7 @@ def ours(spec: dict[str, Any], gate: Gate) -> None:
                            attention="eager", peak_tflops=1.0)
     device = folders.prepare_machine(runtime)
     model = folders.load_policy(Path(spec["model"]), device, runtime)
-    forward.prepare(model, spec["share_prefix"])
+    prefix.prepare(model, spec["share_prefix"])
     if spec["reference"]:
         examples = with_reference(model, examples, spec["precision"])
     negatives = None if spec["negatives"] is None else load_part(spec["negatives"], "negatives")

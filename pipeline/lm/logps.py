@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.lm import batches, folders, forward
+from pipeline.lm import folders, forward, packed, prefix
 from pipeline.lm.examples import Example
 from pipeline.lm.forward import Rows, autocast, device_of
 from pipeline.lm.settings import ModelRuntime
@@ -18,9 +18,9 @@ from pipeline.lm.settings import ModelRuntime
 def open_frozen(
     folder: Path, device: torch.device, runtime: ModelRuntime, options: dict[str, Any] | None = None
 ) -> Any:
-    """A causal LM that nothing trains, ready for these passes. Raises UserError as `forward.prepare` does."""
+    """A causal LM that nothing trains, ready for these passes. Raises UserError as `prefix.prepare` does."""
     model = folders.load_policy(folder, device, runtime, options)
-    forward.prepare(model, runtime.share_prefix)
+    prefix.prepare(model, runtime.share_prefix)
     return model.eval().requires_grad_(False)
 
 
@@ -62,7 +62,7 @@ def _passes(
     examples: Sequence[Example], device: torch.device, runtime: ModelRuntime, precision: str,
     of_tokens: Callable[[Rows], Tensor],
 ) -> Iterator[tuple[list[int], Rows, Tensor]]:
-    for micro in batches.micro_batches(examples, runtime.tokens_per_batch):
+    for micro in packed.micro_batches(examples, runtime.tokens_per_batch):
         with torch.no_grad(), autocast(device, precision):
             rows = forward.collate([examples[i] for i in micro], device)
             values = of_tokens(rows)

@@ -142,6 +142,28 @@ def unique_tokens(example: Example) -> int:
     return sum(len(example.prompt_of(k)) + len(c) - 1 for k, c in enumerate(example.completions)) - shared
 
 
+def micro_batches(
+    examples: Sequence[Example], tokens: int, costs: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Cut a global batch into micro-batches of at most `tokens` tokens, never splitting a group.
+
+    `costs`: tokens of each group, None = its unique ones.
+    Sorted by length, longest first: an out-of-memory shows at once, and a model that has to stay with padded rows
+    wastes little. A group that is longer than the budget goes alone.
+    """
+    costs = [unique_tokens(e) for e in examples] if costs is None else costs
+    cut: list[list[int]] = []
+    held = 0
+    for i in sorted(range(len(examples)), key=lambda i: (-examples[i].longest, examples[i].id)):
+        if cut and held + costs[i] <= tokens:
+            cut[-1].append(i)
+            held += costs[i]
+        else:
+            cut.append([i])
+            held = costs[i]
+    return cut
+
+
 def _by_prompt(example: Example) -> list[tuple[np.ndarray, list[int]]]:
     """(prompt, the completions that answer it), in order of first appearance."""
     if example.prompts is None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.lm import batches, forward, prefix
+from pipeline.lm import forward, packed, prefix
 from pipeline.lm.examples import Example
 from pipeline.lm.forward import autocast, device_of
 from pipeline.lm.packed import Packed, pack
@@ -25,7 +25,8 @@ def group_scores(model: Any, examples: Sequence[Example], pad: int, masked: bool
     """(G, K) float32 scores and (G, K) bool present. `masked`: rows come with a mask, for models that look ahead."""
     rows = forward.collate(examples, device_of(model), pad)
     present = rows.present
-    flat = _packed_scores(model, examples, pad) if prefix.is_shared(model) else _row_scores(model, rows, masked)  # (R,)
+    shared = forward.is_shared(model)
+    flat = _packed_scores(model, examples, pad) if shared else _row_scores(model, rows, masked)  # (R,)
     return torch.zeros_like(present, dtype=torch.float32).masked_scatter(present, flat), present
 
 
@@ -34,7 +35,7 @@ def completion_scores(
 ) -> list[list[float]]:
     """The score of every completion, by example, without gradient."""
     found: list[list[float]] = [[] for _ in examples]
-    for micro in batches.micro_batches(examples, tokens_per_batch):
+    for micro in packed.micro_batches(examples, tokens_per_batch):
         some = [examples[i] for i in micro]
         with torch.inference_mode(), autocast(device_of(model), precision), _padding(model, some) as pad:
             scores, _ = group_scores(model, some, pad, masked=True)
@@ -50,10 +51,10 @@ def prepare(model: Any, share_prefix: bool = True) -> None:
     if not share_prefix:
         return
     before = model.config._attn_implementation
-    why = prefix.shared(model) or _differs(model)
+    why = prefix.enable_prefix_sharing(model) or _differs(model)
     if why is not None:
         model.set_attn_implementation(before)
-    forward.say_layout(model, before, why)
+    prefix.say_layout(model, before, why)
 
 
 def float32_head(model: Any) -> None:
@@ -77,7 +78,7 @@ def _packed_scores(model: Any, examples: Sequence[Example], pad: int) -> Tensor:
     longer = [replace(e, completions=tuple(np.append(c, pad) for c in e.completions)) for e in examples]
     packed = pack(longer, device_of(model))
     ends = torch.from_numpy(_ends(examples, packed, pad)).to(packed.input_ids.device)
-    states = prefix.hidden_states(model, packed).index_select(0, ends)
+    states = forward.hidden_states(model, packed).index_select(0, ends)
     return model.score(states)[:, 0].float()  # type: ignore[no-any-return]
 
 

@@ -143,7 +143,8 @@ def _extrapolated(net: Any, anchor: Any, rows: Rows, decouple: float, logits_per
     """(N,) log-probs of the completion tokens under (1 + lambda) logits_pi - lambda logits_ref."""
     import torch
 
-    from pipeline.lm.forward import head_logits, hidden_at_predictions
+    from pipeline.lm.forward import hidden_at_predictions
+    from pipeline.lm.head import head_logits
 
     states = [hidden_at_predictions(m, rows) for m in (net, anchor)]
     size = max(1, logits_per_chunk // (2 * net.get_output_embeddings().weight.shape[0]))

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from pipeline.lm import adapters, folders, memory, prefix
+from pipeline.lm import adapters, folders, forward, memory
 from pipeline.stage import derive_seed
 from pipeline.training import checkpoint, distribute
-from pipeline.training.distribute import World
+from pipeline.training.gradients import World
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
 
@@ -22,7 +22,7 @@ def adapt(model: Any, trainer: TrainerSettings, runtime: TrainRuntime, seed: int
         adapters.add(model, trainer.adapter, derive_seed(seed, "adapter"), whole)
     if runtime.compile:
         # attention over a tree of prompts and completions walks it in Python: compiled, every batch would be a new one
-        AttentionInterface.register(prefix.ATTENTION, torch.compiler.disable(prefix.tree_attention))
+        AttentionInterface.register(forward.ATTENTION, torch.compiler.disable(forward.tree_attention))
         for layer in distribute.layers_of(model):  # one by one: the same code, compiled once
             layer.compile(dynamic=True)
 

@@ -8,21 +8,103 @@ each micro-batch's log-probs are multiplied by. Either way the result does not d
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from pipeline.errors import UserError
+from pipeline.lm import packed
 from pipeline.lm.examples import Example
 from pipeline.lm.forward import autocast, device_of
 from pipeline.objectives.contract import LossInputs
-from pipeline.training.distribute import World
 from pipeline.training.inputs import About, joined, moved
 
 Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train one model."""
+
+    rank: int = 0
+    size: int = 1
+    shell: Any = None  # of a model whose weights, gradients and moments are spread over the processes
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return self.rank == 0
+
+    def cut(
+        self, batch: Sequence[Example], tokens: int, costs: Sequence[int] | None = None
+    ) -> list[tuple[list[int], bool]]:
+        """This process's micro-batches of a global batch, see `batching.micro_batches`, and whether each counts.
+
+        As many on every process: a process without one left repeats the last, which then counts nothing.
+        """
+        cut = packed.micro_batches(batch, tokens, costs)
+        if self.size == 1:
+            return [(micro, True) for micro in cut]
+        cut = _evenly(batch, tokens, -(-len(cut) // self.size) * self.size, costs)
+        own = [(micro, True) for micro in cut[self.rank::self.size]]
+        return own if len(own) * self.size >= len(cut) else [*own, (cut[-1], False)]
+
+    def run(self, function: Callable[..., Any], model: Any, *arguments: Any) -> Any:
+        """`function(model, *arguments)`, with the weights gathered where they are sharded."""
+        return function(model, *arguments) if self.shell is None else self.shell(function, *arguments)
+
+    def settle(self) -> None:
+        """Put every weight back into its shards, so that parameters are what their names say."""
+        if self.shell is not None:
+            for module in self.shell.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Copies on the CPU, put together from their shards, in the first process; nothing in the others."""
+        found = {}
+        self.settle()
+        for name, tensor in tensors.items():
+            full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # all of them take part
+            if self.first:
+                found[name] = full.detach().cpu().contiguous()
+        return found
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, by rank."""
+        if self.size == 1:
+            return [value]
+        found = [None] * self.size
+        distributed.all_gather_object(found, value)
+        return found
+
+    def agree(self, value: bool) -> bool:
+        """What the first process says: for decisions by the clock."""
+        if self.size == 1:
+            return value
+        told = [value]
+        distributed.broadcast_object_list(told, src=0)
+        return told[0]
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.size > 1:
+            distributed.barrier()
+
+    def reduce_gradients(self, model: Any) -> None:
+        """Sum the gradients over the processes. Sharded ones are summed in the backward pass already."""
+        if self.size == 1 or self.shell is not None:
+            return
+        for p in model.parameters():
+            if p.requires_grad:
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
+                distributed.all_reduce(p.grad)
 
 
 class Task(Protocol):
@@ -174,3 +256,13 @@ def normalised_weights(batch: Sequence[Example], normalise: str) -> list[float]:
     return [e.weight / total for e in batch]
 
 
+def _evenly(batch: Sequence[Example], tokens: int, number: int, costs: Sequence[int] | None) -> list[list[int]]:
+    """At most `number` micro-batches, as equal in size as a token budget makes them."""
+    low, high = 1, tokens
+    while low < high:
+        budget = (low + high) // 2
+        if len(packed.micro_batches(batch, budget, costs)) <= number:
+            high = budget
+        else:
+            low = budget + 1
+    return packed.micro_batches(batch, low, costs)

@@ -15,10 +15,9 @@ from pipeline.errors import UserError
 from pipeline.lm import forward
 from pipeline.lm.examples import Example
 from pipeline.lm.forward import device_of
-from pipeline.lm.fused import Reductions
-from pipeline.lm.head import Asked, reduced
+from pipeline.lm.head import Reductions, reduced
 from pipeline.objectives.contract import TOKEN_NEEDS, LossInputs, TokenInputs
-from pipeline.training.order import token_uniforms
+from pipeline.stage import derive_seed
 
 _COLUMNS = ("logps", "lengths", "present", "ref_logps", "previous_logps", "scores")  # (G, K)
 _GROUPS = ("labels", "mismatched_logps", "mismatched_ref_logps")  # (G,)
@@ -81,9 +80,8 @@ def loss_inputs(
     if needs & {"divergences", "reference_tokens"}:
         with torch.no_grad():
             ref_hidden = forward.hidden_at_predictions(source.reference_model, rows)
-    asked = Asked(_top(needs), "sum_squares" in needs,
-                  (source.reference_model, ref_hidden) if ref_hidden is not None and "divergences" in needs else None)
-    seen = reduced(model, hidden, rows.targets, source.logits_per_chunk, asked)
+    other = (source.reference_model, ref_hidden) if ref_hidden is not None and "divergences" in needs else None
+    seen = reduced(model, hidden, rows.targets, source.logits_per_chunk, _top(needs), "sum_squares" in needs, other)
     tokens = _tokens(source, rows, examples, step, seen, ref_hidden) if needs & TOKEN_NEEDS else None
     mismatched = _mismatched(source, model, examples, about) if "mismatched" in needs else (None, None)
     known = known_inputs(needs, examples, forward.sums(rows, seen.logps), about, state, parameters)
@@ -128,6 +126,17 @@ def _tokens(
     return TokenInputs(
         rows.targets, rows.group, rows.column, forward.positions(rows), seen.logps, uniforms, seen.target_logits,
         seen.top_logits, seen.top_ids, seen.log_sum_squares, seen.divergences, ref_logps, ref_layers)
+
+
+def token_uniforms(examples: Sequence[Example], seed: int, step: int) -> np.ndarray:
+    """(N,) float32 in [0, 1) for every completion token, group after group, completion after completion."""
+    drawn = [generator(seed, "tokens", step, e.id).random(e.completion_tokens, np.float32) for e in examples]
+    return np.concatenate(drawn)
+
+
+def generator(seed: int, *what: object) -> np.random.Generator:
+    """Of what is drawn for one group: no position, worker or micro-batch changes it."""
+    return np.random.Generator(np.random.Philox(key=derive_seed(seed, *what)))
 
 
 def _top(needs: frozenset[str]) -> int:

@@ -9,13 +9,15 @@ Several processes run it side by side on the same batches; the first one reports
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
@@ -24,10 +26,10 @@ from pipeline.lm import memory
 from pipeline.lm.examples import Example, ids_of
 from pipeline.lm.forward import device_of
 from pipeline.stage import Reporter, derive_seed
-from pipeline.training import checkpoint, gradients, optim, order, throughput
+from pipeline.training import checkpoint, gradients, optim, throughput
 from pipeline.training.checkpoint import Loaded
-from pipeline.training.distribute import World
-from pipeline.training.settings import TrainerSettings, TrainRuntime, lr_factor, total_steps
+from pipeline.training.gradients import World
+from pipeline.training.settings import TrainerSettings, TrainRuntime, total_steps
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
     window, meter, saved = _Window(), _Meter.of(model, job), time.monotonic()
     ids = ids_of(examples)
     job.report.progress(at.step, steps, "steps")
-    for step, chosen in enumerate(order.global_batches(ids, job.seed, settings.batch_size, at.step, steps), at.step):
+    for step, chosen in enumerate(global_batches(ids, job.seed, settings.batch_size, at.step, steps), at.step):
         lr = settings.lr * lr_factor(settings, first + step, last)
         batch, values = _step(model, optimizer, task, [examples[i] for i in chosen], step, lr, job)
         window.add(values, batch, meter)
@@ -119,6 +121,48 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
             saved = time.monotonic()
     world.settle()
     return Outcome(optimizer, steps, first + steps)
+
+
+def epoch_order(ids: Sequence[str], seed: int, epoch: int) -> np.ndarray:
+    """(n,) int64, a permutation of range(n): each id is placed by its own hash, derive_seed(seed, "order", epoch, id).
+
+    A second for a million ids: what all hashes begin with is hashed once.
+    """
+    begun = hashlib.sha256(f"{seed}\x1forder\x1f{epoch}\x1f".encode())
+
+    def digest(name: str) -> bytes:
+        one = begun.copy()
+        one.update(name.encode())
+        return one.digest()[:8]
+
+    keys = np.frombuffer(b"".join(map(digest, ids)), ">u8") >> np.uint64(1)
+    return np.argsort(keys, kind="stable")
+
+
+def global_batches(ids: Sequence[str], seed: int, size: int, start: int, stop: int) -> Iterator[list[int]]:
+    """Indices of the global batches of steps start .. stop - 1, cut from the endless stream of epochs."""
+    epoch, order = -1, np.zeros(0, np.int64)
+    for step in range(start, stop):
+        batch = []
+        for position in range(step * size, (step + 1) * size):
+            if position // len(ids) != epoch:
+                epoch = position // len(ids)
+                order = epoch_order(ids, seed, epoch)
+            batch.append(int(order[position % len(ids)]))
+        yield batch
+
+
+def lr_factor(settings: TrainerSettings, step: int, last: int) -> float:
+    """Learning rate over `settings.lr` at 0-based `step` of a schedule of `last` steps, in (0, 1]."""
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return 1.0
+    span = max(1, last - settings.warmup_steps)
+    left = min(1.0, max(0.0, (last - step) / span))
+    if settings.schedule == "cosine":
+        left = 0.5 * (1.0 - math.cos(math.pi * left))
+    return settings.min_lr_ratio + (1.0 - settings.min_lr_ratio) * left
 
 
 def _start(model: Any, optimizer: torch.optim.Optimizer, task: gradients.Task, job: Job) -> Loaded:

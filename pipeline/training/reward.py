@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.lm import batches
+from pipeline.lm import packed
 from pipeline.lm.examples import Example, ids_of, subset
 from pipeline.lm.packed import unique_tokens
 from pipeline.lm.scores import group_scores
@@ -67,7 +67,7 @@ def split(examples: Sequence[Example], fraction: float) -> tuple[Sequence[Exampl
 def accuracy(model: Any, examples: Sequence[Example], pad: int, tokens_per_batch: int) -> dict[str, float]:
     """Share of comparisons where the preferred completion scores higher, and the mean margin."""
     right, margin, number = 0.0, 0.0, 0
-    for micro in batches.micro_batches(examples, tokens_per_batch):
+    for micro in packed.micro_batches(examples, tokens_per_batch):
         scores, present = group_scores(model, [examples[i] for i in micro], pad)
         margins = (scores[:, :1] - scores[:, 1:])[present[:, 1:]]
         right, margin, number = right + (margins > 0).sum().item(), margin + margins.sum().item(), number + len(margins)

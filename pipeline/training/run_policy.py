@@ -10,12 +10,12 @@ import torch
 
 from pipeline.config import Part, load_part
 from pipeline.errors import UserError
-from pipeline.lm import adapters, folders, forward, memory
+from pipeline.lm import adapters, folders, memory, prefix
 from pipeline.lm import examples as data
 from pipeline.objectives.contract import LIVE_NEEDS
 from pipeline.stage import Context
 from pipeline.training import assembly, checks, distribute, optim, policy, throughput
-from pipeline.training.distribute import World
+from pipeline.training.gradients import World
 from pipeline.training.loop import Job, fit
 
 
@@ -48,7 +48,7 @@ def train(context: Context, parts: Parts, score: str = "reward", keep: bool = Fa
     examples = load_examples(context, parts, score, world)
     model = folders.load_policy(source, device, runtime, adapters.quantisation(trainer.adapter, trainer.precision))
     data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
-    forward.prepare(model, runtime.share_prefix)
+    prefix.prepare(model, runtime.share_prefix)
     assembly.adapt(model, trainer, runtime, context.seed)
     policy.add_parameters(model, parts.objective)
     world = distribute.spread(world, model, runtime)
@@ -77,7 +77,7 @@ def reference_model(context: Context, device: Any) -> Any:
     trainer = context.settings.trainer
     model = folders.load_policy(context.one("reference_model"), device, context.runtime,
                                adapters.quantisation(trainer.adapter, trainer.precision))
-    forward.prepare(model, context.runtime.share_prefix)
+    prefix.prepare(model, context.runtime.share_prefix)
     return model.eval().requires_grad_(False)
 
 

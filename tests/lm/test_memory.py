@@ -16,7 +16,7 @@ from pipeline.records import Completion, Group
 from pipeline.stage import Context, Reporter
 from pipeline.stages import reference_logprobs, train_reward
 from pipeline.training import assembly, checkpoint, policy, reward
-from pipeline.training.distribute import World
+from pipeline.training.gradients import World
 from pipeline.training.loop import Job, fit
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
@@ -127,7 +127,7 @@ def test_while_loading_a_model(folder, monkeypatch, error, load):
 
 @every_error
 def test_in_reference_logprobs(folder, monkeypatch, error):
-    monkeypatch.setattr(forward, "group_logps", raising(error))
+    monkeypatch.setattr(forward, "token_logps", raising(error))
     with pytest.raises(UserError, match=r"out of memory at group 1: lower hardware.training.tokens_per_batch \(now 77\)"
                                         r".*no result changes"):
         reference_logprobs.run(context(reference_logprobs, folder, tokens_per_batch=77))

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from pipeline.lm import prefix, scores
+from pipeline.lm import forward, scores
 from pipeline.lm.examples import Example
 
 PAD = 5
@@ -48,7 +48,7 @@ def test_packed_scores_are_those_of_the_models_own_forward(tiny, family, more, c
     slopes = torch.randn(len(own))
     gradients = torch.autograd.grad((torch.stack(own) * slopes).sum(), list(model.parameters()), allow_unused=True)
     scores.prepare(model)
-    assert prefix.is_shared(model) and capsys.readouterr().out.startswith(f"prompts are shared: {family}For")
+    assert forward.is_shared(model) and capsys.readouterr().out.startswith(f"prompts are shared: {family}For")
     found, present = scores.group_scores(model, examples, PAD)
     assert torch.allclose(found[present], torch.stack(own), atol=1e-5)
     ours = torch.autograd.grad((found[present] * slopes).sum(), list(model.parameters()), allow_unused=True)
@@ -76,4 +76,4 @@ def test_a_score_that_is_more_than_a_layer_stays_with_rows(tiny, capsys):
 def test_packed_rows_can_be_turned_off():
     model = classifier("Llama")
     scores.prepare(model, share_prefix=False)
-    assert not prefix.is_shared(model)
+    assert not forward.is_shared(model)

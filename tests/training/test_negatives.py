@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import load_part
-from pipeline.lm import forward, packed
+from pipeline.lm import forward, packed, prefix
 from pipeline.lm.examples import Example
 from pipeline.training import negatives, policy
 from pipeline.training.gradients import accumulate
@@ -81,7 +81,7 @@ def test_prompts_computed_once_change_nothing(tiny, tokens):
     examples, found = tiny.examples(8, k=5), []
     for share in (False, True):
         model = tiny.llama()
-        forward.prepare(model, share)
+        prefix.prepare(model, share)
         task = policy.PolicyTask(RNCE, MC, 0, tokens, 2**27)
         assert negatives.can_grow(model, task.draw) == share
         trained, values, bad = accumulate(model, task, examples, 3, "float32", tokens)
@@ -103,7 +103,7 @@ def test_groups_that_cannot_grow_are_drawn_from_all_the_same(tiny):
     assert not task.about(examples).one_prompt and task.about(others).one_prompt
     for share in (False, True):
         model = tiny.llama()
-        forward.prepare(model, share)
+        prefix.prepare(model, share)
         _, values, bad = accumulate(model, task, examples, 0, "float32", 10**6)
         assert not bad
         found.append((values["loss"], float(sum(p.grad.norm() for p in model.parameters()))))
@@ -134,7 +134,7 @@ def test_weights_that_scoring_converted_still_get_a_gradient(tiny, share):
     gradient.
     """
     model = tiny.llama()
-    forward.prepare(model, share)
+    prefix.prepare(model, share)
     accumulate(model, policy.PolicyTask(RNCE, MC, 0, 10**6, 2**27), tiny.examples(4, k=5), 0, "bfloat16", 10**6)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from pipeline.engines.engine import Request, adapter_base
-from pipeline.lm import folders, forward, logps
+from pipeline.lm import folders, logps, prefix
 from pipeline.lm.examples import Example
 from pipeline.lm.settings import THIS_MACHINE
 from pipeline.records import LENGTH, STOP
@@ -40,7 +40,7 @@ def completion_logps(model: Path, prompt_ids: list[int], completion_ids: list[in
     folders.quiet()
     example = Example("probe", np.array(prompt_ids, np.int32), (np.array(completion_ids, np.int32),))
     network = load(model, dtype, torch.device("cpu"))
-    forward.check_head(network)
+    prefix.check_head(network)
     return logps.token_logps(network, [example], THIS_MACHINE, "float32")[0][0]
 
 
