@@ -64,9 +64,9 @@ def measure(table: Path, folder: Path) -> dict[str, float]:
     """Load, check, order, read: in this process."""
     from pipeline.config import load_part
     from pipeline.lm import examples as data
-    from pipeline.training import checks, loop, run_policy
+    from pipeline.training import checks, loop, run
 
-    assert loop and run_policy, "everything a training process imports counts as its start"
+    assert loop and run, "everything a training process imports counts as its start"
     before, started, cpu = peak_memory(), time.perf_counter(), time.process_time()
     examples = data.load(table, folder, data.Beside(reference=[table]), stop_ids=[2])
     loaded = time.perf_counter()

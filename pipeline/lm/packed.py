@@ -38,7 +38,7 @@ class Segment:
     root: int = ALONE
 
 
-class Kept:
+class StemCache:
     """Keys and values a layout leaves for another. Not a dict or a dataclass: of those FSDP2 hands layers copies."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Packed:
     sequences: tuple[np.ndarray, ...]  # per completion, group by group: where it stands, with its prompt if that does
     stem: Packed | None = None  # run before: `segments` go on behind its own, and a root may be one of those
     roots: tuple[int, ...] = ()  # of a stem: per group its prompt's segment, ALONE for a prompt of one token
-    kept: Kept = field(default_factory=Kept)  # of a stem
+    cache: StemCache = field(default_factory=StemCache)  # of a stem
     windows: set[int] = field(default_factory=set)  # sliding windows that layers asked for
     masks: dict[int | None, Tensor] = field(default_factory=dict)  # window -> band, see `_mask`
 
@@ -186,9 +186,9 @@ def attend(
     sizes = [s.length for s in packed.segments]
     queries, keys, values = (x.split(sizes, dim=2) for x in (query, key, value))
     if packed.roots:
-        packed.kept.of[module] = keys, values
+        packed.cache.of[module] = keys, values
     if packed.stem is not None:
-        before_keys, before_values = packed.stem.kept.of[module]
+        before_keys, before_values = packed.stem.cache.of[module]
         keys, values = (*before_keys, *keys), (*before_values, *values)
     first = len(keys) - len(sizes)
     grouped = query.shape[1] != key.shape[1]

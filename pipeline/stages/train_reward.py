@@ -37,7 +37,7 @@ def run(context: Context) -> None:
 
     from pipeline.lm import adapters, examples, folders, memory, scores
     from pipeline.lm.forward import autocast
-    from pipeline.training import assembly, distribute, reward
+    from pipeline.training import distribute, reward, run
     from pipeline.training.loop import Job, fit
 
     settings, runtime, source = context.settings, context.runtime, _base(context)
@@ -55,7 +55,7 @@ def run(context: Context) -> None:
     for part in (training, held_out):
         examples.check_fits(part, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
     scores.prepare(model, runtime.share_prefix)
-    assembly.adapt(model, trainer, runtime, context.seed, whole=("score",))
+    run.adapt(model, trainer, runtime, context.seed, whole=("score",))
     world = distribute.spread(world, model, runtime)
     outcome = fit(model, training, reward.RewardTask(pad), Job(
         trainer, runtime, context.seed, context.work / "checkpoints", context.report, world=world))
@@ -64,7 +64,7 @@ def run(context: Context) -> None:
             measured = world.run(reward.accuracy, model, held_out, pad, runtime.tokens_per_batch)
         context.report.metric(outcome.steps, **{f"held_out_{k}": v for k, v in measured.items()})
         context.report.count(**{f"held_out_{k}": v for k, v in measured.items()})
-    assembly.deliver(model, lambda: folders.load_reward(source, torch.device("cpu"), head, pad), source, context.out,
+    run.deliver(model, lambda: folders.load_reward(source, torch.device("cpu"), head, pad), source, context.out,
                      trainer, world)
     context.report.count(groups=len(training), held_out_groups=len(held_out), steps=outcome.steps)
 

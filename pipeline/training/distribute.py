@@ -24,7 +24,7 @@ from pipeline.lm.forward import device_of
 from pipeline.training.gradients import World
 from pipeline.training.settings import TrainRuntime
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 LAUNCHED = "TORCHELASTIC_RUN_ID"  # torchrun sets it in every process it starts
 
 
@@ -39,7 +39,7 @@ def join(runtime: TrainRuntime, device: torch.device) -> tuple[World, torch.devi
     return World(state.process_index, state.num_processes), state.device
 
 
-def first_then_all(world: World, make: Callable[[], Found]) -> Found:
+def first_then_all(world: World, make: Callable[[], T]) -> T:
     """What `make` gives in this process. The first one goes ahead, so that what it leaves on disk is there for all."""
     made = make() if world.first else None
     world.wait()
@@ -53,7 +53,7 @@ def spread(world: World, model: Any, runtime: TrainRuntime) -> World:
     """
     if world.size == 1 or runtime.strategy != "fsdp2":
         return world
-    mesh, shell = init_device_mesh(device_of(model).type, (world.size,)), Shell(model)
+    mesh, shell = init_device_mesh(device_of(model).type, (world.size,)), ForwardShell(model)
     for module in (*layers_of(model), shell):  # embeddings, head and whatever else is left go with the shell
         fully_shard(module, mesh=mesh)
         module.set_gradient_divide_factor(1.0)  # the loss is normalised over the global batch: sums, not means
@@ -71,7 +71,7 @@ def layers_of(model: Any) -> list[Any]:
     return found
 
 
-class Shell(torch.nn.Module):
+class ForwardShell(torch.nn.Module):
     """A model whose forward pass is whatever is done with it: sharded weights are whole only inside a forward pass.
 
     `shell(function, *arguments)` is `function(model, *arguments)`.

@@ -22,7 +22,7 @@ from pipeline.lm import packed
 from pipeline.lm.examples import Example
 from pipeline.lm.forward import autocast, device_of
 from pipeline.objectives.contract import LossInputs
-from pipeline.training.inputs import About, joined, moved
+from pipeline.training.inputs import BatchFacts, joined, moved
 
 Metrics = dict[str, Tensor]
 
@@ -121,19 +121,19 @@ class Task(Protocol):
 
     def prepare(self, model: Any, batch: list[Example], step: int) -> tuple[list[Example], Metrics]: ...
 
-    def about(self, batch: Sequence[Example]) -> About: ...
+    def facts(self, batch: Sequence[Example]) -> BatchFacts: ...
 
     def cost(self, example: Example) -> int: ...  # unique tokens that a micro-batch has to hold for it
 
     def losses(  # of the groups, and these with the completions the losses are of
-        self, model: Any, examples: Sequence[Example], step: int, about: About
+        self, model: Any, examples: Sequence[Example], step: int, facts: BatchFacts
     ) -> tuple[Tensor, Metrics, Sequence[Example]]: ...
 
 
 class WholeTask(Task, Protocol):
     """A task whose loss compares groups: inputs and loss are asked for separately."""
 
-    def inputs(self, model: Any, examples: Sequence[Example], step: int, about: About) -> LossInputs: ...
+    def inputs(self, model: Any, examples: Sequence[Example], step: int, facts: BatchFacts) -> LossInputs: ...
 
     def loss(self, inputs: LossInputs) -> tuple[Tensor, Metrics]: ...
 
@@ -141,7 +141,7 @@ class WholeTask(Task, Protocol):
 
 
 @dataclass
-class Found:
+class StepResult:
     """What the passes over a global batch gave, beside the gradient."""
 
     loss: float = 0.0
@@ -170,9 +170,9 @@ def accumulate(
     with autocast(device_of(model), precision):
         batch, drawn = world.run(task.prepare, model, batch, step)
     share = torch.tensor(normalised_weights(batch, task.normalise), device=device_of(model))
-    about, cut = task.about(batch), world.cut(batch, tokens_per_batch, [task.cost(e) for e in batch])
+    facts, cut = task.facts(batch), world.cut(batch, tokens_per_batch, [task.cost(e) for e in batch])
     function = _of_whole if task.whole and (len(cut) > 1 or world.size > 1) else _of_parts
-    found = _of_all(function(model, task, batch, step, precision, about, cut, share, world), world)
+    found = _of_all(function(model, task, batch, step, precision, facts, cut, share, world), world)
     world.reduce_gradients(model)
     means = {name: float(torch.cat(parts).mean()) for name, parts in found.metrics.items()}
     before = {name: float(value.float().mean()) for name, value in drawn.items()}
@@ -180,14 +180,14 @@ def accumulate(
 
 
 def _of_parts(
-    model: Any, task: Task, batch: list[Example], step: int, precision: str, about: About,
+    model: Any, task: Task, batch: list[Example], step: int, precision: str, facts: BatchFacts,
     cut: list[tuple[list[int], bool]], share: Tensor, world: World,
-) -> Found:
-    found = Found()
+) -> StepResult:
+    found = StepResult()
     for micro, counts in cut:
         examples = [batch[i] for i in micro]
         with autocast(device_of(model), precision):
-            losses, metrics, trained = world.run(task.losses, model, examples, step, about)
+            losses, metrics, trained = world.run(task.losses, model, examples, step, facts)
         part = (losses * share[micro] * counts).sum()
         part.backward()
         if counts:
@@ -196,12 +196,12 @@ def _of_parts(
 
 
 def _of_whole(
-    model: Any, task: WholeTask, batch: list[Example], step: int, precision: str, about: About,
+    model: Any, task: WholeTask, batch: list[Example], step: int, precision: str, facts: BatchFacts,
     cut: list[tuple[list[int], bool]], share: Tensor, world: World,
-) -> Found:
-    device, found = device_of(model), Found()
+) -> StepResult:
+    device, found = device_of(model), StepResult()
     with torch.no_grad(), autocast(device, precision):
-        parts = [(world.run(task.inputs, model, [batch[i] for i in micro], step, about), micro)
+        parts = [(world.run(task.inputs, model, [batch[i] for i in micro], step, facts), micro)
                  for micro, counts in cut if counts or world.size > 1]
     inputs = _joined_of_all(parts, [counts for _, counts in cut], world, device)
     logps = inputs.logps.requires_grad_()
@@ -228,13 +228,13 @@ def _joined_of_all(parts: list[tuple[LossInputs, list[int]]], counts: list[bool]
     return dataclasses.replace(whole, state=own.state, parameters=own.parameters)
 
 
-def _of_all(own: Found, world: World) -> Found:
+def _of_all(own: StepResult, world: World) -> StepResult:
     """What every process found."""
     if world.size == 1:
         return own
-    light = Found(own.loss, own.bad, {name: [torch.cat(parts).cpu()] for name, parts in own.metrics.items()},
+    light = StepResult(own.loss, own.bad, {name: [torch.cat(parts).cpu()] for name, parts in own.metrics.items()},
                   own.trained)
-    total = Found()
+    total = StepResult()
     for found in world.gather(light):
         total.loss, total.bad = total.loss + found.loss, total.bad + found.bad
         total.trained += found.trained

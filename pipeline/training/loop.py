@@ -78,7 +78,7 @@ class _Window:
     sums: dict[str, float] = field(default_factory=dict)
 
     def add(self, values: dict[str, float], batch: Sequence[Example], meter: _Meter) -> None:
-        self.tokens, self.steps = self.tokens + throughput.unique_tokens(batch), self.steps + 1
+        self.tokens, self.steps = self.tokens + throughput.data_tokens(batch), self.steps + 1
         self.flops += throughput.flops(meter.shape, batch)
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value

@@ -27,7 +27,7 @@ _LIGHT = 4  # tokens without gradient that take less memory than one with
 
 
 @dataclass(frozen=True)
-class Draw:
+class NegativeDraw:
     """How negatives are drawn."""
 
     part: Part
@@ -53,12 +53,14 @@ class Draw:
         return max(learned, -(-unique_tokens(columns(example, _rest(example))) // _LIGHT))
 
 
-def draw(model: Any, batch: Sequence[Example], step: int, how: Draw) -> tuple[list[Example], Metrics]:
+def draw(model: Any, batch: Sequence[Example], step: int, how: NegativeDraw) -> tuple[list[Example], Metrics]:
     """The groups with completion 0 and the drawn ones, and (G,) metrics of the draw."""
     return _drawn(batch, candidate_logps(model, batch, how) if how.scores else None, step, how, device_of(model))
 
 
-def draw_and_run(model: Any, batch: Sequence[Example], step: int, how: Draw) -> tuple[list[Example], Tensor, Metrics]:
+def draw_and_run(
+    model: Any, batch: Sequence[Example], step: int, how: NegativeDraw
+) -> tuple[list[Example], Tensor, Metrics]:
     """`draw` from one micro-batch, and (G, 1 + M) float32 log-probs with gradient of what was drawn, 0 where absent.
 
     The preferred completions run first, with gradient; the candidates are scored on their prompts, and so are the drawn
@@ -79,7 +81,7 @@ def draw_and_run(model: Any, batch: Sequence[Example], step: int, how: Draw) -> 
     return drawn, torch.cat([preferred, negative], dim=1), metrics
 
 
-def can_grow(model: Any, how: Draw) -> bool:
+def can_grow(model: Any, how: NegativeDraw) -> bool:
     """Whether `draw_and_run` does for groups with one prompt what `draw` and a pass over the drawn do: candidates are
     scored, in the layout that shares prompts.
     """
@@ -92,7 +94,7 @@ def _rest(example: Example) -> range:
 
 @torch.no_grad()
 def _drawn(
-    batch: Sequence[Example], logps: Tensor | None, step: int, how: Draw, device: torch.device,
+    batch: Sequence[Example], logps: Tensor | None, step: int, how: NegativeDraw, device: torch.device,
 ) -> tuple[list[Example], Metrics]:
     module, settings = how.part.module, how.part.settings
     lengths = lengths_of(batch, device)
@@ -111,7 +113,7 @@ def column_uniforms(examples: Sequence[Example], seed: int, step: int) -> np.nda
 
 
 @torch.no_grad()
-def candidate_logps(model: Any, batch: Sequence[Example], how: Draw) -> Tensor:
+def candidate_logps(model: Any, batch: Sequence[Example], how: NegativeDraw) -> Tensor:
     """(G, K) float32 log-probs of completions 1 .. K-1 under the current policy; column 0 is not scored and stays 0."""
     device = device_of(model)
     logps = torch.zeros(len(batch), max(len(e.completions) for e in batch), device=device)

@@ -16,8 +16,8 @@ from pipeline.lm.forward import device_of
 from pipeline.lm.packed import unique_tokens
 from pipeline.objectives.contract import TOKEN_NEEDS, LossInputs
 from pipeline.training import negatives
-from pipeline.training.inputs import About, Source, known_inputs, loss_inputs
-from pipeline.training.negatives import Draw
+from pipeline.training.inputs import BatchFacts, InputRequest, known_inputs, loss_inputs
+from pipeline.training.negatives import NegativeDraw
 
 Metrics = dict[str, Tensor]
 _DOT = "__"  # a module's parameters may not have dots in their names
@@ -51,15 +51,15 @@ class PolicyTask:
         """Whether the loss of a group depends on the others of its global batch."""
         return "batch" in self.needs
 
-    def about(self, batch: Sequence[Example]) -> About:
-        return About.of(batch, "mismatched" in self.needs)
+    def facts(self, batch: Sequence[Example]) -> BatchFacts:
+        return BatchFacts.of(batch, "mismatched" in self.needs)
 
     @property
-    def draw(self) -> Draw | None:
+    def draw(self) -> NegativeDraw | None:
         """How negatives are drawn; None: not at all."""
         if self.negatives is None:
             return None
-        return Draw(self.negatives, self.seed, self.tokens_per_batch, self.logits_per_chunk)
+        return NegativeDraw(self.negatives, self.seed, self.tokens_per_batch, self.logits_per_chunk)
 
     @property
     def draws_apart(self) -> bool:
@@ -80,24 +80,24 @@ class PolicyTask:
         return unique_tokens(example) if self.draw is None or not self.draws_apart else self.draw.cost(example)
 
     def losses(
-        self, model: Any, examples: Sequence[Example], step: int, about: About
+        self, model: Any, examples: Sequence[Example], step: int, facts: BatchFacts
     ) -> tuple[Tensor, Metrics, Sequence[Example]]:
         """(G,) losses with gradient, (G,) metrics without, and the groups with the completions that they are of."""
         if self.draw is None or not self.draws_apart:
-            return *self.loss(self.inputs(model, examples, step, about)), examples
-        if about.one_prompt and negatives.can_grow(model, self.draw):
+            return *self.loss(self.inputs(model, examples, step, facts)), examples
+        if facts.one_prompt and negatives.can_grow(model, self.draw):
             drawn, logps, metrics = negatives.draw_and_run(model, examples, step, self.draw)
-            seen = known_inputs(self.needs, drawn, logps, about, dict(self.state), parameters_of(model))
+            seen = known_inputs(self.needs, drawn, logps, facts, dict(self.state), parameters_of(model))
         else:
             drawn, metrics = negatives.draw(model, examples, step, self.draw)
-            seen = self.inputs(model, drawn, step, about)
+            seen = self.inputs(model, drawn, step, facts)
         losses, own = self.loss(seen)
         return losses, {**own, **metrics}, drawn
 
-    def inputs(self, model: Any, examples: Sequence[Example], step: int, about: About) -> LossInputs:
+    def inputs(self, model: Any, examples: Sequence[Example], step: int, facts: BatchFacts) -> LossInputs:
         """Run the policy and gather what the needs ask for."""
-        source = Source(self.needs, self.seed, self.logits_per_chunk, self.reference_model)
-        return loss_inputs(source, model, examples, step, about, dict(self.state), parameters_of(model))
+        request = InputRequest(self.needs, self.seed, self.logits_per_chunk, self.reference_model)
+        return loss_inputs(request, model, examples, step, facts, dict(self.state), parameters_of(model))
 
     def logps(self, model: Any, examples: Sequence[Example]) -> Tensor:
         """(G, K) log-probs with gradient, nothing else."""

@@ -15,7 +15,7 @@ from pipeline.lm.examples import Example, ids_of, subset
 from pipeline.lm.packed import unique_tokens
 from pipeline.lm.scores import group_scores
 from pipeline.stage import derive_seed
-from pipeline.training.inputs import About
+from pipeline.training.inputs import BatchFacts
 
 Metrics = dict[str, Tensor]
 
@@ -32,14 +32,14 @@ class RewardTask:
     def prepare(self, model: Any, batch: list[Example], step: int) -> tuple[list[Example], Metrics]:
         return batch, {}
 
-    def about(self, batch: Sequence[Example]) -> About:
-        return About.of(batch)
+    def facts(self, batch: Sequence[Example]) -> BatchFacts:
+        return BatchFacts.of(batch)
 
     def cost(self, example: Example) -> int:
         return unique_tokens(example)
 
     def losses(
-        self, model: Any, examples: Sequence[Example], step: int, about: About
+        self, model: Any, examples: Sequence[Example], step: int, facts: BatchFacts
     ) -> tuple[Tensor, Metrics, Sequence[Example]]:
         """(G,) losses with gradient, (G,) metrics without, and the groups."""
         scores, present = group_scores(model, examples, self.pad)

@@ -15,7 +15,7 @@ from pipeline.lm import folders, forward, memory
 from pipeline.records import Completion, Group
 from pipeline.stage import Context, Reporter
 from pipeline.stages import reference_logprobs, train_reward
-from pipeline.training import assembly, checkpoint, policy, reward
+from pipeline.training import checkpoint, policy, reward, run
 from pipeline.training.gradients import World
 from pipeline.training.loop import Job, fit
 from pipeline.training.settings import TrainerSettings, TrainRuntime
@@ -112,7 +112,7 @@ def test_while_writing_the_model(folder, tmp_path, monkeypatch, error):
     model = folders.load_policy(folder, torch.device("cpu"))
     monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", raising(error))
     with pytest.raises(UserError, match=r"out of memory while writing the model: .* goes on from the last checkpoint"):
-        assembly.deliver(model, lambda: model, folder, tmp_path, TrainerSettings(batch_size=4), World())
+        run.deliver(model, lambda: model, folder, tmp_path, TrainerSettings(batch_size=4), World())
 
 
 @every_error

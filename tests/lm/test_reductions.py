@@ -14,7 +14,7 @@ from pipeline.config import load_part
 from pipeline.errors import UserError
 from pipeline.lm import head
 from pipeline.objectives.contract import TokenInputs
-from pipeline.training.inputs import About
+from pipeline.training.inputs import BatchFacts
 from pipeline.training.policy import PolicyTask
 
 N, H, V, K = 23, 16, 512, 3
@@ -125,7 +125,7 @@ def test_objectives_have_the_gradient_of_whole_logits(tiny, spec):
     model, part = tiny.llama().double(), load_part(spec, "objective")
     examples = [dataclasses.replace(e, label=True) for e in tiny.examples(4)]
     task = PolicyTask(part, None, 0, 10_000, 6 * tiny.vocabulary, reference_model=tiny.llama(1).double())
-    given = task.inputs(model, examples, 0, About.of(examples))
+    given = task.inputs(model, examples, 0, BatchFacts.of(examples))
     ours = part.module.loss(given, part.settings)[0]
     naive = part.module.loss(with_whole_logits(given, model, task.reference_model, examples, part), part.settings)[0]
     assert torch.allclose(ours, naive, rtol=1e-5)

@@ -20,7 +20,7 @@ UNIFORM = load_part({"module": "pipeline.negatives.uniform"}, "negatives")
 
 
 def how(part):
-    return negatives.Draw(part, 0, 10**6, 2**27)
+    return negatives.NegativeDraw(part, 0, 10**6, 2**27)
 
 
 def test_negatives_are_drawn_and_the_preferred_stays(tiny):
@@ -100,7 +100,7 @@ def test_groups_that_cannot_grow_are_drawn_from_all_the_same(tiny):
     one, *others = tiny.examples(4, k=3)
     examples = [dataclasses.replace(one, prompts=(one.prompt, one.prompt, others[0].prompt)), *others]
     task, found = policy.PolicyTask(RNCE, MC, 0, 10**6, 2**27), []
-    assert not task.about(examples).one_prompt and task.about(others).one_prompt
+    assert not task.facts(examples).one_prompt and task.facts(others).one_prompt
     for share in (False, True):
         model = tiny.llama()
         prefix.prepare(model, share)
@@ -117,7 +117,7 @@ def test_a_micro_batch_holds_what_learns_at_once(tiny):
     def example(*lengths):
         return Example("a", np.arange(3, 14), tuple(np.arange(3, 3 + n) for n in lengths))
 
-    one = negatives.Draw(load_part({"module": "pipeline.negatives.mc", "m": 1}, "negatives"), 0, 10**6, 2**27)
+    one = negatives.NegativeDraw(load_part({"module": "pipeline.negatives.mc", "m": 1}, "negatives"), 0, 10**6, 2**27)
     assert one.cost(example(5, 2, 9, 4)) == 10 + 5 + 9
     assert how(MC).cost(example(5, 2, 9, 4)) == 10 + 5 + 9 + 4
     assert one.cost(example(1, *[20] * 10)) == (10 + 200 + 3) // 4

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.training import reward
-from pipeline.training.inputs import About
+from pipeline.training.inputs import BatchFacts
 
 
 class Summing(torch.nn.Module):
@@ -28,7 +28,7 @@ def test_bradley_terry_by_hand(tiny):
     """Scores 0.1 x the sum of ids: the prompt cancels, so the margin is 0.1 (sum of chosen - sum of rejected)."""
     examples = tiny.examples(6)
     margins = [0.1 * (int(e.completions[0].sum()) - int(e.completions[1].sum())) for e in examples]
-    losses, metrics, _ = reward.RewardTask(pad=0).losses(Summing(0.1), examples, 0, About.of(examples))
+    losses, metrics, _ = reward.RewardTask(pad=0).losses(Summing(0.1), examples, 0, BatchFacts.of(examples))
     assert losses.tolist() == pytest.approx([math.log1p(math.exp(-m)) for m in margins], rel=1e-4, abs=1e-6)
     assert metrics["accuracy"].tolist() == [float(m > 0) for m in margins]
     measured = reward.accuracy(Summing(0.1), examples, 0, tokens_per_batch=40)
@@ -39,7 +39,7 @@ def test_bradley_terry_by_hand(tiny):
 def test_several_rejected_are_averaged(tiny):
     (example,) = tiny.examples(1, k=3)
     sums = [int(c.sum()) for c in example.completions]
-    losses, _, _ = reward.RewardTask(pad=0).losses(Summing(0.1), [example], 0, About.of([example]))
+    losses, _, _ = reward.RewardTask(pad=0).losses(Summing(0.1), [example], 0, BatchFacts.of([example]))
     by_hand = [math.log1p(math.exp(-0.1 * (sums[0] - s))) for s in sums[1:]]
     assert losses.tolist() == pytest.approx([sum(by_hand) / 2], rel=1e-4)
 

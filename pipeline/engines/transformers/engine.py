@@ -18,7 +18,7 @@ from pipeline.engines.engine import Answer, Request, Sample, finished, model_fac
 from pipeline.lm.settings import DEVICES, ModelRuntime
 
 if TYPE_CHECKING:
-    from pipeline.engines.transformers.sampling import Made
+    from pipeline.engines.transformers.sampling import RawSample
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Engine:
             made.append(Answer(tuple(samples)))
         return made
 
-    def _completions(self, requests: list[Request]) -> list[list[Made] | str]:
+    def _completions(self, requests: list[Request]) -> list[list[RawSample] | str]:
         """Of each request its completions, or why there are none: a batch that fails is halved until one request is
         left, which is the one to blame."""
         from pipeline.engines.transformers.sampling import generate

@@ -45,7 +45,7 @@ def completion_logps(model: Path, prompt_ids: list[int], completion_ids: list[in
 
 
 @dataclass(frozen=True)
-class Made:
+class RawSample:
     """One completion: its log-probs are nats per token under the model itself, None where nobody asked."""
 
     token_ids: list[int]
@@ -67,7 +67,7 @@ class _Rows:
 
 
 @torch.inference_mode()
-def generate(network: Any, requests: list[Request]) -> list[list[Made]]:
+def generate(network: Any, requests: list[Request]) -> list[list[RawSample]]:
     """For each request its n completions. The prompt is computed once per request."""
     device = network.device
     owner = [i for i, request in enumerate(requests) for _ in range(request.n)]
@@ -103,10 +103,10 @@ def generate(network: Any, requests: list[Request]) -> list[list[Made]]:
         positions = mask.sum(1, keepdim=True) - 1
         answer = network(input_ids=chosen[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache)
         logits = answer.logits[:, -1].float()
-    groups: list[list[Made]] = [[] for _ in requests]
+    groups: list[list[RawSample]] = [[] for _ in requests]
     for i, ids, of_ids in zip(owner, made, logps, strict=True):
         reason = STOP if ids[-1] in requests[i].stop_ids else LENGTH
-        groups[i].append(Made(ids, reason, tuple(of_ids) if requests[i].logprobs else None))
+        groups[i].append(RawSample(ids, reason, tuple(of_ids) if requests[i].logprobs else None))
     return groups
 
 
