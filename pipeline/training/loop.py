@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pipeline.errors import UserError
@@ -102,11 +103,11 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
     first, reported = at.updates - at.step, job.report.reported() if at.step else 0
     last = settings.schedule_steps or first + steps
     window, meter, saved = _Window(), _Meter.of(model, job), time.monotonic()
-    ids = ids_of(examples)
+    ids, learned = ids_of(examples), list(optim.trained(model).values())
     job.report.progress(at.step, steps, "steps")
     for step, chosen in enumerate(global_batches(ids, job.seed, settings.batch_size, at.step, steps), at.step):
         lr = settings.lr * lr_factor(settings, first + step, last)
-        batch, values = _step(model, optimizer, task, [examples[i] for i in chosen], step, lr, job)
+        batch, values = _step(model, optimizer, learned, task, [examples[i] for i in chosen], step, lr, job)
         window.add(values, batch, meter)
         now = step + 1
         if now % runtime.log_every == 0 or now == steps:
@@ -183,15 +184,15 @@ def _due(runtime: TrainRuntime, done: int, saved: float, world: World) -> bool:
 
 
 def _step(
-    model: Any, optimizer: torch.optim.Optimizer, task: gradients.Task, batch: list[Example], step: int, lr: float,
-    job: Job,
+    model: Any, optimizer: torch.optim.Optimizer, learned: Sequence[Tensor], task: gradients.Task, batch: list[Example],
+    step: int, lr: float, job: Job,
 ) -> tuple[list[Example], dict[str, float]]:
     """One optimizer step. Returns the batch trained on and its mean metrics."""
     torch.manual_seed(derive_seed(job.seed, "step", step))  # whatever a model draws is fixed by the step
     with memory.enough(f"in step {step + 1}", memory.training_pass(job.runtime)):
         batch, values, bad = gradients.accumulate(
             model, task, batch, step, job.settings.precision, job.runtime.tokens_per_batch, job.world)
-        norm = _clip(model, job.settings.grad_clip)
+        norm = _clip(learned, job.settings.grad_clip)
     if bad or not math.isfinite(norm):
         raise UserError(_not_finite(step, bad or [e.id for e in batch], values["loss"], norm, lr, job))
     for group in optimizer.param_groups:
@@ -202,10 +203,9 @@ def _step(
     return batch, {**values, "grad_norm": norm}
 
 
-def _clip(model: Any, limit: float | None) -> float:
+def _clip(learned: Sequence[Tensor], limit: float | None) -> float:
     """Clip the gradient to a global norm of `limit`, over all processes' shards. Returns the norm it had."""
-    norm = torch.nn.utils.clip_grad_norm_(
-        optim.trained(model).values(), math.inf if limit is None else limit, foreach=False)
+    norm = torch.nn.utils.clip_grad_norm_(learned, math.inf if limit is None else limit, foreach=False)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,11 +38,11 @@ class PolicyTask:
     reference_model: Any | None = None
     state: dict[str, Tensor] = field(default_factory=dict)  # of the objective; changed by every step
 
-    @property
+    @cached_property
     def needs(self) -> frozenset[str]:
         return needs_of(self.objective, self.auxiliary)
 
-    @property
+    @cached_property
     def normalise(self) -> str:
         """ "groups" or "tokens": what the loss of a global batch is divided by."""
         return str(declared(self.objective, "normalise"))
