@@ -90,8 +90,7 @@ def control(
     for _ in range(resamples):
         drawn = generator.multinomial(len(index), np.full(len(index), 1 / len(index)))[rows.prompt]
         rates.append(_regression(rows, weights * drawn, found)[0])
-    tail = (1 - confidence) / 2
-    low, high = (statistics.quantile(sorted(rates), share) for share in (tail, 1 - tail))
+    low, high = statistics.percentiles(rates, confidence)
     return Controlled(
         win_rate=rate, low=low, high=high, model=float(found[0]), length=float(found[1]),
         difficulty=None if difficulties is None else float(found[2]), length_scale=scale)

@@ -25,7 +25,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation import comparison
 from pipeline.stage import Context, NoRuntime, derive_seed
 
-VERSION = 3
+VERSION = 4
 INPUTS = {"evaluations": "many"}
 SEEDED = True  # the bootstrap draws
 Runtime = NoRuntime
