@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PARTS = ("objectives", "selection", "rewards", "engines", "training", "formats", "evaluation")
 # What every part may stand on: records, their tables, config building, the stage contract, plain statistics, and the
 # care of child processes. "" is the package itself (its version, its place on disk).
-BASE = {"", "records", "tables", "build", "stage", "statistics", "supervisor", "web"}
+BASE = {"", "records", "tables", "build", "stage", "logistic", "statistics", "supervisor", "web"}
 HEAVY = ("torch", "transformers", "vllm", "accelerate", "peft", "datasets", "wandb")
 # The one home of each package that would otherwise leak everywhere.
 HOMES = {
