@@ -11,9 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("objectives", "selection", "rewards", "engines", "training", "formats", "evaluation")
-# What every part may stand on: records, their tables, config building, the stage contract, plain statistics, and the
+# What every part may stand on: records, their tables, config building, the stage contract, plain statistics and
+# regression, Markdown tables, asking over HTTP, and the
 # care of child processes. "" is the package itself (its version, its place on disk).
-BASE = {"", "records", "tables", "build", "stage", "logistic", "statistics", "supervisor", "web"}
+BASE = {"", "records", "tables", "build", "stage", "markdown", "logistic", "statistics", "supervisor", "web"}
 HEAVY = ("torch", "transformers", "vllm", "accelerate", "peft", "datasets", "wandb")
 # The one home of each package that would otherwise leak everywhere.
 HOMES = {
