@@ -13,6 +13,11 @@ class UserError(Exception):
         super().__init__("\n".join(problems))
         self.problems = list(problems)
 
+    @classmethod
+    def of(cls, problems: Sequence[str], most: int, number: int | None = None) -> UserError:
+        """Of many problems the first `most`, as `first` says it."""
+        return cls(*first(problems, most, number))
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """' (did you mean a, b?)' for the closest known names, or the list of all when none is close."""
