@@ -23,6 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("groups", 16), ("completions", 4), ("prompt", 125), ("completion", 62), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--attention", choices=("eager", "sdpa"), default="eager", help="of rows; as hardware=cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--tokens-per-batch", type=int, default=2048, help="as hardware=cpu")
     options = parser.parse_args()
@@ -34,7 +35,7 @@ def main() -> int:
     from pipeline.lm.examples import Example
 
     torch.set_num_threads(1)
-    sides = {"prompts shared": model(True), "a row per completion": model(False)}
+    sides = {"prompts shared": model(options, True), "a row per completion": model(options, False)}
     rng = np.random.default_rng(0)
 
     def ids(length: int) -> Any:
@@ -52,13 +53,14 @@ def main() -> int:
     shared, rows = (statistics.median(values[1:]) for values in seconds.values())  # the first round warms up
     apart = np.abs(np.subtract(*found.values())).max() / np.abs(found["prompts shared"]).max()
     print(f"{options.groups} prompts of {options.prompt} tokens, {options.completions} completions of "
-          f"{options.completion}, {options.precision}, one thread, median of {options.rounds} alternating rounds")
+          f"{options.completion}, {options.precision}, {options.attention} attention of rows, one thread, "
+          f"{options.tokens_per_batch} tokens a pass, median of {options.rounds} alternating rounds")
     print(f"prompts shared        {shared:.2f} s of processor time\na row per completion  {rows:.2f} s\n"
           f"ratio                 {rows / shared:.2f}x\nlargest difference    {apart:.1e} of the largest score")
     return 0
 
 
-def model(share: bool) -> Any:
+def model(options: argparse.Namespace, share: bool) -> Any:
     """A random reward model as the stage holds it, on the CPU."""
     import torch
     import transformers
@@ -68,7 +70,7 @@ def model(share: bool) -> Any:
     torch.manual_seed(0)
     net = transformers.LlamaForSequenceClassification(transformers.LlamaConfig(
         vocab_size=8192, hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6,
-        max_position_embeddings=4096, num_labels=1, pad_token_id=0, attn_implementation="eager")).eval()
+        max_position_embeddings=4096, num_labels=1, pad_token_id=0, attn_implementation=options.attention)).eval()
     scores.float32_head(net)
     scores.prepare(net, share)
     return net

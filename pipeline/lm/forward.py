@@ -155,6 +155,17 @@ def hidden_at_predictions(model: Any, rows: Rows) -> Tensor:
     return states.reshape(-1, states.shape[-1]).index_select(0, rows.predict)
 
 
+def states_of_sequences(model: Any, rows: Rows) -> list[Tensor]:
+    """Per completion (P + T - 1, H) hidden states of its prompt and of itself, all but the last token, which predicts
+    nothing.
+    """
+    if is_shared(model):
+        states = hidden_states(model, rows.packed)
+        return [states[torch.from_numpy(places).to(states.device)] for places in rows.packed.sequences]
+    states = backbone(model)(input_ids=rows.input_ids, use_cache=False).last_hidden_state
+    return [row[:number - 1] for row, number in zip(states, rows.there.sum(1).tolist(), strict=True)]
+
+
 def layers_at_predictions(model: Any, rows: Rows) -> Tensor:
     """(N, layers, H) hidden states behind every transformer layer, only where a completion token is predicted."""
     if is_shared(model):
