@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from flows.compose import compose
+from flows.prepare import expand
 from pipeline import tables
 from pipeline.config import build, problems_of
 from pipeline.records import LENGTH, Completion, Group, Message
@@ -109,6 +111,15 @@ def test_a_model_is_wanted_only_where_one_is_used(tmp_path: Path) -> None:
     assert score.wanted(build(score.Settings, {"reward": learned})) == {"model"}
     assert score.wanted(build(score.Settings, {"reward": RULE, "also": {"learned": learned}})) == {"model"}
     assert [p.name for p in score.files(build(score.Settings, {"reward": RULE}), score.Runtime())] == ["rule.py"]
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "cuda"])
+def test_the_device_is_the_hardwares(hardware: str) -> None:
+    """Of whatever runs a model: training, scoring, sampling by transformers."""
+    words = ["recipe=pco", f"hardware={hardware}", "engine=transformers"]
+    steps = {step.name: step for step in expand(compose(words), words, {})}
+    assert steps["train[2]"].runtime.device == steps["score[2]"].runtime.device == hardware
+    assert steps["generate[2]"].runtime.engine["device"] == hardware
 
 
 IMPLICIT = {"module": "pipeline.rewards.implicit", "decouple": 0.5}
