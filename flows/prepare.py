@@ -10,9 +10,8 @@ from typing import Any
 from flows.compose import Composed, compose
 from pipeline import plan, runs, tracking
 from pipeline.config import build, declared, load_part, part_problems, problems_of
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, first, nearest
 from pipeline.plan import Step
-from pipeline.records import first
 
 _PATHS = ("data.root", "model.path", "reward.path", "reward.base", "reward.weak", "reward.scorer.policy",
           "reward.scorer.reference")

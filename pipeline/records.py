@@ -7,7 +7,6 @@ trainer. Nothing here imports more than the standard library.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -70,7 +69,3 @@ class Group:
 
 
 
-def first(items: Sequence[str], most: int, number: int | None = None) -> list[str]:
-    """The first `most` items, then how many more there are of all `number` (None: all are in `items`)."""
-    left = (len(items) if number is None else number) - most
-    return [*items[:most], *([f"... and {left} more"] if left > 0 else [])]

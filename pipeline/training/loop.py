@@ -19,11 +19,10 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first
 from pipeline.lm import memory
 from pipeline.lm.examples import Example, ids_of
 from pipeline.lm.forward import device_of
-from pipeline.records import first
 from pipeline.stage import Reporter, derive_seed
 from pipeline.training import checkpoint, gradients, optim, order, throughput
 from pipeline.training.checkpoint import Loaded
