@@ -21,7 +21,7 @@ def open_frozen(
     """A causal LM that nothing trains, ready for these passes. Raises UserError as `prefix.prepare` does."""
     model = folders.load_policy(folder, device, runtime, options)
     prefix.prepare(model, runtime.share_prefix)
-    return model.eval().requires_grad_(False)
+    return model.requires_grad_(False)  # in training mode, as what it is compared with: 4-bit layers round by mode
 
 
 def completion_logps(model: Any, examples: Sequence[Example], runtime: ModelRuntime, precision: str
