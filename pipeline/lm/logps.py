@@ -28,42 +28,35 @@ def completion_logps(model: Any, examples: Sequence[Example], runtime: ModelRunt
                      ) -> list[list[float]]:
     """The sum over each completion's tokens, nats, float32 as training sums them; by example."""
     found: list[list[float]] = [[] for _ in examples]
-    of_tokens = _of_model(model, runtime)
-    for micro, rows, values in _passes(examples, device_of(model), runtime, precision, of_tokens):
+    for micro, rows, values in _passes(model, examples, runtime, precision, None):
         for i, sums in zip(micro, forward.sums(rows, values).tolist(), strict=True):
             found[i] = sums[:len(examples[i].completions)]
     return found
 
 
-def token_logps(model: Any, examples: Sequence[Example], runtime: ModelRuntime, precision: str
-                ) -> list[list[list[float]]]:
-    """Of every token, nats; by example and completion."""
-    return by_token(examples, device_of(model), runtime, precision, _of_model(model, runtime))
-
-
-def by_token(
-    examples: Sequence[Example], device: torch.device, runtime: ModelRuntime, precision: str,
-    of_tokens: Callable[[Rows], Tensor],
+def token_logps(
+    model: Any, examples: Sequence[Example], runtime: ModelRuntime, precision: str,
+    of_tokens: Callable[[Rows], Tensor] | None = None,
 ) -> list[list[list[float]]]:
-    """What `of_tokens` says of a micro-batch's (N,) completion tokens; by example, completion and token."""
+    """Of every completion token, nats; by example and completion. `of_tokens` gives another (N,) values of them."""
     found: list[list[list[float]]] = [[[] for _ in e.completions] for e in examples]
-    for micro, rows, values in _passes(examples, device, runtime, precision, of_tokens):
+    for micro, rows, values in _passes(model, examples, runtime, precision, of_tokens):
         for g, k, value in zip(rows.group.tolist(), rows.column.tolist(), values.tolist(), strict=True):
             found[micro[g]][k].append(value)
     return found
 
 
-def _of_model(model: Any, runtime: ModelRuntime) -> Callable[[Rows], Tensor]:
-    return lambda rows: forward.token_logps(
-        model, forward.hidden_at_predictions(model, rows), rows.targets, runtime.logits_per_chunk)
-
-
 def _passes(
-    examples: Sequence[Example], device: torch.device, runtime: ModelRuntime, precision: str,
-    of_tokens: Callable[[Rows], Tensor],
+    model: Any, examples: Sequence[Example], runtime: ModelRuntime, precision: str,
+    of_tokens: Callable[[Rows], Tensor] | None,
 ) -> Iterator[tuple[list[int], Rows, Tensor]]:
+    def logps(rows: Rows) -> Tensor:
+        hidden = forward.hidden_at_predictions(model, rows)
+        return forward.token_logps(model, hidden, rows.targets, runtime.logits_per_chunk)
+
+    device = device_of(model)
     for micro in packed.micro_batches(examples, runtime.tokens_per_batch):
         with torch.no_grad(), autocast(device, precision):
             rows = forward.collate([examples[i] for i in micro], device)
-            values = of_tokens(rows)
+            values = (of_tokens or logps)(rows)
         yield micro, rows, values

@@ -122,14 +122,14 @@ def _rewards(
     net: Any, anchor: Any, examples: list[Example], settings: Settings, runtime: ModelRuntime
 ) -> list[list[Score]]:
     from pipeline.lm import logps
-    from pipeline.lm.forward import device_of
 
     ours, base = (logps.token_logps(m, examples, runtime, settings.precision) for m in (net, anchor))
     plain = _log_ratios(settings.beta, ours, base)
     if settings.decouple == 0.0:
         return [list(values) for values in plain]
-    mixed = logps.by_token(examples, device_of(net), runtime, settings.precision,
-                           lambda rows: _extrapolated(net, anchor, rows, settings.decouple, runtime.logits_per_chunk))
+    mixed = logps.token_logps(
+        net, examples, runtime, settings.precision,
+        lambda rows: _extrapolated(net, anchor, rows, settings.decouple, runtime.logits_per_chunk))
     return [[{"": a, "_decoupled": b} for a, b in zip(*of_group, strict=True)]
             for of_group in zip(plain, _log_ratios(settings.beta, mixed, base), strict=True)]
 

@@ -51,7 +51,7 @@ def run(context: Context) -> None:
         settings.held_out)
     _check_pairs(training, held_out)
     model = folders.load_reward(source, device, head, pad, runtime,
-                               adapters.quantisation(trainer.adapter, trainer.precision))
+                                adapters.quantisation(trainer.adapter, trainer.precision))
     for part in (training, held_out):
         examples.check_fits(part, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
     scores.prepare(model, runtime.share_prefix)
@@ -65,7 +65,7 @@ def run(context: Context) -> None:
         context.report.metric(outcome.steps, **{f"held_out_{k}": v for k, v in measured.items()})
         context.report.count(**{f"held_out_{k}": v for k, v in measured.items()})
     run.deliver(model, lambda: folders.load_reward(source, torch.device("cpu"), head, pad), source, context.out,
-                     trainer, world)
+                trainer, world)
     context.report.count(groups=len(training), held_out_groups=len(held_out), steps=outcome.steps)
 
 

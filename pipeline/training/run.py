@@ -68,8 +68,7 @@ def train(context: Context, parts: Parts, score: str = "reward", keep: bool = Fa
             if world.first:
                 optim.save_folder(context.out / "optimizer", moments, outcome.updates)
     policy.remove_parameters(model)
-    deliver(model, lambda: folders.load_policy(source, torch.device("cpu")), source, context.out, trainer,
-                     world)
+    deliver(model, lambda: folders.load_policy(source, torch.device("cpu")), source, context.out, trainer, world)
     context.report.count(groups=len(examples), steps=outcome.steps,
                          completion_tokens=sum(e.completion_tokens for e in examples),
                          parameters=sum(throughput.weights(p) for p in model.parameters()))
