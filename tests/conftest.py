@@ -85,7 +85,8 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     paths = os.pathsep.join([str(folder), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     log = address.with_name("log").open("w")
     server = subprocess.Popen([sys.executable, str(folder / "server.py"), str(address)], stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)})
+                              stdout=subprocess.PIPE, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                              start_new_session=True)
     assert server.stdin and server.stdout
     assert server.stdout.readline() == b"ready\n", Path(log.name).read_text()
     yield {"ALIGNLOOP_WARM": str(address), "PYTHONPATH": paths}

@@ -16,6 +16,7 @@ import selectors
 import signal
 import socket
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +68,9 @@ def serve(listener: socket.socket) -> Job | None:
             if key.fileobj is listener:
                 link, _ = listener.accept()
                 job = receive(link)
+                if job is None:
+                    link.close()
+                    continue
                 pid = os.fork()
                 if pid == 0:
                     signal.set_wakeup_fd(-1)
@@ -76,31 +80,39 @@ def serve(listener: socket.socket) -> Job | None:
                     return job
                 for file in job.files:
                     os.close(file)
-                link.sendall(pid.to_bytes(4, "big"))
                 running[pid] = link
                 chosen.register(link, selectors.EVENT_READ, pid)
+                tell(link, pid)
             elif key.fileobj is waked:
                 waked.recv(4096)
                 for pid, code in ended():
                     link = running.pop(pid)
                     if link in chosen.get_map():
                         chosen.unregister(link)
-                    try:
-                        link.sendall(code.to_bytes(4, "big", signed=True))
-                    except OSError:
-                        pass  # who asked has ended
+                    tell(link, code)
                     link.close()
-            else:  # who asked has ended, so nobody waits for the fork
+            elif key.data in running:  # who asked has ended, so nobody waits for the fork
                 chosen.unregister(key.fileobj)
                 kill(key.data)
 
 
-def receive(link: socket.socket) -> Job:
+def receive(link: socket.socket) -> Job | None:
+    """What was asked; None if who asked was killed meanwhile."""
     size, files, _, _ = socket.recv_fds(link, 4, 3)
-    asked = b""
-    while len(asked) < int.from_bytes(size, "big"):
-        asked += link.recv(1 << 20)
-    return Job(**json.loads(asked), files=files)
+    asked = link.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL)
+    try:
+        return Job(**json.loads(asked), files=files)
+    except ValueError:
+        for file in files:
+            os.close(file)
+        return None
+
+
+def tell(link: socket.socket, number: int) -> None:
+    try:
+        link.sendall(number.to_bytes(4, "big", signed=True))
+    except OSError:
+        pass  # who asked has ended; the loop sees it
 
 
 def ended() -> list[tuple[int, int]]:
@@ -157,7 +169,11 @@ def main() -> int:
     from pipeline import worker
 
     sys.argv = [worker.__file__, *job.argv]
-    code = worker.main()
+    try:
+        code = worker.main()
+    except BaseException:
+        traceback.print_exc()
+        code = 1
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
