@@ -190,7 +190,7 @@ def test_killed_at_random_it_goes_on_to_the_same_weights(finished, cold, command
     assert last.returncode == 0, last.stdout + last.stderr
     for step in ("sft", "train[1]", "train[2]"):
         made = _artifact(copy, "first", step)
-        undisturbed = store.find(workspace, made.stage, made.key)
+        undisturbed = store.find(workspace, made.kind, made.key)
         assert undisturbed is not None and made.path != undisturbed.path
         assert made.digest("model") == undisturbed.digest("model")
     checked = subprocess.run(command("verify", f"workspace={copy}"), env=cold, capture_output=True, text=True)

@@ -40,13 +40,12 @@ class Job:
 
 
 def preload() -> None:
+    import pipeline
+
     for name in LAZY:
         importlib.import_module(name)
-    for package in ("pipeline.stages", "pipeline.objectives", "pipeline"):
-        for found in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
-            if found.name.rpartition(".")[2].startswith(("vllm", "tracking")):
-                continue  # no stage's process imports these, or only where they are used
-            importlib.import_module(found.name)
+    for found in pkgutil.walk_packages(pipeline.__path__, "pipeline."):  # none of them imports vLLM, Ray or W&B
+        importlib.import_module(found.name)
 
 
 def serve(listener: socket.socket) -> Job | None:
