@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.dpo import dpo_losses
 from pipeline.objectives.shared.lists import laid_out
 from pipeline.objectives.shared.pairs import Pairs, compared
@@ -26,8 +26,6 @@ from pipeline.objectives.shared.tensors import at_least_float32, column, paired,
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,11 @@ class Settings:
     """Which completion is the reference's sample, see above."""
 
 
-def needs(settings: Settings) -> frozenset[str]:
+def needs(settings: Settings) -> Needs:
     """By origin the scores say who won."""
     if settings.layout == "copy":
-        return frozenset({"reference", "lists", "layout:pair_and_copy"})
-    return frozenset({"reference", "pairs", "scores", "layout:policy_and_reference"})
+        return Needs(reference=True, lists=True, layout="pair_and_copy")
+    return Needs(reference=True, pairs=True, scores=True, layout="policy_and_reference")
 
 
 def xpo_losses(
@@ -99,3 +97,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     rewards = settings.beta * (first - ref_first), settings.beta * (second - ref_second)
     pairs = Pairs(usable, first, second, *lengths)
     return compared(pairs, losses, *rewards, reference_sample_logps=sample)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=needs)

@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from pipeline.config import setting
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, Selected, best_first, scores_of
-
-GIVES = "lists"
-SEEDED = False
+from pipeline.selection.contract import LISTS, Rule
 
 
 @dataclass(frozen=True)
@@ -37,3 +35,6 @@ def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
     if len(values) < samples(settings):
         return [], TOO_FEW
     return [replace(group, completions=tuple(group.completions[i] for i in best_first(values)))], ""
+
+
+RULE = Rule(Settings, select, gives=LISTS, samples=samples)

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pipeline.config import setting
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, Selected, best_first, numbered, paired, scores_of
-
-GIVES = "pairs"
-SEEDED = False
+from pipeline.selection.contract import Rule
 
 
 @dataclass(frozen=True)
@@ -35,3 +33,6 @@ def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
     order = best_first(values)
     good, bad = order[: settings.k], order[: -settings.k - 1 : -1]
     return numbered([paired(group, chosen, rejected) for chosen in good for rejected in bad]), ""
+
+
+RULE = Rule(Settings, select, samples=samples)

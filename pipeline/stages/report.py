@@ -23,12 +23,7 @@ from pipeline import statistics
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.evaluation import comparison
-from pipeline.stage import Context, NoRuntime, derive_seed
-
-VERSION = 3
-INPUTS = {"evaluations": "many"}
-SEEDED = True  # the bootstrap draws
-Runtime = NoRuntime
+from pipeline.stage import Context, Stage, derive_seed
 
 
 @dataclass(frozen=True)
@@ -162,3 +157,7 @@ def _rate(found: dict[str, Any] | None) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+# seeded: the bootstrap draws
+STAGE = Stage(Settings, run, version=3, inputs={"evaluations": "many"}, seeded=True)

@@ -18,7 +18,8 @@ import pytest
 from flows import step as launch
 from flows.compose import CONF, compose
 from pipeline import files, plan, store, tables, worker
-from pipeline.config import declared, load_part
+from pipeline.config import load_part
+from pipeline.objectives.contract import Objective, needs_of
 from pipeline.records import Group
 
 pytestmark = pytest.mark.slow
@@ -84,8 +85,8 @@ def test_objective_runs_in_the_loop(objective, small_run, use_vllm, workspace, m
     assert [line["at"] for line in steps] == [1, 2, 3]
     assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in steps)
     assert len({done[step].digest("model") for step in ("sft", "train[1]", "train[2]")}) == 3
-    part = load_part(trained["settings"]["objective"], "objective")
-    assert ("reference" in declared(part, "needs")) == ("reference" in trained["inputs"])
+    part = load_part(trained["settings"]["objective"], "objective", Objective)
+    assert needs_of(part).reference == ("reference" in trained["inputs"])
 
 
 def groups_of(artifact: store.Artifact) -> list[Group]:

@@ -54,4 +54,4 @@ def test_layouts_are_checked() -> None:
         xpo.loss(batch_of(LOGPS, REFERENCE, scores=[[0.0] * 3]), Settings(layout="origin"))
     single = batch_of([[-1.0]], [[-1.0]])
     assert xpo.loss(single, Settings())[0].tolist() == [0.0]
-    assert "scores" in xpo.needs(Settings(layout="origin")) and "lists" in xpo.needs(Settings())
+    assert xpo.needs(Settings(layout="origin")).scores and xpo.needs(Settings()).lists
