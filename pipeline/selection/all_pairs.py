@@ -28,7 +28,7 @@ class Settings:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Equal margins in sample order. Reasons: too_few_samples, low_margin."""
+    """See Rule. Equal margins in sample order. Reasons: too_few_samples, low_margin."""
     values = scores_of(group, settings.score)
     if len(values) < 2:
         return [], TOO_FEW

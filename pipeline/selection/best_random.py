@@ -22,7 +22,7 @@ class Settings:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Every sample but the best is equally likely. Reasons: too_few_samples."""
+    """See Rule. Every sample but the best is equally likely. Reasons: too_few_samples."""
     values = scores_of(group, settings.score)
     if len(values) < 2:
         return [], TOO_FEW

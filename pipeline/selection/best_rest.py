@@ -30,7 +30,7 @@ def samples(settings: Settings) -> int:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Equal samples stay in their order. Reasons: too_few_samples."""
+    """See Rule. Equal samples stay in their order. Reasons: too_few_samples."""
     values = scores_of(group, settings.score)
     if len(values) < samples(settings):
         return [], TOO_FEW

@@ -36,7 +36,7 @@ class Settings:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Reasons: too_few_samples."""
+    """See Rule. Reasons: too_few_samples."""
     strong, weak = scores_of(group, settings.strong), scores_of(group, settings.weak)
     if len(strong) < 2:
         return [], TOO_FEW

@@ -38,7 +38,7 @@ class Settings:
 
 
 def select(group: Group, settings: Settings, seed: int = 0, other: Group | None = None) -> Selected:
-    """See pipeline.selection. other: the prompt's samples of the table beside. Reasons: too_few_samples."""
+    """See Rule. other: the prompt's samples of the table beside. Reasons: too_few_samples."""
     scores_of(group, settings.score)  # a score nobody has is said, even where there are too few samples
     drawn = sorted(group.completions, key=lambda completion: completion.sample)
     own = {completion.sample for completion in drawn[:2]}

@@ -65,7 +65,7 @@ def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> Survey
 
 
 def select(group: Group, settings: Settings, seed: int = 0, found: Survey = Survey()) -> Selected:
-    """See pipeline.selection. found: what `survey` returned; without it scores are as they are.
+    """See Rule. found: what `survey` returned; without it scores are as they are.
 
     Reasons: too_few_samples.
     """

@@ -55,7 +55,7 @@ class Settings:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Samples of equal p make no pair. Reasons: too_few_samples, tied_scores."""
+    """See Rule. Samples of equal p make no pair. Reasons: too_few_samples, tied_scores."""
     values = scores_of(group, settings.score)
     if len(values) < 2:
         return [], TOO_FEW

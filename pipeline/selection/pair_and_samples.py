@@ -23,7 +23,7 @@ class Settings:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. All samples stand behind the pair, the two of the pair too: what is left without them
+    """See Rule. All samples stand behind the pair, the two of the pair too: what is left without them
     would be no draw from the policy. Reasons: too_few_samples.
     """
     values = scores_of(group, settings.score)

@@ -53,7 +53,7 @@ def champion(order: Sequence[int], judge: Callable[[int, int], float]) -> int:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Reasons: too_few_samples, order_dependent."""
+    """See Rule. Reasons: too_few_samples, order_dependent."""
     values = scores_of(group, settings.score)
     if len(values) < 2:
         return [], TOO_FEW

@@ -35,7 +35,7 @@ def samples(settings: Settings) -> int:
 
 
 def select(group: Group, settings: Settings, seed: int = 0, other: Group | None = None) -> Selected:
-    """See pipeline.selection. other: the prompt's samples of the reference. At equal scores the policy's sample counts
+    """See Rule. other: the prompt's samples of the reference. At equal scores the policy's sample counts
     as better (with filters.ties=keep). Reasons: too_few_samples.
     """
     ours = {c.sample: c for c in group.completions}

@@ -70,7 +70,7 @@ def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> tuple[
 
 
 def select(group: Group, settings: Settings, seed: int = 0, found: tuple[float, float] | None = None) -> Selected:
-    """See pipeline.selection. found: what `survey` returned. Reasons: too_few_samples, fine_score_disagrees."""
+    """See Rule. found: what `survey` returned. Reasons: too_few_samples, fine_score_disagrees."""
     values = scores_of(group, settings.score)
     if len(values) < 2:
         return [], TOO_FEW

@@ -87,7 +87,7 @@ def tournament(players: Sequence[int], rewards: Sequence[float]) -> list[tuple[i
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Every pair carries P(chosen better) = sigmoid(r_w - r_l). Reasons: too_few_samples."""
+    """See Rule. Every pair carries P(chosen better) = sigmoid(r_w - r_l). Reasons: too_few_samples."""
     rewards = scores_of(group, settings.score)
     if len(rewards) < 2:
         return [], TOO_FEW

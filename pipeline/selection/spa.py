@@ -55,7 +55,7 @@ def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> float:
 
 
 def select(group: Group, settings: Settings, seed: int = 0, found: float = float("-inf")) -> Selected:
-    """See pipeline.selection. found: what `survey` returned. Reasons: too_few_samples."""
+    """See Rule. found: what `survey` returned. Reasons: too_few_samples."""
     pairs = _pair(group, settings, seed)
     if not pairs:
         return [], TOO_FEW

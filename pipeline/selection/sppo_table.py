@@ -36,7 +36,7 @@ def win_rates(values: Sequence[float], temperature: float = 1.0) -> list[float]:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Reasons: too_few_samples."""
+    """See Rule. Reasons: too_few_samples."""
     values = scores_of(group, settings.score)
     if len(values) < 2:
         return [], TOO_FEW

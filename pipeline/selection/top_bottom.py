@@ -26,7 +26,7 @@ def samples(settings: Settings) -> int:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Pairs from the best chosen on, the worst rejected first. Reasons: too_few_samples."""
+    """See Rule. Pairs from the best chosen on, the worst rejected first. Reasons: too_few_samples."""
     values = scores_of(group, settings.score)
     if len(values) < samples(settings):
         return [], TOO_FEW

@@ -92,7 +92,7 @@ def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> Survey
 
 
 def select(group: Group, settings: Settings, seed: int = 0, found: Survey = Survey()) -> Selected:
-    """See pipeline.selection. found: what `survey` returned; without it every candidate pair is kept.
+    """See Rule. found: what `survey` returned; without it every candidate pair is kept.
 
     Reasons: too_few_samples, uncertain (no pair of the prompt was drawn). Raises UserError without pass scores.
     """
