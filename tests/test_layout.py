@@ -131,6 +131,13 @@ def test_each_special_package_has_one_home(package: str):
     assert strangers == []
 
 
+def test_fsync_and_locks_have_one_home():
+    """Atomic files and locks are subtle: pipeline/files.py is the only code that makes either."""
+    low_level = re.compile(r"fsync\(|flock\(|\.tmp\"\)\.(replace|rename)\(")
+    found = {name_of(path) for path in sources("pipeline", "flows") if low_level.search(path.read_text())}
+    assert found == {"pipeline/files.py"}
+
+
 def test_every_imported_package_is_declared():
     """No package is used because another one happens to bring it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
