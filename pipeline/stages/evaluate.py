@@ -221,4 +221,4 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
 
 
 # seeded: the bootstrap draws
-STAGE = Stage(Settings, run, version=4, inputs={"groups": "one", "baseline": "one"}, seeded=True, files=files)
+STAGE = Stage(Settings, run, version=5, inputs={"groups": "one", "baseline": "one"}, seeded=True, files=files)

@@ -18,7 +18,7 @@ def open_sinks(settings: Settings, run_dir: Path) -> list[Sink]:
     """The sinks the settings ask for."""
     sinks: list[Sink] = []
     if settings.wandb is not None:
-        mode, why = wandb.find_mode(settings.wandb, os.environ, Path.home())
+        mode, why = wandb.find_mode(settings.wandb, os.environ)
         sinks.append(wandb.Mirror(settings.wandb, mode, why, run_dir))
     if settings.tensorboard is not None:
         folder = settings.tensorboard.folder
