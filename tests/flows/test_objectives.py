@@ -20,7 +20,8 @@ import yaml
 from flows.companions import KEY
 from flows.compose import CONF
 from pipeline import store, tables
-from pipeline.config import declared, load_part
+from pipeline.config import load_part
+from pipeline.objectives.contract import Objective, needs_of
 from pipeline.records import Group
 from tests.flows.loops import run
 
@@ -37,9 +38,10 @@ def kind(file: Path) -> tuple[Any, ...]:
     """What makes the loop go another way for an objective: what it asks for, how it is averaged, what it carries."""
     node = yaml.safe_load(file.read_text())
     companions, later = node.pop(KEY, None), node.pop("later", None)
-    part = load_part(node, "objective")
-    carries = [hasattr(part.module, hook) for hook in ("state", "parameters", "laid_out")]
-    return declared(part, "needs"), declared(part, "normalise"), *carries, json.dumps(companions), later is not None
+    part = load_part(node, "objective", Objective)
+    plugin = part.plugin
+    carries = bool(plugin.state(part.settings)), plugin.parameters is not None
+    return needs_of(part), part.of(plugin.normalise), *carries, json.dumps(companions), later is not None
 
 
 def objectives() -> list[Any]:
@@ -73,8 +75,8 @@ def test_objective_runs_in_the_loop(objective, small_run, use_vllm, workspace):
     assert [line["at"] for line in steps] == [1, 2, 3]
     assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in steps)
     assert len({done[step].digest("model") for step in ("sft", "train[1]", "train[2]")}) == 3
-    part = load_part(trained["settings"]["objective"], "objective")
-    assert ("reference" in declared(part, "needs")) == ("reference" in trained["inputs"])
+    part = load_part(trained["settings"]["objective"], "objective", Objective)
+    assert needs_of(part).reference == ("reference" in trained["inputs"])
 
 
 def groups_of(artifact: store.Artifact) -> list[Group]:

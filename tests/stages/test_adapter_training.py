@@ -32,7 +32,7 @@ DPO = {"objective": {"module": "pipeline.objectives.dpo"}, "trainer": TRAINER}
 
 def run(stage, work: Path, settings, runtime=None, **inputs: Path) -> Path:
     report = Reporter(step="s", metrics_path=work.with_suffix(".jsonl"))
-    context = Context(build(stage.Settings, settings), build(stage.Runtime, runtime or {}),
+    context = Context(build(stage.Settings, settings), build(stage.STAGE.runtime, runtime or {}),
                       {name: (path,) for name, path in inputs.items()}, {}, work, 0, report)
     stage.run(context)
     return context.out

@@ -42,7 +42,7 @@ def world(tmp_path_factory) -> SimpleNamespace:
         for i in range(48)])
 
     def run(stage, name, settings, **inputs):
-        context = Context(build(stage.Settings, settings), stage.Runtime(),
+        context = Context(build(stage.Settings, settings), stage.STAGE.runtime(),
                           {k: (v,) for k, v in inputs.items()}, {}, root / name, 0)
         stage.run(context)
         return context.out
@@ -105,7 +105,7 @@ def in_process(world, folder: Path, settings=PREFERENCE) -> None:
     report = Reporter(step="train", metrics_path=folder / "metrics.jsonl")
     folder.mkdir(exist_ok=True)
     train_preference.run(Context(
-        build(train_preference.Settings, settings), build(train_preference.Runtime, RUNTIME),
+        build(train_preference.Settings, settings), build(train_preference.STAGE.runtime, RUNTIME),
         {"model": (world.model,), "groups": (world.groups,)}, {}, folder, 0, report))
 
 
