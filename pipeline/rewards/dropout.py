@@ -21,6 +21,7 @@ from typing import Any
 from pipeline.config import setting
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.records import Group
+from pipeline.rewards.contract import Scorer
 from pipeline.rewards.model import open_model, score_groups
 from pipeline.rewards.shown import folder_files, folder_problems
 from pipeline.stage import derive_seed
@@ -49,10 +50,6 @@ class Settings:
         return folder_problems("path", self.path, "a reward model")
 
 
-def needs_model(settings: Settings) -> bool:
-    return settings.path is None
-
-
 def files(settings: Settings) -> list[Path]:
     return folder_files(settings.path)
 
@@ -64,7 +61,7 @@ def suffixes(settings: Settings) -> tuple[str, ...]:
 def scorer(
     settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
 ) -> Callable[[Sequence[Group]], list[list[Mapping[str, float]]]]:
-    """See pipeline.rewards and pipeline.rewards.model, whose arguments and errors these are."""
+    """See Scorer and pipeline.rewards.model, whose arguments and errors these are."""
     encoder, net = open_model(settings.path, model, runtime)
 
     def score(groups: Sequence[Group]) -> list[list[Mapping[str, float]]]:
@@ -104,3 +101,6 @@ def masked(net: Any, rate: float, seed: int) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+SCORER = Scorer(Settings, scorer, needs_model=lambda s: s.path is None, files=files, suffixes=suffixes)

@@ -23,6 +23,7 @@ from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.records import Completion, Group
+from pipeline.rewards.contract import Scorer
 from pipeline.rewards.shown import folder_files, folder_of, folder_problems, open_causal, scored
 
 if TYPE_CHECKING:
@@ -65,10 +66,6 @@ class Settings:
         return problems
 
 
-def needs_model(settings: Settings) -> bool:
-    return False
-
-
 def needs(settings: Settings) -> frozenset[str]:
     if settings.source == "table":
         return frozenset()
@@ -88,7 +85,7 @@ def scorer(
     settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
     policy: Path | None = None, reference: Path | None = None,
 ) -> Callable[[Sequence[Group]], list[list[Score]]]:
-    """See pipeline.rewards. A completion without tokens, or too long for the model, scores NaN.
+    """See Scorer. A completion without tokens, or too long for the model, scores NaN.
 
     Raises UserError for two models with different tokenizers, and with source=table for completions without log-probs.
     """
@@ -153,3 +150,6 @@ def _extrapolated(net: Any, anchor: Any, rows: Rows, decouple: float, logits_per
         logits = (1.0 + decouple) * head_logits(net, ours).float() - decouple * head_logits(anchor, base).float()
         found.append(logits.log_softmax(dim=1).gather(1, targets[:, None])[:, 0])
     return torch.cat(found)
+
+
+SCORER = Scorer(Settings, scorer, needs=needs, files=files, suffixes=suffixes)

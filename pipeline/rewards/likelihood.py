@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import setting
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.records import Group
+from pipeline.rewards.contract import Scorer
 from pipeline.rewards.shown import folder_files, folder_of, folder_problems, open_causal, scored
 
 if TYPE_CHECKING:
@@ -41,10 +42,6 @@ class Settings:
         return folder_problems("path", self.path, "a language model")
 
 
-def needs_model(settings: Settings) -> bool:
-    return False
-
-
 def needs(settings: Settings) -> frozenset[str]:
     return frozenset({settings.model}) if settings.path is None else frozenset()
 
@@ -57,7 +54,7 @@ def scorer(
     settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
     policy: Path | None = None, reference: Path | None = None,
 ) -> Callable[[Sequence[Group]], list[list[float]]]:
-    """See pipeline.rewards. A completion without tokens, or too long for the model, scores NaN."""
+    """See Scorer. A completion without tokens, or too long for the model, scores NaN."""
     from pipeline.lm import folders, logps
 
     given = policy if settings.model == "policy" else reference
@@ -71,3 +68,6 @@ def scorer(
                 for e, of_group in zip(examples, found, strict=True)]
 
     return lambda groups: scored(encoder, groups, folders.context_length(net), sums, float("nan"), fewest=1)
+
+
+SCORER = Scorer(Settings, scorer, needs=needs, files=files)

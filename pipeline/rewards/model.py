@@ -15,6 +15,7 @@ from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.records import Group
+from pipeline.rewards.contract import Scorer
 from pipeline.rewards.shown import folder_files, folder_problems, scored
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ class Settings:
         return folder_problems("path", self.path, "a reward model")
 
 
-def needs_model(settings: Settings) -> bool:
-    return settings.path is None
 
 
 def files(settings: Settings) -> list[Path]:
@@ -47,7 +46,7 @@ def files(settings: Settings) -> list[Path]:
 def scorer(
     settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
 ) -> Callable[[Sequence[Group]], list[list[float]]]:
-    """See pipeline.rewards. Loads the model once, on the runtime's device.
+    """See Scorer. Loads the model once, on the runtime's device.
 
     Args:
         model: folder of the reward model an earlier step made; not looked at where settings.path names one.
@@ -84,3 +83,6 @@ def score_groups(
         return scores.completion_scores(net, examples, runtime.tokens_per_batch, precision)
 
     return scored(encoder, groups, folders.context_length(net), run, float("nan"))
+
+
+SCORER = Scorer(Settings, scorer, needs_model=lambda s: s.path is None, files=files)

@@ -18,6 +18,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.records import Group
+from pipeline.rewards.contract import Scorer
 
 Rule = Callable[[list[dict[str, str]], str], float]
 
@@ -37,10 +38,6 @@ class Settings:
         return []
 
 
-def needs_model(settings: Settings) -> bool:
-    return False
-
-
 def files(settings: Settings) -> list[Path]:
     """The function's own source file: an edited rule gives new scores, so it must give a new key."""
     source = inspect.getsourcefile(inspect.unwrap(resolve(settings.function)))
@@ -50,7 +47,7 @@ def files(settings: Settings) -> list[Path]:
 def scorer(
     settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
 ) -> Callable[[Sequence[Group]], list[list[float]]]:
-    """See pipeline.rewards. Only the settings matter. Raises UserError for a result that is not a number."""
+    """See Scorer. Only the settings matter. Raises UserError for a result that is not a number."""
     rule = resolve(settings.function)
 
     def score_groups(groups: Sequence[Group]) -> list[list[float]]:
@@ -94,3 +91,6 @@ def fresh_trigrams(messages: Sequence[dict[str, str]], text: str) -> float:
     words = text.split()
     trigrams = list(zip(words, words[1:], words[2:], strict=False))
     return len(set(trigrams)) / len(trigrams) if trigrams else 1.0
+
+
+SCORER = Scorer(Settings, scorer, files=files)

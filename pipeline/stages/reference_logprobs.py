@@ -14,13 +14,9 @@ from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.lm.settings import PRECISIONS
 from pipeline.records import Group
-from pipeline.stage import Context
+from pipeline.stage import Context, Stage
 from pipeline.training.settings import TrainRuntime
 
-VERSION = 1
-INPUTS = {"model": "one", "groups": "one"}
-SEEDED = False
-Runtime = TrainRuntime
 _PART = 1024  # groups; fixed, because micro-batches are cut inside a part and rounding depends on them
 
 
@@ -69,3 +65,6 @@ def _score(model: Any, groups: Sequence[Group], context: Context) -> list[Group]
     found = logps.completion_logps(model, examples, context.runtime, context.settings.precision)
     return [replace(g, completions=tuple(replace(c, ref_logp=v) for c, v in zip(g.completions, values, strict=True)))
             for g, values in zip(groups, found, strict=True)]
+
+
+STAGE = Stage(Settings, run, version=1, inputs={"model": "one", "groups": "one"}, seeded=False, runtime=TrainRuntime)

@@ -19,6 +19,7 @@ from pipeline.records import Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import weigh_prompts
 from pipeline.stages.weigh_prompts import Settings, density_ratios
+from pipeline.training.settings import TrainRuntime
 
 
 def test_the_ratio_of_two_kinds_of_prompts() -> None:
@@ -59,7 +60,7 @@ def group_of(name: str, prompt: tuple[int, ...], label: bool | None) -> Group:
 
 def context_of(tmp_path: Path, model: Path, groups: list[Group], **settings: object) -> Context:
     tables.write(tmp_path / "in", groups)
-    runtime = weigh_prompts.Runtime(device="cpu", tokens_per_batch=40)
+    runtime = weigh_prompts.STAGE.runtime(device="cpu", tokens_per_batch=40)
     inputs = {"model": (model,), "groups": (tmp_path / "in",)}
     return Context(Settings(**settings), runtime, inputs, {}, tmp_path / "work", 0, Reporter())
 
@@ -89,7 +90,7 @@ def test_an_embedding_is_the_mean_final_state(tiny_model: Path, tmp_path: Path, 
     """However prompts are laid out and batched: as each prompt by itself, through transformers."""
     groups = [group_of("a", (11, 12, 13), True), group_of("b", (50,) * 9, True), group_of("c", (7,), False)]
     context = replace(context_of(tmp_path, tiny_model, groups),
-                      runtime=weigh_prompts.Runtime(device="cpu", tokens_per_batch=tokens, share_prefix=share))
+                      runtime=TrainRuntime(device="cpu", tokens_per_batch=tokens, share_prefix=share))
     net = transformers.AutoModel.from_pretrained(tiny_model, dtype=torch.float32).eval()
     with torch.no_grad():
         alone = [net(torch.tensor([g.prompt_ids])).last_hidden_state[0].mean(dim=0) for g in groups]
