@@ -70,8 +70,9 @@ class Encoder:
         completion then starts where the row parts from the prompt alone.
         """
         prompts = [self._render(g, None) for g in groups]
-        heads = [self._with_one_bos(ids) for ids in self._ids(prompts)]
-        known = [tuple(head) == g.prompt_ids for head, g in zip(heads, groups, strict=True)]
+        plain = self._ids(prompts)
+        heads = [self._with_one_bos(ids) for ids in plain]
+        known = [g.prompt_ids in (tuple(p), tuple(h)) for g, p, h in zip(groups, plain, heads, strict=True)]
 
         def carried(place: int, completion: Completion) -> bool:
             ids = completion.token_ids
@@ -83,7 +84,8 @@ class Encoder:
 
         def row(place: int, completion: Completion) -> Row:
             if carried(place, completion):
-                return Row([*heads[place], *completion.token_ids], len(heads[place]))
+                prompt = groups[place].prompt_ids
+                return Row([*prompt, *completion.token_ids], len(prompt))
             ids = next(anew)
             return Row(ids, _shared(heads[place], ids))
 

@@ -126,6 +126,16 @@ def test_another_template_ends_a_row_as_it_does(template: str, row: list[int]) -
     assert shown(tokenizer, group_of("cd")) == [row]
 
 
+def test_a_policy_without_bos_is_shown_as_it_was_trained() -> None:
+    """Its template writes none, though its tokenizer would: neither do the ids the reward model learned from."""
+    tokenizer = tokenizer_of(TEMPLATE.replace("{{ bos_token }}", ""))
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", BOS)])
+    (carried,) = Encoder(tokenizer, (EOS,)).encode([group_of("cd")])
+    assert carried.prompt_ids == (USER, A, B, BOT)
+    assert shown(tokenizer, carried) == [[USER, A, B, BOT, C, D, EOS]]
+
+
 def test_a_policy_with_other_ids_is_formatted_from_its_messages() -> None:
     other_vocabulary = Group("p", (Message("user", "ab"),), (Completion("cd", (90, 91, 7)),), (70, 71, 72))
     assert shown(tokenizer_of(), other_vocabulary) == [[BOS, USER, A, B, BOT, C, D, EOS]]
