@@ -1,9 +1,4 @@
-"""Several processes on one global batch: who does what, and how what they found is put together.
-
-Every process knows the whole global batch and cuts it into the same micro-batches, which are dealt out in turn. So
-what is normalised or compared over the batch needs no exchange, the loss is the one of a single process up to the order
-of its sums, and every process makes the same number of passes, which sharded weights need.
-"""
+"""Several processes that train one model: how they meet, and how its weights are spread over them."""
 
 from __future__ import annotations
 

@@ -3,6 +3,10 @@
 A loss that is a sum over groups is taken micro-batch by micro-batch. One that compares groups (KTO's KL point, BCO's
 shift, AOT's ranks) is taken once, on the log-probs of the whole batch; its gradient with respect to them is then what
 each micro-batch's log-probs are multiplied by. Either way the result does not depend on how the batch was cut.
+
+Of several processes every one knows the whole global batch and cuts it into the same micro-batches, which are dealt out
+in turn. So what is normalised or compared over the batch needs no exchange, the loss is the one of a single process up
+to the order of its sums, and every process makes the same number of passes, which sharded weights need.
 """
 
 from __future__ import annotations
@@ -43,7 +47,7 @@ class World:
     def cut(
         self, batch: Sequence[Example], tokens: int, costs: Sequence[int] | None = None
     ) -> list[tuple[list[int], bool]]:
-        """This process's micro-batches of a global batch, see `batching.micro_batches`, and whether each counts.
+        """This process's micro-batches of a global batch, see `packed.micro_batches`, and whether each counts.
 
         As many on every process: a process without one left repeats the last, which then counts nothing.
         """
