@@ -44,7 +44,7 @@ class Settings:
 
 
 def needs(settings: Settings) -> frozenset[str]:
-    """Without a shift a group's loss is its own."""
+    """What the loss reads. With a shift it depends on the other groups of the batch; with `shift: zero` it does not."""
     return frozenset({"labels", "reference"} | ({"batch"} if settings.shift != "zero" else set()))
 
 

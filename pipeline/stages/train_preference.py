@@ -129,7 +129,7 @@ def misfit(settings: Settings, kinds: frozenset[str]) -> str | None:
     taken = frozenset(need.removeprefix("takes:") for need in needs if need.startswith("takes:"))
     special, given = kinds - {"pairs", "lists", "data"} - taken, " and ".join(sorted(kinds))
     if layouts and kinds - layouts:
-        return (f"objective {name} takes groups of a make-up of its own ({', '.join(layouts)}: see the text of "
+        return (f"objective {name} needs a special group layout ({', '.join(layouts)}: see the docstring of "
                 f"{settings.objective['module']}), but the recipe gives it {given}; set a selection that builds them "
                 "and a recipe that trains on nothing else, or another objective")
     if special - layouts:

@@ -109,7 +109,7 @@ def test_both_half_steps_of_egpo_start_alike() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["objective=hypo", "selection=best_worst"], r"takes groups of a make-up of its own \(pair_and_samples:"),
+        (["objective=hypo", "selection=best_worst"], r"needs a special group layout \(pair_and_samples:"),
         (["objective=upo", "selection=best_worst"], r"reads the score 'information_gain', which the groups"),
         (["selection=policy_and_reference"], r"inputs.beside: these settings need it"),
         (["selection=drawn"], r"the selection makes drawn"),
@@ -118,7 +118,7 @@ def test_both_half_steps_of_egpo_start_alike() -> None:
         (["objective=upo", "objective.labels=printed"], r"upo with these settings reads 'sampling_share'"),
         (["recipe=online_dpo", "objective=online_ipo", "objective.version=2"], r"drawn, .* set selection=drawn_pair$"),
         (["recipe=egpo", "sampling=two"], r"drawn needs 3 samples per prompt .* gives 2 "),
-        (["objective=xpo", "objective.layout=origin"], r"\(policy_and_reference: see the text"),
+        (["objective=xpo", "objective.layout=origin"], r"\(policy_and_reference: see the docstring"),
         (["objective=cpl", "auxiliary.length_alpha=0.5"], r"^auxiliary.length_alpha: cpl sums the log-probs of tokens"),
         (["objective=tdpo", "auxiliary.length_alpha=0.5"], r"^auxiliary.length_alpha: tdpo sums"),
         (["objective=sparsepo", "auxiliary.length_alpha=0.5"], r"^auxiliary.length_alpha: sparsepo sums"),
