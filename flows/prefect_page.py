@@ -28,7 +28,7 @@ _DASHBOARD = "ALIGNLOOP_DASHBOARD"  # where the dashboard is, if not at its usua
 
 
 def watched() -> bool:
-    """Whether this run reports to a Prefect server that stays up. A run's temporary server ends with it and has no page."""
+    """Whether this run reports to a Prefect server that stays up. A run's own temporary server ends with it."""
     return bool(os.environ.get("PREFECT_API_URL"))
 
 
