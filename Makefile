@@ -10,10 +10,10 @@ comma  := ,
 STAMP  := $(VENV)/.installed-$(DEVICE)-$(VLLM)$(addprefix -,$(subst $(comma),-,$(EXTRAS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench dashboard clean
+.PHONY: help setup demo test check docs-check bench dashboard clean
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  variables: DEVICE=auto|cpu|cuda  PYTHON=python3.11  VENV=.venv  VLLM=yes|no"
 	@echo "             EXTRAS=bench,qlora,ray,tensorboard  ARGS='more arguments'"
@@ -34,6 +34,9 @@ test: $(STAMP) ## Run every test that needs no GPU
 check: $(STAMP) ## Run the linters (ruff, mypy)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+
+docs-check: $(STAMP) ## Check README and docs: commands, links, files, options and settings they name
+	$(BIN)/python -m pytest tests/test_docs.py $(ARGS)
 
 bench: $(STAMP) ## Run the benchmarks, scripts/bench_*.py; ARGS=--quick for a first look
 	@set -e; for file in $(wildcard scripts/bench_*.py); do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
