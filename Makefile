@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml scripts/setup_env.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" DEVICE="$(DEVICE)" VLLM="$(VLLM)" EXTRAS="$(EXTRAS)" bash scripts/setup_env.sh
 	@touch $@
 
-demo: $(STAMP) ## Run PCO, 2 iterations, on the built-in world; the same command goes on after a crash
+demo: $(STAMP) ## Run PCO, 2 iterations, on the built-in world; the same command resumes after a crash
 	$(BIN)/align run recipe=pco run=demo $(ARGS)
 	@echo "next:     $(BIN)/align plan recipe=iterative_dpo    what another recipe would reuse of it"
 
