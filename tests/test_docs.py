@@ -86,12 +86,8 @@ def align():  # type: ignore[no-untyped-def]
 
 def called(words: list[str]) -> tuple[int, str]:
     """Exit code and everything printed by `align WORDS` in this process."""
-    from flows import screen
-
     out = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        for console in (screen.console, screen.errors):
-            patch.setattr(console, "_file", out)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
             code = align()(words)
         except SystemExit as ended:
