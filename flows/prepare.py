@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ _FREE = ("workspace", "run", "iterations", "hardware", "tracking", "choices")  #
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A checked run: its record (not yet saved), its steps, and remarks for the user."""
+class CheckedRun:
+    """A run that can start: its record (not yet saved), its steps, and remarks for the user."""
 
     run: runs.Run
     workspace: Path
@@ -28,50 +28,96 @@ class Prepared:
     notes: list[str]
 
 
-def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = None) -> Prepared:
-    """Raises UserError with every problem that can be known before the first second of work."""
-    overrides, resumed = _with_stored([_absolute(o) for o in overrides])
+def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = None) -> CheckedRun:
+    """Raises UserError with every problem that can be known before the first second of work.
+
+    A run that is only named goes on with the configuration it was started with, even where the defaults have changed.
+    """
+    typed = [_absolute(o) for o in overrides]
+    only_named = {o.partition("=")[0] for o in typed} <= {"run", "workspace"}
+    try:
+        return _composed(typed, step_overrides or {}, only_named)
+    except UserError:
+        own = _as_recorded(typed) if only_named and not step_overrides else None
+        if own is None:
+            raise
+        return own
+
+
+def _composed(typed: list[str], step_overrides: dict[str, list[str]], only_named: bool) -> CheckedRun:
+    overrides, resumed = _with_stored(typed)
     composed = compose(overrides)
     if composed.problems:
-        expand(composed, overrides, {})
+        expand(composed)
     workspace = Path(composed.config["workspace"])
     name = composed.config["run"] or f"{composed.choices['recipe']}-{composed.choices.get('data', 'minifarm')}"
     record = resumed or runs.load(workspace, name)
     config = {**composed.config, "run": name}
     if record is not None:
-        _same_settings(record, config, workspace, given=len(overrides) > len(record.overrides) or resumed is None)
-    own = {**(record.step_overrides if record else {}), **(step_overrides or {})}
-    steps = expand(composed, overrides, own)
-    unknown = [s for s in own if s not in {step.name for step in steps}]
+        _same_settings(record, config, workspace, given=not only_named)
+    changes = {**(record.step_overrides if record else {}), **step_overrides}
+    own = {step: compose(overrides + extra) for step, extra in changes.items()}
+    steps = expand(composed, own)
+    unknown = [s for s in changes if s not in {step.name for step in steps}]
     if unknown and step_overrides:
         known = [step.name for step in steps]
         raise UserError(*(f"{s}: the run has no such step{nearest(s, known)}" for s in unknown))
-    old = {s["name"]: s for s in record.steps} if record else {}
     run = runs.Run(
         name=name,
-        config=config,
+        config=_as_written(config),
         overrides=overrides,
-        step_overrides=own,
-        steps=[{"key": None, "state": "waiting", **old.get(s.name, {}), "name": s.name, "stage": s.stage,
-                "iteration": s.iteration, "inputs": [str(r) for refs in s.inputs.values() for r in refs]}
-               for s in steps],
+        step_overrides=changes,
+        steps=_step_records(steps, record),
         outcome=runs.RUNNING,
         created=record.created if record else time.time(),
+        step_configs={step: _as_written({key: other.config[key] for key in ("recipe", "stage", "seed")})
+                      for step, other in own.items()},
     )
-    return Prepared(run, workspace, steps, composed.notes)
+    return CheckedRun(run, workspace, steps, composed.notes)
 
 
-def expand(composed: Composed, overrides: list[str], step_overrides: dict[str, list[str]]) -> list[Step]:
-    """The steps, checked; problems in the words of what the user typed."""
-    problems, own = list(composed.problems), dict[str, dict[str, Any]]()
-    for step, extra in step_overrides.items():
-        changed = compose(overrides + extra)
-        own[step] = changed.config
-        problems += [p for p in changed.problems if p not in problems]
+def _as_recorded(overrides: list[str]) -> CheckedRun | None:
+    """The named run as run.json has it; None where it is not there or today's code cannot run it."""
+    given = dict(o.partition("=")[::2] for o in overrides)
+    workspace = Path(given.get("workspace", "workspace")).expanduser().resolve()
+    record = runs.load(workspace, given["run"]) if "run" in given else None
+    if record is None or record.step_overrides.keys() - record.step_configs.keys():
+        return None
+    steps, problems = plan.try_expand(record.config, record.step_configs)
+    if problems or plan.check(workspace, steps):
+        return None
+    run = replace(record, steps=_step_records(steps, record), outcome=runs.RUNNING)
+    return CheckedRun(run, workspace, steps, [f"the defaults have changed since {record.name!r} was started; it goes "
+                                              "on with its own settings"])
+
+
+def _as_written(node: Any) -> Any:
+    """Keys as text, as a file has them: `later: {2: ...}` of a yaml and objective.later.2=... are then one."""
+    if isinstance(node, list):
+        return [_as_written(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    written: dict[str, Any] = {}
+    for key, value in node.items():
+        written = plan.merged(written, {str(key): _as_written(value)})
+    return written
+
+
+def _step_records(steps: list[Step], record: runs.Run | None) -> list[dict[str, Any]]:
+    """What run.json says of each step: what it said before, and what the plan says now."""
+    old = {s["name"]: s for s in record.steps} if record else {}
+    return [{"key": None, "state": "waiting", **old.get(s.name, {}), "name": s.name, "stage": s.stage,
+             "iteration": s.iteration, "inputs": [str(r) for refs in s.inputs.values() for r in refs]} for s in steps]
+
+
+def expand(composed: Composed, own: dict[str, Composed] | None = None) -> list[Step]:
+    """The steps, checked; problems in the words of what the user typed. own: the changed steps' configurations."""
+    own = own or {}
+    problems = list(dict.fromkeys([*composed.problems, *(p for other in own.values() for p in other.problems)]))
     iterations = composed.config["iterations"]
     countable = isinstance(iterations, int) and iterations >= 1
     readable = {"recipe": {}, **composed.config, "iterations": iterations if countable else 2}
-    steps, found = plan.try_expand(readable, own)
+    steps, found = plan.try_expand(readable, {step: other.config for step, other in own.items()})
     problems += found + problems_of(tracking.Settings, composed.config["tracking"], "tracking")
     problems += _contradictions(readable)
     problems += plan.check(Path(composed.config["workspace"]), steps)

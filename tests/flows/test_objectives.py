@@ -37,7 +37,7 @@ def workspace(tmp_path_factory) -> Path:
 
 
 def in_this_process(place, item, done, work, environment, watch) -> int:
-    """As launch._run_worker: the same spec, the same worker, without a process of its own."""
+    """As step._run_worker: the same spec, the same worker, without a process of its own."""
     spec = launch.spec(place, item, done, work)
     files.write_atomic(work / "step.json", json.dumps(spec))
     argv, sys.argv = sys.argv, ["worker", str(work / "step.json")]
@@ -60,11 +60,11 @@ def run(words: list[str], workspace: Path, name: str, last: str) -> dict[str, st
     """Run the recipe as far as the step `last`."""
     composed = compose([*words, f"workspace={workspace}", f"run={name}"])
     assert composed.problems == []
-    place = launch.Place(workspace, name, 5.0, 0.0)
+    place = launch.Launch(workspace, name, 5.0, 0.0)
     place.folder.mkdir(parents=True, exist_ok=True)
     done: dict[str, store.Artifact] = {}
     for step in leading_to(last, plan.expand(composed.config)):
-        done[step.name], _ = launch.finish(place, plan.look_up(workspace, step, done), done, {}, lambda *_: None)
+        done[step.name], _ = launch.ensure(place, plan.look_up(workspace, step, done), done, {}, lambda *_: None)
     return done
 
 
