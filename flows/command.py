@@ -47,7 +47,7 @@ def show_plan(overrides: list[str]) -> int:
         origin = item.artifact.manifest.get("run", "") if item.artifact else ""
         inputs = ", ".join(str(ref) for refs in item.step.inputs.values() for ref in refs)
         rows.append([item.step.name, item.step.stage, state, item.key or "", origin, inputs])
-    columns = ["step", "stage", "", "key", "made by run", "inputs"]
+    columns = ["step", "stage", "", "key", "made by", "inputs"]
     screen.table(f"run {prepared.run.name} in {prepared.workspace}", columns, rows)
     for line in estimate(prepared.run.config, planned).lines():
         screen.say(line)

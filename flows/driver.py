@@ -133,19 +133,6 @@ class Tracker(Observer):
         self._mirror.close()
 
 
-def recorded_steps(run: runs.Run) -> list[Step]:
-    """The run's steps, from the configuration that run.json holds: nothing is composed, no input is read.
-
-    Raises UserError where an older version wrote run.json without what this needs.
-    """
-    missing = [key for key in ("recipe", "stage", "iterations", "seed") if key not in run.config]
-    missing += [f"the settings of {step}" for step in run.step_overrides if step not in run.step_configs]
-    if missing:
-        raise UserError(f"run: run.json of {run.name!r} was written by an older version and lacks {', '.join(missing)};"
-                        f" write it anew and go on with: align run run={run.name}")
-    return plan.expand(run.config, run.step_configs)
-
-
 def main(workspace: Path, name: str, only: str | None, force: bool) -> int:
     """Exit code of the run: 0 done, 1 a stage failed, 2 the user's input is wrong, 143 stopped."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that observers are told of the end
@@ -154,7 +141,7 @@ def main(workspace: Path, name: str, only: str | None, force: bool) -> int:
         with runs.hold(workspace, name):
             run = runs.load(workspace, name)
             assert run is not None
-            steps = recorded_steps(run)
+            steps = plan.steps_of(run)
             mirror = build(tracking.Settings, run.config["tracking"], "tracking")
             observers = (screen.Screen(len(steps)), Tracker(mirror, runs.folder(workspace, name)),
                          PrefectPage(workspace, name))

@@ -22,14 +22,14 @@ def status(workspace: str, name: str | None) -> int:
     if name is None:
         return _all_runs(place)
     run = _load(place, name)
-    progress = _progress(place, name)
+    progress = runs.progress(place, name) or {}
     rows = []
     for step in run.steps:
         seconds = f"{step['seconds']:.1f} s" if "seconds" in step else ""
         state, live = step["state"], runs.outcome(place, run)
         if state == "running" and live != runs.RUNNING:
             state = runs.INTERRUPTED
-        if state == "running" and progress and progress.get("step") == step["name"] and progress.get("total"):
+        if state == "running" and progress.get("step") == step["name"] and progress.get("total"):
             state = f"running {100 * progress['done'] / progress['total']:.0f} %"
         artifact = store.find(place, step["stage"], step["key"]) if step.get("key") else None
         if state in ("done", "cached") and artifact is None:
@@ -42,9 +42,9 @@ def status(workspace: str, name: str | None) -> int:
             screen.say(f"\nlast lines of {runs.log_path(place, name, step['name'])}:")
             lines = runs.tail(runs.log_path(place, name, step["name"]), 10)
             screen.say("\n".join(f"    {line}" for line in lines))
-    report = runs.folder(place, name) / "report.md"
-    if report.exists():
-        screen.say(f"\nreport: {report}")
+    written = runs.folder(place, name) / "report.md"
+    if written.exists():
+        screen.say(f"\nreport: {written}")
     return 0
 
 
@@ -87,7 +87,8 @@ def verify(workspace: str, name: str | None) -> int:
     for problem in problems:
         screen.say(f"damaged: {problem}")
     if problems:
-        screen.say("remove the artifact's folder and run again: it is rebuilt, nothing after it if the bytes agree")
+        screen.say("remove the artifact's folder and run again: only that artifact is rebuilt; later steps rerun "
+                   "only if its bytes change")
     screen.say(f"{number} artifacts, {hashed} files, {len(problems)} problems")
     return 1 if problems else 0
 
@@ -121,13 +122,6 @@ def _load(place: Path, name: str, asked_by: str = "run") -> runs.Run:
     if run is None:
         raise UserError(f"{asked_by}: no run named {name!r} in {place}{nearest(name, runs.names(place))}")
     return run
-
-
-def _progress(place: Path, name: str) -> dict[str, float]:
-    try:
-        return dict(json.loads((runs.folder(place, name) / "progress.json").read_text()))
-    except (OSError, ValueError):
-        return {}
 
 
 def explain(step: str, overrides: list[str]) -> int:

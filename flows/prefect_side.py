@@ -39,11 +39,8 @@ _DASHBOARD = "ALIGNLOOP_DASHBOARD"  # where the dashboard is, if not at its usua
 def environment(workspace: Path) -> dict[str, str]:
     """Prefect's settings, to be set before it is imported: all of its state in the workspace, its telemetry off, its
     console quiet, two tries of ten seconds for a request. A user's own values win."""
-    home = workspace / ".prefect"
     return {
-        "PREFECT_HOME": str(home),
-        "PREFECT_LOCAL_STORAGE_PATH": str(home / "results"),
-        "PREFECT_MEMO_STORE_PATH": str(home / "memo.toml"),
+        "PREFECT_HOME": str(workspace / ".prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",

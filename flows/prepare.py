@@ -34,34 +34,35 @@ def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = 
     A run that is only named goes on with the configuration it was started with, even where the defaults have changed.
     """
     typed = [_absolute(o) for o in overrides]
-    only_named = {o.partition("=")[0] for o in typed} <= {"run", "workspace"}
+    record = _named(typed)
     try:
-        return _composed(typed, step_overrides or {}, only_named)
+        return _composed(typed, step_overrides or {}, record)
     except UserError:
-        own = _as_recorded(typed) if only_named and not step_overrides else None
+        own = None if step_overrides or record is None or _new(typed) else _as_recorded(record)
         if own is None:
             raise
         return own
 
 
-def _composed(typed: list[str], step_overrides: dict[str, list[str]], only_named: bool) -> CheckedRun:
-    overrides, resumed = _with_stored(typed)
+def _composed(typed: list[str], step_overrides: dict[str, list[str]], named: runs.Run | None) -> CheckedRun:
+    words = {o.partition("=")[0] for o in typed}
+    stored = [o for o in named.overrides if o.partition("=")[0] not in words] if named else []
+    overrides = stored + typed
     composed = compose(overrides)
     if composed.problems:
         expand(composed)
     workspace = Path(composed.config["workspace"])
     name = composed.config["run"] or f"{composed.choices['recipe']}-{composed.choices.get('data', 'minifarm')}"
-    record = resumed or runs.load(workspace, name)
+    record = named or runs.load(workspace, name)
     config = {**composed.config, "run": name}
     if record is not None:
-        _same_settings(record, config, workspace, given=not only_named)
+        _same_settings(record, config, workspace, given=named is None or _new(typed))
     changes = {**(record.step_overrides if record else {}), **step_overrides}
     own = {step: compose(overrides + extra) for step, extra in changes.items()}
     steps = expand(composed, own)
-    unknown = [s for s in changes if s not in {step.name for step in steps}]
-    if unknown and step_overrides:
-        known = [step.name for step in steps]
-        raise UserError(*(f"{s}: the run has no such step{nearest(s, known)}" for s in unknown))
+    known = [step.name for step in steps]
+    if unknown := [step for step in step_overrides if step not in known]:
+        raise UserError(*(f"{step}: the run has no such step{nearest(step, known)}" for step in unknown))
     run = runs.Run(
         name=name,
         config=_as_written(config),
@@ -76,19 +77,37 @@ def _composed(typed: list[str], step_overrides: dict[str, list[str]], only_named
     return CheckedRun(run, workspace, steps, composed.notes)
 
 
-def _as_recorded(overrides: list[str]) -> CheckedRun | None:
-    """The named run as run.json has it; None where it is not there or today's code cannot run it."""
-    given = dict(o.partition("=")[::2] for o in overrides)
-    workspace = Path(given.get("workspace", "workspace")).expanduser().resolve()
-    record = runs.load(workspace, given["run"]) if "run" in given else None
-    if record is None or record.step_overrides.keys() - record.step_configs.keys():
+def _as_recorded(record: runs.Run) -> CheckedRun | None:
+    """The run as run.json has it; None where today's code cannot run that."""
+    workspace = Path(record.config["workspace"])
+    try:
+        steps = plan.steps_of(record)
+    except UserError:
         return None
-    steps, problems = plan.try_expand(record.config, record.step_configs)
-    if problems or plan.check(workspace, steps):
+    if plan.check(workspace, steps):
         return None
+    note = f"the defaults have changed since {record.name!r} was started; it goes on with its own settings"
     run = replace(record, steps=_step_records(steps, record), outcome=runs.RUNNING)
-    return CheckedRun(run, workspace, steps, [f"the defaults have changed since {record.name!r} was started; it goes "
-                                              "on with its own settings"])
+    return CheckedRun(run, workspace, steps, [note])
+
+
+def _named(typed: list[str]) -> runs.Run | None:
+    """The run that `run=NAME` without a recipe means: it goes on with what it was started with."""
+    given = dict(o.partition("=")[::2] for o in typed)
+    if "recipe" in given or "run" not in given:
+        return None
+    workspace = Path(given.get("workspace", "workspace")).expanduser().resolve()
+    record = runs.load(workspace, given["run"])
+    if record is None:
+        known = runs.names(workspace)
+        raise UserError(f"run: no run named {given['run']!r} in {workspace}{nearest(given['run'], known)};"
+                        " a new one needs recipe=NAME")
+    return replace(record, config={**record.config, "workspace": str(workspace)})  # it may have been moved
+
+
+def _new(typed: list[str]) -> bool:
+    """Whether more was typed than which run is meant."""
+    return any(o.partition("=")[0] not in ("run", "workspace") for o in typed)
 
 
 def _as_written(node: Any) -> Any:
@@ -211,21 +230,6 @@ def _absolute(override: str) -> str:
     key, _, value = override.partition("=")
     local = key in _PATHS and value not in ("", "null") and not value.startswith("builtin:")
     return f"{key}={Path(value).expanduser().resolve()}" if local else override
-
-
-def _with_stored(overrides: list[str]) -> tuple[list[str], runs.Run | None]:
-    """`align run run=NAME` without a recipe goes on with what the run was started with."""
-    given = dict(o.partition("=")[::2] for o in overrides)
-    if "recipe" in given or "run" not in given:
-        return overrides, None
-    workspace = Path(given.get("workspace", "workspace")).expanduser().resolve()
-    record = runs.load(workspace, given["run"])
-    if record is None:
-        known = runs.names(workspace)
-        raise UserError(f"run: no run named {given['run']!r} in {workspace}{nearest(given['run'], known)};"
-                        " a new one needs recipe=NAME")
-    stored = [o for o in record.overrides if o.partition("=")[0] not in given]
-    return stored + overrides, record
 
 
 def _same_settings(record: runs.Run, config: dict[str, Any], workspace: Path, given: bool) -> None:

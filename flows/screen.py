@@ -26,6 +26,7 @@ from pipeline.report import HEADERS
 _PLAIN_EVERY = 15.0  # seconds between progress lines where there is no terminal
 
 _WIDE = 220  # where there is no terminal, a table is not cut
+_SHORTEST = 8  # characters of a key or a remark that are worth showing
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -87,12 +88,27 @@ def problems(texts: list[str]) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print it as wide as the terminal is. Where that is too narrow, the last column and keys are cut short, then
+    columns are left out from the right, by name."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    for i in [len(columns) - 1, *(i for i, name in enumerate(columns) if name == "key")]:
+        widths[i] = min(widths[i], max(_SHORTEST, widths[i] - _excess(widths)))
+    shown = len(columns)
+    while shown > 1 and _excess(widths[:shown]) > 0:
+        shown -= 1
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        made.add_column(column, justify="right" if column in _NUMBERS else "left", no_wrap=True)
+    for column, width in zip(columns[:shown], widths, strict=False):
+        made.add_column(column, justify="right" if column in _NUMBERS else "left", no_wrap=True, max_width=width)
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*row[:shown])
     console.print(made)
+    if shown < len(columns):
+        say(f"(no room for {', '.join(columns[shown:])}; with | cat every column is shown)")
+
+
+def _excess(widths: list[int]) -> int:
+    """By how many characters columns two apart exceed the terminal; below 0 where there is room left."""
+    return sum(widths) + 2 * (len(widths) - 1) - console.width
 
 
 def size(number: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -20,7 +21,6 @@ from pipeline.plan import Planned, key_parts, look_up
 from pipeline.runs import log_path
 
 TAIL_LINES = 40
-PROGRESS = "progress.json"
 # Threads that wait for each other spin only briefly before they sleep. With OpenMP's own count two training stages at
 # once on two cores ran at 0.9 to 2.3 s a step; with this one at 0.64 s, and alone as fast as before (0.23 s).
 _QUIET_THREADS = {"GOMP_SPINCOUNT": "3000"}
@@ -109,8 +109,7 @@ def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], env
 def _run_worker(launch: Launch, item: Planned, done: dict[str, store.Artifact], work: Path,
                 environment: dict[str, str], watch: Watch) -> int:
     step = item.step
-    progress = launch.folder / PROGRESS
-    progress.unlink(missing_ok=True)
+    runs.progress_path(launch.workspace, launch.run).unlink(missing_ok=True)
     path = work / "step.json"
     files.write_atomic(path, json.dumps(spec(launch, item, done, work)))
     log = log_path(launch.workspace, launch.run, step.name)
@@ -122,7 +121,7 @@ def _run_worker(launch: Launch, item: Planned, done: dict[str, store.Artifact], 
     process = subprocess.Popen(command, env={**_QUIET_THREADS, **os.environ, "PYTHONUNBUFFERED": "1", **environment})
     try:
         while (code := _poll(process)) is None:
-            watch(step.name, _read(progress))
+            watch(step.name, runs.progress(launch.workspace, launch.run))
     except BaseException:
         process.terminate()  # the supervisor ends everything the stage has started
         process.wait()
@@ -144,7 +143,7 @@ def spec(launch: Launch, item: Planned, done: dict[str, store.Artifact], work: P
         "work": str(work),
         "seed": step.seed,
         "metrics": str(launch.folder / "metrics.jsonl"),
-        "progress": str(launch.folder / PROGRESS),
+        "progress": str(runs.progress_path(launch.workspace, launch.run)),
     }
 
 
@@ -155,14 +154,6 @@ def _poll(process: subprocess.Popen[bytes]) -> int | None:
         return None
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return data if isinstance(data, dict) else None
-
-
 def _raise(launch: Launch, step: str, code: int, work: Path) -> None:
     log = log_path(launch.workspace, launch.run, step)
     if code == 2 and (work / worker.PROBLEMS).exists():
@@ -170,6 +161,7 @@ def _raise(launch: Launch, step: str, code: int, work: Path) -> None:
     raise StepFailed(step, code, runs.tail(log, TAIL_LINES), log)
 
 
+@functools.cache
 def _git_revision() -> str:
     """The code's revision, "+" when it has uncommitted changes; recorded, never hashed."""
     git = shutil.which("git")

@@ -104,6 +104,19 @@ def log_path(workspace: Path, name: str, step: str) -> Path:
     return folder(workspace, name) / "logs" / f"{step}.log"
 
 
+def progress_path(workspace: Path, name: str) -> Path:
+    return folder(workspace, name) / "progress.json"
+
+
+def progress(workspace: Path, name: str) -> dict[str, Any] | None:
+    """How far the running stage is, {step, done, total, unit}; None before it has said so."""
+    try:
+        found = json.loads(progress_path(workspace, name).read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def tail(path: Path, lines: int) -> list[str]:
     """The last lines of a log, without reading all of it."""
     if not path.exists():

@@ -13,7 +13,7 @@ import pytest
 
 from flows.cli import reach_this_machine_directly
 from flows.compose import CONF, compose
-from flows.driver import Driver, recorded_steps
+from flows.driver import Driver
 from flows.observer import Observer
 from flows.prepare import expand, prepare
 from pipeline import plan, runs
@@ -31,7 +31,7 @@ def _written(config: dict) -> dict:
 def test_run_json_gives_the_steps_that_composing_gave(recipe, tmp_path):
     composed = compose([f"recipe={recipe}", f"workspace={tmp_path}", "iterations=3"])
     run = runs.Run("r", _written(composed.config), [], {}, [], runs.RUNNING, 0.0)
-    assert recorded_steps(run) == expand(composed)
+    assert plan.steps_of(run) == expand(composed)
 
 
 def test_a_changed_step_is_in_run_json_as_it_was_resolved(tmp_path):
@@ -40,7 +40,7 @@ def test_a_changed_step_is_in_run_json_as_it_was_resolved(tmp_path):
     runs.save(tmp_path, prepare(words).run)
     changed = prepare(words[1:], {"train[2]": ["objective.later.2.alpha=0.02", "trainer.preference.lr=0.5"]})
     runs.save(tmp_path, replace(changed.run, overrides=["no longer read"], step_overrides={"train[2]": ["nor this"]}))
-    steps = {step.name: step.settings for step in recorded_steps(runs.load(tmp_path, "r"))}
+    steps = {step.name: step.settings for step in plan.steps_of(runs.load(tmp_path, "r"))}
     assert [step.settings for step in changed.steps] == list(steps.values())
     assert (steps["train[2]"].objective["alpha"], steps["train[2]"].trainer.lr) == (0.02, 0.5)
     assert steps["train[1]"].objective["alpha"] == 0.005 and steps["train[1]"].trainer.lr != 0.5
@@ -64,7 +64,7 @@ def old_run(tmp_path) -> Path:
 def test_a_run_json_of_older_code_goes_on_with_its_own_settings(old_run):
     run = runs.load(old_run, "old")
     assert run.config["engine"]["module"] == "pipeline.engines.transformers.engine"
-    steps = recorded_steps(run)
+    steps = plan.steps_of(run)
     assert [step.name for step in steps] == ["data", "init", "tokens", "sft"]
     assert steps[3].settings.trainer.lr == 0.002
     again = prepare(["run=old", f"workspace={old_run}"])
@@ -79,8 +79,10 @@ def test_a_run_json_of_older_code_goes_on_with_its_own_settings(old_run):
 
 def test_what_older_code_did_not_record_is_said_in_one_line(old_run):
     run = runs.load(old_run, "old")
+    with pytest.raises(UserError, match="lacks recipe, seed; write it anew"):
+        plan.steps_of(replace(run, config={k: v for k, v in run.config.items() if k not in ("recipe", "seed")}))
     with pytest.raises(UserError) as caught:
-        recorded_steps(replace(run, step_overrides={"sft": ["trainer.sft.lr=1e-3"]}))
+        plan.steps_of(replace(run, step_overrides={"sft": ["trainer.sft.lr=1e-3"]}))
     assert caught.value.problems == [
         "run: run.json of 'old' was written by an older version and lacks the settings of sft; write it anew and go on "
         "with: align run run=old"]
@@ -110,14 +112,14 @@ def test_observers_hear_all_of_it_and_one_that_fails_is_left_out_in_one_line(two
     workspace = two_steps()
     run = runs.load(workspace, "shown")
     good, bad = _Listener(), _Listener(fails_at="started scores")
-    Driver(workspace, run, recorded_steps(run), observers=(bad, good)).walk()
+    Driver(workspace, run, plan.steps_of(run), observers=(bad, good)).walk()
     assert good.heard == ["started data", "finished data 5 False True", "started scores", "finished scores  False True",
                           "ended done"]
     assert bad.heard == good.heard[:3]
     assert capsys.readouterr().out.splitlines() == [
         "note: _Listener failed and is left out (RuntimeError('no more ink')); the run goes on"]
     again = _Listener()
-    Driver(workspace, run, recorded_steps(run), observers=(again,)).walk()
+    Driver(workspace, run, plan.steps_of(run), observers=(again,)).walk()
     assert again.heard[1] == "finished data 5 True True" and again.heard[-1] == "ended done"
 
 
@@ -129,7 +131,7 @@ def test_observers_hear_of_a_failure(two_steps, tmp_path, monkeypatch):
     workspace = two_steps("sour.score")
     run, listener = runs.load(workspace, "shown"), _Listener()
     with pytest.raises(Exception, match="sour"):
-        Driver(workspace, run, recorded_steps(run), observers=(listener,)).walk()
+        Driver(workspace, run, plan.steps_of(run), observers=(listener,)).walk()
     assert listener.heard[-2:] == ["started scores", "ended failed"]
     assert {s["name"]: s["state"] for s in runs.load(workspace, "shown").steps} == {"data": "done", "scores": "failed"}
 
