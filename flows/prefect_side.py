@@ -6,7 +6,6 @@ dead costs one line, never the run.
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import queue
@@ -16,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from urllib.parse import quote, urlencode
 from flows import screen
 from flows.dashboard import PORT
 from flows.observer import Observer
-from pipeline import files, runs, store
+from pipeline import files, runs, store, web
 from pipeline.errors import UserError
 from pipeline.plan import Step
 
@@ -193,9 +191,8 @@ def dashboard(workspace: Path) -> str:
         return given if "?" in given else given.rstrip("/") + "/"
     usual = f"http://localhost:{PORT}/"
     try:
-        with urllib.request.urlopen(f"{usual}api/runs", timeout=1) as answer:
-            return usual if json.load(answer)["workspace"] == str(workspace) else ""
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return usual if json.loads(web.fetch(f"{usual}api/runs", 1)[1])["workspace"] == str(workspace) else ""
+    except (OSError, ValueError, KeyError, TypeError):
         return ""
 
 
@@ -269,7 +266,6 @@ def _url(record: Path) -> str | None:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/api/health", timeout=2) as answer:
-            return answer.status == 200
+        return web.fetch(f"{url}/api/health", 2)[0] == 200
     except OSError:
         return False

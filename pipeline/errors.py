@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -13,6 +13,11 @@ class UserError(Exception):
         super().__init__("\n".join(problems))
         self.problems = list(problems)
 
+    @classmethod
+    def of(cls, problems: Sequence[str], most: int, number: int | None = None) -> UserError:
+        """Of many problems the first `most`, as `first` says it."""
+        return cls(*first(problems, most, number))
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """' (did you mean a, b?)' for the closest known names, or the list of all when none is close."""
@@ -21,3 +26,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f" (did you mean {' or '.join(close)}?)"
     return f" (known: {', '.join(names)})" if names else ""
+
+
+def first(items: Sequence[str], most: int, number: int | None = None) -> list[str]:
+    """The first `most` items, then how many more there are of all `number` (None: all are in `items`)."""
+    left = (len(items) if number is None else number) - most
+    return [*items[:most], *([f"... and {left} more"] if left > 0 else [])]

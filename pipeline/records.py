@@ -61,9 +61,3 @@ class Group:
     iteration: int = 0  # 0 = from the data set, k = sampled in iteration k
 
 
-
-
-
-
-
-
