@@ -84,9 +84,10 @@ class PrefectPage(Observer):
     def ended(self, outcome: str) -> None:
         self._events.put(lambda page: page.end(outcome))
         self._events.put(None)
-        self._thread.join(_HURRY if outcome == runs.INTERRUPTED else _PATIENCE)
-        if self._thread.is_alive():
-            self._given_up = True
+        interrupted = outcome == runs.INTERRUPTED
+        self._thread.join(_HURRY if interrupted else _PATIENCE)
+        self._given_up = self._thread.is_alive()
+        if self._given_up and not interrupted:
             screen.say("note: Prefect is slow; its page lacks the end of this run, whose files are complete")
 
     def _tell(self, workspace: Path, run: str) -> None:
