@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from flows import screen
-from flows.prepare import flat, prepare
 from pipeline import files, gc, plan, report, runs, store
+from pipeline.config import flat
 from pipeline.errors import UserError, nearest
 
 _FREE = ("run", "seed", "workspace", "iterations", "hardware", "tracking", "choices")  # may differ within one line
@@ -126,6 +126,8 @@ def _load(place: Path, name: str, asked_by: str = "run") -> runs.Run:
 
 def explain(step: str, overrides: list[str]) -> int:
     """Compare what the step's key is made of now with the artifact of the same stage that is most like it."""
+    from flows.prepare import prepare  # brings Hydra, which `align status` does without
+
     prepared = prepare(overrides)
     planned = {item.step.name: item for item in plan.look_up_all(prepared.workspace, prepared.steps)}
     if step not in planned:

@@ -19,6 +19,12 @@ class UserError(Exception):
         return cls(*first(problems, most, number))
 
 
+def first(items: Sequence[str], most: int, number: int | None = None) -> list[str]:
+    """The first `most` items, then how many more there are of all `number` (None: all are in `items`)."""
+    left = (len(items) if number is None else number) - most
+    return [*items[:most], *([f"... and {left} more"] if left > 0 else [])]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """' (did you mean a, b?)' for the closest known names, or the list of all when none is close."""
     names = sorted(known)
@@ -26,9 +32,3 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f" (did you mean {' or '.join(close)}?)"
     return f" (known: {', '.join(names)})" if names else ""
-
-
-def first(items: Sequence[str], most: int, number: int | None = None) -> list[str]:
-    """The first `most` items, then how many more there are of all `number` (None: all are in `items`)."""
-    left = (len(items) if number is None else number) - most
-    return [*items[:most], *([f"... and {left} more"] if left > 0 else [])]

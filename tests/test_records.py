@@ -1,7 +1,6 @@
 """How many problems are told in a few lines."""
 
-from pipeline.errors import UserError
-from pipeline.records import first
+from pipeline.errors import UserError, first
 
 
 def test_the_first_few_and_how_many_more():

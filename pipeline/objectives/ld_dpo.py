@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import desensitised_sums
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.dpo import dpo_losses
 from pipeline.objectives.shared.pairs import compared, log_ratios, pairs_of
 from pipeline.objectives.shared.tensors import column, required
@@ -21,9 +21,6 @@ from pipeline.objectives.shared.tokenwise import tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"pairs", "token_logps", "reference_tokens"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -35,31 +32,6 @@ class Settings:
 
     alpha: float = setting(0.5, low=0.0, high=1.0)
     """Weight of the tokens beyond the shorter length. Paper and TRL (ld_alpha): 0.5."""
-
-
-def ld_dpo_losses(
-    token_logps: Tensor,
-    ref_token_logps: Tensor,
-    group: Tensor,
-    side: Tensor,
-    position: Tensor,
-    lengths: Tensor,
-    beta: float,
-    alpha: float,
-) -> Tensor:
-    """LD-DPO loss of each pair.
-
-    Args:
-        token_logps, ref_token_logps: (N,) log-probs of all completion tokens under policy and reference, nats.
-        group, side, position: (N,) int64: the token's pair, 0 for chosen or 1 for rejected, its place from 0.
-        lengths: (G, 2) int64 numbers of tokens.
-        beta: > 0. alpha: in [0, 1].
-
-    Returns: (G,), each > 0; ln 2 where policy and reference agree.
-    """
-    places = (group, side, position, lengths, alpha)
-    policy, reference = desensitised_sums(token_logps, *places), desensitised_sums(ref_token_logps, *places)
-    return dpo_losses(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], beta)
 
 
 def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
@@ -76,3 +48,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     losses = dpo_losses(*policy, *reference, settings.beta)
     chosen, rejected = log_ratios(*policy, *reference)
     return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, token_logps=True, reference_tokens=True))
