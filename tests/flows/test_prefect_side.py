@@ -113,7 +113,10 @@ def _temporary_server(driver: int) -> psutil.Process:
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         for child in psutil.Process(driver).children(recursive=True):
-            words = child.cmdline() if child.is_running() else []
+            try:
+                words = child.cmdline()
+            except psutil.Error:  # a child that has just ended
+                continue
             if "uvicorn" in words:
                 port = words[words.index("--port") + 1]
                 try:
