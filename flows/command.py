@@ -20,7 +20,7 @@ from pipeline.plan import Planned
 
 
 def run(overrides: list[str]) -> int:
-    """Compute what the store lacks; a run that was cut off goes on. Returns the exit code, as `align` gives it."""
+    """Start the run that `overrides` describe, or resume it. Returns the exit code of `align run`."""
     prepared = prepare(overrides)
     started = time.monotonic()
     planned = plan.look_up_all(prepared.workspace, prepared.steps)
