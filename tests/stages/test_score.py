@@ -118,7 +118,7 @@ def test_a_model_is_wanted_only_where_one_is_used(tmp_path: Path) -> None:
 def test_the_device_is_the_hardwares(hardware: str) -> None:
     """Of whatever runs a model: training, scoring, sampling by transformers."""
     words = ["recipe=pco", f"hardware={hardware}", "engine=transformers"]
-    steps = {step.name: step for step in expand(compose(words), words, {})}
+    steps = {step.name: step for step in expand(compose(words))}
     assert steps["train[2]"].runtime.device == steps["score[2]"].runtime.device == hardware
     assert steps["generate[2]"].runtime.engine["device"] == hardware
 
