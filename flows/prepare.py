@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows import settings
 from flows.compose import Composed, compose
+from flows.renamed import translated
 from pipeline import plan, runs, tracking
 from pipeline.config import build, declared, load_part, part_problems, problems_of
 from pipeline.errors import UserError, nearest
@@ -39,8 +41,10 @@ def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = 
     record = resumed or runs.load(workspace, name)
     config = {**composed.config, "run": name}
     if record is not None:
-        _same_settings(record, config, workspace, given=len(overrides) > len(record.overrides) or resumed is None)
-    own = {**(record.step_overrides if record else {}), **(step_overrides or {})}
+        given = len(overrides) > len(record.overrides) or resumed is None
+        _same_settings(record, config, composed.origins, workspace, given)
+    stored = record.step_overrides if record else {}
+    own = {step: list(map(translated, words)) for step, words in stored.items()} | (step_overrides or {})
     steps = expand(composed, overrides, own)
     unknown = [s for s in own if s not in {step.name for step in steps}]
     if unknown and step_overrides:
@@ -112,7 +116,7 @@ def _unread(config: dict[str, Any]) -> list[str]:
         folders = [f"reward.scorer.{key}" for key in ("policy", "reference") if key in reward["scorer"]]
         problems.append(f"reward.path: not read by reward={name}; set {' or '.join([*folders, 'reward=model'])}")
     if config["stage"]["weigh_prompts"]["active"] and not _nodes(config, "weigh_prompts"):
-        problems.append("stage.weigh_prompts.active: true, but the steps of this run weigh no prompts, expected false; "
+        problems.append("train.weigh_prompts: true, but the steps of this run weigh no prompts, expected false; "
                         "recipe=pco and iterative_dpo do, with objectives that bring no steps (docs/objectives.md)")
     return problems
 
@@ -178,12 +182,14 @@ def _with_stored(overrides: list[str]) -> tuple[list[str], runs.Run | None]:
         known = runs.names(workspace)
         raise UserError(f"run: no run named {given['run']!r} in {workspace}{nearest(given['run'], known)};"
                         " a new one needs recipe=NAME")
-    stored = [o for o in record.overrides if o.partition("=")[0] not in given]
+    stored = [o for o in map(translated, record.overrides) if o.partition("=")[0] not in given]
     return stored + overrides, record
 
 
-def _same_settings(record: runs.Run, config: dict[str, Any], workspace: Path, given: bool) -> None:
-    old, new = flat(_compared(record.config)), flat(_compared(config))
+def _same_settings(
+    record: runs.Run, config: dict[str, Any], wired: dict[str, str], workspace: Path, given: bool
+) -> None:
+    old, new = flat(_compared(settings.renewed(record.config, wired))), flat(_compared(config))
     differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     outer = [k for k in differing if not k.startswith("stage.")] or differing
     if not outer:

@@ -37,9 +37,9 @@ UNDESIRABLE = "answer labelled undesirable"
 class Shares:
     """How prompts are divided among splits that are filled from the same rows; only the ratios count."""
 
-    sft: float = setting(10.0, above=0)
-    pref: float = setting(10.0, above=0)
-    unlabeled: float = setting(20.0, low=0)
+    sft: float = setting(10, above=0)  # whole numbers, as the keys of the data imported so far have them
+    pref: float = setting(10, above=0)
+    unlabeled: float = setting(20, low=0)
     eval: float = setting(0.8, low=0)
 
 

@@ -30,7 +30,7 @@ class ModelRuntime:
 
     device: str = setting("auto", choices=("auto", "cpu", "cuda"))  # auto = cuda where there is one
     threads: int | None = setting(None, low=1)  # CPU threads; null = torch's own choice
-    tokens_per_batch: int = setting(8192, low=1)  # unique tokens of one pass
+    tokens_per_batch: int = setting(2048, low=1)  # unique tokens of one pass; 2048 fits a CPU's caches
     logits_per_chunk: int = setting(2**27, low=1)  # tokens x vocabulary held at once by the LM head
     attention: str = setting("sdpa", choices=("eager", "sdpa", "flash_attention_2"))  # eager: best for short CPU rows
     gradient_checkpointing: bool = False

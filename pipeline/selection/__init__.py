@@ -30,7 +30,7 @@ each of the constants also as a function of the settings in small letters (gives
 
 A rule meets samples that filters.clean let through: not empty, finite scores, by default no two alike.
 A soft label is the score "win_rate": P(chosen is better) on the chosen completion, 1 - P on the rejected one. Objective
-spce reads it with stage.train_preference.settings.score=win_rate and labels=probability. sppo_table stores the win
+spce reads it with train.score=win_rate and labels=probability. sppo_table stores the win
 rates against all samples of the prompt there, which objective sppo takes with labels=soft.
 
 Training time (mc, uniform, hardest, easiest): groups of 1 + L -> the M negatives of this step. Such a module has

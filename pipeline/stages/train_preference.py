@@ -124,7 +124,7 @@ def misfit(settings: Settings, kinds: frozenset[str]) -> str | None:
     kinds = frozenset(kind for kind in kinds if not kind.startswith("score:"))
     if "scores" in needs and scores and "data" not in kinds and settings.score not in scores:
         return (f"objective {name} reads the score {settings.score!r}, which the groups do not have (scores there: "
-                f"{', '.join(scores)}); set stage.train_preference.settings.score, or a selection that stores it")
+                f"{', '.join(scores)}); set train.score, or a selection that stores it")
     layouts = frozenset(need.removeprefix("layout:") for need in needs if need.startswith("layout:"))
     taken = frozenset(need.removeprefix("takes:") for need in needs if need.startswith("takes:"))
     special, given = kinds - {"pairs", "lists", "data"} - taken, " and ".join(sorted(kinds))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import settings
 from flows import step as launch
 from flows.compose import CONF, compose
 from pipeline import files, plan, store, tables, worker
@@ -22,9 +23,9 @@ from pipeline.config import declared, load_part
 from pipeline.records import Group
 
 pytestmark = pytest.mark.slow
-OBJECTIVES = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
+OBJECTIVES = settings.options(CONF, "objective")
 # The others make groups that one objective takes, which brings them along.
-SELECTIONS = [name for name in sorted(path.stem for path in (CONF / "selection").glob("*.yaml"))
+SELECTIONS = [name for name in settings.options(CONF, "selection")
               if name not in ("drafts", "drawn", "pair_and_samples", "policy_and_reference")]
 MORE = {"best_rest": ["objective=rnce"],
         "relabel": ['selection.text="Score {goal}."']}  # its own text alone would fill this world's context
