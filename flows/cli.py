@@ -21,6 +21,7 @@ align explain  STEP run=NAME            why a step is stale or was rebuilt, fiel
 align compare  NAME NAME ...            iterations of several runs; seeds of one setting as mean and deviation
 align verify   [NAME]                   check every hash of every artifact
 align gc       [--apply]                what no run needs any more; --apply removes it
+align options  [GROUP[=OPTION]]         groups, a group's options, an option's settings with range, default and source
 align doctor                            versions, devices, disk and memory, what is missing
 align dashboard [--host H] [--port P]   the runs in the browser: one page over this workspace, live
 align report   NAME [--html]            a run's report; --html writes it as one self-contained page
@@ -147,6 +148,17 @@ def _gc(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(act=act)
 
 
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="GROUP[=OPTION]")
+
+    def act(options: argparse.Namespace) -> int:
+        from flows.options import show
+
+        return show(options.words)
+
+    parser.set_defaults(act=act)
+
+
 def _doctor(parser: argparse.ArgumentParser) -> None:
     _name(parser)
 
@@ -209,7 +221,8 @@ def _report(parser: argparse.ArgumentParser) -> None:
 
 _COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "run": _run, "plan": _plan, "stage": _stage, "status": _status, "explain": _explain, "verify": _verify, "gc": _gc,
-    "doctor": _doctor, "compare": _compare, "dashboard": _dashboard, "report": _report, "server": _server,
+    "doctor": _doctor, "options": _options, "compare": _compare, "dashboard": _dashboard, "report": _report,
+    "server": _server,
 }
 
 

@@ -67,20 +67,20 @@ def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = 
 
 def expand(composed: Composed, overrides: list[str], step_overrides: dict[str, list[str]]) -> list[Step]:
     """The steps, checked; problems in the words of what the user typed."""
-    problems, own = list(composed.problems), dict[str, dict[str, Any]]()
+    typed, own = list(composed.problems), dict[str, dict[str, Any]]()
     for step, extra in step_overrides.items():
         changed = compose(overrides + extra)
         own[step] = changed.config
-        problems += [p for p in changed.problems if p not in problems]
+        typed += changed.problems
     iterations = composed.config["iterations"]
     countable = isinstance(iterations, int) and iterations >= 1
     readable = {"recipe": {}, **composed.config, "iterations": iterations if countable else 2}
-    steps, found = plan.try_expand(readable, own)
-    problems += found + problems_of(tracking.Settings, composed.config["tracking"], "tracking")
+    steps, problems = plan.try_expand(readable, own)
+    problems += problems_of(tracking.Settings, composed.config["tracking"], "tracking")
     problems += _contradictions(readable)
     problems += plan.check(Path(composed.config["workspace"]), steps)
-    if problems:
-        raise UserError(*dict.fromkeys(map(composed.in_users_words, problems)))
+    if typed or problems:
+        raise UserError(*dict.fromkeys([*typed, *map(composed.in_users_words, problems)]))
     return steps
 
 

@@ -103,7 +103,7 @@ def part_node(group: str, module: Path) -> dict[str, Any]:
     return {package.key: node} if package.key else node
 
 
-def wires(stages: Mapping[str, Any]) -> dict[str, str]:
+def wires(stages: Any) -> dict[str, str]:
     """What conf/stages.yaml says, read backwards: a stage's setting -> the key a user would change."""
     found: dict[str, str] = {}
 
@@ -125,7 +125,7 @@ def filled(config: Mapping[str, Any], wired: Mapping[str, str]) -> dict[str, Any
     """
     out = {key: node if key in ("stage", "recipe") else _with_parts(node) for key, node in config.items()}
     out |= {key: completed(schema, out.get(key) or {}) for key, schema in ROOTS.items()}
-    out["stage"] = {name: _stage(name, (config.get("stage") or {}).get(name) or {}) for name in _stages()}
+    out["stage"] = {name: _stage(name, config["stage"].get(name) or {}) for name in [*config["stage"], *_stages()]}
     for inner, outer in wired.items():
         hint, default = at_stage(inner)
         schema, given = dataclass_in(hint), get(out, outer)

@@ -33,7 +33,7 @@ class Settings:
     m: int = setting(1, low=1)
     """Negatives per group and step. Paper: 1; 2 and 3 in an ablation with 5 candidates."""
 
-    weights: str = setting("logp", choices=("logp", "reward"))
+    weights: str = setting("logp", choices=("reward", "logp"))
     """Weigh candidates by beta log pi, or by the implicit reward beta log(pi / ref). logp is the outcome of the noise
     test (docs/decisions/009-mc-kernel.md)."""
 
