@@ -27,7 +27,8 @@ align dashboard [--host H] [--port P]   the runs in the browser: one page over t
 align report   NAME [--html]            a run's report; --html writes it as one self-contained page
 align server   up|down|status           Prefect's own web page over the runs of this workspace
 
-groups: recipe model data objective negatives selection reward engine sampling trainer evaluation gate hardware tracking
+groups: recipe model data objective negatives selection filters reward engine sampling trainer evaluation gate
+        hardware tracking
 every key of the configuration can be set: align run recipe=pco objective.alpha=0.02 trainer.sft.lr=3e-4 seed=1
 exit code: 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted"""
 

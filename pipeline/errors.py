@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -12,6 +12,17 @@ class UserError(Exception):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = list(problems)
+
+    @classmethod
+    def of(cls, problems: Sequence[str], most: int, number: int | None = None) -> UserError:
+        """Of many problems the first `most`, as `first` says it."""
+        return cls(*first(problems, most, number))
+
+
+def first(items: Sequence[str], most: int, number: int | None = None) -> list[str]:
+    """The first `most` items, then how many more there are of all `number` (None: all are in `items`)."""
+    left = (len(items) if number is None else number) - most
+    return [*items[:most], *([f"... and {left} more"] if left > 0 else [])]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,6 +1,6 @@
 """What a stage is and what it is given.
 
-A stage is a module `pipeline/stages/<kind>.py` plus `conf/stage/<kind>.yaml`:
+A stage is a module `pipeline/stages/<kind>.py`; conf/stages.yaml says which of its settings come from which group:
 
     VERSION = 1                      bumped by hand when the meaning of its output changes
     INPUTS = {"model": "one", ...}   input name -> "one", "many" or "optional"
@@ -34,6 +34,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pipeline import files
 
 STAGES = "pipeline.stages"
 
@@ -87,9 +89,7 @@ class Reporter:
         now = round(time.time(), 3)
         self._began = self._began or {"done": done, "time": now}
         state = {"step": self.step, "done": done, "total": total, "unit": unit, "time": now, "began": self._began}
-        temporary = self.progress_path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(state))
-        temporary.replace(self.progress_path)
+        files.write_atomic(self.progress_path, json.dumps(state), durable=False)
 
     def count(self, **values: float) -> None:
         """Set numbers for the manifest (rows, tokens, means)."""

@@ -6,7 +6,6 @@ generation, scoring and reference log-probs resumable shard by shard.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline import files
 from pipeline.records import Completion, Group, Message
 
 _COMPLETION = pa.struct([
@@ -69,15 +69,10 @@ def read_part(part: Path) -> Iterator[Group]:
 
 def write_part(table: Path, index: int, groups: Iterable[Group]) -> Path:
     """Write one part so that it is either absent or complete, even across a power cut."""
-    table.mkdir(parents=True, exist_ok=True)
     target = part_path(table, index)
-    temporary = table / f".{target.name}.{os.getpid()}.tmp"
     rows = pa.Table.from_pylist([_to_row(group) for group in groups], schema=SCHEMA)
-    with temporary.open("wb") as file:
-        pq.write_table(rows, file, compression="zstd", row_group_size=1024)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
+    with files.replacing(target) as temporary:
+        pq.write_table(rows, temporary, compression="zstd", row_group_size=1024)
     return target
 
 

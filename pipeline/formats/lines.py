@@ -69,8 +69,7 @@ def stem(file: Path) -> str:
 def stop_on(problems: list[str]) -> None:
     """Raise all problems as one UserError, the first SHOWN of them in full."""
     if problems:
-        more = len(problems) - SHOWN
-        raise UserError(*problems[:SHOWN], *([f"and {more} more problems in these files"] if more > 0 else []))
+        raise UserError.of(problems, SHOWN)
 
 
 def _rows(file: Path, problems: list[str]) -> Iterator[Row]:

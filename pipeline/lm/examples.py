@@ -121,8 +121,7 @@ class _Problems:
     def stop(self) -> None:
         """Raise UserError where there is one."""
         if self.number:
-            more = self.number - len(self.shown)
-            raise UserError(*self.shown, *([f"... and {more} more like these"] if more else []))
+            raise UserError.of(self.shown, _SHOWN, self.number)
 
 
 def load(groups: Path, folder: Path, beside: Beside | None = None, stop_ids: Iterable[int] | None = None) -> Examples:

@@ -26,7 +26,7 @@ from pipeline.evaluation.comparison import Pair, Verdict
 from pipeline.records import Group
 from pipeline.stage import Context, NoRuntime, derive_seed
 
-VERSION = 4
+VERSION = 5
 INPUTS = {"groups": "one", "baseline": "one"}
 SEEDED = True  # the bootstrap draws
 Runtime = NoRuntime

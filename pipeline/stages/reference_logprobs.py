@@ -67,7 +67,7 @@ def _score(model: Any, groups: Sequence[Group], context: Context) -> list[Group]
 
     problems = [p for g in groups for p in data.row_problems(g)]
     if problems:
-        raise UserError(*problems[:5])
+        raise UserError.of(problems, 5)
     examples = [data.example(g) for g in groups]
     data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
     device, runtime = next(model.parameters()).device, context.runtime

@@ -131,4 +131,4 @@ def test_many_problems_are_cut_to_the_first_ones() -> None:
     lines.stop_on([])
     with pytest.raises(UserError) as caught:
         lines.stop_on([f"line {i}" for i in range(45)])
-    assert caught.value.problems == [f"line {i}" for i in range(20)] + ["and 25 more problems in these files"]
+    assert caught.value.problems == [f"line {i}" for i in range(20)] + ["... and 25 more"]
