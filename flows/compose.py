@@ -168,7 +168,7 @@ def brought(choices: dict[str, str], given: set[str], conf: Path = CONF) -> Brou
     while waiting:
         group, option = waiting.pop(0)
         said = []
-        for key, value in (_file(conf, group, option).get(COMPANIONS) or {}).items():
+        for key, value in (settings.option_node(conf, group, option).get(COMPANIONS) or {}).items():
             if key == STEPS:
                 found.problems.extend(problems_of_steps(f"conf/{group}/{option}.yaml", [*value, *value.values()]))
                 changed = [value.get(name, name) for name in steps]
@@ -185,19 +185,13 @@ def brought(choices: dict[str, str], given: set[str], conf: Path = CONF) -> Brou
     return found if steps == before else replace(found, steps=steps)
 
 
-def _file(conf: Path, group: str, option: str | None) -> dict[str, Any]:
-    """What stands in an option's file, {} where it has none."""
-    path = conf / group / f"{option}.yaml"
-    node = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else {}
-    assert isinstance(node, dict)
-    return {str(key): value for key, value in node.items()}
-
-
 def _recipe(conf: Path, name: str | None) -> dict[str, Any]:
     """What a recipe's file chooses: group -> option, and its files of conf/steps in order."""
     plain = {"/steps@recipe": STEPS}
+    if name is None:
+        return {}
     return {plain.get(key, key.removeprefix("override /")): value
-            for node in _file(conf, "recipe", name).get("defaults", []) for key, value in node.items()}
+            for node in settings.option_node(conf, "recipe", name).get("defaults", []) for key, value in node.items()}
 
 
 def _sort_out(overrides: list[str], conf: Path, problems: list[str]) -> tuple[dict[str, str], list[tuple[str, Any]]]:

@@ -75,7 +75,7 @@ def _settings(conf: Path, group: str, option: str) -> list[str]:
         lines += ["", *textwrap.wrap(f"{item.key} = {value}", WIDTH, subsequent_indent="    ")]
         for text in filter(None, (item.allowed, item.text)):
             lines += textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ")
-    brought = _yaml(conf, group, option).get(COMPANIONS)
+    brought = settings.option_node(conf, group, option).get(COMPANIONS)
     return [*lines, "", *textwrap.wrap(f"brings along: {json.dumps(brought)}", WIDTH)] if brought else lines
 
 
@@ -158,7 +158,8 @@ def _about(conf: Path, group: str, option: str) -> str:
 def _comments(conf: Path, group: str, option: str) -> dict[str, str]:
     """Dotted key -> the comment above or beside it in the option's file, those it builds on, and conf/config.yaml."""
     found = _comments_in(conf / "config.yaml", "")
-    for name in [*(base for base in _yaml(conf, group, option).get("defaults", []) if isinstance(base, str)), option]:
+    bases = settings.option_node(conf, group, option).get("defaults", [])
+    for name in [*(base for base in bases if base != "_self_"), option]:
         found |= _comments_in(conf / group / f"{name}.yaml", f"{group}.")
     return found
 
@@ -176,10 +177,3 @@ def _comments_in(path: Path, prefix: str) -> dict[str, str]:
         found |= {prefix + ".".join(name for _, name in parents): text} if text else {}
         above = []
     return found
-
-
-def _yaml(conf: Path, group: str, option: str) -> dict[str, Any]:
-    path = conf / group / f"{option}.yaml"
-    node = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else {}
-    assert isinstance(node, dict)
-    return {str(key): value for key, value in node.items()}

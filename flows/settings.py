@@ -11,7 +11,6 @@ A module of a group's package is an option of the group without a file of its ow
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import importlib
@@ -23,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from pipeline import tracking
 from pipeline.config import setting
-from pipeline.plan import stage_module
-from pipeline.stage import NoRuntime
+from pipeline.stage import load
 
 ROOT = Path(__file__).resolve().parent.parent
 BARE = "bare"  # a part with `bare: true` gets no defaults: what it names is all of it
@@ -35,20 +35,23 @@ _WIRE = re.compile(r"^\$\{([a-z_][\w.]*)\}$")
 
 @dataclass(frozen=True)
 class Package:
-    """Where a group's parts are: folder under pipeline/, the name each of them binds, and the option's key for it."""
+    """Where a group's parts are: folder under pipeline/, what each of them declares, and the option's key for it."""
 
     folder: str
-    name: str
+    contract: str
     key: str = ""
 
 
 PACKAGES = {
-    "objective": Package("objectives", "loss"),
-    "selection": Package("selection", "select"),
-    "negatives": Package("negatives", "draw"),
-    "reward": Package("rewards", "scorer", "scorer"),
-    "data": Package("formats", "read", "format"),
+    "objective": Package("objectives", "OBJECTIVE"),
+    "selection": Package("selection", "RULE"),
+    "negatives": Package("negatives", "DRAW"),
+    "reward": Package("rewards", "SCORER", "scorer"),
+    "data": Package("formats", "FORMAT", "format"),
 }
+
+
+CONTRACTS = (*(package.contract for package in PACKAGES.values()), "BACKEND", "AUXILIARY", "JUDGMENTS")
 
 
 @dataclass(frozen=True)
@@ -75,25 +78,17 @@ def options(conf: Path, group: str) -> list[str]:
 
 
 def part_files(group: str) -> list[Path]:
-    """The modules of the group's package that are parts: those that bind a Settings and the group's name."""
+    """The modules of the group's package that declare its contract, told from their source without loading them."""
     package = PACKAGES.get(group)
     if package is None:
         return []
     paths = sorted((ROOT / "pipeline" / package.folder).glob("*.py"))
-    return [path for path in paths if {"Settings", package.name} <= _bound(path)]
+    return [path for path in paths if package.contract in _declared(path)]
 
 
 @functools.cache
-def _bound(path: Path) -> frozenset[str]:
-    names = set[str]()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
-            names.add(node.name)
-        elif isinstance(node, ast.ImportFrom):
-            names |= {alias.asname or alias.name for alias in node.names}
-        elif isinstance(node, ast.Assign):
-            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-    return frozenset(names)
+def _declared(path: Path) -> frozenset[str]:
+    return frozenset(re.findall(r"^([A-Z]+) = [A-Z][a-z]+\(", path.read_text(), flags=re.MULTILINE))
 
 
 def part_node(group: str, module: Path) -> dict[str, Any]:
@@ -101,6 +96,16 @@ def part_node(group: str, module: Path) -> dict[str, Any]:
     package = PACKAGES[group]
     node = {"module": f"pipeline.{package.folder}.{module.stem}"}
     return {package.key: node} if package.key else node
+
+
+def option_node(conf: Path, group: str, option: str) -> dict[str, Any]:
+    """What an option's file says, without one the module of its name."""
+    path = conf / group / f"{option}.yaml"
+    if not path.is_file():
+        return part_node(group, Path(option))
+    node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    assert isinstance(node, dict)
+    return {str(key): value for key, value in node.items()}
 
 
 def wires(stages: Any) -> dict[str, str]:
@@ -150,8 +155,8 @@ def _stages() -> list[str]:
 
 
 def _stage(name: str, node: dict[str, Any]) -> dict[str, Any]:
-    module = stage_module(name)
-    schemas = {"settings": module.Settings, "runtime": getattr(module, "Runtime", NoRuntime)}
+    stage = load(name)
+    schemas = {"settings": stage.Settings, "runtime": stage.runtime}
     given = {part: node.get(part) or {} for part in schemas}
     return node | {part: completed(schemas[part], value) if isinstance(value, dict) else value
                    for part, value in given.items()}
@@ -168,9 +173,10 @@ def _with_parts(node: Any) -> Any:
 def part_schema(module: Any) -> Any:
     """The Settings of a part by its dotted path; None where there is none (`load_part` says why)."""
     try:
-        return importlib.import_module(module).Settings if isinstance(module, str) else None
-    except (ImportError, AttributeError, ValueError):
+        names = vars(importlib.import_module(module)) if isinstance(module, str) else {}
+    except (ImportError, TypeError, ValueError):
         return None
+    return next((names[contract].Settings for contract in CONTRACTS if contract in names), None)
 
 
 def completed(schema: Any, node: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,7 +194,7 @@ def completed(schema: Any, node: Mapping[str, Any]) -> dict[str, Any]:
 def at_stage(inner: str) -> tuple[Any, Any]:
     """Type and default of `stage.NAME.settings.KEY...` or `stage.NAME.runtime`; (None, MISSING) where no field is."""
     _, name, part, *path = inner.split(".")
-    hint: Any = getattr(stage_module(name), part.capitalize(), None)
+    hint: Any = {"settings": load(name).Settings, "runtime": load(name).runtime}.get(part)
     default: Any = dataclasses.MISSING
     for key in path:
         field = field_of(dataclass_in(hint), key)

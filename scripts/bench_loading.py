@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import tables
+from pipeline.objectives.contract import Objective
 from pipeline.stage import peak_memory
 
 PROMPT, COMPLETION, PART = 20, 30, 8192
@@ -71,7 +72,8 @@ def measure(table: Path, folder: Path) -> dict[str, float]:
     examples = data.load(table, folder, data.Beside(reference=[table]), stop_ids=[2])
     loaded = time.perf_counter()
     data.check_fits(examples, 8000, 512)
-    examples = checks.fit_to_objective(examples, load_part({"module": "pipeline.objectives.dpo"}, "objective"), None)
+    objective = load_part({"module": "pipeline.objectives.dpo"}, "objective", Objective)
+    examples = checks.fit_to_objective(examples, objective, None)
     checked = time.perf_counter()
     batches = order.global_batches(data.ids_of(examples), 0, 64, 0, 200)
     first = next(batches)

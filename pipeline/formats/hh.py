@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline.config import setting
 from pipeline.formats import lines, splits
+from pipeline.formats.contract import Format
 from pipeline.formats.lines import Row
 from pipeline.formats.splits import Entry, Imported, Limits, Shares
 from pipeline.records import Message
@@ -127,3 +128,6 @@ def _side(data: dict[str, Any], key: str) -> list[Message]:
         return transcript(data[key])
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
+
+
+FORMAT = Format(Settings, EXPECTED, files, read)

@@ -21,6 +21,7 @@ from typing import Any
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.formats import lines, splits
+from pipeline.formats.contract import Format
 from pipeline.formats.lines import Row
 from pipeline.formats.splits import FAULTS, SPLITS, Entry, Imported, Limits, Shares
 from pipeline.records import Message
@@ -194,3 +195,6 @@ def _mixed(entries: list[Entry]) -> list[str]:
         return []
     return [f"{labelled[0].where}: a labelled answer, but {pairs[0].where} is a pair; expected one kind; "
             "name the file with data.format.pref=FILE"]
+
+
+FORMAT = Format(Settings, EXPECTED, files, read)

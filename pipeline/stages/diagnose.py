@@ -27,17 +27,10 @@ from pipeline.errors import UserError
 from pipeline.evaluation import comparison, diversity, logprobs, signal
 from pipeline.evaluation.logprobs import PairLogps
 from pipeline.lm.settings import PRECISIONS
+from pipeline.negatives.contract import Draw
 from pipeline.records import Group
-from pipeline.stage import Context
+from pipeline.stage import Context, Stage
 from pipeline.training.settings import TrainRuntime
-
-VERSION = 1
-INPUTS = {
-    "model": "one", "reference": "one", "answers": "one", "baseline": "one",
-    "trained": "optional", "samples": "optional", "groups": "optional",
-}
-SEEDED = False
-Runtime = TrainRuntime
 
 Logps = list[list[list[float]]]  # by group, completion, token
 
@@ -59,7 +52,7 @@ class Settings:
         return self.negatives if self.negatives and self.negatives.get("module") is not None else None
 
     def check(self) -> list[tuple[str, str]]:
-        return part_problems(self.drawn, "negatives") if self.drawn is not None else []
+        return part_problems(self.drawn, "negatives", Draw) if self.drawn is not None else []
 
 
 @dataclass(frozen=True)
@@ -185,7 +178,7 @@ def negatives(groups: Sequence[Group], ours: Logps, reference: Logps, settings: 
         return None
     import torch
 
-    part = load_part(settings.drawn, "negatives")
+    part = load_part(settings.drawn, "negatives", Draw)
     width = max(len(g.completions) for g in groups)
 
     def table(logps: Logps) -> torch.Tensor:
@@ -194,7 +187,7 @@ def negatives(groups: Sequence[Group], ours: Logps, reference: Logps, settings: 
 
     present = torch.tensor([[k < len(g.completions) for k in range(width)] for g in groups])
     uniforms = torch.full(present.shape, 0.5)
-    _, _, metrics = part.module.draw(table(ours), table(reference), present, uniforms, part.settings)
+    _, _, metrics = part.plugin.draw(table(ours), table(reference), present, uniforms, part.settings)
     candidates = statistics.mean([len(g.completions) - 1 for g in groups])
     return {"candidates": candidates, **{name: float(values.float().mean()) for name, values in metrics.items()}}
 
@@ -271,3 +264,10 @@ def _logps_of(context: Context, model: Any, groups: Sequence[Group]) -> Logps:
             for g, k, value in zip(rows.group.tolist(), rows.column.tolist(), values, strict=True):
                 found[micro[g]][k].append(value)
     return found
+
+
+STAGE = Stage(
+    Settings, run, version=1,
+    inputs={"model": "one", "reference": "one", "answers": "one", "baseline": "one", "trained": "optional",
+            "samples": "optional", "groups": "optional"},
+    seeded=False, runtime=TrainRuntime)

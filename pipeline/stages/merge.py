@@ -14,12 +14,7 @@ from pathlib import Path
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.records import Group
-from pipeline.stage import Context, NoRuntime
-
-VERSION = 1
-INPUTS = {"groups": "many"}
-SEEDED = False
-Runtime = NoRuntime
+from pipeline.stage import Context, Kinds, Stage
 
 
 @dataclass(frozen=True)
@@ -30,7 +25,7 @@ class Settings:
     """Factor on the weight of each input's groups, one per input in recipe order; empty: leave the weights."""
 
 
-def kinds(settings: Settings, given: frozenset[str]) -> frozenset[str]:
+def kinds(settings: Settings, given: Kinds) -> Kinds:
     """The groups it is given."""
     return given
 
@@ -73,3 +68,6 @@ def merged(inputs: Sequence[Path], weights: Sequence[float]) -> Iterator[Group]:
                 raise UserError(f"merge: {group.id!r} of input {index} is tokenised and others are not, or the reverse")
             tokenised = bool(group.prompt_ids)
             yield replace(group, weight=group.weight * weight)
+
+
+STAGE = Stage(Settings, run, version=1, inputs={"groups": "many"}, seeded=False, kinds=kinds)

@@ -14,13 +14,9 @@ from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.lm.settings import PRECISIONS
 from pipeline.records import Group
-from pipeline.stage import Context
+from pipeline.stage import Context, Stage
 from pipeline.training.settings import TrainRuntime
 
-VERSION = 1
-INPUTS = {"model": "one", "groups": "one"}
-SEEDED = False
-Runtime = TrainRuntime
 _PART = 1024  # groups; fixed, because micro-batches are cut inside a part and rounding depends on them
 
 
@@ -79,3 +75,6 @@ def _score(model: Any, groups: Sequence[Group], context: Context) -> list[Group]
                 filled = [replace(c, ref_logp=v) for c, v in zip(groups[i].completions, row, strict=False)]
                 scored[i] = replace(groups[i], completions=tuple(filled))
     return scored
+
+
+STAGE = Stage(Settings, run, version=1, inputs={"model": "one", "groups": "one"}, seeded=False, runtime=TrainRuntime)

@@ -19,16 +19,11 @@ from pipeline import logistic
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.records import Group
-from pipeline.stage import Context, derive_seed
+from pipeline.stage import Context, Kinds, Stage, derive_seed
 from pipeline.training.settings import TrainRuntime
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-VERSION = 2
-INPUTS = {"model": "one", "groups": "one"}
-SEEDED = True
-Runtime = TrainRuntime
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ class Settings:
     """Of the squared coefficients, half of it times their sum of squares, on standardised features. A choice."""
 
 
-def kinds(settings: Settings, given: frozenset[str]) -> frozenset[str]:
+def kinds(settings: Settings, given: Kinds) -> Kinds:
     """The groups it is given."""
     return given
 
@@ -136,3 +131,8 @@ def _means(model: Any, groups: Sequence[Group], device: Any) -> Tensor:
     there = torch.arange(rows.shape[1], device=device) < lengths[:, None]
     states = model(input_ids=rows, attention_mask=there.long()).last_hidden_state.float()
     return torch.where(there[:, :, None], states, 0.0).sum(dim=1).div(lengths[:, None]).cpu()
+
+
+STAGE = Stage(
+    Settings, run, version=2, inputs={"model": "one", "groups": "one"}, seeded=True, runtime=TrainRuntime,
+    kinds=kinds)

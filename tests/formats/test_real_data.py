@@ -35,7 +35,7 @@ def settings(name: str, **changes: object) -> import_data.Settings:
 
 def load(name: str, root: Path, **changes: object) -> Imported:
     part = import_data._format(settings(name, **changes))
-    made: Imported = part.module.read(root, part.settings)
+    made: Imported = part.plugin.read(root, part.settings)
     assert sorted(made.splits) == sorted(SPLITS)
     return made
 

@@ -23,7 +23,7 @@ def merged(tmp_path: Path, *inputs: list[Group], weights: tuple[float, ...] = ()
     for i, groups in enumerate(inputs):
         tables.write(tmp_path / str(i), groups)
     folders = tuple(tmp_path / str(i) for i in range(len(inputs)))
-    context = Context(build(merge.Settings, {"weights": weights}), merge.Runtime(), {"groups": folders}, {},
+    context = Context(build(merge.Settings, {"weights": weights}), merge.STAGE.runtime(), {"groups": folders}, {},
                       tmp_path / "work", 0, Reporter())
     merge.run(context)
     return context
