@@ -222,7 +222,7 @@ def _sort_out(overrides: list[str], conf: Path, problems: list[str]) -> tuple[di
 
 
 def _automatic(choices: dict[str, str]) -> list[str]:
-    """Choices that follow from this machine when the user made none, said aloud."""
+    """Choices that follow from this machine where the user set nothing; each is printed as a note."""
     notes = []
     if "hardware" not in choices and Path("/dev/nvidia0").exists():
         choices["hardware"] = "cuda"
