@@ -16,8 +16,8 @@ from typing import Any
 from pipeline.errors import UserError, nearest
 
 _EPILOG = """\
-groups: recipe model data objective negatives selection reward engine sampling
-        trainer evaluation gate hardware tracking
+groups: recipe model data objective negatives selection filters reward engine
+        sampling trainer evaluation gate hardware tracking
 every key of the configuration can be set:
         align run recipe=pco objective.alpha=0.02 trainer.sft.lr=3e-4 seed=1
 exit code: 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted"""
@@ -140,6 +140,8 @@ _COMMANDS = {
     "verify": Command("flows.inspection:verify", _place_and_name, "[NAME]", "check every hash of every artifact"),
     "gc": Command("flows.inspection:collect", _place, "[--apply]", "what no run needs any more; or remove it",
                   {"--apply": {"action": "store_true", "help": "remove it"}}),
+    "options": Command("flows.options:show", _overrides, "[GROUP[=OPTION]]",
+                       "groups, options, settings with ranges"),
     "doctor": Command("flows.doctor:doctor", _place, "", "versions, devices, room, what is missing"),
     "dashboard": Command("flows.dashboard.serve:dashboard", _place, "[--host H] [--port P]",
                          "the runs in the browser, live",

@@ -2,30 +2,44 @@
 
 Hydra's Compose API does the composing (`recipe=pco model=tiny objective.beta=0.2`). What it would report one by one,
 or let pass, is looked for first: unknown groups, options and keys, each with the nearest names.
+
+An option may bring others along: `objective=hypo` alone also means a selection that builds the groups it learns from.
+Its file may hold
+
+    companions:
+      selection: pair_and_samples                            # another group's option
+      train.score: win_rate                                  # a value
+      steps: {from_sft: from_sft_sampled}                    # in a recipe with these steps, those instead
+
+They count for options named on the command line, and for what those bring in turn. The command line's own words win
+over them; they win over the recipe and the defaults. Nothing of it reaches the settings of the option itself.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flows import companions
+from flows import settings
+from flows.renamed import problems_of_steps, renamed
 from pipeline.config import problems_of, setting
 from pipeline.errors import UserError, nearest
 from pipeline.runs import NAME
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
-_INNER = {"stage", "steps"}  # groups that recipes and the planner compose, not the user
+CONF = settings.ROOT / "conf"
+COMPANIONS, STEPS = "companions", "steps"
 
 
 @dataclass(frozen=True)
@@ -47,15 +61,6 @@ class Top:
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             problems.append(("workspace", f"{existing} cannot be written; give another workspace=FOLDER"))
         return problems
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """What conf/hardware says beside what the stages take from it."""
-
-    training: dict[str, Any]
-    grace_seconds: float = setting(low=0)
-    timeout_minutes: float = setting(low=0)
 
 
 @dataclass(frozen=True)
@@ -81,25 +86,21 @@ def compose(overrides: list[str], *, conf: Path = CONF) -> Composed:
     problems: list[str] = []
     choices, values = _sort_out(overrides, conf, problems)
     if "recipe" not in choices and not any(p.startswith("recipe:") for p in problems):
-        known = ", ".join(_options(conf, "recipe"))
+        known = ", ".join(settings.options(conf, "recipe"))
         problems.insert(0, f"recipe: missing, say which one: recipe=NAME with NAME one of {known}")
     notes = _automatic(choices)
-    along = companions.brought(choices, {key for key, _ in values}, conf)
+    along = brought(choices, {key for key, _ in values}, conf)
     choices, values, notes = {**choices, **along.options}, along.values + values, notes + along.notes
-    stages = [f"+stage@stage.{name}={name}" for name in _options(conf, "stage")]
-    stages += [] if along.steps is None else [f"steps@recipe=[{','.join(along.steps)}]"]
+    if along.problems:
+        raise UserError(*problems, *along.problems)
     try:
-        with initialize_config_dir(str(conf), version_base="1.3"):
-            cfg = hydra_compose("config", [f"{g}={o}" for g, o in choices.items()] + stages)
+        raw = composed_groups(choices, along.steps, conf)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(*problems, _first_line(error.__cause__ or error)) from None
-    OmegaConf.set_struct(cfg, False)
-    for node in cfg.values():
-        if isinstance(node, DictConfig):
-            node.pop(companions.KEY, None)
+    origins = settings.wires(raw["stage"])
+    cfg = OmegaConf.create(raw)
     for key, value in values:
         _apply(cfg, key, value, problems)
-    origins = _origins(cfg)
     if cfg.precision == "auto":  # the result's key holds what it stands for: another machine may choose otherwise
         cfg.precision = precision_of(str(OmegaConf.select(cfg, "hardware.training.device", default="cpu")))
         if cfg.precision == "float32":
@@ -111,15 +112,91 @@ def compose(overrides: list[str], *, conf: Path = CONF) -> Composed:
     assert isinstance(config, dict)
     plain: dict[str, Any] = {str(key): value for key, value in config.items()}
     problems += problems_of(Top, {k: plain[k] for k in ("run", "workspace", "precision", "seed", "iterations")})
-    problems += problems_of(Hardware, plain["hardware"], "hardware")
+    problems += problems_of(settings.Hardware, plain["hardware"], "hardware")
     plain["workspace"] = str(Path(str(plain["workspace"])).expanduser().resolve())
     plain["choices"] = choices
     return Composed(plain, choices, origins, notes, problems)
 
 
+def composed_groups(choices: dict[str, str], steps: list[str] | None = None, conf: Path = CONF) -> dict[str, Any]:
+    """The groups with these options and the defaults of every setting, interpolations not resolved.
+
+    steps: the recipe's files of conf/steps, where they are others than it says. Raises what Hydra raises.
+    """
+    _offer_parts(conf)
+    words = [f"{group}={option}" for group, option in choices.items()]
+    words += [] if steps is None else [f"steps@recipe=[{','.join(steps)}]"]
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        raw = OmegaConf.to_container(hydra_compose("config", words), resolve=False)
+    assert isinstance(raw, dict)
+    plain = {str(key): {k: v for k, v in node.items() if k != COMPANIONS} if isinstance(node, dict) else node
+             for key, node in raw.items()}
+    return settings.filled(plain, settings.wires(plain["stage"]))
+
+
+@functools.cache
+def _offer_parts(conf: Path) -> None:
+    """Tell Hydra of the modules that are options without a file in conf."""
+    for group in settings.PACKAGES:
+        for path in settings.part_files(group):
+            if (conf / group / f"{path.stem}.yaml").is_file():
+                continue
+            ConfigStore.instance().store(name=path.stem, group=group, node=settings.part_node(group, path))
+
+
+@dataclass(frozen=True)
+class Brought:
+    """Options and values that come along, the recipe's changed steps (None: as they are), and a remark for each."""
+
+    options: dict[str, str] = field(default_factory=dict)
+    values: list[tuple[str, Any]] = field(default_factory=list)
+    steps: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def brought(choices: dict[str, str], given: set[str], conf: Path = CONF) -> Brought:
+    """Companions of the chosen options.
+
+    choices: group -> option, of the command line. given: the dotted keys it sets. conf: the folder of the groups.
+    """
+    found = Brought()
+    recipe = _recipe(conf, choices.get("recipe"))
+    before = steps = recipe.get(STEPS, [])
+    found.problems.extend(problems_of_steps(f"conf/recipe/{choices.get('recipe')}.yaml", steps))
+    waiting = list(choices.items())
+    while waiting:
+        group, option = waiting.pop(0)
+        said = []
+        for key, value in (settings.option_node(conf, group, option).get(COMPANIONS) or {}).items():
+            if key == STEPS:
+                found.problems.extend(problems_of_steps(f"conf/{group}/{option}.yaml", [*value, *value.values()]))
+                changed = [value.get(name, name) for name in steps]
+                said += [f"the steps {new} for {old}" for old, new in zip(steps, changed, strict=True) if new != old]
+                steps = changed
+            elif not (conf / key).is_dir():
+                said += [] if key in given else [f"{key}={value}"]
+                found.values.extend([] if key in given else [(key, value)])
+            elif key not in choices and key not in found.options:
+                said += [] if recipe.get(key) == value else [f"{key}={value}"]
+                found.options[key] = value
+                waiting.append((key, value))
+        found.notes.extend([f"{group}={option} brings {', '.join(said)}"] if said else [])
+    return found if steps == before else replace(found, steps=steps)
+
+
+def _recipe(conf: Path, name: str | None) -> dict[str, Any]:
+    """What a recipe's file chooses: group -> option, and its files of conf/steps in order."""
+    plain = {"/steps@recipe": STEPS}
+    if name is None:
+        return {}
+    return {plain.get(key, key.removeprefix("override /")): value
+            for node in settings.option_node(conf, "recipe", name).get("defaults", []) for key, value in node.items()}
+
+
 def _sort_out(overrides: list[str], conf: Path, problems: list[str]) -> tuple[dict[str, str], list[tuple[str, Any]]]:
     """Overrides that choose an option of a group, and overrides that set a value."""
-    groups = {p.name for p in conf.iterdir() if p.is_dir() and not p.name.startswith("_")} - _INNER
+    groups = settings.groups(conf)
     choices: dict[str, str] = {}
     values: list[tuple[str, Any]] = []
     for text in overrides:
@@ -132,18 +209,16 @@ def _sort_out(overrides: list[str], conf: Path, problems: list[str]) -> tuple[di
         if parsed.is_add() or parsed.is_force_add() or parsed.is_delete() or parsed.is_sweep_override():
             problems.append(f"{text}: expected plain key=value (no +, ~ or list of values to sweep over)")
         elif key in groups:
-            option, known = str(parsed.value()), _options(conf, key)
+            option, known = str(parsed.value()), settings.options(conf, key)
             if option not in known:
                 problems.append(f"{key}: no {key} named {option!r}{nearest(option, known)}")
             else:
                 choices[key] = option
+        elif renamed(key) != key:
+            problems.append(f"{key}: is now {renamed(key)}")
         else:
             values.append((key, parsed.value()))
     return choices, values
-
-
-def _options(conf: Path, group: str) -> list[str]:
-    return sorted(p.stem for p in (conf / group).glob("*.yaml"))
 
 
 def _automatic(choices: dict[str, str]) -> list[str]:
@@ -176,23 +251,6 @@ def _apply(cfg: DictConfig, key: str, value: Any, problems: list[str]) -> None:
         problems.append(f"{key}: is a group of settings ({', '.join(map(str, node))}), set one of them")
         return
     OmegaConf.update(cfg, key, value, merge=isinstance(value, dict))
-
-
-def _origins(cfg: DictConfig) -> dict[str, str]:
-    """`stage.sft.settings.trainer: ${trainer.sft}` read backwards: which key a stage's setting comes from."""
-    found: dict[str, str] = {}
-    raw = OmegaConf.to_container(cfg, resolve=False)
-
-    def walk(node: Any, where: str) -> None:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                walk(value, f"{where}.{key}" if where else str(key))
-        elif isinstance(node, str) and node.startswith("${") and node.endswith("}") and "{" not in node[2:]:
-            found[where] = node[2:-1]
-
-    assert isinstance(raw, dict)
-    walk(raw.get("stage", {}), "stage")
-    return found
 
 
 def precision_of(device: str, cpu: Path = Path("/proc/cpuinfo")) -> str:

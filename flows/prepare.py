@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flows import settings
 from flows.compose import Composed, compose
+from flows.renamed import translated
 from pipeline import plan, runs, tracking
 from pipeline.config import build, flat, load_part, part_problems, problems_of
 from pipeline.errors import UserError, first, nearest
@@ -55,10 +57,10 @@ def _composed(typed: list[str], step_overrides: dict[str, list[str]], named: run
         expand(composed)
     workspace = Path(composed.config["workspace"])
     name = composed.config["run"] or f"{composed.choices['recipe']}-{composed.choices.get('data', 'minifarm')}"
-    record = named or runs.load(workspace, name)
+    record = named or _loaded(workspace, name)
     config = {**composed.config, "run": name}
     if record is not None:
-        _same_settings(record, config, workspace, given=named is None or _new(typed))
+        _same_settings(record, config, composed.origins, workspace, given=named is None or _new(typed))
     changes = {**(record.step_overrides if record else {}), **step_overrides}
     own = {step: compose(overrides + extra) for step, extra in changes.items()}
     steps = expand(composed, own)
@@ -99,12 +101,21 @@ def _named(typed: list[str]) -> runs.Run | None:
     if "recipe" in given or "run" not in given:
         return None
     workspace = Path(given.get("workspace", "workspace")).expanduser().resolve()
-    record = runs.load(workspace, given["run"])
+    record = _loaded(workspace, given["run"])
     if record is None:
         known = runs.names(workspace)
         raise UserError(f"run: no run named {given['run']!r} in {workspace}{nearest(given['run'], known)};"
                         " a new one needs recipe=NAME")
     return replace(record, config={**record.config, "workspace": str(workspace)})  # it may have been moved
+
+
+def _loaded(workspace: Path, name: str) -> runs.Run | None:
+    """The run's record, its overrides in the keys of today."""
+    record = runs.load(workspace, name)
+    if record is None:
+        return None
+    own = {step: list(map(translated, words)) for step, words in record.step_overrides.items()}
+    return replace(record, overrides=list(map(translated, record.overrides)), step_overrides=own)
 
 
 def _new(typed: list[str]) -> bool:
@@ -134,16 +145,16 @@ def _step_records(steps: list[Step], record: runs.Run | None) -> list[dict[str, 
 def expand(composed: Composed, own: dict[str, Composed] | None = None) -> list[Step]:
     """The steps, checked; problems in the words of what the user typed. own: the changed steps' configurations."""
     own = own or {}
-    problems = list(dict.fromkeys([*composed.problems, *(p for other in own.values() for p in other.problems)]))
+    typed = [*composed.problems, *(problem for other in own.values() for problem in other.problems)]
     iterations = composed.config["iterations"]
     countable = isinstance(iterations, int) and iterations >= 1
     readable = {"recipe": {}, **composed.config, "iterations": iterations if countable else 2}
-    steps, found = plan.try_expand(readable, {step: other.config for step, other in own.items()})
-    problems += found + problems_of(tracking.Settings, composed.config["tracking"], "tracking")
+    steps, problems = plan.try_expand(readable, {step: other.config for step, other in own.items()})
+    problems += problems_of(tracking.Settings, composed.config["tracking"], "tracking")
     problems += _contradictions(readable)
     problems += plan.check(Path(composed.config["workspace"]), steps)
-    if problems:
-        raise UserError(*dict.fromkeys(map(composed.in_users_words, problems)))
+    if typed or problems:
+        raise UserError(*dict.fromkeys([*typed, *map(composed.in_users_words, problems)]))
     return steps
 
 
@@ -179,7 +190,7 @@ def _unread(config: dict[str, Any]) -> list[str]:
         folders = [f"reward.scorer.{key}" for key in ("policy", "reference") if key in reward["scorer"]]
         problems.append(f"reward.path: not read by reward={name}; set {' or '.join([*folders, 'reward=model'])}")
     if config["stage"]["weigh_prompts"]["active"] and not _nodes(config, "weigh_prompts"):
-        problems.append("stage.weigh_prompts.active: true, but the steps of this run weigh no prompts, expected false; "
+        problems.append("train.weigh_prompts: true, but the steps of this run weigh no prompts, expected false; "
                         "recipe=pco and iterative_dpo do, with objectives that bring no steps (docs/objectives.md)")
     return problems
 
@@ -234,8 +245,10 @@ def _absolute(override: str) -> str:
     return f"{key}={Path(value).expanduser().resolve()}" if local else override
 
 
-def _same_settings(record: runs.Run, config: dict[str, Any], workspace: Path, given: bool) -> None:
-    old, new = flat(_compared(record.config)), flat(_compared(config))
+def _same_settings(
+    record: runs.Run, config: dict[str, Any], wired: dict[str, str], workspace: Path, given: bool
+) -> None:
+    old, new = flat(_compared(settings.renewed(record.config, wired))), flat(_compared(config))
     differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     outer = [k for k in differing if not k.startswith("stage.")] or differing
     if not outer:

@@ -161,6 +161,15 @@ def _range(limits: dict[str, Any]) -> str:
     return f"{left}x{right}"
 
 
+def allowed(field: Any, hint: Any) -> str:
+    """What a field may be, in words: "a number, 0.0 < x"; "one of sum, avg"."""
+    limits = field.metadata.get(_META) or {}
+    if limits.get("choices"):
+        return "one of " + ", ".join(str(choice) for choice in limits["choices"])
+    bounds = _range(limits) if any(limits.get(key) is not None for key in ("low", "high", "above", "below")) else ""
+    return ", ".join(filter(None, (_describe(hint), bounds)))
+
+
 def _describe(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):

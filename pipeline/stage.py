@@ -1,6 +1,7 @@
 """What a stage is and what it is given.
 
-A stage is a module `pipeline/stages/<kind>.py` with `STAGE = Stage(...)` at its end, plus `conf/stage/<kind>.yaml`.
+A stage is a module `pipeline/stages/<kind>.py` with `STAGE = Stage(...)` at its end; conf/stages.yaml says what it
+takes from the groups.
 Heavy imports (torch, transformers, vllm) go inside functions: planning imports every stage module.
 """
 

@@ -146,6 +146,8 @@ def test_every_align_command_runs(words: tuple[str, ...], workspace: Path):
     elif command in ("report", "compare"):
         code, shown = called([command, *dict.fromkeys(rest), f"workspace={workspace}"])
         assert code == 0 or "no report yet" in shown, shown
+    elif command == "options":
+        assert called([command, *rest])[0] == 0
     elif command not in NOT_RUN:
         code, shown = called([command, *rest, f"workspace={workspace}"])
         assert code == 0, shown

@@ -40,7 +40,7 @@ class Settings:
     """What to read and how much of it."""
 
     files: str = "**/*.json*"  # glob under the root
-    irregular: str = setting("drop", choices=("drop", "error"))
+    irregular: str = setting("drop", choices=("drop", "error"))  # broken turns or equal sides: drop counts them
     shares: Shares = field(default_factory=Shares)
     limits: Limits = field(default_factory=Limits)
 

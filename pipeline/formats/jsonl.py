@@ -36,10 +36,10 @@ class Settings:
     pairs and labelled answers -> pref, demonstrations -> sft, prompts -> unlabeled, files named *.test.* -> eval.
     Splits without rows of their own are filled from the others (see `splits.divide`)."""
 
-    sft: str | None = None  # file name or glob under the root
-    pref: str | None = None
-    unlabeled: str | None = None
-    eval: str | None = None
+    sft: str | None = None  # demonstrations: file name or glob under the root
+    pref: str | None = None  # pairs, or labelled answers: likewise
+    unlabeled: str | None = None  # prompts to sample from: likewise
+    eval: str | None = None  # prompts to evaluate on: likewise
     files: str = "*.json*"  # what is read when no split is named
     identical: str = setting("error", choices=("error", "drop"))  # a pair whose sides are the same text
     empty: str = setting("error", choices=("error", "drop"))  # a row with an empty answer

@@ -37,20 +37,20 @@ UNDESIRABLE = "answer labelled undesirable"
 class Shares:
     """How prompts are divided among splits that are filled from the same rows; only the ratios count."""
 
-    sft: float = setting(10.0, above=0)
-    pref: float = setting(10.0, above=0)
-    unlabeled: float = setting(20.0, low=0)
-    eval: float = setting(0.8, low=0)
+    sft: float = setting(10, above=0)  # of demonstrations; whole numbers, as in the keys of data imported so far
+    pref: float = setting(10, above=0)  # of pairs
+    unlabeled: float = setting(20, low=0)  # of prompts to sample from
+    eval: float = setting(0.8, low=0)  # of prompts to evaluate on
 
 
 @dataclass(frozen=True)
 class Limits:
     """The most rows of each split; null: all. What is kept is decided by hash, so a larger limit only adds."""
 
-    sft: int | None = setting(None, low=1)
-    pref: int | None = setting(None, low=1)
-    unlabeled: int | None = setting(None, low=1)
-    eval: int | None = setting(None, low=1)
+    sft: int | None = setting(None, low=1)  # demonstrations; null: all
+    pref: int | None = setting(None, low=1)  # pairs; null: all
+    unlabeled: int | None = setting(None, low=1)  # prompts to sample from; null: all
+    eval: int | None = setting(None, low=1)  # prompts to evaluate on; null: all
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ DEVICES = ("auto", "cpu", "cuda")
 class AdapterSettings:
     """Low-rank adapters (Hu et al. 2022): W + alpha / r * B A, where only A and B are trained."""
 
-    kind: str = setting("none", choices=("none", "lora", "qlora"))  # none = every weight; qlora = over a 4-bit base
-    r: int = setting(16, low=1)
-    alpha: int = setting(32, low=1)
+    # none: all weights learn; qlora: over a 4-bit base, needs bitsandbytes
+    kind: str = setting("none", choices=("none", "lora", "qlora"))
+    r: int = setting(16, low=1)  # rank of the update
+    alpha: int = setting(32, low=1)  # the adapter's output is multiplied by alpha / r
     dropout: float = setting(0.0, low=0.0, below=1.0)  # of the adapter's input
     target_modules: tuple[str, ...] = ("all-linear",)  # names of linear layers, or "all-linear": all but the head
 
@@ -31,10 +32,10 @@ class ModelRuntime:
 
     device: str = setting("auto", choices=DEVICES)  # auto = cuda where there is one
     threads: int | None = setting(None, low=1)  # CPU threads; null = torch's own choice
-    tokens_per_batch: int = setting(8192, low=1)  # unique tokens of one pass
+    tokens_per_batch: int = setting(2048, low=1)  # unique tokens of one pass; 2048 fits a CPU's caches
     logits_per_chunk: int = setting(2**27, low=1)  # tokens x vocabulary held at once by the LM head
     attention: str = setting("sdpa", choices=("eager", "sdpa", "flash_attention_2"))  # eager: best for short CPU rows
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = False  # less memory, a third more time
     share_prefix: bool = True  # every prompt once per group, where the model's family allows it
 
 

@@ -32,9 +32,9 @@ class Settings:
     m: int = setting(1, low=1)
     """Negatives per group and step. Paper: 1; 2 and 3 in an ablation with 5 candidates."""
 
-    weights: str = setting("reward", choices=("reward", "logp"))
-    """Weigh candidates by the implicit reward beta log(pi / ref), or by beta log pi. The option `mc` says logp, by the
-    outcome of the noise test (docs/decisions/009-mc-kernel.md)."""
+    weights: str = setting("logp", choices=("reward", "logp"))
+    """Weigh candidates by beta log pi, or by the implicit reward beta log(pi / ref). logp is the outcome of the noise
+    test (docs/decisions/009-mc-kernel.md)."""
 
     beta: float = setting(0.1, above=0.0)
     """Scale of the weights, 1/nats: the loss's own beta. Small: uniform; large: the hardest."""

@@ -25,7 +25,7 @@ class Settings:
     """Which scores, on what scale, and where the minimum is taken."""
 
     scores: tuple[str, ...]
-    """Names of two or more scores in Completion.scores (stage.score.settings.also gives further ones)."""
+    """Names of two or more scores in Completion.scores (reward.also gives further ones)."""
 
     level: str = setting("completion", choices=("completion", "prompt", "table"))
     """The lowest reward of each completion, or the reward whose mean is lowest on the prompt or over the table."""

@@ -36,7 +36,7 @@ class Settings:
 
     score: str  # name of the deciding score in Completion.scores
     tie_margin: float = setting(0.0, low=0.0)  # in units of the score: a smaller difference is a tie
-    confidence: float = setting(0.95, above=0.5, below=1.0)
+    confidence: float = setting(0.95, above=0.5, below=1.0)  # of the intervals, Wilson and bootstrap
     resamples: int = setting(2000, low=100, high=100_000)  # of the bootstrap
     judgments: dict[str, Any] | None = None  # a part that reads preferences from a file; they decide, not the score
     difficulties: str | None = None  # JSON file {prompt id: how hard}, for the length-controlled win rate

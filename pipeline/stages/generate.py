@@ -35,7 +35,7 @@ class Settings:
     n: int = setting(4, low=1)  # samples per prompt *at each temperature*: K = n x number of temperatures
     temperatures: tuple[float, ...] = setting((0.7,), low=0.0)  # 0: greedy
     groups: tuple[GroupSettings, ...] = ()  # instead of n samples at each temperature; what they leave out is as here
-    top_p: float = setting(1.0, above=0.0, high=1.0)
+    top_p: float = setting(1.0, above=0.0, high=1.0)  # mass of the likeliest tokens that are drawn from; 1: all
     top_k: int = setting(0, low=0)  # 0: off
     max_tokens: int = setting(300, low=1)  # per completion, its stop token included
     truncated: str = setting("keep", choices=("keep", "drop"))  # completions cut at max_tokens

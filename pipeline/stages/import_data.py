@@ -34,7 +34,7 @@ class Settings:
 class Runtime:
     """Where the data are: a folder or file, relative to the working directory, or builtin:NAME."""
 
-    root: str | None = None
+    root: str | None = None  # folder or file, relative to the working directory, or builtin:NAME
 
 
 def files(settings: Settings, runtime: Runtime) -> list[Path]:

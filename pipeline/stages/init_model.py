@@ -26,15 +26,15 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 class Arch:
     """A Llama. Sizes in units of weights, `max_position` in tokens."""
 
-    hidden_size: int = setting(256, low=8)
-    intermediate_size: int = setting(704, low=8)
-    layers: int = setting(4, low=1)
-    heads: int = setting(4, low=1)
-    kv_heads: int = setting(4, low=1)
-    max_position: int = setting(1024, low=16)
+    hidden_size: int = setting(256, low=8)  # of the residual stream
+    intermediate_size: int = setting(704, low=8)  # of the feed-forward layers
+    layers: int = setting(4, low=1)  # transformer blocks
+    heads: int = setting(4, low=1)  # of attention
+    kv_heads: int = setting(4, low=1)  # heads with keys of their own; divides heads
+    max_position: int = setting(1024, low=16)  # tokens of prompt and completion
     vocab_size: int = setting(2048, low=270)  # 256 bytes and the special tokens come first
-    tie_embeddings: bool = True
-    rope_theta: float = setting(10000.0, above=0.0)
+    tie_embeddings: bool = True  # input and output share one matrix
+    rope_theta: float = setting(10000.0, above=0.0)  # base of the rotary positions
     initializer_range: float = setting(0.02, above=0.0)  # standard deviation of the first weights
 
     def check(self) -> list[tuple[str, str]]:
@@ -50,15 +50,15 @@ class Arch:
 class Settings:
     """`arch` and `chat_template` are for models from scratch and unused when runtime.path is given."""
 
-    arch: Arch | None = None
-    chat_template: str | None = setting(None, choices=("roles", "chatml"))
+    arch: Arch | None = None  # null: taken from path
+    chat_template: str | None = setting(None, choices=("roles", "chatml"))  # of a model made from nothing
 
 
 @dataclass(frozen=True)
 class Runtime:
     """`path`: a Hugging Face folder. Its content, not its place, goes into the key (`files`)."""
 
-    path: str | None = None
+    path: str | None = None  # a Hugging Face folder; null: made from nothing
 
 
 def check(settings: Settings, runtime: Runtime) -> list[str]:

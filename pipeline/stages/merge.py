@@ -37,7 +37,7 @@ def run(context: Context) -> None:
     weights = context.settings.weights or (1.0,) * len(inputs)
     if len(weights) != len(inputs):
         raise UserError(
-            f"stage.merge.settings.weights: {len(weights)} numbers for {len(inputs)} inputs, expected one for each, "
+            f"train.merge_weights: {len(weights)} numbers for {len(inputs)} inputs, expected one for each, "
             "or an empty list"
         )
     total = tables.write(context.out / "groups", merged(inputs, weights))

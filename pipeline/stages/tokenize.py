@@ -29,8 +29,8 @@ class Settings:
     sides apart, so pairs are dropped instead.
     """
 
-    max_prompt_tokens: int = setting(512, low=1)
-    max_completion_tokens: int = setting(512, low=1)
+    max_prompt_tokens: int = setting(512, low=1)  # longer prompts: overlong_prompts
+    max_completion_tokens: int = setting(512, low=1)  # longer ones: overlong_sft, overlong_pref
     overlong_prompts: str = setting("drop", choices=("drop", "error"))
     overlong_sft: str = setting("truncate", choices=("drop", "truncate", "error"))
     overlong_pref: str = setting("drop", choices=("drop", "truncate", "error"))

@@ -111,8 +111,7 @@ def misfit(settings: Settings, given: Kinds) -> str | None:
     makes, made = given.layouts, " and ".join(sorted(given.layouts))
     if needs.scores and given.scores and "data" not in makes and settings.score not in given.scores:
         return (f"objective {name} reads the score {settings.score!r}, which the groups do not have (scores there: "
-                f"{', '.join(sorted(given.scores))}); set stage.train_preference.settings.score, or a selection that "
-                "stores it")
+                f"{', '.join(sorted(given.scores))}); set train.score, or a selection that stores it")
     if needs.layout and makes - {needs.layout}:
         return (f"objective {name} needs a special group layout ({needs.layout}: see the docstring of "
                 f"{settings.objective['module']}), but the recipe gives it {made}; set a selection that builds them "

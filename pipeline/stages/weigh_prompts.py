@@ -57,7 +57,7 @@ def run(context: Context) -> None:
     up = [group.label is True for group in judged]
     if not (any(up) and not all(up)):
         raise UserError(f"weigh_prompts: found {sum(up)} thumbs-up and {len(up) - sum(up)} thumbs-down, expected both; "
-                        "set stage.weigh_prompts.active=false")
+                        "set train.weigh_prompts=false")
     seen = _sampled(judged, settings.sample, context.seed)
     ratios = density_ratios(_embeddings(context, judged).numpy(), up, seen, settings.penalty)
     weights = {group.id: min(settings.high, max(settings.low, ratio))

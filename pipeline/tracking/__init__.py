@@ -33,8 +33,8 @@ _PATIENCE = 30.0  # seconds a finished run waits for a mirror without a setting 
 class Settings:
     """Metrics always go to metrics.jsonl; the others mirror them."""
 
-    wandb: Wandb | None = None
-    tensorboard: TensorBoard | None = None
+    wandb: Wandb | None = None  # null: no mirror
+    tensorboard: TensorBoard | None = None  # null: no mirror
 
     def check(self) -> list[tuple[str, str]]:
         if self.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:

@@ -26,7 +26,7 @@ ENVELOPE = ("step", "time")  # what a line of metrics.jsonl says besides numbers
 class Wandb:
     """Where the mirror goes."""
 
-    project: str = "alignloop"
+    project: str = "alignloop"  # where the runs appear
     entity: str | None = None  # user or team; null: the key's default
     mode: str = setting("auto", choices=("auto", "online", "offline"))  # auto: online where a key is found
     init_timeout: float = setting(20.0, above=0.0)  # seconds to reach the service before going offline

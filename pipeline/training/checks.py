@@ -15,7 +15,7 @@ _TABLES = {  # need -> (the example's field, how it is called, where it comes fr
     "reference": ("ref_logps", "reference log-probs", "give the step a `reference` input made by reference_logprobs"),
     "previous": ("previous_logps", "log-probs of the policy before",
                  "give the step a `previous` input made by reference_logprobs"),
-    "scores": ("scores", "the score stage.train_preference.settings.score of every completion",
+    "scores": ("scores", "the score train.score of every completion",
                "train on groups built from scored samples, or give the step a `scored` input"),
 }
 

@@ -19,19 +19,19 @@ STRATEGIES = ("none", "ddp", "fsdp2")
 class TrainerSettings:
     """One training run. `batch_size` is global: accumulation follows from the machine, not the other way round."""
 
-    lr: float = setting(1e-4, above=0.0)
-    batch_size: int = setting(64, low=1)  # groups per optimizer step
-    epochs: float | None = setting(1.0, above=0.0)
+    lr: float = setting(1e-4, above=0.0)  # the peak, after the warm-up
+    batch_size: int = setting(64, low=1)  # global, in groups per optimizer step
+    epochs: float | None = setting(1.0, above=0.0)  # passes over the data; null: until max_steps
     max_steps: int | None = setting(None, low=1)  # with epochs: whichever comes first
-    schedule: str = setting("constant", choices=("constant", "linear", "cosine"))
+    schedule: str = setting("constant", choices=("constant", "linear", "cosine"))  # after the warm-up
     schedule_steps: int | None = setting(None, low=1)  # length of the decay where it spans several stages
-    warmup_steps: int = setting(0, low=0)
+    warmup_steps: int = setting(0, low=0)  # of a linear rise from 0 to lr
     min_lr_ratio: float = setting(0.0, low=0.0, high=1.0)  # of lr, where a decaying schedule ends
-    beta1: float = setting(0.9, low=0.0, below=1.0)
-    beta2: float = setting(0.95, low=0.0, below=1.0)
-    eps: float = setting(1e-8, above=0.0)
-    weight_decay: float = setting(0.0, low=0.0)
-    grad_clip: float | None = setting(1.0, above=0.0)  # global norm; null = off
+    beta1: float = setting(0.9, low=0.0, below=1.0)  # of AdamW
+    beta2: float = setting(0.95, low=0.0, below=1.0)  # of AdamW (Xu et al. 2023)
+    eps: float = setting(1e-8, above=0.0)  # of AdamW
+    weight_decay: float = setting(0.0, low=0.0)  # of AdamW, decoupled
+    grad_clip: float | None = setting(1.0, above=0.0)  # global norm; null: off
     precision: str = setting("bfloat16", choices=PRECISIONS)  # of matrix products; masters are float32
     save_dtype: str = setting("float32", choices=PRECISIONS)  # of the weights in the artifact
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
@@ -46,15 +46,15 @@ class TrainerSettings:
 class TrainRuntime(ModelRuntime):
     """How this machine trains: the pass over the model, and what only training has."""
 
-    checkpoint_every_steps: int | None = setting(None, low=1)
-    checkpoint_every_seconds: float | None = setting(300.0, above=0.0)
-    keep_checkpoints: int = setting(2, low=1)
-    log_every: int = setting(10, low=1)  # optimizer steps
+    checkpoint_every_steps: int | None = setting(None, low=1)  # null: by time alone
+    checkpoint_every_seconds: float | None = setting(300.0, above=0.0)  # null: by steps alone
+    keep_checkpoints: int = setting(2, low=1)  # the newest ones stay
+    log_every: int = setting(10, low=1)  # optimizer steps between two lines of metrics.jsonl
     compile: bool = False  # torch.compile the layers: a minute more at the start
     peak_tflops: float | None = setting(None, above=0.0)  # of one device, for FLOP utilisation; null: known or measured
     strategy: str = setting("none", choices=STRATEGIES)  # of several processes: whole copies (ddp) or sharded weights
     processes: int = setting(1, low=1)  # on this node: one per device
-    nodes: int = setting(1, low=1)
+    nodes: int = setting(1, low=1)  # that train together
     rendezvous: str | None = None  # host:port of one of several nodes, the same on each
 
     @property

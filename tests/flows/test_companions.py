@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.companions import KEY, brought
-from flows.compose import CONF, compose
+from flows import settings
+from flows.compose import COMPANIONS, CONF, brought, compose
 from flows.prepare import expand
 from pipeline import plan
 from pipeline.errors import UserError
 
-BRINGING = sorted(path for path in CONF.glob("*/*.yaml") if KEY in (yaml.safe_load(path.read_text()) or {}))
+BRINGING = sorted(path for path in CONF.glob("*/*.yaml") if COMPANIONS in (yaml.safe_load(path.read_text()) or {}))
 
 
 @pytest.fixture
@@ -59,13 +59,14 @@ def test_nothing_is_said_of_what_the_recipe_has_already(conf: Path) -> None:
 @pytest.mark.parametrize("path", BRINGING, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_companions_are_real_and_reach_no_settings(path: Path) -> None:
     """Every option and step named is there, every key can be set, and the part is built without them."""
-    for key, value in yaml.safe_load(path.read_text())[KEY].items():
+    for key, value in yaml.safe_load(path.read_text())[COMPANIONS].items():
         names = value.items() if key == "steps" else [(value, value)]
         if (CONF / key).is_dir():
-            assert all((CONF / key / f"{name}.yaml").is_file() for pair in names for name in pair)
+            known = [p.stem for p in (CONF / key).glob("*.yaml")] if key == "steps" else settings.options(CONF, key)
+            assert all(name in known for pair in names for name in pair)
     composed = compose(["recipe=iterative_dpo", f"{path.parent.name}={path.stem}"])
     assert composed.problems == [] and composed.notes
-    assert all(KEY not in node for node in composed.config.values() if isinstance(node, dict))
+    assert all(COMPANIONS not in node for node in composed.config.values() if isinstance(node, dict))
 
 
 def steps_of(*words: str) -> dict[str, plan.Step]:
@@ -124,8 +125,8 @@ def test_both_half_steps_of_egpo_start_alike() -> None:
         (["selection=spa", "reward.path=/my/rm"],
          r"^reward.path: not read by reward=implicit; set reward.scorer.policy or .* or reward=model$"),
         (["reward=rule", "reward.path=/my/rm"], r"^reward.path: not read by reward=rule; set reward=model$"),
-        (["objective=hypo", "stage.weigh_prompts.active=true"], r"^stage.weigh_prompts.active: true, but the steps"),
-        (["recipe=mcpo", "stage.weigh_prompts.active=true"], r"^stage.weigh_prompts.active: true, but the steps"),
+        (["objective=hypo", "train.weigh_prompts=true"], r"^train.weigh_prompts: true, but the steps"),
+        (["recipe=mcpo", "train.weigh_prompts=true"], r"^train.weigh_prompts: true, but the steps"),
         (["selection=upo", "reward=model"], r"upo reads the score 'reward_pass0'"),
         (["selection=spa", "selection.decoupled=reward_decoupled"], r"spa reads the score 'reward_decoupled'"),
     ],
@@ -143,9 +144,9 @@ def test_an_explicit_choice_that_cannot_work_is_refused_by_name(words: list[str]
         ["recipe=online_dpo", "objective=online_ipo", "objective.version=2", "selection=drawn_pair"],
         ["objective=hypo", "objective.lam=0"],
         ["objective=hypo", "objective.lam=0", "selection=best_worst"],
-        ["objective=upo", "objective.labels=printed", "stage.train_preference.settings.score=sampling_share"],
+        ["objective=upo", "objective.labels=printed", "train.score=sampling_share"],
         ["auxiliary.length_alpha=0.5"],
-        ["recipe=pco", "objective=bco", "stage.weigh_prompts.active=true"],
+        ["recipe=pco", "objective=bco", "train.weigh_prompts=true"],
     ],
 )
 def test_what_can_work_is_planned(words: list[str]) -> None:

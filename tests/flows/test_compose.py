@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import shutil
 
 import pytest
 import yaml
 
+from flows import settings
 from flows.compose import CONF, compose, precision_of
 from flows.prepare import _absolute, expand
 from pipeline.errors import UserError
 from pipeline.plan import _without_paths
 
 RECIPES = sorted(p.stem for p in (CONF / "recipe").glob("*.yaml"))
+STAGES = yaml.safe_load((CONF / "stages.yaml").read_text())
 
 
 def _problems(*overrides: str) -> list[str]:
@@ -96,17 +99,45 @@ def test_every_recipe_can_be_planned(recipe, extra, tiny_model, tmp_path):
     assert _steps(f"recipe={recipe}", *given, *extra)
 
 
-@pytest.mark.parametrize(
-    ("group", "option"),
-    [
-        (folder.name, option.stem)
-        for folder in sorted(CONF.iterdir())
-        if folder.is_dir() and folder.name not in ("stage", "steps", "recipe", "__pycache__")
-        for option in sorted(folder.glob("*.yaml"))
-    ],
-)
-def test_every_option_of_every_group_composes(group, option):
-    assert compose(["recipe=mcpo", f"{group}={option}"]).choices[group] == option
+OPTIONS = [(group, name) for group in settings.groups(CONF) if group != "recipe"
+           for name in settings.options(CONF, group)]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_with_all_its_settings(group, option):
+    """A key that is not there could not be given on the command line."""
+    composed = compose(["recipe=mcpo", f"{group}={option}"])
+    assert composed.choices[group] == option
+    package = settings.PACKAGES.get(group, settings.Package("", ""))
+    node = composed.config[group][package.key] if package.key else composed.config[group]
+    schema = settings.part_schema(node.get("module"))
+    if schema is not None and option != "minifarm":  # whose file says that it names all there is
+        assert set(node) - {"module", "later"} == {field.name for field in dataclasses.fields(schema)}
+
+
+def test_no_file_repeats_a_default():
+    """A dataclass's default is the truth; a file stands where it differs."""
+    repeated = []
+    for path in sorted(CONF.glob("*/*.yaml")):
+        group = path.parent.name
+        node = yaml.safe_load(path.read_text()) or {}
+        bare = {k: v for k, v in node.items() if k not in ("companions", "defaults")}
+        parts = [(node, "")] + [(v, k) for k, v in node.items() if isinstance(v, dict)]
+        for part, where in parts:
+            schema = settings.part_schema(part.get("module"))
+            known = settings.completed(schema, {}) if schema else {}
+            repeated += [f"{path}: {where} {k}" for k, v in part.items() if k in known and known[k] == v]
+        for inner, outer in settings.wires(STAGES).items():
+            default, given = settings.at_stage(inner)[1], settings.get({group: bare}, outer)
+            schema = settings.dataclass_in(settings.at_stage(inner)[0])
+            if given is not dataclasses.MISSING:
+                repeated += [f"{path}: {outer}"] if given == default else []
+                known = settings.completed(schema, {}) if schema and isinstance(given, dict) else {}
+                repeated += [f"{path}: {outer}.{k}" for k, v in known.items() if k in given and given[k] == v]
+        for key, schema in settings.ROOTS.items():
+            known = settings.completed(schema, {}) if key == group else {}
+            repeated += [f"{path}: {k}" for k, v in known.items() if k in node and node[k] == v]
+    assert repeated == []
 
 
 def test_a_comparison_with_given_answers_needs_them(tiny_model, tmp_path):
@@ -181,23 +212,47 @@ def test_problems_of_all_layers_come_together():
     assert [p.partition(":")[0] for p in problems] == ["objective.alhpa", "seed", "trainer.sft.lr", "data.root"]
 
 
-@pytest.mark.parametrize(("file", "where", "schema"), [
-    *((f"hardware/{name}", ("training",), "pipeline.training.settings:TrainRuntime") for name in ("cpu", "cuda")),
-    *(("trainer/default", (block,), "pipeline.training.settings:TrainerSettings")
+@pytest.mark.parametrize(("option", "key", "schema"), [
+    *((f"hardware={name}", "hardware.training", "pipeline.training.settings:TrainRuntime") for name in ("cpu", "cuda")),
+    *(("trainer=default", f"trainer.{block}", "pipeline.training.settings:TrainerSettings")
       for block in ("sft", "reward", "preference")),
-    ("engine/vllm", (), "pipeline.engines.vllm.service:Settings"),
-    ("engine/vllm_ray", (), "pipeline.engines.vllm.ray:Settings"),
-    ("engine/transformers", (), "pipeline.engines.transformers.engine:Settings"),
-    ("model/tiny", ("arch",), "pipeline.stages.init_model:Arch"),
+    ("engine=vllm", "engine", "pipeline.engines.vllm.service:Settings"),
+    ("engine=vllm_ray", "engine", "pipeline.engines.vllm.ray:Settings"),
+    ("engine=transformers", "engine", "pipeline.engines.transformers.engine:Settings"),
+    ("model=tiny", "model.arch", "pipeline.stages.init_model:Arch"),
+    ("filters=default", "filters", "pipeline.selection.filters:Filters"),
 ])  # fmt: skip
-def test_every_setting_can_be_set(file, where, schema):
-    """A key that is not in the yaml could not be given on the command line."""
-    node = yaml.safe_load((CONF / f"{file}.yaml").read_text())
-    for key in where:
-        node = node[key]
+def test_every_setting_can_be_set(option, key, schema):
+    node = settings.get(compose(["recipe=pco", option]).config, key)
     module, _, name = schema.partition(":")
     fields = {f.name for f in dataclasses.fields(getattr(importlib.import_module(module), name))}
     assert set(node) - {"module"} == fields
+
+
+def test_two_stages_that_read_one_key_agree_on_its_default():
+    defaults = {}
+    for inner, outer in settings.wires(STAGES).items():
+        default = settings.at_stage(inner)[1]
+        if default is not dataclasses.MISSING:
+            defaults.setdefault(outer, []).append(default)
+    assert {outer: values for outer, values in defaults.items() if any(v != values[0] for v in values)} == {}
+
+
+def test_what_was_renamed_is_told_in_one_line():
+    assert _problems("recipe=pco", "stage.train_preference.settings.score=x", "filters.ties=keep",
+                     "stage.build_groups.settings.filters.length_debias=within") == [
+        "stage.train_preference.settings.score: is now train.score",
+        "stage.build_groups.settings.filters.length_debias: is now filters.length_debias",
+    ]
+
+
+def test_a_recipe_with_the_old_name_of_steps_is_told_the_new_one(tmp_path):
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF, conf)
+    (conf / "recipe" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - /steps@recipe: [sft, restart, judged]\n")
+    with pytest.raises(UserError, match=r"^conf/recipe/mine.yaml: the steps restart are now from_sft$"):
+        compose(["recipe=mine"], conf=conf)
 
 
 def test_a_path_is_the_same_from_everywhere_and_its_place_is_not_in_the_key(tmp_path, monkeypatch):

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from flows.companions import KEY
-from flows.compose import CONF
+from flows.compose import COMPANIONS, CONF
+from flows.settings import option_node, options
 from pipeline import store, tables
 from pipeline.config import load_part
 from pipeline.objectives.contract import Objective, needs_of
@@ -27,17 +26,17 @@ from tests.flows.loops import run
 
 pytestmark = pytest.mark.slow
 # The others make groups that one objective takes, which brings them along.
-SELECTIONS = [name for name in sorted(path.stem for path in (CONF / "selection").glob("*.yaml"))
+SELECTIONS = [name for name in options(CONF, "selection")
               if name not in ("drafts", "drawn", "pair_and_samples", "policy_and_reference")]
 MORE = {"best_rest": ["objective=rnce"],
         "relabel": ['selection.text="Score {goal}."']}  # its own text alone would fill this world's context
 OTHER_SCORES = {"best_rest", "upo"}  # of another policy; of the scorer it brings along
 
 
-def kind(file: Path) -> tuple[Any, ...]:
+def kind(name: str) -> tuple[Any, ...]:
     """What makes the loop go another way for an objective: what it asks for, how it is averaged, what it carries."""
-    node = yaml.safe_load(file.read_text())
-    companions, later = node.pop(KEY, None), node.pop("later", None)
+    node = option_node(CONF, "objective", name)
+    companions, later = node.pop(COMPANIONS, None), node.pop("later", None)
     part = load_part(node, "objective", Objective)
     plugin = part.plugin
     carries = bool(plugin.state(part.settings)), plugin.parameters is not None
@@ -47,9 +46,9 @@ def kind(file: Path) -> tuple[Any, ...]:
 def objectives() -> list[Any]:
     """Every objective there is; all but the first of each kind are left to `make test-long`."""
     seen, found = set(), []
-    for file in sorted((CONF / "objective").glob("*.yaml"), key=lambda file: (file.stem != "dpo", file.stem)):
-        same = kind(file)
-        found.append(pytest.param(file.stem, marks=[pytest.mark.long] if same in seen else []))
+    for name in sorted(options(CONF, "objective"), key=lambda name: (name != "dpo", name)):
+        same = kind(name)
+        found.append(pytest.param(name, marks=[pytest.mark.long] if same in seen else []))
         seen.add(same)
     return found
 

@@ -27,7 +27,8 @@ def data(name: str) -> Path:
 
 
 def settings(name: str, **changes: object) -> import_data.Settings:
-    node = yaml.safe_load((Path(conf.__file__).parent / "data" / f"{name}.yaml").read_text())
+    path = Path(conf.__file__).parent / "data" / f"{name}.yaml"
+    node = yaml.safe_load(path.read_text()) if path.is_file() else {"format": {"module": f"pipeline.formats.{name}"}}
     made: import_data.Settings = build(import_data.Settings, {"format": {**node["format"], **changes}})
     return made
 

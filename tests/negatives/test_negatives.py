@@ -80,7 +80,8 @@ def test_uniform_is_uniform_and_needs_no_log_probs() -> None:
 
 def test_at_the_start_of_training_the_reward_kernel_is_uniform() -> None:
     logps = repeated(LOGPS, 1)
-    _, _, metrics = mc.draw(logps, logps, torch.ones(1, 4, dtype=torch.bool), uniforms_of(1, 4), mc.Settings(beta=5.0))
+    present, chosen = torch.ones(1, 4, dtype=torch.bool), mc.Settings(weights="reward", beta=5.0)
+    _, _, metrics = mc.draw(logps, logps, present, uniforms_of(1, 4), chosen)
     assert metrics["kernel_entropy"].item() == pytest.approx(math.log(3), abs=1e-6)
 
 
@@ -153,7 +154,7 @@ def test_no_gradient_and_half_precision(module: ModuleType) -> None:
 
 def test_what_is_missing_is_said() -> None:
     with pytest.raises(UserError, match="weights: 'reward' needs reference"):
-        mc.draw(torch.zeros(1, 3), None, present_of(3), uniforms_of(1, 3), mc.Settings())
+        mc.draw(torch.zeros(1, 3), None, present_of(3), uniforms_of(1, 3), mc.Settings(weights="reward"))
     with pytest.raises(ValueError, match="log-probs of the candidates"):
         hardest.draw(None, None, present_of(3), uniforms_of(1, 3), hardest.Settings())
     with pytest.raises(ValueError, match="no candidates"):

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
-from flows.compose import CONF, compose
+from flows.compose import compose
 from flows.prepare import expand
 from pipeline import plan, store, tables
 from pipeline.config import build, problems_of
 from pipeline.errors import UserError
 from pipeline.lm import folders
 from pipeline.records import LENGTH, Completion, Group, Message
-from pipeline.selection.filters import Filters
 from pipeline.stage import Context, Kinds, NoRuntime, Reporter
 from pipeline.stages import build_groups
 
@@ -175,7 +171,7 @@ def test_another_rule_or_filter_repairs_the_same_scores(tmp_path: Path) -> None:
     """
     scored = store.Artifact("score", "k", tmp_path, {"files": {"groups/part-00000.parquet": {"hash": "h"}}})
     plans = {overrides: steps_of(*overrides) for overrides in (
-        (), ("selection=best_random",), ("stage.build_groups.settings.filters.min_margin=0.5",), ("seed=1",),
+        (), ("selection=best_random",), ("filters.min_margin=0.5",), ("seed=1",),
         ("selection=best_random", "seed=1"))}
     base, keys = plans[()], {}
     for overrides, changed in plans.items():
@@ -280,23 +276,3 @@ def test_a_selection_that_no_prompt_could_serve_is_found_while_planning() -> Non
     with pytest.raises(UserError, match=r"top_bottom needs 4 samples per prompt with these settings, sampling gives 2"):
         steps_of("selection=top_bottom")
     assert steps_of("selection=top_bottom", "sampling=default")
-
-
-@pytest.mark.parametrize(
-    ("file", "where"),
-    [*((path, ()) for group in ("selection", "negatives") for path in sorted((CONF / group).glob("*.yaml"))),
-     *((path, ("scorer",)) for path in sorted((CONF / "reward").glob("*.yaml"))),
-     (CONF / "stage" / "build_groups.yaml", ("settings", "filters"))],
-    ids=lambda value: value.stem if isinstance(value, Path) else "",
-)
-def test_every_setting_of_a_rule_can_be_set(file: Path, where: tuple[str, ...]) -> None:
-    """A key that is not in the yaml could not be given on the command line."""
-    node = yaml.safe_load(file.read_text())
-    for key in where:
-        node = node[key]
-    if node.get("module") is None and "filters" not in where:
-        return
-    cls = Filters if "filters" in where else importlib.import_module(node["module"]).Settings
-    assert set(node) - {"module", "companions"} == {f.name for f in dataclasses.fields(cls)}
-    if "filters" in where:
-        assert build(cls, node) == Filters()

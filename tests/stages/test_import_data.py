@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-import conf
+from flows.compose import compose
 from pipeline import tables
 from pipeline.config import build, problems_of
 from pipeline.errors import UserError
@@ -22,12 +19,11 @@ from pipeline.stage import Context, Reporter
 from pipeline.stages import import_data
 from pipeline.stages.import_data import Runtime, Settings
 
-CONF = Path(conf.__file__).parent
 JSONL = {"module": "pipeline.formats.jsonl"}
 
 
 def config(name: str) -> dict[str, Any]:
-    node: dict[str, Any] = yaml.safe_load((CONF / "data" / f"{name}.yaml").read_text())
+    node: dict[str, Any] = compose(["recipe=sft", f"data={name}"]).config["data"]
     return node
 
 
@@ -129,19 +125,6 @@ def test_a_part_that_is_no_format_is_told() -> None:
     other = {"module": "pipeline.stages.select_prompts", "iteration": 1, "count": 1}
     (problem,) = import_data.check(Settings(other), Runtime("x"))
     assert problem.startswith("data.format.module: pipeline.stages.select_prompts has no FORMAT = Format(...)")
-
-
-@pytest.mark.parametrize("path", sorted((CONF / "data").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_shipped_yaml_builds_and_explains_its_keys(path: Path) -> None:
-    node = yaml.safe_load(path.read_text())
-    assert {"format", "root", "require"} <= set(node)
-    build(Settings, {"format": node["format"], "require": node["require"]})
-    build(Runtime, {"root": node["root"]})
-    lines = path.read_text().splitlines()
-    keys = "|".join(["root", "require", *(f"  {key}" for key in node["format"])])
-    for before, line in itertools.pairwise(lines):
-        if re.match(f"({keys}):", line):
-            assert before.lstrip().startswith("#"), f"{path.name}: no comment above {line.strip()!r}"
 
 
 def test_the_built_in_world_is_found_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

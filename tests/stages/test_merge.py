@@ -52,7 +52,7 @@ def test_factors_multiply_the_weights_of_their_input(tmp_path: Path) -> None:
 
 
 def test_one_factor_per_input(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"stage.merge.settings.weights: 1 numbers for 2 inputs, expected one for each"):
+    with pytest.raises(UserError, match=r"train.merge_weights: 1 numbers for 2 inputs, expected one for each"):
         merged(tmp_path, PREF, SAMPLED, weights=(1.0,))
     (problem,) = problems_of(merge.Settings, {"weights": [1.0, -1.0]}, "s")
     assert problem == "s.weights: -1.0 is out of range, expected 0.0 <= x"

@@ -102,7 +102,7 @@ def test_a_recipe_weighs_only_where_it_is_asked_to() -> None:
         given = ["recipe=pco", "objective=bco", *words]
         return {step.name: step for step in expand(compose(given))}
 
-    plain, weighed = steps(), steps("stage.weigh_prompts.active=true")
+    plain, weighed = steps(), steps("train.weigh_prompts=true")
     assert not any(name.startswith("weighed") for name in plain)
     assert [str(ref) for ref in plain["train[2]"].inputs["groups"]] == ["merge[2]/groups"]
     assert [str(ref) for ref in weighed["train[2]"].inputs["groups"]] == ["weighed[2]/groups"]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Settings:
     """`dtype` changes the samples; the stage that samples records it."""
 
-    dtype: str = setting("float32", choices=("float32", "bfloat16", "float16"))
+    dtype: str = setting("float32", choices=("float32", "bfloat16", "float16"))  # the number format it computes in
     batch_size: int = setting(128, low=1)  # sequences in one forward pass; a request's own n may exceed it
     window: int = setting(512, low=1)  # requests read ahead and sorted by length
     threads: int = setting(0, low=0)  # 0: torch's own choice

@@ -40,7 +40,7 @@ class Settings(vllm_service.Settings):
 
     address: str | None = None  # of the cluster, or "auto"; null: a local one for the life of the run
     gpus_per_replica: int = setting(0, low=0)  # more than one: also arguments=[--tensor-parallel-size, N]
-    cpus_per_replica: int = setting(1, low=0)
+    cpus_per_replica: int = setting(1, low=0)  # that Ray sets aside
 
 
 class RayService:

@@ -45,7 +45,7 @@ _CANNOT = 409  # what vllm_server answers to /sleep on CPU
 class Settings:
     """How vLLM runs. `dtype` changes the samples; the stage that samples records it."""
 
-    dtype: str = setting("float32", choices=("float32", "bfloat16", "float16"))
+    dtype: str = setting("float32", choices=("float32", "bfloat16", "float16"))  # the number format it computes in
     url: str | None = None  # servers that already run, comma between them; their key is in ALIGNLOOP_ENGINE_KEY
     replicas: int = setting(1, low=1)  # servers on this machine, each with its share of the cores or GPUs
     context_length: int | None = setting(None, low=1)  # null: the model's own

@@ -1,0 +1,91 @@
+"""`align options` says everything that can be set, in 80 columns and without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from flows import settings
+from flows.compose import CONF
+from flows.options import WIDTH, Setting, first_sentence, settings_of, show
+from pipeline.errors import UserError
+
+GROUPS = [group for group in settings.groups(CONF) if group != "recipe"]
+OPTIONS = [(group, option) for group in GROUPS for option in settings.options(CONF, group)]
+
+
+def lines(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    assert show(list(words)) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_setting_has_type_range_default_and_source() -> None:
+    beta, smoothing = settings_of("objective", "dpo")
+    assert beta == Setting("objective.beta", "a number, 0.0 < x", 0.1,
+                           "Strength of the pull to the reference, 1/nats. Paper: 0.1 (0.5 for summarisation); 0.01 "
+                           "for larger models.")
+    assert (smoothing.key, smoothing.allowed, smoothing.value) == (
+        "objective.label_smoothing", "a number, 0.0 <= x < 0.5", 0.0)
+
+
+def test_a_file_adds_its_value_and_its_reason() -> None:
+    players = next(item for item in settings_of("objective", "nash_md") if item.key == "objective.players")
+    assert (players.value, players.allowed) == ("both", "one of first, both")
+    assert "no recipe samples from the paper's mixture" in players.text
+
+
+def test_a_key_that_feeds_a_stage_is_explained_by_the_stage() -> None:
+    found = {item.key: item for item in settings_of("sampling", "two")}
+    assert found["sampling.temperatures"].value == [1.0]
+    assert found["sampling.max_tokens"] == Setting(
+        "sampling.max_tokens", "a whole number, 1 <= x", 300, "per completion, its stop token included")
+    assert {item.key for item in settings_of("trainer", "default")} >= {"trainer.sft.lr", "trainer.reward.adapter.r"}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_setting_of_every_option_is_explained(group: str) -> None:
+    silent = [f"{group}={option}: {item.key}" for option in settings.options(CONF, group)
+              for item in settings_of(group, option) if not item.text]
+    assert silent == []
+
+
+@pytest.mark.parametrize("group", settings.groups(CONF))
+def test_a_group_lists_its_options_sorted_and_each_with_a_sentence(group: str, capsys) -> None:
+    names = settings.options(CONF, group)
+    printed = lines(capsys, group)
+    assert [line.split()[0] for line in printed] == names == sorted(names)
+    assert all(len(line) <= WIDTH for line in printed)
+    assert all(first_sentence(CONF, group, name) for name in names)
+
+
+def test_the_groups_are_listed(capsys) -> None:
+    printed = lines(capsys)
+    assert [line.split()[0] for line in printed[:len(GROUPS) + 1]] == settings.groups(CONF)
+
+
+@pytest.mark.parametrize("word", ["objective=dpo", "objective=upo", "engine=vllm", "data=hh", "hardware=cuda"])
+def test_settings_fit_eighty_columns(word: str, capsys) -> None:
+    assert max(map(len, lines(capsys, word))) <= WIDTH
+
+
+def test_companions_are_named(capsys) -> None:
+    brought = " ".join(lines(capsys, "objective=upo")).partition("brings along: ")[2]
+    assert brought.startswith('{"selection": "upo", "negatives": "none", "train.score": "information_gain"')
+
+
+def test_unknown_names_get_the_nearest_ones() -> None:
+    with pytest.raises(UserError) as caught:
+        show(["objektive", "objective=dpoo"])
+    assert caught.value.problems[0] == "options: no group named 'objektive' (did you mean objective?)"
+    assert caught.value.problems[1].startswith("options: no objective named 'dpoo' (did you mean dpo")
+
+
+def test_it_is_quick_and_needs_no_torch() -> None:
+    """Under 1 s of processor time: what else runs on the machine does not count."""
+    code = ("import sys, time; from flows import cli; code = cli.main(['options', 'objective=dpo']); "
+            "assert not {'torch', 'transformers', 'vllm', 'prefect'} & set(sys.modules); print(time.process_time())")
+    best = min(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+                     .stdout.splitlines()[-1]) for _ in range(3))
+    assert best < 1
