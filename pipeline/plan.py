@@ -1,7 +1,7 @@
 """Recipe -> ordered steps, each with its typed settings, its inputs and, once those exist, its key in the store.
 
 A recipe names its steps: `once` before the loop, `each` for every iteration (or `from: 2` on). An input is a reference
-`step/part`: `sft/model`, `merge[i]/groups`, `tokens/pref`; [i] is this iteration, [i-1] the one before, [*] every one
+`step/part`: `sft/model`, `pairs[i]/groups`, `tokens/pref`; [i] is this iteration, [i-1] the one before, [*] every one
 so far; `train[i-1]/model | sft/model` is the first of them that exists. A step marked `when: needed` is left out if
 no step that runs takes anything from it. Nothing here imports torch: planning must answer in about a second.
 """
@@ -89,7 +89,8 @@ def misfits(steps: dict[str, Step]) -> list[str]:
     kinds: dict[str, frozenset[str]] = {}
     problems: list[str] = []
     for step in steps.values():
-        given = frozenset[str]().union(*(kinds[ref.step] for ref in step.inputs.get("groups", ())))
+        given = frozenset[str]().union(
+            *(kinds[ref.step] for name in ("groups", "scores") for ref in step.inputs.get(name, ())))
         kinds[step.name] = step.module.kinds(step.settings, given) if hasattr(step.module, "kinds") else frozenset()
         wrong = step.module.misfit(step.settings, given) if hasattr(step.module, "misfit") else None
         if wrong is not None and f"stage.{step.stage}: {wrong}" not in problems:

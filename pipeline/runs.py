@@ -17,7 +17,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,6 +26,7 @@ from pipeline import files
 from pipeline.errors import UserError
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+TABLES = ("groups", "pref", "sft", "unlabeled", "eval")  # the parts of artifacts that are tables of groups
 _PATIENCE = 1.0  # seconds
 RUNNING, DONE, FAILED, INTERRUPTED, STALE = "running", "done", "failed", "interrupted", "stale"
 
@@ -80,6 +81,16 @@ def event(workspace: Path, name: str, step: str, kind: str, **facts: Any) -> Non
     line = {"time": round(time.time(), 3), "step": step, "event": kind, "pid": os.getpid(), **facts}
     with (folder(workspace, name) / "events.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def groups_of(steps: Iterable[Mapping[str, Any]], name: str) -> tuple[Mapping[str, Any], str] | None:
+    """(step, part) with the groups that step `name` made a side table of: the first table among its inputs."""
+    named = {step["name"]: step for step in steps}
+    for ref in named[name].get("inputs", ()):
+        origin, _, part = ref.partition("/")
+        if part in TABLES and origin in named:
+            return named[origin], part
+    return None
 
 
 def log_path(workspace: Path, name: str, step: str) -> Path:

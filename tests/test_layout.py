@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PARTS = ("objectives", "selection", "negatives", "rewards", "engines", "training", "formats", "evaluation", "worlds")
 # What every part may stand on: records, their tables, config building, the stage contract, plain statistics, and the
 # care of child processes. "" is the package itself (its version, its place on disk).
-BASE = {"", "errors", "files", "records", "tables", "config", "stage", "statistics", "supervisor"}
+BASE = {"", "errors", "files", "records", "tables", "columns", "config", "stage", "statistics", "supervisor"}
 HEAVY = ("torch", "transformers", "vllm", "accelerate", "peft", "datasets", "wandb")
 # The one home of each package that would otherwise leak everywhere.
 HOMES = {

@@ -1,24 +1,27 @@
 """Log-probs of every completion under a reference model, once, for every objective, seed and run that needs them.
 
 The key of the artifact holds the digest of the weights and of the tokenised groups, so a stale table cannot be found.
-Written part by part; a killed stage goes on behind the last whole part. Output: `groups/` with `ref_logp` filled.
+Written part by part; a killed stage goes on behind the last whole part. Output: `logps/`, a side table
+(pipeline.columns) of all tables it is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import setting
-from pipeline.errors import UserError
 from pipeline.lm.settings import PRECISIONS
-from pipeline.records import Group
 from pipeline.stage import Context
 from pipeline.training.settings import TrainRuntime
 
-VERSION = 1
-INPUTS = {"model": "one", "groups": "one"}
+if TYPE_CHECKING:
+    from pipeline.columns import Source
+    from pipeline.lm.examples import Example
+
+VERSION = 2
+INPUTS = {"model": "one", "groups": "many"}
 SEEDED = False
 Runtime = TrainRuntime
 _PART = 1024  # groups; fixed, because micro-batches are cut inside a part and rounding depends on them
@@ -31,51 +34,55 @@ class Settings:
 
 
 def run(context: Context) -> None:
-    from pipeline import tables
+    from pipeline import columns, tables
     from pipeline.lm import adapters, folders, forward, memory
-    from pipeline.lm import examples as data
     from pipeline.lm.settings import AdapterSettings
 
-    runtime, source, target = context.runtime, context.one("groups"), context.out / "groups"
+    runtime, sources, target = context.runtime, columns.sources(context), context.out / "logps"
     device = folders.prepare_machine(runtime)
-    for stale in target.glob(".part-*"):  # of a try that was killed
-        stale.unlink()
-    whole, total = len(tables.parts(target)), tables.count(source)
+    whole, total = len(tables.parts(target)), sum(tables.count(source.path) for source in sources)
     kind = AdapterSettings(kind={"full": "none", "nf4": "qlora"}[context.settings.weights])
     adapters.require(kind, device)
     model = folders.load_policy(context.one("model"), device, runtime,
                                adapters.quantisation(kind, context.settings.precision))
     forward.prepare(model, context.runtime.share_prefix)
-    for index, groups in enumerate(data.chunks(tables.read(source), _PART)):
+    for index, part in enumerate(tables.batches(_examples(sources), _PART)):
         if index >= whole:
             context.report.progress(index * _PART, total, "groups")
             with memory.enough(f"at group {index * _PART + 1}", memory.forward_pass(runtime)):
-                scored = _score(model, groups, context)
-            tables.write_part(target, index, scored)
+                logps = _logps(model, [example for _, example in part], context)
+            columns.write_part(target, index, (
+                (digest, example.id, [{columns.LOGP: value} for value in values])
+                for (digest, example), values in zip(part, logps, strict=True)))
     context.report.progress(total, total, "groups")
     if total == 0:
-        tables.write_part(target, 0, [])
+        columns.write_part(target, 0, [])
     context.report.count(groups=total)
 
 
-def _score(model: Any, groups: Sequence[Group], context: Context) -> list[Group]:
+def _examples(sources: Sequence[Source]) -> Iterator[tuple[str, Example]]:
+    """(digest of its table, the example) of every group."""
+    from pipeline.lm import arrays, examples
+
+    for source in sources:
+        for chunk in arrays.read(source.path, ""):
+            for example in examples.of_chunk(chunk):
+                yield source.digest, example
+
+
+def _logps(model: Any, examples: Sequence[Example], context: Context) -> list[list[float]]:
     import torch
 
     from pipeline.lm import batches, folders, forward
     from pipeline.lm import examples as data
     from pipeline.lm.forward import autocast
 
-    problems = [p for g in groups for p in data.row_problems(g)]
-    if problems:
-        raise UserError(*problems[:5])
-    examples = [data.example(g) for g in groups]
     data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
     device, runtime = next(model.parameters()).device, context.runtime
-    scored = list(groups)
+    found: list[list[float]] = [[] for _ in examples]
     with torch.no_grad(), autocast(device, context.settings.precision):
         for micro in batches.micro_batches(examples, runtime.tokens_per_batch):
             rows = forward.collate([examples[i] for i in micro], device)
             for i, row in zip(micro, forward.group_logps(model, rows, runtime.logits_per_chunk).tolist(), strict=True):
-                filled = [replace(c, ref_logp=v) for c, v in zip(groups[i].completions, row, strict=False)]
-                scored[i] = replace(groups[i], completions=tuple(filled))
-    return scored
+                found[i] = row[:len(examples[i].completions)]
+    return found

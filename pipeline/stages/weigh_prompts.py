@@ -1,6 +1,7 @@
-"""Weights for answers judged one by one, where thumbs-down stand on other prompts than thumbs-up. Writes groups/.
+"""Weights for answers judged one by one, where thumbs-down stand on other prompts than thumbs-up. Writes weights/,
+a side table of factors (pipeline.columns).
 
-    w(x) = clip( p(x | up) / p(x | down), low, high )   on a thumbs-down; everything else keeps its weight
+    w(x) = clip( p(x | up) / p(x | down), low, high )   on a thumbs-down; 1 on everything else
 
 Underlying distribution matching of BCO (Jung et al. 2024): so weighed, both labels are seen on one distribution of
 prompts. The ratio is that of a logistic classifier with both labels counting alike, on the mean final hidden state of a
@@ -10,7 +11,7 @@ prompt's tokens under `model`. Groups without a label have both sides on one pro
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import setting
@@ -22,8 +23,8 @@ from pipeline.training.settings import TrainRuntime
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 1
-INPUTS = {"model": "one", "groups": "one"}
+VERSION = 2
+INPUTS = {"model": "one", "groups": "many"}
 SEEDED = True
 Runtime = TrainRuntime
 
@@ -45,16 +46,13 @@ class Settings:
     """Of the squared coefficients, half of it times their sum of squares, on standardised features. A choice."""
 
 
-def kinds(settings: Settings, given: frozenset[str]) -> frozenset[str]:
-    """The groups it is given."""
-    return given
-
-
 def run(context: Context) -> None:
     """Raises UserError where a label is missing."""
-    from pipeline import tables
+    from pipeline import columns, tables
 
-    settings, groups = context.settings, list(tables.read(context.one("groups")))
+    settings = context.settings
+    found = [(source.digest, group) for source in columns.sources(context) for group in tables.read(source.path)]
+    groups = [group for _, group in found]
     judged = [group for group in groups if group.label is not None]
     up = [group.label is True for group in judged]
     if not (any(up) and not all(up)):
@@ -64,7 +62,8 @@ def run(context: Context) -> None:
     ratios = density_ratios(_embeddings(context, judged), up, seen, settings.penalty)
     weights = {group.id: min(settings.high, max(settings.low, ratio))
                for group, ratio, wanted in zip(judged, ratios, up, strict=True) if not wanted}
-    tables.write(context.out / "groups", (replace(g, weight=g.weight * weights.get(g.id, 1.0)) for g in groups))
+    columns.write_part(context.out / "weights", 0, (
+        (digest, g.id, [{columns.WEIGHT: weights.get(g.id, 1.0)}] * len(g.completions)) for digest, g in found))
     context.report.count(groups=len(groups), weighed=len(weights), weight_mean=sum(weights.values()) / len(weights))
 
 

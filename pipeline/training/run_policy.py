@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline import columns, tables
 from pipeline.config import Part, load_part
 from pipeline.errors import UserError
 from pipeline.lm import adapters, folders, forward, memory
 from pipeline.lm import examples as data
+from pipeline.lm.side_tables import SideTables
 from pipeline.objectives.contract import LIVE_NEEDS
 from pipeline.stage import Context
 from pipeline.training import assembly, checks, distribute, optim, policy, throughput
@@ -35,7 +38,9 @@ class Parts:
                    None if negatives is None else load_part(negatives, "negatives"))
 
 
-def train(context: Context, parts: Parts, score: str = "reward", keep: bool = False) -> None:
+def train(
+    context: Context, parts: Parts, score: str = "reward", keep: bool = False, weights: Sequence[float] = (),
+) -> None:
     """Train the policy of `context` and write `model/` (and `optimizer/` with `keep`)."""
     runtime, trainer = context.runtime, context.settings.trainer
     source = context.one("model")
@@ -45,7 +50,7 @@ def train(context: Context, parts: Parts, score: str = "reward", keep: bool = Fa
         raise UserError(f"trainer.adapter.kind: {trainer.adapter.kind} with an optimizer that runs through several "
                         "steps: each starts a new adapter, whose moments start at nothing; set it to none")
     needs = policy.needs_of(parts.objective, parts.auxiliary)
-    examples = load_examples(context, parts, score, world)
+    examples = load_examples(context, parts, score, weights, world)
     model = folders.load_policy(source, device, runtime, adapters.quantisation(trainer.adapter, trainer.precision))
     data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
     forward.prepare(model, runtime.share_prefix)
@@ -67,9 +72,14 @@ def train(context: Context, parts: Parts, score: str = "reward", keep: bool = Fa
     policy.remove_parameters(model)
     assembly.deliver(model, lambda: folders.load_policy(source, torch.device("cpu")), source, context.out, trainer,
                      world)
-    context.report.count(groups=len(examples), steps=outcome.steps,
+    context.report.count(groups=len(examples), steps=outcome.steps, **_by_table(context.inputs["groups"]),
                          completion_tokens=sum(e.completion_tokens for e in examples),
                          parameters=sum(throughput.weights(p) for p in model.parameters()))
+
+
+def _by_table(groups: Sequence[Path]) -> dict[str, int]:
+    """How many groups came from each of several tables, in recipe order."""
+    return {f"from_input_{i}": tables.count(table) for i, table in enumerate(groups)} if len(groups) > 1 else {}
 
 
 def reference_model(context: Context, device: Any) -> Any:
@@ -81,13 +91,15 @@ def reference_model(context: Context, device: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def load_examples(context: Context, parts: Parts, score: str, world: World) -> Sequence[data.Example]:
+def load_examples(
+    context: Context, parts: Parts, score: str, weights: Sequence[float], world: World
+) -> Sequence[data.Example]:
     """The groups of `context`, checked against the token contract and the objective."""
     def load() -> Sequence[data.Example]:
-        beside = data.Beside(context.inputs.get("reference", ()), context.inputs.get("previous", ()),
-                             context.inputs.get("scored", ()), score)
-        return data.load(context.one("groups"), context.work / "examples", beside,
-                         folders.stop_ids(context.one("model")))
+        beside = SideTables(score=score, **{field: context.inputs.get(name, ()) for field, name in (
+            ("reference", "reference"), ("previous", "previous"), ("scores", "scored"), ("weights", "weights"))})
+        return data.load(columns.sources(context), context.work / "examples", beside,
+                         folders.stop_ids(context.one("model")), weights)
 
     return checks.fit_to_objective(
         distribute.first_then_all(world, load), parts.objective, parts.negatives, parts.auxiliary)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -43,18 +42,15 @@ def world(tmp_path_factory) -> SimpleNamespace:
 
     def run(stage, name, settings, **inputs):
         context = Context(build(stage.Settings, settings), stage.Runtime(),
-                          {k: (v,) for k, v in inputs.items()}, {}, root / name, 0)
+                          {k: (v,) for k, v in inputs.items()}, {k: (str(v),) for k, v in inputs.items()},
+                          root / name, 0)
         stage.run(context)
         return context.out
 
     model = run(init_model, "init", {"arch": ARCH, "chat_template": "roles"}, data=root / "data") / "model"
     ids = run(tokenize, "tokens", {"max_prompt_tokens": 30, "max_completion_tokens": 30}, data=root / "data",
               model=model)
-    referred = [dataclasses.replace(g, completions=tuple(
-        dataclasses.replace(c, ref_logp=-10.0 - i % 3 - k) for k, c in enumerate(g.completions)))
-        for i, g in enumerate(tables.read(ids / "pref"))]
-    tables.write(root / "groups", referred)
-    return SimpleNamespace(root=root, model=model, groups=root / "groups")
+    return SimpleNamespace(root=root, model=model, groups=ids / "pref")
 
 
 def spec(world, folder: Path, stage="train_preference", settings=PREFERENCE, **runtime) -> Path:
@@ -63,7 +59,8 @@ def spec(world, folder: Path, stage="train_preference", settings=PREFERENCE, **r
     path = folder / "step.json"
     path.write_text(json.dumps({
         "stage": stage, "step": "train", "run": "r", "settings": settings, "runtime": RUNTIME | runtime,
-        "inputs": {"model": [str(world.model)], "groups": [str(world.groups)]}, "digests": {}, "work": str(folder),
+        "inputs": {"model": [str(world.model)], "groups": [str(world.groups)]},
+        "digests": {"model": ["m"], "groups": ["g"]}, "work": str(folder),
         "seed": 0, "metrics": str(folder / "metrics.jsonl"), "progress": str(folder / "progress.json")}))
     return path
 
@@ -96,7 +93,7 @@ def in_process(world, folder: Path, settings=PREFERENCE) -> None:
     folder.mkdir(exist_ok=True)
     train_preference.run(Context(
         build(train_preference.Settings, settings), build(train_preference.Runtime, RUNTIME),
-        {"model": (world.model,), "groups": (world.groups,)}, {}, folder, 0, report))
+        {"model": (world.model,), "groups": (world.groups,)}, {"model": ("m",), "groups": ("g",)}, folder, 0, report))
 
 
 def weights(folder: Path) -> dict:
