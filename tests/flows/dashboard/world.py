@@ -170,7 +170,7 @@ def whole_run(workspace: Path, name: str, seed: int = 0, objective: str = "dpo",
     run = Maker(workspace, name, seed, objective)
     run.step("data", "import_data", {}, {"sft": 3}, files=["sft.jsonl:" + "ab" * 32])
     run.step("sft", "sft", {"data": "data"}, {"steps": 30})
-    run.step("baseline", "generate", {"model": "sft"}, {"prompts": 12}, bare(prompts(12, 0)))
+    run.step("baseline", "generate", {"model": "sft", "prompts": "data"}, {"prompts": 12}, bare(prompts(12, 0)))
     run.step("baseline_scores", "score", {"groups": "baseline/groups"}, {"score_mean": 0.1}, prompts(12, 0))
     for i in (1, 2):
         sampled = prompts(number, i, texts)
@@ -185,7 +185,8 @@ def whole_run(workspace: Path, name: str, seed: int = 0, objective: str = "dpo",
         for at in range(10, 210, 10):
             run.report(f"train[{i}]", at, loss=1 / at, chosen_logps=-20 - at / 50, rejected_logps=-22 - at / 20,
                        lr=1e-4, tokens_per_second=900 + at, flop_utilisation=0.3, peak_memory_gb=5.0)
-        run.step(f"answers[{i}]", "generate", {"model": f"train[{i}]"}, {"prompts": 12}, bare(prompts(12, i)))
+        run.step(f"answers[{i}]", "generate", {"model": f"train[{i}]", "prompts": "data"}, {"prompts": 12},
+                 bare(prompts(12, i)))
         run.step(f"answer_scores[{i}]", "score", {"groups": f"answers[{i}]/groups"}, {"score_mean": 0.2},
                  prompts(12, i))
         rate = 0.6 + 0.1 * i + 0.01 * seed
