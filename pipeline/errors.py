@@ -14,6 +14,28 @@ class UserError(Exception):
         self.problems = list(problems)
 
 
+class Problems:
+    """Messages for the user: how many there are, and the first `shown` of them in full."""
+
+    def __init__(self, shown: int = 20, more: str = "and {} more problems in these files") -> None:
+        self.number, self.shown, self._most, self._more = 0, list[str](), shown, more
+
+    def __len__(self) -> int:
+        return self.number
+
+    def add(self, *texts: str) -> None:
+        for text in texts:
+            self.number += 1
+            if len(self.shown) < self._most:
+                self.shown.append(text)
+
+    def stop(self) -> None:
+        """Raise UserError where there is one."""
+        if self.number:
+            more = self.number - len(self.shown)
+            raise UserError(*self.shown, *([self._more.format(more)] if more else []))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """' (did you mean a, b?)' for the closest known names, or the list of all when none is close."""
     names = sorted(known)

@@ -204,6 +204,15 @@ def look_up_all(workspace: Path, steps: list[Step]) -> list[Planned]:
     return planned
 
 
+def _checked(workspace: Path, step: Step) -> list[str]:
+    """What the stage's own check finds. Files from outside that it found good once are not read again."""
+    files = step.module.files(step.settings, step.runtime) if hasattr(step.module, "files") else []
+    if not files:
+        return list(step.module.check(step.settings, step.runtime))
+    what = [step.stage, step.module.VERSION, dataclasses.asdict(step.settings), dataclasses.asdict(step.runtime)]
+    return store.checked(workspace, what, files, lambda: list(step.module.check(step.settings, step.runtime)))
+
+
 def step_key(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> str:
     return store.fingerprint(step.stage, **key_parts(workspace, step, done))
 
@@ -248,7 +257,7 @@ def check(workspace: Path, steps: list[Step]) -> list[str]:
             if item.artifact is not None:
                 done[step.name] = item.artifact
             elif hasattr(step.module, "check"):
-                found = step.module.check(step.settings, step.runtime)
+                found = _checked(workspace, step)
         except UserError as error:
             found = error.problems
         except OSError:  # a file it wants to hash is not there; its own check says it better

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,6 +103,23 @@ def write(table: Path, groups: Iterable[Group], part_size: int = PART) -> int:
     if not total:
         write_part(table, 0, [])
     return total
+
+
+def write_several(folder: Path, names: Sequence[str], rows: Iterable[tuple[str, Group]]) -> None:
+    """Write the tables `names` of (name, group) rows as they come, holding a part of each at most."""
+    waiting, written = {name: list[Group]() for name in names}, dict.fromkeys(names, 0)
+
+    def put_out(name: str) -> None:
+        write_part(folder / name, written[name], waiting[name])
+        waiting[name], written[name] = [], written[name] + 1
+
+    for name, group in rows:
+        waiting[name].append(group)
+        if len(waiting[name]) == PART:
+            put_out(name)
+    for name in names:
+        if waiting[name] or not written[name]:
+            put_out(name)
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline import columns, tables
 from pipeline.columns import Source
+from pipeline.formats.splits import SPLITS, Imported
 from pipeline.records import Group
 
 
@@ -31,3 +32,12 @@ def side_table(folder: Path, of: Source, name: str, values: Sequence[Sequence[fl
         (of.digest, group.id, [{name: value} for value in row])
         for group, row in zip(tables.read(of.path), values, strict=True)))
     return folder
+
+
+def splits(made: Imported) -> dict[str, tuple[Group, ...]]:
+    """The groups of an imported data set by split, all of them."""
+    found: dict[str, list[Group]] = {name: [] for name in SPLITS}
+    for name, group in made.groups():
+        found[name].append(group)
+    assert {name: len(groups) for name, groups in found.items()} == made.counts
+    return {name: tuple(groups) for name, groups in found.items()}

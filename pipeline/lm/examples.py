@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.columns import Source
-from pipeline.errors import UserError
+from pipeline.errors import Problems, UserError
 from pipeline.lm import arrays, mapped
 from pipeline.lm.arrays import Chunk, Numbers
 from pipeline.lm.mapped import Flat
@@ -96,30 +96,10 @@ def example(of: Flat | Chunk, g: int, known: Mapping[str, Numbers]) -> Example:
 
 def of_chunk(chunk: Chunk) -> list[Example]:
     """The groups of a chunk, without numbers. Raises UserError where some are unfit for training."""
-    problems = _Problems()
-    problems.add(chunk_problems(chunk, None))
+    problems = Problems(_SHOWN, "... and {} more like these")
+    problems.add(*chunk_problems(chunk, None))
     problems.stop()
     return [example(chunk, g, {}) for g in range(len(chunk.ids))]
-
-
-@dataclass
-class _Problems:
-    """How many there are, and the first few in words."""
-
-    number: int = 0
-    shown: list[str] = field(default_factory=list)
-
-    def add(self, texts: Iterable[str]) -> None:
-        for text in texts:
-            self.number += 1
-            if len(self.shown) < _SHOWN:
-                self.shown.append(text)
-
-    def stop(self) -> None:
-        """Raise UserError where there is one."""
-        if self.number:
-            more = self.number - len(self.shown)
-            raise UserError(*self.shown, *([f"... and {more} more like these"] if more else []))
 
 
 def load(
@@ -145,19 +125,19 @@ def _fill(
     weights: Sequence[float],
 ) -> None:
     stops = None if stop_ids is None else np.array(sorted(stop_ids))
-    problems, ids = _Problems(), list[tuple[int, pa.Array]]()
+    problems, ids = Problems(_SHOWN, "... and {} more like these"), list[tuple[int, pa.Array]]()
     writer = mapped.Writer(folder)
     for index, (source, factor) in enumerate(zip(sources, weights, strict=True)):
         side, at, seen = SideNumbers(source, beside), 0, 0
         for chunk in arrays.read(source.path, beside.score):
-            problems.add(chunk_problems(chunk, stops))
+            problems.add(*chunk_problems(chunk, stops))
             writer.add(chunk, chunk.weight * factor * side.weights(chunk, at), side.numbers(chunk, at))
             at, seen = at + int(chunk.first[-1]), seen + len(chunk.ids)
             ids.append((index, pa.array(chunk.ids, pa.string())))
-        problems.add(side.missing(seen))
-    problems.add(_twice(ids))
+        problems.add(*side.missing(seen))
+    problems.add(*_twice(ids))
     if not ids:
-        problems.add([f"{' and '.join(str(s.path) for s in sources)}: no groups to train on, expected at least one"])
+        problems.add(f"{' and '.join(str(s.path) for s in sources)}: no groups to train on, expected at least one")
     problems.stop()
     writer.close()
 
@@ -199,14 +179,14 @@ def chunk_problems(chunk: arrays.Chunk, stops: np.ndarray | None) -> Iterator[st
 
 def check_fits(examples: Sequence[Example], vocabulary: int, context: int | None) -> None:
     """Raise UserError where an id is outside the embedding or a row longer than the model's context."""
-    problems = _Problems()
+    problems = Problems(_SHOWN, "... and {} more like these")
     for i, highest, longest in _extents(examples):
         if highest >= vocabulary:
-            problems.add([f"group {examples[i].id!r}: token id {highest}, but the model has a vocabulary of "
-                          f"{vocabulary}; the table was made with another tokenizer"])
+            problems.add(f"group {examples[i].id!r}: token id {highest}, but the model has a vocabulary of "
+                          f"{vocabulary}; the table was made with another tokenizer")
         if context is not None and longest > context:
-            problems.add([f"group {examples[i].id!r}: {longest} tokens, but the model's context is {context}; "
-                          "lower max_prompt_tokens or max_completion_tokens of stage tokenize"])
+            problems.add(f"group {examples[i].id!r}: {longest} tokens, but the model's context is {context}; "
+                          "lower max_prompt_tokens or max_completion_tokens of stage tokenize")
     problems.stop()
 
 

@@ -177,7 +177,7 @@ def test_scores_stand_in_a_side_table(tmp_path: Path) -> None:
     (made,) = tables.read(context.out / "groups")
     assert [c.scores for c in made.completions] == [{"reward": 4.0}, {"reward": -2.0}]
     other = replace(context, digests={"groups": ("of other samples",), "scores": ("s",)})
-    with pytest.raises(UserError, match="scores: no scores of .*/in, it is of another table"):
+    with pytest.raises(UserError, match=r"scores: no scores of .*/in, it is of another table"):
         build_groups.run(other)
 
 
