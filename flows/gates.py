@@ -6,7 +6,8 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from pipeline import runs, store
+from pipeline import markdown, runs, store
+from pipeline.markdown import LEFT, RIGHT
 from pipeline.plan import Planned
 
 STOP = "stop"
@@ -55,17 +56,15 @@ def ended(run: runs.Run, stopped_by: str) -> runs.Run:
 def table(run: runs.Run, done: dict[str, store.Artifact]) -> str:
     """Every gate of the run as a Markdown table, "" where it has none."""
     found = [(step["name"], read(done[step["name"]])) for step in run.steps if step["name"] in done]
-    rows = [
-        f"| {name} | {gate['decision']} | {gate['goes_on_from']} | {_change(gate, 'win_rate', '.1%')} | "
-        f"{_change(gate, 'learned', '.3f')} | {_change(gate, 'tokens', '.1f')} | "
-        f"{'; '.join([*gate['reasons'], *gate['undecided']])} |"
+    return markdown.table({
+        "gate": LEFT, "decision": LEFT, "goes on from iteration": RIGHT, "win rate": LEFT, "learned reward": LEFT,
+        "tokens": LEFT, "why": LEFT,
+    }, [
+        (name, gate["decision"], gate["goes_on_from"], _change(gate, "win_rate", ".1%"),
+         _change(gate, "learned", ".3f"), _change(gate, "tokens", ".1f"),
+         "; ".join([*gate["reasons"], *gate["undecided"]]))
         for name, gate in found if gate is not None
-    ]
-    if not rows:
-        return ""
-    head = ["| gate | decision | goes on from iteration | win rate | learned reward | tokens | why |",
-            "| --- | --- | ---: | --- | --- | --- | --- |"]
-    return "\n".join([*head, *rows])
+    ])
 
 
 def _change(gate: dict[str, Any], name: str, form: str) -> str:

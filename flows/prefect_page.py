@@ -6,19 +6,17 @@ Prefect is a guest here: whatever goes wrong with its artifacts costs a remark, 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import re
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from flows.dashboard import PORT
-from pipeline import runs
+from pipeline import runs, web
 
 if TYPE_CHECKING:
     from flows.driver import Driver
@@ -55,9 +53,8 @@ def dashboard(workspace: Path) -> str:
         return given if "?" in given else given.rstrip("/") + "/"
     usual = f"http://localhost:{PORT}/"
     try:
-        with urllib.request.urlopen(f"{usual}api/runs", timeout=1) as answer:
-            return usual if json.load(answer)["workspace"] == str(workspace) else ""
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return usual if json.loads(web.fetch(f"{usual}api/runs", 1)[1])["workspace"] == str(workspace) else ""
+    except (OSError, ValueError, KeyError, TypeError):
         return ""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from flows.compose import Composed, compose
 from pipeline import plan, runs, tracking
 from pipeline.config import build, declared, load_part, part_problems, problems_of
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, first, nearest
 from pipeline.plan import Step
 
 _PATHS = ("data.root", "model.path", "reward.path", "reward.base", "reward.weak", "reward.scorer.policy",
@@ -188,13 +188,12 @@ def _same_settings(record: runs.Run, config: dict[str, Any], workspace: Path, gi
     outer = [k for k in differing if not k.startswith("stage.")] or differing
     if not outer:
         return
-    lines = [f"    {k}: {old.get(k, 'absent')!r} in the run, {new.get(k, 'absent')!r} now" for k in outer[:20]]
-    more = [f"    ... and {len(outer) - 20} more"] if len(outer) > 20 else []
+    lines = [f"{k}: {old.get(k, 'absent')!r} in the run, {new.get(k, 'absent')!r} now" for k in outer]
     why = f"the name {record.name!r} is in use with other settings" if given else (
         f"the defaults have changed since {record.name!r} was started")
     old_settings = f", go on with the old ones (align run run={record.name})" if given else ""
     raise UserError("\n".join([
-        f"run: {why} in {workspace}:", *lines, *more,
+        f"run: {why} in {workspace}:", *(f"    {line}" for line in first(lines, 20)),
         f"  ways out: give another name (run=NAME; what is unchanged comes from the store){old_settings},",
         f"  or change one step only (align stage STEP run={record.name} key=value)"]))
 

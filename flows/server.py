@@ -8,12 +8,11 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 from flows import screen
 from flows.environment import prefect_environment
-from pipeline import files
+from pipeline import files, web
 from pipeline.errors import UserError
 
 _START_SECONDS = 60
@@ -85,7 +84,6 @@ def _url(record: Path) -> str | None:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/api/health", timeout=2) as answer:
-            return answer.status == 200
+        return web.fetch(f"{url}/api/health", 2)[0] == 200
     except OSError:
         return False

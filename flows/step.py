@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -169,6 +170,7 @@ def _raise(place: Place, step: str, code: int, work: Path) -> None:
     raise StepFailed(step, code, runs.tail(log, TAIL_LINES), log)
 
 
+@functools.cache
 def _git_revision() -> str:
     """The code's revision, "+" when it has uncommitted changes; recorded, never hashed."""
     git = shutil.which("git")

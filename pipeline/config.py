@@ -38,8 +38,6 @@ def setting(
     return dataclasses.field(default=default, metadata=meta)
 
 
-
-
 def build(cls: Any, data: Any, where: str = "") -> Any:
     """Build dataclass `cls` from plain data. Raises UserError with one line per problem."""
     problems: list[str] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -13,12 +13,23 @@ class UserError(Exception):
         super().__init__("\n".join(problems))
         self.problems = list(problems)
 
+    @classmethod
+    def of(cls, problems: Sequence[str], most: int, number: int | None = None) -> UserError:
+        """Of many problems the first `most`, as `first` says it."""
+        return cls(*first(problems, most, number))
+
+
+def first(items: Sequence[str], most: int, number: int | None = None) -> list[str]:
+    """The first `most` items, then how many more there are of all `number` (None: all are in `items`)."""
+    left = (len(items) if number is None else number) - most
+    return [*items[:most], *([f"... and {left} more"] if left > 0 else [])]
+
 
 class Problems:
-    """Messages for the user: how many there are, and the first `shown` of them in full."""
+    """Messages for the user: how many there are, and the first `most` of them."""
 
-    def __init__(self, shown: int = 20, more: str = "and {} more problems in these files") -> None:
-        self.number, self.shown, self._most, self._more = 0, list[str](), shown, more
+    def __init__(self, most: int = 20) -> None:
+        self.number, self.shown, self.most = 0, list[str](), most
 
     def __len__(self) -> int:
         return self.number
@@ -26,14 +37,13 @@ class Problems:
     def add(self, *texts: str) -> None:
         for text in texts:
             self.number += 1
-            if len(self.shown) < self._most:
+            if len(self.shown) < self.most:
                 self.shown.append(text)
 
     def stop(self) -> None:
         """Raise UserError where there is one."""
         if self.number:
-            more = self.number - len(self.shown)
-            raise UserError(*self.shown, *([self._more.format(more)] if more else []))
+            raise UserError.of(self.shown, self.most, self.number)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,17 +1,26 @@
-"""Files written so that a reader sees the old or the new one, hashed and made durable: the only such code."""
+"""Files that are whole or absent, durable, hashed and locked: the only such code.
+
+A reader of `path` sees the old content or the new one, never half of it, whatever is killed and when. What a kill
+leaves is named `.NAME.PID.tmp`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ALGORITHM = "sha256"
 
 
-_CHUNK = 1 << 20
+class Held(Exception):
+    """Another process holds the lock; the text is what it wrote into the lock's file."""
 
 
 def canonical(data: Any) -> str:
@@ -20,26 +29,39 @@ def canonical(data: Any) -> str:
 
 
 def file_hash(path: Path) -> str:
-    hasher = hashlib.new(ALGORITHM)
+    """The sha256 of a file's content, 64 hexadecimal digits."""
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            hasher.update(chunk)
-    return hasher.hexdigest()
+        return hashlib.file_digest(file, ALGORITHM).hexdigest()
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a small file so that readers see the old or the new one, never half of it."""
+@contextlib.contextmanager
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path`, which takes its place when the body ends well.
+
+    durable: on disk before it is seen, so that a power cut cannot tear it either.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _sync_folder(path.parent)
+    try:
+        yield temporary
+        if durable:
+            sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:  # a full disk, an interrupt: leave nothing of the attempt
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def write_atomic(path: Path, text: str, durable: bool = True) -> None:
+    """Write a small file in one go: see `replacing`."""
+    with replacing(path, durable) as temporary:
+        temporary.write_text(text)
+
+
+def sync(path: Path) -> None:
+    """Bring a file's content, or a folder's entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -47,4 +69,38 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-_sync_folder = _sync  # a folder's entries become durable the same way
+@contextlib.contextmanager
+def locked(path: Path, note: str, wait: float | None = 0) -> Iterator[None]:
+    """Hold the lock of `path`, with `note` in it. The kernel frees it when the holder dies.
+
+    wait: seconds to try, None: until it is free. Raises Held with the holder's note after that.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        deadline = None if wait is None else time.monotonic() + wait
+        while not _take(file, fcntl.LOCK_EX):
+            if deadline is not None and time.monotonic() >= deadline:
+                file.seek(0)
+                raise Held(file.read().strip() or "another process")
+            time.sleep(0.05)
+        file.truncate(0)
+        file.write(note)
+        file.flush()
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds the lock of `path`. Takes a share of it for a moment, which `locked` should wait for."""
+    try:
+        with path.open("rb") as file:
+            return not _take(file, fcntl.LOCK_SH)
+    except OSError:
+        return False
+
+
+def _take(file: IO[Any], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -59,11 +59,3 @@ class Group:
     weight: float = 1.0
     dataset: str = ""
     iteration: int = 0  # 0 = from the data set, k = sampled in iteration k
-
-
-
-
-
-
-
-

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline import statistics
+from pipeline import markdown, statistics
+from pipeline.markdown import LEFT, RIGHT
 
 SCHEMA = 1  # of report.json
 _SAMPLING = ("generate", "score")  # the stages between a policy and the groups made from its samples
@@ -153,21 +154,17 @@ def to_markdown(
     title: str, found: Sequence[IterationRow], steps: Sequence[StepRecord], sections: dict[str, str] | None = None
 ) -> str:
     """The run's report. `sections`, by heading, come after the first table; empty ones are left out."""
-    reasons = [
-        f"| {r.iteration} | {reason} | {number:,} |" for r in found for reason, number in r.dropped.items()
-    ]
-    step_rows = [
-        f"| {s.step} | {s.kind} | {s.seconds:,.1f} | {s.peak_memory_mb / 1024:.1f} GB | "
-        f"{'cached' if s.cached else 'computed'} | `{s.key}` |"
-        for s in steps
-    ]
-    parts = [f"# {title}", _table(HEADERS, cells(found)), _LEGEND]
-    for heading, text in (sections or {}).items():
+    left_out = markdown.table({"iteration": RIGHT, "reason": LEFT, "rows": RIGHT}, [
+        (r.iteration, reason, f"{number:,}") for r in found for reason, number in r.dropped.items()
+    ])
+    of_steps = markdown.table({
+        "step": LEFT, "stage": LEFT, "seconds": RIGHT, "peak memory": RIGHT, "now": LEFT, "artifact": LEFT,
+    }, [(s.step, s.kind, f"{s.seconds:,.1f}", f"{s.peak_memory_mb / 1024:.1f} GB",
+         "cached" if s.cached else "computed", f"`{s.key}`") for s in steps])
+    parts = [f"# {title}", markdown.table(dict.fromkeys(HEADERS, RIGHT), cells(found)), _LEGEND]
+    for heading, text in {**(sections or {}), "Rows left out": left_out, "Steps": of_steps}.items():
         parts += [f"## {heading}", text.strip()] if text else []
-    if reasons:
-        parts += ["## Rows left out", "\n".join(["| iteration | reason | rows |", "| ---: | --- | ---: |", *reasons])]
-    head = ["| step | stage | seconds | peak memory | now | artifact |", "| --- | --- | ---: | ---: | --- | --- |"]
-    return "\n\n".join([*parts, "## Steps", "\n".join([*head, *step_rows])]) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 _LEGEND = (
@@ -179,12 +176,10 @@ _LEGEND = (
 
 def diagnostics_table(found: Sequence[tuple[int, dict[str, Any]]]) -> str:
     """(iteration, diagnostics.json) -> a Markdown table with one row per iteration, "" for none."""
-    if not found:
-        return ""
     headers = ("iteration", "learned reward", "judge", "KL", "length drift", "held-out chosen / rejected log-ratio",
                "ranking accuracy", "implicit accuracy", "Repeat@3-gram", "distinct-2", "truncated", "reward model",
                "kernel entropy")
-    return _table(headers, [_diagnostics_row(iteration, data) for iteration, data in found])
+    return markdown.table(dict.fromkeys(headers, RIGHT), [_diagnostics_row(*one) for one in found])
 
 
 def _diagnostics_row(iteration: int, data: dict[str, Any]) -> list[str]:
@@ -229,11 +224,6 @@ def over_seeds(reports: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, An
             line[name] = (*statistics.spread(known), len(known)) if known else None
         lines.append(line)
     return lines
-
-
-def _table(headers: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [headers, ["---:"] * len(headers), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _number(value: float | None, form: str = ",d") -> str:

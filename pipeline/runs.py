@@ -12,7 +12,6 @@ These files decide what is done; no orchestrator is asked.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -20,14 +19,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pipeline import files
 from pipeline.errors import UserError
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 TABLES = ("groups", "pref", "sft", "unlabeled", "eval")  # the parts of artifacts that are tables of groups
-_PATIENCE = 1.0  # seconds
+_PATIENCE = 1.0  # seconds; `align status` and the page look at the lock for a moment, too
 RUNNING, DONE, FAILED, INTERRUPTED, STALE = "running", "done", "failed", "interrupted", "stale"
 
 
@@ -109,34 +108,17 @@ def tail(path: Path, lines: int) -> list[str]:
 @contextlib.contextmanager
 def hold(workspace: Path, name: str) -> Iterator[None]:
     """Be the one process that drives this run. The kernel frees it when the holder dies."""
-    path = folder(workspace, name) / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        deadline = time.monotonic() + _PATIENCE  # `align status` holds it for a moment, too
-        while not _locked(file):
-            if time.monotonic() > deadline:
-                file.seek(0)
-                raise UserError(
-                    f"run {name!r} is going on in process {file.read().strip()}; watch it with `align status {name}`"
-                    " or stop that process first")
-            time.sleep(0.05)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def _locked(file: TextIO) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        with files.locked(folder(workspace, name) / ".lock", str(os.getpid()), _PATIENCE):
+            yield
+    except files.Held as holder:
+        raise UserError(
+            f"run {name!r} is going on in process {holder}; watch it with `align status {name}` or stop that process"
+            " first") from None
 
 
 def outcome(workspace: Path, run: Run) -> str:
     """The recorded outcome, or "interrupted" for one that says running while nobody drives it."""
     if run.outcome != RUNNING:
         return run.outcome
-    with (folder(workspace, run.name) / ".lock").open("a+") as file:
-        return INTERRUPTED if _locked(file) else RUNNING
+    return RUNNING if files.is_locked(folder(workspace, run.name) / ".lock") else INTERRUPTED

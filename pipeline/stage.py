@@ -35,6 +35,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import files
+
 STAGES = "pipeline.stages"
 
 
@@ -87,9 +89,7 @@ class Reporter:
         now = round(time.time(), 3)
         self._began = self._began or {"done": done, "time": now}
         state = {"step": self.step, "done": done, "total": total, "unit": unit, "time": now, "began": self._began}
-        temporary = self.progress_path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(state))
-        temporary.replace(self.progress_path)
+        files.write_atomic(self.progress_path, json.dumps(state), durable=False)
 
     def count(self, **values: float) -> None:
         """Set numbers for the manifest (rows, tokens, means)."""

@@ -1,4 +1,4 @@
-"""Win rates and their uncertainty. Pure functions of plain numbers; the standard library is enough.
+"""Win rates and their uncertainty. Pure functions of plain numbers.
 
 Every comparison is a number in [0, 1]: 1 a win of the policy, 0.5 a tie, 0 a loss; with several samples per prompt a
 prompt's outcome is their mean. Prompts, not samples, are the independent units, so n is the number of prompts.
@@ -11,6 +11,8 @@ import math
 import random
 from collections.abc import Sequence
 from statistics import NormalDist, fmean
+
+import numpy as np
 
 
 def outcome(ours: float, theirs: float, margin: float = 0.0) -> float:
@@ -58,18 +60,14 @@ def bootstrap(
     """
     if not values:
         raise ValueError("a bootstrap of no values is undefined")
-    rng = random.Random(seed)
-    means = sorted(math.fsum(rng.choices(values, k=len(values))) / len(values) for _ in range(resamples))
-    tail = (1 - confidence) / 2
-    return quantile(means, tail), quantile(means, 1 - tail)
+    rng, data = np.random.default_rng(seed), np.asarray(values, float)
+    return percentiles([data[rng.integers(len(data), size=len(data))].mean() for _ in range(resamples)], confidence)
 
 
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """The `share` quantile, 0 to 1, of an ordered sequence, linear between neighbours (Hyndman & Fan 1996, type 7)."""
-    place = share * (len(ordered) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+def percentiles(draws: Sequence[float], confidence: float) -> tuple[float, float]:
+    """The interval that holds the middle `confidence` of draws, linear between neighbours (Hyndman & Fan 1996, 7)."""
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+    return low, high
 
 
 def mean(values: Sequence[float]) -> float:

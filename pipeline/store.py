@@ -12,7 +12,6 @@ after it. Kill this at any moment: a directory without a manifest is not an arti
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import ALGORITHM, _sync, _sync_folder, canonical, file_hash, write_atomic
+from pipeline.files import ALGORITHM, Held, canonical, file_hash, locked, sync, write_atomic
 
 KEY_LENGTH = 20
 MANIFEST = "manifest.json"
@@ -53,8 +52,6 @@ class Busy(Exception):
     """Somebody else is computing this artifact."""
 
 
-
-
 def fingerprint(kind: str, version: int, settings: Any, inputs: dict[str, list[str]], seed: int | None) -> str:
     """The artifact's key. `inputs` maps an input's name to output digests; `seed` is None where nothing is random."""
     parts = {"kind": kind, "version": version, "settings": settings, "inputs": inputs, "seed": seed}
@@ -64,10 +61,6 @@ def fingerprint(kind: str, version: int, settings: Any, inputs: dict[str, list[s
 def tree_digest(hashes: dict[str, str]) -> str:
     """Digest over (relative path, file hash) pairs."""
     return hashlib.sha256(canonical(hashes).encode()).hexdigest()
-
-
-
-
 
 
 def artifact_path(workspace: Path, kind: str, key: str) -> Path:
@@ -106,9 +99,9 @@ def commit(workspace: Path, kind: str, key: str, facts: dict[str, Any]) -> Artif
     names = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
     files = {n: {"hash": file_hash(out / n), "size": (out / n).stat().st_size} for n in names if n != MANIFEST}
     for name in files:
-        _sync(out / name)
+        sync(out / name)
     for folder in [p for p in out.rglob("*") if p.is_dir()]:
-        _sync_folder(folder)
+        sync(folder)
     manifest = {"kind": kind, "key": key, "algorithm": ALGORITHM, **facts, "files": files}
     write_atomic(out / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
     if target.exists():  # damaged, or we would not have computed it again
@@ -116,7 +109,7 @@ def commit(workspace: Path, kind: str, key: str, facts: dict[str, Any]) -> Artif
         os.replace(target, trash)
         shutil.rmtree(trash)
     os.replace(out, target)
-    _sync_folder(target.parent)
+    sync(target.parent)
     shutil.rmtree(work)
     return Artifact(kind, key, target, manifest)
 
@@ -140,28 +133,12 @@ def damage(artifact: Artifact) -> list[str]:
 @contextlib.contextmanager
 def lock(workspace: Path, kind: str, key: str, wait: float = 0) -> Iterator[None]:
     """Hold the right to compute an artifact. The kernel frees it when the holder dies. Raises Busy after `wait` s."""
-    path = workspace / "locks" / f"{kind}-{key}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        deadline = time.monotonic() + wait
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    file.seek(0)
-                    holder = file.read().strip() or "another process"
-                    raise Busy(f"{kind}/{key} is being computed by {holder}") from None
-                time.sleep(0.2)
-        file.truncate(0)
-        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}))
-        file.flush()
-        yield
-
-
-
-
+    note = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()})
+    try:
+        with locked(workspace / "locks" / f"{kind}-{key}.lock", note, wait):
+            yield
+    except Held as holder:
+        raise Busy(f"{kind}/{key} is being computed by {holder}") from None
 
 
 def cached_hashes(workspace: Path, files: list[Path]) -> dict[Path, str]:

@@ -7,7 +7,6 @@ generation, scoring and reference log-probs resumable shard by shard.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline import files
 from pipeline.records import Completion, Group, Message
 
 T = TypeVar("T")
@@ -84,13 +84,8 @@ def write_part(table: Path, index: int, groups: Iterable[Group]) -> Path:
 
 def put(path: Path, rows: pa.Table, row_group_size: int) -> Path:
     """Write a Parquet file so that it is either absent or complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        pq.write_table(rows, file, compression="zstd", row_group_size=row_group_size)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with files.replacing(path) as temporary:
+        pq.write_table(rows, temporary, compression="zstd", row_group_size=row_group_size)
     return path
 
 

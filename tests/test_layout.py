@@ -11,9 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("objectives", "selection", "negatives", "rewards", "engines", "training", "formats", "evaluation", "worlds")
-# What every part may stand on: records, their tables, config building, the stage contract, plain statistics, and the
-# care of child processes. "" is the package itself (its version, its place on disk).
-BASE = {"", "errors", "files", "records", "tables", "columns", "config", "stage", "statistics", "supervisor"}
+# What every part may stand on. "" is the package itself (its version, its place on disk).
+BASE = {"", "errors", "files", "records", "tables", "columns", "config", "stage", "statistics", "logistic", "markdown",
+        "web", "supervisor"}
 HEAVY = ("torch", "transformers", "vllm", "accelerate", "peft", "datasets", "wandb")
 # The one home of each package that would otherwise leak everywhere.
 HOMES = {
@@ -99,6 +99,13 @@ def test_each_special_package_has_one_home(package: str):
         if target.partition(".")[0] == package and not name_of(path).startswith(HOMES[package])
     ]
     assert strangers == []
+
+
+def test_fsync_and_locks_have_one_home():
+    """Atomic files and locks are subtle: pipeline/files.py is the only code that makes either."""
+    low_level = re.compile(r"fsync\(|flock\(|\.tmp\"\)\.(replace|rename)\(")
+    found = {name_of(path) for path in sources("pipeline", "flows") if low_level.search(path.read_text())}
+    assert found == {"pipeline/files.py"}
 
 
 def test_every_imported_package_is_declared():

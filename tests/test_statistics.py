@@ -8,7 +8,7 @@ from pipeline.statistics import (
     bootstrap,
     mean,
     outcome,
-    quantile,
+    percentiles,
     sign_flip,
     spread,
     standard_error,
@@ -62,11 +62,10 @@ def test_wilson_covers_the_truth_as_often_as_it_says():
     assert 0.93 < covered < 0.98
 
 
-def test_quantile_is_linear_between_neighbours():
-    """Of [0, 10, 20, 30], the 0.25 quantile is at place 0.75: 7.5."""
-    assert quantile([0.0, 10.0, 20.0, 30.0], 0.25) == 7.5
-    assert quantile([0.0, 10.0, 20.0, 30.0], 1.0) == 30.0
-    assert quantile([4.0], 0.5) == 4.0
+def test_percentiles_are_linear_between_neighbours():
+    """Of 0, 10, 20, 30 the 0.25 and 0.75 quantiles, the middle half, are at places 0.75 and 2.25: 7.5 and 22.5."""
+    assert percentiles([30.0, 0.0, 20.0, 10.0], 0.5) == pytest.approx((7.5, 22.5), abs=1e-12)
+    assert percentiles([4.0], 0.95) == (4.0, 4.0)
 
 
 def test_bootstrap_is_near_the_normal_interval_for_many_values():
@@ -74,6 +73,13 @@ def test_bootstrap_is_near_the_normal_interval_for_many_values():
     low, high = bootstrap([0.0, 1.0] * 500, seed=1)
     assert low == pytest.approx(0.469, abs=0.004)
     assert high == pytest.approx(0.531, abs=0.004)
+
+
+def test_bootstrap_of_two_values_by_hand():
+    """The mean of two draws of 0 and 1 is 0, 0.5 or 1 with chances 1/4, 1/2, 1/4: the middle 40 % are all 0.5, the
+    middle 60 % reach from 0 to 1."""
+    assert bootstrap([0.0, 1.0], seed=3, confidence=0.4) == (0.5, 0.5)
+    assert bootstrap([0.0, 1.0], seed=3, confidence=0.6) == (0.0, 1.0)
 
 
 def test_bootstrap_repeats_with_its_seed_only():

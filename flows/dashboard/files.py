@@ -6,7 +6,6 @@ the file's size and time, so a restart loses nothing.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
-from pipeline import runs, store
+from pipeline import files, runs, store
 from pipeline.errors import nearest
 
 STEP = re.compile(r"^[a-z_]{1,64}(\[\d{1,6}\])?$")
@@ -131,14 +130,7 @@ class Files:
 
     def driven(self, name: str) -> bool:
         """Whether a process holds the run. Looks at the lock for a moment; whoever takes it waits longer than that."""
-        try:
-            with self.run_path(name, ".lock").open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return files.is_locked(self.run_path(name, ".lock"))
 
 
 def signature(path: Path) -> tuple[int, int, int] | None:

@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pipeline import files
+
 TOO_LONG, REFUSED = "prompt_too_long", "refused_by_engine"  # why a prompt goes without its samples
 
 
@@ -49,11 +51,7 @@ class Tally:
 
 def write_tally(work: Path, index: int, tally: Tally) -> None:
     """Before its part: a part that exists has its tally; a tally without a part is written again."""
-    folder = work / "tallies"
-    folder.mkdir(exist_ok=True)
-    temporary = folder / f"{index:05d}.tmp"
-    temporary.write_text(json.dumps(asdict(tally)))
-    temporary.replace(folder / f"{index:05d}.json")
+    files.write_atomic(work / "tallies" / f"{index:05d}.json", json.dumps(asdict(tally)))
 
 
 def read_tally(work: Path, index: int) -> Tally:

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline import statistics
+from pipeline import logistic, statistics
 
 RIDGE = 0.01  # times half the squared coefficients, against a log-likelihood of about 0.7 a comparison
-_STEPS, _TOLERANCE = 200, 1e-7  # Newton: what is left after such a step is its square
-_ROUNDS = 15  # of the alternating estimate of difficulties
+_ROUNDS, _STEPS = 15, 200  # of the alternating estimate of difficulties; of Newton within each
 
 
 @dataclass(frozen=True)
@@ -46,27 +45,6 @@ class Comparisons:
     gamma: np.ndarray | None
 
 
-def fit(
-    design: np.ndarray, outcomes: np.ndarray, ridge: float = RIDGE, weights: np.ndarray | None = None,
-    start: np.ndarray | None = None,
-) -> np.ndarray:
-    """Weighted logistic regression with outcomes in [0, 1]: (n, k), (n,) -> (k,) coefficients, by damped Newton."""
-    weights = np.ones(len(outcomes)) if weights is None else weights
-    found = np.zeros(design.shape[1]) if start is None else start
-    value = _objective(design, outcomes, found, ridge, weights)
-    for _ in range(_STEPS):
-        p = _logistic(design @ found)
-        gradient = design.T @ (weights * (outcomes - p)) - ridge * found
-        curvature = (design * (weights * p * (1 - p))[:, None]).T @ design + ridge * np.eye(design.shape[1])
-        step = np.linalg.solve(curvature, gradient)
-        while (after := _objective(design, outcomes, found + step, ridge, weights)) < value - 1e-12:
-            step = step / 2
-        found, value = found + step, after
-        if np.abs(step).max() < _TOLERANCE:
-            break
-    return found
-
-
 def control(
     ids: Sequence[str], outcomes: Sequence[float], longer_by: Sequence[float], seed: int, resamples: int = 2000,
     confidence: float = 0.95, difficulties: dict[str, float] | None = None,
@@ -90,8 +68,7 @@ def control(
     for _ in range(resamples):
         drawn = generator.multinomial(len(index), np.full(len(index), 1 / len(index)))[rows.prompt]
         rates.append(_regression(rows, weights * drawn, found)[0])
-    tail = (1 - confidence) / 2
-    low, high = (statistics.quantile(sorted(rates), share) for share in (tail, 1 - tail))
+    low, high = statistics.percentiles(rates, confidence)
     return Controlled(
         win_rate=rate, low=low, high=high, model=float(found[0]), length=float(found[1]),
         difficulty=None if difficulties is None else float(found[2]), length_scale=scale)
@@ -112,14 +89,14 @@ def _regression(
     if rows.gamma is not None:
         columns.append(rows.gamma[used])
     design = np.stack(columns, 1)
-    found = fit(design, rows.outcome[used], weights=weights, start=start)
+    found = logistic.fit(design, rows.outcome[used], RIDGE, weights, start)
     design[:, 1] = 0.0
-    return float(np.average(_logistic(design @ found), weights=weights)), found, scale
+    return float(np.average(logistic.probability(design @ found), weights=weights)), found, scale
 
 
 def predict(model: float, difficulty: float, difficulties: Sequence[float]) -> float:
     """The controlled win rate a fitted model has on prompts of the given difficulties: mean logistic(m + c gamma)."""
-    return float(_logistic(model + difficulty * np.asarray(difficulties, float)).mean())
+    return float(logistic.probability(model + difficulty * np.asarray(difficulties, float)).mean())
 
 
 def difficulties(outcomes: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -136,9 +113,9 @@ def difficulties(outcomes: dict[str, dict[str, float]]) -> dict[str, float]:
     gamma = _standardised(table.mean(1))
     for _ in range(_ROUNDS):
         design = np.stack([np.ones(len(names)), gamma], 1)
-        both = np.array([fit(design, column) for column in table.T])  # (policies, 2)
+        both = np.array([logistic.fit(design, column, RIDGE) for column in table.T])  # (policies, 2)
         for _ in range(_STEPS):
-            p = _logistic(both[:, 0] + gamma[:, None] * both[:, 1])
+            p = logistic.probability(both[:, 0] + gamma[:, None] * both[:, 1])
             slope = ((table - p) * both[:, 1]).sum(1) - gamma
             step = np.clip(slope / ((p * (1 - p) * both[:, 1] ** 2).sum(1) + 1), -1, 1)
             gamma = gamma + step
@@ -151,12 +128,3 @@ def difficulties(outcomes: dict[str, dict[str, float]]) -> dict[str, float]:
 def _standardised(values: np.ndarray) -> np.ndarray:
     spread = values.std()
     return (values - values.mean()) / spread if spread > 0 else np.zeros_like(values)
-
-
-def _objective(design: np.ndarray, y: np.ndarray, found: np.ndarray, ridge: float, weights: np.ndarray) -> float:
-    z = design @ found
-    return float((weights * (y * z - np.logaddexp(0, z))).sum() - ridge / 2 * found @ found)
-
-
-def _logistic(z: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0, -z))

@@ -96,7 +96,7 @@ def example(of: Flat | Chunk, g: int, known: Mapping[str, Numbers]) -> Example:
 
 def of_chunk(chunk: Chunk) -> list[Example]:
     """The groups of a chunk, without numbers. Raises UserError where some are unfit for training."""
-    problems = Problems(_SHOWN, "... and {} more like these")
+    problems = Problems(_SHOWN)
     problems.add(*chunk_problems(chunk, None))
     problems.stop()
     return [example(chunk, g, {}) for g in range(len(chunk.ids))]
@@ -125,7 +125,7 @@ def _fill(
     weights: Sequence[float],
 ) -> None:
     stops = None if stop_ids is None else np.array(sorted(stop_ids))
-    problems, ids = Problems(_SHOWN, "... and {} more like these"), list[tuple[int, pa.Array]]()
+    problems, ids = Problems(_SHOWN), list[tuple[int, pa.Array]]()
     writer = mapped.Writer(folder)
     for index, (source, factor) in enumerate(zip(sources, weights, strict=True)):
         side, at, seen = SideNumbers(source, beside), 0, 0
@@ -179,7 +179,7 @@ def chunk_problems(chunk: arrays.Chunk, stops: np.ndarray | None) -> Iterator[st
 
 def check_fits(examples: Sequence[Example], vocabulary: int, context: int | None) -> None:
     """Raise UserError where an id is outside the embedding or a row longer than the model's context."""
-    problems = Problems(_SHOWN, "... and {} more like these")
+    problems = Problems(_SHOWN)
     for i, highest, longest in _extents(examples):
         if highest >= vocabulary:
             problems.add(f"group {examples[i].id!r}: token id {highest}, but the model has a vocabulary of "

@@ -49,7 +49,7 @@ class Encoder:
                 completions.append(replace(completion, token_ids=tuple(ids)))
             made.append(replace(group, prompt_ids=tuple(head), completions=tuple(completions)))
         if problems:
-            raise UserError(*problems[:5], *([f"... and {len(problems) - 5} more"] if len(problems) > 5 else []))
+            raise UserError.of(problems, 5)
         return made
 
     def _render(self, group: Group, completion: Completion | None) -> str:

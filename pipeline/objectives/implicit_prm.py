@@ -1,7 +1,7 @@
-"""Implicit process reward model (Yuan et al. 2024): outcome cross-entropy on the log-ratio, steps for free.
+"""Implicit process reward model (Yuan et al. 2024): outcome cross-entropy on the log-ratio.
 
     r = beta (log pi(y|x) - log ref(y|x));   L = -l log s(r) - (1 - l) log s(-r),   l: is the response correct
-    process reward:  q_t = beta sum_{i<=t} log pi(y_i)/ref(y_i),   r_t = q_t - q_{t-1}
+    process reward (of the trained policy):  q_t = beta sum_{i<=t} log pi(y_i)/ref(y_i),   r_t = q_t - q_{t-1}
 
 A labelled single response has the one term its label says; of a pair or list the first is correct and the others are
 not, and their terms add. (The authors' README prints the loss without its minus sign.) Sums over tokens.
@@ -45,26 +45,6 @@ def implicit_prm_losses(logps: Tensor, ref_logps: Tensor, correct: Tensor, beta:
 
     rewards = beta * (at_least_float32(logps) - at_least_float32(ref_logps))
     return -log_sigmoid(torch.where(correct, rewards, -rewards))
-
-
-def step_rewards(token_log_ratios: Tensor, ends: Tensor, beta: float) -> Tensor:
-    """Process rewards of one response's steps.
-
-    Args:
-        token_log_ratios: (T,) log pi - log ref of each response token, nats.
-        ends: (S,) int64, increasing, index of the last token of each step. beta: > 0, 1/nats.
-
-    Returns: (S,), r of each step; their sum is q at the last end.
-    """
-    import torch
-
-    reached = beta * at_least_float32(token_log_ratios).cumsum(dim=0)[ends]
-    return torch.diff(reached, prepend=reached.new_zeros(1))
-
-
-def response_score(steps: Tensor, how: str = "min") -> Tensor:
-    """One score for best-of-N from (S,) step rewards, (): their "min" (as the paper ranks), "mean" or "sum"."""
-    return {"min": steps.amin(), "mean": steps.mean(), "sum": steps.sum()}[how]
 
 
 def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:

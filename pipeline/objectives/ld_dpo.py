@@ -37,31 +37,6 @@ class Settings:
     """Weight of the tokens beyond the shorter length. Paper and TRL (ld_alpha): 0.5."""
 
 
-def ld_dpo_losses(
-    token_logps: Tensor,
-    ref_token_logps: Tensor,
-    group: Tensor,
-    side: Tensor,
-    position: Tensor,
-    lengths: Tensor,
-    beta: float,
-    alpha: float,
-) -> Tensor:
-    """LD-DPO loss of each pair.
-
-    Args:
-        token_logps, ref_token_logps: (N,) log-probs of all completion tokens under policy and reference, nats.
-        group, side, position: (N,) int64: the token's pair, 0 for chosen or 1 for rejected, its place from 0.
-        lengths: (G, 2) int64 numbers of tokens.
-        beta: > 0. alpha: in [0, 1].
-
-    Returns: (G,), each > 0; ln 2 where policy and reference agree.
-    """
-    places = (group, side, position, lengths, alpha)
-    policy, reference = desensitised_sums(token_logps, *places), desensitised_sums(ref_token_logps, *places)
-    return dpo_losses(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], beta)
-
-
 def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
     """Losses (G,) and the metrics of a comparison.
 

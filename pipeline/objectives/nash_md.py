@@ -51,17 +51,6 @@ def needs(settings: Settings) -> frozenset[str]:
     return frozenset({"pairs", "scores", "reference"})
 
 
-def mixture_logps(logits: Tensor, ref_logits: Tensor, share: float) -> Tensor:
-    """Next-token log-probs of the geometric mixture y' is sampled from.
-
-    Args: logits, ref_logits: (..., V) raw. share: c in [0, 1], the reference's; TRL 0.5, EGPO's scripts 0.125.
-
-    Returns: (..., V), nats.
-    """
-    mixed = (1.0 - share) * at_least_float32(logits) + share * at_least_float32(ref_logits)
-    return mixed.log_softmax(dim=-1)
-
-
 def nash_md_losses(
     logps: Tensor, ref_logps: Tensor, probabilities: Tensor, beta: float, control_variate: float = 0.5
 ) -> Tensor:

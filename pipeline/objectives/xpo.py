@@ -7,9 +7,7 @@ reference's ground is kept, the more is explored. Sums over tokens. Unbounded be
 log pi(y~) runs away, watch reference_sample_logps. The paper minimises over all data so far, this over what the recipe
 gives it.
 
-Which completion is y~, by `layout`:
-    copy     groups of three: chosen, rejected, and y~ once more as the third
-    origin   groups of two by origin: the policy's sample, then the reference's; the scores say who won (tie: policy)
+Groups of three: chosen, rejected, and y~, which is one of the two, once more as the third.
 """
 
 from __future__ import annotations
@@ -22,11 +20,12 @@ from pipeline.objectives.contract import LossInputs
 from pipeline.objectives.dpo import dpo_losses
 from pipeline.objectives.shared.lists import laid_out
 from pipeline.objectives.shared.pairs import Pairs, compared
-from pipeline.objectives.shared.tensors import at_least_float32, column, paired, reference_of, required
+from pipeline.objectives.shared.tensors import at_least_float32, column, reference_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+NEEDS = frozenset({"reference", "lists", "layout:pair_and_copy"})
 NORMALISE = "groups"
 
 
@@ -39,16 +38,6 @@ class Settings:
 
     alpha: float = setting(1e-5, low=0.0)
     """Weight of the optimism. TRL: 1e-5; the paper names no value."""
-
-    layout: str = setting("copy", choices=("copy", "origin"))
-    """Which completion is the reference's sample, see above."""
-
-
-def needs(settings: Settings) -> frozenset[str]:
-    """By origin the scores say who won."""
-    if settings.layout == "copy":
-        return frozenset({"reference", "lists", "layout:pair_and_copy"})
-    return frozenset({"reference", "pairs", "scores", "layout:policy_and_reference"})
 
 
 def xpo_losses(
@@ -76,25 +65,14 @@ def xpo_losses(
 def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
     """Losses (G,), the metrics of a comparison and reference_sample_logps (nats).
 
-    Raises UserError for groups of another layout, ValueError without a reference or needed scores.
+    Raises UserError for groups of another layout, ValueError without a reference.
     """
-    import torch
-
     reference = reference_of(batch, "xpo")
-    if settings.layout == "copy":
-        names = ("chosen", "rejected", "the reference's sample (one of the two, once more)")
-        usable, won = laid_out(batch.present, "xpo", names), None
-        sample = column(batch.logps, 2, usable)
-    else:
-        usable = paired(batch, "xpo")
-        scores = required(batch.scores, "scores", "xpo")
-        won = column(scores, 0, usable) >= column(scores, 1, usable)
-        sample = column(batch.logps, 1, usable)
+    names = ("chosen", "rejected", "the reference's sample (one of the two, once more)")
+    usable = laid_out(batch.present, "xpo", names)
+    sample = column(batch.logps, 2, usable)
     tables = (batch.logps, batch.logps, reference, reference, batch.lengths, batch.lengths)
     first, second, ref_first, ref_second, *lengths = (column(t, i % 2, usable) for i, t in enumerate(tables))
-    if won is not None:
-        first, second = torch.where(won, first, second), torch.where(won, second, first)
-        ref_first, ref_second = torch.where(won, ref_first, ref_second), torch.where(won, ref_second, ref_first)
     losses = xpo_losses(first, second, ref_first, ref_second, sample, settings.beta, settings.alpha)
     rewards = settings.beta * (first - ref_first), settings.beta * (second - ref_second)
     pairs = Pairs(usable, first, second, *lengths)

@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline import statistics
+import numpy as np
+
 from pipeline.config import setting
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, WIN_RATE, Selected, ends, generator, labelled, paired, scores_of
@@ -58,7 +59,7 @@ def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> float:
     if settings.decoupled is None:
         return float("-inf")
     margins = [_margin(pair, settings.decoupled) for group in groups for pair in _pair(group, settings, seed)]
-    return statistics.quantile(sorted(margins), settings.percentile / 100) if margins else float("-inf")
+    return float(np.percentile(margins, settings.percentile)) if margins else float("-inf")
 
 
 def select(group: Group, settings: Settings, seed: int = 0, found: float = float("-inf")) -> Selected:

@@ -27,7 +27,7 @@ from pipeline.evaluation.comparison import Pair, Verdict
 from pipeline.records import Group
 from pipeline.stage import Context, NoRuntime, derive_seed
 
-VERSION = 5
+VERSION = 6
 INPUTS = {"groups": "one", "scores": "optional", "baseline": "one", "baseline_scores": "optional"}
 SEEDED = True  # the bootstrap draws
 Runtime = NoRuntime

@@ -19,13 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import statistics
+from pipeline import markdown, statistics
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.evaluation import comparison
+from pipeline.markdown import LEFT, RIGHT
 from pipeline.stage import Context, NoRuntime, derive_seed
 
-VERSION = 3
+VERSION = 4
 INPUTS = {"evaluations": "many"}
 SEEDED = True  # the bootstrap draws
 Runtime = NoRuntime
@@ -120,11 +121,12 @@ def gain(before: dict[str, float], after: dict[str, float], settings: Settings, 
 def to_markdown(entries: Sequence[dict[str, Any]]) -> str:
     """A table with one row per iteration and score; the deciding score comes first."""
     level = f"{entries[0]['confidence']:.0%}"
-    lines = [
-        f"| iteration | score | win rate | {level} interval | wins / ties / losses | mean | baseline | "
-        f"gain on the iteration before ({level}) | p | length-controlled ({level}) | words | truncated |",
-        "| ---: | --- | ---: | --- | --- | ---: | ---: | --- | ---: | --- | ---: | ---: |",
-    ]
+    columns = {
+        "iteration": RIGHT, "score": LEFT, "win rate": RIGHT, f"{level} interval": LEFT, "wins / ties / losses": LEFT,
+        "mean": RIGHT, "baseline": RIGHT, f"gain on the iteration before ({level})": LEFT, "p": RIGHT,
+        f"length-controlled ({level})": LEFT, "words": RIGHT, "truncated": RIGHT,
+    }
+    rows = []
     for entry in entries:
         for name, v in entry["scores"].items():
             deciding = name == entry["score"]
@@ -132,28 +134,24 @@ def to_markdown(entries: Sequence[dict[str, Any]]) -> str:
             found = entry["gain"] if deciding else None
             gained = f"{found['mean']:+.1%} ({found['low']:+.1%} to {found['high']:+.1%})" if found else ""
             p_value = f"{found['p_value']:.3f}" if found else ""
-            lines.append(
-                f"| {entry['iteration']} | {name} | {v['win_rate']:.1%} | {v['low']:.1%} to {v['high']:.1%} | {won} | "
-                f"{_number(v['mean'])} | {_number(v['baseline_mean'])} | {gained} | {p_value} | "
-                f"{_rate(entry['length_controlled']) if deciding else ''} | {entry['policy']['words']:.1f} | "
-                f"{entry['policy']['truncated']:.1%} |"
-            )
-    return "\n".join([*lines, *_by_category(entries)]) + "\n"
+            rows.append((
+                entry["iteration"], name, f"{v['win_rate']:.1%}", f"{v['low']:.1%} to {v['high']:.1%}", won,
+                _number(v["mean"]), _number(v["baseline_mean"]), gained, p_value,
+                _rate(entry["length_controlled"]) if deciding else "", f"{entry['policy']['words']:.1f}",
+                f"{entry['policy']['truncated']:.1%}",
+            ))
+    return "\n\n".join(filter(None, [markdown.table(columns, rows), _by_category(entries)])) + "\n"
 
 
-def _by_category(entries: Sequence[dict[str, Any]]) -> list[str]:
+def _by_category(entries: Sequence[dict[str, Any]]) -> str:
     """Win rates by category, a column per iteration; nothing where the prompts have one category only."""
-    names = sorted({name for entry in entries for name in entry["categories"]})
-    if not names:
-        return []
-    heads = [f"iteration {entry['iteration']}" for entry in entries]
-    lines = ["", f"| category | prompts | {' | '.join(heads)} |",
-             f"| --- | ---: |{' --- |' * len(entries)}"]
-    for name in names:
+    columns = {"category": LEFT, "prompts": RIGHT, **{f"iteration {entry['iteration']}": LEFT for entry in entries}}
+    rows = []
+    for name in sorted({name for entry in entries for name in entry["categories"]}):
         found = [entry["categories"].get(name) for entry in entries]
         prompts = max(v["prompts"] for v in found if v is not None)
-        lines.append(f"| {name or '(none)'} | {prompts} | {' | '.join(_rate(v) for v in found)} |")
-    return lines
+        rows.append((name or "(none)", prompts, *map(_rate, found)))
+    return markdown.table(columns, rows)
 
 
 def _rate(found: dict[str, Any] | None) -> str:

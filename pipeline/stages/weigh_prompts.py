@@ -14,6 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from pipeline import logistic
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.records import Group
@@ -23,7 +26,7 @@ from pipeline.training.settings import TrainRuntime
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 2
+VERSION = 3
 INPUTS = {"model": "one", "groups": "many"}
 SEEDED = True
 Runtime = TrainRuntime
@@ -59,7 +62,7 @@ def run(context: Context) -> None:
         raise UserError(f"weigh_prompts: found {sum(up)} thumbs-up and {len(up) - sum(up)} thumbs-down, expected both; "
                         "set stage.weigh_prompts.active=false")
     seen = _sampled(judged, settings.sample, context.seed)
-    ratios = density_ratios(_embeddings(context, judged), up, seen, settings.penalty)
+    ratios = density_ratios(_embeddings(context, judged).numpy(), up, seen, settings.penalty)
     weights = {group.id: min(settings.high, max(settings.low, ratio))
                for group, ratio, wanted in zip(judged, ratios, up, strict=True) if not wanted}
     columns.write_part(context.out / "weights", 0, (
@@ -67,35 +70,24 @@ def run(context: Context) -> None:
     context.report.count(groups=len(groups), weighed=len(weights), weight_mean=sum(weights.values()) / len(weights))
 
 
-def density_ratios(features: Tensor, up: Sequence[bool], seen: Sequence[int], penalty: float) -> list[float]:
+def density_ratios(features: np.ndarray, up: Sequence[bool], seen: Sequence[int], penalty: float) -> list[float]:
     """p(x | up) / p(x | down) of each prompt, > 0.
 
     Args:
         features: (N, H). up: N labels, both present among `seen`.
         seen: places of the prompts the classifier is fitted to. penalty: >= 0, on standardised features.
     """
-    import torch
-
-    labels, chosen = torch.tensor(up), torch.tensor(list(seen))
-    values = features.double()
-    middle, spread = values[chosen].mean(dim=0), values[chosen].std(dim=0, correction=0)
-    values = (values - middle) / torch.where(spread > 0, spread, 1.0)
-    x, y = values[chosen], labels[chosen]
-    share = torch.where(y, 0.5 / y.sum(), 0.5 / (~y).sum()) * len(y)  # both labels count alike
-    weights = torch.zeros(x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
-
-    def objective() -> Tensor:
-        optimizer.zero_grad()
-        logits = x @ weights[:-1] + weights[-1]
-        misfit = torch.nn.functional.softplus(torch.where(y, -logits, logits))
-        total: Tensor = (share * misfit).sum() + 0.5 * penalty * weights[:-1].square().sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        return total
-
-    optimizer.step(objective)
-    with torch.no_grad():
-        return (values @ weights[:-1] + weights[-1]).exp().tolist()
+    labels, chosen = np.asarray(up, bool), list(seen)
+    values = features.astype(np.float64)
+    middle, spread = values[chosen].mean(axis=0), values[chosen].std(axis=0)
+    values = (values - middle) / np.where(spread > 0, spread, 1.0)
+    # All that the fitted prompts can tell lies in their own span: at most as many directions as there are prompts.
+    basis, _ = np.linalg.qr(values[chosen].T)
+    design = np.column_stack([values @ basis, np.ones(len(values))])
+    y = labels[chosen]
+    share = np.where(y, 0.5 / y.sum(), 0.5 / (~y).sum()) * len(y)  # both labels count alike
+    ridge = np.append(np.full(basis.shape[1], penalty), 0.0)
+    return np.exp(design @ logistic.fit(design[chosen], y.astype(float), ridge, share)).tolist()
 
 
 def _sampled(groups: Sequence[Group], most: int, seed: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import select
@@ -10,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from pipeline import files
 from pipeline.config import build
 from pipeline.tracking import Settings, Sink, mirror, tensorboard, wandb
 
@@ -18,7 +18,7 @@ def open_sinks(settings: Settings, run_dir: Path) -> list[Sink]:
     """The sinks the settings ask for."""
     sinks: list[Sink] = []
     if settings.wandb is not None:
-        mode, why = wandb.find_mode(settings.wandb, os.environ, Path.home())
+        mode, why = wandb.find_mode(settings.wandb, os.environ)
         sinks.append(wandb.Mirror(settings.wandb, mode, why, run_dir))
     if settings.tensorboard is not None:
         folder = settings.tensorboard.folder
@@ -45,8 +45,8 @@ def main(arguments: list[str]) -> int:
     node = json.loads((run_dir / "run.json").read_text())["config"]["tracking"]
     settings = build(Settings, node, "tracking")
     started = time.monotonic()
-    with (run_dir / ".tracking.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the mirror of a killed run may still be finishing
+    # the mirror of a killed run may still be finishing
+    with files.locked(run_dir / ".tracking.lock", str(os.getpid()), wait=None):
         sinks = open_sinks(settings, run_dir)
         mirror(run_dir, sinks, _stdin_open if "--follow" in arguments else lambda: False)
     print(f"{'; '.join(sink.said() for sink in sinks)} ({time.monotonic() - started:.0f} s)")

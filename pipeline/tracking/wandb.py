@@ -9,19 +9,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import netrc
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from pipeline import columns, runs, store
 from pipeline.config import setting
 from pipeline.records import Group
 
-_HOSTS = ["api.wandb.ai", "api.forge.coreweave.com"]  # the service's old and new name
 _MOST_FILES = 1_000_000  # of one artifact; W&B's own limit is 10,000
 ENVELOPE = ("step", "time")  # what a line of metrics.jsonl says besides numbers
 
@@ -38,22 +35,20 @@ class Wandb:
     samples: int = setting(32, low=0)  # prompts in the table of samples of a scored step; 0: no table
 
 
-def find_mode(settings: Wandb, environment: Mapping[str, str], home: Path) -> tuple[str, str]:
-    """("online" or "offline", why). In mode auto the user's WANDB_MODE wins, then a key decides."""
+def find_mode(settings: Wandb, environment: Mapping[str, str]) -> tuple[str, str]:
+    """("online" or "offline", why). In mode auto the user's WANDB_MODE wins, then whether W&B knows a key."""
     if settings.mode != "auto":
         return settings.mode, f"tracking.wandb.mode={settings.mode}"
     if environment.get("WANDB_MODE") in ("online", "offline"):
         return environment["WANDB_MODE"], "WANDB_MODE"
-    if environment.get("WANDB_API_KEY"):
-        return "online", "WANDB_API_KEY"
-    hosts = [urlparse(environment["WANDB_BASE_URL"]).hostname or ""] if "WANDB_BASE_URL" in environment else _HOSTS
-    for path in [Path(environment["NETRC"])] if environment.get("NETRC") else [home / ".netrc", home / "_netrc"]:
-        try:
-            if path.exists() and any(netrc.netrc(path).authenticators(host) for host in hosts):
-                return "online", str(path)
-        except (netrc.NetrcParseError, OSError) as error:
-            print(f"W&B: {path} cannot be read ({error})")
-    return "offline", "no key found"
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))  # else it asks the service for the user's name to print it
+    try:
+        known = wandb.login(prompt=False, verify=False)  # looks into variables, settings files and netrc
+    except wandb.errors.AuthenticationError as error:
+        return "offline", str(error)
+    return ("online", "W&B found a key") if known else ("offline", "no key found")
 
 
 def run_id(run: Mapping[str, Any], step: str) -> str:

@@ -8,7 +8,6 @@ Tensors are whole, however many processes trained them, so any number can go on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.files import file_hash, sync
 from pipeline.training import optim
 from pipeline.training.distribute import World, like
 
@@ -57,15 +57,15 @@ def save(folder: Path, model: Any, optimizer: torch.optim.Optimizer, at: Loaded,
 
 
 def _finish(folder: Path, temporary: Path, target: Path, at: Loaded, keep: int) -> None:
-    hashes = {name: _sha256(temporary / name) for name in (_MODEL, _OPTIMIZER, _EXTRA)}
+    hashes = {name: file_hash(temporary / name) for name in (_MODEL, _OPTIMIZER, _EXTRA)}
     manifest = {"step": at.step, "updates": at.updates, "sha256": hashes}
     (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in (*temporary.iterdir(), temporary):
-        _sync(path)
+        sync(path)
     if target.exists():  # left damaged by something else; `newest` passed over it
         shutil.rmtree(target)
     os.replace(temporary, target)
-    _sync(folder)
+    sync(folder)
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
 
@@ -100,19 +100,6 @@ def put(model: Any, saved: dict[str, Tensor]) -> None:
 def _complete(path: Path) -> bool:
     try:
         hashes = json.loads((path / _MANIFEST).read_text())["sha256"]
-        return all(_sha256(path / name) == wanted for name, wanted in hashes.items())
+        return all(file_hash(path / name) == wanted for name, wanted in hashes.items())
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -148,8 +148,6 @@ def _mismatched(source: Source, model: Any, examples: Sequence[Example], about: 
     return of_policy, of_reference
 
 
-
-
 def labels(examples: Sequence[Example], device: torch.device | str) -> Tensor | None:
     """(G,) bool, None where no group has a label. Among labelled ones a group without counts as preferred."""
     if all(e.label is None for e in examples):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first
 from pipeline.lm import memory
 from pipeline.lm.examples import Example, ids_of
 from pipeline.lm.forward import device_of
@@ -167,7 +167,7 @@ def _clip(model: Any, limit: float | None) -> float:
 
 def _not_finite(step: int, ids: list[str], loss: float, norm: float, lr: float, job: Job) -> str:
     kept = checkpoint.newest(job.checkpoints)
-    names = ", ".join(repr(i) for i in ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+    names = ", ".join(first([repr(i) for i in ids], 8))
     where = f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet"
     return (f"training stopped at step {step + 1}: loss {loss}, gradient norm {norm}, learning rate {lr:.3g}; groups "
             f"{names}; {where}; lower the stage's trainer.lr, set precision=float32, or look at these groups")

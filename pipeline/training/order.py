@@ -44,8 +44,6 @@ def global_batches(ids: Sequence[str], seed: int, size: int, start: int, stop: i
         yield batch
 
 
-
-
 def token_uniforms(examples: Sequence[Example], seed: int, step: int) -> np.ndarray:
     """(N,) float32 in [0, 1) for every completion token, group after group, completion after completion."""
     drawn = [_generator(seed, "tokens", step, e.id).random(e.completion_tokens, np.float32) for e in examples]

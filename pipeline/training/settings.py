@@ -15,8 +15,6 @@ from pipeline.lm.settings import PRECISIONS, AdapterSettings, ModelRuntime
 STRATEGIES = ("none", "ddp", "fsdp2")
 
 
-
-
 @dataclass(frozen=True)
 class TrainerSettings:
     """One training run. `batch_size` is global: accumulation follows from the machine, not the other way round."""

@@ -173,4 +173,4 @@ def test_many_problems_are_cut_to_the_first_ones() -> None:
     assert len(problems) == 45 and len(problems.shown) == 20
     with pytest.raises(UserError) as caught:
         problems.stop()
-    assert caught.value.problems == [f"line {i}" for i in range(20)] + ["and 25 more problems in these files"]
+    assert caught.value.problems == [f"line {i}" for i in range(20)] + ["... and 25 more"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.objectives import implicit_prm
-from pipeline.objectives.implicit_prm import Settings, response_score, step_rewards
+from pipeline.objectives.implicit_prm import Settings
 from tests.objectives.batches import batch_of, gradient
 
 REFERENCE = torch.tensor([[-14.0, -22.0]], dtype=torch.float64)
@@ -42,10 +42,3 @@ def test_gradient_and_extremes() -> None:
     assert found[0].tolist() == pytest.approx([-0.5 / (1 + math.exp(2)), 0.5 / (1 + math.e)], abs=1e-12)
     far = gradient(lambda x: implicit_prm.loss(batch_of(x, [[0.0, -2000.0]]), Settings(5.0))[0], REFERENCE * 0)
     assert far.isfinite().all()
-
-
-def test_steps_sum_to_the_response() -> None:
-    """Token log-ratios 1, 2, -4, 3 at beta = 1/2, steps ending at 1 and 3: 1.5 and -0.5; q = 1."""
-    steps = step_rewards(torch.tensor([1.0, 2.0, -4.0, 3.0]), torch.tensor([1, 3]), 0.5)
-    assert steps.tolist() == [1.5, -0.5]
-    assert [response_score(steps, how).item() for how in ("min", "mean", "sum")] == [-0.5, 0.5, 1.0]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.objectives import nash_md
-from pipeline.objectives.nash_md import Settings, mixture_logps, nash_md_token_losses
+from pipeline.objectives.nash_md import Settings, nash_md_token_losses
 from tests.objectives.batches import batch_of, gradient, token_batch
 
 SCORES = [[math.log(3), 0.0]]
@@ -76,12 +76,6 @@ def test_token_form() -> None:
     assert losses.item() == pytest.approx(expected, abs=1e-12)
     assert metrics["rewards_chosen"].item() == pytest.approx(
         nash_md.loss(batch, Settings(0.1))[1]["rewards_chosen"].item(), abs=1e-12)
-
-
-def test_mixture() -> None:
-    """c = 1/2 of (1/2, 1/2) and (1/5, 4/5): weights sqrt(1/10), sqrt(4/10), so 1/3 and 2/3."""
-    mixed = mixture_logps(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.2, 0.8]).log(), 0.5)
-    assert mixed.exp().tolist() == pytest.approx([1 / 3, 2 / 3])
 
 
 def test_needs_follow_the_form_and_extremes_are_finite() -> None:

@@ -28,16 +28,9 @@ def test_policy_equal_to_reference() -> None:
 
 
 def test_without_optimism_it_is_dpo() -> None:
-    pair = batch_of([LOGPS[0][:2]], [REFERENCE[0][:2]], scores=[[1.0, 0.0]])
-    ours = xpo.loss(pair, Settings(0.5, 0.0, "origin"))[0]
+    pair = batch_of([LOGPS[0][:2]], [REFERENCE[0][:2]])
+    ours = xpo.loss(batch_of(LOGPS, REFERENCE), Settings(0.5, 0.0))[0]
     assert ours.item() == dpo.loss(pair, dpo.Settings(0.5))[0].item()
-
-
-def test_by_origin_the_scores_say_who_won() -> None:
-    """The policy's sample first: it wins at 1 : 0 and at a tie, and loses at 0 : 1, where the margin is -1."""
-    for scores, expected in (([1.0, 0.0], DPO), ([1.0, 1.0], DPO), ([0.0, 1.0], math.log1p(math.e))):
-        pair = batch_of([LOGPS[0][:2]], [REFERENCE[0][:2]], scores=[scores])
-        assert xpo.loss(pair, Settings(0.5, 0.01, "origin"))[0].item() == pytest.approx(expected - 0.2, abs=1e-12)
 
 
 def test_gradient() -> None:
@@ -50,8 +43,5 @@ def test_gradient() -> None:
 def test_layouts_are_checked() -> None:
     with pytest.raises(UserError, match=r"3 completions.*the reference's sample.*found a group of 2"):
         xpo.loss(batch_of([[-1.0, -2.0]], [[-1.0, -2.0]]), Settings())
-    with pytest.raises(UserError, match="pairs"):
-        xpo.loss(batch_of(LOGPS, REFERENCE, scores=[[0.0] * 3]), Settings(layout="origin"))
     single = batch_of([[-1.0]], [[-1.0]])
     assert xpo.loss(single, Settings())[0].tolist() == [0.0]
-    assert "scores" in xpo.needs(Settings(layout="origin")) and "lists" in xpo.needs(Settings())

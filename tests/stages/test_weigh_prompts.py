@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from flows.compose import compose
 from flows.prepare import expand
-from pipeline import columns, tables
+from pipeline import columns, logistic, tables
 from pipeline.config import problems_of
 from pipeline.errors import UserError
 from pipeline.records import Completion, Group, Message
@@ -22,21 +23,32 @@ from tests import given
 def test_the_ratio_of_two_kinds_of_prompts() -> None:
     """Kind A makes 3 of 4 thumbs-up and 2 of 8 thumbs-down: ratio 3; B 1 of 4 and 6 of 8: 1/3. No penalty."""
     up = [True] * 4 + [False] * 8
-    kind = torch.tensor([1.0, 1, 1, 0, 1, 1, 0, 0, 0, 0, 0, 0])[:, None]
+    kind = np.array([1.0, 1, 1, 0, 1, 1, 0, 0, 0, 0, 0, 0])[:, None]
     found = density_ratios(kind, up, range(12), 0.0)
     assert found == pytest.approx([3.0 if k else 1 / 3 for k in kind[:, 0]], rel=1e-5)
 
 
 def test_the_same_prompts_on_both_sides_weigh_alike() -> None:
-    features = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
-    both = torch.cat([features, features])
+    features = np.random.default_rng(0).normal(size=(10, 3))
+    both = np.concatenate([features, features])
     assert density_ratios(both, [True] * 10 + [False] * 10, range(20), 1.0) == pytest.approx([1.0] * 20, abs=1e-6)
 
 
 def test_a_feature_that_never_varies_does_nothing() -> None:
-    features = torch.tensor([[1.0, 7.0], [0.0, 7.0], [1.0, 7.0], [0.0, 7.0]])
+    features = np.array([[1.0, 7.0], [0.0, 7.0], [1.0, 7.0], [0.0, 7.0]])
     found = density_ratios(features, [True, True, False, False], range(4), 0.5)
     assert found == pytest.approx([1.0] * 4, abs=1e-6)
+
+
+def test_more_features_than_prompts_give_the_optimum_of_the_whole_space() -> None:
+    """20 prompts, 50 features: the same as a regression on all 51 columns. 8 up and 12 down weigh 10 in all each."""
+    rng = np.random.default_rng(3)
+    features, up = rng.normal(size=(26, 50)), [True] * 8 + [False] * 12 + [True] * 6
+    seen = features[:20]
+    x = np.column_stack([(features - seen.mean(0)) / seen.std(0), np.ones(26)])
+    share, ridge = np.repeat([10 / 8, 10 / 12], [8, 12]), np.array([2.0] * 50 + [0.0])
+    whole = logistic.fit(x[:20], np.array(up[:20], float), ridge, share)
+    assert density_ratios(features, up, range(20), 2.0) == pytest.approx(np.exp(x @ whole), rel=1e-7)
 
 
 def group_of(name: str, prompt: tuple[int, ...], label: bool | None) -> Group:

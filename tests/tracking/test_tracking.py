@@ -285,16 +285,26 @@ def test_without_the_mirror_nothing_is_started(run_dir: Path):
     assert not (run_dir / tracking.LOG).exists()
 
 
+def test_the_mode_given_wins_over_the_environment_and_that_over_a_key():
+    assert find_mode(Wandb(mode="online"), {"WANDB_MODE": "offline"}) == ("online", "tracking.wandb.mode=online")
+    assert find_mode(Wandb(), {"WANDB_API_KEY": "k" * 40, "WANDB_MODE": "offline"}) == ("offline", "WANDB_MODE")
+
+
 def test_online_needs_a_key(tmp_path: Path):
-    assert find_mode(Wandb(), {}, tmp_path) == ("offline", "no key found")
-    assert find_mode(Wandb(), {"WANDB_API_KEY": "k"}, tmp_path) == ("online", "WANDB_API_KEY")
-    assert find_mode(Wandb(), {"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, tmp_path) == ("offline", "WANDB_MODE")
-    assert find_mode(Wandb(mode="online"), {"WANDB_MODE": "offline"}, tmp_path)[0] == "online"
-    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password k\n")
-    assert find_mode(Wandb(), {}, tmp_path) == ("online", str(tmp_path / ".netrc"))
-    assert find_mode(Wandb(), {"WANDB_BASE_URL": "https://wandb.example.com"}, tmp_path)[0] == "offline"
-    (tmp_path / ".netrc").write_text("machine\n")
-    assert find_mode(Wandb(), {}, tmp_path)[0] == "offline"
+    """W&B's own look-up, in processes of their own since it keeps what it found. No case reaches the service."""
+    (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user password {'k' * 40}\n")
+    cases = [
+        ({"NETRC": str(tmp_path / "none")}, ("offline", "no key found")),
+        ({}, ("online", "W&B found a key")),
+        ({"WANDB_API_KEY": "short"}, ("offline", "WANDB_API_KEY invalid: API key must have 40+ characters, has 5.")),
+    ]
+    code = "import os; from pipeline.tracking.wandb import Wandb, find_mode; print(find_mode(Wandb(), os.environ))"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_") and name != "NETRC"}
+    environment = {**kept, "HOME": str(tmp_path), "WANDB_CONFIG_DIR": str(tmp_path)}
+    asked = [subprocess.Popen([sys.executable, "-c", code], env={**environment, **case}, stdout=subprocess.PIPE,
+                              stdin=subprocess.DEVNULL, text=True) for case, _ in cases]
+    found = [one.communicate(timeout=120)[0].splitlines()[-1] for one in asked]
+    assert found == [repr(expected) for _, expected in cases]
 
 
 def test_a_line_being_written_waits_and_a_new_file_starts_over(tmp_path: Path):

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import http.client
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pipeline import web
 from pipeline.engines.engine import FACTS, Answer, Request, Sample, adapter_base, adapter_rank, finished, model_facts
 from pipeline.engines.vllm import service
 from pipeline.errors import UserError
@@ -233,17 +232,15 @@ def call(
 ) -> tuple[int, dict[str, Any]]:
     """(status, JSON answer) of one GET, or POST with `data`. Raises ConnectionError where nobody answers."""
     body = None if data is None else json.dumps(data).encode()
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=seconds) as response:
-            text = response.read()
-            found = json.loads(text) if text else {}
-            if not isinstance(found, dict):
-                raise ValueError(f"it answers {text[:100]!r}")
-            return response.status, found
-    except urllib.error.HTTPError as error:
-        return error.code, {"error": _message(error.read().decode(errors="replace"))}
-    except (OSError, ValueError, http.client.HTTPException) as error:
+        status, text = web.fetch(url, seconds, key, body)
+        if status >= 400:
+            return status, {"error": _message(text.decode(errors="replace"))}
+        found = json.loads(text) if text else {}
+        if not isinstance(found, dict):
+            raise ValueError(f"it answers {text[:100]!r}")
+        return status, found
+    except (OSError, ValueError) as error:
         raise ConnectionError(f"{url}: no vLLM server answers there ({error})") from None
 
 

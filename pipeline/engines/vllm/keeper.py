@@ -14,11 +14,10 @@ import argparse
 import signal
 import sys
 import threading
-import urllib.request
 
 import psutil
 
-from pipeline import supervisor
+from pipeline import supervisor, web
 
 _POLL_SECONDS = 1.0  # while it starts
 _WATCH_SECONDS = 10.0  # once it serves
@@ -61,9 +60,8 @@ def _watch(url: str, served: threading.Event, over: threading.Event) -> None:
 
 def _healthy(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=_WATCH_SECONDS) as response:
-            return bool(response.status == 200)
-    except (OSError, ValueError):
+        return web.fetch(f"{url}/health", _WATCH_SECONDS)[0] == 200
+    except OSError:
         return False
 
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline import files
 from pipeline.config import build
 from pipeline.engines.vllm import service as vllm_service
 from pipeline.engines.vllm.ray import Settings, actor_log
@@ -64,9 +65,7 @@ def main(job: dict[str, Any]) -> int:
     urls = ray.get([
         actor.serve.remote(job, key, nodes[:number].count(nodes[number]), nodes.count(nodes[number]))
         for number, actor in enumerate(actors)])
-    file = Path(job["urls"])
-    file.with_suffix(".tmp").write_text(json.dumps(urls))
-    file.with_suffix(".tmp").replace(file)
+    files.write_atomic(Path(job["urls"]), json.dumps(urls))
     while all(ray.get([actor.alive.remote() for actor in actors])):
         time.sleep(_WATCH_SECONDS)
     print("an engine ended and will not come back; its log says why", flush=True)

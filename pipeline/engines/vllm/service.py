@@ -17,13 +17,12 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
+from pipeline import web
 from pipeline.config import setting
 from pipeline.engines.engine import adapter_base, model_facts
 from pipeline.engines.vllm import plugin
@@ -129,14 +128,12 @@ class Service:
 
     def _each(self, path: str) -> None:
         for url in self.urls:
-            request = urllib.request.Request(url + path, b"", {"Authorization": f"Bearer {self.key}"})
             try:
-                urllib.request.urlopen(request, timeout=600).close()
-            except urllib.error.HTTPError as error:
-                if error.code != _CANNOT:
-                    raise RuntimeError(f"{url}{path}: vLLM answered {error.code}\n{tail(self.log)}") from None
+                status, _ = web.fetch(url + path, 600, self.key, b"")
             except OSError as error:
                 raise RuntimeError(f"{url}{path}: {error}\n{tail(self.log)}") from None
+            if status >= 400 and status != _CANNOT:
+                raise RuntimeError(f"{url}{path}: vLLM answered {status}\n{tail(self.log)}")
 
     def stop(self) -> None:
         """End every process of it. Safe to call twice."""
@@ -207,10 +204,8 @@ def arguments(model: Path, host: str, port: int, settings: Settings) -> list[str
 
 def answers(url: str, key: str) -> bool:
     """Does a server of ours serve there? (Another program on that port does not know the key.)"""
-    request = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"})
     try:
-        with urllib.request.urlopen(request, timeout=5) as response:
-            return any(m.get("id") == SERVED for m in json.load(response).get("data", []))
+        return any(m.get("id") == SERVED for m in json.loads(web.fetch(f"{url}/v1/models", 5, key)[1]).get("data", []))
     except (OSError, ValueError, AttributeError):
         return False
 

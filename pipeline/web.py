@@ -1,0 +1,28 @@
+"""One HTTP request, answered whole: how this project asks the servers it starts and those it is given."""
+
+from __future__ import annotations
+
+import http.client
+import urllib.error
+import urllib.request
+from urllib.parse import urlsplit
+
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+
+
+def fetch(url: str, seconds: float, key: str = "", body: bytes | None = None) -> tuple[int, bytes]:
+    """(status, body) of one GET, or a JSON POST where there is a `body`, whatever the status.
+
+    Servers on this machine are never asked through a proxy; for others the environment's proxies hold. `key`: the
+    bearer token. Raises OSError where nobody answers within `seconds`, or not in HTTP.
+    """
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    try:
+        direct = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in _THIS_MACHINE else []
+        request = urllib.request.Request(url, body, headers)
+        with urllib.request.build_opener(*direct).open(request, timeout=seconds) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+    except (http.client.HTTPException, ValueError) as error:  # ValueError: the address is none
+        raise OSError(f"{type(error).__name__}: {error}") from None

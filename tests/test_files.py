@@ -1,0 +1,68 @@
+"""Files that are whole or absent, and locks that die with their holder: checked with real processes."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import files
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_failed_write_leaves_the_old_content(tmp_path):
+    path = tmp_path / "folder" / "record.json"
+    files.write_atomic(path, "old")
+    with pytest.raises(RuntimeError), files.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+    files.write_atomic(path, "new", durable=False)
+    assert path.read_text() == "new"
+
+
+def test_a_reader_never_sees_half_of_a_file(tmp_path):
+    """A process writes two texts in turn and is killed; every read gives one of them whole."""
+    path, texts = tmp_path / "record", {"a" * 300_000, "b" * 300_000}
+    code = ("from pathlib import Path; from pipeline import files\n"
+            f"while True:\n    for c in 'ab': files.write_atomic(Path({str(path)!r}), c * 300_000)")
+    writer = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 30
+        while not path.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert {path.read_text() for _ in range(300)} <= texts
+    finally:
+        writer.kill()
+        writer.wait()
+    assert path.read_text() in texts
+
+
+def test_hashes_are_sha256(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"abc" * 1_000_000)
+    assert files.file_hash(path) == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
+
+
+def test_a_lock_names_its_holder_and_is_free_when_the_holder_dies(tmp_path):
+    path = tmp_path / "locks" / "x.lock"
+    assert not files.is_locked(path)
+    code = ("import time; from pathlib import Path; from pipeline import files\n"
+            f"with files.locked(Path({str(path)!r}), 'pid 7'):\n    print('held', flush=True); time.sleep(60)")
+    holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    assert files.is_locked(path)
+    with pytest.raises(files.Held, match="pid 7"), files.locked(path, "me", wait=0.1):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with files.locked(path, "me", wait=5):
+        assert path.read_text() == "me"
+    assert not files.is_locked(path)
