@@ -67,7 +67,7 @@ def wanted(settings: Settings) -> set[str]:
 
 def required(settings: Settings) -> dict[str, str]:
     needed = {name for part in _parts(settings).values() for name in _needs(part)}
-    return {name: f"a score is computed with the {name} model" for name in sorted(needed)}
+    return {name: f"a score is computed with {name}, a model or a side table" for name in sorted(needed)}
 
 
 def files(settings: Settings, runtime: Runtime) -> list[Path]:
