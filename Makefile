@@ -10,10 +10,10 @@ comma  := ,
 STAMP  := $(VENV)/.installed-$(DEVICE)-$(VLLM)$(addprefix -,$(subst $(comma),-,$(EXTRAS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench dashboard clean
+.PHONY: help setup demo test test-long check bench dashboard clean
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  variables: DEVICE=auto|cpu|cuda  PYTHON=python3.11  VENV=.venv  VLLM=yes|no"
 	@echo "             EXTRAS=bench,qlora,ray,tensorboard  ARGS='more arguments'"
@@ -28,8 +28,14 @@ demo: $(STAMP) ## Run PCO, 2 iterations, on the built-in world; the same command
 	$(BIN)/align run recipe=pco run=demo $(ARGS)
 	@echo "next:     $(BIN)/align plan recipe=iterative_dpo    what another recipe would reuse of it"
 
-test: $(STAMP) ## Run every test that needs no GPU
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+# Two processes on two cores, so one thread each; what each command holds: tests/README.md.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations=20
+
+test: $(STAMP) ## Run the tests, a quarter of an hour on two cores; ARGS="tests/objectives -k dpo" runs some
+	$(PYTEST) -m "not gpu and not long" $(ARGS)
+
+test-long: $(STAMP) ## Run the large matrices that `make test` leaves out; adds a line to docs/test-long.md
+	$(PYTEST) -m "long and not gpu" --record docs/test-long.md $(ARGS)
 
 check: $(STAMP) ## Run the linters (ruff, mypy)
 	$(BIN)/python -m ruff check .

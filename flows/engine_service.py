@@ -8,6 +8,7 @@ from typing import Any
 from flows import screen
 from pipeline import store
 from pipeline.config import load_part
+from pipeline.engines.engine import Backend, Service
 from pipeline.plan import Step, look_up
 
 
@@ -21,12 +22,13 @@ class EngineHolder:
     (`engine.sleep_level` above 0) it starts with the first step that samples, and sleeps during the others."""
 
     def __init__(self, log: Path, spec: dict[str, Any], workspace: Path) -> None:
-        self._part = load_part(spec, "engine")
+        self._part = load_part(spec, "engine", Backend)
         self._log = log
         self._workspace = workspace
         self._service: Any = None
+        self._start = self._part.plugin.start_service
         self._model: Path | None = None  # the folder the service was started with
-        self._shares_device = getattr(self._part.settings, "sleep_level", 0) > 0
+        self._shares_device = self._part.of(self._part.plugin.shares_device)
         self._asleep = False
 
     def warm_up(self, remaining: list[Step], done: dict[str, store.Artifact]) -> None:
@@ -34,25 +36,30 @@ class EngineHolder:
         if self._model is not None:
             return
         ahead = remaining[:1] if self._shares_device else remaining
-        wanted = any(_samples(step) and not self._cached(step, done) for step in ahead)
+        wanted = any(step.plugin.samples and not self._cached(step, done) for step in ahead)
         models = (a.path / "model" for a in done.values() if "model/generation_config.json" in a.manifest["files"])
         model = next(models, None)
-        start = getattr(self._part.module, "start_service", None)
-        if wanted and model is not None and start is not None:
+        if wanted and model is not None and self._start is not None:
             self._model = model
-            self._service = start(model, self._log, self._part.settings)  # None: the user's own server serves
+            self._service = self._begin()
+
+    def _begin(self) -> Service | None:
+        """None: the user's own server serves."""
+        if self._start is None or self._model is None:
+            return None
+        return self._start(self._model, self._log, self._part.settings)
 
     def environment(self, step: Step) -> dict[str, str]:
         """What the step's process needs to use the service. Waits until it serves; starts it anew if it has died."""
         if self._service is None:
             return {}
-        if not _samples(step):
+        if not step.plugin.samples:
             self._rest()
             return {}
         if not self._service.alive():
             screen.say(f"note: the engine has ended ({self._log}); starting it again")
             self._service.stop()  # of several replicas, those that are left
-            self._service = self._part.module.start_service(self._model, self._log, self._part.settings)
+            self._service = self._begin()
             self._asleep = False
         try:
             self._service.wait_ready(self._part.settings.start_timeout)
@@ -78,7 +85,3 @@ class EngineHolder:
 
     def _cached(self, step: Step, done: dict[str, store.Artifact]) -> bool:
         return look_up(self._workspace, step, done).cached
-
-
-def _samples(step: Step) -> bool:
-    return bool(getattr(step.module, "USES_ENGINE", False))

@@ -9,9 +9,11 @@ from typing import Any
 
 from flows.compose import Composed, compose
 from pipeline import plan, runs, tracking
-from pipeline.config import build, declared, load_part, part_problems, problems_of
+from pipeline.config import build, load_part, part_problems, problems_of
 from pipeline.errors import UserError, first, nearest
 from pipeline.plan import Step
+from pipeline.rewards.contract import Scorer
+from pipeline.selection.contract import LISTS, Rule
 
 _PATHS = ("data.root", "model.path", "reward.path", "reward.base", "reward.weak", "reward.scorer.policy",
           "reward.scorer.reference")
@@ -106,7 +108,7 @@ def _unread(config: dict[str, Any]) -> list[str]:
     """What was set and would change nothing, because nothing that runs looks at it."""
     problems, reward = [], config["reward"]
     scorers = [reward["scorer"], *(reward["also"] or {}).values()]
-    known = not any(part_problems(scorer, "reward") for scorer in scorers)
+    known = not any(part_problems(scorer, "reward", Scorer) for scorer in scorers)
     if reward.get("path") is not None and known and not any("path" in scorer for scorer in scorers):
         name = reward["scorer"]["module"].rpartition(".")[2]
         folders = [f"reward.scorer.{key}" for key in ("policy", "reference") if key in reward["scorer"]]
@@ -130,7 +132,7 @@ def _gate_without_a_judge(config: dict[str, Any]) -> list[str]:
 
 def _sampling(config: dict[str, Any]) -> Any:
     """The generate stage's settings, built; None where they are wrong, which the steps tell."""
-    settings, schema = config["stage"]["generate"]["settings"], plan.stage_module("generate").Settings
+    settings, schema = config["stage"]["generate"]["settings"], plan.load_stage("generate").Settings
     settings = plan.at_iteration(settings, 1)
     return None if problems_of(schema, settings) else build(schema, settings)
 
@@ -140,14 +142,14 @@ def _too_few_samples(config: dict[str, Any]) -> list[str]:
     sampling, problems = _sampling(config), list[str]()
     for node in _nodes(config, "build_groups"):  # EGPO's two select with other settings
         spec = plan.merged({"selection": config["selection"]}, node.get("settings") or {})["selection"]
-        if sampling is None or part_problems(spec, "selection"):
+        if sampling is None or part_problems(spec, "selection", Rule):
             continue
-        part = load_part(spec, "selection")
-        needed, given = declared(part, "samples"), sampling.samples
+        part = load_part(spec, "selection", Rule)
+        needed, given = part.of(part.plugin.samples), sampling.samples
         if given < needed:
-            problems.append(f"selection: {part.module.__name__} needs {needed} samples per prompt with these settings, "
+            problems.append(f"selection: {part.name} needs {needed} samples per prompt with these settings, "
                             f"sampling gives {given} (sampling.n x sampling.temperatures)")
-        elif declared(part, "gives") == "lists":
+        elif part.of(part.plugin.gives) == LISTS:
             problems += _too_many_negatives(config["negatives"], given - 1)
     return problems
 

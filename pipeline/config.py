@@ -12,7 +12,8 @@ import math
 import pkgutil
 import types
 import typing
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 from pipeline.errors import UserError, nearest
 
@@ -172,23 +173,49 @@ def _describe(hint: Any) -> str:
     return plain.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A pluggable part: its module and its built Settings."""
+P = TypeVar("P")
+T = TypeVar("T")
 
-    module: types.ModuleType
+
+@dataclasses.dataclass(frozen=True)
+class Part(Generic[P]):
+    """A pluggable part: what its module declares, and its built Settings."""
+
+    name: str
+    """The module's dotted path."""
+
+    plugin: P
+    """Its contract, filled in: an Objective, a Rule, a Scorer ..."""
+
     settings: Any
 
+    def of(self, field: T | Callable[[Any], T]) -> T:
+        """A field of the contract that is a constant for some modules and a function of the settings for others."""
+        return settled(field, self.settings)
 
-def load_part(spec: Any, where: str) -> Part:
-    """A config node `{module: pipeline.objectives.dpo, beta: 0.1}` -> the module and its `Settings(beta=0.1)`.
 
-    Any importable module with a `Settings` dataclass will do, so a user's own package plugs in by its dotted path.
+def settled(field: T | Callable[[Any], T], settings: Any) -> T:
+    return field(settings) if callable(field) else field
+
+
+def load_part(spec: Any, where: str, contract: type[P]) -> Part[P]:
+    """A config node `{module: pipeline.objectives.dpo, beta: 0.1}` -> its OBJECTIVE with `Settings(beta=0.1)`.
+
+    Any importable module that declares the contract will do, so a user's own package plugs in by its dotted path.
     Raises UserError for an unknown module (with the nearest ones beside it) and for every bad setting.
     """
     if not isinstance(spec, dict) or not isinstance(spec.get("module"), str):
         raise UserError(f"{where}.module: missing, expected a module's dotted path such as pipeline.objectives.dpo")
-    name = spec["module"]
+    plugin: Any = load_plugin(spec["module"], where, contract)
+    values = {k: v for k, v in spec.items() if k != "module"}
+    return Part(spec["module"], plugin, build(plugin.Settings, values, where))
+
+
+def load_plugin(name: str, where: str, contract: type[P]) -> P:
+    """What the module `name` declares as the contract's name in capitals: OBJECTIVE = Objective(...).
+
+    Raises UserError where there is no such module, where it declares nothing of the kind, and for a misspelt hook.
+    """
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -196,21 +223,35 @@ def load_part(spec: Any, where: str) -> Part:
             raise UserError(f"{where}.module: {name} needs {error.name}, which is not installed") from None
         close = nearest(name.rpartition(".")[2], _siblings(name))
         raise UserError(f"{where}.module: no module {name!r}{close}") from None
-    if not dataclasses.is_dataclass(getattr(module, "Settings", None)):
-        raise UserError(f"{where}.module: {name} has no Settings dataclass, so it is not a pluggable part")
-    return Part(module, build(module.Settings, {k: v for k, v in spec.items() if k != "module"}, where))
+    except TypeError as error:
+        raise _misdeclared(name, where, contract, error) or error from None
+    kind, known = contract.__name__, f"; what it may declare is in {contract.__module__}"
+    found = vars(module).get(kind.upper())
+    if found is None:
+        close = nearest(kind.upper(), [n for n in vars(module) if n.isupper()])
+        raise UserError(f"{where}.module: {name} has no {kind.upper()} = {kind}(...){close}, so it is not of use "
+                        f"here{known}")
+    if not isinstance(found, contract):
+        raise UserError(f"{where}.module: {name}: {kind.upper()} is a {type(found).__name__}, expected an "
+                        f"{kind}(...){known}")
+    return found
 
 
-def declared(part: Part, name: str) -> Any:
-    """What a part declares as a constant NAME or, where it depends on the settings, as a function name(settings)."""
-    function = getattr(part.module, name, None)
-    return function(part.settings) if function is not None else getattr(part.module, name.upper())
+def _misdeclared(name: str, where: str, contract: Any, error: TypeError) -> UserError | None:
+    """What is wrong in what the module declares; None where the error comes from elsewhere."""
+    called, found, text = str(error).partition(".__init__() ")
+    made = vars(importlib.import_module(contract.__module__)).get(called) if found else None
+    if not dataclasses.is_dataclass(made):
+        return None
+    word = text.rpartition(" ")[2].strip("'") if "unexpected keyword" in text else ""
+    wrong = f"no hook {word!r}{nearest(word, [f.name for f in dataclasses.fields(made)])}" if word else text
+    return UserError(f"{where}.module: {name}: {called}(...): {wrong}; what it may declare is in {contract.__module__}")
 
 
-def part_problems(spec: Any, where: str) -> list[tuple[str, str]]:
+def part_problems(spec: Any, where: str, contract: type) -> list[tuple[str, str]]:
     """The problems of a part as (key relative to nothing, text) pairs, for a Settings.check()."""
     try:
-        load_part(spec, where)
+        load_part(spec, where, contract)
     except UserError as error:
         return [(key, text.strip()) for key, _, text in (p.partition(":") for p in error.problems)]
     return []

@@ -9,16 +9,17 @@ no step that runs takes anything from it. Nothing here imports torch: planning m
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import types
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
 from pipeline import errors, store, wiring
-from pipeline.config import Part, build, declared, problems_of
+from pipeline.config import build, problems_of, settled
 from pipeline.errors import UserError
-from pipeline.stage import STAGES, NoRuntime
+from pipeline.stage import Kinds, Stage
+from pipeline.stage import load as load_stage
 from pipeline.wiring import Ref
 
 _STEP_KEYS = {"stage", "inputs", "settings", "runtime", "when", "from"}
@@ -37,12 +38,8 @@ class Step:
     seed: int
 
     @property
-    def module(self) -> types.ModuleType:
-        return stage_module(self.stage)
-
-
-def stage_module(kind: str) -> types.ModuleType:
-    return importlib.import_module(f"{STAGES}.{kind}")
+    def plugin(self) -> Stage:
+        return load_stage(self.stage)
 
 
 def expand(config: dict[str, Any], overrides: dict[str, dict[str, Any]] | None = None) -> list[Step]:
@@ -86,13 +83,13 @@ def misfits(steps: dict[str, Step]) -> list[str]:
     A stage that makes or passes on groups says which in `kinds(settings, kinds of its inputs)`; one that minds says
     what is wrong in `misfit(settings, kinds of its groups)`.
     """
-    kinds: dict[str, frozenset[str]] = {}
+    kinds: dict[str, Kinds] = {}
     problems: list[str] = []
     for step in steps.values():
-        given = frozenset[str]().union(
-            *(kinds[ref.step] for name in ("groups", "scores") for ref in step.inputs.get(name, ())))
-        kinds[step.name] = step.module.kinds(step.settings, given) if hasattr(step.module, "kinds") else frozenset()
-        wrong = step.module.misfit(step.settings, given) if hasattr(step.module, "misfit") else None
+        read = [ref.step for name in ("groups", "scores") for ref in step.inputs.get(name, ())]
+        given = reduce(or_, map(kinds.__getitem__, read), Kinds())
+        kinds[step.name] = step.plugin.kinds(step.settings, given)
+        wrong = step.plugin.misfit(step.settings, given)
         if wrong is not None and f"stage.{step.stage}: {wrong}" not in problems:
             problems.append(f"stage.{step.stage}: {wrong}")
     return problems
@@ -119,27 +116,25 @@ def _step(
     kind = node["stage"]
     if kind not in config["stage"]:
         raise UserError(f"{where}.stage: no stage {kind!r}{errors.nearest(kind, config['stage'])}")
-    module, values = stage_module(kind), config["stage"][kind]
+    stage, values = load_stage(kind), config["stage"][kind]
     settings = at_iteration(merged(values.get("settings") or {}, node.get("settings") or {}), iteration)
     runtime = merged(values.get("runtime") or {}, node.get("runtime") or {})
-    runtime_class = getattr(module, "Runtime", NoRuntime)
-    problems = problems_of(module.Settings, settings, f"stage.{kind}.settings")
-    problems += problems_of(runtime_class, runtime, f"stage.{kind}.runtime")
+    problems = problems_of(stage.Settings, settings, f"stage.{kind}.settings")
+    problems += problems_of(stage.runtime, runtime, f"stage.{kind}.runtime")
     known = {*earlier, *failed}
-    inputs = wiring.inputs(node.get("inputs") or {}, module.INPUTS, iteration, config["recipe"], known, where, problems)
+    inputs = wiring.inputs(node.get("inputs") or {}, stage.inputs, iteration, config["recipe"], known, where, problems)
     if problems or any(ref.step in failed for refs in inputs.values() for ref in refs):
         raise UserError(*problems)
-    made = build(module.Settings, settings)
-    if hasattr(module, "required"):
-        given = node.get("inputs") or {}
-        unmet = {name: why for name, why in module.required(made).items() if name not in given}
-        if unmet:
-            raise UserError(*(f"{where}.inputs.{name}: these settings need it ({why}), but the recipe does not give it"
-                              for name, why in unmet.items()))
-    if hasattr(module, "wanted"):  # optional inputs these settings have no use for would only make keys differ
-        wanted = module.wanted(made)
-        inputs = {n: refs for n, refs in inputs.items() if module.INPUTS[n] != "optional" or n in wanted}
-    return Step(full, kind, iteration, inputs, made, build(runtime_class, runtime), config["seed"])
+    made = build(stage.Settings, settings)
+    given = node.get("inputs") or {}
+    unmet = {name: why for name, why in stage.required(made).items() if name not in given}
+    if unmet:
+        raise UserError(*(f"{where}.inputs.{name}: these settings need it ({why}), but the recipe does not give it"
+                          for name, why in unmet.items()))
+    if stage.wanted is not None:  # optional inputs these settings have no use for would only make keys differ
+        wanted = stage.wanted(made)
+        inputs = {n: refs for n, refs in inputs.items() if stage.inputs[n] != "optional" or n in wanted}
+    return Step(full, kind, iteration, inputs, made, build(stage.runtime, runtime), config["seed"])
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -206,11 +201,12 @@ def look_up_all(workspace: Path, steps: list[Step]) -> list[Planned]:
 
 def _checked(workspace: Path, step: Step) -> list[str]:
     """What the stage's own check finds. Files from outside that it found good once are not read again."""
-    files = step.module.files(step.settings, step.runtime) if hasattr(step.module, "files") else []
+    stage = step.plugin
+    files = stage.files(step.settings, step.runtime)
     if not files:
-        return list(step.module.check(step.settings, step.runtime))
-    what = [step.stage, step.module.VERSION, dataclasses.asdict(step.settings), dataclasses.asdict(step.runtime)]
-    return store.checked(workspace, what, files, lambda: list(step.module.check(step.settings, step.runtime)))
+        return stage.check(step.settings, step.runtime)
+    what = [step.stage, stage.version, dataclasses.asdict(step.settings), dataclasses.asdict(step.runtime)]
+    return store.checked(workspace, what, files, lambda: stage.check(step.settings, step.runtime))
 
 
 def step_key(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> str:
@@ -219,17 +215,17 @@ def step_key(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> st
 
 def key_parts(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> dict[str, Any]:
     """What the key is made of: also kept in the manifest, so that `align explain` can compare field by field."""
-    module = step.module
+    stage = step.plugin
     inputs = {n: [done[r.step].digest(r.part) for r in refs] for n, refs in step.inputs.items()}
-    files = module.files(step.settings, step.runtime) if hasattr(module, "files") else []
+    files = stage.files(step.settings, step.runtime)
     if files:
         hashes = store.cached_hashes(workspace, files)
         inputs["files"] = [f"{path.name}:{digest}" for path, digest in hashes.items()]
     return {
-        "version": module.VERSION,
+        "version": stage.version,
         "settings": _without_paths(dataclasses.asdict(step.settings), files),
         "inputs": inputs,
-        "seed": step.seed if declared(Part(module, step.settings), "seeded") else None,
+        "seed": step.seed if settled(stage.seeded, step.settings) else None,
     }
 
 
@@ -253,14 +249,14 @@ def check(workspace: Path, steps: list[Step]) -> list[str]:
     for step in steps:
         try:
             item = look_up(workspace, step, done)
-            found = []
+            found = list[str]()
             if item.artifact is not None:
                 done[step.name] = item.artifact
-            elif hasattr(step.module, "check"):
+            else:
                 found = _checked(workspace, step)
         except UserError as error:
             found = error.problems
         except OSError:  # a file it wants to hash is not there; its own check says it better
-            found = step.module.check(step.settings, step.runtime)
+            found = step.plugin.check(step.settings, step.runtime)
         problems += [problem for problem in found if problem not in problems]
     return problems

@@ -1,25 +1,6 @@
 """What a stage is and what it is given.
 
-A stage is a module `pipeline/stages/<kind>.py` plus `conf/stage/<kind>.yaml`:
-
-    VERSION = 1                      bumped by hand when the meaning of its output changes
-    INPUTS = {"model": "one", ...}   input name -> "one", "many" or "optional"
-    Settings                         frozen dataclass: what can change the result (hashed into the artifact's key)
-    Runtime                          frozen dataclass: what cannot (batch size per device, threads, part size ...)
-    DISTRIBUTED = True               it may run in several processes at once, as its Runtime's `torchrun` says
-    SEEDED = True                    whether the run's seed changes the result (False: shared by all seeds)
-    run(context)                     reads context.inputs, writes everything under context.out
-
-and where it applies
-
-    files(settings, runtime)         the files from outside it reads: their content is part of the key
-    check(settings, runtime)         problems that can be known before anything runs
-    wanted(settings)                 the optional inputs these settings have a use for
-    seeded(settings)                 SEEDED where it depends on the settings
-    required(settings)               the optional inputs they cannot do without -> what each gives
-    kinds(settings, given)           what groups it makes ("pairs", "lists"), given those of its input `groups`
-    misfit(settings, given)          why it cannot take such groups, or None
-
+A stage is a module `pipeline/stages/<kind>.py` with `STAGE = Stage(...)` at its end, plus `conf/stage/<kind>.yaml`.
 Heavy imports (torch, transformers, vllm) go inside functions: planning imports every stage module.
 """
 
@@ -31,11 +12,13 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline import files
+from pipeline.config import load_plugin
 
 STAGES = "pipeline.stages"
 
@@ -126,6 +109,90 @@ class Context:
 
     def optional(self, name: str) -> Path | None:
         return self.inputs[name][0] if self.inputs.get(name) else None
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """What groups a stage makes, as far as planning knows."""
+
+    layouts: frozenset[str] = frozenset()
+    """ "pairs", "lists", a make-up of its own, or "data": what a data set brings, known once it is read."""
+
+    scores: frozenset[str] = frozenset()
+    """The names of the scores that are on them."""
+
+    def __or__(self, other: Kinds) -> Kinds:
+        return Kinds(self.layouts | other.layouts, self.scores | other.scores)
+
+
+def _no_list(settings: Any, runtime: Any) -> list[Any]:
+    return []
+
+
+def _no_inputs(settings: Any) -> dict[str, str]:
+    return {}
+
+
+def _no_groups(settings: Any, given: Kinds) -> Kinds:
+    return Kinds()
+
+
+def _takes_all(settings: Any, given: Kinds) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a module in pipeline/stages declares as STAGE."""
+
+    Settings: type
+    """Frozen dataclass: what can change the result (hashed into the artifact's key)."""
+
+    run: Callable[[Context], None]
+    """Reads context.inputs, writes everything under context.out."""
+
+    version: int
+    """Raised by hand when the meaning of its output changes."""
+
+    inputs: dict[str, str]
+    """Input name -> "one", "many" or "optional"."""
+
+    seeded: bool | Callable[[Any], bool]
+    """Whether the run's seed changes the result (False: shared by all seeds); a function of the settings where it
+    depends on them.
+    """
+
+    runtime: type = NoRuntime
+    """Frozen dataclass: what cannot change the result (batch size per device, threads, part size ...)."""
+
+    distributed: bool = False
+    """It may run in several processes at once, as its runtime's `torchrun` says."""
+
+    samples: bool = False
+    """It uses the run's sampling engine."""
+
+    files: Callable[[Any, Any], list[Path]] = _no_list
+    """(settings, runtime) -> the files from outside it reads: their content is part of the key."""
+
+    check: Callable[[Any, Any], list[str]] = _no_list
+    """(settings, runtime) -> problems that can be known before anything runs."""
+
+    required: Callable[[Any], dict[str, str]] = _no_inputs
+    """settings -> the optional inputs they cannot do without, and what each gives."""
+
+    wanted: Callable[[Any], set[str]] | None = None
+    """settings -> the optional inputs they have a use for; None: all of them."""
+
+    kinds: Callable[[Any, Kinds], Kinds] = _no_groups
+    """(settings, kinds of its input `groups`) -> what groups it makes."""
+
+    misfit: Callable[[Any, Kinds], str | None] = _takes_all
+    """(settings, kinds of its input `groups`) -> why it cannot take such groups, or None."""
+
+
+def load(kind: str) -> Stage:
+    """The stage of that name. Raises UserError where its module declares none."""
+    return load_plugin(f"{STAGES}.{kind}", f"stage.{kind}", Stage)
 
 
 def derive_seed(seed: int, *parts: object) -> int:

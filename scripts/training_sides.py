@@ -77,6 +77,8 @@ def ours(spec: dict[str, Any], gate: Gate) -> None:
     from pipeline.config import load_part
     from pipeline.lm import examples as data
     from pipeline.lm import folders, forward
+    from pipeline.negatives.contract import Draw
+    from pipeline.objectives.contract import Objective
     from pipeline.stage import Reporter
     from pipeline.training import policy
     from pipeline.training.loop import Job, fit
@@ -92,9 +94,9 @@ def ours(spec: dict[str, Any], gate: Gate) -> None:
     forward.prepare(model, spec["share_prefix"])
     if spec["reference"]:
         examples = with_reference(model, examples, spec["precision"])
-    negatives = None if spec["negatives"] is None else load_part(spec["negatives"], "negatives")
-    task = policy.PolicyTask(load_part(spec["objective"], "objective"), negatives, 0, runtime.tokens_per_batch,
-                             runtime.logits_per_chunk)
+    negatives = None if spec["negatives"] is None else load_part(spec["negatives"], "negatives", Draw)
+    task = policy.PolicyTask(load_part(spec["objective"], "objective", Objective), negatives, 0,
+                             runtime.tokens_per_batch, runtime.logits_per_chunk)
 
     class Gated:
         """The task, held at the gate before each step."""

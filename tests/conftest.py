@@ -1,13 +1,25 @@
-"""What many tests share: tiny models, and one vLLM server for the whole test run."""
+"""What many tests share: tiny models, one vLLM server for the whole test run, warm processes, and who runs what.
+
+`make test` runs the tests in two processes: those of a file in one, and all that need vLLM in one, with one server.
+"""
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
+import os
+import platform
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+ROOT = Path(__file__).parent.parent
+STARTED = time.monotonic()
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
@@ -21,6 +33,67 @@ SENTENCES = (
     "First boil the water, then add the rice, and finally let it rest for ten minutes before serving.",
     "What is the best way to learn a new language? Practise a little every day and speak with people.",
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", type=Path, help="add a line about this test run to a Markdown table in this file")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs vLLM comes first and shares a process; files with slow tests come before the others."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    for item in items:
+        if "vllm_service" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("vllm"))
+    items.sort(key=lambda item: (item.get_closest_marker("xdist_group") is None, item.path not in slow))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """The tests of a group run in one process, as with --dist loadgroup, and so do those of a file."""
+    from xdist.scheduler import LoadGroupScheduling
+
+    class ByGroupOrFile(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return super()._split_scope(nodeid).partition("::")[0]
+
+    return ByGroupOrFile(config, log)
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus: int, config: pytest.Config) -> None:
+    """With --record FILE: date, commit, machine, counts and minutes of this run as one more row of the table."""
+    file = config.getoption("record")
+    if file is None or "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
+    count = {name: len(terminalreporter.getreports(name)) for name in ("passed", "failed", "error", "skipped")}
+    row = [f"{datetime.date.today()}", git.stdout.strip(), f"{platform.machine()}, {os.cpu_count()} cores",
+           *(f"{number}" for number in count.values()), f"{(time.monotonic() - STARTED) / 60:.1f}"]
+    with file.open("a") as table:
+        table.write(f"| {' | '.join(row)} |\n")
+    terminalreporter.write_line(f"recorded in {file}")
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment in which `python -m pipeline.worker` is a fork of a process with torch and transformers imported.
+
+    Real processes, as a run starts them, without the seconds of import: see tests/warm/sitecustomize.py. Tests that
+    kill processes or measure their memory do without it.
+    """
+    folder = Path(__file__).parent / "warm"
+    address = tmp_path_factory.mktemp("warm") / "socket"
+    paths = os.pathsep.join([str(folder), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    log = address.with_name("log").open("w")
+    server = subprocess.Popen([sys.executable, str(folder / "server.py"), str(address)], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                              start_new_session=True)
+    assert server.stdin and server.stdout
+    assert server.stdout.readline() == b"ready\n", Path(log.name).read_text()
+    yield {"ALIGNLOOP_WARM": str(address), "PYTHONPATH": paths}
+    server.stdin.close()
+    server.wait(30)
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import pytest
 
 from pipeline.config import build, load_part, problems_of, setting
 from pipeline.errors import UserError, nearest
+from pipeline.objectives.contract import Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,18 +67,53 @@ def test_nearest_names():
 
 
 def test_a_part_is_a_module_and_its_settings():
-    part = load_part({"module": "pipeline.objectives.dpo", "beta": 0.3}, "objective")
-    assert part.module.__name__ == "pipeline.objectives.dpo" and part.settings.beta == 0.3
+    part = load_part({"module": "pipeline.objectives.dpo", "beta": 0.3}, "objective", Objective)
+    assert part.name == "pipeline.objectives.dpo" and part.settings.beta == 0.3
+
+
+@pytest.mark.parametrize(("declares", "problem"), [
+    ("OBJECTIVE = Objective(Settings, loss, need=Needs(pairs=True))",
+     "objective.module: own: Objective(...): no hook 'need' (did you mean needs?); what it may declare is in "
+     "pipeline.objectives.contract"),
+    ("OBJECTIVE = Objective(Settings, loss, Needs(pair=True))",
+     "objective.module: own: Needs(...): no hook 'pair' (did you mean pairs?); what it may declare is in "
+     "pipeline.objectives.contract"),
+    ("OBJECTIVE = Objective(Settings)",
+     "objective.module: own: Objective(...): missing 1 required positional argument: 'loss'; what it may declare is in "
+     "pipeline.objectives.contract"),
+    ("OBJECTIV = Objective(Settings, loss)",
+     "objective.module: own has no OBJECTIVE = Objective(...) (did you mean OBJECTIV?), so it is not of use here; what "
+     "it may declare is in pipeline.objectives.contract"),
+    ("OBJECTIVE = Settings()",
+     "objective.module: own: OBJECTIVE is a Settings, expected an Objective(...); what it may declare is in "
+     "pipeline.objectives.contract"),
+])  # fmt: skip
+def test_a_misspelt_hook_fails_by_name(tmp_path, monkeypatch, declares, problem):
+    head = ("from pipeline.objectives.contract import Needs, Objective\nfrom pipeline.objectives.dpo import Settings, "
+            "loss\n")
+    (tmp_path / "own.py").write_text(head + declares)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    with pytest.raises(UserError) as caught:
+        load_part({"module": "own"}, "objective", Objective)
+    assert caught.value.problems == [problem]
+
+
+def test_another_type_error_of_a_module_is_not_hidden(tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text("len(1)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TypeError, match="has no len"):
+        load_part({"module": "broken"}, "objective", Objective)
 
 
 def test_an_unknown_part_names_the_nearest():
     with pytest.raises(UserError) as caught:
-        load_part({"module": "pipeline.objectives.dpoo"}, "objective")
+        load_part({"module": "pipeline.objectives.dpoo"}, "objective", Objective)
     assert caught.value.problems == [
         "objective.module: no module 'pipeline.objectives.dpoo' (did you mean dpo or tdpo or rdpo?)"]
 
 
 def test_a_parts_bad_settings_carry_the_dotted_key():
     with pytest.raises(UserError) as caught:
-        load_part({"module": "pipeline.objectives.dpo", "betta": 1, "beta": -1}, "objective")
+        load_part({"module": "pipeline.objectives.dpo", "betta": 1, "beta": -1}, "objective", Objective)
     assert [p.partition(":")[0] for p in caught.value.problems] == ["objective.betta", "objective.beta"]

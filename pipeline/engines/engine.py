@@ -1,19 +1,14 @@
 """What every engine takes and gives: token ids in, token ids out.
 
-An engine is a module with a `Settings` dataclass and
-
-    open_engine(model, settings, log) -> a context manager giving an Engine
-
-for the model folder `model`; `log` is a file the engine may write to. A module may also have
-`start_service(model, log, settings)` for an engine that outlives a stage, and `check_service(settings)` for the
-problems of a service that already runs, told by planning.
-Light: planning imports engine modules, so torch and the like are imported inside their functions.
+An engine is a module with `BACKEND = Backend(...)` at its end. Light: planning imports engine modules, so torch
+and the like are imported inside their functions.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,12 +57,68 @@ class Answer:
 class Engine(Protocol):
     """An open engine: it serves one model folder."""
 
-    context_length: int  # prompt + completion tokens it can hold
-    facts: dict[str, float]  # numbers worth keeping with the result
+    @property
+    def context_length(self) -> int:
+        """Prompt + completion tokens it can hold."""
+        ...
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """Numbers worth keeping with the result."""
+        ...
 
     def sample(self, requests: Iterable[Request]) -> Iterator[Answer]:
         """One answer per request, in order, reading `requests` ahead as far as keeps the engine busy."""
         ...
+
+
+class Service(Protocol):
+    """An engine that outlives a stage."""
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What a stage's process needs to use it."""
+        ...
+
+    def wait_ready(self, timeout: float) -> None: ...
+
+    def alive(self) -> bool: ...
+
+    def rest(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def _no_problems(settings: Any) -> list[str]:
+    return []
+
+
+def _no_findings(settings: Any) -> tuple[list[tuple[str, str]], list[str]]:
+    return [], []
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What a module in pipeline/engines declares as BACKEND."""
+
+    Settings: type
+
+    open_engine: Callable[[Path, Any, Path], AbstractContextManager[Engine]]
+    """(model folder, settings, a log file it may write to) -> the engine, open."""
+
+    start_service: Callable[[Path, Path, Any], Service | None] | None = None
+    """(model folder, log file, settings) -> an engine that outlives a stage; None where the user's own server does."""
+
+    check_service: Callable[[Any], list[str]] = _no_problems
+    """settings -> the problems of a service that already runs, told by planning."""
+
+    findings: Callable[[Any], tuple[list[tuple[str, str]], list[str]]] = _no_findings
+    """settings -> what `align doctor` says of it: (what, found) rows, and problems."""
+
+    shares_device: bool | Callable[[Any], bool] = False
+    """Whether training needs the service's device: it then starts with the first step that samples."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from typing import Any
 from pipeline.config import setting
 from pipeline.errors import Problems
 from pipeline.formats import lines, splits
+from pipeline.formats.contract import Format
 from pipeline.formats.divide import divide
 from pipeline.formats.lines import Row
 from pipeline.formats.splits import FAULTS, Entry, Imported, Limits, Shares
@@ -156,3 +157,6 @@ def _check(messages: list[Message], answers: list[str]) -> None:
         problem = splits.text_problem(answer)
         if problem and answer:
             raise ValueError(f"the answer {problem}")
+
+
+FORMAT = Format(Settings, EXPECTED, files, read)

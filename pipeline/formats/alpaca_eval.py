@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.config import setting
 from pipeline.errors import Problems, UserError
 from pipeline.formats import lines, splits
+from pipeline.formats.contract import Format
 from pipeline.formats.splits import Imported
 from pipeline.records import Completion, Group, Message
 
@@ -80,3 +81,6 @@ def export(groups: Iterable[Group], second: dict[str, Group], model: str, out: P
     ]
     (out / "model_outputs.json").write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     return len(rows)
+
+
+FORMAT = Format(Settings, EXPECTED, files, read, export=export)

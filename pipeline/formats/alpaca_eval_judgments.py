@@ -16,6 +16,7 @@ from typing import Any
 from pipeline import statistics
 from pipeline.errors import Problems, UserError
 from pipeline.formats import lines
+from pipeline.formats.contract import Judgments
 from pipeline.records import Completion, Group
 
 EXPECTED = "a .json file with a list of AlpacaEval annotations"
@@ -86,3 +87,6 @@ def preference(value: Any) -> float | None:
     if value == 0:  # how older annotators write a tie
         return 0.5
     return float(value) - 1 if 1 <= value <= 2 else None
+
+
+JUDGMENTS = Judgments(Settings, files, preferences)

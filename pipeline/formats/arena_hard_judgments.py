@@ -18,6 +18,7 @@ from pipeline import statistics
 from pipeline.config import setting
 from pipeline.errors import Problems, UserError
 from pipeline.formats import lines
+from pipeline.formats.contract import Judgments
 from pipeline.records import Completion, Group
 
 EXPECTED = "a .jsonl file of Arena-Hard judgments ({question_id, games} a line)"
@@ -143,3 +144,6 @@ def _judged(data: dict[str, Any], strong: int) -> Judged:
         votes += [0.5 if ours == 0 else float(ours > 0)] * (strong if abs(ours) == 2 else 1)
     prompts = [game["user_prompt"] for game in games if isinstance(game.get("user_prompt"), str)]
     return Judged(votes, prompts)
+
+
+JUDGMENTS = Judgments(Settings, files, preferences, published=published)

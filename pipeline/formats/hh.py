@@ -22,6 +22,7 @@ from typing import Any
 from pipeline.config import setting
 from pipeline.errors import Problems
 from pipeline.formats import lines, splits
+from pipeline.formats.contract import Format
 from pipeline.formats.divide import divide
 from pipeline.formats.lines import Row
 from pipeline.formats.splits import Entry, Imported, Limits, Shares
@@ -129,3 +130,6 @@ def _side(data: dict[str, Any], key: str) -> list[Message]:
         return transcript(data[key])
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
+
+
+FORMAT = Format(Settings, EXPECTED, files, read)

@@ -23,6 +23,7 @@ from typing import Any
 from pipeline.config import setting
 from pipeline.errors import Problems, UserError
 from pipeline.formats import lines, splits
+from pipeline.formats.contract import Format
 from pipeline.formats.divide import divide
 from pipeline.formats.lines import Row
 from pipeline.formats.splits import FAULTS, SPLITS, Entry, Imported, Limits, Shares
@@ -190,3 +191,6 @@ def _messages(value: Any, key: str) -> list[Message]:
         if not good:
             raise ValueError(f"{key}: turn {number} is {str(item)[:60]}, expected {{role: text, content: text}}")
     return [Message(item["role"], item["content"]) for item in value]
+
+
+FORMAT = Format(Settings, EXPECTED, files, read)

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.errors import Problems, UserError
 from pipeline.formats import lines, splits
+from pipeline.formats.contract import Format
 from pipeline.formats.splits import Imported
 from pipeline.records import Completion, Group, Message
 
@@ -152,3 +153,7 @@ def export(groups: Iterable[Group], second: dict[str, Group], model: str, out: P
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             number += 1
     return number
+
+
+FORMAT = Format(
+    Settings, EXPECTED, files, read, follow_ups=follow_ups, given_follow_ups=given_follow_ups, export=export)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import setting
 from pipeline.errors import UserError
@@ -37,6 +37,11 @@ def ends(
         logs = log_weights(logps, ref_logps, present, settings.weights, lengths=divide)
         indices, valid = top(sign * logs, present, settings.m)
         return indices, valid, {"kernel_entropy": torch.zeros_like(logs[:, 0])}
+
+
+def weighs_by_reward(settings: Any) -> bool:
+    """Whether candidates are weighed by log(policy / reference)."""
+    return bool(settings.weights == "reward")
 
 
 def lengths_for(length_normalize: bool, lengths: Tensor | None) -> Tensor | None:

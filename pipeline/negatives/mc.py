@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.negatives.draws import entropy, fresh, gumbel, lengths_for, log_weights, top
+from pipeline.negatives.contract import Draw
+from pipeline.negatives.draws import entropy, fresh, gumbel, lengths_for, log_weights, top, weighs_by_reward
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS_LOGPS = True
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def draw(
     logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """See pipeline.selection. Gumbel-top-M: adding Gumbel noise to log w and taking the M largest is exactly drawing
+    """See Draw. Gumbel-top-M: adding Gumbel noise to log w and taking the M largest is exactly drawing
     M times from w, each time without the ones before. Metric: kernel_entropy of w, nats, at most ln L.
     """
     import torch
@@ -66,3 +65,6 @@ def draw(
             indices, valid = top(logs + gumbel(fresh(uniforms, step)), proposed, settings.m)
             state = torch.zeros_like(present, dtype=torch.int64).scatter_add(1, indices, valid.long()) > 0
         return indices, valid, {"kernel_entropy": entropy(logs)}
+
+
+DRAW = Draw(Settings, draw, needs_logps=True, needs_reference=weighs_by_reward)

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
+from pipeline.negatives.contract import Draw
 from pipeline.negatives.draws import entropy, top
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS_LOGPS = False
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ def draw(
     logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """See pipeline.selection. The M largest uniforms are M candidates at random. Metric: kernel_entropy, ln L nats."""
+    """See Draw. The M largest uniforms are M candidates at random. Metric: kernel_entropy, ln L nats."""
     import torch
 
     with torch.no_grad():
@@ -34,3 +33,6 @@ def draw(
         indices, valid = top(keys, present, settings.m)
         logs = torch.where(present[:, 1:], torch.zeros_like(keys), float("-inf"))
         return indices, valid, {"kernel_entropy": entropy(logs)}
+
+
+DRAW = Draw(Settings, draw, needs_logps=False)

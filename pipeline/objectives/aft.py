@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.lists import compared_list
 from pipeline.objectives.shared.pairs import averages
 from pipeline.objectives.shared.tensors import at_least_float32, masked, required, softplus
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,9 @@ class Settings:
     """Answers that score at least this are good, the others bad. null: completion 0 is good, no scores needed."""
 
 
-def needs(settings: Settings) -> frozenset[str]:
+def needs(settings: Settings) -> Needs:
     """Lists; scores only where a threshold tells good from bad."""
-    return frozenset({"lists"} if settings.threshold is None else {"lists", "scores"})
+    return Needs(lists=True, scores=settings.threshold is not None)
 
 
 def aft_losses(values: Tensor, good: Tensor, bad: Tensor) -> Tensor:
@@ -74,3 +72,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     usable = good.any(dim=1) & bad.any(dim=1)
     losses = aft_losses(values, good, bad)
     return compared_list(usable, batch.present, losses, values, good=good.sum(dim=1))
+
+
+OBJECTIVE = Objective(Settings, loss, needs=needs)

@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.pairs import averages, compared, pairs_of
 from pipeline.objectives.shared.tensors import log_sigmoid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-NEEDS = frozenset({"pairs"})
-NORMALISE = "groups"
 CLAMP = 80.0  # largest exponent: e^88 overflows in float32
 
 
@@ -83,3 +81,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     rewards = (settings.beta * alpha_rewards(*side, settings.alpha) for side in sides)
     over = [(-settings.alpha * averages(*side) > CLAMP).long() for side in sides]
     return compared(pairs, losses, *rewards, clamped=over[0] + over[1])
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True))

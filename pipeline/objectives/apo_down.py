@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"reference", "pairs"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -51,3 +48,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     losses = apo_down_losses(*four, settings.beta)
     chosen, rejected = log_ratios(*four)
     return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

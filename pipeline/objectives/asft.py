@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.odds import log1mexp, log_odds
 from pipeline.objectives.shared.pairs import averages, compared, pairs_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"pairs"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -59,3 +56,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     losses = asft_losses(pairs.chosen, pairs.rejected, *pairs.lengths, settings.odds_weight)
     chosen, rejected = averages(pairs.chosen, pairs.chosen_lengths), averages(pairs.rejected, pairs.rejected_lengths)
     return compared(pairs, losses, log_odds(chosen), log_odds(rejected))
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True))

@@ -1,8 +1,5 @@
 """Terms that stand beside any objective: an SFT term, length desensitisation, a rationale term.
 
-    before(batch, settings) -> LossInputs             what the objective sees
-    terms(batch, settings) -> (losses (G,), metrics)  what is added to its losses; sees the batch as it was
-
 SFT term:  + w (-log pi(y_w)), in one of three normalisations (equations A0): the sum over tokens (the papers), its mean
 over the completion's tokens (OpenRLHF's nll_loss_coef), or the mean over all chosen tokens of the global batch (TRL's
 "sft" loss and CPO).
@@ -21,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import Auxiliary, LossInputs, Needs
 from pipeline.objectives.shared.tensors import at_least_float32, masked, required
 from pipeline.objectives.shared.tokenwise import tokens_of
 
@@ -49,14 +46,10 @@ class Settings:
     """Wrap it as the released RDPO code does: -log s(gamma log pi(rationale)) instead of -gamma log pi."""
 
 
-def needs(settings: Settings) -> frozenset[str]:
+def needs(settings: Settings) -> Needs:
     """Token-level log-probs for length desensitisation, a further completion for rationales; else nothing."""
-    found: set[str] = set()
-    if settings.length_alpha < 1.0:
-        found |= {"token_logps", "reference_tokens"}
-    if settings.rationale_gamma > 0.0:
-        found |= {"rationale"}
-    return frozenset(found)
+    by_token = settings.length_alpha < 1.0
+    return Needs(token_logps=by_token, reference_tokens=by_token, rationale=settings.rationale_gamma > 0.0)
 
 
 def sft_losses(
@@ -171,3 +164,6 @@ def terms(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tens
         metrics["rationale_logps"] = logps.detach()
         total = total + losses
     return total, metrics
+
+
+AUXILIARY = Auxiliary(Settings, before, terms, needs)

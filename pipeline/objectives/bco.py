@@ -16,14 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.labelled import labelled, labelled_metrics, mean_over
 from pipeline.objectives.shared.tensors import at_least_float32, log_sigmoid, masked, required
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,9 @@ class Settings:
     """Of "ema": what stays of the old mean. The first batch sets it; 0: delta is the batch's own."""
 
 
-def needs(settings: Settings) -> frozenset[str]:
+def needs(settings: Settings) -> Needs:
     """Without a shift a group's loss is its own."""
-    return frozenset({"labels", "reference"} | ({"batch"} if settings.shift != "zero" else set()))
+    return Needs(labels=True, reference=True, batch=settings.shift != "zero")
 
 
 def bco_losses(log_ratios: Tensor, wanted: Tensor, delta: Tensor | float, beta: float) -> Tensor:
@@ -115,3 +113,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     losses = masked(bco_losses(examples.ratios, examples.wanted, delta, settings.beta), examples.present).sum(dim=1)
     shown = losses.detach() * 0 + delta
     return losses, labelled_metrics(examples, settings.beta, delta=shown)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=needs, state=state, update=update)

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.cringe import needs_of, per_token, token_terms
 from pipeline.objectives.shared.tensors import at_least_float32, detached
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NORMALISE = "tokens"
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,9 @@ class Settings:
     """How many of the largest logits the positive token is drawn from. Paper: 5."""
 
 
-def needs(settings: Settings) -> frozenset[str]:
+def needs(settings: Settings) -> Needs:
     """Pairs, lists and labelled completions, also mixed, and the largest logits of every token."""
-    return needs_of(settings.k) | {"pairs", "lists", "singles"}
+    return needs_of(settings.k) | Needs(pairs=True, lists=True, singles=True)
 
 
 def binary_cringe_losses(positive_logps: Tensor, negative_contrastive: Tensor, alpha: float) -> Tensor:
@@ -59,3 +57,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     cross_entropy, contrastive = token_terms(batch, settings.k)
     losses = binary_cringe_losses(-cross_entropy, contrastive, settings.alpha)
     return losses, detached(**per_token(batch, cross_entropy, contrastive))
+
+
+OBJECTIVE = Objective(Settings, loss, needs=needs, normalise="tokens")

@@ -12,14 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Objective
 from pipeline.objectives.shared.tensors import at_least_float32, column, detached
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS: frozenset[str] = frozenset()
-NORMALISE = "tokens"
 
 
 @dataclass(frozen=True)
@@ -37,3 +34,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     logps = column(batch.logps, 0, batch.present[:, 0])
     losses = ce_losses(logps)
     return losses, detached(token_nll=losses / batch.lengths[:, 0].clamp(min=1))
+
+
+OBJECTIVE = Objective(Settings, loss, normalise="tokens")

@@ -13,16 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.pairs import compared, pairs_of
 from pipeline.objectives.shared.tensors import at_least_float32, column, softplus
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"pairs", "token_logps"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -61,3 +58,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     chosen, rejected = (column(sums, i, pairs.usable) for i in (0, 1))
     losses = cpl_losses(chosen, rejected, settings.alpha, settings.bias)
     return compared(pairs, losses, settings.alpha * chosen, settings.alpha * rejected)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, token_logps=True))

@@ -16,15 +16,12 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.pairs import SFT, compared, pairs_of
 from pipeline.objectives.shared.tensors import at_least_float32, log_sigmoid
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"pairs"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -72,3 +69,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
         batch.mean_chosen_length,
     )
     return compared(pairs, losses, settings.beta * pairs.chosen, settings.beta * pairs.rejected)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True))

@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.pairs import Pairs, compared
 from pipeline.objectives.shared.tensors import at_least_float32, column, log_sigmoid, masked, reference_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"reference", "lists"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -68,3 +65,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     chosen = masked(ratios, own).sum(dim=1) / own.sum(dim=1).clamp(min=1)
     pairs = Pairs(usable, chosen, rejected, rejected, rejected)
     return compared(pairs, losses, settings.beta * chosen, settings.alpha * rejected, own_samples=own.sum(dim=1))
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(lists=True, reference=True))

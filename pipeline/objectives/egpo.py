@@ -21,14 +21,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.online_ipo import against_opponents
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"reference", "scores", "lists", "takes:drawn"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -48,3 +45,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     Raises ValueError without a reference or scores.
     """
     return against_opponents(batch, "egpo", settings.beta, settings.log_ratio)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(lists=True, reference=True, scores=True, takes=("drawn",)))

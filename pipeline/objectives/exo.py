@@ -14,15 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
 from pipeline.objectives.shared.tensors import log_sigmoid
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"reference", "pairs"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -80,3 +77,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     chosen, rejected = log_ratios(*four)
     vanishing = settings.beta * (chosen - rejected) < -10.0
     return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected, vanishing=vanishing)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

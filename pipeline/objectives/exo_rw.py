@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.lists import comparable, compared_list, log_softmax_over, soft_labels
 from pipeline.objectives.shared.tensors import masked, reference_of, required
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"reference", "lists", "scores"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -63,3 +60,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     losses = exo_rw_losses(batch.logps, reference, scores, batch.present, settings.beta, settings.reward_temperature)
     rewards = settings.beta * (masked(batch.logps, batch.present) - masked(reference, batch.present))
     return compared_list(comparable(batch.present), batch.present, losses, rewards)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(lists=True, reference=True, scores=True))

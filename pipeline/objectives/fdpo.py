@@ -18,15 +18,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
 from pipeline.objectives.shared.tensors import at_least_float32, log_sigmoid
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"reference", "pairs"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -107,3 +104,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     clamped = (-settings.rate * chosen > settings.clamp).long() + (-settings.rate * rejected > settings.clamp).long()
     rewards = (settings.beta * f_scores(side, *how) for side in (chosen, rejected))
     return compared(pairs, losses, *rewards, clamped=clamped)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

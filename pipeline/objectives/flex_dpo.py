@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.pairs import SFT, compared, log_ratios, with_anchor
 from pipeline.objectives.shared.tensors import log_sigmoid
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"reference", "pairs"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -76,3 +73,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
         losses = losses + settings.sft_weight * nll
     chosen, rejected = log_ratios(*four)
     return compared(pairs, losses, settings.beta_chosen * chosen, settings.beta_rejected * rejected)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

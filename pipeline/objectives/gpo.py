@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
 from pipeline.objectives.shared.tensors import at_least_float32, column, required
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"previous", "scores", "pairs"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -70,3 +67,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     losses = gpo_losses(*four, *scores, settings.beta)
     chosen, rejected = log_ratios(*four)
     return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, previous=True, scores=True))

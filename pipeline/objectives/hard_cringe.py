@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.cringe import REDUCTIONS, divisor, margins, needs_of, per_token, reduced, token_terms
 from pipeline.objectives.shared.tensors import at_least_float32, detached, paired
 
@@ -41,9 +41,9 @@ class Settings:
     printed, the mean over pairs; mean: of each completion's own token mean. The paper does not say which."""
 
 
-def needs(settings: Settings) -> frozenset[str]:
+def needs(settings: Settings) -> Needs:
     """Pairs or single completions, and the largest logits of every token."""
-    return needs_of(settings.k) | {"pairs", "singles"}
+    return needs_of(settings.k) | Needs(pairs=True, singles=True)
 
 
 def normalise(settings: Settings) -> str:
@@ -91,3 +91,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
         **per_token(batch, cross_entropy, contrastive),
     )
     return losses, metrics
+
+
+OBJECTIVE = Objective(Settings, loss, needs=needs, normalise=normalise)

@@ -11,11 +11,11 @@ DPO, and a pair is enough.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.dpo import dpo_losses
 from pipeline.objectives.shared.lists import laid_out
 from pipeline.objectives.shared.pairs import Pairs, compared
@@ -23,8 +23,6 @@ from pipeline.objectives.shared.tensors import column, masked, reference_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -38,10 +36,10 @@ class Settings:
     """lambda, weight of the reverse KL."""
 
 
-def needs(settings: Settings) -> frozenset[str]:
+def needs(settings: Settings) -> Needs:
     """Without the reverse KL it is DPO on pairs, and samples behind them are not looked at."""
-    samples = "layout:pair_and_samples" if settings.lam > 0.0 else "takes:pair_and_samples"
-    return frozenset({"reference", "lists", samples})
+    needs, samples = Needs(reference=True, lists=True), "pair_and_samples"
+    return replace(needs, layout=samples) if settings.lam > 0.0 else replace(needs, takes=(samples,))
 
 
 def leave_one_out(values: Tensor, present: Tensor) -> Tensor:
@@ -87,3 +85,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     ratios = masked(batch.logps[:, 2:], samples) - masked(reference[:, 2:], samples)
     pairs = Pairs(usable, chosen, rejected, *lengths)
     return compared(pairs, losses, *rewards, online_kl=ratios.sum(dim=1) / samples.sum(dim=1).clamp(min=1))
+
+
+OBJECTIVE = Objective(Settings, loss, needs=needs)

@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.labelled import signs
 from pipeline.objectives.shared.tensors import at_least_float32, detached, log_sigmoid, masked, reference_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"reference", "labels"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -64,3 +61,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     metrics = detached(rewards_chosen=chosen, rewards_rejected=rejected, margin=chosen - rejected,
                        accuracy=right.sum(dim=1) / number)
     return losses.sum(dim=1), metrics
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(labels=True, reference=True))

@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.lists import comparable, compared_list, log_softmax_over, soft_labels
 from pipeline.objectives.shared.tensors import at_least_float32, masked, reference_of, required
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"reference", "lists", "scores"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -71,3 +68,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     losses = infonca_losses(batch.logps, reference, scores, batch.present, settings.beta, settings.alpha)
     rewards = settings.beta * (masked(batch.logps, batch.present) - masked(reference, batch.present))
     return compared_list(comparable(batch.present), batch.present, losses, rewards)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(lists=True, reference=True, scores=True))

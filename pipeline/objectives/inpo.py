@@ -14,15 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.pairs import compared, with_anchor
 from pipeline.objectives.shared.tensors import at_least_float32, column, required
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"reference", "previous", "pairs"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -81,3 +78,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     anchors = [settings.pull * r + (1.0 - settings.pull) * t for r, t in zip(four[2:], previous, strict=True)]
     rewards = [settings.eta * (logps - anchor) for logps, anchor in zip(four[:2], anchors, strict=True)]
     return compared(pairs, losses, *rewards)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True, previous=True))

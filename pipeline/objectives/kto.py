@@ -14,18 +14,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.labelled import Labelled, labelled, labelled_metrics, mean_over, only_pairs
 from pipeline.objectives.shared.tensors import at_least_float32, masked, required
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-NORMALISE = "groups"
 _NEEDS = {
-    "mismatched": {"labels", "mismatched", "batch"},
-    "pair": {"pairs", "batch"},
-    "zero": {"labels"},
+    "mismatched": Needs(reference=True, labels=True, mismatched=True, batch=True),
+    "pair": Needs(reference=True, pairs=True, batch=True),
+    "zero": Needs(reference=True, labels=True),
 }
 
 
@@ -48,9 +47,9 @@ class Settings:
     apo_zero_unpaired). The last two hold no reference model."""
 
 
-def needs(settings: Settings) -> frozenset[str]:
+def needs(settings: Settings) -> Needs:
     """The reference point decides."""
-    return frozenset({"reference"} | _NEEDS[settings.reference_point])
+    return _NEEDS[settings.reference_point]
 
 
 def kto_losses(
@@ -113,3 +112,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     losses = masked(each, examples.present).sum(dim=1) / examples.present.sum(dim=1).clamp(min=1)
     shown = losses.detach() * 0 + points[0]
     return losses, labelled_metrics(examples, settings.beta, reference_point=shown)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=needs)

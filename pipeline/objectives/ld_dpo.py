@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import desensitised_sums
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.dpo import dpo_losses
 from pipeline.objectives.shared.pairs import compared, log_ratios, pairs_of
 from pipeline.objectives.shared.tensors import column, required
@@ -21,9 +21,6 @@ from pipeline.objectives.shared.tokenwise import tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"pairs", "token_logps", "reference_tokens"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -51,3 +48,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     losses = dpo_losses(*policy, *reference, settings.beta)
     chosen, rejected = log_ratios(*policy, *reference)
     return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, token_logps=True, reference_tokens=True))

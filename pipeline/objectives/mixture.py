@@ -10,15 +10,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Part, declared, load_part, part_problems
-from pipeline.objectives.contract import TOKEN_NEEDS, LossInputs
+from pipeline.config import Part, load_part, part_problems
+from pipeline.objectives.contract import LossInputs, Needs, Objective, needs_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Settings:
             number = isinstance(weight, (int, float)) and not isinstance(weight, bool) and math.isfinite(weight)
             if not number or weight < 0:
                 problems.append((f"objectives[{i}].weight", f"{weight!r} is out of range, expected 0 <= x"))
-            problems += part_problems(_spec(spec), f"objectives[{i}]")
+            problems += part_problems(_spec(spec), f"objectives[{i}]", Objective)
         if not problems:
             found = needs(self)
-            if "batch" in found and found & TOKEN_NEEDS:
+            if found.batch and found.tokens:
                 problems.append(("objectives", "one compares the groups of a batch and another needs token-level "
                                  "log-probs, which are not held for a whole batch; train with one of the two"))
-            if any(hasattr(part.module, "parameters") for part, _ in _parts(self)):
+            if any(part.plugin.parameters is not None for part, _ in _parts(self)):
                 problems.append(("objectives", "one trains parameters of its own, which a mixture cannot hold"))
         return problems
 
@@ -50,25 +50,23 @@ def _spec(spec: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in spec.items() if key != "weight"}
 
 
-def _parts(settings: Settings) -> list[tuple[Part, float]]:
-    return [(load_part(_spec(s), f"objective.objectives[{i}]"), float(s.get("weight", 1.0)))
+def _parts(settings: Settings) -> list[tuple[Part[Objective], float]]:
+    return [(load_part(_spec(s), f"objective.objectives[{i}]", Objective), float(s.get("weight", 1.0)))
             for i, s in enumerate(settings.objectives)]
 
 
-def needs(settings: Settings) -> frozenset[str]:
+def needs(settings: Settings) -> Needs:
     """What its parts need together. Groups of one are taken only if every part that compares takes them."""
-    each = [frozenset(declared(part, "needs")) for part, _ in _parts(settings)]
-    found = frozenset().union(*each)
-    compare = [n for n in each if n & {"pairs", "lists"}]
-    alone = all("singles" in n for n in compare)
-    lists = all("lists" in n for n in compare)
-    return found - (frozenset() if alone else {"singles"}) - (frozenset() if lists else {"lists"})
+    each = [needs_of(part) for part, _ in _parts(settings)]
+    found, compare = reduce(or_, each), [n for n in each if n.compares]
+    return dataclasses.replace(found, singles=found.singles and all(n.singles for n in compare),
+                               lists=found.lists and all(n.lists for n in compare))
 
 
 def state(settings: Settings) -> dict[str, float]:
     """The parts' states, each under its place in the list."""
     return {f"{i}.{name}": value for i, (part, _) in enumerate(_parts(settings))
-            if hasattr(part.module, "state") for name, value in part.module.state(part.settings).items()}
+            for name, value in part.plugin.state(part.settings).items()}
 
 
 def _own_state(batch: LossInputs, index: int) -> dict[str, Tensor]:
@@ -80,15 +78,16 @@ def update(batch: LossInputs, settings: Settings) -> dict[str, Tensor]:
     """The parts' states after this batch."""
     found: dict[str, Tensor] = {}
     for i, (part, _) in enumerate(_parts(settings)):
-        if hasattr(part.module, "update"):
-            own = part.module.update(dataclasses.replace(batch, state=_own_state(batch, i)), part.settings)
+        if part.plugin.update is not None:
+            own = part.plugin.update(dataclasses.replace(batch, state=_own_state(batch, i)), part.settings)
             found |= {f"{i}.{name}": value for name, value in own.items()}
     return found
 
 
-def _tokens_per_group(batch: LossInputs, part: Part) -> Tensor | float:
+def _tokens_per_group(batch: LossInputs, part: Part[Objective]) -> Tensor | float:
     """What a token-normalised part is divided by: on its own, one that compares nothing sees completion 0 only."""
-    if declared(part, "needs") & {"pairs", "lists", "labels"}:
+    needs = needs_of(part)
+    if needs.compares or needs.labels:
         return batch.lengths.sum() / len(batch.lengths) if batch.mean_length is None else batch.mean_length
     chosen = batch.lengths[:, 0]
     return chosen.sum() / len(chosen) if batch.mean_chosen_length is None else batch.mean_chosen_length
@@ -101,10 +100,13 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     total = torch.zeros_like(batch.logps[:, 0])
     metrics: dict[str, Tensor] = {}
     for i, (part, weight) in enumerate(_parts(settings)):
-        losses, own = part.module.loss(dataclasses.replace(batch, state=_own_state(batch, i)), part.settings)
-        if declared(part, "normalise") == "tokens":
+        losses, own = part.plugin.loss(dataclasses.replace(batch, state=_own_state(batch, i)), part.settings)
+        if part.of(part.plugin.normalise) == "tokens":
             losses = losses / _tokens_per_group(batch, part)
         total = total + weight * losses
         metrics[f"loss_{i}"] = losses.detach()
         metrics |= {f"{i}_{name}" if name in metrics else name: value for name, value in own.items()}
     return total, metrics
+
+
+OBJECTIVE = Objective(Settings, loss, needs, state=state, update=update)

@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.pairs import compared, pairs_of, preference_probabilities
 from pipeline.objectives.shared.tensors import at_least_float32, column, reference_of, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,11 @@ class Settings:
     """Subtracted from P. Paper and TRL: 1/2; the EGPO authors' simulation: 0."""
 
 
-def needs(settings: Settings) -> frozenset[str]:
+def needs(settings: Settings) -> Needs:
     """The token form sees the reference token by token."""
     if settings.form == "token":
-        return frozenset({"pairs", "scores", "token_logps", "reference_tokens"})
-    return frozenset({"pairs", "scores", "reference"})
+        return Needs(pairs=True, scores=True, token_logps=True, reference_tokens=True)
+    return Needs(pairs=True, scores=True, reference=True)
 
 
 def nash_md_losses(
@@ -118,3 +116,6 @@ def _tokens(
     losses = nash_md_token_losses(tokens.logps, reference, probabilities, settings.beta, settings.control_variate)
     sums = completion_sums(losses, tokens, shape), completion_sums(tokens.logps - reference, tokens, shape)
     return tuple([column(table, i, usable) for i in (0, 1)] for table in sums)  # type: ignore[return-value]
+
+
+OBJECTIVE = Objective(Settings, loss, needs=needs)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.labelled import Labelled, labelled, labelled_metrics
 from pipeline.objectives.shared.pairs import SFT
 from pipeline.objectives.shared.tensors import at_least_float32, log_sigmoid, masked, required
@@ -23,8 +23,6 @@ from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,10 @@ class Settings:
     authors' code), over the completion's tokens (mean), or not at all (sum)."""
 
 
-def needs(settings: Settings) -> frozenset[str]:
+def needs(settings: Settings) -> Needs:
     """The divergence needs the reference model."""
-    tokens = {"divergences"} if settings.retain_weight > 0.0 and settings.retain == "kl" else set()
-    return frozenset({"labels", "reference"} | tokens)
+    kl = settings.retain_weight > 0.0 and settings.retain == "kl"
+    return Needs(labels=True, reference=True, divergences=kl)
 
 
 def npo_losses(logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
@@ -90,3 +88,6 @@ def _retain(batch: LossInputs, examples: Labelled, settings: Settings) -> Tensor
         logps = -completion_sums(divergences, tokens, shape)[:, 0]
     terms = sft_losses(logps, batch.lengths[:, 0], settings.sft_normalise, batch.mean_chosen_length)
     return torch.where(kept, terms, 0.0)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=needs)

@@ -17,15 +17,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.lists import compared_list
 from pipeline.objectives.shared.pairs import averages, preference_probabilities
 from pipeline.objectives.shared.tensors import at_least_float32, column, masked, paired, reference_of, required
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,11 @@ class Settings:
     """lr averaged over tokens, as the authors' language-model code does, or summed, as in the paper's equations."""
 
 
-def needs(settings: Settings) -> frozenset[str]:
+def needs(settings: Settings) -> Needs:
     """Version 1 takes opponents beside the pair, in any order."""
-    return frozenset({"reference", "scores"} | ({"lists", "takes:drawn"} if settings.version == 1 else {"pairs"}))
+    if settings.version == 1:
+        return Needs(reference=True, scores=True, lists=True, takes=("drawn",))
+    return Needs(reference=True, scores=True, pairs=True)
 
 
 def online_ipo_losses(first: Tensor, second: Tensor, difference: Tensor, beta: float) -> Tensor:
@@ -117,3 +117,6 @@ def _regression(
     losses = online_ipo_losses(first, second, differences, beta)
     two = ratios[:, :2]
     return compared_list(usable, batch.present[:, :2], losses, beta * two, target=differences / beta)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=needs)

@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.odds import log_odds
 from pipeline.objectives.shared.pairs import SFT, averages, compared, pairs_of
 from pipeline.objectives.shared.tensors import log_sigmoid
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"pairs"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -70,3 +67,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
                          batch.mean_chosen_length)
     chosen, rejected = averages(pairs.chosen, pairs.chosen_lengths), averages(pairs.rejected, pairs.rejected_lengths)
     return compared(pairs, losses, settings.odds_weight * chosen, settings.odds_weight * rejected)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True))

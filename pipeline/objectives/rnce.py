@@ -13,14 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.tensors import at_least_float32, detached, masked, reference_of, softplus
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"reference", "lists"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -76,3 +73,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
         negatives=number,
     )
     return losses, metrics
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(lists=True, reference=True))

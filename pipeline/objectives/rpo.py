@@ -15,15 +15,12 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.dpo import dpo_losses
 from pipeline.objectives.shared.pairs import SFT, compared, log_ratios, with_anchor
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"reference", "pairs"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -75,3 +72,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     )
     chosen, rejected = log_ratios(*four)
     return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

@@ -13,15 +13,12 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.pairs import SFT, compared, pairs_of
 from pipeline.objectives.shared.tensors import at_least_float32
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"pairs"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -58,3 +55,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
         nll = sft_losses(pairs.chosen, pairs.chosen_lengths, settings.sft_normalise, batch.mean_chosen_length)
         losses = losses + settings.sft_weight * nll
     return compared(pairs, losses, settings.gamma * pairs.chosen, settings.gamma * pairs.rejected)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True))

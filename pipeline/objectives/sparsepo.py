@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, TokenInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective, TokenInputs
 from pipeline.objectives.shared.pairs import compared, pairs_of
 from pipeline.objectives.shared.sparse_masks import activation_masks, learned_masks, new_head
 from pipeline.objectives.shared.tensors import column, required
@@ -23,9 +23,6 @@ from pipeline.objectives.tdpo import tdpo_losses
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"pairs", "uniforms", "divergences", "reference_tokens", "reference_hidden"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -129,3 +126,9 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     rewards = [settings.beta * (u + d) for u, d in zip(ratios, divergences, strict=True)]
     return compared(pairs, losses, *rewards, divergence_chosen=divergences[0], divergence_rejected=divergences[1],
                     mask=sum(norms) / number, kept=sum(kept) / number)
+
+
+OBJECTIVE = Objective(
+    Settings, loss,
+    needs=Needs(pairs=True, uniforms=True, divergences=True, reference_tokens=True, reference_hidden=True),
+    parameters=parameters)

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.pairs import LABELS, compared, log_ratios, preference_probabilities, with_anchor
 from pipeline.objectives.shared.tensors import at_least_float32, column, log_sigmoid, required
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -37,10 +35,10 @@ class Settings:
     """p is kept in [clip, 1 - clip], so that the optimum stays finite."""
 
 
-def needs(settings: Settings) -> frozenset[str]:
+def needs(settings: Settings) -> Needs:
     """Probabilities are the score that selection rules with soft labels store."""
-    stored = {"score:win_rate"} if settings.labels == "probability" else set()
-    return frozenset({"reference", "pairs", "scores"} | stored)
+    stored = "win_rate" if settings.labels == "probability" else None
+    return Needs(reference=True, pairs=True, scores=True, score=stored)
 
 
 def spce_losses(
@@ -81,3 +79,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     losses = spce_losses(*four, p, settings.beta, settings.clip)
     chosen, rejected = log_ratios(*four)
     return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected, label=p)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=needs)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.pairs import (
     Pairs,
     compared,
@@ -27,8 +27,6 @@ from pipeline.objectives.shared.tensors import at_least_float32, column, require
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,10 @@ class Settings:
     """The frozen model of the log-ratios. Paper: the policy the iteration began with; TRL: the reference."""
 
 
-def needs(settings: Settings) -> frozenset[str]:
+def needs(settings: Settings) -> Needs:
     """Soft labels need scores."""
-    scores = {"hard": set[str](), "single": {"scores"}, "soft": {"scores", "score:win_rate"}}[settings.labels]
-    return frozenset({"pairs", settings.against} | scores)
+    previous, stored = settings.against == "previous", "win_rate" if settings.labels == "soft" else None
+    return Needs(pairs=True, previous=previous, reference=not previous, scores=settings.labels != "hard", score=stored)
 
 
 def sppo_losses(
@@ -102,3 +100,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     losses = sppo_losses(*four, *_win_rates(batch, pairs, settings.labels), settings.beta, scale)
     chosen, rejected = log_ratios(*four)
     return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=needs)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.lists import laid_out
 from pipeline.objectives.shared.pairs import Pairs, compared
 from pipeline.objectives.shared.tensors import at_least_float32, column, reference_of
@@ -26,8 +26,6 @@ from pipeline.objectives.shared.tensors import at_least_float32, column, referen
 if TYPE_CHECKING:
     from torch import Tensor
 
-NEEDS = frozenset({"reference", "lists", "layout:drafts"})
-NORMALISE = "groups"
 COLUMNS = ("y_w|x", "y_l|x", "y_w|draft y_l", "y_l|draft y_l", "y_l|draft y_w", "y_w|draft y_w")
 
 
@@ -74,3 +72,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     pairs = Pairs(usable, column(batch.logps, 0, usable), column(batch.logps, 1, usable), *lengths)
     rewards = settings.beta * six[0], settings.beta * six[1]
     return compared(pairs, losses, *rewards, improvement=settings.beta * (six[2] - six[3]))
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(lists=True, reference=True, layout="drafts"))

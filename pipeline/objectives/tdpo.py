@@ -12,16 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.pairs import compared, pairs_of
 from pipeline.objectives.shared.tensors import at_least_float32, column, log_sigmoid, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"pairs", "divergences", "reference_tokens"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -78,3 +75,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     losses = tdpo_losses(chosen, rejected, of_chosen, of_rejected, settings.beta, settings.version, settings.alpha)
     rewards = settings.beta * (chosen + of_chosen), settings.beta * (rejected + of_rejected)
     return compared(pairs, losses, *rewards, divergence_chosen=of_chosen, divergence_rejected=of_rejected)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, divergences=True, reference_tokens=True))

@@ -12,16 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.labelled import signs
 from pipeline.objectives.shared.tensors import at_least_float32, detached, masked
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"token_logps", "labels"})  # labelled completions, pairs and lists, also mixed
-NORMALISE = "tokens"
 
 
 @dataclass(frozen=True)
@@ -61,3 +58,7 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     return cross_entropy + settings.alpha * unlikelihood, detached(
         ce_per_token=cross_entropy / wanted, unlikelihood_per_token=unlikelihood / unwanted
     )
+
+
+# Labelled completions, pairs and lists, also mixed.
+OBJECTIVE = Objective(Settings, loss, needs=Needs(labels=True, token_logps=True), normalise="tokens")

@@ -19,14 +19,12 @@ from typing import TYPE_CHECKING
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.shared.pairs import SFT, compared, log_ratios, refuse_unless_probabilities, with_anchor
 from pipeline.objectives.shared.tensors import at_least_float32, column, log_sigmoid, required
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,10 @@ class Settings:
     """The frozen model of the log-ratios. Paper: the policy the iteration began with."""
 
 
-def needs(settings: Settings) -> frozenset[str]:
-    score = "score:information_gain" if settings.labels == "uncertainty" else "score:sampling_share"
-    return frozenset({"pairs", "scores", settings.against, score})
+def needs(settings: Settings) -> Needs:
+    previous, score = settings.against == "previous", "information_gain"
+    score = score if settings.labels == "uncertainty" else "sampling_share"
+    return Needs(pairs=True, scores=True, previous=previous, reference=not previous, score=score)
 
 
 def flips(values: Tensor, labels: str) -> Tensor:
@@ -109,3 +108,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     chosen, rejected = log_ratios(*four)
     rewards = settings.beta * chosen, settings.beta * rejected
     return compared(pairs, losses + settings.sft_weight * nll, *rewards, flip=alphas)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=needs)

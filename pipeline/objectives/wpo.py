@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.dpo import dpo_losses
 from pipeline.objectives.shared.pairs import averages, compared, log_ratios, with_anchor
 from pipeline.objectives.shared.tensors import at_least_float32, column, required
@@ -20,9 +20,6 @@ from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"reference", "pairs", "sum_squares"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -83,3 +80,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     losses = wpo_losses(*four, *weights, settings.beta)
     chosen, rejected = log_ratios(*four)
     return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected, weight=weights[0] * weights[1])
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True, sum_squares=True))

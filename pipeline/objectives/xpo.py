@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.objectives.dpo import dpo_losses
 from pipeline.objectives.shared.lists import laid_out
 from pipeline.objectives.shared.pairs import Pairs, compared
@@ -24,9 +24,6 @@ from pipeline.objectives.shared.tensors import at_least_float32, column, referen
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NEEDS = frozenset({"reference", "lists", "layout:pair_and_copy"})
-NORMALISE = "groups"
 
 
 @dataclass(frozen=True)
@@ -77,3 +74,6 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     rewards = settings.beta * (first - ref_first), settings.beta * (second - ref_second)
     pairs = Pairs(usable, first, second, *lengths)
     return compared(pairs, losses, *rewards, reference_sample_logps=sample)
+
+
+OBJECTIVE = Objective(Settings, loss, needs=Needs(reference=True, lists=True, layout="pair_and_copy"))

@@ -20,6 +20,7 @@ from typing import Any
 
 from pipeline.config import setting
 from pipeline.records import Group
+from pipeline.rewards.contract import Scorer
 from pipeline.rewards.model import folder_files, folder_problems, open_model, score_groups
 from pipeline.stage import derive_seed
 
@@ -47,10 +48,6 @@ class Settings:
         return folder_problems("path", self.path, "a reward model")
 
 
-def needs_model(settings: Settings) -> bool:
-    return settings.path is None
-
-
 def files(settings: Settings) -> list[Path]:
     return folder_files(settings.path)
 
@@ -62,7 +59,7 @@ def suffixes(settings: Settings) -> tuple[str, ...]:
 def scorer(
     settings: Settings, *, model: Path | None = None, batch_tokens: int = 16384, threads: int | None = None
 ) -> Callable[[Sequence[Group]], list[list[Mapping[str, float]]]]:
-    """See pipeline.rewards and pipeline.rewards.model, whose arguments and errors these are."""
+    """See Scorer and pipeline.rewards.model, whose arguments and errors these are."""
     tokenizer, net = open_model(settings.path, model, threads)
 
     def score(groups: Sequence[Group]) -> list[list[Mapping[str, float]]]:
@@ -102,3 +99,6 @@ def masked(net: Any, rate: float, seed: int) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+SCORER = Scorer(Settings, scorer, needs_model=lambda s: s.path is None, files=files, suffixes=suffixes)

@@ -24,6 +24,7 @@ from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.records import Completion, Group
 from pipeline.rewards import causal
+from pipeline.rewards.contract import Scorer
 from pipeline.rewards.model import folder_files, folder_problems
 
 Score = float | Mapping[str, float]
@@ -59,10 +60,6 @@ class Settings:
         return problems
 
 
-def needs_model(settings: Settings) -> bool:
-    return False
-
-
 def needs(settings: Settings) -> frozenset[str]:
     if settings.source == "table":
         return frozenset({"logps"})
@@ -82,7 +79,7 @@ def scorer(
     settings: Settings, *, model: Path | None = None, batch_tokens: int = 16384, threads: int | None = None,
     policy: Path | None = None, reference: Path | None = None, logps: Path | None = None,
 ) -> Callable[[Sequence[Group]], list[list[Score]]]:
-    """See pipeline.rewards. A completion without tokens, or too long for the model, scores NaN.
+    """See Scorer. A completion without tokens, or too long for the model, scores NaN.
 
     Raises UserError for two models with different tokenizers, and with source=table for completions without log-probs.
     """
@@ -129,3 +126,6 @@ def _batch(net: Any, anchor: Any, rows: list[causal.Row], settings: Settings) ->
 def _nothing(settings: Settings) -> Score:
     nan = float("nan")
     return nan if settings.decouple == 0.0 else {"": nan, "_decoupled": nan}
+
+
+SCORER = Scorer(Settings, scorer, needs=needs, files=files, suffixes=suffixes)

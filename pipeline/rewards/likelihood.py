@@ -13,6 +13,7 @@ from pathlib import Path
 from pipeline.config import setting
 from pipeline.records import Group
 from pipeline.rewards import causal
+from pipeline.rewards.contract import Scorer
 from pipeline.rewards.model import folder_files, folder_problems
 
 
@@ -36,10 +37,6 @@ class Settings:
         return folder_problems("path", self.path, "a language model")
 
 
-def needs_model(settings: Settings) -> bool:
-    return False
-
-
 def needs(settings: Settings) -> frozenset[str]:
     return frozenset({settings.model}) if settings.path is None else frozenset()
 
@@ -52,7 +49,7 @@ def scorer(
     settings: Settings, *, model: Path | None = None, batch_tokens: int = 16384, threads: int | None = None,
     policy: Path | None = None, reference: Path | None = None,
 ) -> Callable[[Sequence[Group]], list[list[float]]]:
-    """See pipeline.rewards. A completion without tokens, or too long for the model, scores NaN."""
+    """See Scorer. A completion without tokens, or too long for the model, scores NaN."""
     given = policy if settings.model == "policy" else reference
     tokenizer, net = causal.open_causal(causal.folder_of(settings.path, given, settings.model), threads)
     skipped = frozenset(tokenizer.all_special_ids) if settings.special_tokens == "drop" else frozenset[int]()
@@ -68,3 +65,6 @@ def scorer(
         return causal.per_group(scores, groups)
 
     return score
+
+
+SCORER = Scorer(Settings, scorer, needs=needs, files=files)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.records import STOP, Completion, Group
+from pipeline.rewards.contract import Scorer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,10 +58,6 @@ def folder_files(path: str | None) -> list[Path]:
     return [] if path is None else sorted(p for p in Path(path).iterdir() if p.is_file() and p.suffix in _SUFFIXES)
 
 
-def needs_model(settings: Settings) -> bool:
-    return settings.path is None
-
-
 def files(settings: Settings) -> list[Path]:
     return folder_files(settings.path)
 
@@ -68,7 +65,7 @@ def files(settings: Settings) -> list[Path]:
 def scorer(
     settings: Settings, *, model: Path | None = None, batch_tokens: int = 16384, threads: int | None = None
 ) -> Callable[[Sequence[Group]], list[list[float]]]:
-    """See pipeline.rewards. Loads the model once, on the GPU if there is one.
+    """See Scorer. Loads the model once, on the GPU if there is one.
 
     Args:
         model: folder of the reward model an earlier step made; not looked at where settings.path names one.
@@ -224,3 +221,6 @@ def forward_rows(net: Any, rows: list[list[int]], precision: str) -> list[float]
         logits = net(input_ids=ids, attention_mask=mask).logits
     text_config.pad_token_id = given
     return logits[:, 0].float().tolist()
+
+
+SCORER = Scorer(Settings, scorer, needs_model=lambda s: s.path is None, files=files)

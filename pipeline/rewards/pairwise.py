@@ -25,6 +25,7 @@ from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.records import Group
 from pipeline.rewards import rule
+from pipeline.rewards.contract import Scorer
 
 Judge = Callable[[int, int], float]
 
@@ -47,10 +48,6 @@ class Settings:
         return []
 
 
-def needs_model(settings: Settings) -> bool:
-    return False
-
-
 def files(settings: Settings) -> list[Path]:
     """The function's own source file: an edited judge gives new scores, so it must give a new key."""
     source = inspect.getsourcefile(inspect.unwrap(rule.resolve(settings.function)))
@@ -60,7 +57,7 @@ def files(settings: Settings) -> list[Path]:
 def scorer(
     settings: Settings, *, model: Path | None = None, batch_tokens: int = 0, threads: int | None = None
 ) -> Callable[[Sequence[Group]], list[list[float]]]:
-    """See pipeline.rewards. Only the settings matter. Raises UserError for a verdict that is no probability."""
+    """See Scorer. Only the settings matter. Raises UserError for a verdict that is no probability."""
     function: Any = rule.resolve(settings.function)
 
     def score(group: Group) -> list[float]:
@@ -115,3 +112,6 @@ def fresher(messages: Sequence[dict[str, str]], first: str, second: str) -> floa
     """1, 1/2 or 0 as the first has more, equally many or fewer fresh word 3-grams: a judge to start from."""
     margin = rule.fresh_trigrams(messages, first) - rule.fresh_trigrams(messages, second)
     return 0.5 if margin == 0.0 else float(margin > 0.0)
+
+
+SCORER = Scorer(Settings, scorer, files=files)

@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.records import Group
+from pipeline.rewards.contract import Scorer
 
 Rule = Callable[[list[dict[str, str]], str], float]
 
@@ -36,10 +37,6 @@ class Settings:
         return []
 
 
-def needs_model(settings: Settings) -> bool:
-    return False
-
-
 def files(settings: Settings) -> list[Path]:
     """The function's own source file: an edited rule gives new scores, so it must give a new key."""
     source = inspect.getsourcefile(inspect.unwrap(resolve(settings.function)))
@@ -49,7 +46,7 @@ def files(settings: Settings) -> list[Path]:
 def scorer(
     settings: Settings, *, model: Path | None = None, batch_tokens: int = 0, threads: int | None = None
 ) -> Callable[[Sequence[Group]], list[list[float]]]:
-    """See pipeline.rewards. Only the settings matter. Raises UserError for a result that is not a number."""
+    """See Scorer. Only the settings matter. Raises UserError for a result that is not a number."""
     rule = resolve(settings.function)
 
     def score_groups(groups: Sequence[Group]) -> list[list[float]]:
@@ -93,3 +90,6 @@ def fresh_trigrams(messages: Sequence[dict[str, str]], text: str) -> float:
     words = text.split()
     trigrams = list(zip(words, words[1:], words[2:], strict=False))
     return len(set(trigrams)) / len(trigrams) if trigrams else 1.0
+
+
+SCORER = Scorer(Settings, scorer, files=files)

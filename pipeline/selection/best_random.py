@@ -10,10 +10,7 @@ from dataclasses import dataclass
 
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, Selected, ends, generator, paired, scores_of
-
-GIVES = "pairs"
-SEEDED = True
-SAMPLES = 2
+from pipeline.selection.contract import Rule
 
 
 @dataclass(frozen=True)
@@ -25,10 +22,13 @@ class Settings:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Every sample but the best is equally likely. Reasons: too_few_samples."""
+    """See Rule. Every sample but the best is equally likely. Reasons: too_few_samples."""
     values = scores_of(group, settings.score)
-    if len(values) < SAMPLES:
+    if len(values) < 2:
         return [], TOO_FEW
     best, _ = ends(values)
     others = [i for i in range(len(values)) if i != best]
     return [paired(group, best, generator(seed, "best_random", group.id).choice(others))], ""
+
+
+RULE = Rule(Settings, select, seeded=True)

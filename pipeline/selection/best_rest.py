@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from pipeline.config import setting
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, Selected, best_first, scores_of
-
-GIVES = "lists"
-SEEDED = False
+from pipeline.selection.contract import LISTS, Rule
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,11 @@ def samples(settings: Settings) -> int:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Equal samples stay in their order. Reasons: too_few_samples."""
+    """See Rule. Equal samples stay in their order. Reasons: too_few_samples."""
     values = scores_of(group, settings.score)
     if len(values) < samples(settings):
         return [], TOO_FEW
     return [replace(group, completions=tuple(group.completions[i] for i in best_first(values)))], ""
+
+
+RULE = Rule(Settings, select, gives=LISTS, samples=samples)

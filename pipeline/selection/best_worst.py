@@ -9,10 +9,7 @@ from dataclasses import dataclass
 
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, Selected, ends, paired, scores_of
-
-GIVES = "pairs"
-SEEDED = False
-SAMPLES = 2
+from pipeline.selection.contract import Rule
 
 
 @dataclass(frozen=True)
@@ -24,8 +21,11 @@ class Settings:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Reasons: too_few_samples."""
+    """See Rule. Reasons: too_few_samples."""
     values = scores_of(group, settings.score)
-    if len(values) < SAMPLES:
+    if len(values) < 2:
         return [], TOO_FEW
     return [paired(group, *ends(values))], ""
+
+
+RULE = Rule(Settings, select)

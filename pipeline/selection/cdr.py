@@ -12,12 +12,9 @@ from dataclasses import dataclass
 
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, Selected, ends, paired, scored, scores_of
+from pipeline.selection.contract import Rule
 
-GIVES = "pairs"
-SEEDED = False
-SAMPLES = 2
 RATIO = "density_ratio"
-STORES = (RATIO,)
 
 
 @dataclass(frozen=True)
@@ -38,19 +35,14 @@ class Settings:
         return [("weak", f"{self.weak!r} is the strong model's score too, expected another one")] if same else []
 
 
-def reads(settings: Settings) -> tuple[str, ...]:
-    return settings.strong, settings.weak
-
-
-def ranks(settings: Settings) -> str:
-    return RATIO
-
-
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Reasons: too_few_samples."""
+    """See Rule. Reasons: too_few_samples."""
     strong, weak = scores_of(group, settings.strong), scores_of(group, settings.weak)
-    if len(strong) < SAMPLES:
+    if len(strong) < 2:
         return [], TOO_FEW
     tokens = [max(1, len(c.token_ids)) if settings.per_token else 1 for c in group.completions]
     ratios = [(a - b) / n for a, b, n in zip(strong, weak, tokens, strict=True)]
     return [paired(scored(group, RATIO, ratios), *ends(ratios))], ""
+
+
+RULE = Rule(Settings, select, reads=lambda s: (s.strong, s.weak), stores=(RATIO,), ranks=RATIO)

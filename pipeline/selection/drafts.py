@@ -12,10 +12,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.records import Completion, Group, Message
 from pipeline.selection.candidates import TOO_FEW, Selected, ends, paired, scores_of
-
-GIVES = "drafts"
-SEEDED = False
-SAMPLES = 2
+from pipeline.selection.contract import Rule
 
 
 @dataclass(frozen=True)
@@ -33,9 +30,9 @@ class Settings:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Reasons: too_few_samples."""
+    """See Rule. Reasons: too_few_samples."""
     values = scores_of(group, settings.score)
-    if len(values) < SAMPLES:
+    if len(values) < 2:
         return [], TOO_FEW
     best, worst = paired(group, *ends(values)).completions
     return [replace(group, completions=(best, worst, best, worst, worst, best))], ""
@@ -49,3 +46,6 @@ def prompts(group: Group, settings: Settings) -> tuple[tuple[Message, ...] | Non
         return (*group.messages, Message("assistant", draft.text), Message("user", settings.text))
 
     return None, None, after(worst), after(worst), after(best), after(best)
+
+
+RULE = Rule(Settings, select, gives="drafts", prompts=prompts)

@@ -15,9 +15,7 @@ from dataclasses import dataclass, replace
 from pipeline.config import setting
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, Selected, ends, paired, scores_of
-
-SEEDED = False
-DRAWS = True
+from pipeline.selection.contract import PAIRS, Rule
 
 
 @dataclass(frozen=True)
@@ -39,20 +37,8 @@ class Settings:
         return []
 
 
-def gives(settings: Settings) -> str:
-    return "pairs" if settings.opponents == 0 else "drawn"
-
-
-def samples(settings: Settings) -> int:
-    return 2 + _fewest(settings)
-
-
-def beside(settings: Settings) -> bool:
-    return settings.opponents_from == "beside"
-
-
 def select(group: Group, settings: Settings, seed: int = 0, other: Group | None = None) -> Selected:
-    """See pipeline.selection. other: the prompt's samples of the table beside. Reasons: too_few_samples."""
+    """See Rule. other: the prompt's samples of the table beside. Reasons: too_few_samples."""
     scores_of(group, settings.score)  # a score nobody has is said, even where there are too few samples
     drawn = sorted(group.completions, key=lambda completion: completion.sample)
     own = {completion.sample for completion in drawn[:2]}
@@ -67,3 +53,8 @@ def select(group: Group, settings: Settings, seed: int = 0, other: Group | None 
 
 def _fewest(settings: Settings) -> int:
     return int(settings.opponents_from == "beside") if settings.opponents is None else settings.opponents
+
+
+RULE = Rule(
+    Settings, select, gives=lambda s: PAIRS if s.opponents == 0 else "drawn", samples=lambda s: 2 + _fewest(s),
+    draws=True, beside=lambda s: s.opponents_from == "beside")

@@ -15,12 +15,9 @@ from statistics import fmean
 from pipeline.config import setting
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, Selected, ends, paired, scored, scores_of
+from pipeline.selection.contract import Rule
 
-GIVES = "pairs"
-SEEDED = False
-SAMPLES = 2
 MINIMUM = "minimum"
-STORES = (MINIMUM,)
 
 
 @dataclass(frozen=True)
@@ -53,14 +50,6 @@ class Survey:
     deviations: tuple[float, ...] = field(default=())
 
 
-def reads(settings: Settings) -> tuple[str, ...]:
-    return settings.scores
-
-
-def ranks(settings: Settings) -> str:
-    return MINIMUM
-
-
 def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> Survey:
     """One pass (Welford 1962); a score that never varies gets the deviation 1."""
     number = 0
@@ -76,12 +65,12 @@ def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> Survey
 
 
 def select(group: Group, settings: Settings, seed: int = 0, found: Survey = Survey()) -> Selected:
-    """See pipeline.selection. found: what `survey` returned; without it scores are as they are.
+    """See Rule. found: what `survey` returned; without it scores are as they are.
 
     Reasons: too_few_samples.
     """
     columns = [scores_of(group, name) for name in settings.scores]
-    if len(group.completions) < SAMPLES:
+    if len(group.completions) < 2:
         return [], TOO_FEW
     if settings.scale == "standardise" and found.means:
         places = zip(columns, found.means, found.deviations, strict=True)
@@ -92,3 +81,6 @@ def select(group: Group, settings: Settings, seed: int = 0, found: Survey = Surv
         averages = found.means if settings.level == "table" and found.means else [fmean(column) for column in columns]
         lowest = columns[min(range(len(columns)), key=lambda u: averages[u])]
     return [paired(scored(group, MINIMUM, lowest), *ends(lowest))], ""
+
+
+RULE = Rule(Settings, select, reads=lambda s: s.scores, stores=(MINIMUM,), ranks=MINIMUM, survey=survey)

@@ -28,11 +28,7 @@ from pipeline.selection.candidates import (
     scores_of,
     sigmoid,
 )
-
-GIVES = "pairs"
-SEEDED = False
-SAMPLES = 2
-STORES = (WIN_RATE,)
+from pipeline.selection.contract import Rule
 
 
 @dataclass(frozen=True)
@@ -59,9 +55,9 @@ class Settings:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Samples of equal p make no pair. Reasons: too_few_samples, tied_scores."""
+    """See Rule. Samples of equal p make no pair. Reasons: too_few_samples, tied_scores."""
     values = scores_of(group, settings.score)
-    if len(values) < SAMPLES:
+    if len(values) < 2:
         return [], TOO_FEW
     logits = [logit(p, settings.clip) for p in against_baseline(values, settings)]
     order = best_first(logits)
@@ -80,3 +76,6 @@ def against_baseline(values: list[float], settings: Settings) -> list[float]:
         return values
     base = values[0] if settings.baseline == "first" else sorted(values)[(len(values) - 1) // 2]
     return [sigmoid((value - base) / settings.temperature) for value in values]
+
+
+RULE = Rule(Settings, select, stores=(WIN_RATE,))

@@ -11,11 +11,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, Selected, ends, paired, scores_of
-
-GIVES = "pair_and_samples"
-SEEDED = False
-SAMPLES = 2
-DRAWS = True
+from pipeline.selection.contract import Rule
 
 
 @dataclass(frozen=True)
@@ -27,11 +23,14 @@ class Settings:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. All samples stand behind the pair, the two of the pair too: what is left without them
+    """See Rule. All samples stand behind the pair, the two of the pair too: what is left without them
     would be no draw from the policy. Reasons: too_few_samples.
     """
     values = scores_of(group, settings.score)
-    if len(values) < SAMPLES:
+    if len(values) < 2:
         return [], TOO_FEW
     samples = tuple(sorted(group.completions, key=lambda completion: completion.sample))
     return [replace(group, completions=paired(group, *ends(values)).completions + samples)], ""
+
+
+RULE = Rule(Settings, select, gives="pair_and_samples", draws=True)

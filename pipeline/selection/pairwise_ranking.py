@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 from pipeline.config import setting
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, Selected, best_first, generator, paired, scores_of
+from pipeline.selection.contract import LISTS, PAIRS, Rule
 
-SEEDED = True
-SAMPLES = 2
 ORDER = "order_dependent"
 
 
@@ -38,10 +37,6 @@ class Settings:
     """Against a random other sample, the one with the lowest score, or all others, best first (a list)."""
 
 
-def gives(settings: Settings) -> str:
-    return "lists" if settings.rejected == "rest" else "pairs"
-
-
 def champion(order: Sequence[int], judge: Callable[[int, int], float]) -> int:
     """The winner of len(order) - 1 comparisons along `order`.
 
@@ -58,9 +53,9 @@ def champion(order: Sequence[int], judge: Callable[[int, int], float]) -> int:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Reasons: too_few_samples, order_dependent."""
+    """See Rule. Reasons: too_few_samples, order_dependent."""
     values = scores_of(group, settings.score)
-    if len(values) < SAMPLES:
+    if len(values) < 2:
         return [], TOO_FEW
     rng = generator(seed, "pairwise_ranking", group.id)
 
@@ -77,3 +72,6 @@ def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
         return [replace(group, completions=tuple(group.completions[i] for i in (best, *others)))], ""
     lowest = min(sorted(others), key=lambda i: values[i])
     return [paired(group, best, lowest if settings.rejected == "worst" else rng.choice(others))], ""
+
+
+RULE = Rule(Settings, select, gives=lambda s: LISTS if s.rejected == "rest" else PAIRS, seeded=True)

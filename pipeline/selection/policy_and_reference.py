@@ -16,11 +16,7 @@ from dataclasses import dataclass, replace
 from pipeline.config import setting
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, Selected, ends, numbered, paired, scores_of
-
-GIVES = "pair_and_copy"
-SEEDED = False
-DRAWS = True
-BESIDE = True
+from pipeline.selection.contract import Rule
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ def samples(settings: Settings) -> int:
 
 
 def select(group: Group, settings: Settings, seed: int = 0, other: Group | None = None) -> Selected:
-    """See pipeline.selection. other: the prompt's samples of the reference. At equal scores the policy's sample counts
+    """See Rule. other: the prompt's samples of the reference. At equal scores the policy's sample counts
     as better (with filters.ties=keep). Reasons: too_few_samples.
     """
     ours = {c.sample: c for c in group.completions}
@@ -54,3 +50,6 @@ def select(group: Group, settings: Settings, seed: int = 0, other: Group | None 
         met = paired(met, *ends(scores_of(met, settings.score)))
         made.append(replace(met, completions=(*met.completions, sample)))
     return numbered(made), ""
+
+
+RULE = Rule(Settings, select, gives="pair_and_copy", samples=samples, draws=True, beside=True)

@@ -13,10 +13,7 @@ from statistics import fmean, pstdev
 from pipeline.config import setting
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, Selected, ends, paired, scores_of
-
-GIVES = "pairs"
-SEEDED = False
-SAMPLES = 2
+from pipeline.selection.contract import Rule
 
 
 @dataclass(frozen=True)
@@ -31,11 +28,14 @@ class Settings:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Of equally near samples the earlier one. Reasons: too_few_samples."""
+    """See Rule. Of equally near samples the earlier one. Reasons: too_few_samples."""
     values = scores_of(group, settings.score)
-    if len(values) < SAMPLES:
+    if len(values) < 2:
         return [], TOO_FEW
     best, _ = ends(values)
     target = fmean(values) - settings.sigmas * pstdev(values)
     others = [i for i in range(len(values)) if i != best]
     return [paired(group, best, min(others, key=lambda i: abs(values[i] - target)))], ""
+
+
+RULE = Rule(Settings, select)

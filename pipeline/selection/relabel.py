@@ -15,12 +15,9 @@ from dataclasses import dataclass, replace
 from pipeline.config import setting
 from pipeline.records import Group, Message
 from pipeline.selection.candidates import TOO_FEW, Selected, ends, generator, numbered, paired, scored, scores_of
+from pipeline.selection.contract import Rule
 
-GIVES = "pairs"
-SAMPLES = 2
-REWRITES = True
 GOAL = "goal"
-STORES = (GOAL,)
 FINE = "fine_score_disagrees"
 TEXT = (
     "You are an assistant that generates responses for the instruction while implicitly achieving the following target "
@@ -61,14 +58,6 @@ def reads(settings: Settings) -> tuple[str, ...]:
     return (settings.score,) if settings.fine is None else (settings.score, settings.fine)
 
 
-def ranks(settings: Settings) -> str:
-    return GOAL
-
-
-def seeded(settings: Settings) -> bool:
-    return settings.rejected == "random"
-
-
 def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> tuple[float, float] | None:
     """The table's lowest and highest score where they are mapped onto 1 to 10."""
     if settings.scale == "as_is":
@@ -81,9 +70,9 @@ def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> tuple[
 
 
 def select(group: Group, settings: Settings, seed: int = 0, found: tuple[float, float] | None = None) -> Selected:
-    """See pipeline.selection. found: what `survey` returned. Reasons: too_few_samples, fine_score_disagrees."""
+    """See Rule. found: what `survey` returned. Reasons: too_few_samples, fine_score_disagrees."""
     values = scores_of(group, settings.score)
-    if len(values) < SAMPLES:
+    if len(values) < 2:
         return [], TOO_FEW
     best, other = ends(values)
     if settings.rejected == "random":
@@ -121,3 +110,8 @@ def _with_goal(messages: tuple[Message, ...], text: str, role: str) -> tuple[Mes
         return (Message(role, text), *messages)
     joined = Message(role, f"{text}\n\n{messages[first].content}")
     return (*messages[:first], joined, *messages[first + 1 :])
+
+
+RULE = Rule(
+    Settings, select, seeded=lambda s: s.rejected == "random", reads=reads, stores=(GOAL,), ranks=GOAL,
+    rewrites=True, survey=survey)

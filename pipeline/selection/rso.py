@@ -27,11 +27,8 @@ from pipeline.selection.candidates import (
     scores_of,
     sigmoid,
 )
+from pipeline.selection.contract import Rule
 
-GIVES = "pairs"
-SEEDED = True
-SAMPLES = 2
-STORES = (WIN_RATE,)
 _CLIP = 1e-4
 
 
@@ -90,9 +87,9 @@ def tournament(players: Sequence[int], rewards: Sequence[float]) -> list[tuple[i
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Every pair carries P(chosen better) = sigmoid(r_w - r_l). Reasons: too_few_samples."""
+    """See Rule. Every pair carries P(chosen better) = sigmoid(r_w - r_l). Reasons: too_few_samples."""
     rewards = scores_of(group, settings.score)
-    if len(rewards) < SAMPLES:
+    if len(rewards) < 2:
         return [], TOO_FEW
     if settings.given == "probabilities":
         rewards = [logit(p, _CLIP) for p in rewards]
@@ -102,3 +99,6 @@ def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
     meet = first_round if settings.pairing == "first_round" else tournament
     pairs = meet(players, rewards)
     return numbered([labelled(paired(group, i, j), sigmoid(rewards[i] - rewards[j])) for i, j in pairs]), ""
+
+
+RULE = Rule(Settings, select, seeded=True, stores=(WIN_RATE,))

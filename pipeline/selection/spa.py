@@ -20,10 +20,7 @@ import numpy as np
 from pipeline.config import setting
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, WIN_RATE, Selected, ends, generator, labelled, paired, scores_of
-
-GIVES = "pairs"
-SAMPLES = 2
-STORES = (WIN_RATE,)
+from pipeline.selection.contract import Rule
 
 
 @dataclass(frozen=True)
@@ -50,10 +47,6 @@ def reads(settings: Settings) -> tuple[str, ...]:
     return (settings.score,) if settings.decoupled is None else (settings.score, settings.decoupled)
 
 
-def seeded(settings: Settings) -> bool:
-    return settings.pairing == "best_random"
-
-
 def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> float:
     """The margin of `decoupled` at or below which a pair counts as noise; -inf without noise detection."""
     if settings.decoupled is None:
@@ -63,7 +56,7 @@ def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> float:
 
 
 def select(group: Group, settings: Settings, seed: int = 0, found: float = float("-inf")) -> Selected:
-    """See pipeline.selection. found: what `survey` returned. Reasons: too_few_samples."""
+    """See Rule. found: what `survey` returned. Reasons: too_few_samples."""
     pairs = _pair(group, settings, seed)
     if not pairs:
         return [], TOO_FEW
@@ -73,7 +66,7 @@ def select(group: Group, settings: Settings, seed: int = 0, found: float = float
 
 def _pair(group: Group, settings: Settings, seed: int) -> list[Group]:
     values = scores_of(group, settings.score)
-    if len(values) < SAMPLES:
+    if len(values) < 2:
         return []
     best, worst = ends(values)
     if settings.pairing == "best_random":
@@ -84,3 +77,8 @@ def _pair(group: Group, settings: Settings, seed: int) -> list[Group]:
 def _margin(pair: Group, name: str) -> float:
     chosen, rejected = scores_of(pair, name)
     return chosen - rejected
+
+
+RULE = Rule(
+    Settings, select, seeded=lambda s: s.pairing == "best_random", reads=reads, stores=(WIN_RATE,),
+    survey=survey)

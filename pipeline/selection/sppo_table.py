@@ -14,12 +14,9 @@ from dataclasses import dataclass
 from pipeline.config import setting
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, WIN_RATE, Selected, ends, paired, scored, scores_of, sigmoid
+from pipeline.selection.contract import Rule
 
-GIVES = "pairs"
-SEEDED = False
-SAMPLES = 2
 OF_PAIR = "win_rate_pair"
-STORES = (WIN_RATE, OF_PAIR)
 
 
 @dataclass(frozen=True)
@@ -39,11 +36,14 @@ def win_rates(values: Sequence[float], temperature: float = 1.0) -> list[float]:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Reasons: too_few_samples."""
+    """See Rule. Reasons: too_few_samples."""
     values = scores_of(group, settings.score)
-    if len(values) < SAMPLES:
+    if len(values) < 2:
         return [], TOO_FEW
     best, worst = ends(values)
     between = sigmoid((values[best] - values[worst]) / settings.temperature)
     rated = scored(group, WIN_RATE, win_rates(values, settings.temperature))
     return [scored(paired(rated, best, worst), OF_PAIR, (between, 1.0 - between))], ""
+
+
+RULE = Rule(Settings, select, stores=(WIN_RATE, OF_PAIR))

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pipeline.config import setting
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, Selected, best_first, numbered, paired, scores_of
-
-GIVES = "pairs"
-SEEDED = False
+from pipeline.selection.contract import Rule
 
 
 @dataclass(frozen=True)
@@ -28,10 +26,13 @@ def samples(settings: Settings) -> int:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See pipeline.selection. Pairs from the best chosen on, the worst rejected first. Reasons: too_few_samples."""
+    """See Rule. Pairs from the best chosen on, the worst rejected first. Reasons: too_few_samples."""
     values = scores_of(group, settings.score)
     if len(values) < samples(settings):
         return [], TOO_FEW
     order = best_first(values)
     good, bad = order[: settings.k], order[: -settings.k - 1 : -1]
     return numbered([paired(group, chosen, rejected) for chosen in good for rejected in bad]), ""
+
+
+RULE = Rule(Settings, select, samples=samples)

@@ -38,14 +38,11 @@ from pipeline.selection.candidates import (
     scores_of,
     sigmoid,
 )
+from pipeline.selection.contract import Rule
 
-GIVES = "pairs"
-SEEDED = True
-SAMPLES = 4
 UNCERTAIN = "uncertain"
 GAIN = "information_gain"
 SHARE = "sampling_share"
-STORES = (WIN_RATE, GAIN, SHARE)
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> Survey
 
 
 def select(group: Group, settings: Settings, seed: int = 0, found: Survey = Survey()) -> Selected:
-    """See pipeline.selection. found: what `survey` returned; without it every candidate pair is kept.
+    """See Rule. found: what `survey` returned; without it every candidate pair is kept.
 
     Reasons: too_few_samples, uncertain (no pair of the prompt was drawn). Raises UserError without pass scores.
     """
@@ -109,7 +106,7 @@ def select(group: Group, settings: Settings, seed: int = 0, found: Survey = Surv
 def _pairs(group: Group, settings: Settings) -> list[Group]:
     """Every candidate pair, under its own id."""
     values = scores_of(group, settings.score)
-    if len(values) < SAMPLES:
+    if len(values) < 4:
         return []
     passes = [_passes(completion, settings.score, group.id) for completion in group.completions]
     order, half = best_first(values), len(values) // 2
@@ -148,3 +145,6 @@ def _with_labels(pair: Group, settings: Settings, found: Survey) -> Group:
 
 def _entropy(p: float) -> float:
     return -sum(q * math.log(q) for q in (p, 1.0 - p) if q > 0.0)
+
+
+RULE = Rule(Settings, select, samples=4, seeded=True, asks=asks, stores=(WIN_RATE, GAIN, SHARE), survey=survey)

@@ -17,20 +17,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Part, declared, load_part, part_problems
+from pipeline.config import Part, load_part, part_problems
 from pipeline.errors import UserError
-from pipeline.records import LENGTH, Group
+from pipeline.records import LENGTH, Group, Message
 from pipeline.selection.candidates import TOO_FEW
+from pipeline.selection.contract import LISTS, PAIRS, Rule
 from pipeline.selection.filters import Correction, Filters, clean, compared, length_of, lines
-from pipeline.stage import Context, NoRuntime
+from pipeline.stage import Context, Kinds, Stage
 
-VERSION = 5
-INPUTS = {"groups": "one", "scores": "optional", "beside": "optional", "beside_scores": "optional",
-          "model": "optional"}
-SEEDED = False  # unless the rule draws, see seeded
-Runtime = NoRuntime
 _BATCH = 512  # groups tokenised at once
-_SCORE = "score:"  # how kinds name a score that groups have
 
 
 @dataclass(frozen=True)
@@ -44,44 +39,46 @@ class Settings:
     """What may be compared at all."""
 
     def check(self) -> list[tuple[str, str]]:
-        return part_problems(self.selection, "selection")
+        return part_problems(self.selection, "selection", Rule)
 
 
 def seeded(settings: Settings) -> bool:
     """Rules that draw nothing make the same groups with every seed, so their groups are shared by all seeds."""
-    return bool(declared(_rule(settings), "seeded"))
+    part = _rule(settings)
+    return part.of(part.plugin.seeded)
 
 
 def required(settings: Settings) -> dict[str, str]:
     part = _rule(settings)
-    writes = _has(part, "rewrites") or hasattr(part.module, "prompts")
+    writes = part.plugin.rewrites or part.plugin.prompts is not None
     found = {"model": "the selection writes new prompts"} if writes else {}
-    return found | ({"beside": "the selection compares with samples of another model"} if _has(part, "beside") else {})
+    beside = {"beside": "the selection compares with samples of another model"}
+    return found | (beside if part.of(part.plugin.beside) else {})
 
 
 def wanted(settings: Settings) -> set[str]:
-    return {"scores", *required(settings)} | ({"beside_scores"} if _has(_rule(settings), "beside") else set())
+    needed = required(settings)
+    return {"scores", *needed, *(["beside_scores"] if "beside" in needed else [])}
 
 
-def kinds(settings: Settings, given: frozenset[str]) -> frozenset[str]:
+def kinds(settings: Settings, given: Kinds) -> Kinds:
     """The make-up, and the scores on it."""
     part = _rule(settings)
-    stored = {f"{_SCORE}{name}" for name in getattr(part.module, "STORES", ())}
-    return frozenset({str(declared(part, "gives"))} | stored | {kind for kind in given if kind.startswith(_SCORE)})
+    return Kinds(frozenset({part.of(part.plugin.gives)}), given.scores | set(part.plugin.stores))
 
 
-def misfit(settings: Settings, given: frozenset[str]) -> str | None:
+def misfit(settings: Settings, given: Kinds) -> str | None:
     """A score the rule reads that no stage before gives. A data set may bring its own: known once it is read."""
     part = _rule(settings)
-    there = {kind.removeprefix(_SCORE) for kind in given if kind.startswith(_SCORE)}
-    if "data" in given or not there:
+    if "data" in given.layouts or not given.scores:
         return None
-    missing = [name for name in (*_reads(part), *_asks(part)) if name not in there]
+    wanted = (*part.of(part.plugin.reads), *part.of(part.plugin.asks))
+    missing = [name for name in wanted if name not in given.scores]
     if not missing:
         return None
-    return (f"{part.module.__name__} reads the score {missing[0]!r}, which no stage before it gives (scores there: "
-            f"{', '.join(sorted(there))}); choose a reward that gives it, add it with reward.also, or name another one "
-            "in selection (docs/selection.md, Scores that rules need)")
+    return (f"{part.name} reads the score {missing[0]!r}, which no stage before it gives (scores there: "
+            f"{', '.join(sorted(given.scores))}); choose a reward that gives it, add it with reward.also, or name "
+            "another one in selection (docs/selection.md, Scores that rules need)")
 
 
 @dataclass
@@ -132,12 +129,12 @@ def run(context: Context) -> None:
 
     settings, part = context.settings, _rule(context.settings)
     read = partial(columns.scored, context)
-    filters = replace(settings.filters, duplicates="keep") if _has(part, "draws") else settings.filters
+    filters = replace(settings.filters, duplicates="keep") if part.plugin.draws else settings.filters
     correction = _correction(filters, part, read)
     select = _select(part, correction, read, context.seed)
-    other = partial(columns.scored, context, "beside", "beside_scores") if _has(part, "beside") else None
-    total, tally = tables.count(context.one("groups")), Tally(_ranks(part))
-    whole = declared(part, "gives") not in ("pairs", "lists")
+    other = partial(columns.scored, context, "beside", "beside_scores") if part.of(part.plugin.beside) else None
+    total, tally = tables.count(context.one("groups")), Tally(part.of(part.plugin.ranks))
+    whole = part.of(part.plugin.gives) not in (PAIRS, LISTS)
 
     def made() -> Iterator[Group]:
         for group, *beside in side_by_side(read, other):
@@ -163,6 +160,7 @@ def run(context: Context) -> None:
 
 Select = Callable[..., tuple[list[Group], str]]
 Read = Callable[[], Iterable[Group]]  # a table from its beginning
+Prompts = Callable[[Group], tuple[tuple[Message, ...] | None, ...]]
 
 
 def side_by_side(read: Read, other: Read | None) -> Iterator[tuple[Group, ...]]:
@@ -206,11 +204,14 @@ def groups_of(
     return found
 
 
-def _with_ids(groups: Iterable[Group], part: Part, context: Context) -> Iterable[Group]:
+def _with_ids(groups: Iterable[Group], part: Part[Rule], context: Context) -> Iterable[Group]:
     """The groups with ids of what the rule wrote anew."""
-    if _has(part, "rewrites"):
+    if part.plugin.rewrites:
         return tokenised(groups, context.one("model"))
-    return prompted(groups, part, context.one("model")) if hasattr(part.module, "prompts") else groups
+    prompts = part.plugin.prompts
+    if prompts is None:
+        return groups
+    return prompted(groups, lambda group: prompts(group, part.settings), context.one("model"))
 
 
 def tokenised(groups: Iterable[Group], model: Path) -> Iterator[Group]:
@@ -224,7 +225,7 @@ def tokenised(groups: Iterable[Group], model: Path) -> Iterator[Group]:
         yield from encoder.encode(batch)
 
 
-def prompted(groups: Iterable[Group], part: Part, model: Path) -> Iterator[Group]:
+def prompted(groups: Iterable[Group], prompts: Prompts, model: Path) -> Iterator[Group]:
     """The groups with ids of the prompts that are a completion's own; the completions keep the ids they have."""
     from pipeline import tables
     from pipeline.lm import folders, template
@@ -232,7 +233,7 @@ def prompted(groups: Iterable[Group], part: Part, model: Path) -> Iterator[Group
     folders.quiet()
     encoder = template.Encoder(folders.load_tokenizer(model), folders.stop_ids(model))
     for batch in tables.batches(groups, _BATCH):
-        asked = [part.module.prompts(group, part.settings) for group in batch]
+        asked = [prompts(group) for group in batch]
         bare = [Group(group.id, m) for group, own in zip(batch, asked, strict=True) for m in own if m]
         ids = iter(encoder.encode(bare))
         for group, own in zip(batch, asked, strict=True):
@@ -241,39 +242,18 @@ def prompted(groups: Iterable[Group], part: Part, model: Path) -> Iterator[Group
                 replace(c, prompt_ids=next(ids).prompt_ids) if messages else c for c, messages in given))
 
 
-def _has(part: Part, name: str) -> bool:
-    """A constant NAME that most rules do not have, or a function name(settings) of those for which it depends."""
-    known = hasattr(part.module, name) or hasattr(part.module, name.upper())
-    return known and bool(declared(part, name))
+def _rule(settings: Settings) -> Part[Rule]:
+    return load_part(settings.selection, "selection", Rule)
 
 
-def _reads(part: Part) -> tuple[str, ...]:
-    function = getattr(part.module, "reads", None)
-    return tuple(function(part.settings)) if function is not None else (part.settings.score,)
-
-
-def _asks(part: Part) -> tuple[str, ...]:
-    function = getattr(part.module, "asks", None)
-    return tuple(function(part.settings)) if function is not None else ()
-
-
-def _rule(settings: Settings) -> Part:
-    return load_part(settings.selection, "selection")
-
-
-def _ranks(part: Part) -> str:
-    function = getattr(part.module, "ranks", None)
-    return str(function(part.settings) if function is not None else part.settings.score)
-
-
-def _correction(filters: Filters, part: Part, read: Read) -> Correction:
+def _correction(filters: Filters, part: Part[Rule], read: Read) -> Correction:
     """The filters with what they must know of the whole table."""
-    scores = _reads(part)
+    scores = part.of(part.plugin.reads)
     cleaned = (clean(group, filters, scores)[0] for group in read())
     return Correction(filters, scores, lines(cleaned, filters, scores))
 
 
-def _select(part: Part, correction: Correction, read: Read, seed: int) -> Select:
+def _select(part: Part[Rule], correction: Correction, read: Read, seed: int) -> Select:
     """The rule as a function of the group alone, with what it must know of the whole table."""
     def usable() -> Iterable[Group]:
         for group in read():
@@ -281,6 +261,13 @@ def _select(part: Part, correction: Correction, read: Read, seed: int) -> Select
             if len(cleaned.completions) >= 2:
                 yield correction.apply(cleaned)
 
-    survey = getattr(part.module, "survey", None)
+    survey = part.plugin.survey
     found = () if survey is None else (survey(usable(), part.settings, seed),)
-    return lambda group, *beside: part.module.select(group, part.settings, seed, *found, *beside)
+    return lambda group, *beside: part.plugin.select(group, part.settings, seed, *found, *beside)
+
+
+STAGE = Stage(
+    Settings, run, version=5,
+    inputs={"groups": "one", "scores": "optional", "beside": "optional", "beside_scores": "optional",
+            "model": "optional"},
+    seeded=seeded, required=required, wanted=wanted, kinds=kinds, misfit=misfit)

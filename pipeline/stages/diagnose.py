@@ -29,21 +29,13 @@ from pipeline.errors import UserError
 from pipeline.evaluation import comparison, diversity, logprobs, signal
 from pipeline.evaluation.logprobs import PairLogps
 from pipeline.lm.settings import PRECISIONS
+from pipeline.negatives.contract import Draw
 from pipeline.records import Group
-from pipeline.stage import Context
+from pipeline.stage import Context, Stage
 from pipeline.training.settings import TrainRuntime
 
 if TYPE_CHECKING:
     from pipeline.lm.examples import Example
-
-VERSION = 2
-INPUTS = {
-    "model": "one", "reference": "one", "answers": "one", "answer_scores": "optional", "baseline": "one",
-    "baseline_scores": "optional", "trained": "optional", "samples": "optional", "sample_scores": "optional",
-    "groups": "optional",
-}
-SEEDED = False
-Runtime = TrainRuntime
 
 Logps = list[list[list[float]]]  # by group, completion, token
 
@@ -65,7 +57,7 @@ class Settings:
         return self.negatives if self.negatives and self.negatives.get("module") is not None else None
 
     def check(self) -> list[tuple[str, str]]:
-        return part_problems(self.drawn, "negatives") if self.drawn is not None else []
+        return part_problems(self.drawn, "negatives", Draw) if self.drawn is not None else []
 
 
 @dataclass(frozen=True)
@@ -192,7 +184,7 @@ def negatives(groups: Sequence[Group], ours: Logps, reference: Logps, settings: 
         return None
     import torch
 
-    part = load_part(settings.drawn, "negatives")
+    part = load_part(settings.drawn, "negatives", Draw)
     width = max(len(g.completions) for g in groups)
 
     def table(logps: Logps) -> torch.Tensor:
@@ -201,7 +193,7 @@ def negatives(groups: Sequence[Group], ours: Logps, reference: Logps, settings: 
 
     present = torch.tensor([[k < len(g.completions) for k in range(width)] for g in groups])
     uniforms = torch.full(present.shape, 0.5)
-    _, _, metrics = part.module.draw(table(ours), table(reference), present, uniforms, part.settings)
+    _, _, metrics = part.plugin.draw(table(ours), table(reference), present, uniforms, part.settings)
     candidates = statistics.mean([len(g.completions) - 1 for g in groups])
     return {"candidates": candidates, **{name: float(values.float().mean()) for name, values in metrics.items()}}
 
@@ -276,3 +268,11 @@ def _logps_of(context: Context, model: Any, examples: Sequence[Example]) -> Logp
             for g, k, value in zip(rows.group.tolist(), rows.column.tolist(), values, strict=True):
                 found[micro[g]][k].append(value)
     return found
+
+
+STAGE = Stage(
+    Settings, run, version=2,
+    inputs={"model": "one", "reference": "one", "answers": "one", "answer_scores": "optional", "baseline": "one",
+            "baseline_scores": "optional", "trained": "optional", "samples": "optional", "sample_scores": "optional",
+            "groups": "optional"},
+    seeded=False, runtime=TrainRuntime)

@@ -24,13 +24,10 @@ from pipeline.config import load_part, part_problems, setting
 from pipeline.errors import UserError
 from pipeline.evaluation import comparison
 from pipeline.evaluation.comparison import Pair, Verdict
+from pipeline.formats.contract import Judgments
 from pipeline.records import Group
-from pipeline.stage import Context, NoRuntime, derive_seed
+from pipeline.stage import Context, NoRuntime, Stage, derive_seed
 
-VERSION = 6
-INPUTS = {"groups": "one", "scores": "optional", "baseline": "one", "baseline_scores": "optional"}
-SEEDED = True  # the bootstrap draws
-Runtime = NoRuntime
 JUDGE = "judgments"  # the name in evaluation.json of what decided where no score did
 
 
@@ -46,7 +43,7 @@ class Settings:
     difficulties: str | None = None  # JSON file {prompt id: how hard}, for the length-controlled win rate
 
     def check(self) -> list[tuple[str, str]]:
-        problems = part_problems(self.judgments, "judgments") if self.judgments else []
+        problems = part_problems(self.judgments, "judgments", Judgments) if self.judgments else []
         if self.difficulties is not None and not Path(self.difficulties).is_file():
             problems.append(("difficulties", f"{self.difficulties} is not a file, expected JSON {{prompt id: number}}"))
         return problems
@@ -67,8 +64,8 @@ def files(settings: Settings, runtime: NoRuntime) -> list[Path]:
     """The judgments and difficulties it reads."""
     found = [Path(settings.difficulties)] if settings.difficulties else []
     if settings.judgments:
-        part = load_part(settings.judgments, "judgments")
-        found += part.module.files(part.settings)
+        part = load_part(settings.judgments, "judgments", Judgments)
+        found += part.plugin.files(part.settings)
     return found
 
 
@@ -144,15 +141,15 @@ def by_judgments(
     matched: Sequence[Pair], groups: dict[str, Group], settings: Settings, seed: int
 ) -> Comparison:
     """Decide by a judge's preferences. Raises UserError where none of them was given on these answers."""
-    part = load_part(settings.judgments, "judgments")
+    part = load_part(settings.judgments, "judgments", Judgments)
     asked = [(groups[pair.id], pair.ours, pair.theirs) for pair in matched]
-    found, undecided = part.module.preferences(asked, part.settings)
+    found, undecided = part.plugin.preferences(asked, part.settings)
     known = [(pair, value) for pair, value in zip(matched, found, strict=True) if value is not None]
     if not known:
         why = ", ".join(f"{number} {reason}" for reason, number in undecided.items() if number)
         raise UserError(f"evaluation.judgments: none of the {len(matched)} comparisons has a verdict ({why}); judge "
                         "the answers that were exported from this run, against this baseline")
-    published = getattr(part.module, "published", None)
+    published = part.plugin.published
     benchmark = None if published is None else published(
         asked, part.settings, seed, settings.resamples, settings.confidence)
     return Comparison([pair for pair, _ in known], [value for _, value in known], JUDGE, undecided, benchmark)
@@ -222,3 +219,10 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
     if decided["mean"] is not None:
         numbers |= {"score_mean": decided["mean"], "baseline_score_mean": decided["baseline_mean"]}
     return numbers
+
+
+# seeded: the bootstrap draws
+STAGE = Stage(
+    Settings, run, version=6,
+    inputs={"groups": "one", "scores": "optional", "baseline": "one", "baseline_scores": "optional"}, seeded=True,
+    files=files)

@@ -11,25 +11,21 @@ from typing import Any
 
 from pipeline.config import load_part, part_problems
 from pipeline.errors import UserError
+from pipeline.formats.contract import Format
 from pipeline.records import Group
-from pipeline.stage import Context, NoRuntime
-
-VERSION = 1
-INPUTS = {"groups": "one", "second": "optional"}
-SEEDED = False
-Runtime = NoRuntime
+from pipeline.stage import Context, Stage
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`format` is a data format that can write: a part with `export(groups, second, model, out, settings)`."""
+    """`format` is a data format that can write: one with `export`."""
 
     format: dict[str, Any]
     model: str  # the name the answers go by
 
     def check(self) -> list[tuple[str, str]]:
-        problems = part_problems(self.format, "format")
-        if not problems and not hasattr(load_part(self.format, "format").module, "export"):
+        problems = part_problems(self.format, "format", Format)
+        if not problems and load_part(self.format, "format", Format).plugin.export is None:
             problems.append(("format.module", f"{self.format['module']} cannot be exported to; use data=alpaca_eval, "
                                               "arena_hard or mt_bench"))
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.model):
@@ -41,11 +37,12 @@ def run(context: Context) -> None:
     from pipeline import tables
 
     settings: Settings = context.settings
-    part = load_part(settings.format, "data.format")
+    part = load_part(settings.format, "data.format", Format)
+    assert part.plugin.export is not None  # Settings.check
     second = context.optional("second")
     later = {} if second is None else {g.id: g for g in answered(tables.read(second), context, "no second answer")}
     groups = answered(tables.read(context.one("groups")), context, "no answer")
-    written = part.module.export(groups, later, settings.model, context.out, part.settings)
+    written = part.plugin.export(groups, later, settings.model, context.out, part.settings)
     context.report.count(answers=written, second_answers=len(later))
 
 
@@ -59,3 +56,6 @@ def answered(groups: Iterable[Group], context: Context, reason: str) -> Iterator
             yield group
         else:
             context.report.drop(reason)
+
+
+STAGE = Stage(Settings, run, version=1, inputs={"groups": "one", "second": "optional"}, seeded=False)

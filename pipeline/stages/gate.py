@@ -19,12 +19,8 @@ from typing import Any
 
 from pipeline.config import setting
 from pipeline.evaluation import gate
-from pipeline.stage import Context, NoRuntime
+from pipeline.stage import Context, Stage
 
-VERSION = 2
-INPUTS = {"model": "one", "evaluation": "one", "start": "one", "previous": "optional"}
-SEEDED = False
-Runtime = NoRuntime
 PASS, STOP, PREVIOUS = "pass", "stop", "previous"
 GATE, ACCEPTED = "gate.json", "accepted.json"
 
@@ -100,3 +96,8 @@ def link_tree(source: Path, target: Path) -> None:
             os.link(path, place)
         except OSError:
             shutil.copyfile(path, place)
+
+
+STAGE = Stage(
+    Settings, run, version=2, inputs={"model": "one", "evaluation": "one", "start": "one", "previous": "optional"},
+    seeded=False)

@@ -16,17 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import load_part, part_problems, setting
-from pipeline.engines.engine import Answer, Engine, Request, model_facts
+from pipeline.engines.engine import Answer, Backend, Engine, Request, model_facts
 from pipeline.engines.sampling import Draw, GroupSettings, draws, requests_for
 from pipeline.engines.tally import REFUSED, TOO_LONG, Tally, read_tally, write_tally
 from pipeline.errors import UserError
 from pipeline.records import LENGTH, Completion, Group
-from pipeline.stage import Context
+from pipeline.stage import Context, Stage
 
-VERSION = 1
-INPUTS = {"model": "one", "prompts": "one"}
-USES_ENGINE = True  # a run keeps one engine service alive for the steps that say so
-SEEDED = True
 _SHOWN = 10  # problems of one kind shown at once
 
 
@@ -80,14 +76,13 @@ class Runtime:
     max_refused_share: float = setting(0.5, low=0.0, high=1.0)  # of the prompts; more end the stage
 
     def check(self) -> list[tuple[str, str]]:
-        return part_problems(self.engine, "engine")
+        return part_problems(self.engine, "engine", Backend)
 
 
 def check(settings: Settings, runtime: Runtime) -> list[str]:
     """Servers that the engine is told to use are asked now whether they can be."""
-    part = load_part(runtime.engine, "engine")
-    look = getattr(part.module, "check_service", None)
-    return [] if look is None else look(part.settings)
+    part = load_part(runtime.engine, "engine", Backend)
+    return part.plugin.check_service(part.settings)
 
 
 def run(context: Context) -> None:
@@ -107,9 +102,9 @@ def run(context: Context) -> None:
         write_tally(context.work, 0, Tally())
         tables.write_part(out, 0, [])
     elif tables.count(out) < total:
-        part = load_part(context.runtime.engine, "engine")
+        part = load_part(context.runtime.engine, "engine", Backend)
         began = time.monotonic()
-        with part.module.open_engine(model, part.settings, context.work / "engine.log") as engine:
+        with part.plugin.open_engine(model, part.settings, context.work / "engine.log") as engine:
             context.report.count(seconds_to_open_engine=round(time.monotonic() - began, 2))
             _sample_parts(engine, prompts, out, context)
             context.report.count(**engine.facts)
@@ -257,3 +252,9 @@ def _report(tally: Tally, context: Context) -> None:
         truncated_share=round(tally.truncated / max(tally.completions, 1), 4),
         seconds_sampling=round(tally.seconds, 2),
     )
+
+
+# samples: a run keeps one engine service alive for the steps that say so
+STAGE = Stage(
+    Settings, run, version=1, inputs={"model": "one", "prompts": "one"}, seeded=True, runtime=Runtime,
+    samples=True, check=check)

@@ -12,24 +12,22 @@ from typing import Any
 import pipeline
 from pipeline.config import Part, load_part, part_problems, setting
 from pipeline.errors import UserError
+from pipeline.formats.contract import Format
 from pipeline.formats.splits import SPLITS, Imported
-from pipeline.stage import Context
+from pipeline.stage import Context, Stage
 
-VERSION = 1
-INPUTS: dict[str, str] = {}
-SEEDED = False  # how a data set is split belongs to the data, so that runs with other seeds are comparable
 BUILTIN = "builtin:"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`format` is a part with `files(root, settings)` and `read(root, settings)`; see pipeline/formats."""
+    """`format` is a data format."""
 
     format: dict[str, Any]
     require: tuple[str, ...] = setting((), choices=SPLITS)  # splits that must not be empty
 
     def check(self) -> list[tuple[str, str]]:
-        return part_problems(self.format, "format")
+        return part_problems(self.format, "format", Format)
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,7 @@ class Runtime:
 def files(settings: Settings, runtime: Runtime) -> list[Path]:
     """The files that will be read. Raises UserError if there are none."""
     part = _format(settings)
-    found: list[Path] = part.module.files(_root(part, runtime), part.settings)
-    return found
+    return part.plugin.files(_root(part, runtime), part.settings)
 
 
 def check(settings: Settings, runtime: Runtime) -> list[str]:
@@ -72,7 +69,7 @@ def run(context: Context) -> None:
 def _import(settings: Settings, runtime: Runtime) -> Imported:
     part = _format(settings)
     root = _root(part, runtime)
-    imported: Imported = part.module.read(root, part.settings)
+    imported = part.plugin.read(root, part.settings)
     empty = [split for split in settings.require if not imported.counts[split]]
     if empty:
         found = ", ".join(f"{split} {imported.counts[split]}" for split in SPLITS)
@@ -88,18 +85,17 @@ def _empty(split: str, root: Path, found: str, dropped: dict[str, int]) -> str:
             f"found: {found}{left_out}")
 
 
-def _format(settings: Settings) -> Part:
-    part = load_part(settings.format, "data.format")
-    missing = [name for name in ("files", "read", "EXPECTED") if not hasattr(part.module, name)]
-    if missing:
-        raise UserError(f"data.format.module: {part.module.__name__} has no {' and no '.join(missing)}, so it is not a "
-                        "data format (see pipeline/formats/jsonl.py)")
-    return part
+def _format(settings: Settings) -> Part[Format]:
+    return load_part(settings.format, "data.format", Format)
 
 
-def _root(part: Part, runtime: Runtime) -> Path:
+def _root(part: Part[Format], runtime: Runtime) -> Path:
     if not runtime.root:
-        raise UserError(f"data.root: not set, expected {part.module.EXPECTED}; give data.root=PATH")
+        raise UserError(f"data.root: not set, expected {part.plugin.expected}; give data.root=PATH")
     if runtime.root.startswith(BUILTIN):
         return Path(pipeline.__file__).parents[1] / "data" / runtime.root.removeprefix(BUILTIN)
     return Path(runtime.root).expanduser()
+
+
+# seeded: how a data set is split belongs to the data, so that runs with other seeds are comparable
+STAGE = Stage(Settings, run, version=1, inputs={}, seeded=False, runtime=Runtime, files=files, check=check)

@@ -17,11 +17,8 @@ from typing import Any
 
 from pipeline.config import setting
 from pipeline.errors import UserError
-from pipeline.stage import Context
+from pipeline.stage import Context, Stage
 
-VERSION = 1
-INPUTS = {"data": "optional"}
-SEEDED = True
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -192,3 +189,7 @@ def _parameters(folder: Path) -> int:
 
 def _skipped(path: Path) -> bool:
     return path.name.startswith(".") or path.suffix in (".bin", ".pt", ".pth", ".md", ".gguf")
+
+
+STAGE = Stage(
+    Settings, run, version=1, inputs={"data": "optional"}, seeded=True, runtime=Runtime, files=files, check=check)

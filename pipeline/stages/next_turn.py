@@ -14,17 +14,14 @@ from typing import Any
 
 from pipeline.config import load_part, part_problems, setting
 from pipeline.errors import UserError
+from pipeline.formats.contract import Format
 from pipeline.records import Completion, Group, Message
-from pipeline.stage import Context
-
-VERSION = 2
-INPUTS = {"answers": "one", "model": "one"}
-SEEDED = False
+from pipeline.stage import Context, Stage
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`format` is a data format with `follow_ups(root, settings)`, and `given_follow_ups` for given answers."""
+    """`format` is a data format with `follow_ups`, and `given_follow_ups` for given answers."""
 
     format: dict[str, Any]
     given: bool = False  # the answers came with the data: take their second turns along
@@ -32,8 +29,8 @@ class Settings:
     max_completion_tokens: int = setting(512, low=1)  # of given second answers; longer ones are cut
 
     def check(self) -> list[tuple[str, str]]:
-        problems = part_problems(self.format, "format")
-        if not problems and not hasattr(load_part(self.format, "format").module, "follow_ups"):
+        problems = part_problems(self.format, "format", Format)
+        if not problems and load_part(self.format, "format", Format).plugin.follow_ups is None:
             problems.append(("format.module", f"{self.format['module']} has no second turns; use data=mt_bench"))
         if not problems and self.given and self.format.get("answers") is None:
             problems.append(("format.answers", "null, expected the file with the given answers"))
@@ -51,9 +48,8 @@ def files(settings: Settings, runtime: Runtime) -> list[Path]:
     """The question files."""
     if runtime.root is None:
         raise UserError("data.root: not set, expected the folder with the questions")
-    part = load_part(settings.format, "data.format")
-    found: list[Path] = part.module.files(Path(runtime.root).expanduser(), part.settings)
-    return found
+    part = load_part(settings.format, "data.format", Format)
+    return part.plugin.files(Path(runtime.root).expanduser(), part.settings)
 
 
 def run(context: Context) -> None:
@@ -80,9 +76,10 @@ def _asked(context: Context) -> Iterator[Group]:
     from pipeline import tables
 
     settings, root = context.settings, Path(context.runtime.root).expanduser()
-    part = load_part(settings.format, "data.format")
-    turns = part.module.follow_ups(root, part.settings)
-    given = part.module.given_follow_ups(root, part.settings) if settings.given else None
+    part = load_part(settings.format, "data.format", Format)
+    second, answers = part.plugin.follow_ups, part.plugin.given_follow_ups
+    turns = second(root, part.settings) if second is not None else {}
+    given = answers(root, part.settings) if settings.given and answers is not None else None
     for group in tables.read(context.one("answers")):
         if len(group.completions) > 1:
             raise UserError(f"next_turn: question {group.id!r} has {len(group.completions)} answers, expected one; "
@@ -101,3 +98,8 @@ def with_turn(group: Group, text: str) -> Group:
     """The conversation with its answer and the next question, yet without ids."""
     answer = Message("assistant", group.completions[0].text)
     return replace(group, messages=(*group.messages, answer, Message("user", text)), completions=(), prompt_ids=())
+
+
+STAGE = Stage(
+    Settings, run, version=2, inputs={"answers": "one", "model": "one"}, seeded=False, runtime=Runtime,
+    files=files)

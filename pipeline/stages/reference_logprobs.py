@@ -13,17 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import setting
 from pipeline.lm.settings import PRECISIONS
-from pipeline.stage import Context
+from pipeline.stage import Context, Stage
 from pipeline.training.settings import TrainRuntime
 
 if TYPE_CHECKING:
     from pipeline.columns import Source
     from pipeline.lm.examples import Example
 
-VERSION = 2
-INPUTS = {"model": "one", "groups": "many"}
-SEEDED = False
-Runtime = TrainRuntime
 _PART = 1024  # groups; fixed, because micro-batches are cut inside a part and rounding depends on them
 
 
@@ -86,3 +82,6 @@ def _logps(model: Any, examples: Sequence[Example], context: Context) -> list[li
             for i, row in zip(micro, forward.group_logps(model, rows, runtime.logits_per_chunk).tolist(), strict=True):
                 found[i] = row[:len(examples[i].completions)]
     return found
+
+
+STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "many"}, seeded=False, runtime=TrainRuntime)

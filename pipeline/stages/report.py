@@ -24,12 +24,7 @@ from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.evaluation import comparison
 from pipeline.markdown import LEFT, RIGHT
-from pipeline.stage import Context, NoRuntime, derive_seed
-
-VERSION = 4
-INPUTS = {"evaluations": "many"}
-SEEDED = True  # the bootstrap draws
-Runtime = NoRuntime
+from pipeline.stage import Context, Stage, derive_seed
 
 
 @dataclass(frozen=True)
@@ -160,3 +155,7 @@ def _rate(found: dict[str, Any] | None) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+# seeded: the bootstrap draws
+STAGE = Stage(Settings, run, version=4, inputs={"evaluations": "many"}, seeded=True)

@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Part, load_part, part_problems, setting
 from pipeline.records import LENGTH, Group
-from pipeline.stage import Context
+from pipeline.rewards.contract import Score, ScoreGroups, Scorer
+from pipeline.stage import Context, Kinds, Stage
 
-VERSION = 2
-INPUTS = {"groups": "one", "model": "optional", "policy": "optional", "reference": "optional",
-          "logps": "optional"}
-SEEDED = False
 _SLICE = 512  # groups between two signs of progress
 
-Score = float | Mapping[str, float]  # a mapping: what stands behind the score's name -> value
-Scorer = Callable[[Sequence[Group]], Sequence[Sequence[Score]]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class Settings:
     def check(self) -> list[tuple[str, str]]:
         problems = [(f"also.{n}", "the first score has this name already") for n in self.also if n == self.name]
         for where, spec in _specs(self).values():
-            problems += part_problems(spec, where)
+            problems += part_problems(spec, where, Scorer)
         return problems
 
 
@@ -61,23 +56,24 @@ class Runtime:
 
 def wanted(settings: Settings) -> set[str]:
     """A rule, or a model given by path, has no use for a trained one."""
-    needed = {name for part in _parts(settings).values() for name in _needs(part)}
-    return needed | ({"model"} if any(p.module.needs_model(p.settings) for p in _parts(settings).values()) else set())
+    parts = _parts(settings).values()
+    return set(required(settings)) | ({"model"} if any(p.of(p.plugin.needs_model) for p in parts) else set())
 
 
 def required(settings: Settings) -> dict[str, str]:
-    needed = {name for part in _parts(settings).values() for name in _needs(part)}
+    needed = {name for part in _parts(settings).values() for name in part.of(part.plugin.needs)}
     return {name: f"a score is computed with {name}, a model or a side table" for name in sorted(needed)}
 
 
 def files(settings: Settings, runtime: Runtime) -> list[Path]:
-    found = {path: None for part in _parts(settings).values() for path in part.module.files(part.settings)}
+    found = {path: None for part in _parts(settings).values() for path in part.plugin.files(part.settings)}
     return list(found)
 
 
-def kinds(settings: Settings, given: frozenset[str]) -> frozenset[str]:
+def kinds(settings: Settings, given: Kinds) -> Kinds:
     """The groups it is given, and the scores they then have."""
-    return given | {f"score:{name}{behind}" for name, part in _parts(settings).items() for behind in _suffixes(part)}
+    made = {name + behind for name, part in _parts(settings).items() for behind in part.of(part.plugin.suffixes)}
+    return given | Kinds(scores=frozenset(made))
 
 
 def run(context: Context) -> None:
@@ -85,7 +81,7 @@ def run(context: Context) -> None:
 
     (source,), target = columns.sources(context), context.out / "scores"
     total, done = tables.count(source.path), 0
-    scorers: dict[str, Scorer] = {}
+    scorers: dict[str, ScoreGroups] = {}
     logps = context.inputs.get("logps", ())
     groups = columns.with_logps(source, logps) if logps else tables.read(source.path)
     for part in tables.parts(source.path):
@@ -112,13 +108,13 @@ def write(target: Path, part: Path, digest: str, groups: Sequence[Group], settin
     """Write the scores these settings give to the groups of a part as the part of that name."""
     from pipeline import columns
 
-    names = {name + behind for name, made in _parts(settings).items() for behind in _suffixes(made)}
+    names = {name + behind for name, made in _parts(settings).items() for behind in made.of(made.plugin.suffixes)}
     columns.write_part(target, int(part.stem.removeprefix("part-")), (
         (digest, g.id, [{name: value for name, value in c.scores.items() if name in names} for c in g.completions])
         for g in groups))
 
 
-def score_groups(groups: Sequence[Group], scorers: dict[str, Scorer]) -> list[Group]:
+def score_groups(groups: Sequence[Group], scorers: dict[str, ScoreGroups]) -> list[Group]:
     """The groups with every completion's score of each scorer added, by name."""
     for name, scorer in scorers.items():
         groups = [_with_scores(group, name, found) for group, found in zip(groups, scorer(groups), strict=True)]
@@ -167,26 +163,22 @@ def _specs(settings: Settings) -> dict[str, tuple[str, dict[str, Any]]]:
     return {settings.name: ("reward", settings.reward), **further}
 
 
-def _parts(settings: Settings) -> dict[str, Part]:
-    return {name: load_part(spec, where) for name, (where, spec) in _specs(settings).items()}
+def _parts(settings: Settings) -> dict[str, Part[Scorer]]:
+    return {name: load_part(spec, where, Scorer) for name, (where, spec) in _specs(settings).items()}
 
 
-def _needs(part: Part) -> frozenset[str]:
-    function = getattr(part.module, "needs", None)
-    return function(part.settings) if function is not None else frozenset()
-
-
-def _suffixes(part: Part) -> tuple[str, ...]:
-    function = getattr(part.module, "suffixes", None)
-    return function(part.settings) if function is not None else ("",)
-
-
-def _scorers(context: Context) -> dict[str, Scorer]:
+def _scorers(context: Context) -> dict[str, ScoreGroups]:
     runtime: Runtime = context.runtime
     return {
-        name: part.module.scorer(
+        name: part.plugin.scorer(
             part.settings, model=context.optional("model"), batch_tokens=runtime.batch_tokens, threads=runtime.threads,
-            **{needed: context.optional(needed) for needed in _needs(part)},
+            **{needed: context.optional(needed) for needed in part.of(part.plugin.needs)},
         )
         for name, part in _parts(context.settings).items()
     }
+
+
+STAGE = Stage(
+    Settings, run, version=2,
+    inputs={"groups": "one", "model": "optional", "policy": "optional", "reference": "optional", "logps": "optional"},
+    seeded=False, runtime=Runtime, files=files, required=required, wanted=wanted, kinds=kinds)

@@ -10,11 +10,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import setting
 from pipeline.errors import UserError
-from pipeline.stage import Context, derive_seed
-
-VERSION = 1
-INPUTS = {"prompts": "one"}
-SEEDED = True
+from pipeline.stage import Context, Stage, derive_seed
 
 
 @dataclass(frozen=True)
@@ -60,3 +56,6 @@ def slice_of(ids: list[str], settings: Settings, seed: int) -> list[str]:
             f"but of {len(ids)} unlabeled prompts {max(0, len(ids) - start)} are left; {lower}{fewer}"
             "or give more unlabeled prompts (data.root, data.format.limits.unlabeled)")
     return sorted(ids, key=lambda id: (derive_seed(seed, "select_prompts", id), id))[start:end]
+
+
+STAGE = Stage(Settings, run, version=1, inputs={"prompts": "one"}, seeded=True)

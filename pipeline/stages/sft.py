@@ -9,14 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config import part_problems
-from pipeline.stage import Context
+from pipeline.objectives.contract import Objective
+from pipeline.stage import Context, Stage
 from pipeline.training.settings import TrainerSettings, TrainRuntime
-
-VERSION = 2
-INPUTS = {"model": "one", "groups": "one"}
-SEEDED = True
-DISTRIBUTED = True
-Runtime = TrainRuntime
 
 
 @dataclass(frozen=True)
@@ -25,10 +20,15 @@ class Settings:
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
 
     def check(self) -> list[tuple[str, str]]:
-        return part_problems(self.objective, "objective")
+        return part_problems(self.objective, "objective", Objective)
 
 
 def run(context: Context) -> None:
     from pipeline.training import run_policy
 
     run_policy.train(context, run_policy.Parts.load(context.settings.objective))
+
+
+STAGE = Stage(
+    Settings, run, version=2, inputs={"model": "one", "groups": "one"}, seeded=True, runtime=TrainRuntime,
+    distributed=True)

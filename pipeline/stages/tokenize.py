@@ -14,15 +14,11 @@ from typing import TYPE_CHECKING
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.records import Group
-from pipeline.stage import Context, NoRuntime
+from pipeline.stage import Context, Kinds, Stage
 
 if TYPE_CHECKING:
     from pipeline.lm.template import Encoder, Limits
 
-VERSION = 1
-INPUTS = {"data": "one", "model": "one"}
-SEEDED = False
-Runtime = NoRuntime
 SPLITS = ("sft", "pref", "unlabeled", "eval")
 _BATCH = 2048  # groups tokenised at once
 
@@ -40,9 +36,9 @@ class Settings:
     overlong_pref: str = setting("drop", choices=("drop", "truncate", "error"))
 
 
-def kinds(settings: Settings, given: frozenset[str]) -> frozenset[str]:
+def kinds(settings: Settings, given: Kinds) -> Kinds:
     """What the data set brings is known once it is read."""
-    return frozenset({"data"})
+    return Kinds(frozenset({"data"}))
 
 
 def run(context: Context) -> None:
@@ -93,3 +89,6 @@ def _check_context(settings: Settings, model: Path) -> None:
     if room is not None and wanted > room:
         raise UserError(f"tokenize: max_prompt_tokens + max_completion_tokens = {wanted}, but the model's context is "
                         f"{room} tokens; lower them or take a model with a longer context")
+
+
+STAGE = Stage(Settings, run, version=1, inputs={"data": "one", "model": "one"}, seeded=False, kinds=kinds)

@@ -12,17 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config import Part, declared, load_part, part_problems, setting
-from pipeline.objectives.contract import LIVE_NEEDS, TOKEN_NEEDS
-from pipeline.stage import Context
+from pipeline.config import load_part, part_problems, setting
+from pipeline.negatives.contract import Draw
+from pipeline.objectives import contract
+from pipeline.objectives.contract import Auxiliary, Needs, Objective
+from pipeline.selection.contract import LISTS, PAIRS
+from pipeline.stage import Context, Kinds, Stage
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
-VERSION = 4
-INPUTS = {"model": "one", "groups": "many", "reference": "optional", "previous": "optional", "scored": "optional",
-          "weights": "optional", "reference_model": "optional", "optimizer": "optional"}
-SEEDED = True
-DISTRIBUTED = True
-Runtime = TrainRuntime
 _WHY = {
     "reference": "log-probs of every completion under the reference",
     "previous": "log-probs of every completion under the policy the iteration began with",
@@ -47,11 +44,11 @@ class Settings:
         return self.negatives if self.negatives and self.negatives.get("module") is not None else None
 
     def check(self) -> list[tuple[str, str]]:
-        problems = part_problems(self.objective, "objective")
+        problems = part_problems(self.objective, "objective", Objective)
         if self.drawn is not None:
-            problems += part_problems(self.drawn, "negatives")
+            problems += part_problems(self.drawn, "negatives", Draw)
         if self.auxiliary is not None:
-            problems += part_problems(self.auxiliary, "auxiliary")
+            problems += part_problems(self.auxiliary, "auxiliary", Auxiliary)
         return problems or _between_parts(self)
 
 
@@ -60,26 +57,25 @@ def _between_parts(settings: Settings) -> list[tuple[str, str]]:
     needs, name = needs_of(settings), settings.objective["module"].rpartition(".")[2]
     problems = []
     if settings.drawn is not None:
-        m = load_part(settings.drawn, "negatives").settings.m
-        if not needs & {"pairs", "lists"}:
+        m = load_part(settings.drawn, "negatives", Draw).settings.m
+        if not needs.compares:
             problems.append(("negatives", f"objective {name} takes single completions, expected negatives=none"))
-        elif "lists" not in needs and m != 1:
+        elif not needs.lists and m != 1:
             problems.append(("negatives.m", f"{m} with objective {name}, which takes pairs, expected 1"))
-    if "previous" in needs and _length_alpha(settings) < 1.0:
+    if needs.previous and _length_alpha(settings) < 1.0:
         problems.append(("auxiliary.length_alpha", f"{name} compares with the policy before, whose log-probs are known "
                          "as sums only and cannot be weighted by token; expected 1"))
-    own = frozenset(declared(load_part(settings.objective, "objective"), "needs"))
-    if own & {"token_logps", "reference_tokens"} and _length_alpha(settings) < 1.0:
+    own = contract.needs_of(load_part(settings.objective, "objective", Objective))
+    if (own.token_logps or own.reference_tokens) and _length_alpha(settings) < 1.0:
         problems.append(("auxiliary.length_alpha", f"{name} sums the log-probs of tokens itself, which this would not "
                          "weigh; expected 1"))
-    for wanted_score in (need.removeprefix("score:") for need in needs if need.startswith("score:")):
-        if settings.score != wanted_score:
-            problems.append(("score", f"{settings.score!r}, but objective {name} with these settings reads "
-                             f"{wanted_score!r}, which its selection stores (docs/selection.md)"))
+    if needs.score is not None and settings.score != needs.score:
+        problems.append(("score", f"{settings.score!r}, but objective {name} with these settings reads "
+                         f"{needs.score!r}, which its selection stores (docs/selection.md)"))
     if settings.trainer.adapter.on and settings.trainer.adapter.dropout > 0.0:
         problems.append(("trainer.adapter.dropout", "noise in the policy alone biases every comparison with the "
                          "reference, and would follow how batches are cut; expected 0"))
-    if "batch" in needs and needs & TOKEN_NEEDS:
+    if needs.batch and needs.tokens:
         problems.append(("objective", f"{name} compares the groups of a whole batch, for which token-level log-probs "
                          "are not held; set auxiliary.length_alpha=1 or choose another objective"))
     return problems
@@ -90,58 +86,48 @@ def _length_alpha(settings: Settings) -> float:
     return 1.0 if settings.auxiliary is None else float(settings.auxiliary.get("length_alpha", 1.0))
 
 
-def needs_of(settings: Settings) -> frozenset[str]:
+def needs_of(settings: Settings) -> Needs:
     """What the objective, the terms beside it and the draw of negatives need together."""
-    found = frozenset(declared(load_part(settings.objective, "objective"), "needs"))
-    auxiliary: Part | None = None if settings.auxiliary is None else load_part(settings.auxiliary, "auxiliary")
-    if auxiliary is not None:
-        found |= declared(auxiliary, "needs")
-    if settings.drawn is not None:
-        found |= {"reference"} if _weighs_by_reward(load_part(settings.drawn, "negatives")) else set()
-    return found
-
-
-def _weighs_by_reward(negatives: Part) -> bool:
-    """Whether candidates are weighed by log(policy / reference)."""
-    return "weights" in vars(negatives.settings) and negatives.settings.weights == "reward"
+    beside = None if settings.auxiliary is None else load_part(settings.auxiliary, "auxiliary", Auxiliary)
+    found = contract.needs_of(load_part(settings.objective, "objective", Objective), beside)
+    if settings.drawn is None:
+        return found
+    drawn = load_part(settings.drawn, "negatives", Draw)
+    return found | Needs(reference=drawn.of(drawn.plugin.needs_reference))
 
 
 def required(settings: Settings) -> dict[str, str]:
     """The optional inputs these settings cannot do without, and what they give."""
     needs = needs_of(settings)
-    names = [n for n in ("reference", "previous") if n in needs] + (["reference_model"] if needs & LIVE_NEEDS else [])
-    return {name: _WHY[name] for name in names}
+    asked = {"reference": needs.reference, "previous": needs.previous, "reference_model": needs.live_reference}
+    return {name: _WHY[name] for name, needed in asked.items() if needed}
 
 
 def wanted(settings: Settings) -> set[str]:
     """The optional inputs these settings have a use for."""
-    return {"optimizer", "weights", *required(settings)} | ({"scored"} if "scores" in needs_of(settings) else set())
+    return {"optimizer", "weights", *required(settings)} | ({"scored"} if needs_of(settings).scores else set())
 
 
-def misfit(settings: Settings, kinds: frozenset[str]) -> str | None:
-    """Why groups of these kinds cannot be trained on, None where they can. Kinds: "pairs", "lists", the name of a
-    make-up of its own, "data" for what a data set brings (known once it is read), "score:NAME" for a score on them.
-    """
+def misfit(settings: Settings, given: Kinds) -> str | None:
+    """Why such groups cannot be trained on, None where they can."""
     needs, name = needs_of(settings), settings.objective["module"].rpartition(".")[2]
-    scores = sorted(kind.removeprefix("score:") for kind in kinds if kind.startswith("score:"))
-    kinds = frozenset(kind for kind in kinds if not kind.startswith("score:"))
-    if "scores" in needs and scores and "data" not in kinds and settings.score not in scores:
+    makes, made = given.layouts, " and ".join(sorted(given.layouts))
+    if needs.scores and given.scores and "data" not in makes and settings.score not in given.scores:
         return (f"objective {name} reads the score {settings.score!r}, which the groups do not have (scores there: "
-                f"{', '.join(scores)}); set stage.train_preference.settings.score, or a selection that stores it")
-    layouts = frozenset(need.removeprefix("layout:") for need in needs if need.startswith("layout:"))
-    taken = frozenset(need.removeprefix("takes:") for need in needs if need.startswith("takes:"))
-    special, given = kinds - {"pairs", "lists", "data"} - taken, " and ".join(sorted(kinds))
-    if layouts and kinds - layouts:
-        return (f"objective {name} takes groups of a make-up of its own ({', '.join(layouts)}: see the text of "
-                f"{settings.objective['module']}), but the recipe gives it {given}; set a selection that builds them "
+                f"{', '.join(sorted(given.scores))}); set stage.train_preference.settings.score, or a selection that "
+                "stores it")
+    if needs.layout and makes - {needs.layout}:
+        return (f"objective {name} takes groups of a make-up of its own ({needs.layout}: see the text of "
+                f"{settings.objective['module']}), but the recipe gives it {made}; set a selection that builds them "
                 "and a recipe that trains on nothing else, or another objective")
-    if special - layouts:
+    special = makes - {PAIRS, LISTS, "data", needs.layout, *needs.takes}
+    if special:
         way = "drawn_pair" if special == {"drawn"} else "best_worst or best_rest"
         return (f"objective {name} takes pairs or lists, but the selection makes {' and '.join(sorted(special))}, "
                 f"which is for other objectives; set selection={way}")
-    if layouts and settings.drawn is not None:
+    if needs.layout and settings.drawn is not None:
         return f"objective {name} takes its groups whole, expected negatives=none"
-    if "lists" in kinds and "pairs" in needs and "lists" not in needs and settings.drawn is None:
+    if LISTS in makes and needs.pairs and not needs.lists and settings.drawn is None:
         return (f"objective {name} takes pairs, but the selection makes lists of more than two; "
                 "set selection=best_worst, negatives=uniform (or mc, hardest, easiest), or an objective for lists")
     return None
@@ -153,3 +139,10 @@ def run(context: Context) -> None:
     settings = context.settings
     run_policy.train(context, run_policy.Parts.load(settings.objective, settings.auxiliary, settings.drawn),
                      score=settings.score, keep=settings.keep_optimizer, weights=settings.weights)
+
+
+STAGE = Stage(
+    Settings, run, version=4,
+    inputs={"model": "one", "groups": "many", "reference": "optional", "previous": "optional", "scored": "optional",
+            "weights": "optional", "reference_model": "optional", "optimizer": "optional"},
+    seeded=True, runtime=TrainRuntime, distributed=True, required=required, wanted=wanted, misfit=misfit)

@@ -12,17 +12,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.errors import UserError
-from pipeline.stage import Context, derive_seed
+from pipeline.stage import Context, Stage, derive_seed
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
 if TYPE_CHECKING:
     from pipeline.lm.examples import Example
-
-VERSION = 2
-INPUTS = {"model": "one", "groups": "one"}
-SEEDED = True
-DISTRIBUTED = True
-Runtime = TrainRuntime
 
 
 @dataclass(frozen=True)
@@ -103,3 +97,8 @@ def _check_pairs(training: Sequence[Example], held_out: Sequence[Example]) -> No
         raise UserError(f"train_reward: {len(single)} groups have one completion (first {single[0]!r}), expected pairs")
     if not training:
         raise UserError("train_reward: held_out leaves no pair to train on, lower it")
+
+
+STAGE = Stage(
+    Settings, run, version=2, inputs={"model": "one", "groups": "one"}, seeded=True, runtime=TrainRuntime,
+    distributed=True, files=files, check=check)

@@ -20,16 +20,11 @@ from pipeline import logistic
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.records import Group
-from pipeline.stage import Context, derive_seed
+from pipeline.stage import Context, Stage, derive_seed
 from pipeline.training.settings import TrainRuntime
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-VERSION = 3
-INPUTS = {"model": "one", "groups": "many"}
-SEEDED = True
-Runtime = TrainRuntime
 
 
 @dataclass(frozen=True)
@@ -135,3 +130,7 @@ def _means(model: Any, groups: Sequence[Group], device: Any) -> Tensor:
     there = torch.arange(rows.shape[1], device=device) < lengths[:, None]
     states = model(input_ids=rows, attention_mask=there.long()).last_hidden_state.float()
     return torch.where(there[:, :, None], states, 0.0).sum(dim=1).div(lengths[:, None]).cpu()
+
+
+STAGE = Stage(
+    Settings, run, version=3, inputs={"model": "one", "groups": "many"}, seeded=True, runtime=TrainRuntime)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pipeline.config import Part
 from pipeline.errors import UserError
 from pipeline.lm.examples import Example, columns, shaped
-from pipeline.training.policy import needs_of
+from pipeline.negatives.contract import Draw
+from pipeline.objectives.contract import Auxiliary, Needs, Objective, needs_of
 
 _TABLES = {  # need -> (the example's field, how it is called, where it comes from)
     "reference": ("ref_logps", "reference log-probs", "give the step a `reference` input made by reference_logprobs"),
@@ -34,20 +35,19 @@ class _Kind:
 class Misfits:
     """Looks at every group once, keeps counts only."""
 
-    needs: frozenset[str]
+    needs: Needs
     drawn: bool  # negatives are drawn at every step
     seen: int = 0
     found: dict[str, _Kind] = field(default_factory=dict)
 
     def look(self, example: Example) -> None:
-        k = len(example.completions) - ("rationale" in self.needs)
-        several = self.needs & {"pairs", "lists"}
+        needs, k = self.needs, len(example.completions) - self.needs.rationale
         self.seen += 1
-        self._count(bool(several) and k < 2 and (self.drawn or "singles" not in self.needs), "short", example)
-        self._count("pairs" in self.needs and "lists" not in self.needs and k > 2 and not self.drawn, "long", example)
-        self._count("labels" in self.needs and k == 1 and example.label is None, "unlabeled", example)
+        self._count(needs.compares and k < 2 and (self.drawn or not needs.singles), "short", example)
+        self._count(needs.pairs and not needs.lists and k > 2 and not self.drawn, "long", example)
+        self._count(needs.labels and k == 1 and example.label is None, "unlabeled", example)
         for need, (name, _, _) in _TABLES.items():
-            self._count(need in self.needs and getattr(example, name) is None, need, example)
+            self._count(getattr(needs, need) and getattr(example, name) is None, need, example)
 
     def _count(self, wrong: bool, kind: str, example: Example) -> None:
         if wrong:
@@ -66,16 +66,17 @@ class Misfits:
                 + f" (first {found.first!r}); {texts[kind][1]}" for kind, found in self.found.items()]
 
 
-def shape(objective: Part, auxiliary: Part | None = None) -> Callable[[Example], Example]:
+def shape(objective: Part[Objective], auxiliary: Part[Auxiliary] | None = None) -> Callable[[Example], Example]:
     """How an example is cut for the objective. One that compares nothing learns from demonstrations: it sees
     completion 0.
     """
-    several = needs_of(objective, auxiliary) & {"pairs", "lists", "labels"}
-    return (lambda e: e) if several else (lambda e: columns(e, [0]))
+    needs = needs_of(objective, auxiliary)
+    return (lambda e: e) if needs.compares or needs.labels else (lambda e: columns(e, [0]))
 
 
 def fit_to_objective(
-    examples: Sequence[Example], objective: Part, negatives: Part | None, auxiliary: Part | None = None
+    examples: Sequence[Example], objective: Part[Objective], negatives: Part[Draw] | None,
+    auxiliary: Part[Auxiliary] | None = None,
 ) -> Sequence[Example]:
     """The examples as the objective takes them. Raises UserError, all kinds of misfit at once.
 
@@ -84,7 +85,7 @@ def fit_to_objective(
     looked = Misfits(needs_of(objective, auxiliary), negatives is not None)
     for example in examples:
         looked.look(example)
-    problems = looked.problems(objective.module.__name__)
+    problems = looked.problems(objective.name)
     if problems:
         raise UserError(*problems)
     return shaped(examples, shape(objective, auxiliary))

@@ -17,7 +17,7 @@ from pipeline.lm.examples import Example
 from pipeline.lm.forward import device_of
 from pipeline.lm.fused import Reductions
 from pipeline.lm.head import Asked, reduced
-from pipeline.objectives.contract import TOKEN_NEEDS, LossInputs, TokenInputs
+from pipeline.objectives.contract import LossInputs, Needs, TokenInputs
 from pipeline.training.order import token_uniforms
 
 _COLUMNS = ("logps", "lengths", "present", "ref_logps", "previous_logps", "scores")  # (G, K)
@@ -63,10 +63,10 @@ def partners(batch: Sequence[Example]) -> dict[str, Example]:
 class Source:
     """Where the inputs come from: what is needed, by which models, drawn from which seed."""
 
-    needs: frozenset[str]
+    needs: Needs
     seed: int
     logits_per_chunk: int
-    reference_model: Any | None = None  # on the device; only where LIVE_NEEDS ask for it
+    reference_model: Any | None = None  # on the device; only where needs.live_reference
 
 
 def loss_inputs(
@@ -78,20 +78,20 @@ def loss_inputs(
     rows = forward.collate(examples, device)
     hidden = forward.hidden_at_predictions(model, rows)
     ref_hidden = None
-    if needs & {"divergences", "reference_tokens"}:
+    if needs.divergences or needs.reference_tokens:
         with torch.no_grad():
             ref_hidden = forward.hidden_at_predictions(source.reference_model, rows)
-    asked = Asked(_top(needs), "sum_squares" in needs,
-                  (source.reference_model, ref_hidden) if ref_hidden is not None and "divergences" in needs else None)
+    asked = Asked(needs.top, needs.sum_squares,
+                  (source.reference_model, ref_hidden) if ref_hidden is not None and needs.divergences else None)
     seen = reduced(model, hidden, rows.targets, source.logits_per_chunk, asked)
-    tokens = _tokens(source, rows, examples, step, seen, ref_hidden) if needs & TOKEN_NEEDS else None
-    mismatched = _mismatched(source, model, examples, about) if "mismatched" in needs else (None, None)
+    tokens = _tokens(source, rows, examples, step, seen, ref_hidden) if needs.tokens else None
+    mismatched = _mismatched(source, model, examples, about) if needs.mismatched else (None, None)
     known = known_inputs(needs, examples, forward.sums(rows, seen.logps), about, state, parameters)
     return dataclasses.replace(known, tokens=tokens, mismatched_logps=mismatched[0], mismatched_ref_logps=mismatched[1])
 
 
 def known_inputs(
-    needs: frozenset[str], examples: Sequence[Example], logps: Tensor, about: About, state: dict[str, Tensor],
+    needs: Needs, examples: Sequence[Example], logps: Tensor, about: About, state: dict[str, Tensor],
     parameters: dict[str, Tensor],
 ) -> LossInputs:
     """What the needs name where no pass is left to make: (G, K) `logps` are there, and the rest are columns."""
@@ -101,9 +101,9 @@ def known_inputs(
         logps=logps,
         lengths=lengths,
         present=lengths > 0,
-        ref_logps=_table([e.ref_logps for e in examples], device) if "reference" in needs else None,
-        previous_logps=_table([e.previous_logps for e in examples], device) if "previous" in needs else None,
-        scores=_table([e.scores for e in examples], device) if "scores" in needs else None,
+        ref_logps=_table([e.ref_logps for e in examples], device) if needs.reference else None,
+        previous_logps=_table([e.previous_logps for e in examples], device) if needs.previous else None,
+        scores=_table([e.scores for e in examples], device) if needs.scores else None,
         labels=labels(examples, device),
         mean_chosen_length=about.mean_chosen_length,
         mean_length=about.mean_length,
@@ -118,21 +118,16 @@ def _tokens(
 ) -> TokenInputs:
     needs, device = source.needs, rows.targets.device
     uniforms, ref_logps, ref_layers = None, seen.ref_logps, None
-    if "uniforms" in needs:
+    if needs.uniforms:
         uniforms = torch.from_numpy(token_uniforms(examples, source.seed, step)).to(device)
     with torch.no_grad():
         if ref_logps is None and ref_hidden is not None:
             ref_logps = forward.token_logps(source.reference_model, ref_hidden, rows.targets, source.logits_per_chunk)
-        if "reference_hidden" in needs:
+        if needs.reference_hidden:
             ref_layers = forward.layers_at_predictions(source.reference_model, rows).float()
     return TokenInputs(
         rows.targets, rows.group, rows.column, forward.positions(rows), seen.logps, uniforms, seen.target_logits,
         seen.top_logits, seen.top_ids, seen.log_sum_squares, seen.divergences, ref_logps, ref_layers)
-
-
-def _top(needs: frozenset[str]) -> int:
-    """The most largest logits anything asks for; 0 = none."""
-    return max((int(need.removeprefix("top:")) for need in needs if need.startswith("top:")), default=0)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from pipeline.lm import batches, forward, prefix
 from pipeline.lm.examples import Example, columns
 from pipeline.lm.forward import Layout, device_of
 from pipeline.lm.packed import Packed, pack, pack_stem, unique_tokens
+from pipeline.negatives import contract
 from pipeline.training import order
 from pipeline.training.inputs import lengths_of, reference
 
@@ -30,7 +31,7 @@ _LIGHT = 4  # tokens without gradient that take less memory than one with
 class Draw:
     """How negatives are drawn."""
 
-    part: Part
+    part: Part[contract.Draw]
     seed: int
     tokens_per_batch: int
     logits_per_chunk: int
@@ -38,7 +39,7 @@ class Draw:
     @property
     def scores(self) -> bool:
         """Whether the draw asks for the candidates' log-probs."""
-        return bool(self.part.module.NEEDS_LOGPS)
+        return self.part.plugin.needs_logps
 
     def cost(self, example: Example) -> int:
         """Unique tokens that a micro-batch of groups drawn from has to hold: those of the longest draw with gradient,
@@ -94,11 +95,10 @@ def _rest(example: Example) -> range:
 def _drawn(
     batch: Sequence[Example], logps: Tensor | None, step: int, how: Draw, device: torch.device,
 ) -> tuple[list[Example], Metrics]:
-    module, settings = how.part.module, how.part.settings
     lengths = lengths_of(batch, device)
     refs = reference(batch, device) if all(e.ref_logps is not None for e in batch) else None
     uniforms = torch.from_numpy(order.column_uniforms(batch, how.seed, step)).to(device)
-    indices, valid, metrics = module.draw(logps, refs, lengths > 0, uniforms, settings, lengths)
+    indices, valid, metrics = how.part.plugin.draw(logps, refs, lengths > 0, uniforms, how.part.settings, lengths)
     drawn = [columns(e, [0, *(k for k, ok in zip(ks, oks, strict=True) if ok)])
              for e, ks, oks in zip(batch, indices.tolist(), valid.tolist(), strict=True)]
     return drawn, metrics

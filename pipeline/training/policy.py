@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.config import Part, declared
+from pipeline.config import Part
 from pipeline.lm import forward
 from pipeline.lm.examples import Example
 from pipeline.lm.forward import device_of
 from pipeline.lm.packed import unique_tokens
-from pipeline.objectives.contract import TOKEN_NEEDS, LossInputs
+from pipeline.negatives import contract
+from pipeline.objectives.contract import Auxiliary, LossInputs, Needs, Objective, needs_of
 from pipeline.training import negatives
 from pipeline.training.inputs import About, Source, known_inputs, loss_inputs
 from pipeline.training.negatives import Draw
@@ -28,31 +29,31 @@ PARAMETERS = "objective_parameters"  # the model's submodule that holds what an 
 class PolicyTask:
     """Train a causal LM with `objective`, `auxiliary` terms beside it, and `negatives` drawn at every step."""
 
-    objective: Part
-    negatives: Part | None
+    objective: Part[Objective]
+    negatives: Part[contract.Draw] | None
     seed: int
     tokens_per_batch: int
     logits_per_chunk: int
-    auxiliary: Part | None = None
+    auxiliary: Part[Auxiliary] | None = None
     reference_model: Any | None = None
     state: dict[str, Tensor] = field(default_factory=dict)  # of the objective; changed by every step
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> Needs:
         return needs_of(self.objective, self.auxiliary)
 
     @property
     def normalise(self) -> str:
         """ "groups" or "tokens": what the loss of a global batch is divided by."""
-        return str(declared(self.objective, "normalise"))
+        return self.objective.of(self.objective.plugin.normalise)
 
     @property
     def whole(self) -> bool:
         """Whether the loss of a group depends on the others of its global batch."""
-        return "batch" in self.needs
+        return self.needs.batch
 
     def about(self, batch: Sequence[Example]) -> About:
-        return About.of(batch, "mismatched" in self.needs)
+        return About.of(batch, self.needs.mismatched)
 
     @property
     def draw(self) -> Draw | None:
@@ -66,8 +67,9 @@ class PolicyTask:
         """Whether negatives may be drawn micro-batch by micro-batch: the loss of a group asks nothing of the others,
         neither their completions nor how many tokens were drawn in all.
         """
-        apart = self.normalise == "groups" and not self.needs & {"batch", "mismatched", *TOKEN_NEEDS}
-        return self.negatives is not None and apart
+        needs = self.needs
+        together = self.normalise != "groups" or needs.batch or needs.mismatched or needs.tokens
+        return self.negatives is not None and not together
 
     def prepare(self, model: Any, batch: list[Example], step: int) -> tuple[list[Example], Metrics]:
         """The global batch that is trained on: completion 0 and the negatives drawn, where all are drawn at once."""
@@ -107,36 +109,29 @@ class PolicyTask:
         """(G,) losses and metrics of inputs gathered before. Carries the objective's state on by one batch."""
         metrics, whole = common_metrics(inputs), inputs
         if self.auxiliary is not None:
-            inputs = self.auxiliary.module.before(inputs, self.auxiliary.settings)
-        if self.state:
+            inputs = self.auxiliary.plugin.before(inputs, self.auxiliary.settings)
+        if self.state and self.objective.plugin.update is not None:
             with torch.no_grad():
-                self.state.update(self.objective.module.update(inputs, self.objective.settings))
+                self.state.update(self.objective.plugin.update(inputs, self.objective.settings))
             inputs.state.update(self.state)
-        losses, own = self.objective.module.loss(inputs, self.objective.settings)
+        losses, own = self.objective.plugin.loss(inputs, self.objective.settings)
         if self.auxiliary is not None:
-            added, beside = self.auxiliary.module.terms(whole, self.auxiliary.settings)
+            added, beside = self.auxiliary.plugin.terms(whole, self.auxiliary.settings)
             losses, own = losses + added, {**own, **beside}
         return losses, {**metrics, **{k: v.detach() for k, v in own.items()}}
 
 
-def needs_of(objective: Part, auxiliary: Part | None) -> frozenset[str]:
-    """What the objective and the terms beside it need together."""
-    own = declared(objective, "needs")
-    return frozenset(own if auxiliary is None else own | declared(auxiliary, "needs"))
-
-
-def first_state(objective: Part, device: torch.device) -> dict[str, Tensor]:
+def first_state(objective: Part[Objective], device: torch.device) -> dict[str, Tensor]:
     """What the objective carries from step to step, as it starts; empty for most."""
-    made = getattr(objective.module, "state", None)
-    values = {} if made is None else made(objective.settings)
+    values = objective.plugin.state(objective.settings)
     return {name: torch.tensor(float(value), device=device) for name, value in values.items()}
 
 
-def add_parameters(model: Any, objective: Part) -> None:
+def add_parameters(model: Any, objective: Part[Objective]) -> None:
     """Hang what the objective trains beside the policy onto the model, so that optimizer, clipping, checkpoints and
     distribution treat both alike. `remove_parameters` takes it off again.
     """
-    made = getattr(objective.module, "parameters", None)
+    made = objective.plugin.parameters
     if made is None:
         return
     config = model.config.get_text_config()

@@ -15,7 +15,8 @@ from pipeline.errors import UserError
 from pipeline.lm import adapters, folders, forward, memory
 from pipeline.lm import examples as data
 from pipeline.lm.side_tables import SideTables
-from pipeline.objectives.contract import LIVE_NEEDS
+from pipeline.negatives.contract import Draw
+from pipeline.objectives.contract import Auxiliary, Objective, needs_of
 from pipeline.stage import Context
 from pipeline.training import assembly, checks, distribute, optim, policy, throughput
 from pipeline.training.distribute import World
@@ -26,16 +27,16 @@ from pipeline.training.loop import Job, fit
 class Parts:
     """The pluggable parts of a training run."""
 
-    objective: Part
-    auxiliary: Part | None = None
-    negatives: Part | None = None
+    objective: Part[Objective]
+    auxiliary: Part[Auxiliary] | None = None
+    negatives: Part[Draw] | None = None
 
     @classmethod
     def load(cls, objective: dict[str, Any], auxiliary: dict[str, Any] | None = None,
              negatives: dict[str, Any] | None = None) -> Parts:
-        return cls(load_part(objective, "objective"),
-                   None if auxiliary is None else load_part(auxiliary, "auxiliary"),
-                   None if negatives is None else load_part(negatives, "negatives"))
+        return cls(load_part(objective, "objective", Objective),
+                   None if auxiliary is None else load_part(auxiliary, "auxiliary", Auxiliary),
+                   None if negatives is None else load_part(negatives, "negatives", Draw))
 
 
 def train(
@@ -49,7 +50,7 @@ def train(
     if trainer.adapter.on and (context.optional("optimizer") or keep):
         raise UserError(f"trainer.adapter.kind: {trainer.adapter.kind} with an optimizer that runs through several "
                         "steps: each starts a new adapter, whose moments start at nothing; set it to none")
-    needs = policy.needs_of(parts.objective, parts.auxiliary)
+    needs = needs_of(parts.objective, parts.auxiliary)
     examples = load_examples(context, parts, score, weights, world)
     model = folders.load_policy(source, device, runtime, adapters.quantisation(trainer.adapter, trainer.precision))
     data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
@@ -59,7 +60,7 @@ def train(
     world = distribute.spread(world, model, runtime)
     task = policy.PolicyTask(
         parts.objective, parts.negatives, context.seed, runtime.tokens_per_batch, runtime.logits_per_chunk,
-        parts.auxiliary, reference_model(context, device) if needs & LIVE_NEEDS else None,
+        parts.auxiliary, reference_model(context, device) if needs.live_reference else None,
         policy.first_state(parts.objective, device))
     outcome = fit(model, examples, task, Job(
         trainer, runtime, context.seed, context.work / "checkpoints", context.report, context.optional("optimizer"),

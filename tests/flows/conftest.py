@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from flows.environment import prefect_environment
+from flows.server import _answers as answers
+from pipeline import supervisor
 
 ROOT = Path(__file__).parent.parent.parent
 ROWS = {"sft": 96, "pref": 64, "unlabeled": 96, "eval": 12}
@@ -51,8 +57,35 @@ def command() -> Callable[..., list[str]]:
 
 
 @pytest.fixture(scope="session")
-def environment(vllm_service) -> dict[str, str]:
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A Prefect server for many runs, as `align server up` gives one; a run without it starts one of its own, for 8 s
+    of processor time."""
+    place = tmp_path_factory.mktemp("prefect")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {**os.environ, **prefect_environment(place), "PREFECT_SERVER_API_PORT": str(port)}
+    server = [str(Path(sys.executable).with_name("prefect")), "server", "start", "--no-ui", "--no-services"]
+    log = place / "server.log"
+    process = subprocess.Popen(supervisor.command_line(server, log=log, grace=5), env=environment)
+    deadline = time.monotonic() + 120
+    while not answers(f"http://127.0.0.1:{port}"):
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+    yield {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    process.terminate()
+    process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def cold(vllm_service) -> dict[str, str]:
+    """The environment of a run as a user starts one: every process imports what it needs."""
     return {**os.environ, **vllm_service.environment, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="session")
+def environment(cold: dict[str, str], warm: dict[str, str], prefect: dict[str, str]) -> dict[str, str]:
+    """Of runs whose processes and whose Prefect server are not what is tested: the same, but started already."""
+    return {**cold, **warm, **prefect}
 
 
 @pytest.fixture(scope="session")

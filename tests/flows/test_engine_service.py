@@ -12,6 +12,7 @@ import pytest
 
 from flows import engine_service
 from flows.engine_service import EngineFailed, EngineHolder
+from pipeline.engines.engine import Backend
 
 SAMPLES, TRAINS = "samples", "trains"
 
@@ -55,8 +56,10 @@ def told() -> list[str]:
 def hold(told, monkeypatch, tmp_path):
     """hold(**settings) -> a holder of an engine that notes what it is told."""
     module = types.ModuleType("noting_engine")
-    module.Settings = Settings
-    module.start_service = lambda model, log, settings: Service(told, settings.breaks)
+    module.BACKEND = Backend(
+        Settings, open_engine=lambda model, settings, log: None,
+        start_service=lambda model, log, settings: Service(told, settings.breaks),
+        shares_device=lambda settings: settings.sleep_level > 0)
     monkeypatch.setitem(sys.modules, "noting_engine", module)
     monkeypatch.setattr(engine_service, "look_up", lambda workspace, step, done: SimpleNamespace(cached=step.cached))
 
@@ -67,7 +70,7 @@ def hold(told, monkeypatch, tmp_path):
 
 
 def step(kind: str, cached: bool = False) -> SimpleNamespace:
-    return SimpleNamespace(name=kind, module=SimpleNamespace(USES_ENGINE=kind == SAMPLES), cached=cached)
+    return SimpleNamespace(name=kind, plugin=SimpleNamespace(samples=kind == SAMPLES), cached=cached)
 
 
 MODEL = {"init": SimpleNamespace(path=Path("/model"), manifest={"files": {"model/generation_config.json": ""}})}

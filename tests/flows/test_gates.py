@@ -20,10 +20,8 @@ ANSWERS = {  # what the policy of each iteration "answers": the judge counts e, 
 }
 
 
-
-
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def world(tmp_path: Path, warm: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of answers for each iteration, and the two scorers as a package the stages' processes can import."""
     folder = tmp_path / "world"
     folder.mkdir()
@@ -32,9 +30,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "gate_rules.py").write_text(
         "def e(messages, text): return float(text.count('e'))\ndef x(messages, text): return float(text.count('x'))\n")
-    monkeypatch.setenv("PYTHONPATH", f"{folder}:{Path(__file__).parents[2]}")
     monkeypatch.syspath_prepend(str(folder))
-    for name, value in prefect_environment(tmp_path / "workspace").items():
+    paths = {"PYTHONPATH": f"{folder}:{warm['PYTHONPATH']}"}
+    for name, value in {**warm, **paths, **prefect_environment(tmp_path / "workspace")}.items():
         monkeypatch.setenv(name, value)
     return folder
 

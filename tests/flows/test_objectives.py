@@ -1,33 +1,57 @@
-"""`align run recipe=iterative_dpo objective=<any>` on a smaller built-in world, for every objective there is, and
-`selection=<any>`, each by that one word.
+"""`align run recipe=iterative_dpo objective=<any>` on a smaller built-in world, for every kind of objective there is,
+and `selection=<any>`, each by that one word.
 
 The recipe up to the second iteration's policy, with real stages, real vLLM (the test run's one server) and a learned
-reward model; only training is short. The stages run one after the other in this process, because fifty times seven
-processes would spend half an hour importing torch; tests/flows/test_loop.py runs them as processes.
+reward model; only training is short. Objectives that declare the same and have the same hooks go the same way through
+the loop: `make test` runs one of each kind, `make test-long` the others. Their functions are all swept in
+tests/objectives/test_all.py.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from flows import step as launch
-from flows.compose import CONF, compose
-from pipeline import columns, files, plan, store, tables, worker
-from pipeline.config import declared, load_part
+from flows.companions import KEY
+from flows.compose import CONF
+from pipeline import columns, store, tables
+from pipeline.config import load_part
+from pipeline.objectives.contract import Objective, needs_of
 from pipeline.records import Group
+from tests.flows.loops import run
 
 pytestmark = pytest.mark.slow
-OBJECTIVES = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
 # The others make groups that one objective takes, which brings them along.
 SELECTIONS = [name for name in sorted(path.stem for path in (CONF / "selection").glob("*.yaml"))
               if name not in ("drafts", "drawn", "pair_and_samples", "policy_and_reference")]
 MORE = {"best_rest": ["objective=rnce"],
         "relabel": ['selection.text="Score {goal}."']}  # its own text alone would fill this world's context
+OTHER_SCORES = {"best_rest", "upo"}  # of another policy; of the scorer it brings along
+
+
+def kind(file: Path) -> tuple[Any, ...]:
+    """What makes the loop go another way for an objective: what it asks for, how it is averaged, what it carries."""
+    node = yaml.safe_load(file.read_text())
+    companions, later = node.pop(KEY, None), node.pop("later", None)
+    part = load_part(node, "objective", Objective)
+    plugin = part.plugin
+    carries = bool(plugin.state(part.settings)), plugin.parameters is not None
+    return needs_of(part), part.of(plugin.normalise), *carries, json.dumps(companions), later is not None
+
+
+def objectives() -> list[Any]:
+    """Every objective there is; all but the first of each kind are left to `make test-long`."""
+    seen, found = set(), []
+    for file in sorted((CONF / "objective").glob("*.yaml"), key=lambda file: (file.stem != "dpo", file.stem)):
+        same = kind(file)
+        found.append(pytest.param(file.stem, marks=[pytest.mark.long] if same in seen else []))
+        seen.add(same)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -36,46 +60,13 @@ def workspace(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("objectives")
 
 
-def in_this_process(place, item, done, work, environment, watch) -> int:
-    """As launch._run_worker: the same spec, the same worker, without a process of its own."""
-    spec = launch.spec(place, item, done, work)
-    files.write_atomic(work / "step.json", json.dumps(spec))
-    argv, sys.argv = sys.argv, ["worker", str(work / "step.json")]
-    try:
-        return worker.main()
-    finally:
-        sys.argv = argv
-
-
-def leading_to(last: str, steps: list[plan.Step]) -> list[plan.Step]:
-    """The step and everything it takes something from: judging the result is the same for every objective."""
-    wanted = {last}
-    for step in reversed(steps):
-        if step.name in wanted:
-            wanted |= {ref.step for refs in step.inputs.values() for ref in refs}
-    return [step for step in steps if step.name in wanted]
-
-
-def run(words: list[str], workspace: Path, name: str, last: str) -> dict[str, store.Artifact]:
-    """Run the recipe as far as the step `last`."""
-    composed = compose([*words, f"workspace={workspace}", f"run={name}"])
-    assert composed.problems == []
-    place = launch.Place(workspace, name, 5.0, 0.0)
-    place.folder.mkdir(parents=True, exist_ok=True)
-    done: dict[str, store.Artifact] = {}
-    for step in leading_to(last, plan.expand(composed.config)):
-        done[step.name], _ = launch.finish(place, plan.look_up(workspace, step, done), done, {}, lambda *_: None)
-    return done
-
-
 def words(recipe: list[str], small_run: list[str]) -> list[str]:
     return [*recipe, *small_run, "trainer.preference.max_steps=3", "trainer.preference.batch_size=16",
             "hardware.training.tokens_per_batch=1024", "hardware.training.log_every=1"]
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_objective_runs_in_the_loop(objective, small_run, use_vllm, workspace, monkeypatch):
-    monkeypatch.setattr(launch, "_run_worker", in_this_process)
+@pytest.mark.parametrize("objective", objectives())
+def test_objective_runs_in_the_loop(objective, small_run, use_vllm, workspace):
     done = run(words(["recipe=iterative_dpo", f"objective={objective}"], small_run), workspace, objective, "train[2]")
     trained = done["train[2]"].manifest
     assert trained["counts"]["steps"] == 3
@@ -84,8 +75,8 @@ def test_objective_runs_in_the_loop(objective, small_run, use_vllm, workspace, m
     assert [line["at"] for line in steps] == [1, 2, 3]
     assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in steps)
     assert len({done[step].digest("model") for step in ("sft", "train[1]", "train[2]")}) == 3
-    part = load_part(trained["settings"]["objective"], "objective")
-    assert ("reference" in declared(part, "needs")) == ("reference" in trained["inputs"])
+    part = load_part(trained["settings"]["objective"], "objective", Objective)
+    assert needs_of(part).reference == ("reference" in trained["inputs"])
 
 
 def groups_of(artifact: store.Artifact) -> list[Group]:
@@ -93,25 +84,25 @@ def groups_of(artifact: store.Artifact) -> list[Group]:
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
-def test_selection_runs_in_the_loop(selection, small_run, use_vllm, workspace, monkeypatch):
-    """Its groups, made of what the policy of iteration 1 said, are trained on."""
-    monkeypatch.setattr(launch, "_run_worker", in_this_process)
+def test_selection_runs_in_the_loop(selection, small_run, use_vllm, workspace):
+    """Its groups, made of what the policy of iteration 1 said, are trained on; every rule pairs one stored table."""
     given = ["recipe=iterative_dpo", f"selection={selection}", *MORE.get(selection, [])]
     done = run(words(given, small_run), workspace, f"selection-{selection}", "train[2]")
     made = groups_of(done["pairs[2]"])
     assert made and {c.policy for g in made for c in g.completions} == {done["train[1]"].digest("model")}
     assert done["train[2]"].manifest["counts"]["steps"] == 3
+    if selection not in OTHER_SCORES:
+        stored = run(words(["recipe=iterative_dpo"], small_run), workspace, "stored", "score[2]")
+        assert done["score[2]"] == stored["score[2]"]
 
 
-def test_hypo_learns_from_every_sample_beside_the_pair(small_run, use_vllm, workspace, monkeypatch):
-    monkeypatch.setattr(launch, "_run_worker", in_this_process)
+def test_hypo_learns_from_every_sample_beside_the_pair(small_run, use_vllm, workspace):
     done = run(words(["recipe=iterative_dpo", "objective=hypo"], small_run), workspace, "hypo", "train[2]")
     assert {len(group.completions) for group in groups_of(done["pairs[2]"])} == {6}
 
 
-def test_xpo_knows_who_wrote_each_sample(small_run, use_vllm, workspace, monkeypatch):
+def test_xpo_knows_who_wrote_each_sample(small_run, use_vllm, workspace):
     """The third completion is the reference's, and one of the two compared; the other is the policy's."""
-    monkeypatch.setattr(launch, "_run_worker", in_this_process)
     done = run(words(["recipe=iterative_dpo", "objective=xpo"], small_run), workspace, "xpo", "train[2]")
     policy, reference = done["train[1]"].digest("model"), done["sft"].digest("model")
     made = groups_of(done["pairs[2]"])
@@ -122,9 +113,8 @@ def test_xpo_knows_who_wrote_each_sample(small_run, use_vllm, workspace, monkeyp
     assert {len(g.completions) for g in made} == {3}
 
 
-def test_srpo_compares_answers_behind_each_others_drafts(small_run, use_vllm, workspace, monkeypatch):
+def test_srpo_compares_answers_behind_each_others_drafts(small_run, use_vllm, workspace):
     """Six conditionals; log-probs of the reference are those of each one's own prompt."""
-    monkeypatch.setattr(launch, "_run_worker", in_this_process)
     done = run(words(["recipe=iterative_dpo", "objective=srpo"], small_run), workspace, "srpo", "train[2]")
     pairs = columns.Source(done["pairs[1]"].path / "groups", done["pairs[1]"].digest("groups"))
     for group in columns.with_logps(pairs, [done["reference[1]"].path / "logps"]):
@@ -135,9 +125,8 @@ def test_srpo_compares_answers_behind_each_others_drafts(small_run, use_vllm, wo
         assert len({c.ref_logp for c in group.completions}) == 6
 
 
-def test_egpo_takes_its_second_half_step_from_where_the_first_began(small_run, use_vllm, workspace, monkeypatch):
+def test_egpo_takes_its_second_half_step_from_where_the_first_began(small_run, use_vllm, workspace):
     """The same two samples of the policy are judged against its own further ones, then against the half-way one's."""
-    monkeypatch.setattr(launch, "_run_worker", in_this_process)
     done = run(words(["recipe=egpo"], small_run), workspace, "egpo", "train[2]")
     start, half = done["train[1]"].digest("model"), done["half[2]"].digest("model")
     first, second = groups_of(done["half_pairs[2]"]), groups_of(done["pairs[2]"])

@@ -16,7 +16,6 @@ import pytest
 
 from flows import prefect_page
 
-ROOT = Path(__file__).parents[2]
 RUN = """
 import sys
 from pathlib import Path
@@ -109,7 +108,7 @@ def test_another_service_on_the_dashboards_port_is_no_dashboard(tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_a_run_beside_a_server_leaves_progress_links_and_counts(tmp_path: Path):
+def test_a_run_beside_a_server_leaves_progress_links_and_counts(tmp_path: Path, warm: dict[str, str]):
     """`align server up`, a run, then the server's own API: each step's progress at 100, its folder, its counts."""
     workspace, world = tmp_path / "workspace", tmp_path / "world"
     world.mkdir()
@@ -117,7 +116,7 @@ def test_a_run_beside_a_server_leaves_progress_links_and_counts(tmp_path: Path):
     (world / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT")} | {"PYTHONPATH": str(ROOT)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT")} | warm
     server = [sys.executable, "-m", "flows.cli", "server"]
     where = [f"workspace={workspace}", "--port", str(port)]
     up = subprocess.run([*server, "up", *where], env=environment, capture_output=True, text=True, timeout=180)

@@ -35,8 +35,8 @@ def settings(name: str, **changes: object) -> import_data.Settings:
 
 def load(name: str, root: Path, **changes: object) -> Imported:
     part = import_data._format(settings(name, **changes))
-    made: Imported = part.module.read(root, part.settings)
-    assert sorted(given.splits(made)) == sorted(SPLITS)
+    made: Imported = part.plugin.read(root, part.settings)
+    assert sorted(made.counts) == sorted(SPLITS)
     return made
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.config import load_part
 from pipeline.errors import UserError
 from pipeline.lm import fused, head
-from pipeline.objectives.contract import TokenInputs
+from pipeline.objectives.contract import Objective, TokenInputs
 from pipeline.training.inputs import About
 from pipeline.training.policy import PolicyTask
 
@@ -122,12 +122,12 @@ def test_objectives_have_the_gradient_of_whole_logits(tiny, spec):
     """Losses and gradients of every token-level objective, chunks of three tokens against logits held whole, as near
     as float32, in which Llama has its norms, allows.
     """
-    model, part = tiny.llama().double(), load_part(spec, "objective")
+    model, part = tiny.llama().double(), load_part(spec, "objective", Objective)
     examples = [dataclasses.replace(e, label=True) for e in tiny.examples(4)]
     task = PolicyTask(part, None, 0, 10_000, 6 * tiny.vocabulary, reference_model=tiny.llama(1).double())
     given = task.inputs(model, examples, 0, About.of(examples))
-    ours = part.module.loss(given, part.settings)[0]
-    naive = part.module.loss(with_whole_logits(given, model, task.reference_model, examples, part), part.settings)[0]
+    ours = part.plugin.loss(given, part.settings)[0]
+    naive = part.plugin.loss(with_whole_logits(given, model, task.reference_model, examples, part), part.settings)[0]
     assert torch.allclose(ours, naive, rtol=1e-5)
     gradients = [torch.autograd.grad(f.sum(), list(model.parameters())) for f in (ours, naive)]
     for a, b in zip(*gradients, strict=True):

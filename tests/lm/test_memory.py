@@ -12,6 +12,7 @@ from pipeline import config, tables
 from pipeline.config import load_part
 from pipeline.errors import UserError
 from pipeline.lm import folders, forward, memory
+from pipeline.objectives.contract import Objective
 from pipeline.records import Completion, Group
 from pipeline.stage import Context, Reporter
 from pipeline.stages import reference_logprobs, train_reward
@@ -70,7 +71,7 @@ def test_in_a_training_pass(tiny, tmp_path, error):
     class Greedy(policy.PolicyTask):
         losses = raising(error)
 
-    greedy = Greedy(load_part(DPO, "objective"), None, 0, 10**6, 2**27)
+    greedy = Greedy(load_part(DPO, "objective", Objective), None, 0, 10**6, 2**27)
     with pytest.raises(UserError) as caught:
         fit(tiny.llama(), tiny.examples(4), greedy, job(tmp_path))
     assert caught.value.problems == [
@@ -82,7 +83,7 @@ def test_in_a_training_pass(tiny, tmp_path, error):
 @every_error
 def test_in_the_optimizer(tiny, tmp_path, monkeypatch, error):
     monkeypatch.setattr(torch.optim.AdamW, "step", raising(error))
-    task = policy.PolicyTask(load_part(DPO, "objective"), None, 0, 10**6, 2**27)
+    task = policy.PolicyTask(load_part(DPO, "objective", Objective), None, 0, 10**6, 2**27)
     with pytest.raises(UserError, match=r"out of memory in the optimizer at step 1: every weight needs .*"
                                         r"adapter.kind=lora.*strategy=fsdp2"):
         fit(tiny.llama(), tiny.examples(4), task, job(tmp_path))
@@ -91,7 +92,7 @@ def test_in_the_optimizer(tiny, tmp_path, monkeypatch, error):
 @every_error
 def test_while_clipping(tiny, tmp_path, monkeypatch, error):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", raising(error))
-    task = policy.PolicyTask(load_part(DPO, "objective"), None, 0, 10**6, 2**27)
+    task = policy.PolicyTask(load_part(DPO, "objective", Objective), None, 0, 10**6, 2**27)
     with pytest.raises(UserError, match=r"out of memory in step 1: lower hardware.training.tokens_per_batch"):
         fit(tiny.llama(), tiny.examples(4), task, job(tmp_path))
 
@@ -99,7 +100,7 @@ def test_while_clipping(tiny, tmp_path, monkeypatch, error):
 @every_error
 def test_in_a_checkpoint(tiny, tmp_path, monkeypatch, error):
     monkeypatch.setattr(checkpoint, "save_file", raising(error))
-    task = policy.PolicyTask(load_part(DPO, "objective"), None, 0, 10**6, 2**27)
+    task = policy.PolicyTask(load_part(DPO, "objective", Objective), None, 0, 10**6, 2**27)
     one = job(tmp_path)
     often = dataclasses.replace(one, settings=dataclasses.replace(one.settings, epochs=3),
                                 runtime=dataclasses.replace(one.runtime, checkpoint_every_steps=2))

@@ -74,8 +74,8 @@ def test_uniform_is_uniform_and_needs_no_log_probs() -> None:
     found = torch.bincount(indices[:, 0], minlength=4) / NUMBER
     assert found.tolist() == pytest.approx([0.0, 1 / 3, 1 / 3, 1 / 3], abs=0.01)
     assert metrics["kernel_entropy"][0].item() == pytest.approx(math.log(3), abs=1e-6)
-    assert not uniform.NEEDS_LOGPS
-    assert mc.NEEDS_LOGPS
+    assert not uniform.DRAW.needs_logps
+    assert mc.DRAW.needs_logps
 
 
 def test_at_the_start_of_training_the_reward_kernel_is_uniform() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.objectives import apo_down, apo_zero, exo, nca_pair, sppo
+from pipeline.objectives.contract import Needs
 
 LN2 = math.log(2)
 
@@ -155,8 +156,8 @@ def test_sppo_takes_the_previous_policy_unless_told(worked):
     moved = worked.pairs(previous_logps=worked.POLICY)
     assert worked.value(sppo, sppo.Settings(beta=0.1), moved) == pytest.approx(50.0, abs=1e-12)
     assert worked.value(sppo, sppo.Settings(beta=0.1, against="reference"), moved) == pytest.approx(25.0, abs=1e-12)
-    assert sppo.needs(sppo.Settings()) == {"pairs", "previous"}
-    needs = {"pairs", "reference", "scores", "score:win_rate"}
+    assert sppo.needs(sppo.Settings()) == Needs(pairs=True, previous=True)
+    needs = Needs(pairs=True, reference=True, scores=True, score="win_rate")
     assert sppo.needs(sppo.Settings(labels="soft", against="reference")) == needs
 
 

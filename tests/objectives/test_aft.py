@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pipeline.objectives import aft
+from pipeline.objectives.contract import Needs
 from tests.objectives.batches import batch_of, gradient
 
 LOGPS = [[-1.0, -3.0, -2.0, -1.0]]
@@ -60,6 +61,6 @@ def test_extremes_and_groups_with_one_side_only() -> None:
 
 
 def test_a_threshold_needs_scores() -> None:
-    assert aft.needs(aft.Settings()) == {"lists"} and "scores" in aft.needs(aft.Settings(threshold=0.0))
+    assert aft.needs(aft.Settings()) == Needs(lists=True) and aft.needs(aft.Settings(threshold=0.0)).scores
     with pytest.raises(ValueError, match="scores"):
         aft.loss(batch_of(LOGPS), aft.Settings(threshold=0.0))

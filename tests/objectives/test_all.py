@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline.objectives
-from pipeline.config import Part, declared, load_part, problems_of
-from pipeline.objectives.contract import TOKEN_NEEDS, LossInputs, TokenInputs
+from pipeline.config import Part, load_part, problems_of
+from pipeline.objectives.contract import LossInputs, Objective, TokenInputs, needs_of
 
 CONF = Path(__file__).parents[2] / "conf" / "objective"
-KNOWN_NEEDS = {
-    "pairs", "lists", "singles", "labels", "reference", "previous", "scores", "mismatched", "batch", *TOKEN_NEEDS,
-}  # fmt: skip
 OTHER_DEFAULTS = {"nash_md"}  # its file fits the groups that recipes build, its Settings the paper
 VOCABULARY, LAYERS, HIDDEN = 7, 2, 3
 
 
 def modules() -> dict[str, Any]:
-    """Every objective: the modules with Settings and a loss."""
+    """Every objective: the modules that declare one."""
     names = sorted(m.name for m in pkgutil.iter_modules(pipeline.objectives.__path__))
     loaded = {name: importlib.import_module(f"pipeline.objectives.{name}") for name in names}
-    return {name: m for name, m in loaded.items() if hasattr(m, "Settings") and hasattr(m, "loss")}
+    return {name: m for name, m in loaded.items() if "OBJECTIVE" in vars(m)}
 
 
 def nodes() -> dict[str, dict[str, Any]]:
@@ -58,13 +56,12 @@ def variants() -> dict[str, Part]:
     """Every file of conf/objective, and beside it every single choice changed."""
     found = {}
     for name, node in nodes().items():
-        part = load_part(node, "objective")
+        part = load_part(node, "objective", Objective)
         found[name] = part
         for field, value in choices(part):
             if not problems_of(type(part.settings), {**dataclasses.asdict(part.settings), field: value}):
-                found[f"{name}-{field}={value}"] = Part(
-                    part.module, dataclasses.replace(part.settings, **{field: value})
-                )
+                found[f"{name}-{field}={value}"] = dataclasses.replace(
+                    part, settings=dataclasses.replace(part.settings, **{field: value}))
     return found
 
 
@@ -99,12 +96,12 @@ PLAIN = Case([-3.0, -10.0, -0.7, -25.5, -200.25, -5.0, -1.5, -17.0, -6.0, -2.25,
 
 def width(part: Part) -> int:
     """Completions in a group: two, or for lists as many as its layout names, else three."""
-    return len(getattr(part.module, "COLUMNS", "...")) if "lists" in declared(part, "needs") else 2
+    return len(vars(sys.modules[part.name]).get("COLUMNS", "...")) if needs_of(part).lists else 2
 
 
 def laid_out(part: Part) -> bool:
     """Whether each column has its own meaning, so that a group has all of them or is none."""
-    return "laid_out" in vars(part.module)
+    return "laid_out" in vars(sys.modules[part.name])
 
 
 def cycled(values: list[Any], count: int, start: int = 0) -> list[Any]:
@@ -145,7 +142,7 @@ def batch_of(part: Part, case: Case, present: torch.Tensor | None = None) -> Los
         mismatched_ref_logps=table(2)[:, 0].nan_to_num(),
         mean_chosen_length=float(lengths[:, 0].double().mean()),
         mean_length=float(lengths.sum(dim=1).double().mean()),
-        tokens=tokens_of(case, lengths) if TOKEN_NEEDS & declared(part, "needs") else None,
+        tokens=tokens_of(case, lengths) if needs_of(part).tokens else None,
         parameters=parameters_of(part, case.dtype),
     )
     return with_state(part, batch)
@@ -180,20 +177,19 @@ def tokens_of(case: Case, lengths: torch.Tensor) -> TokenInputs:
 
 
 def parameters_of(part: Part, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    made = getattr(part.module, "parameters", None)
+    made = part.plugin.parameters
     values = {} if made is None else made(HIDDEN, LAYERS, part.settings)
     return {name: value.to(dtype).requires_grad_() for name, value in values.items()}
 
 
 def with_state(part: Part, batch: LossInputs) -> LossInputs:
     """As the trainer does: the state after this batch."""
-    made = getattr(part.module, "state", None)
-    if made is None:
+    if part.plugin.update is None:
         return batch
     dtype = torch.float64 if batch.logps.dtype == torch.float64 else torch.float32
-    first = {name: torch.tensor(value, dtype=dtype) for name, value in made(part.settings).items()}
+    first = {name: torch.tensor(value, dtype=dtype) for name, value in part.plugin.state(part.settings).items()}
     batch = dataclasses.replace(batch, state=first)
-    after = part.module.update(batch, part.settings)
+    after = part.plugin.update(batch, part.settings)
     assert set(after) == set(first)
     assert all(v.shape == () and not v.requires_grad and v.isfinite() for v in after.values())
     return dataclasses.replace(batch, state=after)
@@ -230,7 +226,7 @@ def mapped(record: Any, change: Any) -> Any:
 def test_finite_losses_gradients_and_metrics(name: str, case: Case) -> None:
     part = VARIANTS[name]
     batch = batch_of(part, case)
-    losses, metrics = part.module.loss(batch, part.settings)
+    losses, metrics = part.plugin.loss(batch, part.settings)
     assert losses.shape == (case.groups,)
     assert losses.dtype == case.dtype
     assert losses.isfinite().all()
@@ -263,9 +259,9 @@ def test_order_of_the_groups_does_not_matter(name: str, case: Case) -> None:
 
     tokens = batch.tokens and dataclasses.replace(batch.tokens, group=place[batch.tokens.group])
     shuffled = dataclasses.replace(mapped(dataclasses.replace(batch, tokens=None), moved), tokens=tokens)
-    before, after = (part.module.loss(b, part.settings)[0] for b in (batch, shuffled))
+    before, after = (part.plugin.loss(b, part.settings)[0] for b in (batch, shuffled))
     tolerance = {"rtol": 1e-4, "atol": 1e-3} if case.dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-9}
-    if "batch" not in declared(part, "needs"):
+    if not needs_of(part).batch:
         torch.testing.assert_close(after, before[order], **tolerance)
     torch.testing.assert_close(after.sum(), before.sum(), **tolerance)
 
@@ -285,7 +281,7 @@ def test_a_column_nobody_has_changes_nothing(name: str, case: Case) -> None:
         return torch.nn.functional.pad(values, (0, 1), value=fill)
 
     padded = dataclasses.replace(mapped(dataclasses.replace(batch, tokens=None), wider), tokens=batch.tokens)
-    plain, wide = (part.module.loss(b, part.settings) for b in (batch, padded))
+    plain, wide = (part.plugin.loss(b, part.settings) for b in (batch, padded))
     torch.testing.assert_close(wide[0], plain[0], rtol=1e-5, atol=1e-6)
     for key, values in plain[1].items():
         torch.testing.assert_close(wide[1][key], values, rtol=1e-5, atol=1e-6, msg=key)
@@ -295,7 +291,7 @@ def test_a_column_nobody_has_changes_nothing(name: str, case: Case) -> None:
 def test_half_precision_is_computed_in_float32_and_float64_stays(name: str) -> None:
     part = VARIANTS[name]
     double = batch_of(part, dataclasses.replace(PLAIN, dtype=torch.float64))
-    exact = part.module.loss(double, part.settings)[0]
+    exact = part.plugin.loss(double, part.settings)[0]
     assert exact.dtype == torch.float64
     kept = {*double.state, *double.parameters}  # float32 in the trainer, whatever the log-probs are
     for given_type in (torch.bfloat16, torch.float16, torch.float32):
@@ -305,7 +301,7 @@ def test_half_precision_is_computed_in_float32_and_float64_stays(name: str) -> N
                 return values
             return values.detach().to(torch.float32 if field in kept else to)
 
-        got = part.module.loss(mapped(double, cast), part.settings)[0]
+        got = part.plugin.loss(mapped(double, cast), part.settings)[0]
         assert got.dtype == torch.float32
         if given_type == torch.float32:
             torch.testing.assert_close(got.double(), exact, rtol=1e-4, atol=1e-4)
@@ -315,21 +311,21 @@ def test_half_precision_is_computed_in_float32_and_float64_stays(name: str) -> N
 def test_groups_that_lack_what_is_compared_cost_nothing(name: str) -> None:
     """A pair or list without its completions: no loss, no metric, no gradient."""
     part = VARIANTS[name]
-    needs = declared(part, "needs")
+    needs = needs_of(part)
     present = torch.ones(3, width(part), dtype=torch.bool)
     present[0] = False
-    if needs & {"pairs", "lists"} and "singles" not in needs:
+    if needs.compares and not needs.singles:
         present[1, 1:] = False
     batch = batch_of(part, PLAIN, present)
-    losses, metrics = part.module.loss(batch, part.settings)
+    losses, metrics = part.plugin.loss(batch, part.settings)
     lacking = [0, 1] if not present[1].all() else [0]
     assert losses[lacking].tolist() == [0.0] * len(lacking)
     assert losses[2].item() != 0.0
     losses.sum().backward()
     if batch.logps.grad is not None:
         assert (batch.logps.grad[lacking] == 0).all()
-        assert "batch" in needs or batch.logps.grad[2].abs().max() > 0
-    if needs & {"pairs", "lists"} and "singles" not in needs:
+        assert needs.batch or batch.logps.grad[2].abs().max() > 0
+    if needs.compares and not needs.singles:
         assert {"margin", "accuracy"} <= set(metrics)
         shared = {"delta", "reference_point"}
         assert all(values[i] == 0 for key, values in metrics.items() if key not in shared for i in lacking)
@@ -347,10 +343,10 @@ def test_every_module_can_be_chosen_and_every_choice_is_a_module() -> None:
 @pytest.mark.parametrize("name", NODES)
 def test_the_file_lists_every_setting_with_its_default(name: str) -> None:
     """A key that is not in the yaml could not be given on the command line."""
-    part = load_part(NODES[name], "objective")
+    part = load_part(NODES[name], "objective", Objective)
     values = {k: v for k, v in NODES[name].items() if k != "module"}
     assert set(values) == {f.name for f in dataclasses.fields(part.settings)}
-    own = part.module.__name__.rpartition(".")[2] == name
+    own = part.name.rpartition(".")[2] == name
     complete = all(f.default is not dataclasses.MISSING for f in dataclasses.fields(part.settings))
     if own and complete and name not in OTHER_DEFAULTS:
         assert part.settings == type(part.settings)()
@@ -363,13 +359,12 @@ def test_the_table_of_objectives_names_all_of_them() -> None:
 
 
 @every_variant
-def test_needs_and_normalisation_are_known_words(name: str) -> None:
+def test_what_is_declared_goes_together(name: str) -> None:
     part = VARIANTS[name]
-    assert {need for need in declared(part, "needs") if ":" not in need} <= KNOWN_NEEDS
-    assert declared(part, "normalise") in ("groups", "tokens")
-    if hasattr(part.module, "state") and part.module.state(part.settings):
-        assert "batch" in declared(part, "needs")
-    assert ("batch" not in declared(part, "needs")) or not declared(part, "needs") & TOKEN_NEEDS
+    needs = needs_of(part)
+    assert part.of(part.plugin.normalise) in ("groups", "tokens")
+    assert needs.batch or not part.plugin.state(part.settings)
+    assert not needs.batch or not needs.tokens
 
 
 @pytest.mark.parametrize("name", MODULES)

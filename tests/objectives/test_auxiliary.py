@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.objectives import auxiliary
-from pipeline.objectives.contract import LossInputs, TokenInputs
+from pipeline.objectives.contract import LossInputs, Needs, TokenInputs
 
 D = torch.float64
 
@@ -63,11 +63,11 @@ def test_rationale_is_hidden_from_the_objective_and_charged(wrapped, expected):
     seen = auxiliary.before(three, settings)
     assert (seen.logps.tolist(), seen.lengths.tolist(), seen.present.tolist()) == ([[-3, -10]], [[2, 4]], [[True] * 2])
     assert auxiliary.terms(three, settings)[0].tolist() == pytest.approx([expected])
-    assert auxiliary.needs(settings) == {"rationale"}
+    assert auxiliary.needs(settings) == Needs(rationale=True)
 
 
 def test_everything_off_changes_nothing():
     batch, settings = pair(), auxiliary.Settings()
     assert auxiliary.before(batch, settings) is batch
     losses, metrics = auxiliary.terms(batch, settings)
-    assert losses.tolist() == [0.0] and metrics == {} and auxiliary.needs(settings) == frozenset()
+    assert losses.tolist() == [0.0] and metrics == {} and auxiliary.needs(settings) == Needs()

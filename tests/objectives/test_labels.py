@@ -13,7 +13,7 @@ import torch
 
 from pipeline.config import problems_of
 from pipeline.objectives import apo_zero, bco, kto, nca_pair, npo
-from pipeline.objectives.contract import LossInputs, TokenInputs
+from pipeline.objectives.contract import LossInputs, Needs, TokenInputs
 from tests.objectives.batches import view_of
 
 LN2 = math.log(2)
@@ -123,8 +123,8 @@ def test_bco_without_its_state_is_an_error(worked):
 
 
 def test_bco_needs_the_batch_only_for_its_shift():
-    assert bco.needs(bco.Settings()) == {"labels", "reference", "batch"}
-    assert bco.needs(bco.Settings(shift="zero")) == {"labels", "reference"}
+    assert bco.needs(bco.Settings()) == Needs(labels=True, reference=True, batch=True)
+    assert bco.needs(bco.Settings(shift="zero")) == Needs(labels=True, reference=True)
     assert bco.state(bco.Settings(shift="zero")) == {}
 
 
@@ -206,9 +206,9 @@ def test_kto_saturates(worked):
 def test_kto_needs_what_its_point_needs():
     needs = {point: kto.needs(kto.Settings(reference_point=point)) for point in ("mismatched", "pair", "zero")}
     assert needs == {
-        "mismatched": {"reference", "labels", "mismatched", "batch"},
-        "pair": {"reference", "pairs", "batch"},
-        "zero": {"reference", "labels"},
+        "mismatched": Needs(reference=True, labels=True, mismatched=True, batch=True),
+        "pair": Needs(reference=True, pairs=True, batch=True),
+        "zero": Needs(reference=True, labels=True),
     }
     problems = problems_of(kto.Settings, {"reference_point": "median"}, "objective")
     assert problems == ["objective.reference_point: 'median' is not allowed, expected one of mismatched, pair, zero"]
@@ -259,8 +259,8 @@ def test_npo_with_a_divergence(worked):
     batch = worked.pairs(lengths=torch.ones(1, 2, dtype=torch.int64), mean_chosen_length=1.0, tokens=view)
     plain = worked.value(npo, npo.Settings(), batch)
     assert worked.value(npo, settings, batch) - plain == pytest.approx(2 * 0.14384103622589045, abs=1e-12)
-    assert npo.needs(settings) == {"labels", "reference", "divergences"}
-    assert npo.needs(npo.Settings(retain="kl")) == {"labels", "reference"}
+    assert npo.needs(settings) == Needs(labels=True, reference=True, divergences=True)
+    assert npo.needs(npo.Settings(retain="kl")) == Needs(labels=True, reference=True)
 
 
 # ---------------------------------------------------------------------------------------------------- all of the three

@@ -8,7 +8,7 @@ import torch
 from pipeline.config import build
 from pipeline.errors import UserError
 from pipeline.objectives import ce, dpo, mixture
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Needs
 
 DPO, CE = {"module": "pipeline.objectives.dpo", "beta": 0.2}, {"module": "pipeline.objectives.ce"}
 
@@ -27,7 +27,7 @@ def test_sum_of_the_parts_each_normalised_as_alone():
     nll = ce.loss(batch(), ce.Settings())[0].sum() / 6
     assert losses.mean().item() == pytest.approx((2 * alone + 0.5 * nll).item(), abs=1e-12)
     assert metrics["loss_0"].mean().item() == pytest.approx(alone.item())
-    assert mixture.needs(settings) == {"reference", "pairs"}
+    assert mixture.needs(settings) == Needs(reference=True, pairs=True)
 
 
 def test_bad_parts_are_named_by_their_place():

@@ -79,6 +79,6 @@ def test_token_form() -> None:
 
 
 def test_needs_follow_the_form_and_extremes_are_finite() -> None:
-    assert "reference_tokens" in nash_md.needs(Settings(form="token")) and "reference" in nash_md.needs(Settings())
+    assert nash_md.needs(Settings(form="token")).reference_tokens and nash_md.needs(Settings()).reference
     far = batch_of([[-2000.0, 0.0]], [[0.0, -2000.0]], scores=[[1e4, -1e4]])
     assert nash_md.loss(far, Settings(players="both"))[0].isfinite().all()

@@ -13,6 +13,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.objectives import egpo, online_ipo
+from pipeline.objectives.contract import Needs
 from pipeline.objectives.online_ipo import Settings, online_ipo_losses
 from tests.objectives.batches import batch_of, gradient
 
@@ -90,4 +91,4 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(ValueError, match="scores"):
         egpo.loss(batch_of([[-1.0, -2.0]], [[-1.0, -2.0]]), egpo.Settings())
     assert online_ipo.loss(batch_of([[-1.0]], [[-2.0]], scores=[[1.0]]), Settings())[0].item() == 0
-    assert online_ipo.needs(Settings()) == {"reference", "scores", "lists", "takes:drawn"}
+    assert online_ipo.needs(Settings()) == Needs(reference=True, scores=True, lists=True, takes=("drawn",))

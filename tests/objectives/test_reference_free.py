@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipeline.objectives import alphapo, asft, cpo, orpo, simpo, slic
+from pipeline.objectives.contract import Needs
 from pipeline.objectives.shared.odds import log1mexp, log_odds
 
 LENGTHS = torch.tensor([[4, 5]])
@@ -76,7 +77,7 @@ def test_simpo_gradient_is_the_closed_form(worked):
 
 @pytest.mark.parametrize("module", ALL)
 def test_no_reference_is_looked_at(worked, module):
-    assert {"pairs"} == module.NEEDS
+    assert module.OBJECTIVE.needs == Needs(pairs=True)
     with_one = worked.value(module, module.Settings(), worked.pairs(lengths=LENGTHS))
     assert with_one == worked.value(module, module.Settings(), worked.pairs(ref_logps=None, lengths=LENGTHS))
 

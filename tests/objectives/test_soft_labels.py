@@ -12,6 +12,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.objectives import dpo, rdpo, spce, upo
+from pipeline.objectives.contract import Needs
 
 SOFTPLUS = 0.554355244468527
 
@@ -133,9 +134,9 @@ def test_upo_takes_the_previous_policy_and_not_the_reference(worked):
     settings = {name: upo.Settings(sft_weight=0.0, against=name) for name in ("previous", "reference")}
     assert worked.value(upo, settings["previous"], elsewhere) == pytest.approx(math.log(2), abs=1e-12)
     assert worked.value(upo, settings["reference"], elsewhere) == pytest.approx(SOFTPLUS, abs=1e-12)
-    needs = {"previous", "pairs", "scores", "score:information_gain"}
+    needs = Needs(previous=True, pairs=True, scores=True, score="information_gain")
     assert upo.needs(settings["previous"]) == needs
-    assert "score:sampling_share" in upo.needs(upo.Settings(labels="printed"))
+    assert upo.needs(upo.Settings(labels="printed")).score == "sampling_share"
 
 
 def test_upo_refuses_what_is_no_information_gain(worked):

@@ -8,7 +8,7 @@ from statistics import fmean, pstdev
 import pytest
 import torch
 
-from pipeline.config import problems_of
+from pipeline.config import problems_of, settled
 from pipeline.lm import folders
 from pipeline.records import Completion, Group, Message
 from pipeline.rewards import dropout, model
@@ -82,4 +82,4 @@ def test_settings_are_checked(tmp_path: Path) -> None:
     assert problems_of(dropout.Settings, {"passes": 1, "rate": 1.0}, "r") == [
         "r.passes: 1 is out of range, expected 2 <= x", "r.rate: 1.0 is out of range, expected 0.0 < x < 1.0"]
     assert "no folder" in problems_of(dropout.Settings, {"path": str(tmp_path / "x")})[0]
-    assert dropout.needs_model(dropout.Settings())
+    assert settled(dropout.SCORER.needs_model, dropout.Settings())

@@ -12,7 +12,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from pipeline.config import problems_of
+from pipeline.config import problems_of, settled
 from pipeline.errors import UserError
 from pipeline.records import LENGTH, STOP, Completion, Group, Message
 from pipeline.rewards import model
@@ -177,8 +177,8 @@ def test_a_given_path_is_checked_while_planning(folder: Path, tmp_path: Path) ->
     ]
     assert "no folder" in problems_of(model.Settings, {"path": str(tmp_path / "x")})[0]
     given = model.Settings(path=str(folder))
-    assert not model.needs_model(given)
-    assert model.needs_model(model.Settings())
+    assert not settled(model.SCORER.needs_model, given)
+    assert settled(model.SCORER.needs_model, model.Settings())
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in model.files(given)}
     groups = [group_of("c")]
     assert model.scorer(given)(groups) == model.scorer(model.Settings(), model=folder)(groups)

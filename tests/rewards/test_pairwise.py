@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import problems_of
+from pipeline.config import problems_of, settled
 from pipeline.errors import UserError
 from pipeline.records import Completion, Group, Message
 from pipeline.rewards import pairwise
@@ -72,4 +72,4 @@ def test_what_is_wrong() -> None:
     assert "no function" in problems_of(pairwise.Settings, {"function": "pipeline.rewards.pairwise.nope"}, "r")[0]
     settings = pairwise.Settings("pipeline.rewards.pairwise.fresher")
     assert [p.name for p in pairwise.files(settings)] == ["pairwise.py"]
-    assert not pairwise.needs_model(settings)
+    assert not settled(pairwise.SCORER.needs_model, settings)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_part, problems_of
+from pipeline.config import load_part, problems_of, settled
 from pipeline.errors import UserError
 from pipeline.records import Completion, Group, Message
 from pipeline.rewards import rule
+from pipeline.rewards.contract import Scorer
 
 GROUP = Group("p", (Message("system", "be kind"), Message("user", "hi")),
               (Completion("a b c a b c"), Completion("one two three four")))
@@ -41,7 +42,7 @@ def test_a_users_own_function(own_module: Callable[[str, str], str]) -> None:
     settings = rule.Settings(f"{name}.count")
     assert rule.scorer(settings)([GROUP, Group("q", (Message("user", "x"),))]) == [[226.0, 224.0], []]
     assert [path.name for path in rule.files(settings)] == ["rules_of_a_user.py"]  # part of the key
-    assert not rule.needs_model(settings)
+    assert not settled(rule.SCORER.needs_model, settings)
 
 
 @pytest.mark.parametrize(
@@ -66,5 +67,6 @@ def test_a_rule_that_returns_no_number(own_module: Callable[[str, str], str]) ->
 
 
 def test_it_plugs_in_by_its_module() -> None:
-    part = load_part({"module": "pipeline.rewards.rule", "function": "pipeline.rewards.rule.fresh_trigrams"}, "reward")
+    spec = {"module": "pipeline.rewards.rule", "function": "pipeline.rewards.rule.fresh_trigrams"}
+    part = load_part(spec, "reward", Scorer)
     assert part.settings.function == "pipeline.rewards.rule.fresh_trigrams"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import declared, load_part, problems_of
+from pipeline.config import load_part, problems_of, settled
 from pipeline.errors import UserError
 from pipeline.records import Completion, Group, Message
 from pipeline.selection import (
@@ -36,6 +36,7 @@ from pipeline.selection import (
     top_bottom,
     upo,
 )
+from pipeline.selection.contract import Rule
 
 
 def group_of(*scores: float, name: str = "p1", **more: list[float]) -> Group:
@@ -95,19 +96,19 @@ def test_what_every_rule_promises(name: str, scores: list[float], seed: int) -> 
     assert bool(made) == (reason == "")
     assert module.select(group, chosen, seed) == (made, reason)
     assert len({g.id for g in made}) == len(made)
-    part = load_part({"module": module.__name__, **RULES[name][1]}, "selection")
-    rank = module.ranks(chosen) if hasattr(module, "ranks") else "reward"
+    part = load_part({"module": module.__name__, **RULES[name][1]}, "selection", Rule)
+    rank = part.of(part.plugin.ranks)
     for one in made:
-        judged = one.completions[:2] if declared(part, "gives") not in ("pairs", "lists") else one.completions
+        judged = one.completions[:2] if part.of(part.plugin.gives) not in ("pairs", "lists") else one.completions
         assert len({c.sample for c in judged}) == len(judged) >= 2
-        assert declared(part, "gives") != "pairs" or len(one.completions) == 2
+        assert part.of(part.plugin.gives) != "pairs" or len(one.completions) == 2
         best, *others = (c.scores[rank] for c in judged)
         assert all(best >= other for other in others)
         assert one.id.startswith("p1")
         assert (one.weight, one.dataset, one.iteration) == (0.5, "d", 2)
         for completion in one.completions:
             assert 0.0 <= completion.scores.get("win_rate", 0.5) <= 1.0
-    if len(scores) < declared(part, "samples"):
+    if len(scores) < part.of(part.plugin.samples):
         assert (made, reason) == ([], "too_few_samples")
 
 
@@ -119,7 +120,8 @@ def test_a_score_nobody_has_is_named_with_the_nearest(name: str) -> None:
 
 
 def draws(name: str) -> bool:
-    return declared(load_part({"module": RULES[name][0].__name__, **RULES[name][1]}, "selection"), "seeded")
+    part = load_part({"module": RULES[name][0].__name__, **RULES[name][1]}, "selection", Rule)
+    return part.of(part.plugin.seeded)
 
 
 # osp's baseline is the first sample, so its labels may depend on the order
@@ -423,11 +425,8 @@ def test_spa_marks_the_least_trusted_tenth() -> None:
 
 
 def test_spa_draws_only_where_it_is_asked_to() -> None:
-    def part(**values: object) -> object:
-        return load_part({"module": "pipeline.selection.spa", **values}, "selection")
-
-    assert not declared(part(), "seeded")
-    assert declared(part(pairing="best_random"), "seeded")
+    assert not settled(spa.RULE.seeded, spa.Settings())
+    assert settled(spa.RULE.seeded, spa.Settings(pairing="best_random"))
     found = {texts(spa.select(group_of(3.0, 1.0, 2.0, name=f"p{i}"), spa.Settings(pairing="best_random"))[0])[0]
              for i in range(30)}
     assert found == {"ab", "ac"}
@@ -478,10 +477,11 @@ def test_samples_as_they_were_drawn() -> None:
         assert texts(drawn.select(one, drawn.Settings())[0]) == ["bacd"]
     assert texts(drawn.select(group, drawn.Settings(opponents=1))[0]) == ["bac"]
     assert texts(drawn.select(group, drawn.Settings(opponents=0))[0]) == ["ba"]
-    assert drawn.gives(drawn.Settings(opponents=0)) == "pairs" and drawn.gives(drawn.Settings()) == "drawn"
+    assert settled(drawn.RULE.gives, drawn.Settings(opponents=0)) == "pairs"
+    assert settled(drawn.RULE.gives, drawn.Settings()) == "drawn"
     assert texts(drawn.select(group_of(1.0, 2.0), drawn.Settings())[0]) == ["ba"]
     assert drawn.select(group_of(1.0, 2.0), drawn.Settings(opponents=1)) == ([], "too_few_samples")
-    assert [drawn.samples(drawn.Settings(opponents=n)) for n in (None, 0, 1, 3)] == [2, 2, 3, 5]
+    assert [settled(drawn.RULE.samples, drawn.Settings(opponents=n)) for n in (None, 0, 1, 3)] == [2, 2, 3, 5]
 
 
 def test_opponents_from_the_table_beside() -> None:
@@ -494,7 +494,8 @@ def test_opponents_from_the_table_beside() -> None:
     assert texts(drawn.select(group_of(1.0, 4.0, 9.0), chosen, 0, other)[0]) == ["baCD"]
     two = replace(other, completions=other.completions[:2])
     assert drawn.select(group_of(1.0, 4.0), chosen, 0, two) == ([], "too_few_samples")
-    assert drawn.samples(chosen) == 3 and drawn.beside(chosen) and not drawn.beside(drawn.Settings())
+    assert settled(drawn.RULE.samples, chosen) == 3
+    assert settled(drawn.RULE.beside, chosen) and not settled(drawn.RULE.beside, drawn.Settings())
     assert drawn.select(group_of(1.0, 4.0), chosen, 0, replace(other, completions=())) == ([], "too_few_samples")
 
 

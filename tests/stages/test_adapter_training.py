@@ -34,7 +34,7 @@ DPO = {"objective": {"module": "pipeline.objectives.dpo"}, "trainer": TRAINER}
 def run(stage, work: Path, settings, runtime=None, **inputs: Path) -> Path:
     report = Reporter(step="s", metrics_path=work.with_suffix(".jsonl"))
     given_inputs = {name: (path,) for name, path in inputs.items()}
-    context = Context(build(stage.Settings, settings), build(stage.Runtime, runtime or {}),
+    context = Context(build(stage.Settings, settings), build(stage.STAGE.runtime, runtime or {}),
                       given_inputs, given.digests(given_inputs), work, 0, report)
     stage.run(context)
     return context.out
@@ -99,7 +99,8 @@ def test_four_bit_base(world, tmp_path):
     assert torch.allclose(merged(ids).logits, adapted, atol=1e-4)
     four = folders.load_policy(world.model, torch.device("cpu"), None, adapters.quantisation(
         AdapterSettings(kind="qlora"), "float32"))
-    learned = peft.PeftModel.from_pretrained(four, out / "adapter")(ids).logits
+    # In eval mode, where the CPU multiplies bfloat16, bitsandbytes packs the weights in blocks these are too small for.
+    learned = peft.PeftModel.from_pretrained(four, out / "adapter").train()(ids).logits
     plain_base = transformers.AutoModelForCausalLM.from_pretrained(world.model)(ids).logits
     assert (learned - adapted).norm() < 0.3 * (learned - plain_base).norm()
     assert {p.name for p in (out / "model").iterdir()} == {p.name for p in (plain / "model").iterdir()}

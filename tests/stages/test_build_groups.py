@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.lm import folders
 from pipeline.records import LENGTH, Completion, Group, Message
 from pipeline.selection.filters import Filters
-from pipeline.stage import Context, Reporter
+from pipeline.stage import Context, Kinds, NoRuntime, Reporter
 from pipeline.stages import build_groups
 from tests import given
 
@@ -40,6 +41,10 @@ GROUPS = [
 ]
 
 
+def kinds(*layouts: str, scores: Iterable[str] = ()) -> Kinds:
+    return Kinds(frozenset(layouts), frozenset(scores))
+
+
 def settings_of(module: str, filters: dict | None = None, **rule: object) -> build_groups.Settings:
     selection = {"module": f"pipeline.selection.{module}", **rule}
     return build(build_groups.Settings, {"selection": selection, "filters": filters or {}})
@@ -52,8 +57,8 @@ def context_of(
         tables.write(tmp_path / "in", groups, part_size=2)
     work = tmp_path / f"work-{len(list(tmp_path.iterdir()))}"
     inputs = {"groups": (tmp_path / "in",)}
-    return Context(settings_of(module, filters, **rule), build_groups.Runtime(), inputs, given.digests(inputs),
-                   work, seed, Reporter())
+    return Context(settings_of(module, filters, **rule), NoRuntime(), inputs, given.digests(inputs), work, seed,
+                   Reporter())
 
 
 def made_by(context: Context) -> list[tuple[str, str]]:
@@ -201,9 +206,9 @@ def test_another_rule_or_filter_repairs_the_same_scores(tmp_path: Path) -> None:
 
 
 def test_what_groups_it_makes_is_known_while_planning() -> None:
-    assert build_groups.kinds(settings_of("rso"), frozenset()) == {"pairs", "score:win_rate"}
-    assert build_groups.kinds(settings_of("best_rest"), frozenset({"pairs"})) == {"lists"}
-    assert build_groups.kinds(settings_of("pairwise_ranking", rejected="rest"), frozenset()) == {"lists"}
+    assert build_groups.kinds(settings_of("rso"), Kinds()) == kinds("pairs", scores={"win_rate"})
+    assert build_groups.kinds(settings_of("best_rest"), kinds("pairs")) == kinds("lists")
+    assert build_groups.kinds(settings_of("pairwise_ranking", rejected="rest"), Kinds()) == kinds("lists")
 
 
 def test_bad_filters_are_found_while_planning() -> None:
@@ -283,11 +288,11 @@ def test_drafts_get_prompts_of_their_own_and_keep_their_ids(tiny_model: Path, tm
 def test_a_score_that_nothing_gives_is_found_while_planning() -> None:
     """What a data set brings is known once it is read; without any score told, nothing can be said."""
     settings = settings_of("cdr")
-    assert build_groups.misfit(settings, frozenset({"score:reward", "score:logp_weak"})) is None
-    assert "reads the score 'logp_weak'" in (build_groups.misfit(settings, frozenset({"score:reward"})) or "")
-    assert build_groups.misfit(settings, frozenset({"score:reward", "data"})) is None
-    assert build_groups.misfit(settings, frozenset()) is None
-    assert build_groups.kinds(settings, frozenset({"score:gold"})) == {"pairs", "score:gold", "score:density_ratio"}
+    assert build_groups.misfit(settings, kinds(scores={"reward", "logp_weak"})) is None
+    assert "reads the score 'logp_weak'" in (build_groups.misfit(settings, kinds(scores={"reward"})) or "")
+    assert build_groups.misfit(settings, kinds("data", scores={"reward"})) is None
+    assert build_groups.misfit(settings, Kinds()) is None
+    assert build_groups.kinds(settings, kinds(scores={"gold"})) == kinds("pairs", scores={"gold", "density_ratio"})
 
 
 def test_a_selection_that_no_prompt_could_serve_is_found_while_planning() -> None:

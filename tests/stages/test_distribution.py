@@ -41,7 +41,7 @@ def world(tmp_path_factory) -> SimpleNamespace:
         for i in range(48)])
 
     def run(stage, name, settings, **inputs):
-        context = Context(build(stage.Settings, settings), stage.Runtime(),
+        context = Context(build(stage.Settings, settings), stage.STAGE.runtime(),
                           {k: (v,) for k, v in inputs.items()}, {k: (str(v),) for k, v in inputs.items()},
                           root / name, 0)
         stage.run(context)
@@ -65,15 +65,25 @@ def spec(world, folder: Path, stage="train_preference", settings=PREFERENCE, **r
     return path
 
 
-def start(path: Path, **options) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "pipeline.worker", str(path)], cwd=ROOT,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True, **options)
+@pytest.fixture(scope="module")
+def start(warm):
+    """start(path) -> the worker of that spec, running: a fork of a warm process, as are those that torchrun starts."""
+    def begin(path: Path) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-m", "pipeline.worker", str(path)], cwd=ROOT, text=True,
+                                env={**os.environ, **warm, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+
+    return begin
 
 
-def finish(path: Path) -> tuple[int, str]:
-    process = start(path)
-    _, said = process.communicate(timeout=240)
-    return process.returncode, said
+@pytest.fixture(scope="module")
+def finish(start):
+    """finish(path) -> the worker's exit code and what it said."""
+    def wait(path: Path) -> tuple[int, str]:
+        process = start(path)
+        _, said = process.communicate(timeout=240)
+        return process.returncode, said
+
+    return wait
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -92,7 +102,7 @@ def in_process(world, folder: Path, settings=PREFERENCE) -> None:
     report = Reporter(step="train", metrics_path=folder / "metrics.jsonl")
     folder.mkdir(exist_ok=True)
     train_preference.run(Context(
-        build(train_preference.Settings, settings), build(train_preference.Runtime, RUNTIME),
+        build(train_preference.Settings, settings), build(train_preference.STAGE.runtime, RUNTIME),
         {"model": (world.model,), "groups": (world.groups,)}, {"model": ("m",), "groups": ("g",)}, folder, 0, report))
 
 
@@ -115,7 +125,7 @@ def check_same_course(one: Path, other: Path) -> None:
     assert apart(one, other) < 1e-3
 
 
-def test_two_copies_are_one_process(world, tmp_path):
+def test_two_copies_are_one_process(world, finish, tmp_path):
     """The same losses within 1e-4 at every step, weights as close, one line per step: of a loss that compares the
     groups of the whole batch and carries a shift along, so that both processes have to know all of it.
     """
@@ -128,7 +138,7 @@ def test_two_copies_are_one_process(world, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def sharded(world) -> Path:
+def sharded(world, finish) -> Path:
     """Two processes with sharded weights, a checkpoint at steps 5 and 10."""
     folder = world.root / "sharded"
     code, said = finish(spec(world, folder, processes=2, strategy="fsdp2", checkpoint_every_steps=5))
@@ -140,8 +150,8 @@ def test_sharded_weights_are_one_process(alone, sharded):
     check_same_course(sharded, alone)
 
 
-@pytest.mark.parametrize("kind", ["none", "lora", "qlora"])
-def test_sharded_with_drawn_negatives(world, tmp_path, kind):
+@pytest.mark.parametrize("kind", ["none", pytest.param("lora", marks=pytest.mark.long), "qlora"])
+def test_sharded_with_drawn_negatives(world, finish, tmp_path, kind):
     """Candidates scored without gradient on a stem with one; frozen (of 4 bits, too) and learning weights side by side
     in a shard; adapter and merged model written by one.
     """
@@ -164,7 +174,7 @@ def test_a_checkpoint_of_two_goes_on_with_one(world, alone, sharded, tmp_path):
     assert apart(tmp_path / "work", alone) < 1e-3
 
 
-def test_killed_and_started_again_in_the_same_layout(world, sharded, tmp_path):
+def test_killed_and_started_again_in_the_same_layout(world, sharded, finish, tmp_path):
     """torchrun killed -9 behind a checkpoint: its processes go too, and the next try ends in the same bytes."""
     work = tmp_path / "work"
     path = spec(world, work, processes=2, strategy="fsdp2", checkpoint_every_steps=5)
@@ -184,7 +194,7 @@ def test_killed_and_started_again_in_the_same_layout(world, sharded, tmp_path):
         assert (work / "out" / name).read_bytes() == (sharded / "out" / name).read_bytes()
 
 
-def test_a_users_mistake_is_said_once_by_all(world, tmp_path):
+def test_a_users_mistake_is_said_once_by_all(world, finish, tmp_path):
     settings = {"objective": {"module": "pipeline.objectives.alphapo"},
                 "trainer": TRAINER | {"adapter": {"kind": "lora", "target_modules": ["query"]}}}
     code, _ = finish(spec(world, tmp_path, settings=settings, processes=2, strategy="ddp"))
@@ -192,7 +202,7 @@ def test_a_users_mistake_is_said_once_by_all(world, tmp_path):
     assert code == 2 and "target_modules: ['query'] fits no layer" in problem
 
 
-def test_two_nodes(world, alone, tmp_path):
+def test_two_nodes(world, alone, start, tmp_path):
     """The worker once per node with the same spec; whichever comes to be the first one writes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

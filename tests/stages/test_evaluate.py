@@ -35,7 +35,8 @@ def run(folder: Path, ours: list[Group], theirs: list[Group], **settings: object
     report = Reporter()
     inputs = {"groups": (folder / "ours",), "baseline": (folder / "theirs",)}
     made = build(Settings, {"score": "gold", "resamples": 200, **settings})
-    context = Context(made, evaluate.Runtime(), inputs, given.digests(inputs), folder / "work", seed=3, report=report)
+    context = Context(made, evaluate.STAGE.runtime(), inputs, given.digests(inputs), folder / "work", seed=3,
+                      report=report)
     evaluate.run(context)
     return json.loads((context.out / "evaluation.json").read_text()), report, context.out
 
@@ -148,7 +149,7 @@ def test_a_judges_preferences_decide_where_given(tmp_path: Path):
     assert (decided["wins"], decided["losses"], result["scores"]["gold"]["win_rate"]) == (1, 1, 0.5)
     assert report.dropped == {"without a judgment": 1}
     settings = build(Settings, {"score": "gold", "judgments": part})
-    assert evaluate.files(settings, evaluate.Runtime()) == [tmp_path / "annotations.json"]
+    assert evaluate.files(settings, evaluate.STAGE.runtime()) == [tmp_path / "annotations.json"]
 
 
 def test_a_verdict_is_used_for_the_answers_it_was_given_on_alone(tmp_path: Path):

@@ -39,7 +39,7 @@ def decide(
         **({"previous": (previous,)} if previous else {}),
     }
     made = build(Settings, {"iteration": iteration, **settings})
-    context = Context(made, gate.Runtime(), inputs, {}, folder / "work", seed=0, report=Reporter())
+    context = Context(made, gate.STAGE.runtime(), inputs, {}, folder / "work", seed=0, report=Reporter())
     gate.run(context)
     return json.loads((context.out / "gate.json").read_text()), context.out
 

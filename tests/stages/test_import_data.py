@@ -128,7 +128,7 @@ def test_settings_are_checked_with_the_formats_own_names() -> None:
 def test_a_part_that_is_no_format_is_told() -> None:
     other = {"module": "pipeline.stages.select_prompts", "iteration": 1, "count": 1}
     (problem,) = import_data.check(Settings(other), Runtime("x"))
-    assert "has no files and no read and no EXPECTED, so it is not a data format" in problem
+    assert problem.startswith("data.format.module: pipeline.stages.select_prompts has no FORMAT = Format(...)")
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "data").glob("*.yaml")), ids=lambda p: p.stem)

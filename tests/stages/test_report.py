@@ -36,7 +36,7 @@ def run(folder: Path, *evaluations: Path, **settings: object) -> tuple[list[dict
     reporter = Reporter()
     inputs = {"evaluations": evaluations}
     made = build(Settings, {"resamples": 200, **settings})
-    context = Context(made, report.Runtime(), inputs, {}, folder, 0, reporter)
+    context = Context(made, report.STAGE.runtime(), inputs, {}, folder, 0, reporter)
     report.run(context)
     return json.loads((context.out / "comparison.json").read_text()), reporter, context.out
 

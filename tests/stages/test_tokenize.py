@@ -11,7 +11,7 @@ from pipeline import tables
 from pipeline.config import build
 from pipeline.errors import UserError
 from pipeline.records import LENGTH, Completion, Group, Message
-from pipeline.stage import Context
+from pipeline.stage import Context, NoRuntime
 from pipeline.stages import init_model, tokenize
 
 ARCH = {"hidden_size": 16, "intermediate_size": 16, "layers": 1, "heads": 2, "kv_heads": 1, "max_position": 64,
@@ -21,7 +21,7 @@ ASK = (Message("user", "How many?"),)
 
 def run(data: Path, model: Path, work: Path, **settings) -> Context:
     wanted = {"max_prompt_tokens": 20, "max_completion_tokens": 30} | settings
-    context = Context(build(tokenize.Settings, wanted), tokenize.Runtime(), {"data": (data,), "model": (model,)}, {},
+    context = Context(build(tokenize.Settings, wanted), NoRuntime(), {"data": (data,), "model": (model,)}, {},
                       work, 0)
     tokenize.run(context)
     return context

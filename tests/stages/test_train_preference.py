@@ -34,7 +34,7 @@ DPO = {"objective": {"module": "pipeline.objectives.dpo"}, "trainer": TRAINER}
 def run(stage, work: Path, settings, runtime=None, **inputs: Path) -> Path:
     report = Reporter(metrics_path=work.with_suffix(".jsonl"))
     given_inputs = {name: (path,) for name, path in inputs.items()}
-    context = Context(build(stage.Settings, settings), build(stage.Runtime, runtime or {}),
+    context = Context(build(stage.Settings, settings), build(stage.STAGE.runtime, runtime or {}),
                       given_inputs, given.digests(given_inputs), work, 0, report)
     stage.run(context)
     return context.out
@@ -152,7 +152,7 @@ from pipeline.stage import Context
 from pipeline.stages import train_preference as stage
 import json
 settings, runtime, inputs, work = json.loads(sys.argv[1])
-stage.run(Context(build(stage.Settings, settings), build(stage.Runtime, runtime),
+stage.run(Context(build(stage.Settings, settings), build(stage.STAGE.runtime, runtime),
                   {k: (Path(v),) for k, v in inputs.items()}, {k: (v,) for k, v in inputs.items()}, Path(work), 0))
 """
 

@@ -58,7 +58,7 @@ def group_of(name: str, prompt: tuple[int, ...], label: bool | None) -> Group:
 
 def context_of(tmp_path: Path, model: Path, groups: list[Group], **settings: object) -> Context:
     tables.write(tmp_path / "in", groups)
-    runtime = weigh_prompts.Runtime(device="cpu", tokens_per_batch=40)
+    runtime = weigh_prompts.STAGE.runtime(device="cpu", tokens_per_batch=40)
     inputs = {"model": (model,), "groups": (tmp_path / "in",)}
     return Context(Settings(**settings), runtime, inputs, given.digests(inputs), tmp_path / "work", 0, Reporter())
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 
 import pytest
 import torch
 
 from pipeline.config import Part
 from pipeline.errors import UserError
+from pipeline.objectives.contract import Needs, Objective
 from pipeline.training import inputs, policy
 from pipeline.training.gradients import accumulate, normalised_weights
 
@@ -21,8 +21,6 @@ class Settings:
 
 def spread() -> Part:
     """L_g = (mean over the batch of log pi(y_w) - log pi(y_l) - that of g + shift)^2: each group needs all others."""
-    module = types.ModuleType("spread")
-
     def loss(batch, settings):
         margin = batch.logps[:, 0] - batch.logps[:, 1]
         return (margin.mean() - margin + batch.state["shift"]) ** 2, {"margin": margin.detach()}
@@ -30,9 +28,12 @@ def spread() -> Part:
     def update(batch, settings):
         return {"shift": batch.state["shift"] + batch.logps.shape[0]}
 
-    module.NEEDS, module.NORMALISE = frozenset({"pairs", "batch"}), "groups"
-    module.loss, module.update, module.state = loss, update, lambda settings: {"shift": 0.5}
-    return Part(module, Settings())
+    def gain(hidden, layers, settings):
+        return {"gain": torch.full((layers, hidden), 2.0)}
+
+    plugin = Objective(Settings, loss, Needs(pairs=True, batch=True), state=lambda settings: {"shift": 0.5},
+                       update=update, parameters=gain)
+    return Part("spread", plugin, Settings())
 
 
 def gradient_of(tiny, tokens: int):
@@ -86,7 +87,6 @@ def test_joined_batch_is_in_the_order_of_the_groups(tiny):
 
 def test_parameters_of_an_objective_train_with_the_policy_and_leave_it_again(tiny):
     model, part = tiny.llama(), spread()
-    part.module.parameters = lambda hidden, layers, settings: {"gain": torch.full((layers, hidden), 2.0)}
     before = {name for name, _ in model.named_parameters()}
     policy.add_parameters(model, part)
     assert policy.parameters_of(model)["gain"].shape == (2, 32)

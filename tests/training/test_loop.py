@@ -12,6 +12,8 @@ import torch
 from pipeline.config import load_part
 from pipeline.errors import UserError
 from pipeline.lm import folders, forward
+from pipeline.negatives.contract import Draw
+from pipeline.objectives.contract import Objective
 from pipeline.stage import Reporter
 from pipeline.training import assembly, checkpoint, optim, policy
 from pipeline.training.gradients import accumulate, normalised_weights
@@ -25,8 +27,8 @@ MC = {"module": "pipeline.negatives.mc", "m": 2}
 
 
 def task(spec, tokens=10**6, negatives=None):
-    drawn = None if negatives is None else load_part(negatives, "negatives")
-    return policy.PolicyTask(load_part(spec, "objective"), drawn, 0, tokens, 2**27)
+    drawn = None if negatives is None else load_part(negatives, "negatives", Draw)
+    return policy.PolicyTask(load_part(spec, "objective", Objective), drawn, 0, tokens, 2**27)
 
 
 def job(tmp_path, tokens=10**6, optimizer=None, report=None, **changes):
@@ -114,7 +116,7 @@ def test_out_of_memory_names_the_settings_that_help(tiny, tmp_path):
         def losses(self, *_):
             return torch.empty(2**50), {}
 
-    greedy = Greedy(load_part(DPO, "objective"), None, 0, 10**6, 2**27)
+    greedy = Greedy(load_part(DPO, "objective", Objective), None, 0, 10**6, 2**27)
     message = r"out of memory in step 1: lower hardware.training.tokens_per_batch \(now 1000000\)"
     with pytest.raises(UserError, match=message):
         fit(tiny.llama(), tiny.examples(4), greedy, job(tmp_path))
@@ -143,7 +145,7 @@ def test_a_step_made_again_is_reported_once(tiny, tmp_path):
 def test_what_an_objective_carries_along_survives(tiny, tmp_path):
     """BCO's running shift is saved with the weights: a second run from the checkpoint ends with the same number."""
     def shifted():
-        part = load_part({"module": "pipeline.objectives.bco"}, "objective")
+        part = load_part({"module": "pipeline.objectives.bco"}, "objective", Objective)
         return policy.PolicyTask(part, None, 0, 10**6, 2**27, state=policy.first_state(part, torch.device("cpu")))
 
     whole, again = shifted(), shifted()

@@ -11,12 +11,14 @@ import pytest
 from pipeline.config import load_part
 from pipeline.lm import forward, packed
 from pipeline.lm.examples import Example
+from pipeline.negatives.contract import Draw
+from pipeline.objectives.contract import Objective
 from pipeline.training import negatives, policy
 from pipeline.training.gradients import accumulate
 
-RNCE = load_part({"module": "pipeline.objectives.rnce"}, "objective")
-MC = load_part({"module": "pipeline.negatives.mc", "m": 2}, "negatives")
-UNIFORM = load_part({"module": "pipeline.negatives.uniform"}, "negatives")
+RNCE = load_part({"module": "pipeline.objectives.rnce"}, "objective", Objective)
+MC = load_part({"module": "pipeline.negatives.mc", "m": 2}, "negatives", Draw)
+UNIFORM = load_part({"module": "pipeline.negatives.uniform"}, "negatives", Draw)
 
 
 def how(part):
@@ -46,7 +48,7 @@ def test_negatives_are_drawn_and_the_preferred_stays(tiny):
 def test_candidates_are_scored_by_the_live_policy(tiny):
     """A draw that returns the largest log-prob picks the candidate the model itself finds most likely."""
     model, examples = tiny.llama(), tiny.examples(4, k=4)
-    hardest = load_part({"module": "pipeline.negatives.hardest", "weights": "logp"}, "negatives")
+    hardest = load_part({"module": "pipeline.negatives.hardest", "weights": "logp"}, "negatives", Draw)
     drawn, _ = negatives.draw(model, examples, 0, how(hardest))
     logps = forward.group_logps(model, forward.collate(examples), 2**27)
     best = logps[:, 1:].argmax(1) + 1
@@ -117,7 +119,7 @@ def test_a_micro_batch_holds_what_learns_at_once(tiny):
     def example(*lengths):
         return Example("a", np.arange(3, 14), tuple(np.arange(3, 3 + n) for n in lengths))
 
-    one = negatives.Draw(load_part({"module": "pipeline.negatives.mc", "m": 1}, "negatives"), 0, 10**6, 2**27)
+    one = negatives.Draw(load_part({"module": "pipeline.negatives.mc", "m": 1}, "negatives", Draw), 0, 10**6, 2**27)
     assert one.cost(example(5, 2, 9, 4)) == 10 + 5 + 9
     assert how(MC).cost(example(5, 2, 9, 4)) == 10 + 5 + 9 + 4
     assert one.cost(example(1, *[20] * 10)) == (10 + 200 + 3) // 4
@@ -141,8 +143,9 @@ def test_weights_that_scoring_converted_still_get_a_gradient(tiny, share):
 
 def test_a_loss_that_looks_beyond_its_group_has_its_negatives_drawn_before(tiny):
     """KTO's KL point is taken over the batch: all negatives are drawn before the first micro-batch."""
-    kto = load_part({"module": "pipeline.objectives.kto"}, "objective")
-    made = policy.PolicyTask(kto, load_part({"module": "pipeline.negatives.mc", "m": 1}, "negatives"), 0, 60, 2**27)
+    kto = load_part({"module": "pipeline.objectives.kto"}, "objective", Objective)
+    one = load_part({"module": "pipeline.negatives.mc", "m": 1}, "negatives", Draw)
+    made = policy.PolicyTask(kto, one, 0, 60, 2**27)
     examples, model = tiny.examples(6, k=4), tiny.llama()
     assert not made.draws_apart
     batch, metrics = made.prepare(model, examples, 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
 
 import pytest
 import torch
@@ -13,14 +12,15 @@ from pipeline.config import Part, load_part
 from pipeline.errors import UserError
 from pipeline.lm import examples as data
 from pipeline.lm import forward
-from pipeline.objectives.contract import LossInputs
+from pipeline.negatives.contract import Draw
+from pipeline.objectives.contract import LossInputs, Needs, Objective
 from pipeline.training import checks, inputs, policy
 
-DPO = load_part({"module": "pipeline.objectives.dpo"}, "objective")
-CE = load_part({"module": "pipeline.objectives.ce"}, "objective")
-CRINGE = load_part({"module": "pipeline.objectives.pairwise_cringe"}, "objective")
-RNCE = load_part({"module": "pipeline.objectives.rnce"}, "objective")
-MC = load_part({"module": "pipeline.negatives.mc", "m": 2}, "negatives")
+DPO = load_part({"module": "pipeline.objectives.dpo"}, "objective", Objective)
+CE = load_part({"module": "pipeline.objectives.ce"}, "objective", Objective)
+CRINGE = load_part({"module": "pipeline.objectives.pairwise_cringe"}, "objective", Objective)
+RNCE = load_part({"module": "pipeline.objectives.rnce"}, "objective", Objective)
+MC = load_part({"module": "pipeline.negatives.mc", "m": 2}, "negatives", Draw)
 
 
 def task(objective, negatives=None):
@@ -74,10 +74,9 @@ def test_misfits_are_named(tiny):
 
 
 def test_labels_that_are_missing_are_named(tiny):
-    module = types.ModuleType("labelled")
-    module.NEEDS, module.NORMALISE = frozenset({"labels"}), "groups"
+    labelled = Objective(object, CE.plugin.loss, Needs(labels=True))
     with pytest.raises(UserError, match="needs labels, but 2 of 2 groups have none"):
-        checks.fit_to_objective(tiny.examples(2, k=1), Part(module, None), None)
+        checks.fit_to_objective(tiny.examples(2, k=1), Part("labelled", labelled, None), None)
 
 
 def test_demonstrations_of_pairs_are_the_preferred_side(tiny):

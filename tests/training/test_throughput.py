@@ -9,6 +9,7 @@ import torch
 from pipeline.lm import adapters
 from pipeline.lm.examples import Example
 from pipeline.lm.settings import AdapterSettings
+from pipeline.objectives.contract import Objective
 from pipeline.training import throughput
 
 
@@ -64,7 +65,8 @@ def test_metrics_say_how_fast_it_is(tiny, tmp_path):
     from pipeline.training.settings import TrainerSettings, TrainRuntime
 
     model, examples = tiny.llama(), tiny.examples(8)
-    task = policy.PolicyTask(load_part({"module": "pipeline.objectives.dpo"}, "objective"), None, 0, 10**6, 2**27)
+    dpo = load_part({"module": "pipeline.objectives.dpo"}, "objective", Objective)
+    task = policy.PolicyTask(dpo, None, 0, 10**6, 2**27)
     report = Reporter(metrics_path=tmp_path / "metrics.jsonl")
     fit(model, examples, task, Job(TrainerSettings(batch_size=8, epochs=3.0, precision="float32"),
                                    TrainRuntime(log_every=1, peak_tflops=1.0), 0, tmp_path / "c", report))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import setting
-from pipeline.engines.engine import Answer, Request, Sample, finished, model_facts, overlong, text_decoder
+from pipeline.engines.engine import Answer, Backend, Request, Sample, finished, model_facts, overlong, text_decoder
 
 if TYPE_CHECKING:
     from pipeline.engines.transformers.sampling import Made
@@ -106,3 +106,6 @@ def _batches(requests: list[tuple[int, Request]], size: int) -> Iterator[list[tu
         batch.append(numbered)
     if batch:
         yield batch
+
+
+BACKEND = Backend(Settings, open_engine)

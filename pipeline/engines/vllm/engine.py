@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipeline.engines.engine import Answer, Request, model_facts, overlong, text_decoder
+from pipeline.engines.engine import Answer, Backend, Request, model_facts, overlong, text_decoder
 from pipeline.engines.vllm import client
 from pipeline.engines.vllm import service as vllm_service
 from pipeline.engines.vllm.client import Server
@@ -239,3 +239,6 @@ def _ask(
     if fitting:
         for k, answer in client.ask(server, [requests[i] for i in fitting], decode, connections, silence):
             yield fitting[k], answer
+
+
+BACKEND = Backend(Settings, open_engine, start_service, check_service, findings, lambda s: s.sleep_level > 0)

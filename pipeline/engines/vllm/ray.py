@@ -22,6 +22,7 @@ from pathlib import Path
 
 from pipeline import supervisor
 from pipeline.config import setting
+from pipeline.engines.engine import Backend
 from pipeline.engines.vllm import engine
 from pipeline.engines.vllm import service as vllm_service
 from pipeline.engines.vllm.engine import Engine, check_service
@@ -139,3 +140,6 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+BACKEND = Backend(Settings, open_engine, start_service, check_service, shares_device=lambda s: s.sleep_level > 0)

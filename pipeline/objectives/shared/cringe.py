@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
-from pipeline.objectives.contract import LossInputs, TokenInputs
+from pipeline.objectives.contract import LossInputs, Needs, TokenInputs
 from pipeline.objectives.shared.labelled import signs
 from pipeline.objectives.shared.tensors import at_least_float32, column, masked, required, softplus
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 REDUCTIONS = ("tokens", "sum", "mean")  # of the pairwise forms, see `reduced`
 
 
-def needs_of(k: int) -> frozenset[str]:
+def needs_of(k: int) -> Needs:
     """What k candidates take: one logit more, because the label may be among the largest."""
-    return frozenset({"uniforms", "top", f"top:{k + 1}"})
+    return Needs(uniforms=True, top=k + 1)
 
 
 def top_candidates(top_ids: Tensor, targets: Tensor, k: int) -> Tensor:

@@ -366,7 +366,18 @@ def test_the_key_is_on_no_command_line_and_in_no_log(use_vllm):
     assert use_vllm.key not in repr(use_vllm)
 
 
-def test_a_server_that_dies_at_start_says_why(tiny_model, tmp_path):
+def test_a_server_that_does_not_start_says_why(tiny_model, tmp_path):
+    settings = vllm_service.Settings(arguments=("--no-such-option",))
+    service = vllm_service.start(tiny_model, tmp_path / "vllm.log", settings)
+    try:
+        with pytest.raises(RuntimeError, match=r"(?s)vLLM ended with code 2 .*--no-such-option.*whole log"):
+            service.wait_ready(240)
+    finally:
+        service.stop()
+
+
+@pytest.mark.long
+def test_a_server_that_dies_of_torn_weights_says_why(tiny_model, tmp_path):
     broken = shutil.copytree(tiny_model, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"torn")
     service = vllm_service.start(broken, tmp_path / "vllm.log", vllm_service.Settings(max_sequences=8))
@@ -377,6 +388,7 @@ def test_a_server_that_dies_at_start_says_why(tiny_model, tmp_path):
         service.stop()
 
 
+@pytest.mark.long
 def test_kill_9_of_its_owner_leaves_no_process(tiny_model, tmp_path):
     """The owner is killed while the server loads: every process it had is gone seconds later."""
     code = (

@@ -21,6 +21,7 @@ def requests(temperature: float) -> list[Request]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 def test_two_actors_give_what_one_server_gives_and_leave_nothing_behind(use_vllm, tiny_model, tmp_path, monkeypatch):
     expected = {}
