@@ -185,7 +185,7 @@ def test_killed_at_random_it_goes_on_to_the_same_weights(finished, cold, command
     workspace, words = finished
     copy = tmp_path / "workspace"
     shutil.copytree(workspace / "artifacts", copy / "artifacts")
-    again = ("sft", "train[1]", "generate[2]", "score[2]", "pairs[2]", "merge[2]", "train[2]")
+    again = ("sft", "train[1]", "generate[2]", "score[2]", "pairs[2]", "train[2]")
     for manifest in copy.glob("artifacts/*/*/manifest.json"):
         if json.loads(manifest.read_text())["step"] in again:
             shutil.rmtree(manifest.parent)
