@@ -10,7 +10,7 @@ comma  := ,
 STAMP  := $(VENV)/.installed-$(DEVICE)-$(VLLM)$(addprefix -,$(subst $(comma),-,$(EXTRAS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long check bench dashboard clean
+.PHONY: help setup demo test test-long check docs-check bench dashboard clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml scripts/setup_env.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" DEVICE="$(DEVICE)" VLLM="$(VLLM)" EXTRAS="$(EXTRAS)" bash scripts/setup_env.sh
 	@touch $@
 
-demo: $(STAMP) ## Run PCO, 2 iterations, on the built-in world; the same command goes on after a crash
+demo: $(STAMP) ## Run PCO, 2 iterations, on the built-in world; the same command resumes after a crash
 	$(BIN)/align run recipe=pco run=demo $(ARGS)
 	@echo "next:     $(BIN)/align plan recipe=iterative_dpo    what another recipe would reuse of it"
 
@@ -40,6 +40,9 @@ test-long: $(STAMP) ## Run the large matrices that `make test` leaves out; adds 
 check: $(STAMP) ## Run the linters (ruff, mypy)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+
+docs-check: $(STAMP) ## Check README and docs: commands, links, files, options and settings they name
+	$(BIN)/python -m pytest tests/test_docs.py $(ARGS)
 
 bench: $(STAMP) ## Run the benchmarks, scripts/bench_*.py; ARGS=--quick for a first look
 	@set -e; for file in $(wildcard scripts/bench_*.py); do echo "== $$file"; $(BIN)/python $$file $(ARGS); done

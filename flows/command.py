@@ -20,7 +20,7 @@ from pipeline.plan import Planned
 
 
 def run(overrides: list[str]) -> int:
-    """Run or go on. Exit code as of `align`."""
+    """Start the run that `overrides` describe, or resume it. Returns the exit code of `align run`."""
     prepared = prepare(overrides)
     started = time.monotonic()
     planned = plan.look_up_all(prepared.workspace, prepared.steps)

@@ -147,7 +147,7 @@ def _options(conf: Path, group: str) -> list[str]:
 
 
 def _automatic(choices: dict[str, str]) -> list[str]:
-    """Choices that follow from this machine when the user made none, said aloud."""
+    """Choices that follow from this machine where the user set nothing; each is printed as a note."""
     notes = []
     if "hardware" not in choices and Path("/dev/nvidia0").exists():
         choices["hardware"] = "cuda"

@@ -82,7 +82,8 @@ def verify(workspace: str, name: str | None) -> int:
     for problem in problems:
         screen.say(f"damaged: {problem}")
     if problems:
-        screen.say("remove the artifact's folder and run again: it is rebuilt, nothing after it if the bytes agree")
+        screen.say("remove the artifact's folder and run again: only that artifact is rebuilt; later steps rerun "
+                    "only if its bytes change")
     screen.say(f"{number} artifacts, {files} files, {len(problems)} problems")
     return 1 if problems else 0
 

@@ -26,7 +26,7 @@ _DASHBOARD = "ALIGNLOOP_DASHBOARD"  # where the dashboard is, if not at its usua
 
 
 def watched() -> bool:
-    """Whether a server with a page gets this run; the temporary one that ends with the run is looked at by nobody."""
+    """Whether this run reports to a Prefect server that stays up. A run's own temporary server ends with it."""
     return bool(os.environ.get("PREFECT_API_URL"))
 
 

@@ -83,7 +83,7 @@ def expand(composed: Composed, overrides: list[str], step_overrides: dict[str, l
 
 
 def _contradictions(config: dict[str, Any]) -> list[str]:
-    """Settings that are fine alone and impossible together, told before the hours they would cost."""
+    """Settings that are fine alone and impossible together, reported before the hours they would cost."""
     problems = []
     score, scores = config["evaluation"]["score"], ["reward", *(config["evaluation"]["scoring"].get("also") or {})]
     if score not in scores:

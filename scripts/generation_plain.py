@@ -1,4 +1,4 @@
-"""The peer in scripts/bench_generation.py: a process that holds one plain `LLM` of vLLM and generates when told to.
+"""Plain vLLM for scripts/bench_generation.py: a process that holds one `LLM` and generates on request.
 
     python scripts/generation_plain.py JOB.json
 

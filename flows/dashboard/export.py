@@ -1,4 +1,4 @@
-"""A run as one file: the same page with its data, style and scripts inside. Opens from disk, asks nobody for anything.
+"""A run as one file: the same page with its data, style and scripts inside. It is self-contained and works offline.
 
 The modules become one script: each a function of its own, its imports taken from those before it. Only the forms of
 import and export that the page uses are known; another one is an error here, not in a reader's browser.

@@ -51,7 +51,7 @@ class Files:
         return Path(found)
 
     def remember(self, key: Hashable, signature: Hashable, make: Callable[[], Any]) -> Any:
-        """`make()`, or what it gave last time for this key and signature."""
+        """The cached result of `make()` for `key`. A new `signature` makes the cached result void."""
         with self._lock:
             known = self._known.get(key)
             if known is not None and known[0] == signature:

@@ -1,6 +1,6 @@
 """Whether an iteration may go on: from two evaluations against the same baseline to reasons for stopping it.
 
-A rule whose numbers are not there cannot be decided. It closes no gate, and it is said: nothing passes in silence.
+A rule whose numbers are missing cannot be decided. It does not stop the run; it is reported as undecided.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 d_x: characters by which the policy's answer is longer; gamma_x: how hard prompt x is for any policy, known beforehand
 or estimated from several policies. The controlled rate is the mean prediction at d = 0: what the win rate would be if
-both sides wrote as much. AlpacaEval also adds rows of its baseline told to be brief and to be verbose, with weight 0.2,
-and chooses an L1 penalty by cross-validation; those rows exist for its baseline only. Here a weak ridge keeps the
+both sides wrote as much. AlpacaEval also adds rows of its baseline prompted to be brief and to be verbose, with weight
+0.2, and chooses an L1 penalty by cross-validation; those rows exist for its baseline only. Here a weak ridge keeps the
 coefficients finite where the outcomes are separable.
 """
 

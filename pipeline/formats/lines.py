@@ -52,7 +52,7 @@ def find(root: Path, pattern: str, key: str, expected: str) -> list[Path]:
 
 
 def rows(files: list[Path], problems: Problems) -> Iterator[Row]:
-    """Every row of the files, in order. What cannot be read is told in `problems`, one "file:line: ..." each."""
+    """Every row of the files, in order. Bad rows are reported in `problems`, one "file:line: ..." each."""
     for file in files:
         yield from _rows(file, problems)
 

@@ -42,7 +42,7 @@ class Settings:
 
 
 def needs(settings: Settings) -> Needs:
-    """Without a shift a group's loss is its own."""
+    """What the loss reads. With a shift it depends on the other groups of the batch; with `shift: zero` it does not."""
     return Needs(labels=True, reference=True, batch=settings.shift != "zero")
 
 

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """Hyper-parameters of CPL. The values of alpha and lambda are quoted from memory of the paper: unverified."""
+    """Hyper-parameters of CPL. alpha and lambda: the authors' configurations (cpl.yaml of their repository)."""
 
     alpha: float = setting(0.1, above=0.0)
     """Temperature, 1/nats."""
 
     bias: float = setting(0.5, above=0.0, high=1.0)
-    """lambda, the weight of the rejected answer's sum."""
+    """lambda, the weight of the rejected answer's sum; contrastive_bias in the authors' code."""
 
     gamma: float = setting(1.0, above=0.0, high=1.0)
     """Discount per token. 1: none, a choice."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """Hyper-parameters of HyPO. The values are quoted from memory of the paper: unverified."""
+    """Hyper-parameters of HyPO. Both values are placeholders: only the abstract of the paper was available."""
 
     beta: float = setting(0.05, above=0.0)
     """Strength of the pull to the reference in the DPO term, 1/nats."""

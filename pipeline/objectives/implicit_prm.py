@@ -26,7 +26,8 @@ class Settings:
     """Hyper-parameter of the implicit PRM."""
 
     beta: float = setting(0.05, above=0.0)
-    """Scale of the reward, 1/nats. 0.05 is quoted from memory of the paper: unverified."""
+    """Scale of the reward, 1/nats. 0.05: beta_train of PRIME, the authors' later code, which trains this loss. The
+    paper's own value was not available."""
 
 
 def implicit_prm_losses(logps: Tensor, ref_logps: Tensor, correct: Tensor, beta: float) -> Tensor:

@@ -31,7 +31,7 @@ COLUMNS = ("y_w|x", "y_l|x", "y_w|draft y_l", "y_l|draft y_l", "y_l|draft y_w", 
 
 @dataclass(frozen=True)
 class Settings:
-    """Hyper-parameters of SRPO. Both values are placeholders, from memory of the paper: unverified."""
+    """Hyper-parameters of SRPO. Both values are placeholders: no source was available."""
 
     beta: float = setting(0.01, above=0.0)
     """Strength of the pull to the reference, 1/nats."""

@@ -33,7 +33,7 @@ class Settings:
 
     def check(self) -> list[tuple[str, str]]:
         if self.opponents == 0 and self.opponents_from == "beside":
-            return [("opponents", "0 leaves the table beside unread, expected more or opponents_from=same")]
+            return [("opponents", "0 leaves the second table unread, expected more or opponents_from=same")]
         return []
 
 

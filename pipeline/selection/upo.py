@@ -78,7 +78,11 @@ def information_gain(probabilities: Sequence[float]) -> float:
 
 
 def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> Survey:
-    """Gumbel noise on log P: the pairs of the largest keys are a draw without replacement in proportion to P."""
+    """Returns the least key of the drawn pairs (`share` of all) and the sum of unnormalised P over all pairs.
+
+    A pair's key is log P plus Gumbel noise: the pairs of the largest keys are a draw without replacement, with
+    probabilities in proportion to P.
+    """
     keys: list[float] = []
     total = 0.0
     for group in groups:

@@ -164,15 +164,15 @@ Prompts = Callable[[Group], tuple[tuple[Message, ...] | None, ...]]
 
 
 def side_by_side(read: Read, other: Read | None) -> Iterator[tuple[Group, ...]]:
-    """The groups of a table, each with that of the table beside it. Raises UserError where the prompts differ."""
+    """The groups of a table, each with the second table's group at that row. Raises UserError if the prompts differ."""
     if other is None:
         yield from ((group,) for group in read())
         return
     for ours, theirs in zip_longest(read(), other()):
         if ours is None or theirs is None or ours.id != theirs.id:
             found = [group.id if group else "nothing" for group in (ours, theirs)]
-            raise UserError(f"build_groups: the table beside has other prompts: {found[0]!r} meets {found[1]!r}; "
-                            "sample both from the same prompts")
+            raise UserError(f"build_groups: the second table has different prompts: {found[0]!r} and {found[1]!r} at "
+                            "the same row; sample both tables from the same prompts")
         yield ours, theirs
 
 

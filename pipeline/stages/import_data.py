@@ -1,6 +1,6 @@
 """Read a data set in the format people have it in and write the four splits: sft, pref, unlabeled, eval.
 
-Texts only; token ids are made by the next stage. What is wrong with the data is told before anything runs.
+Texts only; token ids are made by the next stage. Problems of the data are reported before anything runs.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def misfit(settings: Settings, given: Kinds) -> str | None:
                 f"{', '.join(sorted(given.scores))}); set stage.train_preference.settings.score, or a selection that "
                 "stores it")
     if needs.layout and makes - {needs.layout}:
-        return (f"objective {name} takes groups of a make-up of its own ({needs.layout}: see the text of "
+        return (f"objective {name} needs a special group layout ({needs.layout}: see the docstring of "
                 f"{settings.objective['module']}), but the recipe gives it {made}; set a selection that builds them "
                 "and a recipe that trains on nothing else, or another objective")
     special = makes - {PAIRS, LISTS, "data", needs.layout, *needs.takes}

@@ -52,8 +52,8 @@ def partners(batch: Sequence[Example]) -> dict[str, Example]:
         others = (batch[i - back] for back in range(1, len(batch)))
         partner = next((o for o in others if not np.array_equal(o.prompt, one.prompt)), None)
         if partner is None:
-            raise UserError(f"objective: its KL point needs completions of other prompts, but group {one.id!r} stands "
-                            f"in a global batch of {len(batch)} with no other prompt; raise "
+            raise UserError(f"objective: KTO's KL estimate needs another prompt in the batch, but group {one.id!r} is "
+                            f"in a global batch of {len(batch)} with only one prompt; raise "
                             "trainer.preference.batch_size or choose another objective.reference_point")
         found[one.id] = partner
     return found

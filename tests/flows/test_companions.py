@@ -111,7 +111,7 @@ def test_both_half_steps_of_egpo_start_alike() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["objective=hypo", "selection=best_worst"], r"takes groups of a make-up of its own \(pair_and_samples:"),
+        (["objective=hypo", "selection=best_worst"], r"needs a special group layout \(pair_and_samples:"),
         (["objective=upo", "selection=best_worst"], r"reads the score 'information_gain', which the groups"),
         (["selection=policy_and_reference"], r"inputs.beside: these settings need it"),
         (["selection=drawn"], r"the selection makes drawn"),

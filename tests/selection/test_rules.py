@@ -541,7 +541,7 @@ def test_drafts_are_the_six_conditionals_of_srpo() -> None:
 
 def test_settings_are_checked() -> None:
     cases = [
-        (drawn, {"opponents": 0, "opponents_from": "beside"}, "selection.opponents: 0 leaves the table beside unread"),
+        (drawn, {"opponents": 0, "opponents_from": "beside"}, "selection.opponents: 0 leaves the second table unread"),
         (drafts, {"text": " "}, "selection.text: is empty, expected what asks for a better answer"),
         (policy_and_reference, {"pairs": 0}, "selection.pairs: 0 is out of range, expected 1 <= x"),
         (top_bottom, {"k": 0}, "selection.k: 0 is out of range, expected 1 <= x"),

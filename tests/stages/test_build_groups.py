@@ -266,7 +266,7 @@ def test_samples_of_another_model_beside(tmp_path: Path) -> None:
 
 def test_a_table_beside_of_other_prompts_is_refused(tmp_path: Path) -> None:
     context = context_of(tmp_path, [group_of("p0", ("a", 1.0), ("b", 4.0))], "policy_and_reference")
-    with pytest.raises(UserError, match=r"'p0' meets 'p9'; sample both from the same prompts"):
+    with pytest.raises(UserError, match=r"'p0' and 'p9' at the same row; sample both tables from the same prompts"):
         build_groups.run(beside(tmp_path, context, [group_of("p9", ("a", 1.0), ("b", 4.0))]))
 
 

@@ -67,7 +67,7 @@ def test_mismatched_partner_has_another_prompt(tiny):
     examples[2] = dataclasses.replace(examples[2], prompt=examples[1].prompt)
     found = inputs.partners(examples)
     assert [found[e.id].id for e in examples] == ["g2", "g0", "g0"]
-    with pytest.raises(UserError, match="a global batch of 1 with no other prompt"):
+    with pytest.raises(UserError, match="a global batch of 1 with only one prompt"):
         inputs.partners(examples[:1])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -300,7 +301,7 @@ def test_a_token_in_the_address_opens_the_page(page, serve: Callable[..., str], 
 
 @pytest.mark.slow
 def test_a_real_run_is_seen_live(page, serve: Callable[..., str], small_world: Path, tiny_model: Path, tmp_path: Path,
-                                 command: Callable[..., list[str]]):
+                                 command: Callable[..., list[str]], warm: dict[str, str], prefect: dict[str, str]):
     """`align run recipe=sft` in a process of its own: it shows up, goes on and ends on the open page, without reload.
 
     Progress on disk is on the page within 2 s of being written; a busy machine may be late once.
@@ -314,7 +315,7 @@ def test_a_real_run_is_seen_live(page, serve: Callable[..., str], small_world: P
         "run", "recipe=sft", "run=seen", f"workspace={place}", f"data.root={small_world}", "model=path",
         f"model.path={tiny_model}", "model.max_prompt_tokens=120", "model.max_completion_tokens=100",
         "trainer.sft.epochs=16", "trainer.sft.batch_size=4", "trainer.sft.precision=float32",
-    ), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **warm, **prefect})
     try:
         page.until(lambda: page.count('[data-focus="run-seen"]'), "the run in the list", 90)
         page.open(page.run("return location.href.split('#')[0]") + "#/run/seen")
