@@ -41,14 +41,14 @@ def make(table: Path, groups: int) -> None:
     for index, start in enumerate(range(0, groups, PART)):
         n = min(PART, groups - start)
         both, nothing = 2 * n, pa.array([[]] * (2 * n), pa.list_(pa.int32()))
-        columns = {
+        given = {
             "text": pa.array(["an answer of thirty tokens or so, as people write them, with some words more"] * both),
             "token_ids": lists(rng, both, COMPLETION), "finish_reason": pa.array(["stop"] * both),
             "scores": pa.array([[("reward", 0.5)]] * both, pa.map_(pa.string(), pa.float64())),
             "prompt_ids": nothing,
         }
         kind = tables.SCHEMA.field("completions").type.value_type
-        fields = [columns.get(f.name, pa.nulls(both, f.type)).cast(f.type) for f in kind]
+        fields = [given.get(f.name, pa.nulls(both, f.type)).cast(f.type) for f in kind]
         completions = pa.StructArray.from_arrays(fields, fields=list(kind))
         message = [{"role": "user", "content": "a question of twenty tokens, more or less, about this or that"}]
         values = {
