@@ -1,4 +1,4 @@
-"""The `align` command. Planning and printing import neither torch nor prefect.
+"""The `align` command: which function each word stands for. Nothing here imports torch or prefect.
 
 Exit code 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted.
 """
@@ -6,50 +6,35 @@ Exit code 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, nearest
 
-_HELP = """\
-align run      recipe=pco [run=NAME] [group=option] [key=value]   run, or go on: the same command resumes
-align plan     recipe=pco ...           the steps, what is cached, what must run, and an estimate
-align stage    STEP run=NAME [key=value] [--force]   rerun one step, with changed settings if given
-align status   [NAME]                   table of the runs, or of one run's steps
-align explain  STEP run=NAME            why a step is stale or was rebuilt, field by field
-align compare  NAME NAME ...            iterations of several runs; seeds of one setting as mean and deviation
-align verify   [NAME]                   check every hash of every artifact
-align gc       [--apply]                what no run needs any more; --apply removes it
-align doctor                            versions, devices, disk and memory, what is missing
-align dashboard [--host H] [--port P]   the runs in the browser: one page over this workspace, live
-align report   NAME [--html]            a run's report; --html writes it as one self-contained page
-align server   up|down|status           Prefect's own web page over the runs of this workspace
-
-groups: recipe model data objective negatives selection reward engine sampling trainer evaluation gate hardware tracking
-every key of the configuration can be set: align run recipe=pco objective.alpha=0.02 trainer.sft.lr=3e-4 seed=1
+_EPILOG = """\
+groups: recipe model data objective negatives selection reward engine sampling
+        trainer evaluation gate hardware tracking
+every key of the configuration can be set:
+        align run recipe=pco objective.alpha=0.02 trainer.sft.lr=3e-4 seed=1
 exit code: 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted"""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="align", description=_HELP, formatter_class=argparse.RawTextHelpFormatter,
-                                     usage="align COMMAND [options]")
-    commands = parser.add_subparsers(dest="command", metavar="")
-    for name, add in _COMMANDS.items():
-        add(commands.add_parser(name, help=argparse.SUPPRESS))
-    options, later = parser.parse_known_args(arguments)  # words may also follow an option: stage X --force run=Y
-    if any(word.startswith("-") for word in later):
-        parser.error(f"unknown option {' '.join(w for w in later if w.startswith('-'))}")
-    if options.command is None:
-        print(_HELP)
+    name, *words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(_help())
         return 0
-    for name in ("overrides", "words"):
-        if hasattr(options, name):
-            getattr(options, name).extend(later)
     from flows import screen
 
     try:
-        return int(options.act(options))
+        if name not in _COMMANDS:
+            raise UserError(f"{name}: no such command{nearest(name, _COMMANDS)}; align --help lists them")
+        reach_this_machine_directly()
+        return _COMMANDS[name].call(name, words)
     except UserError as error:
         screen.problems(error.problems)
         return 2
@@ -66,165 +51,62 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def _run(parser: argparse.ArgumentParser) -> None:
-    _overrides(parser)
+def reach_this_machine_directly() -> None:
+    """Requests to this machine's own servers pass by a proxy of the environment, here and in every child process."""
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    if given.strip() != "*":
+        hosts = dict.fromkeys([*(host.strip() for host in given.split(",") if host.strip()), "127.0.0.1", "localhost"])
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
 
-    def act(options: argparse.Namespace) -> int:
-        from flows.command import run
 
-        return run(options.overrides)
+@dataclass(frozen=True)
+class Command:
+    """One word after `align`. `arguments` turns the words behind it into what the function takes before its options."""
 
-    parser.set_defaults(act=act)
+    function: str  # "module:name", imported when the command is given
+    arguments: Callable[[list[str]], tuple[Any, ...]]
+    usage: str
+    help: str
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)  # of argparse's add_argument
 
+    def call(self, name: str, words: list[str]) -> int:
+        parser = argparse.ArgumentParser(prog=f"align {name}", usage=f"align {name} {self.usage}",
+                                         description=self.help)
+        parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+        for option, facts in self.options.items():
+            parser.add_argument(option, **facts)
+        given = vars(parser.parse_intermixed_args(words))  # words may also follow an option: stage X --force run=Y
+        arguments = self.arguments(given.pop("words"))
+        module, _, function = self.function.partition(":")
+        return int(getattr(importlib.import_module(module), function)(*arguments, **given))
 
-def _plan(parser: argparse.ArgumentParser) -> None:
-    _overrides(parser)
 
-    def act(options: argparse.Namespace) -> int:
-        from flows.command import show_plan
+def _help() -> str:
+    lines = ["usage: align COMMAND ...", ""]
+    for name, command in _COMMANDS.items():
+        start = f"  {name:<10}{command.usage}"
+        lines += [f"{start:<38}{command.help}"] if len(start) < 38 else [start, f"{'':<38}{command.help}"]
+    return "\n".join([*lines, "", _EPILOG])
 
-        return show_plan(options.overrides)
 
-    parser.set_defaults(act=act)
+def _overrides(words: list[str]) -> tuple[list[str]]:
+    return (words,)
 
 
-def _stage(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("step", help="such as train[2]")
-    _overrides(parser)
-    parser.add_argument("--force", action="store_true", help="compute it again even if nothing changed")
+def _step(words: list[str]) -> tuple[str, list[str]]:
+    if not words or "=" in words[0]:
+        raise UserError("STEP: missing, say which one, such as train[2]; align status NAME lists them")
+    return words[0], words[1:]
 
-    def act(options: argparse.Namespace) -> int:
-        from flows.command import run_stage
 
-        return run_stage(options.step, options.overrides, options.force)
+def _place(words: list[str]) -> tuple[str]:
+    return (_place_and_name(words)[0],)
 
-    parser.set_defaults(act=act)
 
-
-def _status(parser: argparse.ArgumentParser) -> None:
-    _name(parser)
-
-    def act(options: argparse.Namespace) -> int:
-        from flows import inspecting
-
-        return inspecting.status(*_workspace_and_name(options))
-
-    parser.set_defaults(act=act)
-
-
-def _explain(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("step", help="such as train[2]")
-    _overrides(parser)
-
-    def act(options: argparse.Namespace) -> int:
-        from flows.explaining import explain
-
-        return explain(options.step, options.overrides)
-
-    parser.set_defaults(act=act)
-
-
-def _verify(parser: argparse.ArgumentParser) -> None:
-    _name(parser)
-
-    def act(options: argparse.Namespace) -> int:
-        from flows import inspecting
-
-        return inspecting.verify(*_workspace_and_name(options))
-
-    parser.set_defaults(act=act)
-
-
-def _gc(parser: argparse.ArgumentParser) -> None:
-    _name(parser)
-    parser.add_argument("--apply", action="store_true", help="remove it")
-
-    def act(options: argparse.Namespace) -> int:
-        from flows import inspecting
-
-        return inspecting.collect(_workspace_and_name(options)[0], options.apply)
-
-    parser.set_defaults(act=act)
-
-
-def _doctor(parser: argparse.ArgumentParser) -> None:
-    _name(parser)
-
-    def act(options: argparse.Namespace) -> int:
-        from flows.doctor import doctor
-
-        return doctor(_workspace_and_name(options)[0])
-
-    parser.set_defaults(act=act)
-
-
-def _compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="+", metavar="RUN", help="those that differ in the seed alone become one line")
-
-    def act(options: argparse.Namespace) -> int:
-        from flows.comparing import compare
-
-        return compare(options.words)
-
-    parser.set_defaults(act=act)
-
-
-def _server(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=["up", "down", "status"])
-    parser.add_argument("--port", type=int, default=4271)
-    _name(parser)
-
-    def act(options: argparse.Namespace) -> int:
-        from flows.server import server
-
-        return server(options.action, options.port, _workspace_and_name(options)[0])
-
-    parser.set_defaults(act=act)
-
-
-def _dashboard(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default="127.0.0.1", help="anything but loopback makes the page ask for a token")
-    parser.add_argument("--port", type=int)
-    _name(parser)
-
-    def act(options: argparse.Namespace) -> int:
-        from flows.dashboard.serve import dashboard
-
-        return dashboard(_workspace_and_name(options)[0], options.host, options.port)
-
-    parser.set_defaults(act=act)
-
-
-def _report(parser: argparse.ArgumentParser) -> None:
-    _name(parser)
-    parser.add_argument("--html", action="store_true", help="write one page with everything in it")
-
-    def act(options: argparse.Namespace) -> int:
-        from flows.dashboard.report import report
-
-        return report(*_workspace_and_name(options), options.html)
-
-    parser.set_defaults(act=act)
-
-
-_COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
-    "run": _run, "plan": _plan, "stage": _stage, "status": _status, "explain": _explain, "verify": _verify, "gc": _gc,
-    "doctor": _doctor, "compare": _compare, "dashboard": _dashboard, "report": _report, "server": _server,
-}
-
-
-def _overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-
-
-def _name(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="*", metavar="[NAME] [workspace=FOLDER]")
-
-
-def _workspace_and_name(options: argparse.Namespace) -> tuple[str, str | None]:
-    """The words after a command: a run's name (bare or run=NAME) and workspace=FOLDER."""
+def _place_and_name(words: list[str]) -> tuple[str, str | None]:
+    """A run's name (bare or run=NAME) and workspace=FOLDER."""
     workspace, name, problems = "workspace", None, []
-    for word in options.words:
+    for word in words:
         key, equals, value = word.partition("=")
         if equals and key == "workspace":
             workspace = value
@@ -235,6 +117,42 @@ def _workspace_and_name(options: argparse.Namespace) -> tuple[str, str | None]:
     if problems:
         raise UserError(*problems)
     return workspace, name
+
+
+def _action(words: list[str]) -> tuple[str, str]:
+    known = ("up", "down", "status")
+    if not words or words[0] not in known:
+        raise UserError(f"server: say what to do, one of {', '.join(known)}")
+    return words[0], *_place(words[1:])
+
+
+_COMMANDS = {
+    "run": Command("flows.command:run", _overrides, "recipe=NAME [run=NAME] [group=option] [key=value]",
+                   "run, or go on: the same command resumes"),
+    "plan": Command("flows.command:show_plan", _overrides, "recipe=NAME ...", "steps, what is cached, an estimate"),
+    "stage": Command("flows.command:run_stage", _step, "STEP run=NAME [key=value] [--force]",
+                     "rerun one step, with changed settings",
+                     {"--force": {"action": "store_true", "help": "compute it again even if nothing changed"}}),
+    "status": Command("flows.inspection:status", _place_and_name, "[NAME]", "the runs, or one run's steps"),
+    "explain": Command("flows.inspection:explain", _step, "STEP run=NAME", "why a step is stale or was rebuilt"),
+    "compare": Command("flows.inspection:compare", _overrides, "NAME NAME ...",
+                       "several runs; seeds as mean and deviation"),
+    "verify": Command("flows.inspection:verify", _place_and_name, "[NAME]", "check every hash of every artifact"),
+    "gc": Command("flows.inspection:collect", _place, "[--apply]", "what no run needs any more; or remove it",
+                  {"--apply": {"action": "store_true", "help": "remove it"}}),
+    "doctor": Command("flows.doctor:doctor", _place, "", "versions, devices, room, what is missing"),
+    "dashboard": Command("flows.dashboard.serve:dashboard", _place, "[--host H] [--port P]",
+                         "the runs in the browser, live",
+                         {"--host": {"default": "127.0.0.1",
+                                     "help": "anything but loopback makes the page ask for a token"},
+                          "--port": {"type": int}}),
+    "report": Command("flows.dashboard.report:report", _place_and_name, "NAME [--html]",
+                      "a run's report, as one page with --html",
+                      {"--html": {"action": "store_true", "help": "write one page with everything in it"}}),
+    "server": Command("flows.prefect_side:server", _action, "up|down|status [--port P]",
+                      "Prefect's own web page over the runs",
+                      {"--port": {"type": int, "default": 4271}}),
+}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flows import gates, screen
 from flows.estimate import estimate, shortage
-from flows.prepare import Prepared, prepare
+from flows.prepare import CheckedRun, prepare
 from flows.summary import conclude
 from pipeline import plan, runs, supervisor
 from pipeline.errors import UserError, nearest
@@ -47,7 +47,7 @@ def show_plan(overrides: list[str]) -> int:
         origin = item.artifact.manifest.get("run", "") if item.artifact else ""
         inputs = ", ".join(str(ref) for refs in item.step.inputs.values() for ref in refs)
         rows.append([item.step.name, item.step.stage, state, item.key or "", origin, inputs])
-    columns = ["step", "stage", "", "key", "made by run", "inputs"]
+    columns = ["step", "stage", "", "key", "made by", "inputs"]
     screen.table(f"run {prepared.run.name} in {prepared.workspace}", columns, rows)
     for line in estimate(prepared.run.config, planned).lines():
         screen.say(line)
@@ -85,7 +85,7 @@ def run_stage(step: str, overrides: list[str], force: bool) -> int:
     return code
 
 
-def _announce(prepared: Prepared, planned: list[Planned]) -> None:
+def _announce(prepared: CheckedRun, planned: list[Planned]) -> None:
     for note in prepared.notes:
         screen.say(f"note: {note}")
     cached = sum(item.cached for item in planned)
@@ -93,7 +93,7 @@ def _announce(prepared: Prepared, planned: list[Planned]) -> None:
                 f"in {runs.folder(prepared.workspace, prepared.run.name)}")
 
 
-def _enough_disk(prepared: Prepared, planned: list[Planned]) -> None:
+def _enough_disk(prepared: CheckedRun, planned: list[Planned]) -> None:
     problems = shortage(prepared.run.config, prepared.workspace, planned)
     if problems:
         raise UserError(*problems)
@@ -108,7 +108,7 @@ def _with_known(run: runs.Run, planned: list[Planned]) -> runs.Run:
     return replace(run, steps=steps)
 
 
-def _all_cached(prepared: Prepared, record: runs.Run, planned: list[Planned], started: float) -> int:
+def _all_cached(prepared: CheckedRun, record: runs.Run, planned: list[Planned], started: float) -> int:
     """Nothing to run: no process, no Prefect."""
     for item in planned:
         screen.say(f"  cached  {item.step.name}")
@@ -120,7 +120,7 @@ def _all_cached(prepared: Prepared, record: runs.Run, planned: list[Planned], st
     return 0
 
 
-def _drive(prepared: Prepared, only: str | None, force: bool) -> int:
+def _drive(prepared: CheckedRun, only: str | None, force: bool) -> int:
     """The flow in a process of its own, under a supervisor that leaves nothing behind."""
     command = [sys.executable, "-m", "flows.driver", str(prepared.workspace), prepared.run.name, only or ""]
     grace = float(prepared.run.config["hardware"]["grace_seconds"]) + 15  # the stage's own grace comes first

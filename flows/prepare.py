@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flows.compose import Composed, compose
 from pipeline import plan, runs, tracking
-from pipeline.config import build, load_part, part_problems, problems_of
+from pipeline.config import build, flat, load_part, part_problems, problems_of
 from pipeline.errors import UserError, first, nearest
 from pipeline.plan import Step
 from pipeline.rewards.contract import Scorer
@@ -21,8 +21,8 @@ _FREE = ("workspace", "run", "iterations", "hardware", "tracking", "choices")  #
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A checked run: its record (not yet saved), its steps, and remarks for the user."""
+class CheckedRun:
+    """A run that can start: its record (not yet saved), its steps, and remarks for the user."""
 
     run: runs.Run
     workspace: Path
@@ -30,50 +30,115 @@ class Prepared:
     notes: list[str]
 
 
-def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = None) -> Prepared:
-    """Raises UserError with every problem that can be known before the first second of work."""
-    overrides, resumed = _with_stored([_absolute(o) for o in overrides])
+def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = None) -> CheckedRun:
+    """Raises UserError with every problem that can be known before the first second of work.
+
+    A run that is only named goes on with the configuration it was started with, even where the defaults have changed.
+    """
+    typed = [_absolute(o) for o in overrides]
+    record = _named(typed)
+    try:
+        return _composed(typed, step_overrides or {}, record)
+    except UserError:
+        own = None if step_overrides or record is None or _new(typed) else _as_recorded(record)
+        if own is None:
+            raise
+        return own
+
+
+def _composed(typed: list[str], step_overrides: dict[str, list[str]], named: runs.Run | None) -> CheckedRun:
+    words = {o.partition("=")[0] for o in typed}
+    stored = [o for o in named.overrides if o.partition("=")[0] not in words] if named else []
+    overrides = stored + typed
     composed = compose(overrides)
     if composed.problems:
-        expand(composed, overrides, {})
+        expand(composed)
     workspace = Path(composed.config["workspace"])
     name = composed.config["run"] or f"{composed.choices['recipe']}-{composed.choices.get('data', 'minifarm')}"
-    record = resumed or runs.load(workspace, name)
+    record = named or runs.load(workspace, name)
     config = {**composed.config, "run": name}
     if record is not None:
-        _same_settings(record, config, workspace, given=len(overrides) > len(record.overrides) or resumed is None)
-    own = {**(record.step_overrides if record else {}), **(step_overrides or {})}
-    steps = expand(composed, overrides, own)
-    unknown = [s for s in own if s not in {step.name for step in steps}]
-    if unknown and step_overrides:
-        known = [step.name for step in steps]
-        raise UserError(*(f"{s}: the run has no such step{nearest(s, known)}" for s in unknown))
-    old = {s["name"]: s for s in record.steps} if record else {}
+        _same_settings(record, config, workspace, given=named is None or _new(typed))
+    changes = {**(record.step_overrides if record else {}), **step_overrides}
+    own = {step: compose(overrides + extra) for step, extra in changes.items()}
+    steps = expand(composed, own)
+    known = [step.name for step in steps]
+    if unknown := [step for step in step_overrides if step not in known]:
+        raise UserError(*(f"{step}: the run has no such step{nearest(step, known)}" for step in unknown))
     run = runs.Run(
         name=name,
-        config=config,
+        config=_as_written(config),
         overrides=overrides,
-        step_overrides=own,
-        steps=[{"key": None, "state": "waiting", **old.get(s.name, {}), "name": s.name, "stage": s.stage,
-                "iteration": s.iteration, "inputs": [str(r) for refs in s.inputs.values() for r in refs]}
-               for s in steps],
+        step_overrides=changes,
+        steps=_step_records(steps, record),
         outcome=runs.RUNNING,
         created=record.created if record else time.time(),
+        step_configs={step: _as_written({key: other.config[key] for key in ("recipe", "stage", "seed")})
+                      for step, other in own.items()},
     )
-    return Prepared(run, workspace, steps, composed.notes)
+    return CheckedRun(run, workspace, steps, composed.notes)
 
 
-def expand(composed: Composed, overrides: list[str], step_overrides: dict[str, list[str]]) -> list[Step]:
-    """The steps, checked; problems in the words of what the user typed."""
-    problems, own = list(composed.problems), dict[str, dict[str, Any]]()
-    for step, extra in step_overrides.items():
-        changed = compose(overrides + extra)
-        own[step] = changed.config
-        problems += [p for p in changed.problems if p not in problems]
+def _as_recorded(record: runs.Run) -> CheckedRun | None:
+    """The run as run.json has it; None where today's code cannot run that."""
+    workspace = Path(record.config["workspace"])
+    try:
+        steps = plan.steps_of(record)
+    except UserError:
+        return None
+    if plan.check(workspace, steps):
+        return None
+    note = f"the defaults have changed since {record.name!r} was started; it goes on with its own settings"
+    run = replace(record, steps=_step_records(steps, record), outcome=runs.RUNNING)
+    return CheckedRun(run, workspace, steps, [note])
+
+
+def _named(typed: list[str]) -> runs.Run | None:
+    """The run that `run=NAME` without a recipe means: it goes on with what it was started with."""
+    given = dict(o.partition("=")[::2] for o in typed)
+    if "recipe" in given or "run" not in given:
+        return None
+    workspace = Path(given.get("workspace", "workspace")).expanduser().resolve()
+    record = runs.load(workspace, given["run"])
+    if record is None:
+        known = runs.names(workspace)
+        raise UserError(f"run: no run named {given['run']!r} in {workspace}{nearest(given['run'], known)};"
+                        " a new one needs recipe=NAME")
+    return replace(record, config={**record.config, "workspace": str(workspace)})  # it may have been moved
+
+
+def _new(typed: list[str]) -> bool:
+    """Whether more was typed than which run is meant."""
+    return any(o.partition("=")[0] not in ("run", "workspace") for o in typed)
+
+
+def _as_written(node: Any) -> Any:
+    """Keys as text, as a file has them: `later: {2: ...}` of a yaml and objective.later.2=... are then one."""
+    if isinstance(node, list):
+        return [_as_written(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    written: dict[str, Any] = {}
+    for key, value in node.items():
+        written = plan.merged(written, {str(key): _as_written(value)})
+    return written
+
+
+def _step_records(steps: list[Step], record: runs.Run | None) -> list[dict[str, Any]]:
+    """What run.json says of each step: what it said before, and what the plan says now."""
+    old = {s["name"]: s for s in record.steps} if record else {}
+    return [{"key": None, "state": "waiting", **old.get(s.name, {}), "name": s.name, "stage": s.stage,
+             "iteration": s.iteration, "inputs": [str(r) for refs in s.inputs.values() for r in refs]} for s in steps]
+
+
+def expand(composed: Composed, own: dict[str, Composed] | None = None) -> list[Step]:
+    """The steps, checked; problems in the words of what the user typed. own: the changed steps' configurations."""
+    own = own or {}
+    problems = list(dict.fromkeys([*composed.problems, *(p for other in own.values() for p in other.problems)]))
     iterations = composed.config["iterations"]
     countable = isinstance(iterations, int) and iterations >= 1
     readable = {"recipe": {}, **composed.config, "iterations": iterations if countable else 2}
-    steps, found = plan.try_expand(readable, own)
+    steps, found = plan.try_expand(readable, {step: other.config for step, other in own.items()})
     problems += found + problems_of(tracking.Settings, composed.config["tracking"], "tracking")
     problems += _contradictions(readable)
     problems += plan.check(Path(composed.config["workspace"]), steps)
@@ -169,21 +234,6 @@ def _absolute(override: str) -> str:
     return f"{key}={Path(value).expanduser().resolve()}" if local else override
 
 
-def _with_stored(overrides: list[str]) -> tuple[list[str], runs.Run | None]:
-    """`align run run=NAME` without a recipe goes on with what the run was started with."""
-    given = dict(o.partition("=")[::2] for o in overrides)
-    if "recipe" in given or "run" not in given:
-        return overrides, None
-    workspace = Path(given.get("workspace", "workspace")).expanduser().resolve()
-    record = runs.load(workspace, given["run"])
-    if record is None:
-        known = runs.names(workspace)
-        raise UserError(f"run: no run named {given['run']!r} in {workspace}{nearest(given['run'], known)};"
-                        " a new one needs recipe=NAME")
-    stored = [o for o in record.overrides if o.partition("=")[0] not in given]
-    return stored + overrides, record
-
-
 def _same_settings(record: runs.Run, config: dict[str, Any], workspace: Path, given: bool) -> None:
     old, new = flat(_compared(record.config)), flat(_compared(config))
     differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
@@ -203,15 +253,3 @@ def _same_settings(record: runs.Run, config: dict[str, Any], workspace: Path, gi
 def _compared(config: dict[str, Any]) -> dict[str, Any]:
     stages = {name: {k: v for k, v in (node or {}).items() if k != "runtime"} for name, node in config["stage"].items()}
     return {**{k: v for k, v in config.items() if k not in _FREE}, "stage": stages}
-
-
-def flat(node: Any, where: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
-    if not isinstance(node, dict):
-        return {where: node}
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        found.update(flat(value, f"{where}.{key}" if where else str(key)))
-    return found
-
-

@@ -18,18 +18,22 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from flows.observer import Observer
+from pipeline import store
+from pipeline.plan import Step
 from pipeline.report import HEADERS
 
 _PLAIN_EVERY = 15.0  # seconds between progress lines where there is no terminal
 
 _WIDE = 220  # where there is no terminal, a table is not cut
+_SHORTEST = 8  # characters of a key or a remark that are worth showing
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-class Screen:
-    """Progress of one run. `watch` is called several times a second with a step's progress."""
+class Screen(Observer):
+    """Progress of one run."""
 
     def __init__(self, number_of_steps: int) -> None:
         self._total = number_of_steps
@@ -39,23 +43,17 @@ class Screen:
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
             TextColumn("{task.fields[unit]}"), TimeElapsedColumn(), TimeRemainingColumn(), console=console,
             transient=True, disable=not console.is_terminal)
+        self._progress.start()
         self._task: Any = None
 
-    def __enter__(self) -> Screen:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def start(self, step: str) -> None:
+    def started(self, step: Step) -> None:
         self._position += 1
         self._last_line = time.monotonic()
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(self._label(step), total=None, unit="")
+        self._task = self._progress.add_task(self._label(step.name), total=None, unit="")
 
-    def watch(self, step: str, state: dict[str, Any] | None) -> None:
+    def progress(self, step: str, state: dict[str, Any] | None) -> None:
         if state is None or state.get("step") != step:
             return
         done, total, unit = state["done"], state["total"], state["unit"]
@@ -64,9 +62,16 @@ class Screen:
             self._last_line = time.monotonic()
             console.print(f"  ...     {step:<20} {done}/{total} {unit}", markup=False)
 
-    def finish(self, step: str, cached: bool, seconds: float, note: str) -> None:
-        word = "cached" if cached else "done"
-        console.print(f"  {word:<7} {self._label(step):<28} {seconds:8.1f} s  {note}", markup=False)
+    def finished(self, step: str, artifact: store.Artifact, cached: bool, seconds: float) -> None:
+        word, counts = "cached" if cached else "done", brief(artifact.manifest["counts"])
+        console.print(f"  {word:<7} {self._label(step):<28} {seconds:8.1f} s  {counts}", markup=False)
+
+    def gate(self, lines: list[str]) -> None:
+        for line in lines:
+            say(line)
+
+    def ended(self, outcome: str) -> None:
+        self._progress.stop()
 
     def _label(self, step: str) -> str:
         return f"{self._position:>2}/{self._total} {step}"
@@ -83,12 +88,27 @@ def problems(texts: list[str]) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print it as wide as the terminal is. Where that is too narrow, the last column and keys are cut short, then
+    columns are left out from the right, by name."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    for i in [len(columns) - 1, *(i for i, name in enumerate(columns) if name == "key")]:
+        widths[i] = min(widths[i], max(_SHORTEST, widths[i] - _excess(widths)))
+    shown = len(columns)
+    while shown > 1 and _excess(widths[:shown]) > 0:
+        shown -= 1
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        made.add_column(column, justify="right" if column in _NUMBERS else "left", no_wrap=True)
+    for column, width in zip(columns[:shown], widths, strict=False):
+        made.add_column(column, justify="right" if column in _NUMBERS else "left", no_wrap=True, max_width=width)
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*row[:shown])
     console.print(made)
+    if shown < len(columns):
+        say(f"(no room for {', '.join(columns[shown:])}; with | cat every column is shown)")
+
+
+def _excess(widths: list[int]) -> int:
+    """By how many characters columns two apart exceed the terminal; below 0 where there is room left."""
+    return sum(widths) + 2 * (len(widths) - 1) - console.width
 
 
 def size(number: float) -> str:

@@ -21,7 +21,6 @@ from pipeline.plan import Planned, key_parts, look_up
 from pipeline.runs import log_path
 
 TAIL_LINES = 40
-PROGRESS = "progress.json"
 # Threads that wait for each other spin only briefly before they sleep. With OpenMP's own count two training stages at
 # once on two cores ran at 0.9 to 2.3 s a step; with this one at 0.64 s, and alone as fast as before (0.23 s).
 _QUIET_THREADS = {"GOMP_SPINCOUNT": "3000"}
@@ -46,7 +45,7 @@ class StepFailed(Exception):
 
 
 @dataclass(frozen=True)
-class Place:
+class Launch:
     """Where a run lives and how its steps are launched."""
 
     workspace: Path
@@ -59,70 +58,70 @@ class Place:
         return runs.folder(self.workspace, self.run)
 
 
-def finish(place: Place, item: Planned, done: dict[str, store.Artifact], environment: dict[str, str], watch: Watch,
+def ensure(launch: Launch, item: Planned, done: dict[str, store.Artifact], environment: dict[str, str], watch: Watch,
            force: bool = False) -> tuple[store.Artifact, bool]:
     """The step's artifact and whether it was there already. Waits if another process is computing the same one."""
     step, key = item.step, item.key
     assert key is not None
     while True:
         try:
-            with store.lock(place.workspace, step.stage, key, wait=1):
-                found = None if force else look_up(place.workspace, step, done).artifact
+            with store.lock(launch.workspace, step.stage, key, wait=1):
+                found = None if force else look_up(launch.workspace, step, done).artifact
                 if found is not None:
                     return found, True
-                return _compute(place, item, done, environment, watch), False
+                return _compute(launch, item, done, environment, watch), False
         except store.Busy as busy:
             watch(step.name, {"step": step.name, "done": 0, "total": 0, "unit": f"waiting: {busy}"})
 
 
-def _compute(place: Place, item: Planned, done: dict[str, store.Artifact], environment: dict[str, str],
+def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], environment: dict[str, str],
              watch: Watch) -> store.Artifact:
     step, key = item.step, item.key
     assert key is not None
-    work = store.work_path(place.workspace, step.stage, key)
+    work = store.work_path(launch.workspace, step.stage, key)
     work.mkdir(parents=True, exist_ok=True)
-    runs.event(place.workspace, place.run, step.name, "started", key=key)
+    runs.event(launch.workspace, launch.run, step.name, "started", key=key)
     started = time.monotonic()
-    code = _run_worker(place, item, done, work, environment, watch)
+    code = _run_worker(launch, item, done, work, environment, watch)
     if code != 0:
-        runs.event(place.workspace, place.run, step.name, "failed", key=key, code=code)
-        _raise(place, step.name, code, work)
+        runs.event(launch.workspace, launch.run, step.name, "failed", key=key, code=code)
+        _raise(launch, step.name, code, work)
     facts = json.loads((work / worker.RESULT).read_text())
-    parts = key_parts(place.workspace, step, done)
+    parts = key_parts(launch.workspace, step, done)
     if store.fingerprint(step.stage, **parts) != key:
         raise UserError(f"{step.name}: a file it reads was changed while it was reading; run again")
-    artifact = store.commit(place.workspace, step.stage, key, {
+    artifact = store.commit(launch.workspace, step.stage, key, {
         **parts, **facts,
         "references": {name: [str(r) for r in refs] for name, refs in step.inputs.items()},
         "runtime": dataclasses.asdict(step.runtime),
         "step": step.name,
         "iteration": step.iteration,
-        "run": place.run,
+        "run": launch.run,
         "process_seconds": round(time.monotonic() - started, 3),
         "git": _git_revision(),
         "created": round(time.time(), 3),
     })
-    runs.event(place.workspace, place.run, step.name, "finished", key=key, seconds=round(time.monotonic() - started, 3))
+    seconds = round(time.monotonic() - started, 3)
+    runs.event(launch.workspace, launch.run, step.name, "finished", key=key, seconds=seconds)
     return artifact
 
 
-def _run_worker(place: Place, item: Planned, done: dict[str, store.Artifact], work: Path, environment: dict[str, str],
-                watch: Watch) -> int:
+def _run_worker(launch: Launch, item: Planned, done: dict[str, store.Artifact], work: Path,
+                environment: dict[str, str], watch: Watch) -> int:
     step = item.step
-    progress = place.folder / PROGRESS
-    progress.unlink(missing_ok=True)
+    runs.progress_path(launch.workspace, launch.run).unlink(missing_ok=True)
     path = work / "step.json"
-    files.write_atomic(path, json.dumps(spec(place, item, done, work)))
-    log = log_path(place.workspace, place.run, step.name)
+    files.write_atomic(path, json.dumps(spec(launch, item, done, work)))
+    log = log_path(launch.workspace, launch.run, step.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     command = supervisor.command_line(
-        [sys.executable, "-m", "pipeline.worker", str(path)], log=log, grace=place.grace, timeout=place.timeout)
+        [sys.executable, "-m", "pipeline.worker", str(path)], log=log, grace=launch.grace, timeout=launch.timeout)
     with log.open("a") as file:
         file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {step.name} key {item.key}\n")
     process = subprocess.Popen(command, env={**_QUIET_THREADS, **os.environ, "PYTHONUNBUFFERED": "1", **environment})
     try:
         while (code := _poll(process)) is None:
-            watch(step.name, _read(progress))
+            watch(step.name, runs.progress(launch.workspace, launch.run))
     except BaseException:
         process.terminate()  # the supervisor ends everything the stage has started
         process.wait()
@@ -130,21 +129,21 @@ def _run_worker(place: Place, item: Planned, done: dict[str, store.Artifact], wo
     return code
 
 
-def spec(place: Place, item: Planned, done: dict[str, store.Artifact], work: Path) -> dict[str, Any]:
+def spec(launch: Launch, item: Planned, done: dict[str, store.Artifact], work: Path) -> dict[str, Any]:
     """What the worker is told: everything the stage gets, as plain data."""
     step = item.step
     return {
         "stage": step.stage,
         "step": step.name,
-        "run": place.run,
+        "run": launch.run,
         "settings": dataclasses.asdict(step.settings),
         "runtime": dataclasses.asdict(step.runtime),
         "inputs": {n: [str(done[r.step].path / r.part) for r in refs] for n, refs in step.inputs.items()},
         "digests": {n: [done[r.step].digest(r.part) for r in refs] for n, refs in step.inputs.items()},
         "work": str(work),
         "seed": step.seed,
-        "metrics": str(place.folder / "metrics.jsonl"),
-        "progress": str(place.folder / PROGRESS),
+        "metrics": str(launch.folder / "metrics.jsonl"),
+        "progress": str(runs.progress_path(launch.workspace, launch.run)),
     }
 
 
@@ -155,16 +154,8 @@ def _poll(process: subprocess.Popen[bytes]) -> int | None:
         return None
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return data if isinstance(data, dict) else None
-
-
-def _raise(place: Place, step: str, code: int, work: Path) -> None:
-    log = log_path(place.workspace, place.run, step)
+def _raise(launch: Launch, step: str, code: int, work: Path) -> None:
+    log = log_path(launch.workspace, launch.run, step)
     if code == 2 and (work / worker.PROBLEMS).exists():
         raise UserError(*(f"{step}: {p}" for p in json.loads((work / worker.PROBLEMS).read_text())))
     raise StepFailed(step, code, runs.tail(log, TAIL_LINES), log)

@@ -264,3 +264,13 @@ def _siblings(name: str) -> list[str]:
     except (ImportError, AttributeError):
         return []
     return [m.name for m in pkgutil.iter_modules(paths)]
+
+
+def flat(node: Any, where: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    if not isinstance(node, dict):
+        return {where: node}
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found.update(flat(value, f"{where}.{key}" if where else str(key)))
+    return found

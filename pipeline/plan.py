@@ -18,6 +18,7 @@ from typing import Any
 from pipeline import errors, store, wiring
 from pipeline.config import build, problems_of, settled
 from pipeline.errors import UserError
+from pipeline.runs import Run
 from pipeline.stage import Kinds, Stage
 from pipeline.stage import load as load_stage
 from pipeline.wiring import Ref
@@ -52,6 +53,19 @@ def expand(config: dict[str, Any], overrides: dict[str, dict[str, Any]] | None =
     if problems:
         raise UserError(*problems)
     return steps
+
+
+def steps_of(run: Run) -> list[Step]:
+    """The run's steps, from the configuration that run.json holds: nothing is composed, no input is read.
+
+    Raises UserError where an older version wrote run.json without what this needs.
+    """
+    missing = [key for key in ("recipe", "stage", "iterations", "seed") if key not in run.config]
+    missing += [f"the settings of {step}" for step in run.step_overrides if step not in run.step_configs]
+    if missing:
+        raise UserError(f"run: run.json of {run.name!r} was written by an older version and lacks {', '.join(missing)};"
+                        f" write it anew and go on with: align run run={run.name}")
+    return expand(run.config, run.step_configs)
 
 
 def try_expand(config: dict[str, Any], overrides: dict[str, dict[str, Any]]) -> tuple[list[Step], list[str]]:

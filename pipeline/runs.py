@@ -1,6 +1,6 @@
 """A run's folder: what it is, where its steps are in the store, what happened when.
 
-    <workspace>/runs/<name>/run.json       config, per-step overrides, steps with their keys, outcome
+    <workspace>/runs/<name>/run.json       config (resolved), changes of single steps, steps with their keys, outcome
                             events.jsonl   started / finished / failed / cached, with times
                             metrics.jsonl  every metric any stage reported
                             progress.json  how far the running stage is
@@ -16,8 +16,13 @@ import json
 import os
 import re
 import time
+<<<<<<< HEAD
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+=======
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+>>>>>>> main
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,14 @@ NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 TABLES = ("groups", "pref", "sft", "unlabeled", "eval")  # the parts of artifacts that are tables of groups
 _PATIENCE = 1.0  # seconds; `align status` and the page look at the lock for a moment, too
 RUNNING, DONE, FAILED, INTERRUPTED, STALE = "running", "done", "failed", "interrupted", "stale"
+# Modules that a run.json of an earlier version names by where they were.
+_MOVED = {
+    "pipeline.engines.transformers": "pipeline.engines.transformers.engine",
+    "pipeline.engines.vllm": "pipeline.engines.vllm.engine",
+    "pipeline.engines.vllm_ray": "pipeline.engines.vllm.ray",
+    "pipeline.rewards.minifarm.gold": "pipeline.worlds.minifarm.gold",
+    **{f"pipeline.selection.{name}": f"pipeline.negatives.{name}" for name in ("easiest", "hardest", "mc", "uniform")},
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,7 @@ class Run:
     steps: list[dict[str, Any]]  # {name, stage, iteration, key, state, seconds, ...} in running order
     outcome: str
     created: float
+    step_configs: dict[str, dict[str, Any]] = field(default_factory=dict)  # the configuration of each changed step
 
 
 def folder(workspace: Path, name: str) -> Path:
@@ -59,9 +73,18 @@ def load(workspace: Path, name: str) -> Run | None:
         return None
     try:
         data = json.loads(path.read_text())
-        return Run(**data)
-    except (ValueError, TypeError) as error:
+        return Run(**{**data, "config": _renamed(data["config"])})
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: not a run record ({error}); move it away or give another run=NAME") from None
+
+
+def _renamed(node: Any) -> Any:
+    """A configuration with every module called by its name of today."""
+    if isinstance(node, dict):
+        return {key: _renamed(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_renamed(value) for value in node]
+    return _MOVED.get(node, node) if isinstance(node, str) else node
 
 
 def save(workspace: Path, run: Run) -> None:
@@ -94,6 +117,19 @@ def groups_of(steps: Iterable[Mapping[str, Any]], name: str) -> tuple[Mapping[st
 
 def log_path(workspace: Path, name: str, step: str) -> Path:
     return folder(workspace, name) / "logs" / f"{step}.log"
+
+
+def progress_path(workspace: Path, name: str) -> Path:
+    return folder(workspace, name) / "progress.json"
+
+
+def progress(workspace: Path, name: str) -> dict[str, Any] | None:
+    """How far the running stage is, {step, done, total, unit}; None before it has said so."""
+    try:
+        found = json.loads(progress_path(workspace, name).read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def tail(path: Path, lines: int) -> list[str]:

@@ -10,8 +10,8 @@ from typing import Any
 from flows.dashboard import facts
 from flows.dashboard.facts import Row
 from flows.dashboard.files import STEP, Files, NotHere
-from flows.prepare import flat
 from pipeline import store
+from pipeline.config import flat
 
 _KEY_PARTS = ("version", "settings", "inputs", "seed")
 _MOST_FILES = 200

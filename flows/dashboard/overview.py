@@ -8,8 +8,8 @@ from pathlib import Path
 from flows.dashboard import facts
 from flows.dashboard.facts import Row
 from flows.dashboard.files import STEP, Files, NotHere, signature
-from flows.prepare import flat
 from pipeline import runs
+from pipeline.config import flat
 
 _TAIL = 12  # lines of a failed or running step
 _MOST_COMPARED = 40

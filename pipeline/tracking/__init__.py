@@ -72,7 +72,7 @@ def mirrored(settings: Settings, run_dir: Path, say: Callable[[str], None] = pri
 
 def _start(run_dir: Path, log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "pipeline.tracking", str(run_dir.absolute()), "--follow"]
-    code = str(Path(__file__).parent.parent)  # importable also where the package is not installed
+    code = str(Path(__file__).resolve().parents[2])  # importable also where the package is not installed
     path = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH", "")]))
     # Apart from the terminal: Ctrl-C is for the run, which then closes the pipe and lets this finish.
     with log.open("ab") as file:

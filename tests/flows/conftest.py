@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -12,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.environment import prefect_environment
-from flows.server import _answers as answers
-from pipeline import supervisor
+from flows.prefect_side import _answers as answers
+from flows.prefect_side import environment as prefect_environment
+from pipeline import plan, runs, supervisor
 
 ROOT = Path(__file__).parent.parent.parent
 ROWS = {"sft": 96, "pref": 64, "unlabeled": 96, "eval": 12}
@@ -96,5 +97,46 @@ def align(
 
     def call(*words: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command(*words), capture_output=True, text=True, env=environment, timeout=timeout)
+
+    return call
+
+
+@pytest.fixture
+def two_steps(tmp_path: Path) -> Callable[..., Path]:
+    """two_steps(function=...) -> a workspace whose run "shown" still has both of its steps to do: rows are imported,
+    then scored by the rule `function`. No model, no engine."""
+
+    def make(function: str = "pipeline.rewards.rule.fresh_trigrams") -> Path:
+        workspace, world = tmp_path / "workspace", tmp_path / "world"
+        world.mkdir(exist_ok=True)
+        rows = [{"prompt": f"question {i}", "completion": "one two three four"} for i in range(5)]
+        (world / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows_of = {"module": "pipeline.formats.jsonl", "sft": "sft.jsonl", "shares": {"unlabeled": 0, "eval": 0}}
+        config = {
+            "recipe": {"once": {"data": {"stage": "import_data"},
+                                "scores": {"stage": "score", "inputs": {"groups": "data/sft"}}}},
+            "stage": {"import_data": {"settings": {"format": rows_of}, "runtime": {"root": str(world)}},
+                      "score": {"settings": {"reward": {"module": "pipeline.rewards.rule", "function": function}}}},
+            "iterations": 1, "seed": 0, "tracking": {}, "engine": {"module": "pipeline.engines.transformers.engine"},
+            "hardware": {"grace_seconds": 5.0, "timeout_minutes": 2.0}, "choices": {"recipe": "two steps"},
+        }
+        fresh = {"iteration": 0, "key": None, "state": "waiting", "inputs": []}
+        steps = [{"name": s.name, "stage": s.stage, **fresh} for s in plan.expand(config)]
+        runs.save(workspace, runs.Run("shown", config, [], {}, steps, runs.RUNNING, 1.0))
+        return workspace
+
+    return make
+
+
+@pytest.fixture
+def drive(warm: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
+    """drive(workspace, PREFECT_API_URL=...) -> the driver's process for the run "shown", its output as text."""
+
+    def call(workspace: Path, **environment: str) -> subprocess.Popen[str]:
+        given = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT")}
+        paths = f"{workspace.parent / 'world'}:{warm['PYTHONPATH']}"
+        return subprocess.Popen([sys.executable, "-m", "flows.driver", str(workspace), "shown", ""], text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                env={**given, **warm, "PYTHONPATH": paths, **environment})
 
     return call

@@ -40,11 +40,11 @@ def run(words: list[str], workspace: Path, name: str, last: str) -> dict[str, st
     """Run a recipe, words of `align run`, as far as the step `last` -> the artifact of every step."""
     composed = compose([*words, f"workspace={workspace}", f"run={name}"])
     assert composed.problems == []
-    place = launch.Place(workspace, name, 5.0, 0.0)
+    place = launch.Launch(workspace, name, 5.0, 0.0)
     place.folder.mkdir(parents=True, exist_ok=True)
     done: dict[str, store.Artifact] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "_run_worker", in_this_process)
         for step in leading_to(last, plan.expand(composed.config)):
-            done[step.name], _ = launch.finish(place, plan.look_up(workspace, step, done), done, {}, lambda *_: None)
+            done[step.name], _ = launch.ensure(place, plan.look_up(workspace, step, done), done, {}, lambda *_: None)
     return done

@@ -70,7 +70,7 @@ def test_companions_are_real_and_reach_no_settings(path: Path) -> None:
 
 def steps_of(*words: str) -> dict[str, plan.Step]:
     given = ["recipe=iterative_dpo", *words]
-    return {step.name: step for step in expand(compose(given), given, {})}
+    return {step.name: step for step in expand(compose(given))}
 
 
 def test_hypo_alone_trains_on_samples_of_its_own_in_every_iteration() -> None:
@@ -98,7 +98,7 @@ def test_upo_alone_scores_with_dropout_and_reads_the_gain() -> None:
 def test_both_half_steps_of_egpo_start_alike() -> None:
     """Same weights, same optimizer; what differs is whom the samples are judged against."""
     given = ["recipe=egpo"]
-    steps = {step.name: step for step in expand(compose(given), given, {})}
+    steps = {step.name: step for step in expand(compose(given))}
     for name in ("model", "optimizer"):
         assert steps["half[2]"].inputs[name] == steps["train[2]"].inputs[name]
     assert [str(ref) for ref in steps["opponents[2]"].inputs["model"]] == ["half[2]/model"]

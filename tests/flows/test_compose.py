@@ -20,12 +20,12 @@ RECIPES = sorted(p.stem for p in (CONF / "recipe").glob("*.yaml"))
 def _problems(*overrides: str) -> list[str]:
     with pytest.raises(UserError) as caught:
         composed = compose(list(overrides))
-        expand(composed, list(overrides), {})
+        expand(composed)
     return caught.value.problems
 
 
 def _steps(*overrides: str):
-    return {step.name: step for step in expand(compose(list(overrides)), list(overrides), {})}
+    return {step.name: step for step in expand(compose(list(overrides)))}
 
 
 def test_the_command_line_beats_the_recipe_and_the_recipe_the_defaults():

@@ -1,4 +1,4 @@
-"""A gate ends a real run: real stages in processes of their own, real Prefect, no engine. And what the record says."""
+"""A gate ends a real run: real stages in processes of their own, no engine. And what the record says."""
 
 import json
 import re
@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import gates, summary
-from flows.driver import Driver, _run
-from flows.environment import prefect_environment
+from flows import gates, screen, summary
+from flows.driver import Driver
 from pipeline import plan, runs, store
 
 ANSWERS = {  # what the policy of each iteration "answers": the judge counts e, the loop's own reward counts x
@@ -31,8 +30,7 @@ def world(tmp_path: Path, warm: dict[str, str], monkeypatch: pytest.MonkeyPatch)
     (folder / "gate_rules.py").write_text(
         "def e(messages, text): return float(text.count('e'))\ndef x(messages, text): return float(text.count('x'))\n")
     monkeypatch.syspath_prepend(str(folder))
-    paths = {"PYTHONPATH": f"{folder}:{warm['PYTHONPATH']}"}
-    for name, value in {**warm, **paths, **prefect_environment(tmp_path / "workspace")}.items():
+    for name, value in {**warm, "PYTHONPATH": f"{folder}:{warm['PYTHONPATH']}"}.items():
         monkeypatch.setenv(name, value)
     return folder
 
@@ -78,7 +76,7 @@ def driver(workspace: Path, world: Path, action: str) -> Driver:
         {"name": s.name, "stage": s.stage, "iteration": s.iteration, "key": None, "state": "waiting",
          "inputs": [str(r) for refs in s.inputs.values() for r in refs]} for s in steps], runs.RUNNING, 1.0)
     runs.save(workspace, run)
-    return Driver(workspace, run, steps, None, False)
+    return Driver(workspace, run, steps, observers=(screen.Screen(len(steps)),))
 
 
 @pytest.mark.slow
@@ -87,7 +85,7 @@ def test_a_hacked_reward_stops_the_run_and_the_artifact_decides_again(tmp_path, 
     the same decision comes from the store, and no step is computed."""
     workspace = tmp_path / "workspace"
     first = driver(workspace, world, "stop")
-    _run(first)
+    first.walk()
     record = runs.load(workspace, "gated")
     assert record.outcome == "stopped by gate[2]"
     assert {s["name"]: s["state"] for s in record.steps if s["iteration"] == 3} == {
@@ -102,7 +100,7 @@ def test_a_hacked_reward_stops_the_run_and_the_artifact_decides_again(tmp_path, 
     report = (runs.folder(workspace, "gated") / "report.md").read_text()
     assert re.search(r"## Gates\n\n\| gate .*\n.*\n\| gate\[1\] \| pass \| 1 .*\n\| gate\[2\] \| stop \| 1 ", report)
     again = driver(workspace, world, "stop")
-    _run(again)
+    again.walk()
     assert again.stopped_by == "gate[2]" and runs.load(workspace, "gated").outcome == "stopped by gate[2]"
     states = {s["state"] for s in again.run.steps if s["iteration"] < 3}
     assert states == {"cached"}

@@ -168,7 +168,7 @@ UPSTREAM = ("prompts[1]", "generate[1]", "score[1]")
 
 def steps_of(*overrides: str) -> dict[str, plan.Step]:
     given = ["recipe=online_dpo", *overrides]
-    return {step.name: step for step in expand(compose(given), given, {})}
+    return {step.name: step for step in expand(compose(given))}
 
 
 def test_scores_stand_in_a_side_table(tmp_path: Path) -> None:

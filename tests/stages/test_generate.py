@@ -253,18 +253,18 @@ def test_the_plan_tells_wrong_groups_and_servers_by_the_users_keys():
     words = ["recipe=pco", "sampling.groups=[{temperature:1.0,top_p:2},{temperature:0.5,n:0}]", "selection=best_worst",
              "engine=vllm", "engine.url=http://127.0.0.1:9"]
     with pytest.raises(UserError) as caught:
-        expand(compose(words), words, {})
+        expand(compose(words))
     top_p, n, url = caught.value.problems
     assert top_p == "sampling.groups[0].top_p: 2.0 is out of range, expected 0.0 < x <= 1.0"
     assert n == "sampling.groups[1].n: 0 is out of range, expected 1 <= x"
     assert url.startswith("engine.url: http://127.0.0.1:9/v1/models: no vLLM server answers there")
     words = ["recipe=pco", "sampling.groups=[{temperature:1.0,n:1},{temperature:0.5,n:2,top_p:0.9}]"]
-    steps = {step.name: step.settings for step in expand(compose(words), words, {})}
+    steps = {step.name: step.settings for step in expand(compose(words))}
     assert (steps["generate[2]"].samples, steps["baseline"].samples) == (3, 4)
     assert steps["generate[2]"].draws == (Draw(1.0, 1, 1.0, 0, 300, ()), Draw(0.5, 2, 0.9, 0, 300, ()))
     words[1] = "sampling.groups=[{temperature:1.0,n:1}]"
     with pytest.raises(UserError, match="sampling gives 1"):
-        expand(compose(words), words, {})
+        expand(compose(words))
 
 
 def test_an_unknown_engine_is_a_problem_of_the_plan():

@@ -100,7 +100,7 @@ def test_padding_and_batches_change_nothing(tiny_model: Path, tmp_path: Path) ->
 def test_a_recipe_weighs_only_where_it_is_asked_to() -> None:
     def steps(*words: str) -> dict:
         given = ["recipe=pco", "objective=bco", *words]
-        return {step.name: step for step in expand(compose(given), given, {})}
+        return {step.name: step for step in expand(compose(given))}
 
     plain, weighed = steps(), steps("stage.weigh_prompts.active=true")
     assert not any(name.startswith("weighed") for name in plain)

@@ -55,7 +55,7 @@ class RayService:
         job = {"model": str(model.resolve()), "log": str(log.resolve()), "urls": str(self._urls.resolve()),
                "settings": dataclasses.asdict(settings)}
         command = [sys.executable, "-m", "pipeline.engines.vllm.ray_host", json.dumps(job)]
-        package = str(Path(__file__).resolve().parents[2])
+        package = str(Path(__file__).resolve().parents[3])
         paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
             supervisor.command_line(command, log=log, grace=_GRACE), start_new_session=True,

@@ -265,7 +265,7 @@ def gpus() -> list[str]:
 
 
 def _server_environment(key: str) -> dict[str, str]:
-    package = str(Path(__file__).resolve().parents[2])  # the server imports our middleware
+    package = str(Path(__file__).resolve().parents[3])  # the server imports our middleware
     return {
         "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
         "VLLM_API_KEY": key,

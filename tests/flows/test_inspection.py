@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.comparing import compare
+from flows.inspection import compare
 from pipeline import report, runs
 from pipeline.errors import UserError
 

@@ -1,0 +1,218 @@
+"""`align status`, `explain`, `compare`, `verify`, `gc`: what is there and why. They read; only `gc --apply` removes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from flows import screen
+from pipeline import files, gc, plan, report, runs, store
+from pipeline.config import flat
+from pipeline.errors import UserError, nearest
+
+_FREE = ("run", "seed", "workspace", "iterations", "hardware", "tracking", "choices")  # may differ within one line
+_COLUMNS = ["settings", "seeds", "iteration", *report.COMPARED.values()]
+
+
+def status(workspace: str, name: str | None) -> int:
+    """A table of the runs, or of one run's steps."""
+    place = _workspace(workspace)
+    if name is None:
+        return _all_runs(place)
+    run = _load(place, name)
+    progress = runs.progress(place, name) or {}
+    rows = []
+    for step in run.steps:
+        seconds = f"{step['seconds']:.1f} s" if "seconds" in step else ""
+        state, live = step["state"], runs.outcome(place, run)
+        if state == "running" and live != runs.RUNNING:
+            state = runs.INTERRUPTED
+        if state == "running" and progress.get("step") == step["name"] and progress.get("total"):
+            state = f"running {100 * progress['done'] / progress['total']:.0f} %"
+        artifact = store.find(place, step["stage"], step["key"]) if step.get("key") else None
+        if state in ("done", "cached") and artifact is None:
+            state = "missing"
+        rows.append([step["name"], state, seconds, step.get("key") or "",
+                     screen.brief(artifact.manifest["counts"]) if artifact else ""])
+    screen.table(f"run {name}: {runs.outcome(place, run)}", ["step", "state", "time", "key", "result"], rows)
+    for step in run.steps:
+        if step["state"] == runs.FAILED:
+            screen.say(f"\nlast lines of {runs.log_path(place, name, step['name'])}:")
+            lines = runs.tail(runs.log_path(place, name, step["name"]), 10)
+            screen.say("\n".join(f"    {line}" for line in lines))
+    written = runs.folder(place, name) / "report.md"
+    if written.exists():
+        screen.say(f"\nreport: {written}")
+    return 0
+
+
+def _all_runs(place: Path) -> int:
+    names = runs.names(place)
+    if not names:
+        screen.say(f"no run in {place} yet; start one with: align run recipe=pco")
+        return 0
+    rows = []
+    for name in names:
+        run = runs.load(place, name)
+        assert run is not None
+        finished = sum(s["state"] in ("done", "cached") for s in run.steps)
+        changed = (runs.folder(place, name) / "run.json").stat().st_mtime
+        choices = run.config["choices"]
+        rows.append([name, choices.get("recipe", ""), choices.get("data", ""), runs.outcome(place, run),
+                     f"{finished}/{len(run.steps)}", f"{screen.age(time.time() - changed)} ago"])
+    screen.table(f"runs in {place}", ["run", "recipe", "data", "state", "steps", "changed"], rows)
+    return 0
+
+
+def verify(workspace: str, name: str | None) -> int:
+    """Check every hash of every artifact, or of one run's. Exit code 1 if anything is damaged."""
+    place = _workspace(workspace)
+    wanted = None
+    if name is not None:
+        wanted = {(s["stage"], s["key"]) for s in _load(place, name).steps if s.get("key")}
+    problems, hashed, number = [], 0, 0
+    for manifest in sorted((place / "artifacts").glob(f"*/*/{store.MANIFEST}")):
+        kind, key = manifest.parent.parent.name, manifest.parent.name
+        if key.startswith(".") or (wanted is not None and (kind, key) not in wanted):
+            continue
+        number += 1
+        try:
+            artifact = store.Artifact(kind, key, manifest.parent, json.loads(manifest.read_text()))
+            problems += store.damage(artifact)
+            hashed += len(artifact.manifest["files"])
+        except (ValueError, KeyError) as error:
+            problems.append(f"{manifest}: not a manifest ({error})")
+    for problem in problems:
+        screen.say(f"damaged: {problem}")
+    if problems:
+        screen.say("remove the artifact's folder and run again: only that artifact is rebuilt; later steps rerun "
+                   "only if its bytes change")
+    screen.say(f"{number} artifacts, {hashed} files, {len(problems)} problems")
+    return 1 if problems else 0
+
+
+def collect(workspace: str, apply: bool) -> int:
+    """Say what no run needs any more and what it would free; remove it only when asked to."""
+    place = _workspace(workspace)
+    garbage = gc.find_garbage(place)
+    if not garbage:
+        screen.say("nothing to remove: every artifact belongs to a run")
+        return 0
+    rows = [[str(item.path.relative_to(place)), screen.size(item.size), item.reason] for item in garbage]
+    screen.table("", ["folder", "size", "why"], rows)
+    if apply:
+        screen.say(f"freed {screen.size(gc.remove(garbage))}")
+    else:
+        total = screen.size(sum(item.size for item in garbage))
+        screen.say(f"would free {total}; remove it with: align gc --apply")
+    return 0
+
+
+def _workspace(text: str) -> Path:
+    place = Path(text).expanduser().resolve()
+    if not place.is_dir() and text != "workspace":
+        raise UserError(f"workspace: no folder {place}")
+    return place
+
+
+def _load(place: Path, name: str, asked_by: str = "run") -> runs.Run:
+    run = runs.load(place, name)
+    if run is None:
+        raise UserError(f"{asked_by}: no run named {name!r} in {place}{nearest(name, runs.names(place))}")
+    return run
+
+
+def explain(step: str, overrides: list[str]) -> int:
+    """Compare what the step's key is made of now with the artifact of the same stage that is most like it."""
+    from flows.prepare import prepare  # brings Hydra, which `align status` does without
+
+    prepared = prepare(overrides)
+    planned = {item.step.name: item for item in plan.look_up_all(prepared.workspace, prepared.steps)}
+    if step not in planned:
+        raise UserError(f"{step}: the run has no such step{nearest(step, planned)}")
+    item = planned[step]
+    if item.key is None:
+        waiting = [str(r) for refs in item.step.inputs.values() for r in refs if not planned[r.step].cached]
+        screen.say(f"{step} has no key yet: its inputs {', '.join(waiting)} do not exist")
+        for name in dict.fromkeys(w.partition("/")[0] for w in waiting):
+            screen.say(f"look there first: align explain {name} run={prepared.run.name}")
+        return 0
+    done = {name: other.artifact for name, other in planned.items() if other.artifact is not None}
+    now = flat(plan.key_parts(prepared.workspace, item.step, done))
+    if item.artifact is not None:
+        screen.say(f"{step} is up to date: {item.step.stage}/{item.key}, "
+                    f"made by run {item.artifact.manifest['run']!r} as {item.artifact.manifest['step']!r}")
+    others = [a for a in store.artifacts(prepared.workspace) if a.kind == item.step.stage and a.key != item.key]
+    if not others:
+        screen.say(f"no other {item.step.stage} artifact to compare with"
+                    + ("" if item.cached else ": it was never made"))
+        return 0
+    differences = {a.key: _differences(now, _parts(a)) for a in others}
+    best = min(others, key=lambda a: (len(differences[a.key]), -a.manifest["created"]))
+    rows = [[name, repr(old), repr(new)] for name, old, new in differences[best.key]]
+    origin = f"{best.manifest['run']}: {best.manifest['step']}"
+    title = f"{step} against the nearest {item.step.stage} artifact, {best.key} ({origin})"
+    screen.table(title, ["field", "there", "here"], rows)
+    return 0
+
+
+def _parts(artifact: store.Artifact) -> dict[str, Any]:
+    return flat({k: artifact.manifest[k] for k in ("version", "settings", "inputs", "seed")})
+
+
+def _differences(here: dict[str, Any], there: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    names = sorted(here.keys() | there.keys())
+    return [(n, there.get(n, "absent"), here.get(n, "absent")) for n in names if here.get(n) != there.get(n)]
+
+
+def compare(words: list[str]) -> int:
+    """Print the table of the runs named by `words` (and workspace=FOLDER) and return exit code 0.
+
+    Raises UserError for a run that is not there or has no report yet, and for two that are the same.
+    """
+    settings = dict(word.split("=", 1) for word in words if "=" in word)
+    unknown = [f"{key}: unknown here, expected names or workspace=FOLDER" for key in settings if key != "workspace"]
+    if unknown:
+        raise UserError(*unknown)
+    workspace = Path(settings["workspace"] if settings else "workspace").expanduser().resolve()
+    names = [word for word in words if "=" not in word]
+    found = [_reported(workspace, name) for name in names]
+    groups: dict[str, list[tuple[runs.Run, list[dict[str, Any]]]]] = {}
+    for run, rows in found:
+        groups.setdefault(_settings(run), []).append((run, rows))
+    body = []
+    for same in groups.values():
+        label = " ".join(o for o in same[0][0].overrides if o.partition("=")[0] not in _FREE)
+        seeds = [str(run.config["seed"]) for run, _ in same]
+        if len(set(seeds)) < len(seeds):
+            twice = ", ".join(run.name for run, _ in same)
+            raise UserError(f"compare: {twice} differ in nothing, not even the seed; name one of each")
+        for line in report.over_seeds([rows for _, rows in same]):
+            numbers = [_cell(line[key]) for key in report.COMPARED]
+            body.append([label, ", ".join(seeds), str(line["iteration"]), *numbers])
+    screen.table("mean ± standard deviation over seeds", _COLUMNS, body)
+    return 0
+
+
+def _reported(workspace: Path, name: str) -> tuple[runs.Run, list[dict[str, Any]]]:
+    """The run and the rows of its report, one an iteration."""
+    run = _load(workspace, name, "compare")
+    path = runs.folder(workspace, name) / "report.json"
+    if not path.exists():
+        raise UserError(f"compare: {name} has no report yet, it is {runs.outcome(workspace, run)}; finish it with: "
+                        f"align run run={name}")
+    return run, json.loads(path.read_text())["iterations"]
+
+
+def _settings(run: runs.Run) -> str:
+    """Equal for two runs that differ in nothing but the seed and what cannot change a result."""
+    return files.canonical({key: value for key, value in run.config.items() if key not in _FREE})
+
+
+def _cell(found: tuple[float, float, int] | None) -> str:
+    if found is None:
+        return ""
+    mean, sd, seeds = found
+    return f"{mean:.3f} ± {sd:.3f}" if seeds > 1 else f"{mean:.3f}"

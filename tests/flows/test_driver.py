@@ -1,0 +1,146 @@
+"""The driver's own rules: steps from run.json alone, and observers that are told but cannot disturb."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flows.cli import reach_this_machine_directly
+from flows.compose import CONF, compose
+from flows.driver import Driver
+from flows.observer import Observer
+from flows.prepare import expand, prepare
+from pipeline import plan, runs
+from pipeline.errors import UserError
+
+RECIPES = sorted(p.stem for p in (CONF / "recipe").glob("*.yaml") if p.stem != "benchmark")  # that one needs a model
+
+
+def _written(config: dict) -> dict:
+    """What a file makes of it: keys that are numbers come back as text, tuples as lists."""
+    return json.loads(json.dumps(config))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_run_json_gives_the_steps_that_composing_gave(recipe, tmp_path):
+    composed = compose([f"recipe={recipe}", f"workspace={tmp_path}", "iterations=3"])
+    run = runs.Run("r", _written(composed.config), [], {}, [], runs.RUNNING, 0.0)
+    assert plan.steps_of(run) == expand(composed)
+
+
+def test_a_changed_step_is_in_run_json_as_it_was_resolved(tmp_path):
+    """`later` and the interpolated trainer of one step only; what the user typed is not read again."""
+    words = ["recipe=pco", "run=r", f"workspace={tmp_path}"]
+    runs.save(tmp_path, prepare(words).run)
+    changed = prepare(words[1:], {"train[2]": ["objective.later.2.alpha=0.02", "trainer.preference.lr=0.5"]})
+    runs.save(tmp_path, replace(changed.run, overrides=["no longer read"], step_overrides={"train[2]": ["nor this"]}))
+    steps = {step.name: step.settings for step in plan.steps_of(runs.load(tmp_path, "r"))}
+    assert [step.settings for step in changed.steps] == list(steps.values())
+    assert (steps["train[2]"].objective["alpha"], steps["train[2]"].trainer.lr) == (0.02, 0.5)
+    assert steps["train[1]"].objective["alpha"] == 0.005 and steps["train[1]"].trainer.lr != 0.5
+
+
+@pytest.fixture
+def old_run(tmp_path) -> Path:
+    """A workspace with a run.json as commit ebeb688 wrote it, cut to the stages it uses; its engine's module has moved
+    since, as the defaults have."""
+    (tmp_path / "world").mkdir()
+    rows = [{"prompt": f"question {i}", "chosen": f"one two three {i}", "rejected": "no"} for i in range(8)]
+    (tmp_path / "world" / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = (Path(__file__).parent / "run_of_ebeb688.json").read_text()
+    folder = runs.folder(tmp_path / "workspace", "old")
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(
+        text.replace("WORKSPACE", str(tmp_path / "workspace")).replace("WORLD", str(tmp_path / "world")))
+    return tmp_path / "workspace"
+
+
+def test_a_run_json_of_older_code_goes_on_with_its_own_settings(old_run):
+    run = runs.load(old_run, "old")
+    assert run.config["engine"]["module"] == "pipeline.engines.transformers.engine"
+    steps = plan.steps_of(run)
+    assert [step.name for step in steps] == ["data", "init", "tokens", "sft"]
+    assert steps[3].settings.trainer.lr == 0.002
+    again = prepare(["run=old", f"workspace={old_run}"])
+    assert again.steps == steps
+    with pytest.raises(UserError, match=r"(?s)in use with other settings.*old ones \(align run run=old\)"):
+        prepare(["run=old", f"workspace={old_run}", "trainer.sft.lr=0.003"])
+    done = subprocess.run([sys.executable, "-m", "flows.driver", str(old_run), "old", "data"], capture_output=True,
+                          text=True, env={**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert plan.look_up_all(old_run, steps)[0].cached
+
+
+def test_what_older_code_did_not_record_is_said_in_one_line(old_run):
+    run = runs.load(old_run, "old")
+    with pytest.raises(UserError, match="lacks recipe, seed; write it anew"):
+        plan.steps_of(replace(run, config={k: v for k, v in run.config.items() if k not in ("recipe", "seed")}))
+    with pytest.raises(UserError) as caught:
+        plan.steps_of(replace(run, step_overrides={"sft": ["trainer.sft.lr=1e-3"]}))
+    assert caught.value.problems == [
+        "run: run.json of 'old' was written by an older version and lacks the settings of sft; write it anew and go on "
+        "with: align run run=old"]
+
+
+class _Listener(Observer):
+    def __init__(self, fails_at: str = "") -> None:
+        self.heard: list[str] = []
+        self._fails_at = fails_at
+
+    def _hear(self, what: str) -> None:
+        self.heard.append(what)
+        if what == self._fails_at:
+            raise RuntimeError("no more ink")
+
+    def started(self, step):
+        self._hear(f"started {step.name}")
+
+    def finished(self, step, artifact, cached, seconds):
+        self._hear(f"finished {step} {artifact.manifest['counts'].get('sft', '')} {cached} {seconds > 0}")
+
+    def ended(self, outcome):
+        self._hear(f"ended {outcome}")
+
+
+def test_observers_hear_all_of_it_and_one_that_fails_is_left_out_in_one_line(two_steps, capsys):
+    workspace = two_steps()
+    run = runs.load(workspace, "shown")
+    good, bad = _Listener(), _Listener(fails_at="started scores")
+    Driver(workspace, run, plan.steps_of(run), observers=(bad, good)).walk()
+    assert good.heard == ["started data", "finished data 5 False True", "started scores", "finished scores  False True",
+                          "ended done"]
+    assert bad.heard == good.heard[:3]
+    assert capsys.readouterr().out.splitlines() == [
+        "note: _Listener failed and is left out (RuntimeError('no more ink')); the run goes on"]
+    again = _Listener()
+    Driver(workspace, run, plan.steps_of(run), observers=(again,)).walk()
+    assert again.heard[1] == "finished data 5 True True" and again.heard[-1] == "ended done"
+
+
+def test_observers_hear_of_a_failure(two_steps, tmp_path, monkeypatch):
+    (tmp_path / "world").mkdir()
+    (tmp_path / "world" / "sour.py").write_text("def score(messages, text):\n    raise ValueError('sour')\n")
+    monkeypatch.syspath_prepend(tmp_path / "world")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'world'}:{Path(__file__).parents[2]}")
+    workspace = two_steps("sour.score")
+    run, listener = runs.load(workspace, "shown"), _Listener()
+    with pytest.raises(Exception, match="sour"):
+        Driver(workspace, run, plan.steps_of(run), observers=(listener,)).walk()
+    assert listener.heard[-2:] == ["started scores", "ended failed"]
+    assert {s["name"]: s["state"] for s in runs.load(workspace, "shown").steps} == {"data": "done", "scores": "failed"}
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ("", "127.0.0.1,localhost"), ("intern, localhost", "intern,localhost,127.0.0.1"), ("*", "*")])
+def test_this_machine_is_asked_without_a_proxy(given, expected, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", given)
+    monkeypatch.delenv("no_proxy", raising=False)
+    reach_this_machine_directly()
+    assert os.environ["NO_PROXY"] == expected
+    monkeypatch.delenv("no_proxy", raising=False)  # what the call set, so that it does not outlive the test
