@@ -16,13 +16,8 @@ import json
 import os
 import re
 import time
-<<<<<<< HEAD
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-=======
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
->>>>>>> main
 from pathlib import Path
 from typing import Any
 

@@ -17,7 +17,8 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from pipeline import supervisor, tables, worker
+from pipeline import columns, supervisor, tables, worker
+from pipeline.columns import Source
 from pipeline.config import build
 from pipeline.records import Completion, Group, Message
 from pipeline.stage import Context, Reporter
