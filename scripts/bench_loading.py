@@ -70,9 +70,9 @@ def measure(table: Path, folder: Path) -> dict[str, float]:
     from pipeline.config import load_part
     from pipeline.lm import examples as data
     from pipeline.lm.side_tables import SideTables
-    from pipeline.training import checks, loop, order, run_policy
+    from pipeline.training import checks, loop, run
 
-    assert loop and run_policy, "everything a training process imports counts as its start"
+    assert loop and run, "everything a training process imports counts as its start"
     before, started, cpu = peak_memory(), time.perf_counter(), time.process_time()
     examples = data.load([columns.Source(table, DIGEST)], folder, SideTables(reference=[table.parent / "logps"]),
                          stop_ids=[2])
@@ -81,7 +81,7 @@ def measure(table: Path, folder: Path) -> dict[str, float]:
     objective = load_part({"module": "pipeline.objectives.dpo"}, "objective", Objective)
     examples = checks.fit_to_objective(examples, objective, None)
     checked = time.perf_counter()
-    batches = order.global_batches(data.ids_of(examples), 0, 64, 0, 200)
+    batches = loop.global_batches(data.ids_of(examples), 0, 64, 0, 200)
     first = next(batches)
     ordered = time.perf_counter()
     tokens = sum(examples[i].completion_tokens for chosen in (first, *batches) for i in chosen)

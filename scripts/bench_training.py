@@ -125,7 +125,7 @@ def make_model(world: World) -> None:
 def groups(world: World, number: int, k: int, lengths: tuple[int, int] = (20, 120), prompts: tuple[int, int] = (20, 80)
            ) -> list[dict[str, Any]]:
     """Groups of k completions, in the order in which the training core will take them, so that both sides match."""
-    from pipeline.training.order import global_batches
+    from pipeline.training.loop import global_batches
 
     rng, vocabulary = np.random.default_rng(SEED), sizes(world)["vocab_size"]
 

@@ -62,7 +62,7 @@ class Ended(StoppingCriteria):
 
 
 @torch.inference_mode()
-def by_generate(network: Any, requests: list[Request]) -> list[list[own.Made]]:
+def by_generate(network: Any, requests: list[Request]) -> list[list[own.RawSample]]:
     """As transformers_sampling.generate: the prompt is computed once per request, its cache then repeated n times."""
     width = max(len(r.prompt_ids) for r in requests)
     ids = torch.tensor([[0] * (width - len(r.prompt_ids)) + [*r.prompt_ids] for r in requests])
@@ -80,12 +80,12 @@ def by_generate(network: Any, requests: list[Request]) -> list[list[own.Made]]:
     made = network.generate(ids[owner], attention_mask=mask[owner], past_key_values=cache, generation_config=config,
                             logits_processor=[draw], stopping_criteria=[ended])[:, width:].tolist()
     logps = torch.stack(draw.logps, 1).tolist()
-    groups: list[list[own.Made]] = [[] for _ in requests]
+    groups: list[list[own.RawSample]] = [[] for _ in requests]
     for i, request, row, of_row in zip(owner.tolist(), samples, made, logps, strict=True):
         ends = (k + 1 for k, token in enumerate(row[: request.max_tokens]) if token in request.stop_ids)
         end = next(ends, request.max_tokens)
         reason = STOP if row[end - 1] in request.stop_ids else LENGTH
-        groups[i].append(own.Made(row[:end], reason, tuple(of_row[:end])))
+        groups[i].append(own.RawSample(row[:end], reason, tuple(of_row[:end])))
     return groups
 
 
@@ -111,7 +111,7 @@ def main() -> None:
         for name, lengths in LENGTHS.items():
             requests = asked(MODELS[weights]["vocab_size"], lengths)
             seconds: dict[str, list[float]] = {"own": [], "generate": []}
-            made: dict[str, list[list[own.Made]]] = {}
+            made: dict[str, list[list[own.RawSample]]] = {}
             for _ in range(options.rounds):
                 for label, sample in (("own", own.generate), ("generate", by_generate)):
                     start = time.process_time()

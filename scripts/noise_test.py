@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline import columns, runs, store
 from pipeline.config import load_part
-from pipeline.lm import arrays, folders, forward
+from pipeline.lm import arrays, folders, prefix
 from pipeline.lm import examples as data
 from pipeline.lm.examples import Example
 from pipeline.negatives.contract import Draw
@@ -81,7 +81,7 @@ def tried(kernel: str, folder: Path, groups: Sequence[Group], seed: int, options
     runtime = TrainRuntime(device="cpu", checkpoint_every_seconds=None)
     torch.manual_seed(seed)
     model = folders.load_policy(folder, torch.device("cpu"), runtime)
-    forward.prepare(model)
+    prefix.prepare(model)
     ranked = [r for r in (best_first(group, options.score) for group in groups) if r is not None]
     noisy = with_reference(model, [with_copy(e, seed) for i, e in enumerate(ranked) if i % HELD_OUT], PRECISION)
     clean = with_reference(model, [e for i, e in enumerate(ranked) if i % HELD_OUT == 0], PRECISION)

@@ -76,7 +76,7 @@ def ours(spec: dict[str, Any], gate: Gate) -> None:
     from pipeline.columns import Source
     from pipeline.config import load_part
     from pipeline.lm import examples as data
-    from pipeline.lm import folders, forward
+    from pipeline.lm import folders, prefix
     from pipeline.negatives.contract import Draw
     from pipeline.objectives.contract import Objective
     from pipeline.stage import Reporter
@@ -91,7 +91,7 @@ def ours(spec: dict[str, Any], gate: Gate) -> None:
                            attention="eager", peak_tflops=1.0)
     device = folders.prepare_machine(runtime)
     model = folders.load_policy(Path(spec["model"]), device, runtime)
-    forward.prepare(model, spec["share_prefix"])
+    prefix.prepare(model, spec["share_prefix"])
     if spec["reference"]:
         examples = with_reference(model, examples, spec["precision"])
     negatives = None if spec["negatives"] is None else load_part(spec["negatives"], "negatives", Draw)

@@ -103,11 +103,10 @@ LOOKED_UP = {
     "pipeline/engines/vllm/worker.py": {"cpu_linear"},
     "pipeline/lm/folders.py": {"max_position_embeddings"},
     "pipeline/lm/head.py": {"logit_scale", "logits_scaling", "final_logit_softcapping"},
-    "pipeline/lm/prefix.py": {"get_base_model", "attention_chunk_size", "sliding_window"},
-    "pipeline/rewards/causal.py": {"max_position_embeddings"},
-    "pipeline/rewards/model.py": {"max_position_embeddings"},
+    "pipeline/lm/forward.py": {"get_base_model"},
+    "pipeline/lm/prefix.py": {"attention_chunk_size", "sliding_window"},
+    "pipeline/lm/scores.py": {"score"},
     "pipeline/stages/tokenize.py": {"max_position_embeddings"},
-    "pipeline/training/reward.py": {"score"},
 }
 
 

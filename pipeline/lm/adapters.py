@@ -74,9 +74,14 @@ def save(model: Any, trained: dict[str, Tensor], folder: Path) -> None:
     model.peft_config["default"].save_pretrained(folder)
 
 
+def put_on(base: Any, folder: Path) -> Any:
+    """`base` with the adapter of `folder`, which stays apart from its weights."""
+    return peft.PeftModel.from_pretrained(base, str(folder))
+
+
 def merged(base: Any, folder: Path) -> Any:
     """`base` in float32 with the adapter of `folder` added into its weights: a plain model again."""
-    return peft.PeftModel.from_pretrained(base, folder).merge_and_unload()
+    return put_on(base, folder).merge_and_unload()
 
 
 @contextmanager

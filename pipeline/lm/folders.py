@@ -12,6 +12,7 @@ import transformers
 from pipeline.errors import UserError
 from pipeline.lm import memory
 from pipeline.lm.settings import ModelRuntime
+from pipeline.lm.template import Encoder
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
 
@@ -54,13 +55,41 @@ def load_reward(
     return _ready(model, runtime)
 
 
+def load_scorer(folder: Path, device: torch.device, runtime: ModelRuntime | None = None) -> Any:
+    """A trained one-score classifier as it scores: in evaluation mode.
+
+    Raises UserError for a folder that is none: more than one output, or a head without trained weights.
+    """
+    labels = transformers.AutoConfig.from_pretrained(folder).num_labels
+    if labels != 1:
+        raise UserError(f"reward: the model in {folder} has {labels} outputs, expected one (a scalar reward model)")
+    with memory.enough(f"while loading {folder}", memory.LOADING):
+        model, found = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, output_loading_info=True, **_loading(device, runtime, None))
+    if found["missing_keys"]:  # a language model's folder loads too, with a head of random numbers
+        missing = ", ".join(sorted(found["missing_keys"]))
+        raise UserError(f"reward: {folder} is no trained reward model, these weights are missing: {missing}")
+    return model.eval()
+
+
 def _loading(device: torch.device, runtime: ModelRuntime | None, options: dict[str, Any] | None) -> dict[str, Any]:
     attention = {} if runtime is None else {"attn_implementation": runtime.attention}
     return {"dtype": torch.float32, "device_map": {"": device}, **attention, **(options or {})}
 
 
-def load_tokenizer(folder: Path) -> Any:
-    return transformers.AutoTokenizer.from_pretrained(folder)
+def load_tokenizer(folder: Path, template: bool = False) -> Any:
+    """Raises UserError where a chat template is wanted and not there."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    if template and tokenizer.chat_template is None:
+        raise UserError(f"reward: the tokenizer in {folder} has no chat template, expected one (chat_template.jinja) "
+                        "that turns conversations into what the model was trained on")
+    return tokenizer
+
+
+def policy_encoder(folder: Path) -> Encoder:
+    """Text -> ids as the policy of this folder reads and writes them."""
+    quiet()
+    return Encoder(load_tokenizer(folder), stop_ids(folder))
 
 
 def pad_id(tokenizer: Any) -> int:
@@ -79,7 +108,7 @@ def stop_ids(folder: Path) -> tuple[int, ...]:
 
 def context_length(model: Any) -> int | None:
     """Positions the model has, None where its config sets no limit."""
-    return getattr(model.config, "max_position_embeddings", None)
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def save_folder(model: Any, source: Path, target: Path, dtype: str) -> None:

@@ -1,9 +1,9 @@
 """Forward over groups: hidden states -> LM head only where a completion token is predicted -> sums per completion.
 
 `collate` says which tokens there are and where they belong; how they are laid out is up to the model. One that passed
-`sharing.shared` sees every prompt once (`packed`), any other sees K rows `prompt + completion` padded on the right:
-with a causal model no token sees what comes after it, so rows need no mask, and what padded positions hold is never
-read.
+`prefix.enable_prefix_sharing` sees every prompt once (`packed`), by an attention function of our own; any other sees K
+rows `prompt + completion` padded on the right: with a causal model no token sees what comes after it, so rows need no
+mask, and what padded positions hold is never read.
 """
 
 from __future__ import annotations
@@ -16,17 +16,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from pipeline.errors import UserError
-from pipeline.lm import prefix
 from pipeline.lm.examples import Example
-from pipeline.lm.head import head_logits, token_logps
-from pipeline.lm.packed import Packed, pack
+from pipeline.lm.head import token_logps
+from pipeline.lm.packed import Packed, attend, pack
 
-__all__ = ["Rows", "check_head", "collate", "group_logps", "head_logits", "hidden_at_predictions",
-           "layers_at_predictions", "positions", "prepare", "say_layout", "sums", "token_logps"]
+ATTENTION = "packed_tree"
+# What families hand to every attention function and what changes nothing in ours.
+_HARMLESS = frozenset({"position_ids", "cache_position", "use_cache", "is_causal", "output_attentions",
+                       "output_hidden_states", "return_dict", "sliding_window"})
 
 Layout = Callable[[Sequence[Example], torch.device], Packed]
+
+
+class NotShareable(Exception):
+    """Why a model cannot use the packed layout."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,12 @@ class Rows:
         for row, (prompt, completion) in zip(ids, self._sequences(), strict=True):
             row[: len(prompt)], row[len(prompt):len(prompt) + len(completion)] = prompt, completion
         return torch.from_numpy(ids).to(self.lengths.device)
+
+    @property
+    def there(self) -> Tensor:
+        """(R, L) int64, 1 where `input_ids` are no padding."""
+        lengths = torch.tensor([len(prompt) + len(c) for prompt, c in self._sequences()], device=self.lengths.device)
+        return (torch.arange(self.input_ids.shape[1], device=lengths.device) < lengths[:, None]).long()
 
     @cached_property
     def predict(self) -> Tensor:
@@ -95,21 +106,72 @@ def collate(
                 torch.from_numpy(lengths).to(device), longest, layout)
 
 
+@torch.compiler.disable  # its segments differ from micro-batch to micro-batch: compiled, it would be compiled each time
+def tree_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, dropout: float = 0.0, packed: Packed | None = None, **rest: Any,
+) -> tuple[Tensor, None]:
+    """The attention function transformers calls in every layer: (1, heads, N, D) in, (1, N, heads, D) out.
+
+    Without `packed` it is the plain one, so the model still works for everything else.
+    """
+    if packed is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
+                                      **rest)
+    odd = sorted(name for name, given in rest.items() if given is not None and name not in _HARMLESS)
+    if odd:
+        raise NotShareable(f"its attention takes {', '.join(odd)}")
+    window = rest.get("sliding_window")
+    if window is not None:
+        packed.windows.add(window)
+    return attend(query, key, value, packed, scaling, window, dropout, module).transpose(1, 2).contiguous(), None
+
+
+def backbone(model: Any) -> Any:
+    """What makes hidden states: the model without its LM head, adapters left in."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner.base_model
+
+
+def hidden_states(model: Any, packed: Packed, every_layer: bool = False) -> Any:
+    """(N, H) states of a packed micro-batch, or a list of them, one per layer."""
+    # a mask of four dimensions is taken as it is, so that no (N, N) mask is built and thrown away
+    out = backbone(model)(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False, packed=packed,
+                          attention_mask=torch.zeros(1, 1, 1, 1, device=packed.input_ids.device),
+                          output_hidden_states=every_layer)
+    return [states[0] for states in out.hidden_states[1:]] if every_layer else out.last_hidden_state[0]
+
+
+def is_shared(model: Any) -> bool:
+    return bool(model.config._attn_implementation == ATTENTION)
+
+
 def hidden_at_predictions(model: Any, rows: Rows) -> Tensor:
     """(N, H) hidden states, only at the positions that predict a completion token."""
-    if prefix.is_shared(model):
-        return prefix.hidden_states(model, rows.packed).index_select(0, rows.packed.predict)
-    states = prefix.backbone(model)(input_ids=rows.input_ids, use_cache=False).last_hidden_state
+    if is_shared(model):
+        return hidden_states(model, rows.packed).index_select(0, rows.packed.predict)
+    states = backbone(model)(input_ids=rows.input_ids, use_cache=False).last_hidden_state
     # index_select: its backward adds each row once, so it is deterministic on a GPU too
     return states.reshape(-1, states.shape[-1]).index_select(0, rows.predict)
 
 
+def states_of_sequences(model: Any, rows: Rows) -> list[Tensor]:
+    """Per completion (P + T - 1, H) hidden states of its prompt and of itself, all but the last token, which predicts
+    nothing.
+    """
+    if is_shared(model):
+        states = hidden_states(model, rows.packed)
+        return [states[torch.from_numpy(places).to(states.device)] for places in rows.packed.sequences]
+    states = backbone(model)(input_ids=rows.input_ids, use_cache=False).last_hidden_state
+    return [row[:number - 1] for row, number in zip(states, rows.there.sum(1).tolist(), strict=True)]
+
+
 def layers_at_predictions(model: Any, rows: Rows) -> Tensor:
     """(N, layers, H) hidden states behind every transformer layer, only where a completion token is predicted."""
-    if prefix.is_shared(model):
-        layers, places = prefix.hidden_states(model, rows.packed, every_layer=True), rows.packed.predict
+    if is_shared(model):
+        layers, places = hidden_states(model, rows.packed, every_layer=True), rows.packed.predict
     else:
-        out = prefix.backbone(model)(input_ids=rows.input_ids, use_cache=False, output_hidden_states=True)
+        out = backbone(model)(input_ids=rows.input_ids, use_cache=False, output_hidden_states=True)
         layers, places = [s.reshape(-1, s.shape[-1]) for s in out.hidden_states[1:]], rows.predict
     return torch.stack([s.index_select(0, places) for s in layers], dim=1)
 
@@ -133,45 +195,6 @@ def sums(rows: Rows, per_token: Tensor) -> Tensor:
 def group_logps(model: Any, rows: Rows, logits_per_chunk: int) -> Tensor:
     """(G, K) float32 sums of completion log-probs, nats; 0 where absent."""
     return sums(rows, token_logps(model, hidden_at_predictions(model, rows), rows.targets, logits_per_chunk))
-
-
-def prepare(model: Any, share_prefix: bool = True) -> None:
-    """Check the model's head and choose its layout, once, before the first step. The log says what was chosen and which
-    attention runs. Raises UserError as `check_head` does.
-    """
-    check_head(model)
-    if share_prefix:
-        asked = model.config._attn_implementation
-        say_layout(model, asked, prefix.shared(model))
-
-
-def say_layout(model: Any, asked: str, why: str | None) -> None:
-    """Tell the log how a model that was to share prompts is laid out: why it does not (None: it does), and which
-    attention runs where `asked` was asked for.
-    """
-    name = type(model).__name__
-    if why is None:
-        print(f"prompts are shared: {name}: hardware.training.attention={asked} is not used, its layout runs torch's "
-              "scaled_dot_product_attention on every segment", flush=True)
-    else:
-        print(f"prompts are not shared, every completion is a row of its own: {name}: {why}", flush=True)
-
-
-@torch.no_grad()
-def check_head(model: Any) -> None:
-    """Compare our head with the model's own forward on a few tokens. Raises UserError where they part.
-
-    Architectures differ in what they do between the last hidden state and the logits; a wrong guess would train a
-    wrong model without a word.
-    """
-    device = next(model.parameters()).device
-    ids = torch.arange(8, device=device)[None] % model.get_input_embeddings().weight.shape[0]
-    own = model(input_ids=ids, use_cache=False).logits.float()
-    ours = head_logits(model, prefix.backbone(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
-    if not torch.allclose(own, ours, atol=1e-3, rtol=1e-3):
-        name = type(model).__name__
-        raise UserError(f"model: {name} changes its logits after the LM head in a way the training core does not know "
-                        f"(largest difference {(own - ours).abs().max():.3g}); use another architecture")
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -38,7 +38,7 @@ class Segment:
     root: int = ALONE
 
 
-class Kept:
+class StemCache:
     """Keys and values a layout leaves for another. Not a dict or a dataclass: of those FSDP2 hands layers copies."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Packed:
     sequences: tuple[np.ndarray, ...]  # per completion, group by group: where it stands, with its prompt if that does
     stem: Packed | None = None  # run before: `segments` go on behind its own, and a root may be one of those
     roots: tuple[int, ...] = ()  # of a stem: per group its prompt's segment, ALONE for a prompt of one token
-    kept: Kept = field(default_factory=Kept)  # of a stem
+    cache: StemCache = field(default_factory=StemCache)  # of a stem
     windows: set[int] = field(default_factory=set)  # sliding windows that layers asked for
     masks: dict[int | None, Tensor] = field(default_factory=dict)  # window -> band, see `_mask`
 
@@ -142,6 +142,28 @@ def unique_tokens(example: Example) -> int:
     return sum(len(example.prompt_of(k)) + len(c) - 1 for k, c in enumerate(example.completions)) - shared
 
 
+def micro_batches(
+    examples: Sequence[Example], tokens: int, costs: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Cut a global batch into micro-batches of at most `tokens` tokens, never splitting a group.
+
+    `costs`: tokens of each group, None = its unique ones.
+    Sorted by length, longest first: an out-of-memory shows at once, and a model that has to stay with padded rows
+    wastes little. A group that is longer than the budget goes alone.
+    """
+    costs = [unique_tokens(e) for e in examples] if costs is None else costs
+    cut: list[list[int]] = []
+    held = 0
+    for i in sorted(range(len(examples)), key=lambda i: (-examples[i].longest, examples[i].id)):
+        if cut and held + costs[i] <= tokens:
+            cut[-1].append(i)
+            held += costs[i]
+        else:
+            cut.append([i])
+            held = costs[i]
+    return cut
+
+
 def _by_prompt(example: Example) -> list[tuple[np.ndarray, list[int]]]:
     """(prompt, the completions that answer it), in order of first appearance."""
     if example.prompts is None:
@@ -164,9 +186,9 @@ def attend(
     sizes = [s.length for s in packed.segments]
     queries, keys, values = (x.split(sizes, dim=2) for x in (query, key, value))
     if packed.roots:
-        packed.kept.of[module] = keys, values
+        packed.cache.of[module] = keys, values
     if packed.stem is not None:
-        before_keys, before_values = packed.stem.kept.of[module]
+        before_keys, before_values = packed.stem.cache.of[module]
         keys, values = (*before_keys, *keys), (*before_values, *values)
     first = len(keys) - len(sizes)
     grouped = query.shape[1] != key.shape[1]

@@ -1,6 +1,6 @@
-"""Prefix sharing for any Hugging Face causal LM: an attention function of our own, and the proof that it holds.
+"""Before the first pass: does our head say what the model says, and may it run every prompt once? Both are proved.
 
-    shared(model) -> None, or why the model cannot use the packed layout
+    enable_prefix_sharing(model) -> None, or why the model cannot use the packed layout
 
 Whether a family takes position ids, hands arguments through to its attention, mixes tokens anywhere else (a recurrent
 state, a convolution) or changes its scores is not read off its name: the packed layout has to give the same hidden
@@ -15,64 +15,57 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from pipeline.errors import UserError
 from pipeline.lm.examples import Example, columns
-from pipeline.lm.packed import Packed, attend, pack, pack_stem
+from pipeline.lm.forward import ATTENTION, NotShareable, backbone, device_of, hidden_states, tree_attention
+from pipeline.lm.head import head_logits
+from pipeline.lm.packed import Packed, pack, pack_stem
 
-ATTENTION = "packed_tree"
-# What families hand to every attention function and what changes nothing in ours.
-_HARMLESS = frozenset({"position_ids", "cache_position", "use_cache", "is_causal", "output_attentions",
-                       "output_hidden_states", "return_dict", "sliding_window"})
 _PROBED_WINDOW = 64  # a longer sliding window is not reached by the probe; that its layers hand it over is enough
 
 
-class NotShareable(Exception):
-    """Why a model cannot use the packed layout."""
-
-
-@torch.compiler.disable  # its segments differ from micro-batch to micro-batch: compiled, it would be compiled each time
-def tree_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, dropout: float = 0.0, packed: Packed | None = None, **rest: Any,
-) -> tuple[Tensor, None]:
-    """The attention function transformers calls in every layer: (1, heads, N, D) in, (1, N, heads, D) out.
-
-    Without `packed` it is the plain one, so the model still works for everything else.
+def prepare(model: Any, share_prefix: bool = True) -> None:
+    """Check the model's head and choose its layout, once, before the first step. The log says what was chosen and which
+    attention runs. Raises UserError as `check_head` does.
     """
-    if packed is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
-                                      **rest)
-    odd = sorted(name for name, given in rest.items() if given is not None and name not in _HARMLESS)
-    if odd:
-        raise NotShareable(f"its attention takes {', '.join(odd)}")
-    window = rest.get("sliding_window")
-    if window is not None:
-        packed.windows.add(window)
-    return attend(query, key, value, packed, scaling, window, dropout, module).transpose(1, 2).contiguous(), None
+    check_head(model)
+    if share_prefix:
+        asked = model.config._attn_implementation
+        say_layout(model, asked, enable_prefix_sharing(model))
 
 
-def backbone(model: Any) -> Any:
-    """What makes hidden states: the model without its LM head, adapters left in."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inner.base_model
+def say_layout(model: Any, asked: str, why: str | None) -> None:
+    """Tell the log how a model that was to share prompts is laid out: why it does not (None: it does), and which
+    attention runs where `asked` was asked for.
+    """
+    name = type(model).__name__
+    if why is None:
+        print(f"prompts are shared: {name}: hardware.training.attention={asked} is not used, its layout runs torch's "
+              "scaled_dot_product_attention on every segment", flush=True)
+    else:
+        print(f"prompts are not shared, every completion is a row of its own: {name}: {why}", flush=True)
 
 
-def hidden_states(model: Any, packed: Packed, every_layer: bool = False) -> Any:
-    """(N, H) states of a packed micro-batch, or a list of them, one per layer."""
-    # a mask of four dimensions is taken as it is, so that no (N, N) mask is built and thrown away
-    out = backbone(model)(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False, packed=packed,
-                          attention_mask=torch.zeros(1, 1, 1, 1, device=packed.input_ids.device),
-                          output_hidden_states=every_layer)
-    return [states[0] for states in out.hidden_states[1:]] if every_layer else out.last_hidden_state[0]
+@torch.no_grad()
+def check_head(model: Any) -> None:
+    """Compare our head with the model's own forward on a few tokens. Raises UserError where they part.
+
+    Architectures differ in what they do between the last hidden state and the logits; a wrong guess would train a
+    wrong model without a word.
+    """
+    device = device_of(model)
+    ids = torch.arange(8, device=device)[None] % model.get_input_embeddings().weight.shape[0]
+    own = model(input_ids=ids, use_cache=False).logits.float()
+    ours = head_logits(model, backbone(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
+    if not torch.allclose(own, ours, atol=1e-3, rtol=1e-3):
+        name = type(model).__name__
+        raise UserError(f"model: {name} changes its logits after the LM head in a way the training core does not know "
+                        f"(largest difference {(own - ours).abs().max():.3g}); use another architecture")
 
 
-def is_shared(model: Any) -> bool:
-    return bool(model.config._attn_implementation == ATTENTION)
-
-
-def shared(model: Any) -> str | None:
+def enable_prefix_sharing(model: Any) -> str | None:
     """Switch the model to the packed layout. Returns why it cannot be, with the model left as it was, or None."""
     AttentionInterface.register(ATTENTION, tree_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
@@ -92,7 +85,7 @@ def _probe(model: Any) -> None:
         raise NotShareable("its attention is cut into chunks by absolute position")
     window = getattr(config, "sliding_window", None)
     examples = _examples(config.vocab_size, 2 + min(window or 4, _PROBED_WINDOW))
-    device = next(model.parameters()).device
+    device = device_of(model)
     rows = [[_alone(model, np.concatenate([e.prompt, c[:-1]]), len(c), device) for c in e.completions]
             for e in examples]
     model.set_attn_implementation(ATTENTION)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pipeline.config import setting
 
 PRECISIONS = ("bfloat16", "float32")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,13 @@ class AdapterSettings:
 class ModelRuntime:
     """How this machine runs a language model, with or without training it. Never part of an artifact's key."""
 
-    device: str = setting("auto", choices=("auto", "cpu", "cuda"))  # auto = cuda where there is one
+    device: str = setting("auto", choices=DEVICES)  # auto = cuda where there is one
     threads: int | None = setting(None, low=1)  # CPU threads; null = torch's own choice
     tokens_per_batch: int = setting(8192, low=1)  # unique tokens of one pass
     logits_per_chunk: int = setting(2**27, low=1)  # tokens x vocabulary held at once by the LM head
     attention: str = setting("sdpa", choices=("eager", "sdpa", "flash_attention_2"))  # eager: best for short CPU rows
     gradient_checkpointing: bool = False
     share_prefix: bool = True  # every prompt once per group, where the model's family allows it
+
+
+THIS_MACHINE = ModelRuntime()  # as it comes

@@ -26,11 +26,20 @@ _HELD = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 
 
 @dataclass(frozen=True)
+class Row:
+    """A prompt with one completion as a model that scores it sees them."""
+
+    ids: list[int]
+    start: int  # where the completion begins
+
+
+@dataclass(frozen=True)
 class Encoder:
     """A tokenizer with a chat template, and the ids that end an answer."""
 
     tokenizer: Any
-    stop_ids: tuple[int, ...]
+    stop_ids: tuple[int, ...] = ()  # none: it only shows a model what others wrote (`rows`)
+    of: str = "the"  # whose chat template it is, in messages
 
     def encode(self, groups: Sequence[Group]) -> list[Group]:
         """Fill prompt_ids and token_ids of groups that have text only. Raises UserError naming every bad example."""
@@ -52,6 +61,48 @@ class Encoder:
             raise UserError.of(problems, 5)
         return made
 
+    def rows(self, groups: Sequence[Group]) -> list[list[Row]]:
+        """What a model with this tokenizer is shown for every completion, whoever wrote it.
+
+        Where the template turns the conversation into exactly the prompt ids the group carries, they are this
+        tokenizer's, and the carried ids are taken as they are. Otherwise the messages are formatted anew, with one BOS
+        if the tokenizer uses one, and ended as the template ends them if and only if the completion ended; the
+        completion then starts where the row parts from the prompt alone.
+        """
+        prompts = [self._render(g, None) for g in groups]
+        plain = self._ids(prompts)
+        heads = [self._with_one_bos(ids) for ids in plain]
+        known = [g.prompt_ids in (tuple(p), tuple(h)) for g, p, h in zip(groups, plain, heads, strict=True)]
+
+        def carried(place: int, completion: Completion) -> bool:
+            ids = completion.token_ids
+            return known[place] and bool(ids) and max(ids) < len(self.tokenizer)
+
+        texts = [self._render(g, c) if c.finish_reason == STOP else prompts[i] + self._held(c.text)
+                 for i, g in enumerate(groups) for c in g.completions if not carried(i, c)]
+        anew = map(self._with_one_bos, self._ids(texts))
+
+        def row(place: int, completion: Completion) -> Row:
+            if carried(place, completion):
+                prompt = groups[place].prompt_ids
+                return Row([*prompt, *completion.token_ids], len(prompt))
+            ids = next(anew)
+            return Row(ids, _shared(heads[place], ids))
+
+        return [[row(i, c) for c in g.completions] for i, g in enumerate(groups)]
+
+    def _with_one_bos(self, ids: list[int]) -> list[int]:
+        """One BOS in front, whether the template, the tokenizer, both or neither write it."""
+        bos = self.tokenizer.bos_token_id
+        if bos is None:
+            return ids
+        start = next((i for i, token in enumerate(ids) if token != bos), len(ids))
+        return [bos, *ids[start:]] if start or self._adds_bos else ids
+
+    @cached_property
+    def _adds_bos(self) -> bool:
+        return bool(self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id])
+
     def _render(self, group: Group, completion: Completion | None) -> str:
         messages = [{"role": m.role, "content": self._held(m.content)} for m in group.messages]
         if completion is not None:
@@ -60,7 +111,8 @@ class Encoder:
             return str(self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=completion is None))
         except Exception as error:  # a template may refuse a conversation (roles that do not alternate, a system turn)
-            raise UserError(f"example {group.id!r}: the chat template refuses this conversation: {error}") from None
+            raise UserError(
+                f"example {group.id!r}: {self.of} chat template refuses this conversation: {error}") from None
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         # the template writes BOS itself, so no special tokens are added on top of it
@@ -198,6 +250,12 @@ def turn_end_id(tokenizer: Any) -> int | None:
               tokenizer.decode([token])]
     after = ids[answer[-1] + 1:] if answer else []
     return next((i for i in after if i in tokenizer.all_special_ids), None)
+
+
+def _shared(one: list[int], other: list[int]) -> int:
+    """How many ids both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _template_writes_bos(tokenizer: Any) -> bool:

@@ -28,8 +28,9 @@ class Scorer:
     Settings: type
 
     scorer: Callable[..., ScoreGroups]
-    """(settings, *, model, batch_tokens, threads) -> how groups are scored; made once per stage, so that a model is
-    loaded once. Models it `needs` come as further keywords.
+    """(settings, *, model, runtime) -> how groups are scored; made once per stage, so that a model is loaded once.
+    `runtime` (lm.settings.ModelRuntime) says where and how a model runs and changes no result. Models it `needs` come
+    as further keywords.
     """
 
     needs_model: bool | Callable[[Any], bool] = False

@@ -19,9 +19,11 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from pipeline.config import setting
+from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.records import Group
 from pipeline.rewards.contract import Scorer
-from pipeline.rewards.model import folder_files, folder_problems, open_model, score_groups
+from pipeline.rewards.model import open_model, score_groups
+from pipeline.rewards.shown import folder_files, folder_problems
 from pipeline.stage import derive_seed
 
 
@@ -57,16 +59,16 @@ def suffixes(settings: Settings) -> tuple[str, ...]:
 
 
 def scorer(
-    settings: Settings, *, model: Path | None = None, batch_tokens: int = 16384, threads: int | None = None
+    settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
 ) -> Callable[[Sequence[Group]], list[list[Mapping[str, float]]]]:
     """See Scorer and pipeline.rewards.model, whose arguments and errors these are."""
-    tokenizer, net = open_model(settings.path, model, threads)
+    encoder, net = open_model(settings.path, model, runtime)
 
     def score(groups: Sequence[Group]) -> list[list[Mapping[str, float]]]:
         passes = []
         for t in range(settings.passes):
             with masked(net, settings.rate, derive_seed(settings.seed, "dropout", t)):
-                passes.append(score_groups(tokenizer, net, groups, settings.precision, batch_tokens))
+                passes.append(score_groups(encoder, net, groups, settings.precision, runtime))
         return [[summary(values) for values in zip(*of_group, strict=True)] for of_group in zip(*passes, strict=True)]
 
     return score

@@ -18,16 +18,23 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import setting
 from pipeline.errors import UserError
+from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.records import Completion, Group
-from pipeline.rewards import causal
 from pipeline.rewards.contract import Scorer
-from pipeline.rewards.model import folder_files, folder_problems
+from pipeline.rewards.shown import folder_files, folder_of, folder_problems, open_causal, scored
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.lm.examples import Example
+    from pipeline.lm.forward import Rows
 
 Score = float | Mapping[str, float]
+Logps = list[list[list[float]]]  # by group, completion, token
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ def suffixes(settings: Settings) -> tuple[str, ...]:
 
 
 def scorer(
-    settings: Settings, *, model: Path | None = None, batch_tokens: int = 16384, threads: int | None = None,
+    settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
     policy: Path | None = None, reference: Path | None = None, logps: Path | None = None,
 ) -> Callable[[Sequence[Group]], list[list[Score]]]:
     """See Scorer. A completion without tokens, or too long for the model, scores NaN.
@@ -85,21 +92,20 @@ def scorer(
     """
     if settings.source == "table":
         return lambda groups: [[carried(c, settings.beta, g.id) for c in g.completions] for g in groups]
-    tokenizer, net = causal.open_causal(causal.folder_of(settings.policy, policy, "policy"), threads)
-    other, anchor = causal.open_causal(causal.folder_of(settings.reference, reference, "reference"), threads)
-    if tokenizer.get_vocab() != other.get_vocab():
+    from pipeline.lm import folders
+
+    encoder, net = open_causal(folder_of(settings.policy, policy, "policy"), runtime)
+    other, anchor = open_causal(folder_of(settings.reference, reference, "reference"), runtime)
+    if encoder.tokenizer.get_vocab() != other.tokenizer.get_vocab():
         raise UserError("reward: policy and reference have different tokenizers, so their log-probs are not of the "
                         "same tokens; score with reward=density_ratio and select with selection=cdr")
+    nan = float("nan")
+    nothing: Score = nan if settings.decouple == 0.0 else {"": nan, "_decoupled": nan}
 
-    def score(groups: Sequence[Group]) -> list[list[Score]]:
-        rows = [row for group in groups for row in causal.rows_of(tokenizer, group)]
-        scores: list[Score] = [_nothing(settings)] * len(rows)
-        for batch in causal.scorable(rows, net, batch_tokens):
-            for i, value in zip(batch, _batch(net, anchor, [rows[i] for i in batch], settings), strict=True):
-                scores[i] = value
-        return causal.per_group(scores, groups)
+    def rewards(examples: list[Example]) -> list[list[Score]]:
+        return _rewards(net, anchor, examples, settings, runtime)
 
-    return score
+    return lambda groups: scored(encoder, groups, folders.context_length(net), rewards, nothing, fewest=1)
 
 
 def carried(completion: Completion, beta: float, name: str) -> float:
@@ -111,21 +117,41 @@ def carried(completion: Completion, beta: float, name: str) -> float:
     return beta * (math.fsum(completion.logprobs) - completion.ref_logp)
 
 
-def _batch(net: Any, anchor: Any, rows: list[causal.Row], settings: Settings) -> list[Score]:
-    logits = causal.logits_of(net, rows, settings.precision)
-    base = causal.logits_of(anchor, rows, settings.precision).to(logits.device)
-    refs = causal.summed(base, rows)
-    plain = [settings.beta * (a - b) for a, b in zip(causal.summed(logits, rows), refs, strict=True)]
+def _rewards(
+    net: Any, anchor: Any, examples: list[Example], settings: Settings, runtime: ModelRuntime
+) -> list[list[Score]]:
+    from pipeline.lm import logps
+
+    ours, base = (logps.token_logps(m, examples, runtime, settings.precision) for m in (net, anchor))
+    plain = _log_ratios(settings.beta, ours, base)
     if settings.decouple == 0.0:
-        return list(plain)
-    mixed = causal.summed((1.0 + settings.decouple) * logits - settings.decouple * base, rows)
-    further = (settings.beta * (a - b) for a, b in zip(mixed, refs, strict=True))
-    return [{"": a, "_decoupled": b} for a, b in zip(plain, further, strict=True)]
+        return [list(values) for values in plain]
+    mixed = logps.token_logps(
+        net, examples, runtime, settings.precision,
+        lambda rows: _extrapolated(net, anchor, rows, settings.decouple, runtime.logits_per_chunk))
+    return [[{"": a, "_decoupled": b} for a, b in zip(*of_group, strict=True)]
+            for of_group in zip(plain, _log_ratios(settings.beta, mixed, base), strict=True)]
 
 
-def _nothing(settings: Settings) -> Score:
-    nan = float("nan")
-    return nan if settings.decouple == 0.0 else {"": nan, "_decoupled": nan}
+def _log_ratios(beta: float, ours: Logps, base: Logps) -> list[list[float]]:
+    return [[beta * (math.fsum(a) - math.fsum(b)) for a, b in zip(*of_group, strict=True)]
+            for of_group in zip(ours, base, strict=True)]
+
+
+def _extrapolated(net: Any, anchor: Any, rows: Rows, decouple: float, logits_per_chunk: int) -> Tensor:
+    """(N,) log-probs of the completion tokens under (1 + lambda) logits_pi - lambda logits_ref."""
+    import torch
+
+    from pipeline.lm.forward import hidden_at_predictions
+    from pipeline.lm.head import head_logits
+
+    states = [hidden_at_predictions(m, rows) for m in (net, anchor)]
+    size = max(1, logits_per_chunk // (2 * net.get_output_embeddings().weight.shape[0]))
+    found = []
+    for ours, base, targets in zip(*(x.split(size) for x in (*states, rows.targets)), strict=True):
+        logits = (1.0 + decouple) * head_logits(net, ours).float() - decouple * head_logits(anchor, base).float()
+        found.append(logits.log_softmax(dim=1).gather(1, targets[:, None])[:, 0])
+    return torch.cat(found)
 
 
 SCORER = Scorer(Settings, scorer, needs=needs, files=files, suffixes=suffixes)

@@ -6,15 +6,20 @@ each sums over its own tokens, and special tokens, which differ between template
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.config import setting
+from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.records import Group
-from pipeline.rewards import causal
 from pipeline.rewards.contract import Scorer
-from pipeline.rewards.model import folder_files, folder_problems
+from pipeline.rewards.shown import folder_files, folder_of, folder_problems, open_causal, scored
+
+if TYPE_CHECKING:
+    from pipeline.lm.examples import Example
 
 
 @dataclass(frozen=True)
@@ -46,25 +51,23 @@ def files(settings: Settings) -> list[Path]:
 
 
 def scorer(
-    settings: Settings, *, model: Path | None = None, batch_tokens: int = 16384, threads: int | None = None,
+    settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
     policy: Path | None = None, reference: Path | None = None,
 ) -> Callable[[Sequence[Group]], list[list[float]]]:
     """See Scorer. A completion without tokens, or too long for the model, scores NaN."""
+    from pipeline.lm import folders, logps
+
     given = policy if settings.model == "policy" else reference
-    tokenizer, net = causal.open_causal(causal.folder_of(settings.path, given, settings.model), threads)
-    skipped = frozenset(tokenizer.all_special_ids) if settings.special_tokens == "drop" else frozenset[int]()
+    encoder, net = open_causal(folder_of(settings.path, given, settings.model), runtime)
+    skipped = frozenset(encoder.tokenizer.all_special_ids) if settings.special_tokens == "drop" else frozenset[int]()
 
-    def score(groups: Sequence[Group]) -> list[list[float]]:
-        rows = [row for group in groups for row in causal.rows_of(tokenizer, group)]
-        scores = [float("nan")] * len(rows)
-        for batch in causal.scorable(rows, net, batch_tokens):
-            some = [rows[i] for i in batch]
-            sums = causal.summed(causal.logits_of(net, some, settings.precision), some, skipped)
-            for i, value in zip(batch, sums, strict=True):
-                scores[i] = value
-        return causal.per_group(scores, groups)
+    def sums(examples: list[Example]) -> list[list[float]]:
+        found = logps.token_logps(net, examples, runtime, settings.precision)
+        return [[math.fsum(value for token, value in zip(ids.tolist(), values, strict=True) if token not in skipped)
+                 for ids, values in zip(e.completions, of_group, strict=True)]
+                for e, of_group in zip(examples, found, strict=True)]
 
-    return score
+    return lambda groups: scored(encoder, groups, folders.context_length(net), sums, float("nan"), fewest=1)
 
 
 SCORER = Scorer(Settings, scorer, needs=needs, files=files)

@@ -23,6 +23,7 @@ from typing import Any
 
 from pipeline.config import setting
 from pipeline.errors import UserError
+from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.records import Group
 from pipeline.rewards import rule
 from pipeline.rewards.contract import Scorer
@@ -55,7 +56,7 @@ def files(settings: Settings) -> list[Path]:
 
 
 def scorer(
-    settings: Settings, *, model: Path | None = None, batch_tokens: int = 0, threads: int | None = None
+    settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
 ) -> Callable[[Sequence[Group]], list[list[float]]]:
     """See Scorer. Only the settings matter. Raises UserError for a verdict that is no probability."""
     function: Any = rule.resolve(settings.function)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.records import Group
 from pipeline.rewards.contract import Scorer
 
@@ -44,7 +45,7 @@ def files(settings: Settings) -> list[Path]:
 
 
 def scorer(
-    settings: Settings, *, model: Path | None = None, batch_tokens: int = 0, threads: int | None = None
+    settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
 ) -> Callable[[Sequence[Group]], list[list[float]]]:
     """See Scorer. Only the settings matter. Raises UserError for a result that is not a number."""
     rule = resolve(settings.function)

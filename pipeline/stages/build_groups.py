@@ -217,10 +217,9 @@ def _with_ids(groups: Iterable[Group], part: Part[Rule], context: Context) -> It
 def tokenised(groups: Iterable[Group], model: Path) -> Iterator[Group]:
     """The groups with ids of their texts, by the tokenizer and chat template of `model`."""
     from pipeline import tables
-    from pipeline.lm import folders, template
+    from pipeline.lm.folders import policy_encoder
 
-    folders.quiet()
-    encoder = template.Encoder(folders.load_tokenizer(model), folders.stop_ids(model))
+    encoder = policy_encoder(model)
     for batch in tables.batches(groups, _BATCH):
         yield from encoder.encode(batch)
 
@@ -228,10 +227,9 @@ def tokenised(groups: Iterable[Group], model: Path) -> Iterator[Group]:
 def prompted(groups: Iterable[Group], prompts: Prompts, model: Path) -> Iterator[Group]:
     """The groups with ids of the prompts that are a completion's own; the completions keep the ids they have."""
     from pipeline import tables
-    from pipeline.lm import folders, template
+    from pipeline.lm.folders import policy_encoder
 
-    folders.quiet()
-    encoder = template.Encoder(folders.load_tokenizer(model), folders.stop_ids(model))
+    encoder = policy_encoder(model)
     for batch in tables.batches(groups, _BATCH):
         asked = [prompts(group) for group in batch]
         bare = [Group(group.id, m) for group, own in zip(batch, asked, strict=True) for m in own if m]

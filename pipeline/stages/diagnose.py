@@ -35,7 +35,7 @@ from pipeline.stage import Context, Stage
 from pipeline.training.settings import TrainRuntime
 
 if TYPE_CHECKING:
-    from pipeline.lm.examples import Example
+    pass
 
 Logps = list[list[list[float]]]  # by group, completion, token
 
@@ -236,37 +236,17 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
 
 def _token_logps(context: Context, name: str, wanted: Sequence[Sequence[Group]], turn: int) -> list[Logps]:
     """Token log-probs of every completion of every table under the model of input `name`."""
-    from pipeline.lm import arrays, folders, forward
+    from pipeline.lm import arrays, folders, logps
     from pipeline.lm import examples as data
 
-    device = folders.prepare_machine(context.runtime)
-    model = folders.load_policy(context.one(name), device, context.runtime)
-    forward.prepare(model, context.runtime.share_prefix)
-    model.eval()
+    runtime = context.runtime
+    model = logps.open_frozen(context.one(name), folders.prepare_machine(runtime), runtime)
     found = []
     for index, groups in enumerate(wanted):
         examples = data.of_chunk(arrays.of_groups(groups)) if groups else []
         data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
-        found.append(_logps_of(context, model, examples))
+        found.append(logps.token_logps(model, examples, runtime, context.settings.precision))
         context.report.progress(turn * len(wanted) + index + 1, 2 * len(wanted), "tables")
-    return found
-
-
-def _logps_of(context: Context, model: Any, examples: Sequence[Example]) -> Logps:
-    import torch
-
-    from pipeline.lm import batches, forward
-    from pipeline.lm.forward import autocast
-
-    device, runtime = next(model.parameters()).device, context.runtime
-    found: Logps = [[[] for _ in example.completions] for example in examples]
-    with torch.no_grad(), autocast(device, context.settings.precision):
-        for micro in batches.micro_batches(examples, runtime.tokens_per_batch):
-            rows = forward.collate([examples[i] for i in micro], device)
-            hidden = forward.hidden_at_predictions(model, rows)
-            values = forward.token_logps(model, hidden, rows.targets, runtime.logits_per_chunk).tolist()
-            for g, k, value in zip(rows.group.tolist(), rows.column.tolist(), values, strict=True):
-                found[micro[g]][k].append(value)
     return found
 
 

@@ -116,11 +116,10 @@ def _from_scratch(target: Path, settings: Settings, context: Context) -> None:
 
 def _write_stop_ids(folder: Path) -> None:
     """List every id that can end an answer: the config's, the tokenizer's, and what the template ends a turn with."""
-    import transformers
-
+    from pipeline.lm.folders import load_tokenizer
     from pipeline.lm.template import turn_end_id
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     path = folder / "generation_config.json"
     config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     listed = config.get("eos_token_id")

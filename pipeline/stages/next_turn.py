@@ -58,9 +58,7 @@ def run(context: Context) -> None:
 
     settings: Settings = context.settings
     asked = list(_asked(context))
-    folders.quiet()
-    model = context.one("model")
-    encoded = template.Encoder(folders.load_tokenizer(model), folders.stop_ids(model)).encode(asked)
+    encoded = folders.policy_encoder(context.one("model")).encode(asked)
     limits = template.Limits(settings.max_prompt_tokens, settings.max_completion_tokens, "drop", "truncate")
     kept: list[Group] = []
     for group in encoded:

@@ -31,7 +31,8 @@ class Settings:
 
 def run(context: Context) -> None:
     from pipeline import columns, tables
-    from pipeline.lm import adapters, folders, forward, memory
+    from pipeline.lm import adapters, folders, memory
+    from pipeline.lm import logps as passes
     from pipeline.lm.settings import AdapterSettings
 
     runtime, sources, target = context.runtime, columns.sources(context), context.out / "logps"
@@ -39,9 +40,8 @@ def run(context: Context) -> None:
     whole, total = len(tables.parts(target)), sum(tables.count(source.path) for source in sources)
     kind = AdapterSettings(kind={"full": "none", "nf4": "qlora"}[context.settings.weights])
     adapters.require(kind, device)
-    model = folders.load_policy(context.one("model"), device, runtime,
+    model = passes.open_frozen(context.one("model"), device, runtime,
                                adapters.quantisation(kind, context.settings.precision))
-    forward.prepare(model, context.runtime.share_prefix)
     for index, part in enumerate(tables.batches(_examples(sources), _PART)):
         if index >= whole:
             context.report.progress(index * _PART, total, "groups")
@@ -66,22 +66,12 @@ def _examples(sources: Sequence[Source]) -> Iterator[tuple[str, Example]]:
                 yield source.digest, example
 
 
-def _logps(model: Any, examples: Sequence[Example], context: Context) -> list[list[float]]:
-    import torch
-
-    from pipeline.lm import batches, folders, forward
+def _logps(model: Any, examples: Sequence[Example], context: Context) -> Sequence[Sequence[float]]:
     from pipeline.lm import examples as data
-    from pipeline.lm.forward import autocast
+    from pipeline.lm import folders, logps
 
     data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
-    device, runtime = next(model.parameters()).device, context.runtime
-    found: list[list[float]] = [[] for _ in examples]
-    with torch.no_grad(), autocast(device, context.settings.precision):
-        for micro in batches.micro_batches(examples, runtime.tokens_per_batch):
-            rows = forward.collate([examples[i] for i in micro], device)
-            for i, row in zip(micro, forward.group_logps(model, rows, runtime.logits_per_chunk).tolist(), strict=True):
-                found[i] = row[:len(examples[i].completions)]
-    return found
+    return logps.completion_logps(model, examples, context.runtime, context.settings.precision)
 
 
 STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "many"}, seeded=False, runtime=TrainRuntime)

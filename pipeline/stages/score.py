@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Part, load_part, part_problems, setting
+from pipeline.config import Part, load_part, part_problems
 from pipeline.records import LENGTH, Group
 from pipeline.rewards.contract import Score, ScoreGroups, Scorer
 from pipeline.stage import Context, Kinds, Stage
+from pipeline.training.settings import TrainRuntime
 
 _SLICE = 512  # groups between two signs of progress
-
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,6 @@ class Settings:
         return problems
 
 
-@dataclass(frozen=True)
-class Runtime:
-    """How fast."""
-
-    batch_tokens: int = setting(16384, low=1)
-    """Most tokens of one forward pass, padding included."""
-
-    threads: int | None = setting(None, low=1)
-    """CPU threads; null: torch's choice."""
-
-
 def wanted(settings: Settings) -> set[str]:
     """A rule, or a model given by path, has no use for a trained one."""
     parts = _parts(settings).values()
@@ -65,7 +54,7 @@ def required(settings: Settings) -> dict[str, str]:
     return {name: f"a score is computed with {name}, a model or a side table" for name in sorted(needed)}
 
 
-def files(settings: Settings, runtime: Runtime) -> list[Path]:
+def files(settings: Settings, runtime: TrainRuntime) -> list[Path]:
     found = {path: None for part in _parts(settings).values() for path in part.plugin.files(part.settings)}
     return list(found)
 
@@ -168,10 +157,9 @@ def _parts(settings: Settings) -> dict[str, Part[Scorer]]:
 
 
 def _scorers(context: Context) -> dict[str, ScoreGroups]:
-    runtime: Runtime = context.runtime
     return {
         name: part.plugin.scorer(
-            part.settings, model=context.optional("model"), batch_tokens=runtime.batch_tokens, threads=runtime.threads,
+            part.settings, model=context.optional("model"), runtime=context.runtime,
             **{needed: context.optional(needed) for needed in part.of(part.plugin.needs)},
         )
         for name, part in _parts(context.settings).items()
@@ -181,4 +169,4 @@ def _scorers(context: Context) -> dict[str, ScoreGroups]:
 STAGE = Stage(
     Settings, run, version=2,
     inputs={"groups": "one", "model": "optional", "policy": "optional", "reference": "optional", "logps": "optional"},
-    seeded=False, runtime=Runtime, files=files, required=required, wanted=wanted, kinds=kinds)
+    seeded=False, runtime=TrainRuntime, files=files, required=required, wanted=wanted, kinds=kinds)

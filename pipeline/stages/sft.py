@@ -24,9 +24,9 @@ class Settings:
 
 
 def run(context: Context) -> None:
-    from pipeline.training import run_policy
+    from pipeline.training import run
 
-    run_policy.train(context, run_policy.Parts.load(context.settings.objective))
+    run.train(context, run.Parts.load(context.settings.objective))
 
 
 STAGE = Stage(

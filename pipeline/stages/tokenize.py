@@ -46,9 +46,8 @@ def run(context: Context) -> None:
     from pipeline.lm import folders, template
 
     settings, model, data = context.settings, context.one("model"), context.one("data")
-    folders.quiet()
+    encoder = folders.policy_encoder(model)
     _check_context(settings, model)
-    encoder = template.Encoder(folders.load_tokenizer(model), folders.stop_ids(model))
     present = [split for split in SPLITS if (data / split).is_dir()]
     total, done = sum(tables.count(data / split) for split in present), 0
     for split in present:

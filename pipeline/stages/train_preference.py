@@ -134,11 +134,11 @@ def misfit(settings: Settings, given: Kinds) -> str | None:
 
 
 def run(context: Context) -> None:
-    from pipeline.training import run_policy
+    from pipeline.training import run
 
     settings = context.settings
-    run_policy.train(context, run_policy.Parts.load(settings.objective, settings.auxiliary, settings.drawn),
-                     score=settings.score, keep=settings.keep_optimizer, weights=settings.weights)
+    run.train(context, run.Parts.load(settings.objective, settings.auxiliary, settings.drawn),
+              score=settings.score, keep=settings.keep_optimizer, weights=settings.weights)
 
 
 STAGE = Stage(

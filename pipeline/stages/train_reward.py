@@ -30,9 +30,9 @@ def run(context: Context) -> None:
     import torch
 
     from pipeline import columns
-    from pipeline.lm import adapters, examples, folders, memory
+    from pipeline.lm import adapters, examples, folders, memory, scores
     from pipeline.lm.forward import autocast
-    from pipeline.training import assembly, distribute, reward
+    from pipeline.training import distribute, reward, run
     from pipeline.training.loop import Job, fit
 
     settings, runtime, source = context.settings, context.runtime, _base(context)
@@ -46,11 +46,11 @@ def run(context: Context) -> None:
         settings.held_out)
     _check_pairs(training, held_out)
     model = folders.load_reward(source, device, head, pad, runtime,
-                               adapters.quantisation(trainer.adapter, trainer.precision))
+                                adapters.quantisation(trainer.adapter, trainer.precision))
     for part in (training, held_out):
         examples.check_fits(part, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
-    reward.prepare(model, pad, runtime.share_prefix)
-    assembly.adapt(model, trainer, runtime, context.seed, whole=("score",))
+    scores.prepare(model, runtime.share_prefix)
+    run.adapt(model, trainer, runtime, context.seed, whole=("score",))
     world = distribute.spread(world, model, runtime)
     outcome = fit(model, training, reward.RewardTask(pad), Job(
         trainer, runtime, context.seed, context.work / "checkpoints", context.report, world=world))
@@ -59,8 +59,8 @@ def run(context: Context) -> None:
             measured = world.run(reward.accuracy, model, held_out, pad, runtime.tokens_per_batch)
         context.report.metric(outcome.steps, **{f"held_out_{k}": v for k, v in measured.items()})
         context.report.count(**{f"held_out_{k}": v for k, v in measured.items()})
-    assembly.deliver(model, lambda: folders.load_reward(source, torch.device("cpu"), head, pad), source, context.out,
-                     trainer, world)
+    run.deliver(model, lambda: folders.load_reward(source, torch.device("cpu"), head, pad), source, context.out,
+                trainer, world)
     context.report.count(groups=len(training), held_out_groups=len(held_out), steps=outcome.steps)
 
 

@@ -10,9 +10,9 @@ prompt's tokens under `model`. Groups without a label have both sides on one pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -95,42 +95,22 @@ def _embeddings(context: Context, groups: Sequence[Group]) -> Tensor:
     """(N, H) float32, mean final hidden state over a prompt's tokens."""
     import torch
 
-    from pipeline.lm import folders
+    from pipeline.lm import folders, forward, logps, packed
+    from pipeline.lm.examples import Example
 
-    device = folders.prepare_machine(context.runtime)
-    model = folders.load_policy(context.one("model"), device, context.runtime).base_model.eval()
-    found: list[Tensor] = []
-    done = 0
-    with torch.no_grad():
-        for batch in _batches(groups, context.runtime.tokens_per_batch):
-            found.append(_means(model, batch, device))
-            done += len(batch)
-            context.report.progress(done, len(groups), "prompts")
-    return torch.cat(found)
-
-
-def _batches(groups: Sequence[Group], tokens: int) -> Iterator[list[Group]]:
-    """Consecutive groups whose padded prompts are at most `tokens`, at least one group each."""
-    batch: list[Group] = []
-    for group in groups:
-        longest = max(len(g.prompt_ids) for g in (*batch, group))
-        if batch and longest * (len(batch) + 1) > tokens:
-            yield batch
-            batch = []
-        batch.append(group)
-    yield batch
-
-
-def _means(model: Any, groups: Sequence[Group], device: Any) -> Tensor:
-    import torch
-
-    ids = [torch.tensor(group.prompt_ids) for group in groups]
-    rows = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)
-    lengths = torch.tensor([len(one) for one in ids], device=device)
-    there = torch.arange(rows.shape[1], device=device) < lengths[:, None]
-    states = model(input_ids=rows, attention_mask=there.long()).last_hidden_state.float()
-    return torch.where(there[:, :, None], states, 0.0).sum(dim=1).div(lengths[:, None]).cpu()
+    device, runtime = folders.prepare_machine(context.runtime), context.runtime
+    model = logps.open_frozen(context.one("model"), device, runtime)
+    prompts = [np.asarray(group.prompt_ids, np.int32) for group in groups]
+    examples = [Example(g.id, ids, (ids[:1],)) for g, ids in zip(groups, prompts, strict=True)]  # any one more token
+    found, done = torch.empty(len(groups), model.config.get_text_config().hidden_size), 0
+    for micro in packed.micro_batches(examples, runtime.tokens_per_batch):
+        with torch.no_grad():
+            states = forward.states_of_sequences(model, forward.collate([examples[i] for i in micro], device))
+            found[micro] = torch.stack([one.float().mean(dim=0) for one in states]).cpu()
+        done += len(micro)
+        context.report.progress(done, len(groups), "prompts")
+    return found
 
 
 STAGE = Stage(
-    Settings, run, version=3, inputs={"model": "one", "groups": "many"}, seeded=True, runtime=TrainRuntime)
+    Settings, run, version=4, inputs={"model": "one", "groups": "many"}, seeded=True, runtime=TrainRuntime)

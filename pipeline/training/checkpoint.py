@@ -21,7 +21,8 @@ from torch import Tensor
 
 from pipeline.files import file_hash, sync
 from pipeline.training import optim
-from pipeline.training.distribute import World, like
+from pipeline.training.distribute import like
+from pipeline.training.gradients import World
 
 _MODEL, _OPTIMIZER, _EXTRA = "model.safetensors", "optimizer.safetensors", "extra.safetensors"
 _MANIFEST = "manifest.json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.config import Part
@@ -66,26 +66,20 @@ class Misfits:
                 + f" (first {found.first!r}); {texts[kind][1]}" for kind, found in self.found.items()]
 
 
-def shape(objective: Part[Objective], auxiliary: Part[Auxiliary] | None = None) -> Callable[[Example], Example]:
-    """How an example is cut for the objective. One that compares nothing learns from demonstrations: it sees
-    completion 0.
-    """
-    needs = needs_of(objective, auxiliary)
-    return (lambda e: e) if needs.compares or needs.labels else (lambda e: columns(e, [0]))
-
-
 def fit_to_objective(
     examples: Sequence[Example], objective: Part[Objective], negatives: Part[Draw] | None,
     auxiliary: Part[Auxiliary] | None = None,
 ) -> Sequence[Example]:
-    """The examples as the objective takes them. Raises UserError, all kinds of misfit at once.
+    """The examples as the objective takes them: one that compares nothing learns from demonstrations, so it sees
+    completion 0. Raises UserError, all kinds of misfit at once.
 
     What is wrong between the parts themselves is the stage's to refuse (train_preference.Settings).
     """
-    looked = Misfits(needs_of(objective, auxiliary), negatives is not None)
+    needs = needs_of(objective, auxiliary)
+    looked = Misfits(needs, negatives is not None)
     for example in examples:
         looked.look(example)
     problems = looked.problems(objective.name)
     if problems:
         raise UserError(*problems)
-    return shaped(examples, shape(objective, auxiliary))
+    return examples if needs.compares or needs.labels else shaped(examples, lambda e: columns(e, [0]))

@@ -3,26 +3,112 @@
 A loss that is a sum over groups is taken micro-batch by micro-batch. One that compares groups (KTO's KL point, BCO's
 shift, AOT's ranks) is taken once, on the log-probs of the whole batch; its gradient with respect to them is then what
 each micro-batch's log-probs are multiplied by. Either way the result does not depend on how the batch was cut.
+
+Of several processes every one knows the whole global batch and cuts it into the same micro-batches, which are dealt out
+in turn. So what is normalised or compared over the batch needs no exchange, the loss is the one of a single process up
+to the order of its sums, and every process makes the same number of passes, which sharded weights need.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from pipeline.errors import UserError
+from pipeline.lm import packed
 from pipeline.lm.examples import Example
 from pipeline.lm.forward import autocast, device_of
 from pipeline.objectives.contract import LossInputs
-from pipeline.training.distribute import World
-from pipeline.training.inputs import About, joined, moved
+from pipeline.training.inputs import BatchFacts, joined, moved
 
 Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train one model."""
+
+    rank: int = 0
+    size: int = 1
+    shell: Any = None  # of a model whose weights, gradients and moments are spread over the processes
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return self.rank == 0
+
+    def cut(
+        self, batch: Sequence[Example], tokens: int, costs: Sequence[int] | None = None
+    ) -> list[tuple[list[int], bool]]:
+        """This process's micro-batches of a global batch, see `packed.micro_batches`, and whether each counts.
+
+        As many on every process: a process without one left repeats the last, which then counts nothing.
+        """
+        cut = packed.micro_batches(batch, tokens, costs)
+        if self.size == 1:
+            return [(micro, True) for micro in cut]
+        cut = _evenly(batch, tokens, -(-len(cut) // self.size) * self.size, costs)
+        own = [(micro, True) for micro in cut[self.rank::self.size]]
+        return own if len(own) * self.size >= len(cut) else [*own, (cut[-1], False)]
+
+    def run(self, function: Callable[..., Any], model: Any, *arguments: Any) -> Any:
+        """`function(model, *arguments)`, with the weights gathered where they are sharded."""
+        return function(model, *arguments) if self.shell is None else self.shell(function, *arguments)
+
+    def settle(self) -> None:
+        """Put every weight back into its shards, so that parameters are what their names say."""
+        if self.shell is not None:
+            for module in self.shell.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Copies on the CPU, put together from their shards, in the first process; nothing in the others."""
+        found = {}
+        self.settle()
+        for name, tensor in tensors.items():
+            full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # all of them take part
+            if self.first:
+                found[name] = full.detach().cpu().contiguous()
+        return found
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, by rank."""
+        if self.size == 1:
+            return [value]
+        found = [None] * self.size
+        distributed.all_gather_object(found, value)
+        return found
+
+    def agree(self, value: bool) -> bool:
+        """What the first process says: for decisions by the clock."""
+        if self.size == 1:
+            return value
+        told = [value]
+        distributed.broadcast_object_list(told, src=0)
+        return told[0]
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.size > 1:
+            distributed.barrier()
+
+    def reduce_gradients(self, model: Any) -> None:
+        """Sum the gradients over the processes. Sharded ones are summed in the backward pass already."""
+        if self.size == 1 or self.shell is not None:
+            return
+        for p in model.parameters():
+            if p.requires_grad:
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
+                distributed.all_reduce(p.grad)
 
 
 class Task(Protocol):
@@ -39,19 +125,19 @@ class Task(Protocol):
 
     def prepare(self, model: Any, batch: list[Example], step: int) -> tuple[list[Example], Metrics]: ...
 
-    def about(self, batch: Sequence[Example]) -> About: ...
+    def facts(self, batch: Sequence[Example]) -> BatchFacts: ...
 
     def cost(self, example: Example) -> int: ...  # unique tokens that a micro-batch has to hold for it
 
     def losses(  # of the groups, and these with the completions the losses are of
-        self, model: Any, examples: Sequence[Example], step: int, about: About
+        self, model: Any, examples: Sequence[Example], step: int, facts: BatchFacts
     ) -> tuple[Tensor, Metrics, Sequence[Example]]: ...
 
 
 class WholeTask(Task, Protocol):
     """A task whose loss compares groups: inputs and loss are asked for separately."""
 
-    def inputs(self, model: Any, examples: Sequence[Example], step: int, about: About) -> LossInputs: ...
+    def inputs(self, model: Any, examples: Sequence[Example], step: int, facts: BatchFacts) -> LossInputs: ...
 
     def loss(self, inputs: LossInputs) -> tuple[Tensor, Metrics]: ...
 
@@ -59,7 +145,7 @@ class WholeTask(Task, Protocol):
 
 
 @dataclass
-class Found:
+class StepResult:
     """What the passes over a global batch gave, beside the gradient."""
 
     loss: float = 0.0
@@ -88,9 +174,9 @@ def accumulate(
     with autocast(device_of(model), precision):
         batch, drawn = world.run(task.prepare, model, batch, step)
     share = torch.tensor(normalised_weights(batch, task.normalise), device=device_of(model))
-    about, cut = task.about(batch), world.cut(batch, tokens_per_batch, [task.cost(e) for e in batch])
+    facts, cut = task.facts(batch), world.cut(batch, tokens_per_batch, [task.cost(e) for e in batch])
     function = _of_whole if task.whole and (len(cut) > 1 or world.size > 1) else _of_parts
-    found = _of_all(function(model, task, batch, step, precision, about, cut, share, world), world)
+    found = _of_all(function(model, task, batch, step, precision, facts, cut, share, world), world)
     world.reduce_gradients(model)
     means = {name: float(torch.cat(parts).mean()) for name, parts in found.metrics.items()}
     before = {name: float(value.float().mean()) for name, value in drawn.items()}
@@ -98,14 +184,14 @@ def accumulate(
 
 
 def _of_parts(
-    model: Any, task: Task, batch: list[Example], step: int, precision: str, about: About,
+    model: Any, task: Task, batch: list[Example], step: int, precision: str, facts: BatchFacts,
     cut: list[tuple[list[int], bool]], share: Tensor, world: World,
-) -> Found:
-    found = Found()
+) -> StepResult:
+    found = StepResult()
     for micro, counts in cut:
         examples = [batch[i] for i in micro]
         with autocast(device_of(model), precision):
-            losses, metrics, trained = world.run(task.losses, model, examples, step, about)
+            losses, metrics, trained = world.run(task.losses, model, examples, step, facts)
         part = (losses * share[micro] * counts).sum()
         part.backward()
         if counts:
@@ -114,12 +200,12 @@ def _of_parts(
 
 
 def _of_whole(
-    model: Any, task: WholeTask, batch: list[Example], step: int, precision: str, about: About,
+    model: Any, task: WholeTask, batch: list[Example], step: int, precision: str, facts: BatchFacts,
     cut: list[tuple[list[int], bool]], share: Tensor, world: World,
-) -> Found:
-    device, found = device_of(model), Found()
+) -> StepResult:
+    device, found = device_of(model), StepResult()
     with torch.no_grad(), autocast(device, precision):
-        parts = [(world.run(task.inputs, model, [batch[i] for i in micro], step, about), micro)
+        parts = [(world.run(task.inputs, model, [batch[i] for i in micro], step, facts), micro)
                  for micro, counts in cut if counts or world.size > 1]
     inputs = _joined_of_all(parts, [counts for _, counts in cut], world, device)
     logps = inputs.logps.requires_grad_()
@@ -146,13 +232,13 @@ def _joined_of_all(parts: list[tuple[LossInputs, list[int]]], counts: list[bool]
     return dataclasses.replace(whole, state=own.state, parameters=own.parameters)
 
 
-def _of_all(own: Found, world: World) -> Found:
+def _of_all(own: StepResult, world: World) -> StepResult:
     """What every process found."""
     if world.size == 1:
         return own
-    light = Found(own.loss, own.bad, {name: [torch.cat(parts).cpu()] for name, parts in own.metrics.items()},
+    light = StepResult(own.loss, own.bad, {name: [torch.cat(parts).cpu()] for name, parts in own.metrics.items()},
                   own.trained)
-    total = Found()
+    total = StepResult()
     for found in world.gather(light):
         total.loss, total.bad = total.loss + found.loss, total.bad + found.bad
         total.trained += found.trained
@@ -174,3 +260,13 @@ def normalised_weights(batch: Sequence[Example], normalise: str) -> list[float]:
     return [e.weight / total for e in batch]
 
 
+def _evenly(batch: Sequence[Example], tokens: int, number: int, costs: Sequence[int] | None) -> list[list[int]]:
+    """At most `number` micro-batches, as equal in size as a token budget makes them."""
+    low, high = 1, tokens
+    while low < high:
+        budget = (low + high) // 2
+        if len(packed.micro_batches(batch, budget, costs)) <= number:
+            high = budget
+        else:
+            low = budget + 1
+    return packed.micro_batches(batch, low, costs)

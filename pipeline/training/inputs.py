@@ -15,17 +15,16 @@ from pipeline.errors import UserError
 from pipeline.lm import forward
 from pipeline.lm.examples import Example
 from pipeline.lm.forward import device_of
-from pipeline.lm.fused import Reductions
-from pipeline.lm.head import Asked, reduced
+from pipeline.lm.head import Reductions, reduced
 from pipeline.objectives.contract import LossInputs, Needs, TokenInputs
-from pipeline.training.order import token_uniforms
+from pipeline.stage import derive_seed
 
 _COLUMNS = ("logps", "lengths", "present", "ref_logps", "previous_logps", "scores")  # (G, K)
 _GROUPS = ("labels", "mismatched_logps", "mismatched_ref_logps")  # (G,)
 
 
 @dataclass(frozen=True)
-class About:
+class BatchFacts:
     """The global batch a micro-batch belongs to."""
 
     mean_chosen_length: float  # tokens of completion 0
@@ -34,7 +33,7 @@ class About:
     partners: dict[str, Example]  # group id -> the group whose completions are its mismatched ones
 
     @classmethod
-    def of(cls, batch: Sequence[Example], mismatched: bool = False) -> About:
+    def of(cls, batch: Sequence[Example], mismatched: bool = False) -> BatchFacts:
         """Facts of `batch`; with `mismatched` also a partner with another prompt for every group."""
         chosen = sum(len(e.completions[0]) for e in batch) / len(batch)
         one_prompt = all(e.prompts is None and len(e.completions) > 1 for e in batch)
@@ -60,7 +59,7 @@ def partners(batch: Sequence[Example]) -> dict[str, Example]:
 
 
 @dataclass(frozen=True)
-class Source:
+class InputRequest:
     """Where the inputs come from: what is needed, by which models, drawn from which seed."""
 
     needs: Needs
@@ -70,28 +69,27 @@ class Source:
 
 
 def loss_inputs(
-    source: Source, model: Any, examples: Sequence[Example], step: int, about: About, state: dict[str, Tensor],
-    parameters: dict[str, Tensor],
+    request: InputRequest, model: Any, examples: Sequence[Example], step: int, facts: BatchFacts,
+    state: dict[str, Tensor], parameters: dict[str, Tensor],
 ) -> LossInputs:
     """Run the policy (and the reference, where it is needed live) and gather what the needs name."""
-    needs, device = source.needs, device_of(model)
+    needs, device = request.needs, device_of(model)
     rows = forward.collate(examples, device)
     hidden = forward.hidden_at_predictions(model, rows)
     ref_hidden = None
     if needs.divergences or needs.reference_tokens:
         with torch.no_grad():
-            ref_hidden = forward.hidden_at_predictions(source.reference_model, rows)
-    asked = Asked(needs.top, needs.sum_squares,
-                  (source.reference_model, ref_hidden) if ref_hidden is not None and needs.divergences else None)
-    seen = reduced(model, hidden, rows.targets, source.logits_per_chunk, asked)
-    tokens = _tokens(source, rows, examples, step, seen, ref_hidden) if needs.tokens else None
-    mismatched = _mismatched(source, model, examples, about) if needs.mismatched else (None, None)
-    known = known_inputs(needs, examples, forward.sums(rows, seen.logps), about, state, parameters)
+            ref_hidden = forward.hidden_at_predictions(request.reference_model, rows)
+    other = (request.reference_model, ref_hidden) if ref_hidden is not None and needs.divergences else None
+    seen = reduced(model, hidden, rows.targets, request.logits_per_chunk, needs.top, needs.sum_squares, other)
+    tokens = _tokens(request, rows, examples, step, seen, ref_hidden) if needs.tokens else None
+    mismatched = _mismatched(request, model, examples, facts) if needs.mismatched else (None, None)
+    known = known_inputs(needs, examples, forward.sums(rows, seen.logps), facts, state, parameters)
     return dataclasses.replace(known, tokens=tokens, mismatched_logps=mismatched[0], mismatched_ref_logps=mismatched[1])
 
 
 def known_inputs(
-    needs: Needs, examples: Sequence[Example], logps: Tensor, about: About, state: dict[str, Tensor],
+    needs: Needs, examples: Sequence[Example], logps: Tensor, facts: BatchFacts, state: dict[str, Tensor],
     parameters: dict[str, Tensor],
 ) -> LossInputs:
     """What the needs name where no pass is left to make: (G, K) `logps` are there, and the rest are columns."""
@@ -105,41 +103,54 @@ def known_inputs(
         previous_logps=_table([e.previous_logps for e in examples], device) if needs.previous else None,
         scores=_table([e.scores for e in examples], device) if needs.scores else None,
         labels=labels(examples, device),
-        mean_chosen_length=about.mean_chosen_length,
-        mean_length=about.mean_length,
+        mean_chosen_length=facts.mean_chosen_length,
+        mean_length=facts.mean_length,
         state=state,
         parameters=parameters,
     )
 
 
 def _tokens(
-    source: Source, rows: forward.Rows, examples: Sequence[Example], step: int, seen: Reductions,
+    request: InputRequest, rows: forward.Rows, examples: Sequence[Example], step: int, seen: Reductions,
     ref_hidden: Tensor | None,
 ) -> TokenInputs:
-    needs, device = source.needs, rows.targets.device
+    needs, device = request.needs, rows.targets.device
     uniforms, ref_logps, ref_layers = None, seen.ref_logps, None
     if needs.uniforms:
-        uniforms = torch.from_numpy(token_uniforms(examples, source.seed, step)).to(device)
+        uniforms = torch.from_numpy(token_uniforms(examples, request.seed, step)).to(device)
     with torch.no_grad():
         if ref_logps is None and ref_hidden is not None:
-            ref_logps = forward.token_logps(source.reference_model, ref_hidden, rows.targets, source.logits_per_chunk)
+            ref_logps = forward.token_logps(request.reference_model, ref_hidden, rows.targets, request.logits_per_chunk)
         if needs.reference_hidden:
-            ref_layers = forward.layers_at_predictions(source.reference_model, rows).float()
+            ref_layers = forward.layers_at_predictions(request.reference_model, rows).float()
     return TokenInputs(
         rows.targets, rows.group, rows.column, forward.positions(rows), seen.logps, uniforms, seen.target_logits,
         seen.top_logits, seen.top_ids, seen.log_sum_squares, seen.divergences, ref_logps, ref_layers)
 
 
+def token_uniforms(examples: Sequence[Example], seed: int, step: int) -> np.ndarray:
+    """(N,) float32 in [0, 1) for every completion token, group after group, completion after completion."""
+    drawn = [generator(seed, "tokens", step, e.id).random(e.completion_tokens, np.float32) for e in examples]
+    return np.concatenate(drawn)
+
+
+def generator(seed: int, *what: object) -> np.random.Generator:
+    """Of what is drawn for one group: no position, worker or micro-batch changes it."""
+    return np.random.Generator(np.random.Philox(key=derive_seed(seed, *what)))
+
+
 @torch.no_grad()
-def _mismatched(source: Source, model: Any, examples: Sequence[Example], about: About) -> tuple[Tensor, Tensor]:
+def _mismatched(
+    request: InputRequest, model: Any, examples: Sequence[Example], facts: BatchFacts
+) -> tuple[Tensor, Tensor]:
     """(G,) log-probs of each group's mismatched completions under the policy and the reference: the mean over all
     completions of its partner, preferred or not, so that the KL point is taken over the answers that are trained on.
     """
-    swapped = [Example(e.id, e.prompt, about.partners[e.id].completions) for e in examples]
+    swapped = [Example(e.id, e.prompt, facts.partners[e.id].completions) for e in examples]
     rows = forward.collate(swapped, device_of(model))
     number = rows.present.sum(1)
-    of_policy, of_reference = (forward.group_logps(m, rows, source.logits_per_chunk).sum(1) / number
-                               for m in (model, source.reference_model))
+    of_policy, of_reference = (forward.group_logps(m, rows, request.logits_per_chunk).sum(1) / number
+                               for m in (model, request.reference_model))
     return of_policy, of_reference
 
 

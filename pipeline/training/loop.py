@@ -9,14 +9,17 @@ Several processes run it side by side on the same batches; the first one reports
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pipeline.errors import UserError, first
@@ -24,10 +27,10 @@ from pipeline.lm import memory
 from pipeline.lm.examples import Example, ids_of
 from pipeline.lm.forward import device_of
 from pipeline.stage import Reporter, derive_seed
-from pipeline.training import checkpoint, gradients, optim, order, throughput
+from pipeline.training import checkpoint, gradients, optim, throughput
 from pipeline.training.checkpoint import Loaded
-from pipeline.training.distribute import World
-from pipeline.training.settings import TrainerSettings, TrainRuntime, lr_factor, total_steps
+from pipeline.training.gradients import World
+from pipeline.training.settings import TrainerSettings, TrainRuntime, total_steps
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class _Window:
     sums: dict[str, float] = field(default_factory=dict)
 
     def add(self, values: dict[str, float], batch: Sequence[Example], meter: _Meter) -> None:
-        self.tokens, self.steps = self.tokens + throughput.unique_tokens(batch), self.steps + 1
+        self.tokens, self.steps = self.tokens + throughput.data_tokens(batch), self.steps + 1
         self.flops += throughput.flops(meter.shape, batch)
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
@@ -100,11 +103,11 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
     first, reported = at.updates - at.step, job.report.reported() if at.step else 0
     last = settings.schedule_steps or first + steps
     window, meter, saved = _Window(), _Meter.of(model, job), time.monotonic()
-    ids = ids_of(examples)
+    ids, learned = ids_of(examples), list(optim.trained(model).values())
     job.report.progress(at.step, steps, "steps")
-    for step, chosen in enumerate(order.global_batches(ids, job.seed, settings.batch_size, at.step, steps), at.step):
+    for step, chosen in enumerate(global_batches(ids, job.seed, settings.batch_size, at.step, steps), at.step):
         lr = settings.lr * lr_factor(settings, first + step, last)
-        batch, values = _step(model, optimizer, task, [examples[i] for i in chosen], step, lr, job)
+        batch, values = _step(model, optimizer, learned, task, [examples[i] for i in chosen], step, lr, job)
         window.add(values, batch, meter)
         now = step + 1
         if now % runtime.log_every == 0 or now == steps:
@@ -119,6 +122,48 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
             saved = time.monotonic()
     world.settle()
     return Outcome(optimizer, steps, first + steps)
+
+
+def epoch_order(ids: Sequence[str], seed: int, epoch: int) -> np.ndarray:
+    """(n,) int64, a permutation of range(n): each id is placed by its own hash, derive_seed(seed, "order", epoch, id).
+
+    A second for a million ids: what all hashes begin with is hashed once.
+    """
+    begun = hashlib.sha256(f"{seed}\x1forder\x1f{epoch}\x1f".encode())
+
+    def digest(name: str) -> bytes:
+        one = begun.copy()
+        one.update(name.encode())
+        return one.digest()[:8]
+
+    keys = np.frombuffer(b"".join(map(digest, ids)), ">u8") >> np.uint64(1)
+    return np.argsort(keys, kind="stable")
+
+
+def global_batches(ids: Sequence[str], seed: int, size: int, start: int, stop: int) -> Iterator[list[int]]:
+    """Indices of the global batches of steps start .. stop - 1, cut from the endless stream of epochs."""
+    epoch, order = -1, np.zeros(0, np.int64)
+    for step in range(start, stop):
+        batch = []
+        for position in range(step * size, (step + 1) * size):
+            if position // len(ids) != epoch:
+                epoch = position // len(ids)
+                order = epoch_order(ids, seed, epoch)
+            batch.append(int(order[position % len(ids)]))
+        yield batch
+
+
+def lr_factor(settings: TrainerSettings, step: int, last: int) -> float:
+    """Learning rate over `settings.lr` at 0-based `step` of a schedule of `last` steps, in (0, 1]."""
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return 1.0
+    span = max(1, last - settings.warmup_steps)
+    left = min(1.0, max(0.0, (last - step) / span))
+    if settings.schedule == "cosine":
+        left = 0.5 * (1.0 - math.cos(math.pi * left))
+    return settings.min_lr_ratio + (1.0 - settings.min_lr_ratio) * left
 
 
 def _start(model: Any, optimizer: torch.optim.Optimizer, task: gradients.Task, job: Job) -> Loaded:
@@ -139,15 +184,15 @@ def _due(runtime: TrainRuntime, done: int, saved: float, world: World) -> bool:
 
 
 def _step(
-    model: Any, optimizer: torch.optim.Optimizer, task: gradients.Task, batch: list[Example], step: int, lr: float,
-    job: Job,
+    model: Any, optimizer: torch.optim.Optimizer, learned: Sequence[Tensor], task: gradients.Task, batch: list[Example],
+    step: int, lr: float, job: Job,
 ) -> tuple[list[Example], dict[str, float]]:
     """One optimizer step. Returns the batch trained on and its mean metrics."""
     torch.manual_seed(derive_seed(job.seed, "step", step))  # whatever a model draws is fixed by the step
     with memory.enough(f"in step {step + 1}", memory.training_pass(job.runtime)):
         batch, values, bad = gradients.accumulate(
             model, task, batch, step, job.settings.precision, job.runtime.tokens_per_batch, job.world)
-        norm = _clip(model, job.settings.grad_clip)
+        norm = _clip(learned, job.settings.grad_clip)
     if bad or not math.isfinite(norm):
         raise UserError(_not_finite(step, bad or [e.id for e in batch], values["loss"], norm, lr, job))
     for group in optimizer.param_groups:
@@ -158,10 +203,9 @@ def _step(
     return batch, {**values, "grad_norm": norm}
 
 
-def _clip(model: Any, limit: float | None) -> float:
+def _clip(learned: Sequence[Tensor], limit: float | None) -> float:
     """Clip the gradient to a global norm of `limit`, over all processes' shards. Returns the norm it had."""
-    norm = torch.nn.utils.clip_grad_norm_(
-        optim.trained(model).values(), math.inf if limit is None else limit, foreach=False)
+    norm = torch.nn.utils.clip_grad_norm_(learned, math.inf if limit is None else limit, foreach=False)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 

@@ -10,25 +10,25 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import Part
-from pipeline.lm import batches, forward, prefix
+from pipeline.lm import forward, packed
 from pipeline.lm.examples import Example, columns
 from pipeline.lm.forward import Layout, device_of
 from pipeline.lm.packed import Packed, pack, pack_stem, unique_tokens
 from pipeline.negatives import contract
-from pipeline.training import order
-from pipeline.training.inputs import lengths_of, reference
+from pipeline.training.inputs import generator, lengths_of, reference
 
 Metrics = dict[str, Tensor]
 _LIGHT = 4  # tokens without gradient that take less memory than one with
 
 
 @dataclass(frozen=True)
-class Draw:
+class NegativeDraw:
     """How negatives are drawn."""
 
     part: Part[contract.Draw]
@@ -54,12 +54,14 @@ class Draw:
         return max(learned, -(-unique_tokens(columns(example, _rest(example))) // _LIGHT))
 
 
-def draw(model: Any, batch: Sequence[Example], step: int, how: Draw) -> tuple[list[Example], Metrics]:
+def draw(model: Any, batch: Sequence[Example], step: int, how: NegativeDraw) -> tuple[list[Example], Metrics]:
     """The groups with completion 0 and the drawn ones, and (G,) metrics of the draw."""
     return _drawn(batch, candidate_logps(model, batch, how) if how.scores else None, step, how, device_of(model))
 
 
-def draw_and_run(model: Any, batch: Sequence[Example], step: int, how: Draw) -> tuple[list[Example], Tensor, Metrics]:
+def draw_and_run(
+    model: Any, batch: Sequence[Example], step: int, how: NegativeDraw
+) -> tuple[list[Example], Tensor, Metrics]:
     """`draw` from one micro-batch, and (G, 1 + M) float32 log-probs with gradient of what was drawn, 0 where absent.
 
     The preferred completions run first, with gradient; the candidates are scored on their prompts, and so are the drawn
@@ -80,11 +82,11 @@ def draw_and_run(model: Any, batch: Sequence[Example], step: int, how: Draw) -> 
     return drawn, torch.cat([preferred, negative], dim=1), metrics
 
 
-def can_grow(model: Any, how: Draw) -> bool:
+def can_grow(model: Any, how: NegativeDraw) -> bool:
     """Whether `draw_and_run` does for groups with one prompt what `draw` and a pass over the drawn do: candidates are
     scored, in the layout that shares prompts.
     """
-    return how.scores and prefix.is_shared(model)
+    return how.scores and forward.is_shared(model)
 
 
 def _rest(example: Example) -> range:
@@ -93,24 +95,30 @@ def _rest(example: Example) -> range:
 
 @torch.no_grad()
 def _drawn(
-    batch: Sequence[Example], logps: Tensor | None, step: int, how: Draw, device: torch.device,
+    batch: Sequence[Example], logps: Tensor | None, step: int, how: NegativeDraw, device: torch.device,
 ) -> tuple[list[Example], Metrics]:
     lengths = lengths_of(batch, device)
     refs = reference(batch, device) if all(e.ref_logps is not None for e in batch) else None
-    uniforms = torch.from_numpy(order.column_uniforms(batch, how.seed, step)).to(device)
+    uniforms = torch.from_numpy(column_uniforms(batch, how.seed, step)).to(device)
     indices, valid, metrics = how.part.plugin.draw(logps, refs, lengths > 0, uniforms, how.part.settings, lengths)
     drawn = [columns(e, [0, *(k for k, ok in zip(ks, oks, strict=True) if ok)])
              for e, ks, oks in zip(batch, indices.tolist(), valid.tolist(), strict=True)]
     return drawn, metrics
 
 
+def column_uniforms(examples: Sequence[Example], seed: int, step: int) -> np.ndarray:
+    """(G, K) float32 in [0, 1), K the largest number of completions; a group's numbers do not depend on K."""
+    width = max(len(e.completions) for e in examples)
+    return np.stack([generator(seed, "columns", step, e.id).random(width, np.float32) for e in examples])
+
+
 @torch.no_grad()
-def candidate_logps(model: Any, batch: Sequence[Example], how: Draw) -> Tensor:
+def candidate_logps(model: Any, batch: Sequence[Example], how: NegativeDraw) -> Tensor:
     """(G, K) float32 log-probs of completions 1 .. K-1 under the current policy; column 0 is not scored and stays 0."""
     device = device_of(model)
     logps = torch.zeros(len(batch), max(len(e.completions) for e in batch), device=device)
     candidates = [columns(e, _rest(e)) for e in batch]
-    for micro in batches.micro_batches(candidates, _LIGHT * how.tokens_per_batch):
+    for micro in packed.micro_batches(candidates, _LIGHT * how.tokens_per_batch):
         rows = forward.collate([candidates[i] for i in micro], device)
         scored = forward.group_logps(model, rows, how.logits_per_chunk)
         logps[micro, 1:1 + scored.shape[1]] = scored

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from pipeline.lm.packed import unique_tokens
 from pipeline.negatives import contract
 from pipeline.objectives.contract import Auxiliary, LossInputs, Needs, Objective, needs_of
 from pipeline.training import negatives
-from pipeline.training.inputs import About, Source, known_inputs, loss_inputs
-from pipeline.training.negatives import Draw
+from pipeline.training.inputs import BatchFacts, InputRequest, known_inputs, loss_inputs
+from pipeline.training.negatives import NegativeDraw
 
 Metrics = dict[str, Tensor]
 _DOT = "__"  # a module's parameters may not have dots in their names
@@ -38,11 +39,11 @@ class PolicyTask:
     reference_model: Any | None = None
     state: dict[str, Tensor] = field(default_factory=dict)  # of the objective; changed by every step
 
-    @property
+    @cached_property
     def needs(self) -> Needs:
         return needs_of(self.objective, self.auxiliary)
 
-    @property
+    @cached_property
     def normalise(self) -> str:
         """ "groups" or "tokens": what the loss of a global batch is divided by."""
         return self.objective.of(self.objective.plugin.normalise)
@@ -52,15 +53,15 @@ class PolicyTask:
         """Whether the loss of a group depends on the others of its global batch."""
         return self.needs.batch
 
-    def about(self, batch: Sequence[Example]) -> About:
-        return About.of(batch, self.needs.mismatched)
+    def facts(self, batch: Sequence[Example]) -> BatchFacts:
+        return BatchFacts.of(batch, self.needs.mismatched)
 
     @property
-    def draw(self) -> Draw | None:
+    def draw(self) -> NegativeDraw | None:
         """How negatives are drawn; None: not at all."""
         if self.negatives is None:
             return None
-        return Draw(self.negatives, self.seed, self.tokens_per_batch, self.logits_per_chunk)
+        return NegativeDraw(self.negatives, self.seed, self.tokens_per_batch, self.logits_per_chunk)
 
     @property
     def draws_apart(self) -> bool:
@@ -82,24 +83,24 @@ class PolicyTask:
         return unique_tokens(example) if self.draw is None or not self.draws_apart else self.draw.cost(example)
 
     def losses(
-        self, model: Any, examples: Sequence[Example], step: int, about: About
+        self, model: Any, examples: Sequence[Example], step: int, facts: BatchFacts
     ) -> tuple[Tensor, Metrics, Sequence[Example]]:
         """(G,) losses with gradient, (G,) metrics without, and the groups with the completions that they are of."""
         if self.draw is None or not self.draws_apart:
-            return *self.loss(self.inputs(model, examples, step, about)), examples
-        if about.one_prompt and negatives.can_grow(model, self.draw):
+            return *self.loss(self.inputs(model, examples, step, facts)), examples
+        if facts.one_prompt and negatives.can_grow(model, self.draw):
             drawn, logps, metrics = negatives.draw_and_run(model, examples, step, self.draw)
-            seen = known_inputs(self.needs, drawn, logps, about, dict(self.state), parameters_of(model))
+            seen = known_inputs(self.needs, drawn, logps, facts, dict(self.state), parameters_of(model))
         else:
             drawn, metrics = negatives.draw(model, examples, step, self.draw)
-            seen = self.inputs(model, drawn, step, about)
+            seen = self.inputs(model, drawn, step, facts)
         losses, own = self.loss(seen)
         return losses, {**own, **metrics}, drawn
 
-    def inputs(self, model: Any, examples: Sequence[Example], step: int, about: About) -> LossInputs:
+    def inputs(self, model: Any, examples: Sequence[Example], step: int, facts: BatchFacts) -> LossInputs:
         """Run the policy and gather what the needs ask for."""
-        source = Source(self.needs, self.seed, self.logits_per_chunk, self.reference_model)
-        return loss_inputs(source, model, examples, step, about, dict(self.state), parameters_of(model))
+        request = InputRequest(self.needs, self.seed, self.logits_per_chunk, self.reference_model)
+        return loss_inputs(request, model, examples, step, facts, dict(self.state), parameters_of(model))
 
     def logps(self, model: Any, examples: Sequence[Example]) -> Tensor:
         """(G, K) log-probs with gradient, nothing else."""

@@ -91,16 +91,3 @@ def total_steps(settings: TrainerSettings, groups: int) -> int:
     if settings.max_steps is not None:
         limits.append(settings.max_steps)
     return min(limits)
-
-
-def lr_factor(settings: TrainerSettings, step: int, last: int) -> float:
-    """Learning rate over `settings.lr` at 0-based `step` of a schedule of `last` steps, in (0, 1]."""
-    if step < settings.warmup_steps:
-        return (step + 1) / settings.warmup_steps
-    if settings.schedule == "constant":
-        return 1.0
-    span = max(1, last - settings.warmup_steps)
-    left = min(1.0, max(0.0, (last - step) / span))
-    if settings.schedule == "cosine":
-        left = 0.5 * (1.0 - math.cos(math.pi * left))
-    return settings.min_lr_ratio + (1.0 - settings.min_lr_ratio) * left

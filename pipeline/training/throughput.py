@@ -47,7 +47,7 @@ def weights(matrix: Tensor) -> int:
     return matrix.numel() * (2 if matrix.dtype == torch.uint8 else 1)
 
 
-def unique_tokens(batch: Sequence[Example]) -> int:
+def data_tokens(batch: Sequence[Example]) -> int:
     """Tokens of a batch without padding, a prompt that completions share counted once."""
     return sum(e.completion_tokens + sum(_prompts(e)) for e in batch)
 
@@ -63,7 +63,7 @@ def flops(shape: Shape, batch: Sequence[Example]) -> float:
         prompts = _prompts(e)
         pairs += sum(p * p for p in prompts) / 2
         pairs += sum(n * len(e.prompt_of(k)) + n * n / 2 for k, n in enumerate(lengths))
-    forward = 2 * (shape.body * unique_tokens(batch) + shape.head * scored) + 4 * shape.attention * pairs
+    forward = 2 * (shape.body * data_tokens(batch) + shape.head * scored) + 4 * shape.attention * pairs
     return shape.passes * forward
 
 

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from pipeline.errors import UserError
-from pipeline.lm import forward
+from pipeline.lm import forward, prefix
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3}
@@ -82,7 +82,7 @@ def test_absent_completions_are_zero(tiny):
 def test_head_that_differs_is_refused(tiny):
     """A model that does to its logits what the core does not know of is caught before the first step."""
     model = tiny.llama()
-    forward.check_head(model)
+    prefix.check_head(model)
     own = model.forward
 
     def doubled(**kwargs):
@@ -92,4 +92,4 @@ def test_head_that_differs_is_refused(tiny):
 
     model.forward = doubled
     with pytest.raises(UserError, match="changes its logits after the LM head"):
-        forward.check_head(model)
+        prefix.check_head(model)

@@ -16,8 +16,8 @@ from pipeline.objectives.contract import Objective
 from pipeline.records import Completion, Group
 from pipeline.stage import Context, Reporter
 from pipeline.stages import reference_logprobs, train_reward
-from pipeline.training import assembly, checkpoint, policy, reward
-from pipeline.training.distribute import World
+from pipeline.training import checkpoint, policy, reward, run
+from pipeline.training.gradients import World
 from pipeline.training.loop import Job, fit
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
@@ -113,7 +113,7 @@ def test_while_writing_the_model(folder, tmp_path, monkeypatch, error):
     model = folders.load_policy(folder, torch.device("cpu"))
     monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", raising(error))
     with pytest.raises(UserError, match=r"out of memory while writing the model: .* goes on from the last checkpoint"):
-        assembly.deliver(model, lambda: model, folder, tmp_path, TrainerSettings(batch_size=4), World())
+        run.deliver(model, lambda: model, folder, tmp_path, TrainerSettings(batch_size=4), World())
 
 
 @every_error
@@ -128,7 +128,7 @@ def test_while_loading_a_model(folder, monkeypatch, error, load):
 
 @every_error
 def test_in_reference_logprobs(folder, monkeypatch, error):
-    monkeypatch.setattr(forward, "group_logps", raising(error))
+    monkeypatch.setattr(forward, "token_logps", raising(error))
     with pytest.raises(UserError, match=r"out of memory at group 1: lower hardware.training.tokens_per_batch \(now 77\)"
                                         r".*no result changes"):
         reference_logprobs.run(context(reference_logprobs, folder, tokens_per_batch=77))

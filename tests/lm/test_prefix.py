@@ -56,8 +56,8 @@ def test_packed_equals_rows(tiny, family, rows, capsys, monkeypatch):
     model, examples = build(*FAMILIES[family]), mixed(tiny)
     weights = torch.linspace(-1, 1, len(examples) * 5).view(-1, 5)
     rows = logps_and_gradient(model, examples, weights)
-    forward.prepare(model)
-    assert prefix.is_shared(model), capsys.readouterr().out
+    prefix.prepare(model)
+    assert forward.is_shared(model), capsys.readouterr().out
     shared = logps_and_gradient(model, examples, weights)
     assert torch.allclose(rows[0], shared[0], atol=2e-5, rtol=1e-6)
     assert (rows[1] - shared[1]).norm() <= 2e-6 * rows[1].norm()
@@ -72,7 +72,7 @@ def test_completions_that_grow_on_a_stem_equal_rows(tiny, family, checkpointing)
     model, examples = build(*FAMILIES[family]), [e for e in mixed(tiny) if e.prompts is None and len(e.completions) > 1]
     weights = torch.linspace(-1, 1, len(examples) * 5).view(-1, 5)
     rows = logps_and_gradient(model, examples, weights)
-    forward.prepare(model)
+    prefix.prepare(model)
     if checkpointing:
         model.train().gradient_checkpointing_enable({"use_reentrant": False})
         for module in model.modules():
@@ -93,13 +93,13 @@ def test_completions_that_grow_on_a_stem_equal_rows(tiny, family, checkpointing)
 def test_layers_are_the_same(tiny):
     model, examples = tiny.llama(), mixed(tiny)
     rows = forward.layers_at_predictions(model, forward.collate(examples))
-    forward.prepare(model)
+    prefix.prepare(model)
     assert torch.allclose(rows, forward.layers_at_predictions(model, forward.collate(examples)), atol=1e-5)
 
 
 def test_gradient_checkpointing_changes_nothing(tiny):
     model, examples = tiny.llama(), mixed(tiny)
-    forward.prepare(model)
+    prefix.prepare(model)
     weights = torch.ones(len(examples), 5)
     plain = logps_and_gradient(model, examples, weights)
     model.train().gradient_checkpointing_enable()
@@ -113,15 +113,15 @@ def test_shared_model_still_works_alone(tiny):
     ids = torch.arange(3, 13).view(2, 5)
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     before = model(input_ids=ids, attention_mask=mask).logits
-    forward.prepare(model)
+    prefix.prepare(model)
     assert torch.allclose(before[mask > 0], model(input_ids=ids, attention_mask=mask).logits[mask > 0], atol=1e-5)
 
 
 def test_saved_config_does_not_name_the_layout(tiny, tmp_path):
     model = tiny.llama()
-    forward.prepare(model)
+    prefix.prepare(model)
     model.save_pretrained(tmp_path)
-    assert prefix.ATTENTION not in (tmp_path / "config.json").read_text()
+    assert forward.ATTENTION not in (tmp_path / "config.json").read_text()
 
 
 @pytest.mark.parametrize("config, values, words", [
@@ -132,8 +132,8 @@ def test_saved_config_does_not_name_the_layout(tiny, tmp_path):
 def test_families_that_cannot_share_stay_with_rows_and_say_so(tiny, capsys, config, values, words):
     model, examples = build(config, values), tiny.examples(3)
     before = forward.group_logps(model, forward.collate(examples), 2**27)
-    forward.prepare(model)
-    assert not prefix.is_shared(model)
+    prefix.prepare(model)
+    assert not forward.is_shared(model)
     assert "prompts are not shared" in (said := capsys.readouterr().out) and words in said
     assert torch.equal(before, forward.group_logps(model, forward.collate(examples), 2**27))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline.lm.fused import Plan, reductions
+from pipeline.lm.head import Plan, reductions
 from pipeline.objectives.contract import LossInputs, TokenInputs
 
 Table = list[list[float]]

@@ -14,7 +14,7 @@ import math
 import pytest
 import torch
 
-from pipeline.lm.fused import Plan, reductions
+from pipeline.lm.head import Plan, reductions
 from pipeline.objectives import dpo, tdpo
 from pipeline.objectives.contract import LossInputs
 from tests.objectives.batches import batch_of, gradient, token_batch

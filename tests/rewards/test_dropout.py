@@ -10,6 +10,7 @@ import torch
 
 from pipeline.config import problems_of, settled
 from pipeline.lm import folders
+from pipeline.lm.settings import ModelRuntime
 from pipeline.records import Completion, Group, Message
 from pipeline.rewards import dropout, model
 
@@ -64,7 +65,8 @@ def test_passes_mean_and_deviation(folder: Path) -> None:
 
 def test_scores_do_not_depend_on_batches_and_only_on_its_own_seed(folder: Path) -> None:
     whole = dropout.scorer(SETTINGS, model=folder)(groups())
-    single = dropout.scorer(SETTINGS, model=folder, batch_tokens=1)(groups()[::-1])[::-1]
+    small = ModelRuntime("cpu", tokens_per_batch=1)
+    single = dropout.scorer(SETTINGS, model=folder, runtime=small)(groups()[::-1])[::-1]
     other = dropout.scorer(dropout.Settings(passes=4, rate=0.2, seed=1, precision="float32"), model=folder)(groups())
     for a, b, c in zip(whole, single, other, strict=True):
         assert [v["_pass2"] for v in a] == pytest.approx([v["_pass2"] for v in b], abs=1e-4)

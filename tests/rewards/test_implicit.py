@@ -14,6 +14,7 @@ from pipeline.config import problems_of
 from pipeline.errors import UserError
 from pipeline.lm import folders as export
 from pipeline.lm import template
+from pipeline.lm.settings import ModelRuntime
 from pipeline.records import LENGTH, Completion, Group, Message
 from pipeline.rewards import implicit, likelihood
 
@@ -53,13 +54,13 @@ def rows(group: Group) -> list[list[int]]:
     return [[*group.prompt_ids, *c.token_ids] for c in group.completions]
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 30, 10_000])
-def test_log_probs_of_completions(folders: tuple[Path, Path], group: Group, batch_tokens: int) -> None:
+@pytest.mark.parametrize("tokens", [1, 30, 10_000])
+def test_log_probs_of_completions(folders: tuple[Path, Path], group: Group, tokens: int) -> None:
     """With and without the stop token; the batches do not matter."""
     wanted = [logits_of(folders[0], row) for row in rows(group)]
     for special, skipped in (("keep", ()), ("drop", (0, 1, 2, 3, 4, 5, 6))):
         score = likelihood.scorer(likelihood.Settings(special_tokens=special), policy=folders[0],
-                                  batch_tokens=batch_tokens)
+                                  runtime=ModelRuntime("cpu", tokens_per_batch=tokens))
         empty = Group("q", group.messages)
         found = score([group, empty, group])
         values = [expected(wanted[i], group, i, skipped) for i in range(3)]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from pipeline.config import problems_of, settled
 from pipeline.errors import UserError
+from pipeline.lm import folders
+from pipeline.lm.settings import ModelRuntime
+from pipeline.lm.template import Encoder
 from pipeline.records import LENGTH, STOP, Completion, Group, Message
-from pipeline.rewards import model
+from pipeline.rewards import dropout, model
 
 WORDS = ["<pad>", "<s>", "</s>", "<user>", "<bot>", "<unk>", *"abcdefgh"]
 TEMPLATE = (
@@ -23,7 +29,7 @@ TEMPLATE = (
     "{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
 )
 PAD, BOS, EOS, USER, BOT = range(5)
-A, B, C, D = (WORDS.index(letter) for letter in "abcd")
+A, B, C, D, E = (WORDS.index(letter) for letter in "abcde")
 
 
 def tokenizer_of(template: str | None = TEMPLATE, words: list[str] = WORDS) -> Any:
@@ -56,6 +62,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def shown(tokenizer: Any, group: Group) -> list[list[int]]:
+    """The ids a model with this tokenizer is shown for each completion."""
+    return [row.ids for row in Encoder(tokenizer, of="the reward model's").rows([group])[0]]
+
+
 def group_of(*texts: str, carried: bool = False, finish: str = STOP, prompt: str = "ab") -> Group:
     completions = tuple(
         Completion(t, tuple(WORDS.index(x) for x in t) + ((EOS,) if finish == STOP else ()) if carried else (), finish)
@@ -76,25 +87,64 @@ def score_of(folder: Path, ids: list[int]) -> float:
 def test_the_end_of_turn_is_there_if_and_only_if_the_answer_ended(carried: bool) -> None:
     prompt = [BOS, USER, A, B, BOT]
     tokenizer = tokenizer_of()
-    assert model.encode(tokenizer, group_of("cd", carried=carried)) == [[*prompt, C, D, EOS]]
-    assert model.encode(tokenizer, group_of("cd", carried=carried, finish=LENGTH)) == [[*prompt, C, D]]
+    assert shown(tokenizer, group_of("cd", carried=carried)) == [[*prompt, C, D, EOS]]
+    assert shown(tokenizer, group_of("cd", carried=carried, finish=LENGTH)) == [[*prompt, C, D]]
 
 
 def test_carried_ids_are_scored_as_they_are() -> None:
     """The policy may have written "cd" as ids the tokenizer would not choose; they are what was sampled."""
     group = Group("p", (Message("user", "ab"),), (Completion("cd", (D, C, EOS)),), (BOS, USER, A, B, BOT))
-    assert model.encode(tokenizer_of(), group) == [[BOS, USER, A, B, BOT, D, C, EOS]]
+    assert shown(tokenizer_of(), group) == [[BOS, USER, A, B, BOT, D, C, EOS]]
+
+
+def test_a_special_tokens_string_in_a_text_is_shown_as_in_training(tiny_model: Path) -> None:
+    """Training's ids write "<|end|>" and "</s>" as letters, and so does the scorer, whether it takes the carried ids or
+    formats the messages: as special tokens they would end the turn, and a carried prompt would not be recognised.
+    """
+    tokenizer, stops = folders.load_tokenizer(tiny_model), folders.stop_ids(tiny_model)
+    plain = Group("p", (Message("user", "What is <|end|> for?"),), (
+        Completion("Say </s> and <|user|> now."), Completion("No <s>", finish_reason=LENGTH)))
+    (carried,) = Encoder(tokenizer, stops).encode([plain])
+    expected = [[*carried.prompt_ids, *c.token_ids] for c in carried.completions]
+    assert shown(tokenizer, carried) == shown(tokenizer, plain) == expected
+    specials = [[token for token in row if token in tokenizer.all_special_ids] for row in expected]
+    assert specials == [tokenizer.convert_tokens_to_ids(["<s>", "<|user|>", "<|assistant|>", "</s>"]),
+                        tokenizer.convert_tokens_to_ids(["<s>", "<|user|>", "<|assistant|>"])]
+    written = replace(carried, completions=(Completion("No", tuple(range(90, 95))),))
+    assert shown(tokenizer, written) == [[*carried.prompt_ids, *range(90, 95)]]
+
+
+@pytest.mark.parametrize(("template", "row"), [
+    (TEMPLATE.replace("{{ bos_token }}", "").replace("</s>", "e"), [BOS, USER, A, B, BOT, C, D, E]),
+    (TEMPLATE.replace("</s>", "</s>e"), [BOS, USER, A, B, BOT, C, D, EOS, E]),
+])
+def test_another_template_ends_a_row_as_it_does(template: str, row: list[int]) -> None:
+    """No BOS (the tokenizer adds its own), no stop token, or text behind it: nothing is asked of a foreign template."""
+    tokenizer = tokenizer_of(template)
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", BOS)])
+    assert shown(tokenizer, group_of("cd")) == [row]
+
+
+def test_a_policy_without_bos_is_shown_as_it_was_trained() -> None:
+    """Its template writes none, though its tokenizer would: neither do the ids the reward model learned from."""
+    tokenizer = tokenizer_of(TEMPLATE.replace("{{ bos_token }}", ""))
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", BOS)])
+    (carried,) = Encoder(tokenizer, (EOS,)).encode([group_of("cd")])
+    assert carried.prompt_ids == (USER, A, B, BOT)
+    assert shown(tokenizer, carried) == [[USER, A, B, BOT, C, D, EOS]]
 
 
 def test_a_policy_with_other_ids_is_formatted_from_its_messages() -> None:
     other_vocabulary = Group("p", (Message("user", "ab"),), (Completion("cd", (90, 91, 7)),), (70, 71, 72))
-    assert model.encode(tokenizer_of(), other_vocabulary) == [[BOS, USER, A, B, BOT, C, D, EOS]]
+    assert shown(tokenizer_of(), other_vocabulary) == [[BOS, USER, A, B, BOT, C, D, EOS]]
 
 
 @pytest.mark.parametrize("written", ["{{ bos_token }}", "{{ bos_token }}{{ bos_token }}"])
 def test_bos_exactly_once(written: str) -> None:
     tokenizer = tokenizer_of(TEMPLATE.replace("{{ bos_token }}", written))
-    assert model.encode(tokenizer, group_of("c"))[0].count(BOS) == 1
+    assert shown(tokenizer, group_of("c"))[0].count(BOS) == 1
 
 
 def test_scores_do_not_depend_on_batch_and_padding(folder: Path) -> None:
@@ -102,13 +152,41 @@ def test_scores_do_not_depend_on_batch_and_padding(folder: Path) -> None:
     rows = [[BOS, USER, A, B, BOT, C, EOS], [BOS, USER, A, B, BOT, *range(A, A + 8), EOS]]
     expected = [score_of(folder, row) for row in rows]
     settings = model.Settings(precision="float32")
-    for batch_tokens in (1, 20, 10_000):
-        scores = model.scorer(settings, model=folder, batch_tokens=batch_tokens)(groups)
+    for tokens, share in itertools.product((1, 20, 10_000), (True, False)):
+        runtime = ModelRuntime("cpu", tokens_per_batch=tokens, share_prefix=share)
+        scores = model.scorer(settings, model=folder, runtime=runtime)(groups)
         assert [len(s) for s in scores] == [3, 0, 1]
         assert scores[0][:2] == pytest.approx(expected, abs=1e-5)
 
 
-def test_without_a_padding_token_the_last_token_still_counts(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [True, False])
+def test_scores_are_those_of_the_models_own_forward(folder: Path, share: bool) -> None:
+    """To 1e-5 of each score, with every prompt run once or in padded rows: groups of four, prompts of 9 tokens."""
+    rng = np.random.default_rng(0)
+    answers = [["".join(rng.choice(list("abcdefgh"), rng.integers(1, 20))) for _ in range(4)] for _ in range(8)]
+    groups = [group_of(*of_group, prompt=f"{a}habcde{b}", carried=a < "e")
+              for of_group, a, b in zip(answers, "abcdefgh", "aabbccdd", strict=True)]
+    runtime = ModelRuntime("cpu", tokens_per_batch=150, share_prefix=share)
+    scores = model.scorer(model.Settings(precision="float32"), model=folder, runtime=runtime)(groups)
+    for group, found in zip(groups, scores, strict=True):
+        own = [score_of(folder, row) for row in shown(tokenizer_of(), group)]
+        assert found == pytest.approx(own, rel=1e-5)
+
+
+def test_a_model_that_looks_ahead_sees_no_padding(tmp_path: Path) -> None:
+    """BERT: prompts cannot be shared, and rows of different lengths need their mask."""
+    torch.manual_seed(0)
+    transformers.BertForSequenceClassification(transformers.BertConfig(
+        vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=40, num_labels=1, pad_token_id=PAD, initializer_range=0.3)).save_pretrained(tmp_path)
+    tokenizer_of().save_pretrained(tmp_path)
+    group = group_of("c", "abcdefgh", "dd")
+    (found,) = model.scorer(model.Settings(precision="float32"), model=tmp_path)([group])
+    assert found == pytest.approx([score_of(tmp_path, row) for row in shown(tokenizer_of(), group)], rel=1e-5)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_without_a_padding_token_the_last_token_still_counts(folder: Path, tmp_path: Path, share: bool) -> None:
     """transformers refuses such a batch; the scorer pads with an id that ends no row."""
     net = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     net.config.pad_token_id = None
@@ -116,7 +194,8 @@ def test_without_a_padding_token_the_last_token_still_counts(folder: Path, tmp_p
     tokenizer_of().save_pretrained(tmp_path)
     groups = [group_of("c", "abcdefgh", "dd")]
     settings = model.Settings(precision="float32")
-    assert model.scorer(settings, model=tmp_path)(groups)[0] == pytest.approx(
+    runtime = ModelRuntime("cpu", share_prefix=share)
+    assert model.scorer(settings, model=tmp_path, runtime=runtime)(groups)[0] == pytest.approx(
         model.scorer(settings, model=folder)(groups)[0], abs=1e-5
     )
 
@@ -137,10 +216,14 @@ def test_what_does_not_fit_the_model_has_no_score(folder: Path) -> None:
     assert math.isnan(scores[1])
 
 
-def test_batches_fill_the_budget_longest_first() -> None:
-    assert model.batches([3, 9, 4, 8, 1], 18) == [[1, 3], [2, 0, 4]]
-    assert model.batches([50, 2], 10) == [[0], [1]]
-    assert model.batches([], 10) == []
+@pytest.mark.parametrize("scorer", [
+    partial(model.scorer, model.Settings()), partial(dropout.scorer, dropout.Settings(passes=2))])
+def test_the_device_is_the_runtimes(folder: Path, monkeypatch: pytest.MonkeyPatch, scorer: Any) -> None:
+    """hardware=cpu where there is a GPU too; and a GPU that is not there is the user's mistake."""
+    with pytest.raises(UserError, match="torch sees no CUDA device here; use hardware=cpu"):
+        scorer(model=folder, runtime=ModelRuntime("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert len(scorer(model=folder, runtime=ModelRuntime("cpu"))([group_of("c")])[0]) == 1
 
 
 def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
@@ -165,8 +248,8 @@ def test_folders_that_cannot_score(folder: Path, tmp_path: Path) -> None:
 
 def test_a_template_that_refuses_says_which_prompt(folder: Path) -> None:
     tokenizer = tokenizer_of("{{ raise_exception('no system turns') }}")
-    with pytest.raises(UserError, match="refuses 'p': no system turns"):
-        model.encode(tokenizer, group_of("c"))
+    with pytest.raises(UserError, match="'p': the reward model's chat template refuses this conversation: no sys"):
+        shown(tokenizer, group_of("c"))
 
 
 def test_a_given_path_is_checked_while_planning(folder: Path, tmp_path: Path) -> None:
@@ -186,9 +269,9 @@ def test_a_given_path_is_checked_while_planning(folder: Path, tmp_path: Path) ->
 
 def test_scores_are_those_of_the_training_stage(tiny_model: Path, tmp_path: Path) -> None:
     """A reward model the loop trained gives the policy's own ids the scores it gave them in training."""
-    from pipeline.lm import examples, folders
+    from pipeline.lm import examples
+    from pipeline.lm import scores as head
     from pipeline.lm import template as encode
-    from pipeline.training import reward
 
     net = folders.load_reward(tiny_model, torch.device("cpu"), seed=3, pad=0)
     folders.save_folder(net, tiny_model, tmp_path / "model", "float32")
@@ -197,13 +280,13 @@ def test_scores_are_those_of_the_training_stage(tiny_model: Path, tmp_path: Path
                   (Completion(texts[0]), Completion(texts[1], finish_reason=LENGTH)))
     encoder = encode.Encoder(folders.load_tokenizer(tiny_model), folders.stop_ids(tiny_model))
     (group,) = encoder.encode([plain])
-    rows = model.encode(folders.load_tokenizer(tmp_path / "model"), group)
+    rows = shown(folders.load_tokenizer(tmp_path / "model"), group)
     assert rows == [[*group.prompt_ids, *c.token_ids] for c in group.completions]
-    assert model.encode(folders.load_tokenizer(tmp_path / "model"), plain) == rows  # from the messages: the same ids
+    assert shown(folders.load_tokenizer(tmp_path / "model"), plain) == rows  # from the messages: the same ids
     example = examples.Example(
         "p", np.array(group.prompt_ids, np.int32), tuple(np.array(c.token_ids, np.int32) for c in group.completions)
     )
     with torch.no_grad():
-        trained, _ = reward.group_scores(net.eval(), [example], pad=0)
+        trained, _ = head.group_scores(net.eval(), [example], pad=0)
     scores = model.scorer(model.Settings(precision="float32"), model=tmp_path / "model")([group])
     assert scores[0] == pytest.approx(trained[0].tolist(), abs=1e-5)

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
+from flows.compose import compose
+from flows.prepare import expand
 from pipeline import columns, tables
 from pipeline.config import build, problems_of
 from pipeline.records import LENGTH, Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import score
+from pipeline.training.settings import TrainRuntime
 
 RULE = {"module": "pipeline.rewards.rule", "function": "pipeline.rewards.rule.fresh_trigrams"}
 
@@ -23,7 +26,7 @@ def group_of(name: str, *texts: str, finish: str = "stop") -> Group:
 
 
 def context_of(tmp_path: Path, settings: Any, report: Reporter | None = None) -> Context:
-    return Context(settings, score.Runtime(), {"groups": (tmp_path / "in",)}, {"groups": ("in",)}, tmp_path / "work", 0,
+    return Context(settings, TrainRuntime(), {"groups": (tmp_path / "in",)}, {"groups": ("in",)}, tmp_path / "work", 0,
                    report or Reporter())
 
 
@@ -115,7 +118,16 @@ def test_a_model_is_wanted_only_where_one_is_used(tmp_path: Path) -> None:
     assert score.wanted(build(score.Settings, {"reward": RULE})) == set()
     assert score.wanted(build(score.Settings, {"reward": learned})) == {"model"}
     assert score.wanted(build(score.Settings, {"reward": RULE, "also": {"learned": learned}})) == {"model"}
-    assert [p.name for p in score.files(build(score.Settings, {"reward": RULE}), score.Runtime())] == ["rule.py"]
+    assert [p.name for p in score.files(build(score.Settings, {"reward": RULE}), TrainRuntime())] == ["rule.py"]
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "cuda"])
+def test_the_device_is_the_hardwares(hardware: str) -> None:
+    """Of whatever runs a model: training, scoring, sampling by transformers."""
+    words = ["recipe=pco", f"hardware={hardware}", "engine=transformers"]
+    steps = {step.name: step for step in expand(compose(words))}
+    assert steps["train[2]"].runtime.device == steps["score[2]"].runtime.device == hardware
+    assert steps["generate[2]"].runtime.engine["device"] == hardware
 
 
 IMPLICIT = {"module": "pipeline.rewards.implicit", "decouple": 0.5}
@@ -130,7 +142,7 @@ def test_models_go_to_the_scorers_that_need_them(tiny_model: Path, make_model: A
     pairwise = {"module": "pipeline.rewards.pairwise", "function": "pipeline.rewards.pairwise.fresher"}
     settings = build(score.Settings, {"reward": IMPLICIT, "name": "own", "also": {"judge": pairwise, "fresh": RULE}})
     inputs = {"groups": (tmp_path / "in",), "policy": (tiny_model,), "reference": (tiny_model,)}
-    context = Context(settings, score.Runtime(), inputs, {"groups": ("in",)}, tmp_path / "work", 0, Reporter())
+    context = Context(settings, TrainRuntime(), inputs, {"groups": ("in",)}, tmp_path / "work", 0, Reporter())
     score.run(context)
     (group,) = scored(context)
     for completion, judged in zip(group.completions, (0.75, 0.25), strict=True):
@@ -158,7 +170,7 @@ def test_the_uncertainty_of_the_reward_model_reaches_the_selection(tiny_model: P
                                    for i in range(3)])
     settings = build(score.Settings, {"reward": {"module": "pipeline.rewards.dropout", "passes": 3}})
     inputs = {"groups": (tmp_path / "in",), "model": (tmp_path / "reward",)}
-    context = Context(settings, score.Runtime(), inputs, {"groups": ("in",)}, tmp_path / "work", 0, Reporter())
+    context = Context(settings, TrainRuntime(), inputs, {"groups": ("in",)}, tmp_path / "work", 0, Reporter())
     score.run(context)
     samples = scored(context)
     chosen = upo.Settings(share=0.5)

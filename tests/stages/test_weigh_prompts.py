@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from flows.compose import compose
 from flows.prepare import expand
@@ -17,6 +19,7 @@ from pipeline.records import Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import weigh_prompts
 from pipeline.stages.weigh_prompts import Settings, density_ratios
+from pipeline.training.settings import TrainRuntime
 from tests import given
 
 
@@ -84,17 +87,16 @@ def test_one_label_alone_is_refused(tiny_model: Path, tmp_path: Path) -> None:
         weigh_prompts.run(context_of(tmp_path, tiny_model, [group_of("u", (5,), True), group_of("p", (5,), None)]))
 
 
-def test_padding_and_batches_change_nothing(tiny_model: Path, tmp_path: Path) -> None:
-    from pipeline.lm import folders
-
-    model = folders.load_policy(tiny_model, torch.device("cpu")).base_model.eval()
-    groups = [group_of("a", (11, 12, 13), True), group_of("b", (50,) * 9, True)]
+@pytest.mark.parametrize(("tokens", "share"), [(40, True), (40, False), (1, True)])
+def test_an_embedding_is_the_mean_final_state(tiny_model: Path, tmp_path: Path, tokens: int, share: bool) -> None:
+    """However prompts are laid out and batched: as each prompt by itself, through transformers."""
+    groups = [group_of("a", (11, 12, 13), True), group_of("b", (50,) * 9, True), group_of("c", (7,), False)]
+    context = replace(context_of(tmp_path, tiny_model, groups),
+                      runtime=TrainRuntime(device="cpu", tokens_per_batch=tokens, share_prefix=share))
+    net = transformers.AutoModel.from_pretrained(tiny_model, dtype=torch.float32).eval()
     with torch.no_grad():
-        together = weigh_prompts._means(model, groups, "cpu")
-        alone = torch.cat([weigh_prompts._means(model, [g], "cpu") for g in groups])
-    assert torch.allclose(together, alone, atol=1e-5)
-    assert [len(b) for b in weigh_prompts._batches(groups * 2, 20)] == [2, 2]
-    assert [len(b) for b in weigh_prompts._batches(groups, 5)] == [1, 1]
+        alone = [net(torch.tensor([g.prompt_ids])).last_hidden_state[0].mean(dim=0) for g in groups]
+    assert torch.allclose(weigh_prompts._embeddings(context, groups), torch.stack(alone), atol=1e-5)
 
 
 def test_a_recipe_weighs_only_where_it_is_asked_to() -> None:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.lm import batches
+from pipeline.lm import packed
 from pipeline.training import distribute
-from pipeline.training.distribute import World
+from pipeline.training.gradients import World
 from pipeline.training.settings import TrainRuntime
 
 
@@ -37,7 +37,7 @@ def test_work_is_even(tiny):
 
 def test_alone_nothing_is_exchanged(tiny):
     batch, world = tiny.examples(6), World()
-    assert world.cut(batch, 50) == [(micro, True) for micro in batches.micro_batches(batch, 50)]
+    assert world.cut(batch, 50) == [(micro, True) for micro in packed.micro_batches(batch, 50)]
     assert world.first and world.gather(3) == [3] and world.agree(True)
     assert world.run(lambda model, x: (model, x), "model", 1) == ("model", 1)
     assert distribute.first_then_all(world, lambda: 5) == 5

@@ -76,9 +76,9 @@ def test_joined_batch_is_in_the_order_of_the_groups(tiny):
     model, examples = tiny.llama(), tiny.examples(3, k=2)
     examples[1] = tiny.examples(2, k=3, seed=5)[1]
     task = policy.PolicyTask(spread(), None, 0, 10**6, 2**27)
-    about, cut = inputs.About.of(examples), [[2, 0], [1]]
+    facts, cut = inputs.BatchFacts.of(examples), [[2, 0], [1]]
     with torch.no_grad():
-        parts = [task.inputs(model, [examples[i] for i in micro], 0, about) for micro in cut]
+        parts = [task.inputs(model, [examples[i] for i in micro], 0, facts) for micro in cut]
     whole = inputs.joined(parts, cut)
     assert whole.lengths.tolist() == [[len(c) for c in e.completions] + [0] * (3 - len(e.completions))
                                       for e in examples]

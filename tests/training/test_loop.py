@@ -11,11 +11,11 @@ import torch
 
 from pipeline.config import load_part
 from pipeline.errors import UserError
-from pipeline.lm import folders, forward
+from pipeline.lm import folders, prefix
 from pipeline.negatives.contract import Draw
 from pipeline.objectives.contract import Objective
 from pipeline.stage import Reporter
-from pipeline.training import assembly, checkpoint, optim, policy
+from pipeline.training import checkpoint, optim, policy, run
 from pipeline.training.gradients import accumulate, normalised_weights
 from pipeline.training.loop import Job, fit
 from pipeline.training.settings import TrainerSettings, TrainRuntime
@@ -162,8 +162,8 @@ def test_neither_recomputing_nor_compiling_changes_the_gradient(tiny, tmp_path, 
     for runtime in (TrainRuntime(), TrainRuntime(**{change: True})):
         tiny.llama().save_pretrained(tmp_path / "model")
         model = folders.load_policy(tmp_path / "model", torch.device("cpu"), runtime)
-        forward.prepare(model)
-        assembly.adapt(model, TrainerSettings(), runtime, 0)
+        prefix.prepare(model)
+        run.adapt(model, TrainerSettings(), runtime, 0)
         accumulate(model, task(DPO), tiny.examples(4), 0, "float32", 10**6)
         found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert found[0].abs().max() > 0.1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import load_part
-from pipeline.lm import forward, packed
+from pipeline.lm import forward, packed, prefix
 from pipeline.lm.examples import Example
 from pipeline.negatives.contract import Draw
 from pipeline.objectives.contract import Objective
@@ -22,7 +22,7 @@ UNIFORM = load_part({"module": "pipeline.negatives.uniform"}, "negatives", Draw)
 
 
 def how(part):
-    return negatives.Draw(part, 0, 10**6, 2**27)
+    return negatives.NegativeDraw(part, 0, 10**6, 2**27)
 
 
 def test_negatives_are_drawn_and_the_preferred_stays(tiny):
@@ -83,7 +83,7 @@ def test_prompts_computed_once_change_nothing(tiny, tokens):
     examples, found = tiny.examples(8, k=5), []
     for share in (False, True):
         model = tiny.llama()
-        forward.prepare(model, share)
+        prefix.prepare(model, share)
         task = policy.PolicyTask(RNCE, MC, 0, tokens, 2**27)
         assert negatives.can_grow(model, task.draw) == share
         trained, values, bad = accumulate(model, task, examples, 3, "float32", tokens)
@@ -102,10 +102,10 @@ def test_groups_that_cannot_grow_are_drawn_from_all_the_same(tiny):
     one, *others = tiny.examples(4, k=3)
     examples = [dataclasses.replace(one, prompts=(one.prompt, one.prompt, others[0].prompt)), *others]
     task, found = policy.PolicyTask(RNCE, MC, 0, 10**6, 2**27), []
-    assert not task.about(examples).one_prompt and task.about(others).one_prompt
+    assert not task.facts(examples).one_prompt and task.facts(others).one_prompt
     for share in (False, True):
         model = tiny.llama()
-        forward.prepare(model, share)
+        prefix.prepare(model, share)
         _, values, bad = accumulate(model, task, examples, 0, "float32", 10**6)
         assert not bad
         found.append((values["loss"], float(sum(p.grad.norm() for p in model.parameters()))))
@@ -119,7 +119,8 @@ def test_a_micro_batch_holds_what_learns_at_once(tiny):
     def example(*lengths):
         return Example("a", np.arange(3, 14), tuple(np.arange(3, 3 + n) for n in lengths))
 
-    one = negatives.Draw(load_part({"module": "pipeline.negatives.mc", "m": 1}, "negatives", Draw), 0, 10**6, 2**27)
+    part = load_part({"module": "pipeline.negatives.mc", "m": 1}, "negatives", Draw)
+    one = negatives.NegativeDraw(part, 0, 10**6, 2**27)
     assert one.cost(example(5, 2, 9, 4)) == 10 + 5 + 9
     assert how(MC).cost(example(5, 2, 9, 4)) == 10 + 5 + 9 + 4
     assert one.cost(example(1, *[20] * 10)) == (10 + 200 + 3) // 4
@@ -136,7 +137,7 @@ def test_weights_that_scoring_converted_still_get_a_gradient(tiny, share):
     gradient.
     """
     model = tiny.llama()
-    forward.prepare(model, share)
+    prefix.prepare(model, share)
     accumulate(model, policy.PolicyTask(RNCE, MC, 0, 10**6, 2**27), tiny.examples(4, k=5), 0, "bfloat16", 10**6)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 

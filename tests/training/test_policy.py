@@ -28,7 +28,7 @@ def task(objective, negatives=None):
 
 
 def run(made, model, examples):
-    losses, metrics, _ = made.losses(model, examples, 0, made.about(examples))
+    losses, metrics, _ = made.losses(model, examples, 0, made.facts(examples))
     return losses, metrics
 
 
@@ -50,7 +50,7 @@ def test_loss_where_policy_is_reference(tiny, objective, k, expected):
 def test_token_inputs_belong_to_their_log_probs(tiny):
     """Summing the token view by (group, column) gives the sequence log-probs; the largest logits are of their rows."""
     examples = tiny.examples(3)
-    seen = task(CRINGE).inputs(tiny.llama(), examples, 0, inputs.About.of(examples))
+    seen = task(CRINGE).inputs(tiny.llama(), examples, 0, inputs.BatchFacts.of(examples))
     tokens = seen.tokens
     sums = torch.zeros(3, 2).index_put((tokens.group, tokens.column), tokens.logps, accumulate=True)
     assert tokens.top_logits.shape == tokens.top_ids.shape == (len(tokens.targets), 6)  # k = 5 and the label

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipeline.config import problems_of
-from pipeline.training.settings import TrainerSettings, TrainRuntime, lr_factor, total_steps
+from pipeline.training.loop import lr_factor
+from pipeline.training.settings import TrainerSettings, TrainRuntime, total_steps
 
 
 def test_steps():

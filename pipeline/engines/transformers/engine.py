@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import setting
 from pipeline.engines.engine import Answer, Backend, Request, Sample, finished, model_facts, overlong, text_decoder
+from pipeline.lm.settings import DEVICES, ModelRuntime
 
 if TYPE_CHECKING:
-    from pipeline.engines.transformers.sampling import Made
+    from pipeline.engines.transformers.sampling import RawSample
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,22 @@ class Settings:
     batch_size: int = setting(128, low=1)  # sequences in one forward pass; a request's own n may exceed it
     window: int = setting(512, low=1)  # requests read ahead and sorted by length
     threads: int = setting(0, low=0)  # 0: torch's own choice
+    device: str = setting("auto", choices=DEVICES)  # auto = cuda where there is one
 
 
 @contextlib.contextmanager
 def open_engine(model: Path, settings: Settings, log: Path) -> Iterator[Engine]:
-    """Load `model` on the GPU if there is one, else on the CPU. `log` is not used."""
+    """Load `model` on the device of the settings. `log` is not used."""
     import torch
 
     from pipeline.engines.transformers.sampling import load
+    from pipeline.lm.folders import prepare_machine
 
     facts = model_facts(model)
     before = torch.get_num_threads()
-    torch.set_num_threads(settings.threads or before)
+    device = prepare_machine(ModelRuntime(settings.device, settings.threads or None))
     try:
-        yield Engine(load(model, settings.dtype), text_decoder(model), settings, facts.max_position)
+        yield Engine(load(model, settings.dtype, device), text_decoder(model), settings, facts.max_position)
     finally:
         torch.set_num_threads(before)
 
@@ -81,7 +84,7 @@ class Engine:
             made.append(Answer(tuple(samples)))
         return made
 
-    def _completions(self, requests: list[Request]) -> list[list[Made] | str]:
+    def _completions(self, requests: list[Request]) -> list[list[RawSample] | str]:
         """Of each request its completions, or why there are none: a batch that fails is halved until one request is
         left, which is the one to blame."""
         from pipeline.engines.transformers.sampling import generate

@@ -6,45 +6,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from pipeline.engines.engine import Request, adapter_base
+from pipeline.lm import folders, logps, prefix
+from pipeline.lm.examples import Example
+from pipeline.lm.settings import THIS_MACHINE
 from pipeline.records import LENGTH, STOP
 
 _ROOM = 64  # positions that the cache grows by
 _SHRINK_BELOW = 0.75  # drop finished rows from the batch once the unfinished are fewer than this share of it
 
 
-def load(model: Path, dtype: str) -> Any:
-    """The folder's causal language model in evaluation mode, on the GPU if there is one."""
-    return _read(model, dtype).to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _read(model: Path, dtype: str) -> Any:
-    """A LoRA adapter (peft's folder format) is put on its base, unmerged: what the trainer computes with."""
+def load(model: Path, dtype: str, device: torch.device) -> Any:
+    """The folder's causal language model in evaluation mode. A LoRA adapter (peft's folder format) is put on its base,
+    unmerged: what the trainer computes with.
+    """
     base = adapter_base(model)
-    network: Any = AutoModelForCausalLM.from_pretrained(base or model, dtype=getattr(torch, dtype))
+    network = folders.load_policy(base or model, device, options={"dtype": getattr(torch, dtype)})
     if base:
-        from peft import PeftModel
+        from pipeline.lm import adapters  # peft is slow to import, and vLLM's server imports this module
 
-        network = PeftModel.from_pretrained(network, str(model))
+        network = adapters.put_on(network, model)
     return network.eval()
 
 
-@torch.inference_mode()
 def completion_logps(model: Path, prompt_ids: list[int], completion_ids: list[int], dtype: str) -> list[float]:
     """Log-prob in nats of every completion token given all before it, by transformers on the CPU."""
-    network = _read(model, dtype)
-    ids = torch.tensor([[*prompt_ids, *completion_ids]])
-    logits = network(input_ids=ids).logits[0, len(prompt_ids) - 1 : -1].float()
-    return logits.log_softmax(-1).gather(1, ids[0, len(prompt_ids) :, None])[:, 0].tolist()
+    folders.quiet()
+    example = Example("probe", np.array(prompt_ids, np.int32), (np.array(completion_ids, np.int32),))
+    network = load(model, dtype, torch.device("cpu"))
+    prefix.check_head(network)
+    return logps.token_logps(network, [example], THIS_MACHINE, "float32")[0][0]
 
 
 @dataclass(frozen=True)
-class Made:
+class RawSample:
     """One completion: its log-probs are nats per token under the model itself, None where nobody asked."""
 
     token_ids: list[int]
@@ -66,7 +67,7 @@ class _Rows:
 
 
 @torch.inference_mode()
-def generate(network: Any, requests: list[Request]) -> list[list[Made]]:
+def generate(network: Any, requests: list[Request]) -> list[list[RawSample]]:
     """For each request its n completions. The prompt is computed once per request."""
     device = network.device
     owner = [i for i, request in enumerate(requests) for _ in range(request.n)]
@@ -102,10 +103,10 @@ def generate(network: Any, requests: list[Request]) -> list[list[Made]]:
         positions = mask.sum(1, keepdim=True) - 1
         answer = network(input_ids=chosen[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache)
         logits = answer.logits[:, -1].float()
-    groups: list[list[Made]] = [[] for _ in requests]
+    groups: list[list[RawSample]] = [[] for _ in requests]
     for i, ids, of_ids in zip(owner, made, logps, strict=True):
         reason = STOP if ids[-1] in requests[i].stop_ids else LENGTH
-        groups[i].append(Made(ids, reason, tuple(of_ids) if requests[i].logprobs else None))
+        groups[i].append(RawSample(ids, reason, tuple(of_ids) if requests[i].logprobs else None))
     return groups
 
 

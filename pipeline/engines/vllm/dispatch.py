@@ -45,7 +45,7 @@ class Lane:
 
 
 @dataclass
-class _Asked:
+class _Pending:
     index: int
     request: Request
     losses: int = 0
@@ -66,8 +66,8 @@ class Dispatcher:
         self._over = threading.Event()
         self._load = [0] * len(lanes)  # samples in flight
         self._calls = [0] * len(lanes)  # batches in flight
-        self._again: deque[_Asked] = deque()
-        self._suspects: deque[_Asked] = deque()
+        self._again: deque[_Pending] = deque()
+        self._suspects: deque[_Pending] = deque()
         self._alone = False  # the call in flight is a suspect's
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ready: dict[int, Answer] = {}
@@ -78,7 +78,7 @@ class Dispatcher:
 
     def answers(self, requests: Iterable[Request]) -> Iterator[Answer]:
         """One answer per request, in order. Raises ServerLost when no server is left, and whatever else goes wrong."""
-        reading = (_Asked(index, request) for index, request in enumerate(requests))
+        reading = (_Pending(index, request) for index, request in enumerate(requests))
         with ThreadPoolExecutor(self._window + len(self.lanes), thread_name_prefix="ask") as pool:
             try:
                 while True:
@@ -104,7 +104,7 @@ class Dispatcher:
             while True:
                 self._events.get_nowait()()
 
-    def _feed(self, reading: Iterator[_Asked], pool: ThreadPoolExecutor) -> None:
+    def _feed(self, reading: Iterator[_Pending], pool: ThreadPoolExecutor) -> None:
         """Give every server that is up as much as it may hold, the idlest one first."""
         while True:
             room = [i for i, lane in enumerate(self.lanes) if self._up[i] and self._load[i] < lane.limit]
@@ -118,7 +118,7 @@ class Dispatcher:
             self._calls[server] += 1
             pool.submit(self._call, server, batch)
 
-    def _batch(self, reading: Iterator[_Asked], samples: int) -> list[_Asked]:
+    def _batch(self, reading: Iterator[_Pending], samples: int) -> list[_Pending]:
         """The next requests, about `samples` samples together. A suspect waits until it can be alone, and the others
         until it is done: a crash ends every call in flight and would be blamed on all of them.
         """
@@ -127,7 +127,7 @@ class Dispatcher:
         self._alone = bool(self._suspects)
         if self._suspects:
             return [self._suspects.popleft()]
-        batch: list[_Asked] = []
+        batch: list[_Pending] = []
         while sum(asked.request.n for asked in batch) < samples:
             if self._again:
                 batch.append(self._again.popleft())
@@ -140,7 +140,7 @@ class Dispatcher:
                 self._exhausted = True
         return batch
 
-    def _call(self, server: int, batch: list[_Asked]) -> None:
+    def _call(self, server: int, batch: list[_Pending]) -> None:
         """In a thread of the pool: everything it learns goes through the queue of events."""
         left = dict(enumerate(batch))
         why: OSError | None = None
@@ -155,11 +155,11 @@ class Dispatcher:
             error = caught
         self._events.put(partial(self._ended, server, list(left.values()), why, error))
 
-    def _answered(self, server: int, asked: _Asked, answer: Answer) -> None:
+    def _answered(self, server: int, asked: _Pending, answer: Answer) -> None:
         self._load[server] -= asked.request.n
         self._ready[asked.index] = answer
 
-    def _ended(self, server: int, unanswered: list[_Asked], why: OSError | None, error: Exception | None) -> None:
+    def _ended(self, server: int, unanswered: list[_Pending], why: OSError | None, error: Exception | None) -> None:
         self._calls[server] -= 1
         self._load[server] -= sum(asked.request.n for asked in unanswered)
         if error is not None:

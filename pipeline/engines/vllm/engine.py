@@ -34,7 +34,7 @@ from pipeline.errors import UserError
 
 __all__ = ["Settings", "check_service", "findings", "open_engine", "start_service"]
 
-Known = dict[tuple[int, ...], list[float]]  # completion of the probe -> transformers' log-probs of its tokens, nats
+ProbeLogps = dict[tuple[int, ...], list[float]]  # the probe's completion -> transformers' log-probs of its tokens, nats
 _PROBE_TOKENS = 16
 _BATCHES = 8  # calls that together fill a server
 _TRIES = 3  # at getting a server back that is lost again while it gets its weights
@@ -76,7 +76,7 @@ def open_engine(model: Path, settings: Settings, log: Path) -> Iterator[Engine]:
         pool = stack.enter_context(ThreadPoolExecutor(len(found)))
         servers = tuple(pool.map(lambda server: client.load(server, model), found))
         # the probe may take seconds (a large model, an import): sampling starts meanwhile
-        known: Known = {}
+        known: ProbeLogps = {}
         recovered: set[str] = set()
         gaps = pool.submit(
             lambda: max(_first_gap(server, model, settings, known, recovered) for server in servers))
@@ -84,7 +84,7 @@ def open_engine(model: Path, settings: Settings, log: Path) -> Iterator[Engine]:
         yield Engine(servers, keepers, model, settings, context, {}, gaps, known, recovered)
 
 
-def _first_gap(server: Server, model: Path, settings: Settings, known: Known, recovered: set[str]) -> float:
+def _first_gap(server: Server, model: Path, settings: Settings, known: ProbeLogps, recovered: set[str]) -> float:
     """`gap`; 0 for a server that was lost meanwhile, which is looked at again before it serves (`Engine._recover`)."""
     try:
         return gap(server, model, settings, known)
@@ -137,7 +137,7 @@ class Engine:
     context_length: int
     facts: dict[str, float]
     gaps: Future[float]
-    known: Known
+    known: ProbeLogps
     recovered: set[str]  # addresses of servers that were lost: their weights were loaded a second time
 
     def sample(self, requests: Iterable[Request]) -> Iterator[Answer]:
@@ -189,7 +189,7 @@ class Engine:
                 f"by {found:.4f} nats per token, allowed are {self.settings.tolerance} (engine.probe_tolerance)")
 
 
-def gap(server: Server, model: Path, settings: Settings, known: Known) -> float:
+def gap(server: Server, model: Path, settings: Settings, known: ProbeLogps) -> float:
     """Mean absolute difference, nats per token, between the server's and transformers' log-probs of a greedy probe.
 
     `known` keeps what transformers computes from the folder, by completion: replicas that serve alike share it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -35,6 +36,33 @@ def test_greedy_is_what_transformers_generates(tiny_model):
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         ids = oracle.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=list(STOP))
         assert answer.samples[0].token_ids == tuple(ids[0, len(prompt) :].tolist())
+
+
+def test_the_device_is_the_one_of_the_settings(tiny_model, monkeypatch):
+    """Where there is a GPU too: hardware=cpu is handed on, and a GPU that is not there is the user's mistake."""
+    with pytest.raises(UserError, match=r"runtime.device: cuda, but torch sees no CUDA device here; use hardware=cpu"):
+        sample(tiny_model, [ask(PROMPTS[0])], device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    settings = engine_module.Settings(device="cpu")
+    with engine_module.open_engine(tiny_model, settings, tiny_model / "no.log") as engine:
+        assert engine.network.device == torch.device("cpu")
+        assert len(next(iter(engine.sample([ask(PROMPTS[0])]))).samples[0].token_ids) == 24
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_log_probs_for_the_probe_are_transformers_own(tiny_model, tmp_path, dtype, adapted):
+    """What vLLM is compared with: the model's own forward and log_softmax, an adapter unmerged on its base."""
+    network = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=getattr(torch, dtype))
+    if adapted:
+        network = peft.get_peft_model(network, peft.LoraConfig(r=4, init_lora_weights=False))
+        network.save_pretrained(tmp_path)
+    prompt, completion = PROMPTS[3], [31, 50, 7, 60, 2]
+    with torch.inference_mode():
+        logits = network.eval()(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1].float()
+    expected = logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
+    found = sampling.completion_logps(tmp_path if adapted else tiny_model, list(prompt), completion, dtype)
+    assert found == pytest.approx(expected.tolist(), abs=1e-5 if dtype == "float32" else 2e-2)
 
 
 def test_samples_do_not_depend_on_batch_or_order(tiny_model):

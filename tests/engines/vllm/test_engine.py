@@ -87,7 +87,7 @@ def test_stale_weights_stop_the_run(use_vllm, tiny_model, other_model):
 
 def test_the_probe_is_computed_once_for_all_replicas(use_vllm, tiny_model, monkeypatch):
     server = client.load(client.connect(use_vllm.url, use_vllm.key), tiny_model)
-    known: vllm.Known = {}
+    known: vllm.ProbeLogps = {}
     first = vllm.gap(server, tiny_model, vllm.Settings(), known)
     assert first < 1e-3 and len(known) == 1
     monkeypatch.setattr(vllm, "_transformers_logps", None)  # a second computation would fail

@@ -1,26 +1,28 @@
-"""What sft and train_preference do: load, check, train, write the folder."""
+"""What the training stages do: load, check, adapt, train, write the folder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AttentionInterface
 
 from pipeline import columns, tables
 from pipeline.config import Part, load_part
 from pipeline.errors import UserError
-from pipeline.lm import adapters, folders, forward, memory
+from pipeline.lm import adapters, folders, forward, logps, memory, prefix
 from pipeline.lm import examples as data
 from pipeline.lm.side_tables import SideTables
 from pipeline.negatives.contract import Draw
 from pipeline.objectives.contract import Auxiliary, Objective, needs_of
-from pipeline.stage import Context
-from pipeline.training import assembly, checks, distribute, optim, policy, throughput
-from pipeline.training.distribute import World
+from pipeline.stage import Context, derive_seed
+from pipeline.training import checkpoint, checks, distribute, optim, policy, throughput
+from pipeline.training.gradients import World
 from pipeline.training.loop import Job, fit
+from pipeline.training.settings import TrainerSettings, TrainRuntime
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ def train(
     examples = load_examples(context, parts, score, weights, world)
     model = folders.load_policy(source, device, runtime, adapters.quantisation(trainer.adapter, trainer.precision))
     data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
-    forward.prepare(model, runtime.share_prefix)
-    assembly.adapt(model, trainer, runtime, context.seed)
+    prefix.prepare(model, runtime.share_prefix)
+    adapt(model, trainer, runtime, context.seed)
     policy.add_parameters(model, parts.objective)
     world = distribute.spread(world, model, runtime)
     task = policy.PolicyTask(
@@ -71,8 +73,7 @@ def train(
             if world.first:
                 optim.save_folder(context.out / "optimizer", moments, outcome.updates)
     policy.remove_parameters(model)
-    assembly.deliver(model, lambda: folders.load_policy(source, torch.device("cpu")), source, context.out, trainer,
-                     world)
+    deliver(model, lambda: folders.load_policy(source, torch.device("cpu")), source, context.out, trainer, world)
     context.report.count(groups=len(examples), steps=outcome.steps, **_by_table(context.inputs["groups"]),
                          completion_tokens=sum(e.completion_tokens for e in examples),
                          parameters=sum(throughput.weights(p) for p in model.parameters()))
@@ -83,13 +84,42 @@ def _by_table(groups: Sequence[Path]) -> dict[str, int]:
     return {f"from_input_{i}": tables.count(table) for i, table in enumerate(groups)} if len(groups) > 1 else {}
 
 
+def adapt(model: Any, trainer: TrainerSettings, runtime: TrainRuntime, seed: int, whole: tuple[str, ...] = ()) -> None:
+    """Put in adapters and compile, in place. `whole` are modules that learn altogether beside an adapter."""
+    if trainer.adapter.on:
+        adapters.add(model, trainer.adapter, derive_seed(seed, "adapter"), whole)
+    if runtime.compile:
+        # attention over a tree of prompts and completions walks it in Python: compiled, every batch would be a new one
+        AttentionInterface.register(forward.ATTENTION, torch.compiler.disable(forward.tree_attention))
+        for layer in distribute.layers_of(model):  # one by one: the same code, compiled once
+            layer.compile(dynamic=True)
+
+
+def deliver(
+    model: Any, load: Callable[[], Any], source: Path, out: Path, trainer: TrainerSettings, world: World
+) -> None:
+    """Write `out/model/`, a plain Hugging Face folder, and `out/adapter/` where one was trained.
+
+    Every process calls it, the first one writes. `load` gives the model training started from, on the CPU.
+    """
+    with memory.enough("while writing the model", memory.WRITING):
+        trained = world.whole(checkpoint.weights(model))
+        if not world.first:
+            return
+        if trainer.adapter.on:
+            adapters.save(model, trained, out / "adapter")
+            model = adapters.merged(load(), out / "adapter")
+        elif world.shell is not None:
+            model = load()
+            checkpoint.put(model, trained)
+        folders.save_folder(model, source, out / "model", trainer.save_dtype)
+
+
 def reference_model(context: Context, device: Any) -> Any:
     """The frozen reference, for objectives that need more of it than sums of log-probs; of 4 bits as the policy is."""
     trainer = context.settings.trainer
-    model = folders.load_policy(context.one("reference_model"), device, context.runtime,
-                               adapters.quantisation(trainer.adapter, trainer.precision))
-    forward.prepare(model, context.runtime.share_prefix)
-    return model.eval().requires_grad_(False)
+    return logps.open_frozen(context.one("reference_model"), device, context.runtime,
+                             adapters.quantisation(trainer.adapter, trainer.precision))
 
 
 def load_examples(

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from pipeline.config import load_part
 from pipeline.errors import UserError
-from pipeline.lm import fused, head
+from pipeline.lm import head
 from pipeline.objectives.contract import Objective, TokenInputs
-from pipeline.training.inputs import About
+from pipeline.training.inputs import BatchFacts
 from pipeline.training.policy import PolicyTask
 
 N, H, V, K = 23, 16, 512, 3
@@ -32,17 +32,17 @@ def model_of(seed: int, vocabulary: int = V, kind: torch.dtype = torch.float64, 
     return model
 
 
-def written_out(model, hidden, targets, reference, ref_hidden) -> fused.Reductions:
+def written_out(model, hidden, targets, reference, ref_hidden) -> head.Reductions:
     """The definitions, on all logits at once."""
     logits = head.head_logits(model, hidden)
     logps, q = logits.log_softmax(1), head.head_logits(reference, ref_hidden).detach().log_softmax(1)
     top = logits.topk(K, dim=1)
-    return fused.Reductions(
+    return head.Reductions(
         logps.gather(1, targets[:, None])[:, 0], logits.gather(1, targets[:, None])[:, 0], top.values, top.indices,
         logps.detach().exp().square().sum(1).log(), q.gather(1, targets[:, None])[:, 0], (q.exp() * (q - logps)).sum(1))
 
 
-def summed(found: fused.Reductions, slopes: fused.Reductions) -> torch.Tensor:
+def summed(found: head.Reductions, slopes: head.Reductions) -> torch.Tensor:
     """A scalar in which every reduction that has a gradient has slopes of its own."""
     pairs = ((found.logps, slopes.logps), (found.target_logits, slopes.target_logits),
              (found.top_logits, slopes.top_logits), (found.divergences, slopes.divergences))
@@ -61,12 +61,12 @@ def test_values_and_gradients_are_those_of_whole_logits(config, chunk, kind, nea
     targets = torch.randint(0, V, (N,))
     targets[:5] = head.head_logits(model, hidden)[:5].argmax(1)  # a target that is among the largest
     leaves = [hidden, *model.get_output_embeddings().parameters()]
-    ours = head.reduced(model, hidden, targets, chunk, head.Asked(K, True, (reference, ref_hidden)))
+    ours = head.reduced(model, hidden, targets, chunk, K, True, (reference, ref_hidden))
     naive = written_out(model, hidden, targets, reference, ref_hidden)
     for name, a, b in zip(ours._fields, ours, naive, strict=True):
         assert torch.allclose(a, b, atol=near, rtol=near), name
         assert a.requires_grad == (name not in ("top_ids", "log_sum_squares", "ref_logps")), name
-    slopes = fused.Reductions(*(torch.randn(v.shape, dtype=kind) for v in naive))
+    slopes = head.Reductions(*(torch.randn(v.shape, dtype=kind) for v in naive))
     for a, b in zip(*(torch.autograd.grad(summed(f, slopes), leaves) for f in (ours, naive)), strict=True):
         assert torch.allclose(a, b, atol=10 * near, rtol=near), (a - b).abs().max()
 
@@ -76,7 +76,7 @@ def test_a_reduction_alone_has_its_own_gradient(used):
     """What the loss does not use adds nothing."""
     model, reference = model_of(1), model_of(2)
     hidden, targets = torch.randn(N, H, dtype=torch.float64, requires_grad=True), torch.arange(N)
-    ours = head.reduced(model, hidden, targets, 8 * V, head.Asked(K, False, (reference, hidden.detach())))
+    ours = head.reduced(model, hidden, targets, 8 * V, K, False, (reference, hidden.detach()))
     naive = written_out(model, hidden, targets, reference, hidden.detach())
     found = [torch.autograd.grad(getattr(f, used).square().sum(), hidden)[0] for f in (ours, naive)]
     assert torch.allclose(*found, atol=1e-9) and found[0].abs().max() > 0
@@ -86,20 +86,20 @@ def test_a_reduction_alone_has_its_own_gradient(used):
 @given(st.integers(1, 700), st.integers(1, 9), st.integers(0, 10**6))
 def test_largest_is_topk(vocabulary, k, seed):
     logits = torch.randn(4, vocabulary, generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(fused.largest(logits, k), logits.topk(min(k, vocabulary), dim=1).indices)
+    assert torch.equal(head.largest(logits, k), logits.topk(min(k, vocabulary), dim=1).indices)
 
 
 def test_largest_with_ties_takes_largest_values():
     """bfloat16 has many equal logits: which of them is taken is open, their values are not."""
     logits = torch.randn(50, 1000, generator=torch.Generator().manual_seed(0)).bfloat16()
-    assert torch.equal(logits.gather(1, fused.largest(logits, 6)), logits.topk(6, dim=1).values)
+    assert torch.equal(logits.gather(1, head.largest(logits, 6)), logits.topk(6, dim=1).values)
 
 
 def test_nothing_of_the_size_of_all_logits_is_kept():
     """Beyond the budget, 4 of 23 tokens here, no tensor of the graph has a vocabulary of columns."""
     hidden = torch.randn(N, H, dtype=torch.float64, requires_grad=True)
     found = head.reduced(model_of(1), hidden, torch.zeros(N, dtype=torch.int64), 8 * V,
-                         head.Asked(K, True, (model_of(2), hidden.detach())))
+                         K, True, (model_of(2), hidden.detach()))
     kept = [t for t in found.logps.grad_fn.saved_tensors if t is not None and t.shape[-1] == V]
     assert sum(len(t) for t in kept) == 8  # four of the policy's, four of the reference's
 
@@ -108,7 +108,7 @@ def test_another_vocabulary_is_named():
     hidden = torch.randn(N, H, dtype=torch.float64)
     with pytest.raises(UserError, match="reference_model: its vocabulary has 600 tokens, the policy's 512"):
         head.reduced(model_of(1), hidden, torch.zeros(N, dtype=torch.int64), 2**27,
-                     head.Asked(reference=(model_of(2, 600), hidden)))
+                     reference=(model_of(2, 600), hidden))
 
 
 @pytest.mark.parametrize("spec", [
@@ -125,7 +125,7 @@ def test_objectives_have_the_gradient_of_whole_logits(tiny, spec):
     model, part = tiny.llama().double(), load_part(spec, "objective", Objective)
     examples = [dataclasses.replace(e, label=True) for e in tiny.examples(4)]
     task = PolicyTask(part, None, 0, 10_000, 6 * tiny.vocabulary, reference_model=tiny.llama(1).double())
-    given = task.inputs(model, examples, 0, About.of(examples))
+    given = task.inputs(model, examples, 0, BatchFacts.of(examples))
     ours = part.plugin.loss(given, part.settings)[0]
     naive = part.plugin.loss(with_whole_logits(given, model, task.reference_model, examples, part), part.settings)[0]
     assert torch.allclose(ours, naive, rtol=1e-5)

@@ -1,0 +1,90 @@
+"""What scoring models are shown, and the folders they come from: shared by the scorers that run a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+from pipeline.lm.settings import ModelRuntime
+from pipeline.records import Group
+
+if TYPE_CHECKING:
+    from pipeline.lm.examples import Example
+    from pipeline.lm.template import Encoder, Row
+
+_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".bin"}
+
+
+def folder_problems(key: str, path: str | None, what: str) -> list[tuple[str, str]]:
+    """What is wrong with a model folder given by the user; nothing where none is given."""
+    if path is None:
+        return []
+    folder = Path(path)
+    if not folder.is_dir():
+        return [(key, f"no folder {path!r}, expected {what} in the Hugging Face layout")]
+    expected = {"config.json": ["config.json"], "weights": ["*.safetensors", "*.bin"], "tokenizer": ["tokenizer*"]}
+    missing = [name for name, globs in expected.items() if not any(any(folder.glob(g)) for g in globs)]
+    return [(key, f"{path!r} has no {' and no '.join(missing)}")] if missing else []
+
+
+def folder_files(path: str | None) -> list[Path]:
+    """The files of a model folder that make its scores; none where no path is given."""
+    return [] if path is None else sorted(p for p in Path(path).iterdir() if p.is_file() and p.suffix in _SUFFIXES)
+
+
+def folder_of(path: str | None, given: Path | None, which: str) -> Path:
+    """The folder the settings name, else the one of an earlier step. Raises UserError where there is neither."""
+    folder = Path(path) if path is not None else given
+    if folder is None:
+        raise UserError(f"reward: there is no {which} model; give its folder, or the step an input `{which}`")
+    return folder
+
+
+def open_causal(folder: Path, runtime: ModelRuntime) -> tuple[Encoder, Any]:
+    """Encoder and frozen language model of a folder, float32 weights, on the runtime's device."""
+    from pipeline.lm import folders, logps, template
+
+    device = folders.prepare_machine(runtime)
+    encoder = template.Encoder(folders.load_tokenizer(folder, template=True), of="the scoring model's")
+    return encoder, logps.open_frozen(folder, device, runtime)
+
+
+def scored(
+    encoder: Encoder, groups: Sequence[Group], longest: int | None,
+    scores: Callable[[list[Example]], Sequence[Sequence[Any]]], nothing: Any, fewest: int = 0,
+) -> list[list[Any]]:
+    """One list per group, one score per completion.
+
+    Args:
+        longest: tokens of a row that the model has positions for; None: any number.
+        scores: of examples with the completions that can be scored, one list each.
+        nothing: the score of a completion that does not fit, or has fewer than `fewest` tokens.
+    """
+    found = [[nothing] * len(group.completions) for group in groups]
+    examples, places = [], []
+    for g, rows in enumerate(encoder.rows(groups)):
+        fitting = [k for k, row in enumerate(rows) if row.start > 0 and len(row.ids) - row.start >= fewest
+                   and 1 < len(row.ids) <= (longest or len(row.ids))]
+        if fitting:
+            places.append((g, fitting))
+            examples.append(_example(groups[g].id, [rows[k] for k in fitting]))
+    for (g, fitting), values in zip(places, scores(examples), strict=True):
+        for k, value in zip(fitting, values, strict=True):
+            found[g][k] = value
+    return found
+
+
+def _example(name: str, rows: Sequence[Row]) -> Example:
+    """The rows of a group. One without a completion (an empty answer) lends it the prompt's last token."""
+    import numpy as np
+
+    from pipeline.lm.examples import Example
+
+    ids = [np.asarray(row.ids, np.int32) for row in rows]
+    starts = [min(row.start, len(row.ids) - 1) for row in rows]
+    prompts = tuple(one[:start] for one, start in zip(ids, starts, strict=True))
+    shared = all(np.array_equal(prompt, prompts[0]) for prompt in prompts)
+    return Example(name, prompts[0], tuple(one[start:] for one, start in zip(ids, starts, strict=True)),
+                   prompts=None if shared else prompts)
