@@ -5,7 +5,7 @@ from __future__ import annotations
 KEYS = {
     "stage.build_groups.settings.filters": "filters",
     "stage.train_preference.settings.score": "train.score",
-    "stage.merge.settings.weights": "train.merge_weights",
+    "stage.merge.settings.weights": "train.weights",
     "stage.weigh_prompts.active": "train.weigh_prompts",
     "stage.score.settings.name": "reward.name",
     "stage.score.settings.also": "reward.also",

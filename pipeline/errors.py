@@ -25,6 +25,27 @@ def first(items: Sequence[str], most: int, number: int | None = None) -> list[st
     return [*items[:most], *([f"... and {left} more"] if left > 0 else [])]
 
 
+class Problems:
+    """Messages for the user: how many there are, and the first `most` of them."""
+
+    def __init__(self, most: int = 20) -> None:
+        self.number, self.shown, self.most = 0, list[str](), most
+
+    def __len__(self) -> int:
+        return self.number
+
+    def add(self, *texts: str) -> None:
+        for text in texts:
+            self.number += 1
+            if len(self.shown) < self.most:
+                self.shown.append(text)
+
+    def stop(self) -> None:
+        """Raise UserError where there is one."""
+        if self.number:
+            raise UserError.of(self.shown, self.most, self.number)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """' (did you mean a, b?)' for the closest known names, or the list of all when none is close."""
     names = sorted(known)

@@ -1,7 +1,7 @@
 """Recipe -> ordered steps, each with its typed settings, its inputs and, once those exist, its key in the store.
 
 A recipe names its steps: `once` before the loop, `each` for every iteration (or `from: 2` on). An input is a reference
-`step/part`: `sft/model`, `merge[i]/groups`, `tokens/pref`; [i] is this iteration, [i-1] the one before, [*] every one
+`step/part`: `sft/model`, `pairs[i]/groups`, `tokens/pref`; [i] is this iteration, [i-1] the one before, [*] every one
 so far; `train[i-1]/model | sft/model` is the first of them that exists. A step marked `when: needed` is left out if
 no step that runs takes anything from it. Nothing here imports torch: planning must answer in about a second.
 """
@@ -100,7 +100,8 @@ def misfits(steps: dict[str, Step]) -> list[str]:
     kinds: dict[str, Kinds] = {}
     problems: list[str] = []
     for step in steps.values():
-        given = reduce(or_, (kinds[ref.step] for ref in step.inputs.get("groups", ())), Kinds())
+        read = [ref.step for name in ("groups", "scores") for ref in step.inputs.get(name, ())]
+        given = reduce(or_, map(kinds.__getitem__, read), Kinds())
         kinds[step.name] = step.plugin.kinds(step.settings, given)
         wrong = step.plugin.misfit(step.settings, given)
         if wrong is not None and f"stage.{step.stage}: {wrong}" not in problems:
@@ -212,6 +213,16 @@ def look_up_all(workspace: Path, steps: list[Step]) -> list[Planned]:
     return planned
 
 
+def _checked(workspace: Path, step: Step) -> list[str]:
+    """What the stage's own check finds. Files from outside that it found good once are not read again."""
+    stage = step.plugin
+    files = stage.files(step.settings, step.runtime)
+    if not files:
+        return stage.check(step.settings, step.runtime)
+    what = [step.stage, stage.version, dataclasses.asdict(step.settings), dataclasses.asdict(step.runtime)]
+    return store.checked(workspace, what, files, lambda: stage.check(step.settings, step.runtime))
+
+
 def step_key(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> str:
     return store.fingerprint(step.stage, **key_parts(workspace, step, done))
 
@@ -256,7 +267,7 @@ def check(workspace: Path, steps: list[Step]) -> list[str]:
             if item.artifact is not None:
                 done[step.name] = item.artifact
             else:
-                found = step.plugin.check(step.settings, step.runtime)
+                found = _checked(workspace, step)
         except UserError as error:
             found = error.problems
         except OSError:  # a file it wants to hash is not there; its own check says it better

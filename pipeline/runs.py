@@ -16,7 +16,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from pipeline import files
 from pipeline.errors import UserError
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+TABLES = ("groups", "pref", "sft", "unlabeled", "eval")  # the parts of artifacts that are tables of groups
 _PATIENCE = 1.0  # seconds; `align status` and the page look at the lock for a moment, too
 RUNNING, DONE, FAILED, INTERRUPTED, STALE = "running", "done", "failed", "interrupted", "stale"
 # Modules that a run.json of an earlier version names by where they were.
@@ -97,6 +98,16 @@ def event(workspace: Path, name: str, step: str, kind: str, **facts: Any) -> Non
     line = {"time": round(time.time(), 3), "step": step, "event": kind, "pid": os.getpid(), **facts}
     with (folder(workspace, name) / "events.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def groups_of(steps: Iterable[Mapping[str, Any]], name: str) -> tuple[Mapping[str, Any], str] | None:
+    """(step, part) with the groups that step `name` made a side table of: the first table among its inputs."""
+    named = {step["name"]: step for step in steps}
+    for ref in named[name].get("inputs", ()):
+        origin, _, part = ref.partition("/")
+        if part in TABLES and origin in named:
+            return named[origin], part
+    return None
 
 
 def log_path(workspace: Path, name: str, step: str) -> Path:

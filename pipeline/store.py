@@ -18,7 +18,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,18 +143,38 @@ def lock(workspace: Path, kind: str, key: str, wait: float = 0) -> Iterator[None
 
 def cached_hashes(workspace: Path, files: list[Path]) -> dict[Path, str]:
     """Content hashes of files from outside, remembered by (size, mtime, inode) so that planning reads them once."""
-    memory = workspace / "file-hashes.json"
-    try:
-        known = json.loads(memory.read_text())
-    except (OSError, ValueError):
-        known = {}
-    found, new = {}, {}
-    for path in files:
-        stat = path.stat()
-        identity = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
-        found[path] = known.get(identity) or file_hash(path)
-        if identity not in known:
-            new[identity] = found[path]
-    if new:
-        write_atomic(memory, json.dumps({**known, **new}, indent=0))
+    known = _remembered(workspace)
+    found = {path: known.get(_identity(path)) or file_hash(path) for path in files}
+    _remember(workspace, known, {_identity(path): digest for path, digest in found.items()})
     return found
+
+
+def checked(workspace: Path, what: Any, files: list[Path], check: Callable[[], list[str]]) -> list[str]:
+    """The problems `check` finds in files from outside. Files found good are remembered as the hashes are, and not read
+    again. what: plain data, all the check depends on beside the files.
+    """
+    known = _remembered(workspace)
+    mark = hashlib.sha256(canonical([what, sorted(map(_identity, files))]).encode()).hexdigest()
+    if f"checked:{mark}" in known:
+        return []
+    problems = check()
+    if not problems:
+        _remember(workspace, _remembered(workspace), {f"checked:{mark}": ""})
+    return problems
+
+
+def _identity(path: Path) -> str:
+    stat = path.stat()
+    return f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
+
+
+def _remembered(workspace: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads((workspace / "file-hashes.json").read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _remember(workspace: Path, known: dict[str, str], new: dict[str, str]) -> None:
+    if not new.keys() <= known.keys():
+        write_atomic(workspace / "file-hashes.json", json.dumps({**known, **new}, indent=0))

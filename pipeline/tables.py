@@ -6,9 +6,10 @@ generation, scoring and reference log-probs resumable shard by shard.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,12 +17,13 @@ import pyarrow.parquet as pq
 from pipeline import files
 from pipeline.records import Completion, Group, Message
 
+T = TypeVar("T")
 _COMPLETION = pa.struct([
     ("text", pa.string()),
     ("token_ids", pa.list_(pa.int32())),
     ("finish_reason", pa.string()),
     ("scores", pa.map_(pa.string(), pa.float64())),
-    ("ref_logp", pa.float64()),
+    ("ref_logp", pa.float64()),  # null: it stands in a side table (pipeline.columns)
     ("sample", pa.int32()),
     ("temperature", pa.float64()),
     ("seed", pa.int64()),
@@ -41,6 +43,9 @@ SCHEMA = pa.schema([
 ])
 
 
+PART = 8192  # groups of a part, where nothing says otherwise
+
+
 def part_path(table: Path, index: int) -> Path:
     return table / f"part-{index:05d}.parquet"
 
@@ -52,7 +57,12 @@ def parts(table: Path) -> list[Path]:
 
 def count(table: Path) -> int:
     """Number of groups, from the Parquet footers only."""
-    return sum(int(pq.read_metadata(part).num_rows) for part in parts(table))
+    return sum(map(rows, parts(table)))
+
+
+def rows(part: Path) -> int:
+    """Number of rows of one part."""
+    return int(pq.read_metadata(part).num_rows)
 
 
 def read(table: Path) -> Iterator[Group]:
@@ -69,24 +79,54 @@ def read_part(part: Path) -> Iterator[Group]:
 
 def write_part(table: Path, index: int, groups: Iterable[Group]) -> Path:
     """Write one part so that it is either absent or complete, even across a power cut."""
-    target = part_path(table, index)
-    rows = pa.Table.from_pylist([_to_row(group) for group in groups], schema=SCHEMA)
-    with files.replacing(target) as temporary:
-        pq.write_table(rows, temporary, compression="zstd", row_group_size=1024)
-    return target
+    return put(part_path(table, index), to_arrow(groups), 1024)
 
 
-def write(table: Path, groups: Iterable[Group], part_size: int = 8192) -> int:
+def put(path: Path, rows: pa.Table, row_group_size: int) -> Path:
+    """Write a Parquet file so that it is either absent or complete."""
+    with files.replacing(path) as temporary:
+        pq.write_table(rows, temporary, compression="zstd", row_group_size=row_group_size)
+    return path
+
+
+def write(table: Path, groups: Iterable[Group], part_size: int = PART) -> int:
     """Write a whole table, `part_size` groups at a time. Returns the number of groups; an empty table has one part."""
-    total, index, batch = 0, 0, []
-    for group in groups:
-        batch.append(group)
-        if len(batch) == part_size:
-            write_part(table, index, batch)
-            total, index, batch = total + len(batch), index + 1, []
-    if batch or index == 0:
+    total = 0
+    for index, batch in enumerate(batches(groups, part_size)):
         write_part(table, index, batch)
-    return total + len(batch)
+        total += len(batch)
+    if not total:
+        write_part(table, 0, [])
+    return total
+
+
+def write_several(folder: Path, names: Sequence[str], rows: Iterable[tuple[str, Group]]) -> None:
+    """Write the tables `names` of (name, group) rows as they come, holding a part of each at most."""
+    waiting, written = {name: list[Group]() for name in names}, dict.fromkeys(names, 0)
+
+    def put_out(name: str) -> None:
+        write_part(folder / name, written[name], waiting[name])
+        waiting[name], written[name] = [], written[name] + 1
+
+    for name, group in rows:
+        waiting[name].append(group)
+        if len(waiting[name]) == PART:
+            put_out(name)
+    for name in names:
+        if waiting[name] or not written[name]:
+            put_out(name)
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Consecutive lists of `size` items, the last one shorter."""
+    rest = iter(items)
+    while batch := list(itertools.islice(rest, size)):
+        yield batch
+
+
+def to_arrow(groups: Iterable[Group]) -> pa.Table:
+    """The groups as rows of SCHEMA."""
+    return pa.Table.from_pylist([_to_row(group) for group in groups], schema=SCHEMA)
 
 
 def _to_row(group: Group) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a recipe writes as an input -> references to the steps before it.
 
-`step/part`: `sft/model`, `merge[i]/groups`, `tokens/pref`; [i] is this iteration, [i-1] the one before, [*] every one
+`step/part`: `sft/model`, `pairs[i]/groups`, `tokens/pref`; [i] is this iteration, [i-1] the one before, [*] every one
 so far; `train[i-1]/model | sft/model` is the first of them that exists.
 """
 

@@ -2,9 +2,9 @@
 
     python scripts/bench_loading.py [--groups 1000000] [--folder FOLDER]
 
-Makes the table (20-token prompts, two completions of 30 tokens, texts beside them), then in a process of its own loads
-it with every check, orders an epoch and goes through 200 global batches of 64. Memory is the process's peak above
-what it held with torch, transformers and the training core imported.
+Makes the table (20-token prompts, two completions of 30 tokens, texts beside them) and a side table of log-probs, then
+in a process of its own loads both with every check, orders an epoch and goes through 200 global batches of 64. Memory
+is the process's peak above what it held with torch, transformers and the training core imported.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline import tables
+from pipeline import columns, tables
 from pipeline.objectives.contract import Objective
 from pipeline.stage import peak_memory
 
 PROMPT, COMPLETION, PART = 20, 30, 8192
+DIGEST = "made here"  # stands for the table's
 
 
 def lists(rng: np.random.Generator, number: int, length: int) -> pa.ListArray:
@@ -41,14 +41,14 @@ def make(table: Path, groups: int) -> None:
     for index, start in enumerate(range(0, groups, PART)):
         n = min(PART, groups - start)
         both, nothing = 2 * n, pa.array([[]] * (2 * n), pa.list_(pa.int32()))
-        columns = {
+        given = {
             "text": pa.array(["an answer of thirty tokens or so, as people write them, with some words more"] * both),
             "token_ids": lists(rng, both, COMPLETION), "finish_reason": pa.array(["stop"] * both),
             "scores": pa.array([[("reward", 0.5)]] * both, pa.map_(pa.string(), pa.float64())),
-            "ref_logp": pa.array(rng.normal(-40, 5, both)), "prompt_ids": nothing,
+            "prompt_ids": nothing,
         }
         kind = tables.SCHEMA.field("completions").type.value_type
-        fields = [columns.get(f.name, pa.nulls(both, f.type)).cast(f.type) for f in kind]
+        fields = [given.get(f.name, pa.nulls(both, f.type)).cast(f.type) for f in kind]
         completions = pa.StructArray.from_arrays(fields, fields=list(kind))
         message = [{"role": "user", "content": "a question of twenty tokens, more or less, about this or that"}]
         values = {
@@ -58,18 +58,24 @@ def make(table: Path, groups: int) -> None:
             "dataset": pa.array([""] * n), "iteration": pa.array(np.zeros(n, np.int32)),
         }
         rows = pa.table([values[f.name].cast(f.type) for f in tables.SCHEMA], schema=tables.SCHEMA)
-        pq.write_table(rows, tables.part_path(table, index), compression="zstd", row_group_size=1024)
+        tables.put(tables.part_path(table, index), rows, 1024)
+        logps = rng.normal(-40, 5, (n, 2)).tolist()
+        columns.write_part(table.parent / "logps", index, (
+            (DIGEST, name, [{columns.LOGP: value} for value in pair])
+            for name, pair in zip(values["id"].to_pylist(), logps, strict=True)))
 
 
 def measure(table: Path, folder: Path) -> dict[str, float]:
     """Load, check, order, read: in this process."""
     from pipeline.config import load_part
     from pipeline.lm import examples as data
+    from pipeline.lm.side_tables import SideTables
     from pipeline.training import checks, loop, run
 
     assert loop and run, "everything a training process imports counts as its start"
     before, started, cpu = peak_memory(), time.perf_counter(), time.process_time()
-    examples = data.load(table, folder, data.Beside(reference=[table]), stop_ids=[2])
+    examples = data.load([columns.Source(table, DIGEST)], folder, SideTables(reference=[table.parent / "logps"]),
+                         stop_ids=[2])
     loaded = time.perf_counter()
     data.check_fits(examples, 8000, 512)
     objective = load_part({"module": "pipeline.objectives.dpo"}, "objective", Objective)

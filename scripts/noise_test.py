@@ -27,10 +27,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline import runs, store, tables
+from pipeline import columns, runs, store
 from pipeline.config import load_part
+from pipeline.lm import arrays, folders, prefix
 from pipeline.lm import examples as data
-from pipeline.lm import folders, prefix
 from pipeline.lm.examples import Example
 from pipeline.negatives.contract import Draw
 from pipeline.objectives.contract import Objective
@@ -50,7 +50,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workspace", type=Path, default=Path("workspace"))
     parser.add_argument("--run", default="demo")
-    parser.add_argument("--scored", default="score[2]", help="the step whose scored samples are the groups")
+    parser.add_argument("--sampled", default="generate[2]", help="the step whose samples are the groups")
+    parser.add_argument("--scored", default="score[2]", help="the step that scored them")
     parser.add_argument("--policy", default="train[1]", help="the step whose model wrote them")
     parser.add_argument("--score", default="reward", help="which of their scores says what is best")
     parser.add_argument("--beta", type=float, default=0.1)
@@ -60,13 +61,15 @@ def main() -> int:
     options = parser.parse_args()
     steps = {step["name"]: step for step in runs.load(options.workspace, options.run).steps}
 
-    def artifact(name: str) -> Path:
+    def artifact(name: str) -> store.Artifact:
         found = store.find(options.workspace, steps[name]["stage"], steps[name]["key"]) if name in steps else None
         if found is None:
             raise SystemExit(f"run {options.run} has no finished step {name}; it has {', '.join(steps)}")
-        return Path(found.path)
+        return found
 
-    model, groups = artifact(options.policy) / "model", list(tables.read(artifact(options.scored) / "groups"))
+    sampled, model = artifact(options.sampled), artifact(options.policy).path / "model"
+    source = columns.Source(sampled.path / "groups", sampled.digest("groups"))
+    groups = list(columns.with_scores(source, [artifact(options.scored).path / "scores"]))
     for seed in options.seeds:
         for kernel in ("uniform", "reward", "logp"):
             print(json.dumps(tried(kernel, model, groups, seed, options)), flush=True)
@@ -122,7 +125,9 @@ def best_first(group: Group, score: str) -> Example | None:
     """The group's distinct samples, the best one first; None where fewer than three are left."""
     distinct = tuple({c.token_ids: c for c in group.completions}.values())
     ranked, _ = best_rest.select(dataclasses.replace(group, completions=distinct), best_rest.Settings(score, 2))
-    return data.example(ranked[0]) if ranked and len(ranked[0].completions[0].token_ids) >= 4 else None
+    if not ranked or len(ranked[0].completions[0].token_ids) < 4:
+        return None
+    return data.of_chunk(arrays.of_groups(ranked[:1]))[0]
 
 
 def with_copy(example: Example, seed: int) -> Example:

@@ -73,6 +73,7 @@ def ours(spec: dict[str, Any], gate: Gate) -> None:
     """The training core as the stages run it: `fit` with its own task, order, optimizer and metrics."""
     import torch
 
+    from pipeline.columns import Source
     from pipeline.config import load_part
     from pipeline.lm import examples as data
     from pipeline.lm import folders, prefix
@@ -85,7 +86,7 @@ def ours(spec: dict[str, Any], gate: Gate) -> None:
 
     table = spec.get("table")
     examples = (read_examples(Path(spec["data"])) if table is None else
-                data.load(Path(table), Path(spec["work"]) / "arrays"))
+                data.load([Source(Path(table), "")], Path(spec["work"]) / "arrays"))
     runtime = TrainRuntime(tokens_per_batch=spec["tokens_per_batch"], checkpoint_every_seconds=None, log_every=1,
                            attention="eager", peak_tflops=1.0)
     device = folders.prepare_machine(runtime)
@@ -154,11 +155,12 @@ def loading(spec: dict[str, Any], gate: Gate) -> None:
     """Open a table as the training stages do and read groups of it in random order."""
     import numpy as np
 
+    from pipeline.columns import Source
     from pipeline.lm import examples as data
 
     before = peak_gb()
     started = time.perf_counter()
-    examples = data.load(Path(spec["table"]), Path(spec["work"]) / "arrays")
+    examples = data.load([Source(Path(spec["table"]), "")], Path(spec["work"]) / "arrays")
     opened = time.perf_counter() - started
     wanted = np.random.default_rng(0).integers(0, len(examples), 10_000)
     started = time.perf_counter()

@@ -13,8 +13,8 @@ import yaml
 ROOT = Path(__file__).parent.parent
 PARTS = ("objectives", "selection", "negatives", "rewards", "engines", "training", "formats", "evaluation", "worlds")
 # What every part may stand on. "" is the package itself (its version, its place on disk).
-BASE = {"", "errors", "files", "records", "tables", "config", "stage", "statistics", "logistic", "markdown", "web",
-        "supervisor"}
+BASE = {"", "errors", "files", "records", "tables", "columns", "config", "stage", "statistics", "logistic", "markdown",
+        "web", "supervisor"}
 # What both sides of a contract stand on.
 CONTRACTS = tuple(f"{part}.contract" for part in ("objectives", "selection", "negatives", "rewards")) + (
     "engines.engine",)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline import plan, store
@@ -14,7 +16,7 @@ def _config(recipe, iterations=2, seed=0, **stages):
     base = {
         "import_data": {"settings": data, "runtime": {"root": "builtin:minifarm"}},
         "select_prompts": {"settings": {"iteration": "$iteration", "count": 10}, "runtime": {}},
-        "merge": {"settings": {}, "runtime": {}},
+        "report": {"settings": {}, "runtime": {}},
     }
     return {"recipe": recipe, "iterations": iterations, "seed": seed, "stage": {**base, **stages}}
 
@@ -23,10 +25,10 @@ LOOP = {
     "once": {"data": {"stage": "import_data"}},
     "each": {
         "prompts": {"stage": "select_prompts", "inputs": {"prompts": "data/unlabeled"}},
-        "merge": {
-            "stage": "merge",
+        "joined": {
+            "stage": "report",
             "from": 2,
-            "inputs": {"groups": ["merge[i-1]/groups | data/pref", "prompts[*]/groups"]},
+            "inputs": {"evaluations": ["joined[i-1]/groups | data/pref", "prompts[*]/groups"]},
         },
     },
 }
@@ -34,13 +36,13 @@ LOOP = {
 
 def test_the_loop_is_unrolled_with_its_references():
     steps = {s.name: s for s in plan.expand(_config(LOOP, iterations=3))}
-    assert list(steps) == ["data", "prompts[1]", "prompts[2]", "merge[2]", "prompts[3]", "merge[3]"]
-    assert steps["merge[2]"].inputs["groups"] == (
+    assert list(steps) == ["data", "prompts[1]", "prompts[2]", "joined[2]", "prompts[3]", "joined[3]"]
+    assert steps["joined[2]"].inputs["evaluations"] == (
         Ref("data", "pref"),
         Ref("prompts[1]", "groups"),
         Ref("prompts[2]", "groups"),
     )
-    assert steps["merge[3]"].inputs["groups"][0] == Ref("merge[2]", "groups")
+    assert steps["joined[3]"].inputs["evaluations"][0] == Ref("joined[2]", "groups")
     assert [steps[f"prompts[{i}]"].settings.iteration for i in (1, 2, 3)] == [1, 2, 3]
 
 
@@ -68,33 +70,33 @@ def test_what_nobody_needs_is_left_out():
             "unused": {"stage": "select_prompts", "when": "needed", "inputs": {"prompts": "data/eval"}},
             "used": {"stage": "select_prompts", "when": "needed", "inputs": {"prompts": "data/eval"}},
             "off": {"stage": "select_prompts", "when": False, "inputs": {"prompts": "data/eval"}},
-            "merge": {"stage": "merge", "inputs": {"groups": "used/groups"}},
+            "joined": {"stage": "report", "inputs": {"evaluations": "used/groups"}},
         }
     }
     stages = {"select_prompts": {"settings": {"iteration": 1, "count": 1}}}
-    assert [s.name for s in plan.expand(_config(recipe, **stages))] == ["data", "used", "merge"]
+    assert [s.name for s in plan.expand(_config(recipe, **stages))] == ["data", "used", "joined"]
 
 
 @pytest.mark.parametrize(
     ("node", "message"),
     [
         (
-            {"stage": "merg", "inputs": {"groups": "data/pref"}},
-            "recipe.once.x.stage: no stage 'merg' (did you mean merge?)",
+            {"stage": "reprt", "inputs": {"evaluations": "data/pref"}},
+            "recipe.once.x.stage: no stage 'reprt' (did you mean report?)",
         ),
         (
-            {"stage": "merge", "inputs": {"groups": "dat/pref"}},
-            "recipe.once.x.inputs.groups: no earlier step 'dat/pref'",
+            {"stage": "report", "inputs": {"evaluations": "dat/pref"}},
+            "recipe.once.x.inputs.evaluations: no earlier step 'dat/pref'",
         ),
         (
-            {"stage": "merge", "inputs": {"group": "data/pref"}},
-            "recipe.once.x.inputs.group: unknown input (did you mean groups?)",
+            {"stage": "report", "inputs": {"evaluation": "data/pref"}},
+            "recipe.once.x.inputs.evaluation: unknown input (did you mean evaluations?)",
         ),
-        ({"stage": "merge"}, "recipe.once.x.inputs.groups: needs at least one reference such as sft/model"),
-        ({"stage": "merge", "input": {}}, "recipe.once.x.input: unknown key (did you mean inputs?)"),
+        ({"stage": "report"}, "recipe.once.x.inputs.evaluations: needs at least one reference such as sft/model"),
+        ({"stage": "report", "input": {}}, "recipe.once.x.input: unknown key (did you mean inputs?)"),
         (
-            {"stage": "merge", "inputs": {"groups": "data/pref"}, "settings": {"weight": 1}},
-            "stage.merge.settings.weight: unknown key (did you mean weights?)",
+            {"stage": "report", "inputs": {"evaluations": "data/pref"}, "settings": {"resample": 1}},
+            "stage.report.settings.resample: unknown key (did you mean resamples?)",
         ),
     ],
 )
@@ -142,3 +144,31 @@ def test_check_reports_files_that_are_missing(tmp_path):
     config["stage"]["import_data"]["runtime"]["root"] = str(tmp_path / "nowhere")
     problems = plan.check(tmp_path / "w", plan.expand(config))
     assert len(problems) == 1 and problems[0].startswith("data.root:") and "nowhere" in problems[0]
+
+
+def test_files_found_good_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):
+    """What the check of a data set found is remembered until a file, a setting or the version changes; what is wrong
+    is looked for every time.
+    """
+    from pipeline.stages import import_data
+
+    data, read = tmp_path / "data", []
+    data.mkdir()
+    (data / "a.jsonl").write_text('{"prompt": "q", "completion": "a"}\n')
+    monkeypatch.setattr(import_data, "STAGE", replace(
+        import_data.STAGE, check=lambda *given: read.append(1) or import_data.check(*given)))
+
+    def check(**settings):
+        config = _config(LOOP)
+        config["stage"]["import_data"]["runtime"]["root"] = str(data)
+        config["stage"]["import_data"]["settings"]["format"] |= settings
+        return plan.check(tmp_path / "w", plan.expand(config)), len(read)
+
+    assert check() == ([], 1) and check() == ([], 1)
+    assert check(shares={"sft": 1}) == ([], 2)
+    (data / "b.jsonl").write_text('{"prompt": "r"}\n')
+    assert check() == ([], 3) and check() == ([], 3)
+    (data / "b.jsonl").write_text("no JSON\n")
+    for number in (4, 5):
+        problems, times = check()
+        assert times == number and len(problems) == 1 and problems[0].startswith(f"{data / 'b.jsonl'}:1: not JSON")

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from flows.dashboard import facts, tables
+from flows.dashboard import facts, samples, tables
 from flows.dashboard.facts import Row
 from flows.dashboard.files import Files, NotHere, signature
 from pipeline.tracking import METRICS, read_lines
 
 _POINTS = 600  # of one curve; more are averaged
 _BINS = (20, 48)  # of a histogram: the more values, the more
-_SCORES = 20_000  # groups a histogram is made of
+_SCORES = 80_000  # rows a histogram is made of
 _ENVELOPE = ("step", "at", "time")
 
 
@@ -113,12 +113,12 @@ def _histograms(files: Files, steps: list[Row]) -> dict[str, Row]:
     """Score name -> shares of the completions per bin, the same bins for every step, so that they can be compared."""
     loaded = []
     for step in steps:
-        folder = files.table(step["stage"], step["key"], "groups")
         try:
-            table = tables.open_table(files, folder)
+            table = samples.numbers_of(files, step) or tables.open_table(
+                files, files.table(step["stage"], step["key"], "groups"))
         except NotHere:
             continue
-        values, read = files.remember(("scores", folder), table.mark, partial(tables.scores, table, _SCORES))
+        values, read = files.remember(("scores", table.folder), table.mark, partial(tables.scores, table, _SCORES))
         loaded.append((step, values, {"groups": read, "of": table.rows}))
     names = sorted({n for _, values, _ in loaded for n in values})
     return {n: made for n in names if (made := _histogram([(s, v[n], r) for s, v, r in loaded if n in v])) is not None}

@@ -12,12 +12,14 @@ from flows.dashboard import facts, tables
 from flows.dashboard.facts import Row
 from flows.dashboard.files import STEP, Files, NotHere, signature
 from flows.dashboard.tables import Table
+from pipeline import runs
+from pipeline.columns import LOGP
 
 MOST_ROWS = 50  # of one page
 _SEARCH_SECONDS = 0.15
 _MOST_PLACES = 24  # where the same prompt is shown side by side
-_PARTS = ("groups", "pref", "sft", "unlabeled", "eval")
-_RANKED = ("build_groups", "merge", "reference_logprobs")
+_RANKED = ("build_groups", "merge", "reference_logprobs")  # merge: of runs made by earlier versions
+_SIDE = {"score": "scores", "reference_logprobs": "logps"}  # stages that make numbers of groups -> where they are
 _GROUP_ORDER = {"score": 0, "build_groups": 1, "generate": 2}
 _LONGEST_CHARACTER = 4  # bytes
 Piece = tuple[str, bool]
@@ -29,9 +31,9 @@ def tables_of(files: Files, name: str) -> Row:
     steps = facts.steps_of(files, files.run(name))
     serves = facts.purposes(steps)
     for step in steps:
-        for part in _PARTS if step["key"] else ():
+        for part in runs.TABLES if step["key"] else ():
             try:
-                table = tables.open_table(files, files.table(step["stage"], step["key"], part))
+                table, _ = _shown(files, steps, step, part)
             except NotHere:
                 continue
             found.append({
@@ -44,20 +46,20 @@ def tables_of(files: Files, name: str) -> Row:
 
 def page(files: Files, name: str, step: str, part: str, start: int, count: int, pieces: bool) -> Row:
     """Rows [start, start + count) of a table, each completion with its scores and its mark."""
-    found, table = _find(files, name, step, part)
+    found, table, side = _find(files, name, step, part)
     count = min(count, MOST_ROWS)
     content = tables.rows(table, start, count)
     places = range(start, start + len(content))
-    return _page(files, name, found, table, list(zip(places, content, strict=True)), pieces) | {"start": start}
+    return _page(files, name, found, table, side, list(zip(places, content, strict=True)), pieces) | {"start": start}
 
 
 def search(files: Files, name: str, step: str, part: str, start: int, count: int, text: str, answers: bool,
            pieces: bool) -> Row:
     """The next rows that contain the text. `next` says where to go on; it is `rows` at the end of the table."""
-    found, table = _find(files, name, step, part)
+    found, table, side = _find(files, name, step, part)
     hits, after = tables.search(table, text, start, min(count, MOST_ROWS), answers, _SEARCH_SECONDS)
     content = tables.at(table, hits)
-    return _page(files, name, found, table, sorted(content.items()), pieces) | {"start": start, "next": after}
+    return _page(files, name, found, table, side, sorted(content.items()), pieces) | {"start": start, "next": after}
 
 
 def same_prompt(files: Files, name: str, prompt: str, others: list[str]) -> Row:
@@ -72,34 +74,56 @@ def same_prompt(files: Files, name: str, prompt: str, others: list[str]) -> Row:
             if not answered or not step["key"] or (step["stage"], step["key"]) in seen:
                 continue
             try:
-                table = tables.open_table(files, files.table(step["stage"], step["key"], "groups"))
+                table, side = _shown(files, steps, step, "groups")
             except NotHere:
                 continue
             at = tables.find_ids(files, table, [prompt]).get(prompt)
             if at is not None and len(places) < _MOST_PLACES:
                 seen.add((step["stage"], step["key"]))
-                row = _page(files, run, step, table, list(tables.at(table, [at]).items()), False)["groups"][0]
+                row = _page(files, run, step, table, side, list(tables.at(table, [at]).items()), False)["groups"][0]
                 places.append({"run": run, "step": step["name"], "iteration": step["iteration"], "group": row})
     return {"run": name, "id": prompt, "places": places}
 
 
-def _find(files: Files, name: str, step: str, part: str) -> tuple[Row, Table]:
+def numbers_of(files: Files, step: Row) -> Table | None:
+    """The side table a step made, None where it made none (earlier versions made whole tables)."""
+    if step["stage"] not in _SIDE:
+        return None
+    try:
+        return tables.open_table(files, files.table(step["stage"], step["key"], _SIDE[step["stage"]]))
+    except NotHere:
+        return None
+
+
+def _shown(files: Files, steps: list[Row], step: Row, part: str) -> tuple[Table, Table | None]:
+    """The table a step shows, and the numbers beside it: its own, or that of the groups it made numbers of."""
+    side = numbers_of(files, step) if part == "groups" else None
+    found = runs.groups_of(steps, step["name"]) if side is not None else None
+    if found is None or not found[0]["key"]:
+        return tables.open_table(files, files.table(step["stage"], step["key"], part)), None
+    return tables.open_table(files, files.table(found[0]["stage"], found[0]["key"], found[1])), side
+
+
+def _find(files: Files, name: str, step: str, part: str) -> tuple[Row, Table, Table | None]:
     if not STEP.match(step):
         raise NotHere(f"{step!r} is no step's name")
     steps = facts.steps_of(files, files.run(name))
     found = next((s for s in steps if s["name"] == step and s["key"]), None)
     if found is None:
         raise NotHere(f"run {name} has no finished step {step}")
-    return found, tables.open_table(files, files.table(found["stage"], found["key"], part))
+    return found, *_shown(files, steps, found, part)
 
 
-def _page(files: Files, name: str, step: Row, table: Table, content: list[tuple[int, Row]], pieces: bool) -> Row:
-    used = _used(files, name, step, [row["id"] for _, row in content])
+def _page(files: Files, name: str, step: Row, table: Table, side: Table | None, content: list[tuple[int, Row]],
+          pieces: bool) -> Row:
+    ids = [row["id"] for _, row in content]
+    used, beside = _used(files, name, step, ids), {} if side is None else tables.numbers(files, side, ids)
     decode = decoder(files, name, step) if pieces else None
     ranked = step["stage"] in _RANKED or table.folder.name == "pref"  # there the preferred one stands first
     groups = []
     for index, row in content:
-        completions = [_completion(c, decode) for c in row["completions"] or []]
+        completions = [_completion(c, beside.get((row["id"], k), {}), decode)
+                       for k, c in enumerate(row["completions"] or [])]
         for position, completion in enumerate(completions):
             if ranked:
                 completion["mark"] = "rejected" if position else "chosen"
@@ -113,11 +137,13 @@ def _page(files: Files, name: str, step: Row, table: Table, content: list[tuple[
     return {"run": name, "step": step["name"], "rows": table.rows, "groups": groups}
 
 
-def _completion(row: Row, decode: Any) -> Row:
+def _completion(row: Row, numbers: dict[str, float], decode: Any) -> Row:
     ids = row["token_ids"] or []
+    scores = {name: value for name, value in numbers.items() if name != LOGP and value is not None}
     return {
-        "text": row["text"], "tokens": len(ids), "finish": row["finish_reason"], "scores": row["scores"] or {},
-        "ref_logp": row["ref_logp"], "sample": row["sample"], "temperature": row["temperature"],
+        "text": row["text"], "tokens": len(ids), "finish": row["finish_reason"],
+        "scores": {**(row["scores"] or {}), **scores}, "ref_logp": numbers.get(LOGP, row["ref_logp"]),
+        "sample": row["sample"], "temperature": row["temperature"],
         "pieces": decode(ids) if decode and ids else None,
     }
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from flows.dashboard.files import Files, NotHere
 from pipeline import tables
+from pipeline.columns import KEYS
 
 _TEXT = ("messages", "completions.list.element.text")
 
@@ -112,6 +113,13 @@ def find_ids(files: Files, table: Table, wanted: list[str]) -> dict[str, int]:
     return {ids[i].as_py(): i for i in places}
 
 
+def numbers(files: Files, side: Table, wanted: list[str]) -> dict[tuple[str, int], dict[str, float]]:
+    """(prompt's id, place of the completion) -> what a side table says of it, by name."""
+    ids = files.remember(("ids", side.folder), side.mark, lambda: _ids(side))
+    places = pc.indices_nonzero(pc.is_in(ids, value_set=pa.array(wanted, pa.string()))).to_pylist()
+    return {(row.pop("id"), row.pop("k")): row for row in at(side, places).values()}
+
+
 def _ids(table: Table) -> pa.ChunkedArray:
     parts = list(dict.fromkeys(block.part for block in table.blocks))
     with ThreadPoolExecutor() as pool:
@@ -164,7 +172,10 @@ def _rows_with(column: pa.ChunkedArray, field: str, text: str) -> np.ndarray:
 
 
 def scores(table: Table, most: int) -> tuple[dict[str, np.ndarray], int]:
-    """Score name -> its finite values, and of how many groups: all, or about `most` in evenly spread row groups."""
+    """Score name -> its finite values, and of how many rows: all, or about `most` in evenly spread row groups.
+
+    The table is one of groups or a side table, whose rows are completions.
+    """
     step = max(1, table.rows // max(1, most))
     found: dict[str, list[np.ndarray]] = {}
     read = 0
@@ -176,8 +187,13 @@ def scores(table: Table, most: int) -> tuple[dict[str, np.ndarray], int]:
 
 
 def _scores(block: Block) -> Iterator[tuple[str, np.ndarray]]:
-    column = _read(block, ["completions.list.element.scores"])["completions"]
-    for chunk in column.chunks:
+    with pq.ParquetFile(block.part) as file:
+        names = [name for name in file.schema_arrow.names if name not in KEYS]
+    if "completions" not in names:
+        for name, column in zip(names, _read(block, names).columns, strict=True):
+            yield name, column.cast(pa.float32()).drop_null().to_numpy()
+        return
+    for chunk in _read(block, ["completions.list.element.scores"])["completions"].chunks:
         maps = pc.struct_field(chunk.flatten(), "scores")
         keys, values = maps.keys, maps.items.cast(pa.float32()).to_numpy(zero_copy_only=False)
         for name in pc.unique(keys).to_pylist():

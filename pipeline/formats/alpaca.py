@@ -16,12 +16,15 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import setting
+from pipeline.errors import Problems
 from pipeline.formats import lines, splits
 from pipeline.formats.contract import Format
+from pipeline.formats.divide import divide
 from pipeline.formats.lines import Row
 from pipeline.formats.splits import FAULTS, Entry, Imported, Limits, Shares
 from pipeline.records import Message
@@ -50,10 +53,11 @@ def files(root: Path, settings: Settings) -> list[Path]:
 
 def read(root: Path, settings: Settings) -> Imported:
     """All groups by split. Raises UserError with every row that is neither an instruction nor a pair."""
-    problems: list[str] = []
-    dropped: Counter[str] = Counter()
-    entries: list[Entry] = []
-    for row in lines.rows(files(root, settings), problems):
+    return divide(partial(_entries, files(root, settings), settings), settings.shares, settings.limits)
+
+
+def _entries(found: list[Path], settings: Settings, problems: Problems, dropped: Counter[str]) -> Iterator[Entry]:
+    for row in lines.rows(found, problems):
         if "label" in row.data:
             dropped[LABELLED] += 1
             continue
@@ -62,19 +66,16 @@ def read(root: Path, settings: Settings) -> Imported:
             for messages, answers in made:
                 _check(messages, answers)
         except ValueError as error:
-            problems.append(f"{row.where}: {error}")
+            problems.add(f"{row.where}: {error}")
             continue
         for messages, answers in made:
             fault = splits.fault_of(answers)
             if fault and getattr(settings, fault) == "drop":
                 dropped[FAULTS[fault]] += 1
             elif fault:
-                problems.append(f"{row.where}: {splits.fault_problem(fault)}")
+                problems.add(f"{row.where}: {splits.fault_problem(fault)}")
             else:
-                entries.append(_entry(row, messages, answers))
-    result = splits.divide(entries, settings.shares, settings.limits, problems)
-    lines.stop_on(problems)
-    return Imported(result.splits, {**result.dropped, **dropped})
+                yield _entry(row, messages, answers)
 
 
 def _entry(row: Row, messages: list[Message], answers: list[str]) -> Entry:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import setting
-from pipeline.errors import UserError
+from pipeline.errors import Problems, UserError
 from pipeline.formats import lines, splits
 from pipeline.formats.contract import Format
 from pipeline.formats.splits import Imported
@@ -42,19 +42,19 @@ def files(root: Path, settings: Settings) -> list[Path]:
 
 def read(root: Path, settings: Settings) -> Imported:
     """Evaluation prompts in the order of the file. Raises UserError with every wrong row."""
-    problems: list[str] = []
+    problems = Problems()
     groups: dict[str, Group] = {}
     for row in lines.rows(files(root, settings), problems):
         try:
             group = _group(row.data, settings)
         except ValueError as error:
-            problems.append(f"{row.where}: {error}")
+            problems.add(f"{row.where}: {error}")
             continue
         if group.id in groups:
-            problems.append(f"{row.where}: the same instruction as an earlier row, expected each once")
+            problems.add(f"{row.where}: the same instruction as an earlier row, expected each once")
         groups[group.id] = group
-    lines.stop_on(problems)
-    return Imported({"sft": (), "pref": (), "unlabeled": (), "eval": tuple(groups.values())}, {})
+    problems.stop()
+    return splits.evaluation(list(groups.values()))
 
 
 def _group(data: dict[str, Any], settings: Settings) -> Group:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import statistics
-from pipeline.errors import UserError
+from pipeline.errors import Problems, UserError
 from pipeline.formats import lines
 from pipeline.formats.contract import Judgments
 from pipeline.records import Completion, Group
@@ -47,7 +47,7 @@ def preferences(
     twice get the mean. Raises UserError naming every row that is no annotation, and a file of several models.
     """
     judged: dict[str, dict[tuple[str, str], list[float]]] = {}
-    problems: list[str] = []
+    problems = Problems()
     models: set[str] = set()
     for row in lines.rows(files(settings), problems):
         model = str(row.data.get("generator_2"))
@@ -58,7 +58,7 @@ def preferences(
         value = preference(row.data.get("preference"))
         unjudged = "preference" in row.data and row.data["preference"] is None
         if (value is None and not unjudged) or not all(isinstance(text, str) for text in texts):
-            problems.append(f"{row.where}: preference {row.data.get('preference')!r} of instruction "
+            problems.add(f"{row.where}: preference {row.data.get('preference')!r} of instruction "
                             f"{str(texts[0])[:40]!r}, expected texts as instruction, output_1 and output_2, and a "
                             "number from 1 to 2 (null: no judgment)")
             continue
@@ -66,7 +66,7 @@ def preferences(
             continue
         instruction, output_1, output_2 = (str(text).strip() for text in texts)
         judged.setdefault(instruction, {}).setdefault((output_2, output_1), []).append(value)
-    lines.stop_on(problems)
+    problems.stop()
     if len(models) > 1:
         raise UserError(f"evaluation.judgments.model: {settings.path} judges {', '.join(sorted(models))}; name one")
     reasons = {"without a judgment": 0, "judged with other answers": 0}

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline import statistics
 from pipeline.config import setting
-from pipeline.errors import UserError
+from pipeline.errors import Problems, UserError
 from pipeline.formats import lines
 from pipeline.formats.contract import Judgments
 from pipeline.records import Completion, Group
@@ -105,7 +105,7 @@ def _verdicts(asked: Asked, settings: Settings) -> tuple[list[Judged | None], di
 
 def _read(settings: Settings) -> dict[str, Judged]:
     """{question id: its verdicts}, questions without any left out."""
-    problems: list[str] = []
+    problems = Problems()
     found: dict[str, Judged] = {}
     models: set[str] = set()
     for row in lines.rows(files(settings), problems):
@@ -119,13 +119,13 @@ def _read(settings: Settings) -> dict[str, Judged]:
             if name in found:
                 raise ValueError(f"question_id {name!r} is there twice")
         except ValueError as error:
-            problems.append(f"{row.where}: {error}")
+            problems.add(f"{row.where}: {error}")
             continue
         if one.votes:
             found[name] = one
     if len(models) > 1:
         raise UserError(f"evaluation.judgments.model: {settings.path} judges {', '.join(sorted(models))}; name one")
-    lines.stop_on(problems)
+    problems.stop()
     return found
 
 

@@ -13,13 +13,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import setting
+from pipeline.errors import Problems
 from pipeline.formats import lines, splits
 from pipeline.formats.contract import Format
+from pipeline.formats.divide import divide
 from pipeline.formats.lines import Row
 from pipeline.formats.splits import Entry, Imported, Limits, Shares
 from pipeline.records import Message
@@ -56,21 +60,19 @@ def files(root: Path, settings: Settings) -> list[Path]:
 
 def read(root: Path, settings: Settings) -> Imported:
     """All groups by split. Raises UserError with every row that is not a transcript."""
-    problems: list[str] = []
-    dropped: Counter[str] = Counter()
-    entries: list[Entry] = []
-    for row in lines.rows(files(root, settings), problems):
+    return divide(partial(_entries, files(root, settings), settings), settings.shares, settings.limits)
+
+
+def _entries(found: list[Path], settings: Settings, problems: Problems, dropped: Counter[str]) -> Iterator[Entry]:
+    for row in lines.rows(found, problems):
         try:
-            entries.append(_entry(row))
+            yield _entry(row)
         except Irregular as reason:
             dropped[str(reason)] += 1
             if settings.irregular == "error":
-                problems.append(f"{row.where}: {reason}; data.format.irregular=drop leaves such rows out")
+                problems.add(f"{row.where}: {reason}; data.format.irregular=drop leaves such rows out")
         except ValueError as error:
-            problems.append(f"{row.where}: {error}")
-    made = splits.divide(entries, settings.shares, settings.limits, problems)
-    lines.stop_on(problems)
-    return Imported(made.splits, {**made.dropped, **dropped})
+            problems.add(f"{row.where}: {error}")
 
 
 def transcript(text: Any) -> list[Message]:

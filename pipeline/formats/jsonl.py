@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import setting
-from pipeline.errors import UserError
+from pipeline.errors import Problems, UserError
 from pipeline.formats import lines, splits
 from pipeline.formats.contract import Format
+from pipeline.formats.divide import divide
 from pipeline.formats.lines import Row
 from pipeline.formats.splits import FAULTS, SPLITS, Entry, Imported, Limits, Shares
 from pipeline.records import Message
@@ -67,27 +70,30 @@ def files(root: Path, settings: Settings) -> list[Path]:
 def read(root: Path, settings: Settings) -> Imported:
     """All groups by split. Raises UserError with every unreadable or wrong row."""
     files(root, settings)
-    problems: list[str] = []
-    dropped: Counter[str] = Counter()
-    entries: list[Entry] = []
+    return divide(partial(_entries, root, settings), settings.shares, settings.limits)
+
+
+def _entries(root: Path, settings: Settings, problems: Problems, dropped: Counter[str]) -> Iterator[Entry]:
+    first: dict[bool, str] = {}  # of the preference rows: with a label or not -> where the first one is
     for split, pattern in _patterns(settings).items():
         for row in lines.rows(lines.find(root, pattern, "data.format.files", EXPECTED), problems):
             try:
                 entry = _entry(row, split)
             except ValueError as error:
-                problems.append(f"{row.where}: {error}")
+                problems.add(f"{row.where}: {error}")
                 continue
             fault = splits.fault_of([completion.text for completion in entry.group.completions])
             if fault and getattr(settings, fault) == "drop":
                 dropped[FAULTS[fault]] += 1
             elif fault:
-                problems.append(f"{row.where}: {splits.fault_problem(fault)}")
+                problems.add(f"{row.where}: {splits.fault_problem(fault)}")
             else:
-                entries.append(entry)
-    problems += _mixed(entries)
-    made = splits.divide(entries, settings.shares, settings.limits, problems)
-    lines.stop_on(problems)
-    return Imported(made.splits, {**made.dropped, **dropped})
+                if entry.split == "pref":
+                    first.setdefault(entry.group.label is not None, row.where)
+                yield entry
+    if len(first) > 1:  # no objective takes both: say so instead of training on half of it
+        problems.add(f"{first[True]}: a labelled answer, but {first[False]} is a pair; expected one kind; "
+                     "name the file with data.format.pref=FILE")
 
 
 def _patterns(settings: Settings) -> dict[str, str]:
@@ -185,16 +191,6 @@ def _messages(value: Any, key: str) -> list[Message]:
         if not good:
             raise ValueError(f"{key}: turn {number} is {str(item)[:60]}, expected {{role: text, content: text}}")
     return [Message(item["role"], item["content"]) for item in value]
-
-
-def _mixed(entries: list[Entry]) -> list[str]:
-    """A preference split of pairs and labelled answers has no objective: say so instead of training on half of it."""
-    pairs = [e for e in entries if e.split == "pref" and len(e.group.completions) == 2]
-    labelled = [e for e in entries if e.split == "pref" and e.group.label is not None]
-    if not pairs or not labelled:
-        return []
-    return [f"{labelled[0].where}: a labelled answer, but {pairs[0].where} is a pair; expected one kind; "
-            "name the file with data.format.pref=FILE"]
 
 
 FORMAT = Format(Settings, EXPECTED, files, read)

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import Problems, UserError
 
-SHOWN = 20  # problems printed at most; a file in the wrong format has one per line
+_PIECE = 1 << 16  # characters of a list read at once
+_SPACE = re.compile(r"[ \t\r\n]*")
 _TEST_NAME = re.compile(r"(^|[._-])(test|eval|valid|validation)([._-]|$)")
 
 
@@ -50,7 +51,7 @@ def find(root: Path, pattern: str, key: str, expected: str) -> list[Path]:
     return files
 
 
-def rows(files: list[Path], problems: list[str]) -> Iterator[Row]:
+def rows(files: list[Path], problems: Problems) -> Iterator[Row]:
     """Every row of the files, in order. Bad rows are reported in `problems`, one "file:line: ..." each."""
     for file in files:
         yield from _rows(file, problems)
@@ -66,30 +67,25 @@ def stem(file: Path) -> str:
     return re.sub(r"(\.jsonl?)?(\.gz)?$", "", file.name)
 
 
-def stop_on(problems: list[str]) -> None:
-    """Raise all problems as one UserError, the first SHOWN of them in full."""
-    if problems:
-        raise UserError.of(problems, SHOWN)
-
-
-def _rows(file: Path, problems: list[str]) -> Iterator[Row]:
+def _rows(file: Path, problems: Problems) -> Iterator[Row]:
     before, number, seen = len(problems), 0, 0
     try:
         with _open(file) as stream:
             if ".json" in file.suffixes and stream.peek(64).lstrip()[:1] == b"[":
-                for number, data in enumerate(_list(file, stream.read(), problems), 1):
+                for number, data in enumerate(_list(file, stream, problems), 1):
                     seen += 1
                     yield from _row(f"{file}:row {number}", file, data, problems)
-            for number, raw in enumerate(stream, 1):
-                if raw.strip():
-                    seen += 1
-                    yield from _line(f"{file}:{number}", file, raw, number == 1, problems)
+            else:
+                for number, raw in enumerate(stream, 1):
+                    if raw.strip():
+                        seen += 1
+                        yield from _line(f"{file}:{number}", file, raw, number == 1, problems)
     except (OSError, EOFError, zlib.error) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        problems.append(f"{file}:{number + 1}: cannot be read from here on ({text}), expected a whole, readable file; "
+        problems.add(f"{file}:{number + 1}: cannot be read from here on ({text}), expected a whole, readable file; "
                         "fetch or copy it again")
     if not seen and len(problems) == before:
-        problems.append(f"{file}: is empty, expected one JSON object per line")
+        problems.add(f"{file}: is empty, expected one JSON object per line")
 
 
 def _open(file: Path) -> io.BufferedReader | gzip.GzipFile:
@@ -105,37 +101,78 @@ def _open(file: Path) -> io.BufferedReader | gzip.GzipFile:
     return gzip.open(file, "rb")
 
 
-def _line(where: str, file: Path, raw: bytes, first: bool, problems: list[str]) -> Iterator[Row]:
+def _line(where: str, file: Path, raw: bytes, first: bool, problems: Problems) -> Iterator[Row]:
     try:
         data = json.loads(raw.decode("utf-8-sig" if first else "utf-8"))
     except UnicodeDecodeError as error:
-        problems.append(f"{where}: byte {error.start + 1} of the line is not UTF-8, expected UTF-8 text; "
+        problems.add(f"{where}: byte {error.start + 1} of the line is not UTF-8, expected UTF-8 text; "
                         "convert the file, e.g. iconv -f latin1 -t utf-8")
     except (ValueError, RecursionError) as error:
         if raw.endswith(b"\n"):
-            problems.append(f"{where}: not JSON ({error}), expected one object per line")
+            problems.add(f"{where}: not JSON ({error}), expected one object per line")
         else:
-            problems.append(f"{where}: half-written, the file ends inside this line ({error}); write it again or "
+            problems.add(f"{where}: half-written, the file ends inside this line ({error}); write it again or "
                             "remove the line")
     else:
         yield from _row(where, file, data, problems)
 
 
-def _list(file: Path, raw: bytes, problems: list[str]) -> list[Any]:
+def _list(file: Path, stream: io.BufferedReader | gzip.GzipFile, problems: Problems) -> Iterator[Any]:
+    """The items of a JSON list, each as soon as it is read."""
     try:
-        return list(json.loads(raw.decode("utf-8-sig")))
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        problems.append(f"{file}:{line}: byte {error.start + 1} of the file is not UTF-8, expected UTF-8 text")
-    except json.JSONDecodeError as error:
-        problems.append(f"{file}:{error.lineno}: not JSON ({error.msg}), expected one list of objects")
+        yield from _items(io.TextIOWrapper(stream, "utf-8-sig"))  # type: ignore[arg-type]
     except (ValueError, RecursionError) as error:
-        problems.append(f"{file}: not JSON ({error}), expected one list of objects")
-    return []
+        problems.add(_list_problem(file, error))
 
 
-def _row(where: str, file: Path, data: Any, problems: list[str]) -> Iterator[Row]:
+def _items(text: io.TextIOWrapper) -> Iterator[Any]:
+    """Raises ValueError where the text is no list."""
+    decoder, held, at, first = json.JSONDecoder(), "", 0, True
+    while True:
+        try:
+            at = _SPACE.match(held, at).end()  # type: ignore[union-attr]
+            if held[at:at + 1] == "]" and not first:
+                break
+            start = _SPACE.match(held, at + 1).end()  # type: ignore[union-attr]  # behind the bracket or comma
+            if first and held[start:start + 1] == "]":
+                at = start
+                break
+            if held[at:at + 1] != ("[" if first else ","):
+                raise ValueError
+            item, end = decoder.raw_decode(held, start)
+            whole = end < len(held)  # else the number or word may go on
+        except ValueError:
+            whole = False
+        if whole:
+            yield item
+            at, first = end, False
+            continue
+        piece = text.read(max(_PIECE, len(held)))
+        if not piece:
+            raise ValueError("the list does not end")
+        held, at = held[at:] + piece, 0
+    if (held[at + 1:] + text.read()).strip():
+        raise ValueError("more behind the list")
+
+
+def _list_problem(file: Path, error: Exception) -> str:
+    """Where in the file the first error is; read whole, since it has to be named."""
+    try:
+        with _open(file) as stream:
+            raw = stream.read()
+        json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as found:
+        line = raw.count(b"\n", 0, found.start) + 1
+        return f"{file}:{line}: byte {found.start + 1} of the file is not UTF-8, expected UTF-8 text"
+    except json.JSONDecodeError as found:
+        return f"{file}:{found.lineno}: not JSON ({found.msg}), expected one list of objects"
+    except (ValueError, RecursionError) as found:
+        error = found
+    return f"{file}: not JSON ({error}), expected one list of objects"
+
+
+def _row(where: str, file: Path, data: Any, problems: Problems) -> Iterator[Row]:
     if isinstance(data, dict):
         yield Row(where, file, data)
     else:
-        problems.append(f"{where}: {type(data).__name__} {str(data)[:40]!r}, expected a JSON object")
+        problems.add(f"{where}: {type(data).__name__} {str(data)[:40]!r}, expected a JSON object")

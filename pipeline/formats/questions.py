@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import Problems, UserError
 from pipeline.formats import lines, splits
 from pipeline.formats.contract import Format
 from pipeline.formats.splits import Imported
@@ -54,7 +54,7 @@ def _answers(root: Path, settings: Settings) -> list[Path]:
 
 def read(root: Path, settings: Settings) -> Imported:
     """First turns as evaluation prompts, in the order of the file. Raises UserError with every wrong row."""
-    problems: list[str] = []
+    problems = Problems()
     groups: dict[str, Group] = {}
     for row in lines.rows(_questions(root, settings), problems):
         try:
@@ -63,22 +63,22 @@ def read(root: Path, settings: Settings) -> Imported:
             if problem or name in groups:
                 raise ValueError(problem or f"question_id {name!r} is there twice")
         except ValueError as error:
-            problems.append(f"{row.where}: {error}")
+            problems.add(f"{row.where}: {error}")
             continue
         category = str(row.data.get("cluster") or row.data.get("category") or "")
         groups[name] = splits.group_of([Message("user", turns[0])], [], None, category, name)
     for name, answers in _given(root, settings, problems):
         if name in groups:
             groups[name] = replace(groups[name], completions=(Completion(answers[0]),))
-    lines.stop_on(problems)
-    return Imported({"sft": (), "pref": (), "unlabeled": (), "eval": tuple(groups.values())}, {})
+    problems.stop()
+    return splits.evaluation(list(groups.values()))
 
 
 def follow_ups(root: Path, settings: Settings) -> dict[str, str]:
     """{question id: second turn} of the questions that have one."""
-    problems: list[str] = []
+    problems = Problems()
     found = [_turns(row.data) for row in lines.rows(_questions(root, settings), problems)]
-    lines.stop_on(problems)
+    problems.stop()
     return {name: turns[1] for name, turns in found if len(turns) > 1}
 
 
@@ -86,19 +86,19 @@ def given_follow_ups(root: Path, settings: Settings) -> dict[str, str]:
     """{question id: answer to the second turn} of the given answers that have one. UserError: no answers are named."""
     if settings.answers is None:
         raise UserError("data.format.answers: null, expected the file with the given answers of both turns")
-    problems: list[str] = []
+    problems = Problems()
     found = {name: answers[1] for name, answers in _given(root, settings, problems) if len(answers) > 1}
-    lines.stop_on(problems)
+    problems.stop()
     return found
 
 
-def _given(root: Path, settings: Settings, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
+def _given(root: Path, settings: Settings, problems: Problems) -> Iterator[tuple[str, list[str]]]:
     """(question id, its answers by turn) of every row of the given answers; a bad row goes to `problems`."""
     for row in lines.rows(_answers(root, settings), problems):
         try:
             yield _answers_of(row.data)
         except ValueError as error:
-            problems.append(f"{row.where}: {error}")
+            problems.add(f"{row.where}: {error}")
 
 
 def _turns(data: dict[str, Any]) -> tuple[str, list[str]]:

@@ -1,8 +1,6 @@
-"""From rows to the four splits (sft, pref, unlabeled, eval), so that no prompt is in two of them.
+"""The four splits (sft, pref, unlabeled, eval): what a row of one is, and what a format gives.
 
-AlpacaFarm's protocol (Dubois et al. 2023, section 3) splits by prompt into SFT : PREF : unlabeled : eval =
-10 : 10 : 20 : 0.8. Where a data set lacks a split, its prompts are taken from another one, decided by a hash of the
-first user turn: the same on every machine, in any order of the files, and unmoved when rows are added.
+How rows are divided among them: pipeline.formats.divide.
 """
 
 from __future__ import annotations
@@ -12,25 +10,15 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from pipeline.config import setting
+from pipeline.errors import Problems
 from pipeline.records import ROLES, Completion, Group, Message
 
 SPLITS = ("sft", "pref", "unlabeled", "eval")
-# Which split's rows may fill a split, best first: only preferences can be preferences, every row has a prompt.
-_SOURCES = {
-    "sft": ("sft", "pref"),
-    "pref": ("pref",),
-    "unlabeled": ("unlabeled", "sft", "pref"),
-    "eval": ("eval", "unlabeled", "sft", "pref"),
-}
 FAULTS = {"identical": "chosen and rejected are the same text", "empty": "the answer is empty"}
-ELSEWHERE = "prompt belongs to another split"
-REPEATED = "same row again"
-REPEATED_PROMPT = "same prompt again"
-UNDESIRABLE = "answer labelled undesirable"
 
 
 @dataclass(frozen=True)
@@ -66,13 +54,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Imported:
-    """What a format gives: for each split its groups (texts, no token ids), and the rows left out by reason.
+    """What a format gives: how many groups (texts, no token ids) each split has, the rows left out by reason, and the
+    groups themselves, read again and never held.
 
     sft: K = 1. pref: K = 2 with the preferred first, or K = 1 with a label. unlabeled, eval: K = 0.
     """
 
-    splits: dict[str, tuple[Group, ...]]
+    counts: dict[str, int]
     dropped: dict[str, int]
+    overlap: int  # evaluation prompts that open like a training one: 0 unless the files themselves overlap
+    groups: Callable[[], Iterator[tuple[str, Group]]]  # (split, group) in the order of the rows
 
 
 def message_problem(messages: Sequence[Message]) -> str:
@@ -144,98 +135,9 @@ def prompt_key(group: Group) -> str:
     return re.sub(r"[\W_]+", " ", plain).strip() or text
 
 
-def divide(entries: Sequence[Entry], shares: Shares, limits: Limits, problems: list[str]) -> Imported:
-    """Put every entry into one split, fill the splits that have none of their own, cut to the limits.
-
-    Entries of one prompt go to one split together; those that cannot serve there are dropped. `problems` gets the
-    ids that two rows of one split share.
-    """
-    _check_ids(entries, problems)
-    dropped: Counter[str] = Counter()
-    feeds = _feeds({entry.split for entry in entries})
-    keys = [prompt_key(entry.group) for entry in entries]
-    by_prompt: dict[str, list[Entry]] = {}
-    for key, entry in zip(keys, entries, strict=True):
-        by_prompt.setdefault(key, []).append(entry)
-    chosen = {key: _choose(key, {e.split for e in same if e.fixed}, {e.split for e in same}, feeds, shares)
-              for key, same in by_prompt.items()}
-    found: dict[str, list[Group]] = {split: [] for split in SPLITS}
-    for key, entry in zip(keys, entries, strict=True):
-        split = chosen[key]
-        if split not in feeds[entry.split]:
-            split = entry.split if entry.fixed else ""
-        if not split:
-            dropped[ELSEWHERE] += 1
-        elif split == "sft" and entry.group.label is False:
-            dropped[UNDESIRABLE] += 1
-        else:
-            found[split].append(_as(split, entry.group))
-    splits = {split: _cut(split, _unique(split, groups, dropped), getattr(limits, split), dropped)
-              for split, groups in found.items()}
-    return Imported(splits, {reason: number for reason, number in sorted(dropped.items()) if number})
+Read = Callable[[Problems, "Counter[str]"], Iterator[Entry]]  # the rows once more; what is wrong, what is left out
 
 
-def _feeds(there: set[str]) -> dict[str, tuple[str, ...]]:
-    """For each split that has rows, the splits its rows go to: its own and those nobody better can fill."""
-    source = {split: next((s for s in _SOURCES[split] if s in there), "") for split in SPLITS}
-    return {split: tuple(s for s in SPLITS if source[s] == split) for split in there}
-
-
-def _choose(key: str, fixed: set[str], own: set[str], feeds: dict[str, tuple[str, ...]], shares: Shares) -> str:
-    """The split of a prompt: eval if it is an evaluation prompt, where the user put it, or drawn by its hash."""
-    if "eval" in own:
-        return "eval"
-    bound = [split for split in SPLITS if split in fixed and feeds[split] == (split,)]
-    options = bound[:1] or [s for s in SPLITS if any(s in feeds[o] for o in own)]
-    weights = [getattr(shares, split) for split in options]
-    point = _unit("split", key) * sum(weights)
-    for split, weight in zip(options, weights, strict=True):
-        if point < weight:
-            return split
-        point -= weight
-    return options[0]
-
-
-def _as(split: str, group: Group) -> Group:
-    if split == "pref":
-        return group
-    if split == "sft":
-        return replace(group, completions=group.completions[:1], label=None)
-    return replace(group, completions=(), label=None)
-
-
-def _unique(split: str, groups: Iterable[Group], dropped: Counter[str]) -> list[Group]:
-    kept: dict[object, Group] = {}
-    for group in groups:
-        # Two rows with one prompt are two demonstrations or pairs, but only one prompt to sample from.
-        key: object = group.id if split in ("sft", "pref") else group.messages
-        if key in kept:
-            dropped[REPEATED if split in ("sft", "pref") else REPEATED_PROMPT] += 1
-        else:
-            kept[key] = group
-    return list(kept.values())
-
-
-def _cut(split: str, groups: list[Group], limit: int | None, dropped: Counter[str]) -> tuple[Group, ...]:
-    if limit is None or len(groups) <= limit:
-        return tuple(groups)
-    dropped[f"over data.format.limits.{split}"] += len(groups) - limit
-    kept = {group.id for group in sorted(groups, key=lambda g: (_unit("limit", g.id), g.id))[:limit]}
-    return tuple(group for group in groups if group.id in kept)
-
-
-def _check_ids(entries: Sequence[Entry], problems: list[str]) -> None:
-    first: dict[tuple[str, str], str] = {}
-    for entry in entries:
-        if not entry.named:
-            continue
-        at = first.setdefault((entry.split, entry.group.id), entry.where)
-        if at != entry.where:
-            problems.append(f"{entry.where}: id {entry.group.id!r} is used before at {at}, expected each id once; "
-                            "rename it or leave the ids out")
-
-
-def _unit(*parts: str) -> float:
-    """A number in [0, 1) from texts, the same on every machine."""
-    digest = hashlib.sha256("\x1f".join(parts).encode()).digest()
-    return int.from_bytes(digest[:7], "big") / 2**56
+def evaluation(groups: Sequence[Group]) -> Imported:
+    """A benchmark's prompts, few enough to be held."""
+    return Imported({**dict.fromkeys(SPLITS, 0), "eval": len(groups)}, {}, 0, lambda: (("eval", g) for g in groups))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import tables
-from pipeline.records import STOP
+from pipeline.records import STOP, Group
 
 _BATCH = 1024  # rows in memory at once
 _COMPLETION = "completions.list.element."
@@ -56,7 +56,6 @@ class Chunk:
     stopped: np.ndarray  # (C,) bool, finish_reason is "stop"
     weight: np.ndarray  # (G,) float64
     label: np.ndarray  # (G,) int8: 1, 0, -1 where there is none
-    ref_logps: Numbers
     scores: Numbers
 
     def group_of(self, completion: int) -> int:
@@ -74,16 +73,6 @@ class Chunk:
                                     _largest(self.own.values, self.own.starts))
         return np.maximum(_largest(self.prompts.values, self.prompts.starts), _largest(of_completions, self.first))
 
-    def keys(self) -> np.ndarray:
-        """(G,) uint64 of each group's token ids: prompt and completions, in order.
-
-        Sums of 64 mixed bits per (token, place): two groups of a million share one with probability 3e-8.
-        """
-        column = places(self.first)  # of each completion in its group
-        total = _hashed(self.prompts, np.zeros(len(self.prompts), np.uint64))
-        both = _hashed(self.tokens, 2 * column + 1) + _hashed(self.own, 2 * column + 2)
-        return total + _sums(both, self.first)
-
 
 def _largest(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """The largest value of each list, 0 for an empty one."""
@@ -93,31 +82,10 @@ def _largest(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return found
 
 
-def _mixed(x: np.ndarray) -> np.ndarray:
-    """splitmix64, a bijection of 64 bits (Steele et al. 2014)."""
-    x = (x + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def places(starts: np.ndarray) -> np.ndarray:
-    """0, 1, 2 ... within each list."""
-    return np.arange(starts[-1], dtype=np.uint64) - np.repeat(starts[:-1], np.diff(starts)).astype(np.uint64)
-
-
 def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Sums of uint64 over each list, modulo 2^64."""
     running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values, dtype=np.uint64)])
     return running[starts[1:]] - running[starts[:-1]]
-
-
-def _hashed(lists: Ragged, kind: np.ndarray) -> np.ndarray:
-    place = places(lists.starts)
-    salt = _mixed(np.repeat(kind.astype(np.uint64), lists.lengths) * np.uint64(0x100000001B3) + place)
-    tokens = lists.values.astype(np.uint64) if len(lists.values) else np.zeros(0, np.uint64)
-    length = _mixed(_mixed(kind.astype(np.uint64)) + lists.lengths.astype(np.uint64))
-    return _sums(_mixed(salt ^ tokens), lists.starts) + length
 
 
 def read(table: Path, score: str) -> Iterator[Chunk]:
@@ -126,10 +94,16 @@ def read(table: Path, score: str) -> Iterator[Chunk]:
         with pq.ParquetFile(part) as file:
             paths = [file.schema.column(i).path for i in range(len(file.schema))]
             wanted = [p for p in paths if p.split(".")[0] in ("id", "prompt_ids", "label", "weight") or p.startswith(
-                tuple(_COMPLETION + n for n in ("token_ids", "finish_reason", "scores", "ref_logp", "prompt_ids")))]
+                tuple(_COMPLETION + n for n in ("token_ids", "finish_reason", "scores", "prompt_ids")))]
             for batch in file.iter_batches(batch_size=_BATCH, columns=wanted):
                 if len(batch):
                     yield _chunk(batch, score)
+
+
+def of_groups(groups: Sequence[Group]) -> Chunk:
+    """The same of groups that are in memory, without scores. Raises ValueError where there are none."""
+    (batch,) = tables.to_arrow(groups).to_batches()
+    return _chunk(batch, "")
 
 
 def _chunk(batch: pa.RecordBatch, score: str) -> Chunk:
@@ -147,8 +121,7 @@ def _chunk(batch: pa.RecordBatch, score: str) -> Chunk:
         stopped=pc.equal(made["finish_reason"], STOP).to_numpy(zero_copy_only=False).astype(bool),
         weight=batch.column("weight").to_numpy(zero_copy_only=False),
         label=pc.fill_null(label.cast(pa.int8()), -1).to_numpy(zero_copy_only=False),
-        ref_logps=_numbers(made["ref_logp"], first),
-        scores=_numbers(_named(made["scores"], score), first),
+        scores=numbers(_named(made["scores"], score), first),
     )
 
 
@@ -161,7 +134,8 @@ def _ragged(lists: pa.ListArray) -> Ragged:
     return Ragged(lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False), _starts(lists))
 
 
-def _numbers(values: pa.Array, first: np.ndarray) -> Numbers:
+def numbers(values: pa.Array, first: np.ndarray) -> Numbers:
+    """One value per completion as Numbers; (G + 1,) `first` says where each group's begin."""
     known = values.is_valid().to_numpy(zero_copy_only=False).astype(np.uint64)
     number = np.diff(first)
     present = (_sums(known, first) == number.astype(np.uint64)) & (number > 0)

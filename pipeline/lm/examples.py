@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.errors import UserError
+from pipeline.columns import Source
+from pipeline.errors import Problems, UserError
 from pipeline.lm import arrays, mapped
-from pipeline.records import Group
+from pipeline.lm.arrays import Chunk, Numbers
+from pipeline.lm.mapped import Flat
+from pipeline.lm.side_tables import SideNumbers, SideTables
 
 _SHOWN = 5  # problems of one kind named one by one
 
@@ -44,18 +49,6 @@ class Example:
         return sum(len(c) for c in self.completions)
 
 
-@dataclass(frozen=True)
-class Beside:
-    """Tables with numbers of the same groups. Found by token ids, prompt and completions, so a table of other tokens is
-    refused instead of silently giving wrong rewards.
-    """
-
-    reference: Sequence[Path] = ()  # ref_logp under the reference
-    previous: Sequence[Path] = ()  # ref_logp under the policy the iteration began with
-    scored: Sequence[Path] = ()  # scores of groups that carry none themselves
-    score: str = "reward"  # which of a completion's scores
-
-
 def columns(example: Example, keep: Iterable[int]) -> Example:
     """The example with completions `keep`, in that order."""
     chosen = tuple(keep)
@@ -84,82 +77,81 @@ class Examples(Sequence[Example]):
             return [self[k] for k in range(len(self))[i]]
         if not 0 <= i < len(self):
             raise IndexError(i)
-        made = self._example(i if self.rows is None else int(self.rows[i]))
+        made = example(self.flat, i if self.rows is None else int(self.rows[i]), self.flat.numbers)
         return made if self.cut is None else self.cut(made)
 
-    def _example(self, g: int) -> Example:
-        flat = self.flat
-        low, high = int(flat.first[g]), int(flat.first[g + 1])
-        prompt, places = flat.prompts[g], range(low, high)
-        own = bool(flat.own.starts[high] > flat.own.starts[low])
 
-        def numbers(found: mapped.Numbers) -> tuple[float, ...] | None:
-            return tuple(found.values[low:high].tolist()) if found.present[g] else None
-
-        return Example(
-            id=flat.ids[g], prompt=prompt, completions=tuple(flat.tokens[c] for c in places),
-            weight=float(flat.weight[g]), label=None if flat.label[g] < 0 else bool(flat.label[g]),
-            ref_logps=numbers(flat.ref_logps), previous_logps=numbers(flat.previous_logps),
-            scores=numbers(flat.scores),
-            prompts=tuple(flat.own[c] if len(flat.own[c]) else prompt for c in places) if own else None,
-        )
+def example(of: Flat | Chunk, g: int, known: Mapping[str, Numbers]) -> Example:
+    """Group `g` of a table or of a part of one. known: field of Example -> numbers of all completions."""
+    low, high = int(of.first[g]), int(of.first[g + 1])
+    prompt, places = of.prompts[g], range(low, high)
+    own = bool(of.own.starts[high] > of.own.starts[low])
+    numbers = {name: tuple(one.values[low:high].tolist()) for name, one in known.items() if one.present[g]}
+    return Example(
+        id=of.ids[g], prompt=prompt, completions=tuple(of.tokens[c] for c in places),
+        weight=float(of.weight[g]), label=None if of.label[g] < 0 else bool(of.label[g]),
+        prompts=tuple(of.own[c] if len(of.own[c]) else prompt for c in places) if own else None, **numbers,
+    )
 
 
-@dataclass
-class _Problems:
-    """How many there are, and the first few in words."""
-
-    number: int = 0
-    shown: list[str] = field(default_factory=list)
-
-    def add(self, texts: Iterable[str]) -> None:
-        for text in texts:
-            self.number += 1
-            if len(self.shown) < _SHOWN:
-                self.shown.append(text)
-
-    def stop(self) -> None:
-        """Raise UserError where there is one."""
-        if self.number:
-            raise UserError.of(self.shown, _SHOWN, self.number)
+def of_chunk(chunk: Chunk) -> list[Example]:
+    """The groups of a chunk, without numbers. Raises UserError where some are unfit for training."""
+    problems = Problems(_SHOWN)
+    problems.add(*chunk_problems(chunk, None))
+    problems.stop()
+    return [example(chunk, g, {}) for g in range(len(chunk.ids))]
 
 
-def load(groups: Path, folder: Path, beside: Beside | None = None, stop_ids: Iterable[int] | None = None) -> Examples:
-    """Read a tokenised table into arrays under `folder`, unless they are there already, and map them.
+def load(
+    sources: Sequence[Source], folder: Path, beside: SideTables | None = None, stop_ids: Iterable[int] | None = None,
+    weights: Sequence[float] = (),
+) -> Examples:
+    """Read tokenised tables into arrays under `folder`, unless they are there already, and map them.
 
-    Raises UserError naming rows without ids, with empty completions, with a completion that says finish_reason "stop"
-    and does not end with one of `stop_ids`, or without the log-probs that a table beside it should have.
+    weights: a factor on the weights of each table's groups; empty: 1. Raises UserError naming an id that occurs twice,
+    rows without ids, with empty completions, with a completion that says finish_reason "stop" and does not end with
+    one of `stop_ids`, and tables without the log-probs that a side table should have.
     """
+    if weights and len(weights) != len(sources):
+        raise UserError(f"train.weights: {len(weights)} numbers for {len(sources)} tables of "
+                        "groups, expected one for each, or an empty list")
     if not mapped.finished(folder):
-        _fill(groups, folder, beside or Beside(), stop_ids)
+        _fill(sources, folder, beside or SideTables(), stop_ids, weights or (1.0,) * len(sources))
     return Examples(mapped.opened(folder))
 
 
-def _fill(groups: Path, folder: Path, beside: Beside, stop_ids: Iterable[int] | None) -> None:
-    reference = mapped.Elsewhere.of(beside.reference, None)
-    previous = mapped.Elsewhere.of(beside.previous, None)
-    scored = mapped.Elsewhere.of(beside.scored, beside.score)
+def _fill(
+    sources: Sequence[Source], folder: Path, beside: SideTables, stop_ids: Iterable[int] | None,
+    weights: Sequence[float],
+) -> None:
     stops = None if stop_ids is None else np.array(sorted(stop_ids))
-    problems, unmatched, seen = _Problems(), {"reference": _Problems(), "previous": _Problems()}, 0
+    problems, ids = Problems(_SHOWN), list[tuple[int, pa.Array]]()
     writer = mapped.Writer(folder)
-    tables = (("reference", "ref_logps", reference), ("previous", "previous_logps", previous))
-    for chunk in arrays.read(groups, beside.score):
-        seen += len(chunk.ids)
-        problems.add(chunk_problems(chunk, stops))
-        numbers = {"ref_logps": chunk.ref_logps, "previous_logps": mapped.nothing(chunk)}
-        for name, field_name, table in tables:
-            if getattr(beside, name):
-                here, numbers[field_name] = table.of_chunk(chunk)
-                unmatched[name].add(chunk.ids[g] for g in np.flatnonzero(~here))
-        writer.add(chunk, {**numbers, "scores": mapped.either(chunk, scored.of_chunk(chunk)[1])})
-    for name, found in unmatched.items():
-        if found.number:
-            problems.add([f"{getattr(beside, name)[0]}: no reference log-probs for {found.number} groups of {groups}, "
-                          f"first {found.shown[0]!r}; run reference_logprobs on exactly this table"])
-    if seen == 0:
-        problems.add([f"{groups}: no groups to train on, expected at least one"])
+    for index, (source, factor) in enumerate(zip(sources, weights, strict=True)):
+        side, at, seen = SideNumbers(source, beside), 0, 0
+        for chunk in arrays.read(source.path, beside.score):
+            problems.add(*chunk_problems(chunk, stops))
+            writer.add(chunk, chunk.weight * factor * side.weights(chunk, at), side.numbers(chunk, at))
+            at, seen = at + int(chunk.first[-1]), seen + len(chunk.ids)
+            ids.append((index, pa.array(chunk.ids, pa.string())))
+        problems.add(*side.missing(seen))
+    problems.add(*_twice(ids))
+    if not ids:
+        problems.add(f"{' and '.join(str(s.path) for s in sources)}: no groups to train on, expected at least one")
     problems.stop()
     writer.close()
+
+
+def _twice(ids: Sequence[tuple[int, pa.Array]]) -> Iterator[str]:
+    """A message where an id occurs twice: it would be trained on twice. ids: those of parts of table 0, 1 ..."""
+    every = pa.chunked_array([part for _, part in ids], pa.string())
+    if pc.count_distinct(every).as_py() == len(every):
+        return
+    counts = pc.value_counts(every)
+    name = counts.field("values")[int(np.argmax(counts.field("counts")))]
+    places = [index for index, part in ids for _ in range(pc.sum(pc.equal(part, name)).as_py() or 0)]
+    yield (f"groups: id {name.as_py()!r} occurs in input {places[0]} and in input {places[1]} (from 0, in recipe "
+           "order); prompts of different iterations must be disjoint, a table given only once")
 
 
 def chunk_problems(chunk: arrays.Chunk, stops: np.ndarray | None) -> Iterator[str]:
@@ -185,26 +177,16 @@ def chunk_problems(chunk: arrays.Chunk, stops: np.ndarray | None) -> Iterator[st
                         for c in range(low, high) if c in wrong)
 
 
-def row_problems(group: Group) -> list[str]:
-    """What makes a row unfit for training, as messages naming the group."""
-    if not group.prompt_ids:
-        return [f"group {group.id!r}: no prompt ids, expected a tokenised table (stage tokenize)"]
-    if not group.completions:
-        return [f"group {group.id!r}: no completion, expected at least one"]
-    return [f"group {group.id!r}: completion {k} has no tokens, expected at least one"
-            for k, c in enumerate(group.completions) if not c.token_ids]
-
-
 def check_fits(examples: Sequence[Example], vocabulary: int, context: int | None) -> None:
     """Raise UserError where an id is outside the embedding or a row longer than the model's context."""
-    problems = _Problems()
+    problems = Problems(_SHOWN)
     for i, highest, longest in _extents(examples):
         if highest >= vocabulary:
-            problems.add([f"group {examples[i].id!r}: token id {highest}, but the model has a vocabulary of "
-                          f"{vocabulary}; the table was made with another tokenizer"])
+            problems.add(f"group {examples[i].id!r}: token id {highest}, but the model has a vocabulary of "
+                          f"{vocabulary}; the table was made with another tokenizer")
         if context is not None and longest > context:
-            problems.add([f"group {examples[i].id!r}: {longest} tokens, but the model's context is {context}; "
-                          "lower max_prompt_tokens or max_completion_tokens of stage tokenize"])
+            problems.add(f"group {examples[i].id!r}: {longest} tokens, but the model's context is {context}; "
+                          "lower max_prompt_tokens or max_completion_tokens of stage tokenize")
     problems.stop()
 
 
@@ -240,38 +222,3 @@ def shaped(examples: Sequence[Example], cut: Callable[[Example], Example]) -> Se
         return [cut(e) for e in examples]
     assert examples.cut is None, "cut once"
     return replace(examples, cut=cut)
-
-
-def chunks(items: Iterable[Group], size: int) -> Iterator[list[Group]]:
-    """Consecutive lists of `size` items, the last one shorter."""
-    batch: list[Group] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def example(group: Group) -> Example:
-    """One tokenised group as an example, reference log-probs included where every completion has one."""
-    own = any(c.prompt_ids for c in group.completions)
-    prompt = np.asarray(group.prompt_ids, np.int32)
-    return Example(
-        id=group.id,
-        prompt=prompt,
-        completions=tuple(np.asarray(c.token_ids, np.int32) for c in group.completions),
-        weight=group.weight,
-        label=group.label,
-        ref_logps=_logps(group),
-        prompts=tuple(np.asarray(c.prompt_ids, np.int32) if c.prompt_ids else prompt for c in group.completions)
-        if own else None,
-    )
-
-
-def _logps(group: Group | None) -> tuple[float, ...] | None:
-    """`ref_logp` of every completion, None where one has none."""
-    values = [] if group is None else [c.ref_logp for c in group.completions]
-    found = tuple(float(v) for v in values if v is not None)
-    return found if values and len(found) == len(values) else None

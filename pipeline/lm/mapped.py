@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,61 +19,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.lm import arrays
 from pipeline.lm.arrays import Chunk, Numbers, Ragged
 
 _DONE = "done.json"
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """Numbers of groups that stand in other tables, found by token ids."""
-
-    keys: np.ndarray  # (N,) uint64, ascending
-    first: np.ndarray  # (N,) int64, where each group's numbers begin
-    numbers: np.ndarray  # (N,) int64, how many it has
-    values: np.ndarray  # float64
-    present: np.ndarray  # (N,) bool
-
-    @classmethod
-    def of(cls, paths: Sequence[Path], score: str | None) -> Elsewhere:
-        """Reference log-probs of the tables, or the scores named `score`. Of equal groups the last one counts."""
-        keys, numbers, values, present = ([np.zeros(0, t)] for t in (np.uint64, np.int64, np.float64, bool))
-        for path in paths:
-            for chunk in arrays.read(path, score or ""):
-                found = chunk.ref_logps if score is None else chunk.scores
-                for to, what in ((keys, chunk.keys()), (numbers, np.diff(chunk.first)), (values, found.values),
-                                 (present, found.present)):
-                    to.append(what)
-        all_keys, lengths = np.concatenate(keys), np.concatenate(numbers)
-        first = np.cumsum(lengths) - lengths
-        order = np.argsort(all_keys, kind="stable")
-        return cls(all_keys[order], first[order], lengths[order], np.concatenate(values),
-                   np.concatenate(present)[order])
-
-    def of_chunk(self, chunk: Chunk) -> tuple[np.ndarray, Numbers]:
-        """(G,) bool, which groups are here at all, and their numbers."""
-        if len(self.keys) == 0:
-            return np.zeros(len(chunk.ids), bool), nothing(chunk)
-        keys, wanted = chunk.keys(), np.diff(chunk.first)
-        place = np.maximum(np.searchsorted(self.keys, keys, "right") - 1, 0)
-        here = (self.keys[place] == keys) & (self.numbers[place] == wanted)
-        rows, values = np.repeat(here, wanted), np.full(chunk.first[-1], np.nan)
-        at = np.repeat(self.first[place], wanted) + arrays.places(chunk.first).astype(np.int64)
-        values[rows] = self.values[at[rows]]
-        return here, Numbers(values, here & self.present[place])
-
-
-def nothing(chunk: Chunk) -> Numbers:
-    """No group has any."""
-    return Numbers(np.full(chunk.first[-1], np.nan), np.zeros(len(chunk.ids), bool))
-
-
-def either(chunk: Chunk, other: Numbers) -> Numbers:
-    """A group's own scores, the other ones where it has none."""
-    own = chunk.scores
-    rows = np.repeat(own.present, np.diff(chunk.first))
-    return Numbers(np.where(rows, own.values, other.values), own.present | other.present)
 
 
 @dataclass(frozen=True)
@@ -90,13 +37,11 @@ class Flat:
     label: np.ndarray  # (G,) int8: 1, 0, -1 where there is none
     highest: np.ndarray  # (G,) int64, the largest token id
     longest: np.ndarray  # (G,) int64, tokens of the longest prompt + completion
-    ref_logps: Numbers
-    previous_logps: Numbers
-    scores: Numbers
+    numbers: dict[str, Numbers]  # by NUMBERS
 
 
 _LISTS = ("prompts", "tokens", "own")
-_NUMBERS = ("ref_logps", "previous_logps", "scores")
+NUMBERS = ("ref_logps", "previous_logps", "scores")  # the fields of an example
 _PLAIN = ("first", "weight", "label", "highest", "longest")
 
 
@@ -107,13 +52,13 @@ class Writer:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self.folder = folder
-        self._values = {n: (folder / f"{n}.values").open("wb") for n in (*_LISTS, *_NUMBERS)}
+        self._values = {n: (folder / f"{n}.values").open("wb") for n in (*_LISTS, *NUMBERS)}
         self._arrays: dict[str, list[np.ndarray]] = {n: [] for n in (
-            *(f"{n}.lengths" for n in (*_LISTS, "first")), *(f"{n}.present" for n in _NUMBERS), *_PLAIN[1:])}
+            *(f"{n}.lengths" for n in (*_LISTS, "first")), *(f"{n}.present" for n in NUMBERS), *_PLAIN[1:])}
         self._ids = pa.ipc.new_file(folder / "ids.arrow", pa.schema([("id", pa.string())]))
 
-    def add(self, chunk: Chunk, numbers: dict[str, Numbers]) -> None:
-        """Append a chunk, with `numbers` by field name of Flat."""
+    def add(self, chunk: Chunk, weight: np.ndarray, numbers: dict[str, Numbers]) -> None:
+        """Append a chunk with its (G,) weights, and `numbers` by name."""
         self._ids.write_batch(pa.record_batch([pa.array(chunk.ids, pa.string())], names=["id"]))
         for name in _LISTS:
             lists: Ragged = getattr(chunk, name)
@@ -123,7 +68,7 @@ class Writer:
             self._values[name].write(found.values.tobytes())
             self._arrays[f"{name}.present"].append(found.present)
         self._arrays["first.lengths"].append(np.diff(chunk.first))
-        self._arrays["weight"].append(chunk.weight)
+        self._arrays["weight"].append(weight)
         self._arrays["label"].append(chunk.label)
         self._arrays["highest"].append(chunk.highest())
         self._arrays["longest"].append(chunk.longest())
@@ -158,6 +103,6 @@ def opened(folder: Path) -> Flat:
         ids = pa.ipc.open_file(source).read_all().column("id").to_pylist()
     found: dict[str, Any] = {"ids": ids, **{n: array(n) for n in _PLAIN}}
     found |= {n: Ragged(values(n, np.int32), array(n)) for n in _LISTS}
-    found |= {n: Numbers(values(n, np.float64), array(f"{n}.present")) for n in _NUMBERS}
+    found["numbers"] = {n: Numbers(values(n, np.float64), array(f"{n}.present")) for n in NUMBERS}
     assert found.keys() == {f.name for f in fields(Flat)}
     return Flat(**found)

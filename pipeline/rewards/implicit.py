@@ -2,7 +2,8 @@
 
     r(y) = beta (log pi(y | x) - log ref(y | x)),   sums over completion tokens
 
-from two models, or without any from log-probs the table carries: `logprobs` of the sampling policy and `ref_logp`.
+from two models, or without any from known log-probs: `logprobs` of the sampling policy, kept in the table, and
+`ref_logp` of the step's input `logps`, a side table that stage reference_logprobs makes of the samples.
 With `decouple` = lambda > 0 also the reward of the extrapolated policy (Kim et al. 2024, SPA), token by token
 
     log softmax((1 + lambda) logits_pi - lambda logits_ref)
@@ -68,7 +69,7 @@ class Settings:
 
 def needs(settings: Settings) -> frozenset[str]:
     if settings.source == "table":
-        return frozenset()
+        return frozenset({"logps"})
     given = {"policy": settings.policy, "reference": settings.reference}
     return frozenset(name for name, path in given.items() if path is None)
 
@@ -83,7 +84,7 @@ def suffixes(settings: Settings) -> tuple[str, ...]:
 
 def scorer(
     settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
-    policy: Path | None = None, reference: Path | None = None,
+    policy: Path | None = None, reference: Path | None = None, logps: Path | None = None,
 ) -> Callable[[Sequence[Group]], list[list[Score]]]:
     """See Scorer. A completion without tokens, or too long for the model, scores NaN.
 
@@ -110,7 +111,8 @@ def scorer(
 def carried(completion: Completion, beta: float, name: str) -> float:
     """beta (sum of logprobs - ref_logp) of one completion, without a model."""
     if completion.logprobs is None or completion.ref_logp is None:
-        missing = "logprobs (stage generate)" if completion.logprobs is None else "ref_logp (stage reference_logprobs)"
+        missing = ("logprobs (stage generate)" if completion.logprobs is None else
+                   "ref_logp (the step's input logps, made by stage reference_logprobs)")
         raise UserError(f"reward: sample {completion.sample} of {name!r} carries no {missing}; set source=models")
     return beta * (math.fsum(completion.logprobs) - completion.ref_logp)
 

@@ -3,8 +3,8 @@
 Filters, then the selection rule, then filters on what it made (pipeline.selection.filters). What is left out is counted
 by reason: prompts under the reason itself; of the prompts that are kept, single samples as completion_<reason> and
 whole groups as group_<reason>. Scores are read, never computed: another rule or another filter re-pairs the same table.
-Where the rule writes new prompts, they are tokenised with the template of `model`. `beside`: scored samples of another
-model for the same prompts in the same order, for rules that compare the two.
+Where the rule writes new prompts, they are tokenised with the template of `model`. `beside`: samples of another model
+for the same prompts in the same order, for rules that compare the two. `scores` and `beside_scores` are their scores.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def required(settings: Settings) -> dict[str, str]:
 
 
 def wanted(settings: Settings) -> set[str]:
-    return set(required(settings))
+    needed = required(settings)
+    return {"scores", *needed, *(["beside_scores"] if "beside" in needed else [])}
 
 
 def kinds(settings: Settings, given: Kinds) -> Kinds:
@@ -123,19 +125,19 @@ class Tally:
 
 
 def run(context: Context) -> None:
-    from pipeline import tables
+    from pipeline import columns, tables
 
-    settings, source = context.settings, context.one("groups")
-    part = _rule(settings)
+    settings, part = context.settings, _rule(context.settings)
+    read = partial(columns.scored, context)
     filters = replace(settings.filters, duplicates="keep") if part.plugin.draws else settings.filters
-    correction = _correction(filters, part, source)
-    select = _select(part, correction, source, context.seed)
-    other = context.one("beside") if part.of(part.plugin.beside) else None
-    total, tally = tables.count(source), Tally(part.of(part.plugin.ranks))
+    correction = _correction(filters, part, read)
+    select = _select(part, correction, read, context.seed)
+    other = partial(columns.scored, context, "beside", "beside_scores") if part.of(part.plugin.beside) else None
+    total, tally = tables.count(context.one("groups")), Tally(part.of(part.plugin.ranks))
     whole = part.of(part.plugin.gives) not in (PAIRS, LISTS)
 
     def made() -> Iterator[Group]:
-        for group, *beside in side_by_side(source, other):
+        for group, *beside in side_by_side(read, other):
             if tally.read % 1000 == 0:
                 context.report.progress(tally.read, total, "prompts")
             yield from groups_of(group, correction, select, tally, whole, *beside)
@@ -157,17 +159,16 @@ def run(context: Context) -> None:
 
 
 Select = Callable[..., tuple[list[Group], str]]
+Read = Callable[[], Iterable[Group]]  # a table from its beginning
 Prompts = Callable[[Group], tuple[tuple[Message, ...] | None, ...]]
 
 
-def side_by_side(source: Path, other: Path | None) -> Iterator[tuple[Group, ...]]:
+def side_by_side(read: Read, other: Read | None) -> Iterator[tuple[Group, ...]]:
     """The groups of a table, each with the second table's group at that row. Raises UserError if the prompts differ."""
-    from pipeline import tables
-
     if other is None:
-        yield from ((group,) for group in tables.read(source))
+        yield from ((group,) for group in read())
         return
-    for ours, theirs in zip_longest(tables.read(source), tables.read(other)):
+    for ours, theirs in zip_longest(read(), other()):
         if ours is None or theirs is None or ours.id != theirs.id:
             found = [group.id if group else "nothing" for group in (ours, theirs)]
             raise UserError(f"build_groups: the second table has different prompts: {found[0]!r} and {found[1]!r} at "
@@ -215,21 +216,21 @@ def _with_ids(groups: Iterable[Group], part: Part[Rule], context: Context) -> It
 
 def tokenised(groups: Iterable[Group], model: Path) -> Iterator[Group]:
     """The groups with ids of their texts, by the tokenizer and chat template of `model`."""
-    from pipeline.lm.examples import chunks
+    from pipeline import tables
     from pipeline.lm.folders import policy_encoder
 
     encoder = policy_encoder(model)
-    for batch in chunks(groups, _BATCH):
+    for batch in tables.batches(groups, _BATCH):
         yield from encoder.encode(batch)
 
 
 def prompted(groups: Iterable[Group], prompts: Prompts, model: Path) -> Iterator[Group]:
     """The groups with ids of the prompts that are a completion's own; the completions keep the ids they have."""
-    from pipeline.lm.examples import chunks
+    from pipeline import tables
     from pipeline.lm.folders import policy_encoder
 
     encoder = policy_encoder(model)
-    for batch in chunks(groups, _BATCH):
+    for batch in tables.batches(groups, _BATCH):
         asked = [prompts(group) for group in batch]
         bare = [Group(group.id, m) for group, own in zip(batch, asked, strict=True) for m in own if m]
         ids = iter(encoder.encode(bare))
@@ -243,21 +244,17 @@ def _rule(settings: Settings) -> Part[Rule]:
     return load_part(settings.selection, "selection", Rule)
 
 
-def _correction(filters: Filters, part: Part[Rule], source: Path) -> Correction:
+def _correction(filters: Filters, part: Part[Rule], read: Read) -> Correction:
     """The filters with what they must know of the whole table."""
-    from pipeline import tables
-
     scores = part.of(part.plugin.reads)
-    cleaned = (clean(group, filters, scores)[0] for group in tables.read(source))
+    cleaned = (clean(group, filters, scores)[0] for group in read())
     return Correction(filters, scores, lines(cleaned, filters, scores))
 
 
-def _select(part: Part[Rule], correction: Correction, source: Path, seed: int) -> Select:
+def _select(part: Part[Rule], correction: Correction, read: Read, seed: int) -> Select:
     """The rule as a function of the group alone, with what it must know of the whole table."""
-    from pipeline import tables
-
     def usable() -> Iterable[Group]:
-        for group in tables.read(source):
+        for group in read():
             cleaned, _, _ = clean(group, correction.filters, correction.scores)
             if len(cleaned.completions) >= 2:
                 yield correction.apply(cleaned)
@@ -268,5 +265,7 @@ def _select(part: Part[Rule], correction: Correction, source: Path, seed: int) -
 
 
 STAGE = Stage(
-    Settings, run, version=4, inputs={"groups": "one", "beside": "optional", "model": "optional"}, seeded=seeded,
-    required=required, wanted=wanted, kinds=kinds, misfit=misfit)
+    Settings, run, version=5,
+    inputs={"groups": "one", "scores": "optional", "beside": "optional", "beside_scores": "optional",
+            "model": "optional"},
+    seeded=seeded, required=required, wanted=wanted, kinds=kinds, misfit=misfit)

@@ -15,11 +15,13 @@ A section is null where the iteration has no such thing.
 from __future__ import annotations
 
 import hashlib
+import heapq
+import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import statistics
 from pipeline.config import load_part, part_problems, setting
@@ -31,6 +33,9 @@ from pipeline.negatives.contract import Draw
 from pipeline.records import Group
 from pipeline.stage import Context, Stage
 from pipeline.training.settings import TrainRuntime
+
+if TYPE_CHECKING:
+    pass
 
 Logps = list[list[list[float]]]  # by group, completion, token
 
@@ -65,13 +70,14 @@ class Measured:
 
 
 def run(context: Context) -> None:
-    from pipeline import tables
+    from pipeline import columns, tables
 
     settings: Settings = context.settings
-    answers, baseline = list(tables.read(context.one("answers"))), list(tables.read(context.one("baseline")))
+    answers = list(columns.scored(context, "answers", "answer_scores"))
+    baseline = list(columns.scored(context, "baseline", "baseline_scores"))
     held_out = [pair for group in baseline if (pair := best_and_worst(group, settings.score))][: settings.pairs]
-    source = context.optional("trained")
-    trained = [] if source is None else chosen_by_hash(list(tables.read(source)), settings.pairs)
+    trained = chosen_by_hash(itertools.chain.from_iterable(map(tables.read, context.inputs.get("trained", ()))),
+                             settings.pairs)
     first = [replace(g, completions=g.completions[:1]) for g in answers if g.completions]  # one says enough for the KL
     wanted = [held_out, trained, first]
     policy = Measured(*_token_logps(context, "model", wanted, 0))
@@ -114,10 +120,10 @@ def best_and_worst(group: Group, score: str) -> Group | None:
     return replace(group, completions=(ordered[0], ordered[-1]))
 
 
-def chosen_by_hash(groups: Sequence[Group], most: int) -> list[Group]:
+def chosen_by_hash(groups: Iterable[Group], most: int) -> list[Group]:
     """Up to `most` groups of two or more completions, the same ones whatever their order or number of others."""
-    several = [group for group in groups if len(group.completions) > 1]
-    return sorted(several, key=lambda g: hashlib.sha256(f"{g.dataset}/{g.id}".encode()).digest())[:most]
+    several = (group for group in groups if len(group.completions) > 1)
+    return heapq.nsmallest(most, several, key=lambda g: hashlib.sha256(f"{g.dataset}/{g.id}".encode()).digest())
 
 
 def joined(groups: Sequence[Group], ours: Logps, reference: Logps) -> list[PairLogps]:
@@ -193,13 +199,13 @@ def negatives(groups: Sequence[Group], ours: Logps, reference: Logps, settings: 
 
 
 def _signal(context: Context) -> dict[str, int] | None:
-    from pipeline import tables
+    from pipeline import columns, tables
 
-    samples, groups = context.optional("samples"), context.optional("groups")
-    if samples is None or groups is None:
+    groups = context.optional("groups")
+    if context.optional("samples") is None or groups is None:
         return None
     kept = {group.id for group in tables.read(groups)}
-    return signal.account(tables.read(samples), kept, context.settings.learned)
+    return signal.account(columns.scored(context, "samples", "sample_scores"), kept, context.settings.learned)
 
 
 def _reward_model(answers: Sequence[Group], settings: Settings) -> dict[str, Any] | None:
@@ -230,14 +236,14 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
 
 def _token_logps(context: Context, name: str, wanted: Sequence[Sequence[Group]], turn: int) -> list[Logps]:
     """Token log-probs of every completion of every table under the model of input `name`."""
+    from pipeline.lm import arrays, folders, logps
     from pipeline.lm import examples as data
-    from pipeline.lm import folders, logps
 
     runtime = context.runtime
     model = logps.open_frozen(context.one(name), folders.prepare_machine(runtime), runtime)
     found = []
     for index, groups in enumerate(wanted):
-        examples = [data.example(group) for group in groups]
+        examples = data.of_chunk(arrays.of_groups(groups)) if groups else []
         data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
         found.append(logps.token_logps(model, examples, runtime, context.settings.precision))
         context.report.progress(turn * len(wanted) + index + 1, 2 * len(wanted), "tables")
@@ -245,7 +251,8 @@ def _token_logps(context: Context, name: str, wanted: Sequence[Sequence[Group]],
 
 
 STAGE = Stage(
-    Settings, run, version=1,
-    inputs={"model": "one", "reference": "one", "answers": "one", "baseline": "one", "trained": "optional",
-            "samples": "optional", "groups": "optional"},
+    Settings, run, version=2,
+    inputs={"model": "one", "reference": "one", "answers": "one", "answer_scores": "optional", "baseline": "one",
+            "baseline_scores": "optional", "trained": "optional", "samples": "optional", "sample_scores": "optional",
+            "groups": "optional"},
     seeded=False, runtime=TrainRuntime)

@@ -1,10 +1,11 @@
 """Judge the policy against a baseline on the same prompts: win rates with intervals, lengths, categories.
 
-Reads two tables of samples of the same prompts, the baseline being any: the SFT model's answers, the iteration
-before's, outputs somebody else gave. They are paired by prompt id and sample index. Who wins is decided by the score
-named `score`, or by `judgments`: preferences of a judge read from a file, each used for the very answers it was given
-on. Every other score both sides carry is compared beside it, so that the score that was optimised and the one that
-judges can be seen to part. Rates and means are over prompts, each the mean of its samples. Writes
+Reads two tables of samples of the same prompts and the side tables with their scores, the baseline being any: the SFT
+model's answers, the iteration before's, outputs somebody else gave. They are paired by prompt id and sample index. Who
+wins is decided by the score named `score`, or by `judgments`: preferences of a judge read from a file, each used for
+the very answers it was given on. Every other score both sides carry is compared beside it, so that the score that was
+optimised and the one that judges can be seen to part. Rates and means are over prompts, each the mean of its samples.
+Writes
 
     evaluation.json    the numbers: by each score, controlled for length, by category, and of each side's answers
     outcomes.jsonl     one line per comparison: prompt id, category, sample, both values of the score, outcome, lengths
@@ -69,11 +70,11 @@ def files(settings: Settings, runtime: NoRuntime) -> list[Path]:
 
 
 def run(context: Context) -> None:
-    from pipeline import tables
+    from pipeline import columns
 
     settings: Settings = context.settings
-    groups = {group.id: group for group in tables.read(context.one("groups"))}
-    baseline = {group.id: group for group in tables.read(context.one("baseline"))}
+    groups = {group.id: group for group in columns.scored(context)}
+    baseline = {group.id: group for group in columns.scored(context, "baseline", "baseline_scores")}
     matched, unmatched = comparison.match(groups, baseline)
     if not matched:
         raise UserError(
@@ -221,4 +222,7 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
 
 
 # seeded: the bootstrap draws
-STAGE = Stage(Settings, run, version=5, inputs={"groups": "one", "baseline": "one"}, seeded=True, files=files)
+STAGE = Stage(
+    Settings, run, version=6,
+    inputs={"groups": "one", "scores": "optional", "baseline": "one", "baseline_scores": "optional"}, seeded=True,
+    files=files)

@@ -13,7 +13,7 @@ import pipeline
 from pipeline.config import Part, load_part, part_problems, setting
 from pipeline.errors import UserError
 from pipeline.formats.contract import Format
-from pipeline.formats.splits import SPLITS, Imported, prompt_key
+from pipeline.formats.splits import SPLITS, Imported
 from pipeline.stage import Context, Stage
 
 BUILTIN = "builtin:"
@@ -53,26 +53,26 @@ def check(settings: Settings, runtime: Runtime) -> list[str]:
 
 
 def run(context: Context) -> None:
-    """Write the tables sft/ (K=1), pref/ (K=2 or labelled), unlabeled/ and eval/ (K=0)."""
+    """Write the tables sft/ (K=1), pref/ (K=2 or labelled), unlabeled/ and eval/ (K=0), part by part as rows come."""
     from pipeline import tables
 
     imported = _import(context.settings, context.runtime)
-    for done, split in enumerate(SPLITS, 1):
-        tables.write(context.out / split, imported.splits[split])
-        context.report.count(**{split: len(imported.splits[split])})
-        context.report.progress(done, len(SPLITS), "splits")
+    total = sum(imported.counts.values())
+    context.report.progress(0, total, "groups")
+    tables.write_several(context.out, SPLITS, imported.groups())
+    context.report.progress(total, total, "groups")
     for reason, number in imported.dropped.items():
         context.report.drop(reason, number)
-    context.report.count(eval_prompts_in_training=_overlap(imported))
+    context.report.count(**imported.counts, eval_prompts_in_training=imported.overlap)
 
 
 def _import(settings: Settings, runtime: Runtime) -> Imported:
     part = _format(settings)
     root = _root(part, runtime)
     imported = part.plugin.read(root, part.settings)
-    empty = [split for split in settings.require if not imported.splits[split]]
+    empty = [split for split in settings.require if not imported.counts[split]]
     if empty:
-        found = ", ".join(f"{split} {len(imported.splits[split])}" for split in SPLITS)
+        found = ", ".join(f"{split} {imported.counts[split]}" for split in SPLITS)
         raise UserError(*(_empty(split, root, found, imported.dropped) for split in empty))
     return imported
 
@@ -83,12 +83,6 @@ def _empty(split: str, root: Path, found: str, dropped: dict[str, int]) -> str:
     ways = " (recipe=sft needs none)" if split == "pref" else ""
     return (f"data.root: {root} gives no {needs[split]}, and this recipe needs the split {split!r}{ways}; "
             f"found: {found}{left_out}")
-
-
-def _overlap(imported: Imported) -> int:
-    """Evaluation prompts that open like a training one: 0 unless the files themselves overlap."""
-    training = {prompt_key(group) for split in SPLITS[:3] for group in imported.splits[split]}
-    return sum(prompt_key(group) in training for group in imported.splits["eval"])
 
 
 def _format(settings: Settings) -> Part[Format]:

@@ -1,21 +1,24 @@
 """Log-probs of every completion under a reference model, once, for every objective, seed and run that needs them.
 
 The key of the artifact holds the digest of the weights and of the tokenised groups, so a stale table cannot be found.
-Written part by part; a killed stage goes on behind the last whole part. Output: `groups/` with `ref_logp` filled.
+Written part by part; a killed stage goes on behind the last whole part. Output: `logps/`, a side table
+(pipeline.columns) of all tables it is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import setting
-from pipeline.errors import UserError
 from pipeline.lm.settings import PRECISIONS
-from pipeline.records import Group
 from pipeline.stage import Context, Stage
 from pipeline.training.settings import TrainRuntime
+
+if TYPE_CHECKING:
+    from pipeline.columns import Source
+    from pipeline.lm.examples import Example
 
 _PART = 1024  # groups; fixed, because micro-batches are cut inside a part and rounding depends on them
 
@@ -27,44 +30,48 @@ class Settings:
 
 
 def run(context: Context) -> None:
-    from pipeline import tables
-    from pipeline.lm import adapters, folders, logps, memory
-    from pipeline.lm import examples as data
+    from pipeline import columns, tables
+    from pipeline.lm import adapters, folders, memory
+    from pipeline.lm import logps as passes
     from pipeline.lm.settings import AdapterSettings
 
-    runtime, source, target = context.runtime, context.one("groups"), context.out / "groups"
+    runtime, sources, target = context.runtime, columns.sources(context), context.out / "logps"
     device = folders.prepare_machine(runtime)
-    for stale in target.glob(".part-*"):  # of a try that was killed
-        stale.unlink()
-    whole, total = len(tables.parts(target)), tables.count(source)
+    whole, total = len(tables.parts(target)), sum(tables.count(source.path) for source in sources)
     kind = AdapterSettings(kind={"full": "none", "nf4": "qlora"}[context.settings.weights])
     adapters.require(kind, device)
-    model = logps.open_frozen(context.one("model"), device, runtime,
-                              adapters.quantisation(kind, context.settings.precision))
-    for index, groups in enumerate(data.chunks(tables.read(source), _PART)):
+    model = passes.open_frozen(context.one("model"), device, runtime,
+                               adapters.quantisation(kind, context.settings.precision))
+    for index, part in enumerate(tables.batches(_examples(sources), _PART)):
         if index >= whole:
             context.report.progress(index * _PART, total, "groups")
             with memory.enough(f"at group {index * _PART + 1}", memory.forward_pass(runtime)):
-                scored = _score(model, groups, context)
-            tables.write_part(target, index, scored)
+                logps = _logps(model, [example for _, example in part], context)
+            columns.write_part(target, index, (
+                (digest, example.id, [{columns.LOGP: value} for value in values])
+                for (digest, example), values in zip(part, logps, strict=True)))
     context.report.progress(total, total, "groups")
     if total == 0:
-        tables.write_part(target, 0, [])
+        columns.write_part(target, 0, [])
     context.report.count(groups=total)
 
 
-def _score(model: Any, groups: Sequence[Group], context: Context) -> list[Group]:
+def _examples(sources: Sequence[Source]) -> Iterator[tuple[str, Example]]:
+    """(digest of its table, the example) of every group."""
+    from pipeline.lm import arrays, examples
+
+    for source in sources:
+        for chunk in arrays.read(source.path, ""):
+            for example in examples.of_chunk(chunk):
+                yield source.digest, example
+
+
+def _logps(model: Any, examples: Sequence[Example], context: Context) -> Sequence[Sequence[float]]:
     from pipeline.lm import examples as data
     from pipeline.lm import folders, logps
 
-    problems = [p for g in groups for p in data.row_problems(g)]
-    if problems:
-        raise UserError.of(problems, 5)
-    examples = [data.example(g) for g in groups]
     data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
-    found = logps.completion_logps(model, examples, context.runtime, context.settings.precision)
-    return [replace(g, completions=tuple(replace(c, ref_logp=v) for c, v in zip(g.completions, values, strict=True)))
-            for g, values in zip(groups, found, strict=True)]
+    return logps.completion_logps(model, examples, context.runtime, context.settings.precision)
 
 
-STAGE = Stage(Settings, run, version=1, inputs={"model": "one", "groups": "one"}, seeded=False, runtime=TrainRuntime)
+STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "many"}, seeded=False, runtime=TrainRuntime)

@@ -1,12 +1,13 @@
 """Score every completion of a table with a reward model, a rule, a judge or the policy itself. Drops nothing.
 
-`policy` and `reference` are models for scorers that need them (the implicit reward). Writes groups/ with the parts of
-its input, each completion carrying the new score(s). A part that exists is done, so a killed stage goes on with the
-next one.
+`policy` and `reference` are models for scorers that need them (the implicit reward), `logps` log-probs for one that
+needs no model then. Writes scores/, a side table (pipeline.columns) with the parts of its input. A part that exists is
+done, so a killed stage goes on with the next one.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -50,7 +51,7 @@ def wanted(settings: Settings) -> set[str]:
 
 def required(settings: Settings) -> dict[str, str]:
     needed = {name for part in _parts(settings).values() for name in part.of(part.plugin.needs)}
-    return {name: f"a score is computed with the {name} model" for name in sorted(needed)}
+    return {name: f"a score is computed with {name}, a model or a side table" for name in sorted(needed)}
 
 
 def files(settings: Settings, runtime: TrainRuntime) -> list[Path]:
@@ -65,29 +66,41 @@ def kinds(settings: Settings, given: Kinds) -> Kinds:
 
 
 def run(context: Context) -> None:
-    from pipeline import tables
+    from pipeline import columns, tables
 
-    source, target = context.one("groups"), context.out / "groups"
-    total, done = tables.count(source), 0
+    (source,), target = columns.sources(context), context.out / "scores"
+    total, done = tables.count(source.path), 0
     scorers: dict[str, ScoreGroups] = {}
-    for part in tables.parts(source):
+    logps = context.inputs.get("logps", ())
+    groups = columns.with_logps(source, logps) if logps else tables.read(source.path)
+    for part in tables.parts(source.path):
+        of_part = list(itertools.islice(groups, tables.rows(part)))
         if not (target / part.name).exists():
             scorers = scorers or _scorers(context)
             context.report.progress(done, total, "prompts")
-            groups = list(tables.read_part(part))
             scored: list[Group] = []
-            for start in range(0, len(groups), _SLICE):
-                scored += score_groups(groups[start : start + _SLICE], scorers)
+            for start in range(0, len(of_part), _SLICE):
+                scored += score_groups(of_part[start : start + _SLICE], scorers)
                 context.report.progress(done + len(scored), total, "prompts")
-            tables.write_part(target, int(part.stem.removeprefix("part-")), scored)
+            write(target, part, source.digest, scored, context.settings)
             context.report.metric(done + len(scored), **summary(scored, context.settings.name))
-        done += sum(1 for _ in tables.read_part(part))
+        done += len(of_part)
     context.report.progress(total, total, "prompts")
-    numbers = summary(tables.read(target), context.settings.name)
+    numbers = summary(columns.with_scores(source, [target]), context.settings.name)
     for name in context.settings.also:
-        further = summary(tables.read(target), name)
+        further = summary(columns.with_scores(source, [target]), name)
         numbers |= {f"{name}_mean": further["score_mean"], f"{name}_best_of_n_mean": further["best_of_n_mean"]}
     context.report.count(**numbers)
+
+
+def write(target: Path, part: Path, digest: str, groups: Sequence[Group], settings: Settings) -> None:
+    """Write the scores these settings give to the groups of a part as the part of that name."""
+    from pipeline import columns
+
+    names = {name + behind for name, made in _parts(settings).items() for behind in made.of(made.plugin.suffixes)}
+    columns.write_part(target, int(part.stem.removeprefix("part-")), (
+        (digest, g.id, [{name: value for name, value in c.scores.items() if name in names} for c in g.completions])
+        for g in groups))
 
 
 def score_groups(groups: Sequence[Group], scorers: dict[str, ScoreGroups]) -> list[Group]:
@@ -155,5 +168,5 @@ def _scorers(context: Context) -> dict[str, ScoreGroups]:
 
 STAGE = Stage(
     Settings, run, version=2,
-    inputs={"groups": "one", "model": "optional", "policy": "optional", "reference": "optional"}, seeded=False,
-    runtime=TrainRuntime, files=files, required=required, wanted=wanted, kinds=kinds)
+    inputs={"groups": "one", "model": "optional", "policy": "optional", "reference": "optional", "logps": "optional"},
+    seeded=False, runtime=TrainRuntime, files=files, required=required, wanted=wanted, kinds=kinds)

@@ -66,10 +66,9 @@ def run(context: Context) -> None:
 def _encoded(context: Context, table: Path, split: str, encoder: Encoder, limits: Limits) -> Iterator[Group]:
     from pipeline import tables
     from pipeline.lm import template
-    from pipeline.lm.examples import chunks
 
     tokens = 0
-    for batch in chunks(tables.read(table), _BATCH):
+    for batch in tables.batches(tables.read(table), _BATCH):
         for group in encoder.encode(batch):
             kept, reasons = template.limit(group, limits)
             for reason in reasons:

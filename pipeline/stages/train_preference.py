@@ -1,9 +1,10 @@
 """Preference training with any objective, terms beside it, and negatives drawn at every step where the recipe has them.
 
-Inputs: `model` to start from, `groups` to train on, and, each only where the objective asks for it: `reference` (the
-groups with reference log-probs), `previous` (with log-probs of the policy this iteration began with), `scored` (with
-scores), `reference_model` (held in memory: token-level objectives and KTO's KL point), `optimizer` (state of an earlier
-train_preference to go on from). Output: `model/`, and `optimizer/` with keep_optimizer.
+Inputs: `model` to start from, `groups` to train on (one or more tables), side tables of these, each only where the
+objective asks for it: `reference` (log-probs under the reference), `previous` (under the policy this iteration began
+with), `scored` (scores of groups that carry none), `weights` (factors on the groups' weights); `reference_model` (held
+in memory: token-level objectives and KTO's KL point), `optimizer` (state of an earlier train_preference to go on from).
+Output: `model/`, and `optimizer/` with keep_optimizer.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config import load_part, part_problems
+from pipeline.config import load_part, part_problems, setting
 from pipeline.negatives.contract import Draw
 from pipeline.objectives import contract
 from pipeline.objectives.contract import Auxiliary, Needs, Objective
@@ -34,6 +35,8 @@ class Settings:
     score: str = "reward"  # which score objectives that need scores see
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     keep_optimizer: bool = False
+    weights: tuple[float, ...] = setting((), low=0.0)
+    """A factor on the weights of each table's groups, in recipe order; empty: 1."""
 
     @property
     def drawn(self) -> dict[str, Any] | None:
@@ -102,7 +105,7 @@ def required(settings: Settings) -> dict[str, str]:
 
 def wanted(settings: Settings) -> set[str]:
     """The optional inputs these settings have a use for."""
-    return {"optimizer", *required(settings)} | ({"scored"} if needs_of(settings).scores else set())
+    return {"optimizer", "weights", *required(settings)} | ({"scored"} if needs_of(settings).scores else set())
 
 
 def misfit(settings: Settings, given: Kinds) -> str | None:
@@ -134,11 +137,11 @@ def run(context: Context) -> None:
 
     settings = context.settings
     run.train(context, run.Parts.load(settings.objective, settings.auxiliary, settings.drawn),
-                     score=settings.score, keep=settings.keep_optimizer)
+              score=settings.score, keep=settings.keep_optimizer, weights=settings.weights)
 
 
 STAGE = Stage(
-    Settings, run, version=3,
-    inputs={"model": "one", "groups": "one", "reference": "optional", "previous": "optional", "scored": "optional",
-            "reference_model": "optional", "optimizer": "optional"},
+    Settings, run, version=4,
+    inputs={"model": "one", "groups": "many", "reference": "optional", "previous": "optional", "scored": "optional",
+            "weights": "optional", "reference_model": "optional", "optimizer": "optional"},
     seeded=True, runtime=TrainRuntime, distributed=True, required=required, wanted=wanted, misfit=misfit)

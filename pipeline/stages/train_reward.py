@@ -29,6 +29,7 @@ class Settings:
 def run(context: Context) -> None:
     import torch
 
+    from pipeline import columns
     from pipeline.lm import adapters, examples, folders, memory, scores
     from pipeline.lm.forward import autocast
     from pipeline.training import distribute, reward, run
@@ -41,7 +42,7 @@ def run(context: Context) -> None:
     pad = folders.pad_id(folders.load_tokenizer(source))
     training, held_out = reward.split(distribute.first_then_all(
         world, lambda: examples.load(
-            context.one("groups"), context.work / "examples", stop_ids=folders.stop_ids(context.one("model")))),
+            columns.sources(context), context.work / "examples", stop_ids=folders.stop_ids(context.one("model")))),
         settings.held_out)
     _check_pairs(training, held_out)
     model = folders.load_reward(source, device, head, pad, runtime,

@@ -1,6 +1,7 @@
-"""Weights for answers judged one by one, where thumbs-down stand on other prompts than thumbs-up. Writes groups/.
+"""Weights for answers judged one by one, where thumbs-down stand on other prompts than thumbs-up. Writes weights/,
+a side table of factors (pipeline.columns).
 
-    w(x) = clip( p(x | up) / p(x | down), low, high )   on a thumbs-down; everything else keeps its weight
+    w(x) = clip( p(x | up) / p(x | down), low, high )   on a thumbs-down; 1 on everything else
 
 Underlying distribution matching of BCO (Jung et al. 2024): so weighed, both labels are seen on one distribution of
 prompts. The ratio is that of a logistic classifier with both labels counting alike, on the mean final hidden state of a
@@ -10,7 +11,7 @@ prompt's tokens under `model`. Groups without a label have both sides on one pro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ from pipeline import logistic
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.records import Group
-from pipeline.stage import Context, Kinds, Stage, derive_seed
+from pipeline.stage import Context, Stage, derive_seed
 from pipeline.training.settings import TrainRuntime
 
 if TYPE_CHECKING:
@@ -43,16 +44,13 @@ class Settings:
     """Of the squared coefficients, half of it times their sum of squares, on standardised features. A choice."""
 
 
-def kinds(settings: Settings, given: Kinds) -> Kinds:
-    """The groups it is given."""
-    return given
-
-
 def run(context: Context) -> None:
     """Raises UserError where a label is missing."""
-    from pipeline import tables
+    from pipeline import columns, tables
 
-    settings, groups = context.settings, list(tables.read(context.one("groups")))
+    settings = context.settings
+    found = [(source.digest, group) for source in columns.sources(context) for group in tables.read(source.path)]
+    groups = [group for _, group in found]
     judged = [group for group in groups if group.label is not None]
     up = [group.label is True for group in judged]
     if not (any(up) and not all(up)):
@@ -62,7 +60,8 @@ def run(context: Context) -> None:
     ratios = density_ratios(_embeddings(context, judged).numpy(), up, seen, settings.penalty)
     weights = {group.id: min(settings.high, max(settings.low, ratio))
                for group, ratio, wanted in zip(judged, ratios, up, strict=True) if not wanted}
-    tables.write(context.out / "groups", (replace(g, weight=g.weight * weights.get(g.id, 1.0)) for g in groups))
+    columns.write_part(context.out / "weights", 0, (
+        (digest, g.id, [{columns.WEIGHT: weights.get(g.id, 1.0)}] * len(g.completions)) for digest, g in found))
     context.report.count(groups=len(groups), weighed=len(weights), weight_mean=sum(weights.values()) / len(weights))
 
 
@@ -114,5 +113,4 @@ def _embeddings(context: Context, groups: Sequence[Group]) -> Tensor:
 
 
 STAGE = Stage(
-    Settings, run, version=3, inputs={"model": "one", "groups": "one"}, seeded=True, runtime=TrainRuntime,
-    kinds=kinds)
+    Settings, run, version=4, inputs={"model": "one", "groups": "many"}, seeded=True, runtime=TrainRuntime)

@@ -10,13 +10,14 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import store, tables
+from pipeline import columns, runs, store
 from pipeline.config import setting
+from pipeline.records import Group
 
 _MOST_FILES = 1_000_000  # of one artifact; W&B's own limit is 10,000
 ENVELOPE = ("step", "time")  # what a line of metrics.jsonl says besides numbers
@@ -80,7 +81,7 @@ class Mirror:
         self._turn_to(step)
         self.handle.summary.update(artifact.manifest["counts"])
         if artifact.kind == "score" and self.settings.samples:
-            self._samples(artifact.path / "groups")
+            self._samples(step, artifact)
         self._reference(step, artifact)
         self.referenced += 1
 
@@ -147,17 +148,22 @@ class Mirror:
         made.add_reference(artifact.path.as_uri(), name=artifact.key, checksum=False, max_objects=_MOST_FILES)
         self.handle.log_artifact(made)
 
-    def _samples(self, groups: Path) -> None:
+    def _samples(self, step: str, artifact: store.Artifact) -> None:
         import wandb
 
-        columns, rows = sample_rows(groups, self.settings.samples)
+        found = runs.groups_of(json.loads((self.run_dir / "run.json").read_text())["steps"], step)
+        if found is None:
+            return
+        groups = store.artifact_path(self.run_dir.parent.parent, found[0]["stage"], found[0]["key"]) / found[1]
+        source = columns.Source(groups, artifact.manifest["inputs"]["groups"][0])
+        header, rows = sample_rows(columns.with_scores(source, [artifact.path / "scores"]), self.settings.samples)
         if rows:
-            self.handle.log({"samples": wandb.Table(columns=columns, data=rows)})
+            self.handle.log({"samples": wandb.Table(columns=header, data=rows)})
 
 
-def sample_rows(groups: Path, prompts: int) -> tuple[list[str | int], list[list[Any]]]:
+def sample_rows(groups: Iterable[Group], prompts: int) -> tuple[list[str | int], list[list[Any]]]:
     """The header and rows of a table of samples: every completion of the first `prompts` groups."""
-    found = list(itertools.islice(tables.read(groups), prompts))
+    found = list(itertools.islice(groups, prompts))
     names = sorted({name for group in found for c in group.completions for name in c.scores})
     rows = [
         [g.id, g.messages[-1].content, c.sample, c.text, c.finish_reason, *(c.scores.get(name) for name in names)]

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
+from pipeline import columns, tables
 from pipeline.config import Part, load_part
 from pipeline.errors import UserError
 from pipeline.lm import adapters, folders, forward, logps, memory, prefix
 from pipeline.lm import examples as data
+from pipeline.lm.side_tables import SideTables
 from pipeline.negatives.contract import Draw
 from pipeline.objectives.contract import Auxiliary, Objective, needs_of
 from pipeline.stage import Context, derive_seed
@@ -39,7 +41,9 @@ class Parts:
                    None if negatives is None else load_part(negatives, "negatives", Draw))
 
 
-def train(context: Context, parts: Parts, score: str = "reward", keep: bool = False) -> None:
+def train(
+    context: Context, parts: Parts, score: str = "reward", keep: bool = False, weights: Sequence[float] = (),
+) -> None:
     """Train the policy of `context` and write `model/` (and `optimizer/` with `keep`)."""
     runtime, trainer = context.runtime, context.settings.trainer
     source = context.one("model")
@@ -49,7 +53,7 @@ def train(context: Context, parts: Parts, score: str = "reward", keep: bool = Fa
         raise UserError(f"trainer.adapter.kind: {trainer.adapter.kind} with an optimizer that runs through several "
                         "steps: each starts a new adapter, whose moments start at nothing; set it to none")
     needs = needs_of(parts.objective, parts.auxiliary)
-    examples = load_examples(context, parts, score, world)
+    examples = load_examples(context, parts, score, weights, world)
     model = folders.load_policy(source, device, runtime, adapters.quantisation(trainer.adapter, trainer.precision))
     data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
     prefix.prepare(model, runtime.share_prefix)
@@ -70,9 +74,14 @@ def train(context: Context, parts: Parts, score: str = "reward", keep: bool = Fa
                 optim.save_folder(context.out / "optimizer", moments, outcome.updates)
     policy.remove_parameters(model)
     deliver(model, lambda: folders.load_policy(source, torch.device("cpu")), source, context.out, trainer, world)
-    context.report.count(groups=len(examples), steps=outcome.steps,
+    context.report.count(groups=len(examples), steps=outcome.steps, **_by_table(context.inputs["groups"]),
                          completion_tokens=sum(e.completion_tokens for e in examples),
                          parameters=sum(throughput.weights(p) for p in model.parameters()))
+
+
+def _by_table(groups: Sequence[Path]) -> dict[str, int]:
+    """How many groups came from each of several tables, in recipe order."""
+    return {f"from_input_{i}": tables.count(table) for i, table in enumerate(groups)} if len(groups) > 1 else {}
 
 
 def adapt(model: Any, trainer: TrainerSettings, runtime: TrainRuntime, seed: int, whole: tuple[str, ...] = ()) -> None:
@@ -113,13 +122,15 @@ def reference_model(context: Context, device: Any) -> Any:
                              adapters.quantisation(trainer.adapter, trainer.precision))
 
 
-def load_examples(context: Context, parts: Parts, score: str, world: World) -> Sequence[data.Example]:
+def load_examples(
+    context: Context, parts: Parts, score: str, weights: Sequence[float], world: World
+) -> Sequence[data.Example]:
     """The groups of `context`, checked against the token contract and the objective."""
     def load() -> Sequence[data.Example]:
-        beside = data.Beside(context.inputs.get("reference", ()), context.inputs.get("previous", ()),
-                             context.inputs.get("scored", ()), score)
-        return data.load(context.one("groups"), context.work / "examples", beside,
-                         folders.stop_ids(context.one("model")))
+        beside = SideTables(score=score, **{field: context.inputs.get(name, ()) for field, name in (
+            ("reference", "reference"), ("previous", "previous"), ("scores", "scored"), ("weights", "weights"))})
+        return data.load(columns.sources(context), context.work / "examples", beside,
+                         folders.stop_ids(context.one("model")), weights)
 
     return checks.fit_to_objective(
         distribute.first_then_all(world, load), parts.objective, parts.negatives, parts.auxiliary)

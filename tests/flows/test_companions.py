@@ -77,14 +77,15 @@ def steps_of(*words: str) -> dict[str, plan.Step]:
 def test_hypo_alone_trains_on_samples_of_its_own_in_every_iteration() -> None:
     steps = steps_of("objective=hypo")
     assert steps["pairs[1]"].settings.selection["module"] == "pipeline.selection.pair_and_samples"
-    assert [str(ref) for ref in steps["merge[2]"].inputs["groups"]] == ["pairs[1]/groups", "pairs[2]/groups"]
+    assert [str(ref) for ref in steps["train[2]"].inputs["groups"]] == ["pairs[1]/groups", "pairs[2]/groups"]
 
 
 def test_xpo_alone_samples_the_reference_and_nothing_else_does() -> None:
     steps = steps_of("objective=xpo")
     assert [str(ref) for ref in steps["reference_samples[2]"].inputs["model"]] == ["sft/model"]
     assert [str(ref) for ref in steps["generate[2]"].inputs["model"]] == ["train[1]/model"]
-    assert [str(ref) for ref in steps["pairs[2]"].inputs["beside"]] == ["reference_scores[2]/groups"]
+    assert [str(ref) for ref in steps["pairs[2]"].inputs["beside"]] == ["reference_samples[2]/groups"]
+    assert [str(ref) for ref in steps["pairs[2]"].inputs["beside_scores"]] == ["reference_scores[2]/scores"]
     others = steps_of("objective=hypo")
     assert not any(name.startswith("reference_s") for name in others) and "beside" not in others["pairs[2]"].inputs
 
@@ -102,7 +103,8 @@ def test_both_half_steps_of_egpo_start_alike() -> None:
     for name in ("model", "optimizer"):
         assert steps["half[2]"].inputs[name] == steps["train[2]"].inputs[name]
     assert [str(ref) for ref in steps["opponents[2]"].inputs["model"]] == ["half[2]/model"]
-    assert [str(ref) for ref in steps["pairs[2]"].inputs["beside"]] == ["opponent_scores[2]/groups"]
+    assert [str(ref) for ref in steps["pairs[2]"].inputs["beside"]] == ["opponents[2]/groups"]
+    assert [str(ref) for ref in steps["pairs[2]"].inputs["beside_scores"]] == ["opponent_scores[2]/scores"]
     assert "beside" not in steps["half_pairs[2]"].inputs
     assert not steps["half[2]"].settings.keep_optimizer and steps["train[2]"].settings.keep_optimizer
 

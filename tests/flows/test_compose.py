@@ -163,20 +163,21 @@ def test_pco_has_the_papers_hyper_parameters_per_iteration():
     assert (generate.n, generate.temperatures) == (4, (0.7,))
 
 
-def test_pco_restarts_from_sft_and_merges_everything_so_far():
+def test_pco_restarts_from_sft_on_everything_so_far():
     steps = _steps("recipe=pco", "iterations=3")
     assert [str(r) for r in steps["train[3]"].inputs["model"]] == ["sft/model"]
     assert [str(r) for r in steps["generate[3]"].inputs["model"]] == ["train[2]/model"]
-    assert [str(r) for r in steps["merge[3]"].inputs["groups"]] == ["tokens/pref", "pairs[2]/groups", "pairs[3]/groups"]
+    assert [str(r) for r in steps["train[3]"].inputs["groups"]] == ["tokens/pref", "pairs[2]/groups", "pairs[3]/groups"]
+    assert steps["diagnose[3]"].inputs["trained"] == steps["train[3]"].inputs["groups"]
 
 
 def test_only_objectives_with_a_reference_get_one():
     assert not any(name.startswith(("reference", "pref_reference")) for name in _steps("recipe=pco"))
     dpo = _steps("recipe=iterative_dpo", "iterations=3")
     assert [str(r) for r in dpo["train[3]"].inputs["reference"]] == [
-        "pref_reference/groups",
-        "reference[2]/groups",
-        "reference[3]/groups",
+        "pref_reference/logps",
+        "reference[2]/logps",
+        "reference[3]/logps",
     ]
 
 

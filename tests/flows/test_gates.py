@@ -47,7 +47,8 @@ def config(world: Path, action: str, iterations: int = 3) -> dict:
             "train": {"stage": "import_data"},
             "scores": {"stage": "score", "inputs": {"groups": "train[i]/sft"}},
             "evaluate": {"stage": "evaluate", "inputs": {
-                "groups": "scores[i]/groups", "baseline": "base_scores/groups"}},
+                "groups": "train[i]/sft", "scores": "scores[i]/scores", "baseline": "base/sft",
+                "baseline_scores": "base_scores/scores"}},
             "report": {"stage": "report", "inputs": {"evaluations": "evaluate[*]"}},
             "gate": {"stage": "gate", "inputs": {
                 "model": "train[i]/sft", "evaluation": "evaluate[i]", "start": "base/sft", "previous": "gate[i-1]"}},

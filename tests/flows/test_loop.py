@@ -9,12 +9,14 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from pipeline import runs, store, tables
+from pipeline import columns, runs, store, tables
+from pipeline.records import Group
 from tests.flows.loops import run
 
 pytestmark = pytest.mark.slow
@@ -51,16 +53,28 @@ def test_every_stage_leaves_its_artifact_and_the_report_says_what_happened(finis
     assert (runs.folder(workspace, "first") / "report.md").read_text().startswith("# first")
 
 
-def test_pairs_are_the_best_and_worst_of_what_was_sampled_and_merge_keeps_where_rows_come_from(finished):
+def test_pairs_are_the_best_and_worst_of_what_was_sampled_and_keep_where_they_come_from(finished):
     workspace, _ = finished
-    sampled = {g.id: g for g in tables.read(_artifact(workspace, "first", "score[2]").path / "groups")}
+    generated, scored = (_artifact(workspace, "first", step) for step in ("generate[2]", "score[2]"))
+    source = columns.Source(generated.path / "groups", generated.digest("groups"))
+    sampled = {g.id: g for g in columns.with_scores(source, [scored.path / "scores"])}
     for pair in tables.read(_artifact(workspace, "first", "pairs[2]").path / "groups"):
         scores = [c.scores["reward"] for c in sampled[pair.id].completions]
         assert [c.scores["reward"] for c in pair.completions] == [max(scores), min(scores)]
-    merged = list(tables.read(_artifact(workspace, "first", "merge[2]").path / "groups"))
-    assert {g.iteration for g in merged} == {0, 2}
-    policy = {c.policy for g in merged if g.iteration == 2 for c in g.completions}
+    assert {path.name for path in scored.path.iterdir()} == {"scores", store.MANIFEST}, "no text is written again"
+    trained = list(_trained(workspace))
+    assert {g.iteration for g in trained} == {0, 2}
+    counts = _artifact(workspace, "first", "train[2]").manifest["counts"]
+    assert [counts["from_input_0"], counts["from_input_1"]] == [
+        sum(g.iteration == i for g in trained) for i in (0, 2)] and counts["groups"] == len(trained)
+    policy = {c.policy for g in trained if g.iteration == 2 for c in g.completions}
     assert policy == {_artifact(workspace, "first", "train[1]").digest("model")}
+
+
+def _trained(workspace: Path) -> Iterator[Group]:
+    """The groups train[2] took, from both of its tables."""
+    for step, part in (("tokens", "pref"), ("pairs[2]", "groups")):
+        yield from tables.read(_artifact(workspace, "first", step).path / part)
 
 
 def test_token_ids_are_carried_not_made_again(finished):
@@ -68,7 +82,7 @@ def test_token_ids_are_carried_not_made_again(finished):
     workspace, _ = finished
     sampled = {g.id: g for g in tables.read(_artifact(workspace, "first", "generate[2]").path / "groups")}
     stop_ids = {2, 6}
-    for pair in tables.read(_artifact(workspace, "first", "merge[2]").path / "groups"):
+    for pair in _trained(workspace):
         for completion in pair.completions:
             assert (completion.token_ids[-1] in stop_ids) == (completion.finish_reason == "stop")
             if pair.iteration == 2:
@@ -81,7 +95,7 @@ def test_the_same_command_again_finds_everything_done(finished, align):
     started = time.monotonic()
     again = align("run", *words)
     assert again.returncode == 0 and time.monotonic() - started < 10
-    assert again.stdout.count("  cached  ") == 25 and "every step cached" in again.stdout
+    assert again.stdout.count("  cached  ") == 23 and "every step cached" in again.stdout
 
 
 def test_a_third_iteration_reruns_nothing_of_the_first_two(finished, align):
@@ -94,7 +108,6 @@ def test_a_third_iteration_reruns_nothing_of_the_first_two(finished, align):
             "generate",
             "score",
             "pairs",
-            "merge",
             "train",
             "answers",
             "answer_scores",
@@ -172,7 +185,7 @@ def test_killed_at_random_it_goes_on_to_the_same_weights(finished, cold, command
     workspace, words = finished
     copy = tmp_path / "workspace"
     shutil.copytree(workspace / "artifacts", copy / "artifacts")
-    again = ("sft", "train[1]", "generate[2]", "score[2]", "pairs[2]", "merge[2]", "train[2]")
+    again = ("sft", "train[1]", "generate[2]", "score[2]", "pairs[2]", "train[2]")
     for manifest in copy.glob("artifacts/*/*/manifest.json"):
         if json.loads(manifest.read_text())["step"] in again:
             shutil.rmtree(manifest.parent)

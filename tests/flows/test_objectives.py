@@ -18,7 +18,7 @@ import pytest
 
 from flows.compose import COMPANIONS, CONF
 from flows.settings import option_node, options
-from pipeline import store, tables
+from pipeline import columns, store, tables
 from pipeline.config import load_part
 from pipeline.objectives.contract import Objective, needs_of
 from pipeline.records import Group
@@ -97,7 +97,7 @@ def test_selection_runs_in_the_loop(selection, small_run, use_vllm, workspace):
 
 def test_hypo_learns_from_every_sample_beside_the_pair(small_run, use_vllm, workspace):
     done = run(words(["recipe=iterative_dpo", "objective=hypo"], small_run), workspace, "hypo", "train[2]")
-    assert {len(group.completions) for group in groups_of(done["merge[2]"])} == {6}
+    assert {len(group.completions) for group in groups_of(done["pairs[2]"])} == {6}
 
 
 def test_xpo_knows_who_wrote_each_sample(small_run, use_vllm, workspace):
@@ -115,7 +115,8 @@ def test_xpo_knows_who_wrote_each_sample(small_run, use_vllm, workspace):
 def test_srpo_compares_answers_behind_each_others_drafts(small_run, use_vllm, workspace):
     """Six conditionals; log-probs of the reference are those of each one's own prompt."""
     done = run(words(["recipe=iterative_dpo", "objective=srpo"], small_run), workspace, "srpo", "train[2]")
-    for group in groups_of(done["reference[1]"]):
+    pairs = columns.Source(done["pairs[1]"].path / "groups", done["pairs[1]"].digest("groups"))
+    for group in columns.with_logps(pairs, [done["reference[1]"].path / "logps"]):
         best, worst = (c.token_ids for c in group.completions[:2])
         assert [c.token_ids for c in group.completions] == [best, worst, best, worst, worst, best]
         prompts = [c.prompt_ids for c in group.completions]

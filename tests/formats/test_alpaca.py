@@ -13,6 +13,7 @@ from pipeline.formats import alpaca
 from pipeline.formats.alpaca import Settings
 from pipeline.formats.splits import Shares
 from pipeline.records import Group
+from tests import given
 
 ALL = Settings(shares=Shares(unlabeled=0, eval=0))
 
@@ -25,7 +26,7 @@ def write(path: Path, *rows: Any) -> Path:
 def one(tmp_path: Path, row: Any, split: str = "sft") -> Group:
     """The group a row becomes; beside a pair there is a demonstration, so that `sft` is not made from the pair."""
     others = [{"instruction": "Another.", "output": "x"}] if split == "pref" else []
-    (group,) = alpaca.read(write(tmp_path / "a.jsonl", row, *others), ALL).splits[split]
+    (group,) = given.splits(alpaca.read(write(tmp_path / "a.jsonl", row, *others), ALL))[split]
     return group
 
 
@@ -52,7 +53,7 @@ def test_no_input_in_all_its_spellings(tmp_path: Path, nothing: Any) -> None:
 def test_each_instance_is_a_demonstration(tmp_path: Path) -> None:
     row = {"instruction": "Add.", "instances": [{"input": "1 2", "output": "3"}, {"input": "2 2", "output": "4"}]}
     made = alpaca.read(write(tmp_path / "a.jsonl", row), ALL)
-    assert [g.completions[0].text for g in made.splits["sft"]] == ["3", "4"]
+    assert [g.completions[0].text for g in given.splits(made)["sft"]] == ["3", "4"]
 
 
 def test_system_and_history_come_first(tmp_path: Path) -> None:
@@ -78,14 +79,14 @@ def test_a_conversation_is_a_demonstration(tmp_path: Path) -> None:
 
 def test_a_json_list_is_read(tmp_path: Path) -> None:
     (tmp_path / "alpaca_data.json").write_text(json.dumps([{"instruction": "q", "input": "", "output": "a"}], indent=4))
-    assert len(alpaca.read(tmp_path, ALL).splits["sft"]) == 1
+    assert len(given.splits(alpaca.read(tmp_path, ALL))["sft"]) == 1
 
 
 def test_demonstrations_alone_give_no_pairs_but_prompts(tmp_path: Path) -> None:
     rows = [{"instruction": f"q{i}", "input": "", "output": "a"} for i in range(300)]
     made = alpaca.read(write(tmp_path / "a.jsonl", *rows), Settings())
-    assert made.splits["pref"] == ()
-    assert len(made.splits["sft"]) > len(made.splits["unlabeled"]) > len(made.splits["eval"]) > 0
+    assert given.splits(made)["pref"] == ()
+    assert len(given.splits(made)["sft"]) > len(given.splits(made)["unlabeled"]) > len(given.splits(made)["eval"]) > 0
 
 
 def test_labelled_rows_are_counted(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pipeline.config import build
 from pipeline.errors import UserError
 from pipeline.formats import alpaca_eval, alpaca_eval_judgments, arena_hard_judgments, questions
 from pipeline.records import Completion, Group, Message
+from tests import given
 
 DATA = os.environ.get("ALIGNLOOP_TEST_DATA")
 real_data = pytest.mark.skipif(DATA is None, reason="ALIGNLOOP_TEST_DATA is not set")
@@ -31,18 +32,18 @@ def test_alpaca_eval_is_read_in_order_and_written_back(tmp_path: Path):
     """All 805 instructions in order, five categories; reading what was written gives the same prompts and ids."""
     source = Path(DATA) / "alpaca_eval" / "model_outputs.alpaca-7b.json"
     rows = json.loads(source.read_text())
-    prompts = alpaca_eval.read(source, alpaca_eval.Settings()).splits["eval"]
+    prompts = given.splits(alpaca_eval.read(source, alpaca_eval.Settings()))["eval"]
     assert [g.messages[0].content for g in prompts] == [row["instruction"] for row in rows]
     assert len({g.id for g in prompts}) == 805
     assert {g.dataset for g in prompts} == {"helpful_base", "koala", "oasst", "selfinstruct", "vicuna"}
     assert [g.completions[0].text for g in prompts if g.completions] == [r["output"] for r in rows if r["output"]]
     other = alpaca_eval.read(source.with_name("model_outputs.gpt-3.5-turbo-1106.json"), alpaca_eval.Settings())
-    assert [g.id for g in other.splits["eval"]] == [g.id for g in prompts]  # whoever answered
+    assert [g.id for g in given.splits(other)["eval"]] == [g.id for g in prompts]  # whoever answered
     assert alpaca_eval.export(answered(prompts, "to"), {}, "mine", tmp_path, alpaca_eval.Settings()) == 805
     written = json.loads((tmp_path / "model_outputs.json").read_text())
     assert [list(row) for row in written] == [["instruction", "output", "generator", "dataset"]] * 805
     assert {row["generator"] for row in written} == {"mine"}
-    again = alpaca_eval.read(tmp_path, alpaca_eval.Settings()).splits["eval"]
+    again = given.splits(alpaca_eval.read(tmp_path, alpaca_eval.Settings()))["eval"]
     assert [(g.id, g.dataset) for g in again] == [(g.id, g.dataset) for g in prompts]
 
 
@@ -51,9 +52,9 @@ def test_alpaca_eval_annotations_are_the_judges_preferences():
     """The first 100 annotations in the original format say what the table of all judge preferences says."""
     folder = Path(DATA) / "alpaca_eval"
     path = folder / "annotations.alpaca-7b.first100.json"
-    prompts = alpaca_eval.read(folder / "model_outputs.alpaca-7b.json", alpaca_eval.Settings()).splits["eval"]
-    reference = alpaca_eval.read(folder / "reference_outputs.gpt4_1106_preview.json", alpaca_eval.Settings(
-        files="*.json")).splits["eval"]
+    prompts = given.splits(alpaca_eval.read(folder / "model_outputs.alpaca-7b.json", alpaca_eval.Settings()))["eval"]
+    reference = given.splits(alpaca_eval.read(folder / "reference_outputs.gpt4_1106_preview.json", alpaca_eval.Settings(
+        files="*.json")))["eval"]
     asked = [(g, g.completions[0], r.completions[0]) for g, r in zip(prompts, reference, strict=True) if g.completions]
     settings = alpaca_eval_judgments.Settings(str(path))
     found, reasons = alpaca_eval_judgments.preferences(asked, settings)
@@ -96,7 +97,7 @@ def test_arena_hard_questions_and_answers(tmp_path: Path):
     """Questions in order with their clusters; given answers beside them; what is written reads back as answers."""
     root = Path(DATA) / "arena_hard"
     settings = questions.Settings(answers="model_answer.gpt-4-0314.jsonl.gz")
-    found = questions.read(root, settings).splits["eval"]
+    found = given.splits(questions.read(root, settings))["eval"]
     rows = [json.loads(line) for line in (root / "question.jsonl").open()]
     assert [(g.id, g.messages[0].content, g.dataset) for g in found] == [
         (r["question_id"], r["turns"][0]["content"], r["cluster"]) for r in rows]
@@ -106,7 +107,7 @@ def test_arena_hard_questions_and_answers(tmp_path: Path):
     written = [json.loads(line) for line in (tmp_path / "model_answer" / "mine.jsonl").open()]
     assert written[0]["choices"] == [{"index": 0, "turns": [{"content": f"my {found[0].id}", "token_len": 3}]}]
     (tmp_path / "question.jsonl").write_bytes((root / "question.jsonl").read_bytes())
-    again = questions.read(tmp_path, questions.Settings(answers="model_answer/mine.jsonl")).splits["eval"]
+    again = given.splits(questions.read(tmp_path, questions.Settings(answers="model_answer/mine.jsonl")))["eval"]
     assert [g.completions[0].text for g in again] == [f"my {g.id}" for g in found]
 
 
@@ -115,7 +116,7 @@ def test_mt_bench_has_second_turns_and_two_turn_answers(tmp_path: Path):
     """Written as FastChat's reference answers are: numbers as question ids, two texts as turns."""
     root = Path(DATA) / "mt_bench"
     settings = questions.Settings(two_turns=True, counted=False)
-    found, later = questions.read(root, settings).splits["eval"], questions.follow_ups(root, settings)
+    found, later = given.splits(questions.read(root, settings))["eval"], questions.follow_ups(root, settings)
     assert len({g.dataset for g in found}) == 8 and set(later) == {g.id for g in found}
     second = {g.id: g for g in answered(found, "then")}
     questions.export(answered(found, "first"), second, "mine", tmp_path, settings)
@@ -131,7 +132,7 @@ def test_given_answers_of_mt_bench_have_both_turns():
     settings = questions.Settings(two_turns=True, answers="reference_answer.gpt-4.jsonl")
     rows = [json.loads(line) for line in (root / settings.answers).open()]
     turns = {str(row["question_id"]): row["choices"][0]["turns"] for row in rows}
-    found = questions.read(root, settings).splits["eval"]
+    found = given.splits(questions.read(root, settings))["eval"]
     first = {g.id: g.completions[0].text for g in found if g.completions}
     assert len(turns) == 24 and first == {name: both[0] for name, both in turns.items() if name in first}
     assert questions.given_follow_ups(root, settings) == {name: both[1] for name, both in turns.items()}
@@ -205,5 +206,5 @@ def test_one_file_is_meant_and_an_instruction_is_there_once(tmp_path: Path):
         alpaca_eval.read(tmp_path, alpaca_eval.Settings())
     (tmp_path / "model_outputs.json").write_text(json.dumps(rows[:1]))
     (tmp_path / "model_outputs.2.json").unlink()
-    (bare,) = alpaca_eval.read(tmp_path, alpaca_eval.Settings(outputs="drop")).splits["eval"]
+    (bare,) = given.splits(alpaca_eval.read(tmp_path, alpaca_eval.Settings(outputs="drop")))["eval"]
     assert bare.completions == ()

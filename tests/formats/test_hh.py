@@ -13,6 +13,7 @@ from pipeline.formats import hh
 from pipeline.formats.hh import Irregular, Settings, transcript
 from pipeline.formats.splits import Limits
 from pipeline.records import Message
+from tests import given
 
 
 def say(*texts: str) -> str:
@@ -60,23 +61,23 @@ def test_pairs_prompts_and_test_files_give_the_four_splits(tmp_path: Path) -> No
     write(tmp_path / "prompts.test.jsonl", {"prompt": say("e1", "")})
     made = hh.read(tmp_path, Settings())
     assert made.dropped == {}
-    assert len(made.splits["sft"]) + len(made.splits["pref"]) == 40
-    group = made.splits["pref"][0]
+    assert len(given.splits(made)["sft"]) + len(given.splits(made)["pref"]) == 40
+    group = given.splits(made)["pref"][0]
     assert [m.role for m in group.messages] == ["user", "assistant", "user"]
     assert [m.content for m in group.messages][1:] == ["hm?", "go on"]
     assert [c.text for c in group.completions] == ["good", "bad"]
     assert group.dataset == "base.train"
-    assert {c.text for g in made.splits["sft"] for c in g.completions} == {"good"}
-    assert [g.messages[-1].content for g in made.splits["unlabeled"]] == [f"u{i}" for i in range(9)]
-    assert {g.messages[0].content for g in made.splits["eval"]} == {"e0", "e1"}
-    assert not any(g.completions for g in (*made.splits["unlabeled"], *made.splits["eval"]))
+    assert {c.text for g in given.splits(made)["sft"] for c in g.completions} == {"good"}
+    assert [g.messages[-1].content for g in given.splits(made)["unlabeled"]] == [f"u{i}" for i in range(9)]
+    assert {g.messages[0].content for g in given.splits(made)["eval"]} == {"e0", "e1"}
+    assert not any(g.completions for g in (*given.splits(made)["unlabeled"], *given.splits(made)["eval"]))
 
 
 def test_two_depths_of_one_conversation_stay_in_one_split(tmp_path: Path) -> None:
     """Pairs of one opening, 1 and 3 turns deep: demonstrations and pairs share no opening."""
     rows = [pair(*texts) for i in range(60) for texts in ((f"q{i}", "x", "y"), (f"q{i}", "x", "and?", "good", "bad"))]
     made = hh.read(write(tmp_path / "a.jsonl", *rows), Settings())
-    openings = {split: {g.messages[0].content for g in groups} for split, groups in made.splits.items()}
+    openings = {split: {g.messages[0].content for g in groups} for split, groups in given.splits(made).items()}
     assert openings["sft"]
     assert openings["pref"]
     assert not openings["sft"] & openings["pref"]
@@ -95,7 +96,7 @@ def test_irregular_rows_are_left_out_by_reason_or_are_problems(tmp_path: Path) -
     file = write(tmp_path / "a.jsonl", *IRREGULAR.values(), pair("fine", "a", "b"))
     made = hh.read(file, Settings())
     assert made.dropped == dict.fromkeys(IRREGULAR, 1)
-    assert sum(map(len, made.splits.values())) == 1
+    assert sum(map(len, given.splits(made).values())) == 1
     with pytest.raises(UserError) as caught:
         hh.read(file, Settings(irregular="error"))
     way_out = "data.format.irregular=drop leaves such rows out"
@@ -120,7 +121,7 @@ def test_rows_of_another_kind_are_problems(tmp_path: Path, row: Any, message: st
 def test_limits_are_kept(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", *(pair(f"q{i}", "a", "b") for i in range(200)))
     made = hh.read(file, Settings(limits=Limits(sft=5, pref=6, unlabeled=7, eval=1)))
-    assert {split: len(groups) for split, groups in made.splits.items()} == {
+    assert {split: len(groups) for split, groups in given.splits(made).items()} == {
         "sft": 5, "pref": 6, "unlabeled": 7, "eval": 1}
 
 

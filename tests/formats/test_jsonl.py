@@ -14,6 +14,7 @@ from pipeline.formats import jsonl
 from pipeline.formats.jsonl import Settings
 from pipeline.formats.splits import Imported, Limits, Shares
 from pipeline.records import Group
+from tests import given
 
 
 def said(*texts: str) -> list[dict[str, str]]:
@@ -35,7 +36,7 @@ def one(tmp_path: Path, split: str, row: Any) -> Group:
     write(tmp_path / "other.jsonl", {"prompt": "another", "completion": "x"})
     write(tmp_path / "rows.jsonl", row)
     named: dict[str, Any] = {"sft": "other.jsonl", split: "rows.jsonl"}
-    (group,) = jsonl.read(tmp_path, Settings(**named, shares=Shares(unlabeled=0, eval=0))).splits[split]
+    (group,) = given.splits(jsonl.read(tmp_path, Settings(**named, shares=Shares(unlabeled=0, eval=0))))[split]
     return group
 
 
@@ -101,7 +102,7 @@ def test_without_named_files_the_keys_say_what_a_row_is(tmp_path: Path) -> None:
     write(tmp_path / "b.test.jsonl", {"prompt": "e", "chosen": "x", "rejected": "y"})
     (tmp_path / "notes.txt").write_text("not read")
     made = jsonl.read(tmp_path, Settings())
-    assert {split: [g.messages[0].content for g in groups] for split, groups in made.splits.items()} == {
+    assert {split: [g.messages[0].content for g in groups] for split, groups in given.splits(made).items()} == {
         "sft": ["d"], "pref": ["p"], "unlabeled": ["u"], "eval": ["e"]}
     assert [f.name for f in jsonl.files(tmp_path, Settings())] == ["a.jsonl", "b.jsonl", "b.test.jsonl"]
 
@@ -109,17 +110,17 @@ def test_without_named_files_the_keys_say_what_a_row_is(tmp_path: Path) -> None:
 def test_one_file_of_pairs_is_enough(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", *({"prompt": f"q{i}", "chosen": "x", "rejected": "y"} for i in range(300)))
     made = jsonl.read(file, Settings(limits=Limits(eval=4)))
-    assert all(made.splits.values())
-    assert sum(map(len, made.splits.values())) + sum(made.dropped.values()) == 300
+    assert all(given.splits(made).values())
+    assert sum(map(len, given.splits(made).values())) + sum(made.dropped.values()) == 300
 
 
 def test_a_missing_split_is_filled_from_the_named_ones(tmp_path: Path) -> None:
     write(tmp_path / "s.jsonl", *({"prompt": f"q{i}", "completion": "x"} for i in range(90)))
     write(tmp_path / "p.jsonl", *({"prompt": f"r{i}", "chosen": "x", "rejected": "y"} for i in range(9)))
     made = jsonl.read(tmp_path, Settings(sft="s.jsonl", pref="p.jsonl"))
-    assert len(made.splits["pref"]) == 9
-    assert made.splits["unlabeled"]
-    assert {g.messages[0].content[0] for g in made.splits["unlabeled"]} == {"q"}
+    assert len(given.splits(made)["pref"]) == 9
+    assert given.splits(made)["unlabeled"]
+    assert {g.messages[0].content[0] for g in given.splits(made)["unlabeled"]} == {"q"}
 
 
 BAD = {
@@ -178,7 +179,7 @@ def test_identical_and_empty_rows_can_be_left_out_and_counted(tmp_path: Path) ->
     sides = [("x", "x"), ("", "x"), ("x", "y")]
     write(tmp_path / "p.jsonl", *({"prompt": f"q{x}{y}", "chosen": x, "rejected": y} for x, y in sides))
     made: Imported = jsonl.read(tmp_path, Settings(pref="p.jsonl", identical="drop", empty="drop"))
-    assert sum(map(len, made.splits.values())) == 1
+    assert sum(map(len, given.splits(made).values())) == 1
     assert made.dropped == {"chosen and rejected are the same text": 1, "the answer is empty": 1}
 
 

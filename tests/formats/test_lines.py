@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UserError
+from pipeline.errors import Problems, UserError
 from pipeline.formats import lines
 
 
 def read(file: Path) -> tuple[list[lines.Row], list[str]]:
-    problems: list[str] = []
-    return list(lines.rows([file], problems)), problems
+    problems = Problems()
+    rows = list(lines.rows([file], problems))
+    return rows, problems.shown
 
 
 def test_a_line_ends_with_a_newline_and_nothing_else(tmp_path: Path) -> None:
@@ -76,6 +78,43 @@ def test_bad_json_lists_are_named_by_line(tmp_path: Path) -> None:
     assert read(tmp_path / "b.json")[1][0].startswith(f"{tmp_path / 'b.json'}:2: byte 13 of the file is not UTF-8")
 
 
+LISTS = {
+    "nothing": ("[]", [], "is empty"),
+    "nothing, spaced": (" [ \n ] ", [], "is empty"),
+    "numbers": ("[1, 2.5e3]", [], "int '1'"),
+    "more behind it": ('[{"t": 1}] x', [1], "not JSON (Extra data)"),
+    "no comma": ('[{"t": 1} {"t": 2}]', [1], "not JSON (Expecting ',' delimiter)"),
+    "two commas": ('[{"t": 1},, {"t": 2}]', [1], "not JSON ("),
+    "a comma last": ('[{"t": 1},]', [1], "not JSON ("),
+    "no end": ('[{"t": 1}', [], "not JSON (Expecting ',' delimiter)"),
+    "nested": ('[{"t": [1, {"u": "]"}]}, {"t": "\u20ac,"}]', [[1, {"u": "]"}], "\u20ac,"], None),
+    "a byte order mark inside": ("[{\"t\": \"\ufeff\"}]", ["\ufeff"], None),
+}
+
+
+@pytest.mark.parametrize("piece", [1, 3, 1 << 16])
+@pytest.mark.parametrize("text, values, message", LISTS.values(), ids=LISTS)
+def test_a_list_is_read_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, values: list, message: str | None, piece: int
+) -> None:
+    """Wherever the pieces are cut: the good rows before an error, and the error as if the file were read whole."""
+    monkeypatch.setattr(lines, "_PIECE", piece)
+    (tmp_path / "a.json").write_text(text)
+    rows, problems = read(tmp_path / "a.json")
+    assert [row.data["t"] for row in rows] == values
+    assert [message in problem for problem in problems[:1]] == ([] if message is None else [True])
+
+
+def test_a_long_list_is_not_held(tmp_path: Path) -> None:
+    """20,000 objects, 20 MB: reading them one by one takes less than 2 MB of Python objects."""
+    (tmp_path / "a.json").write_text("[" + ",\n".join(json.dumps({"t": f"{i} " * 150}) for i in range(20_000)) + "]")
+    tracemalloc.start()
+    number = sum(1 for _ in lines.rows([tmp_path / "a.json"], Problems()))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert number == 20_000 and most < 2 << 20
+
+
 def test_good_rows_before_and_after_a_bad_one_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"t": 1}\nx\n{"t": 3}\n\xff\n')
     rows, problems = read(tmp_path / "a.jsonl")
@@ -128,7 +167,10 @@ def test_a_name_is_held_out_by_a_whole_word() -> None:
 
 
 def test_many_problems_are_cut_to_the_first_ones() -> None:
-    lines.stop_on([])
+    problems = Problems()
+    problems.stop()
+    problems.add(*(f"line {i}" for i in range(45)))
+    assert len(problems) == 45 and len(problems.shown) == 20
     with pytest.raises(UserError) as caught:
-        lines.stop_on([f"line {i}" for i in range(45)])
+        problems.stop()
     assert caught.value.problems == [f"line {i}" for i in range(20)] + ["... and 25 more"]

@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.formats.splits import SPLITS, Imported, message_problem, prompt_key
 from pipeline.records import Group
 from pipeline.stages import import_data
+from tests import given
 
 
 def data(name: str) -> Path:
@@ -36,23 +37,23 @@ def settings(name: str, **changes: object) -> import_data.Settings:
 def load(name: str, root: Path, **changes: object) -> Imported:
     part = import_data._format(settings(name, **changes))
     made: Imported = part.plugin.read(root, part.settings)
-    assert sorted(made.splits) == sorted(SPLITS)
+    assert sorted(made.counts) == sorted(SPLITS)
     return made
 
 
 def sizes(made: Imported) -> dict[str, int]:
-    return {split: len(groups) for split, groups in made.splits.items()}
+    return {split: len(groups) for split, groups in given.splits(made).items()}
 
 
 def check_groups(made: Imported) -> None:
     """What every importer promises: K per split, proper turns, unique ids, no prompt in two splits."""
     for split, wanted in {"sft": {1}, "pref": {2}, "unlabeled": {0}, "eval": {0}}.items():
-        groups = made.splits[split]
+        groups = given.splits(made)[split]
         assert {len(g.completions) for g in groups} <= wanted
         assert len({g.id for g in groups}) == len(groups)
         assert not [g.id for g in groups if message_problem(g.messages)]
         assert all(c.text.strip() for g in groups for c in g.completions)
-    keys = [{prompt_key(g) for g in groups} for groups in made.splits.values()]
+    keys = [{prompt_key(g) for g in groups} for groups in given.splits(made).values()]
     assert sum(map(len, keys)) == len(set().union(*keys))
 
 
@@ -64,9 +65,9 @@ def test_hh() -> None:
     made = load("hh", data("hh-rlhf"))
     check_groups(made)
     assert sizes(made) == {"sft": 1200, "pref": 1200, "unlabeled": 2387, "eval": 96}
-    texts = [text for groups in made.splits.values() for g in groups for text in contents(g)]
+    texts = [text for groups in given.splits(made).values() for g in groups for text in contents(g)]
     assert not [t for t in texts if t != t.strip() or re.search(r"\b(Human|Assistant):", t)]
-    depths = {len(g.messages) for g in made.splits["pref"]}
+    depths = {len(g.messages) for g in given.splits(made)["pref"]}
     assert {1, 3, 5, 7} <= depths
     # Of 6,270 rows about 1.6 % are irregular; were it much more, the reader would be losing good ones.
     irregular = sum(n for reason, n in made.dropped.items() if "limits" not in reason and "split" not in reason)
@@ -77,7 +78,7 @@ def test_hh_takes_the_texts_as_they_are() -> None:
     """The first pair of helpful-base.train, read by hand, with the splits set so that every pair stays a pair."""
     shares = {"sft": 1e-9, "unlabeled": 0, "eval": 0}
     made = load("hh", data("hh-rlhf") / "helpful-base.train.jsonl.gz", limits={}, shares=shares)
-    group = made.splits["pref"][0]
+    group = given.splits(made)["pref"][0]
     assert [m.content for m in group.messages] == ["Is climate change raising temperatures above their normal levels?"]
     assert group.completions[0].text.startswith("A small percentage of the models used by climate scientists expect")
     assert group.completions[1].text == "Yes."
@@ -88,7 +89,7 @@ def test_llamafactory_has_demonstrations_and_pairs() -> None:
     check_groups(made)
     assert sum(n for split, n in sizes(made).items() if split != "eval") > 850
     assert sizes(made)["pref"] > 190
-    assert {m.role for g in made.splits["pref"] for m in g.messages} == {"system", "user", "assistant"}
+    assert {m.role for g in given.splits(made)["pref"] for m in g.messages} == {"system", "user", "assistant"}
     assert made.dropped["labelled answer (read by data=jsonl)"] == 233
 
 
@@ -121,6 +122,6 @@ def test_ultrafeedback_has_rough_edges_that_are_told_then_left_out() -> None:
 def test_unpaired_feedback() -> None:
     files = {"pref": "kto_en_demo.train.jsonl.gz", "eval": "kto_en_demo.test.jsonl.gz"}
     made = load("jsonl", data("llamafactory-demos"), **files, shares={"unlabeled": 0})
-    assert {g.label for g in made.splits["pref"]} == {True, False}
-    assert {len(g.completions) for g in made.splits["pref"]} == {1}
+    assert {g.label for g in given.splits(made)["pref"]} == {True, False}
+    assert {len(g.completions) for g in given.splits(made)["pref"]} == {1}
     assert sizes(made)["eval"] > 20

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.errors import UserError
+from pipeline.formats import divide as division
 from pipeline.formats import splits
 from pipeline.formats.splits import Entry, Imported, Limits, Shares
 from pipeline.records import Message
+from tests.given import splits as whole
 
 SYSTEM = Message("system", "s")
 
@@ -30,49 +36,46 @@ def pairs(number: int) -> list[Entry]:
 
 
 def divide(entries: list[Entry], shares: Shares | None = None, limits: Limits | None = None) -> Imported:
-    problems: list[str] = []
-    made = splits.divide(entries, shares or Shares(), limits or Limits(), problems)
-    assert problems == []
-    return made
+    return division.divide(lambda problems, dropped: iter(entries), shares or Shares(), limits or Limits())
 
 
 def prompts(made: Imported, split: str) -> set[str]:
-    return {group.messages[0].content for group in made.splits[split]}
+    return {group.messages[0].content for group in whole(made)[split]}
 
 
 def test_pairs_alone_fill_all_four_splits_in_the_protocols_proportions() -> None:
     """4,080 prompts at 10 : 10 : 20 : 0.8 are 1000, 1000, 2000 and 80 on average; four standard deviations allowed."""
     made = divide(pairs(4080))
-    sizes = {split: len(groups) for split, groups in made.splits.items()}
+    sizes = {split: len(groups) for split, groups in whole(made).items()}
     assert sum(sizes.values()) == 4080
     for split, mean, share in (("sft", 1000, 10), ("pref", 1000, 10), ("unlabeled", 2000, 20), ("eval", 80, 0.8)):
         deviation = (4080 * share / 40.8 * (1 - share / 40.8)) ** 0.5
         assert abs(sizes[split] - mean) < 4 * deviation
-    completions = {split: {len(g.completions) for g in groups} for split, groups in made.splits.items()}
+    completions = {split: {len(g.completions) for g in groups} for split, groups in whole(made).items()}
     assert completions == {"sft": {1}, "pref": {2}, "unlabeled": {0}, "eval": {0}}
-    assert all(g.completions[0].text.endswith("answer 0") for g in made.splits["sft"])  # the preferred one
+    assert all(g.completions[0].text.endswith("answer 0") for g in whole(made)["sft"])  # the preferred one
 
 
 def test_a_split_with_rows_of_its_own_takes_no_others() -> None:
     entries = pairs(50) + [entry(f"show {i}", "sft", 1) for i in range(50)]
     entries += [entry(f"ask {i}", "unlabeled") for i in range(50)] + [entry(f"judge {i}", "eval") for i in range(5)]
     made = divide(entries)
-    assert {split: len(groups) for split, groups in made.splits.items()} == {
+    assert {split: len(groups) for split, groups in whole(made).items()} == {
         "sft": 50, "pref": 50, "unlabeled": 50, "eval": 5}
 
 
 def test_prompts_come_from_demonstrations_before_pairs_and_pairs_are_never_made_up() -> None:
     made = divide(pairs(40) + [entry(f"show {i}", "sft", 1) for i in range(400)])
-    assert len(made.splits["pref"]) == 40
+    assert len(whole(made)["pref"]) == 40
     others = prompts(made, "sft") | prompts(made, "unlabeled") | prompts(made, "eval")
     assert others == {f"show {i}" for i in range(400)}
     only_demonstrations = divide([entry(f"show {i}", "sft", 1) for i in range(40)])
-    assert only_demonstrations.splits["pref"] == ()
+    assert whole(only_demonstrations)["pref"] == ()
 
 
 def test_a_share_of_zero_gives_nothing() -> None:
     made = divide([entry(f"show {i}", "sft", 1) for i in range(100)], Shares(unlabeled=0, eval=0))
-    assert {split: len(groups) for split, groups in made.splits.items()} == {
+    assert {split: len(groups) for split, groups in whole(made).items()} == {
         "sft": 100, "pref": 0, "unlabeled": 0, "eval": 0}
 
 
@@ -83,21 +86,21 @@ def test_no_prompt_is_in_two_splits(rows: list[tuple[int, str]]) -> None:
     spelt = ["Is {} odd?", "is  {} ODD", "Is {}, odd!"]
     entries = [entry(spelt[i % 3].format(n), split, answers[split]) for i, (n, split) in enumerate(rows)]
     made = divide(entries)
-    keys = [{splits.prompt_key(g) for g in groups} for groups in made.splits.values()]
+    keys = [{splits.prompt_key(g) for g in groups} for groups in whole(made).values()]
     assert sum(map(len, keys)) == len(set().union(*keys))
-    assert sum(map(len, made.splits.values())) + sum(made.dropped.values()) == len(entries)
+    assert sum(map(len, whole(made).values())) + sum(made.dropped.values()) == len(entries)
 
 
 def test_the_evaluation_keeps_its_prompt_and_the_training_row_goes() -> None:
     made = divide([*pairs(3), entry("Question 1!", "eval")])
     assert prompts(made, "eval") == {"Question 1!"}
-    assert made.dropped == {splits.ELSEWHERE: 1}
+    assert made.dropped == {division.ELSEWHERE: 1}
 
 
 def test_where_the_user_named_every_split_rows_stay_where_they_were_put() -> None:
     entries = [entry("same", split, k, fixed=True) for split, k in (("sft", 1), ("pref", 2), ("eval", 0))]
     made = divide(entries)
-    assert {split: len(groups) for split, groups in made.splits.items()} == {
+    assert {split: len(groups) for split, groups in whole(made).items()} == {
         "sft": 1, "pref": 1, "unlabeled": 0, "eval": 1}
     assert made.dropped == {}
 
@@ -121,9 +124,9 @@ def test_neither_order_nor_more_rows_move_a_prompt() -> None:
 
 def test_a_larger_limit_only_adds_and_what_is_cut_is_counted() -> None:
     cut, more = divide(pairs(300), limits=Limits(pref=10)), divide(pairs(300), limits=Limits(pref=20))
-    assert (len(cut.splits["pref"]), len(more.splits["pref"])) == (10, 20)
+    assert (len(whole(cut)["pref"]), len(whole(more)["pref"])) == (10, 20)
     assert prompts(cut, "pref") < prompts(more, "pref")
-    everything = len(divide(pairs(300)).splits["pref"])
+    everything = len(whole(divide(pairs(300)))["pref"])
     assert cut.dropped == {"over data.format.limits.pref": everything - 10}
 
 
@@ -131,7 +134,7 @@ def test_a_limit_takes_from_everywhere_not_the_first_ids() -> None:
     """Of 100 numbered prompts, 50 are kept: 25 +- 2.5 of them from the first half; four deviations allowed."""
     turns = [[user(f"q{i}")] for i in range(100)]
     rows = [Entry(f"f:{i}", splits.group_of(t, [], None, "", f"{i:03}"), "eval") for i, t in enumerate(turns)]
-    kept = [int(group.id) for group in divide(rows, limits=Limits(eval=50)).splits["eval"]]
+    kept = [int(group.id) for group in whole(divide(rows, limits=Limits(eval=50)))["eval"]]
     assert len(kept) == 50
     assert 15 <= sum(i < 50 for i in kept) <= 35
     assert kept == sorted(kept)  # the rows' own order stays
@@ -143,18 +146,18 @@ def test_repeated_rows_and_prompts_are_counted() -> None:
     other = Entry("f:3", splits.group_of([user("a")], ["another"], None, "set", ""), "sft", True)
     ask = entry("b", "unlabeled", fixed=True)
     made = divide([first, first, other, ask, ask, entry("c", "eval")])
-    assert len(made.splits["sft"]) == 2
-    assert len(made.splits["unlabeled"]) == 1
-    assert made.dropped == {splits.REPEATED: 1, splits.REPEATED_PROMPT: 1}
+    assert len(whole(made)["sft"]) == 2
+    assert len(whole(made)["unlabeled"]) == 1
+    assert made.dropped == {division.REPEATED: 1, division.REPEATED_PROMPT: 1}
 
 
 def test_an_undesirable_answer_is_no_demonstration() -> None:
     entries = [entry(f"q{i}", "pref", 1, label=i % 2 == 0) for i in range(200)]
     made = divide(entries, Shares(unlabeled=0, eval=0))
-    assert {g.label for g in made.splits["pref"]} == {True, False}
-    assert {int(g.messages[0].content[1:]) % 2 for g in made.splits["sft"]} == {0}
-    assert all(g.label is None for g in made.splits["sft"])
-    assert made.dropped[splits.UNDESIRABLE] > 0
+    assert {g.label for g in whole(made)["pref"]} == {True, False}
+    assert {int(g.messages[0].content[1:]) % 2 for g in whole(made)["sft"]} == {0}
+    assert all(g.label is None for g in whole(made)["sft"])
+    assert made.dropped[division.UNDESIRABLE] > 0
 
 
 def test_ids_are_the_rows_own_or_come_from_the_content() -> None:
@@ -169,11 +172,12 @@ def test_ids_are_the_rows_own_or_come_from_the_content() -> None:
 
 def test_an_id_used_twice_in_a_split_is_told_with_both_places() -> None:
     group = splits.group_of([user("a")], ["b"], None, "set", "7")
-    problems: list[str] = []
     places = {"a:1": "sft", "b:9": "sft", "c:3": "pref"}
     twice = [Entry(where, group, split, named=True) for where, split in places.items()]
-    splits.divide(twice, Shares(), Limits(), problems)
-    assert problems == ["b:9: id '7' is used before at a:1, expected each id once; rename it or leave the ids out"]
+    with pytest.raises(UserError) as caught:
+        divide([*twice, Entry("d:4", replace(group, id="8"), "sft", named=True)])
+    assert caught.value.problems == [
+        "b:9: id '7' is used before at a:1, expected each id once; rename it or leave the ids out"]
 
 
 def test_prompt_key_looks_at_letters_and_digits_of_the_first_user_turn() -> None:

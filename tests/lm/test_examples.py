@@ -7,39 +7,75 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline import tables
+from pipeline import columns, tables
 from pipeline.errors import UserError
 from pipeline.lm import arrays
 from pipeline.lm import examples as data
+from pipeline.lm.side_tables import SideTables
 from pipeline.records import Completion, Group, Message
+from tests import given
 
 PAIR = Group("a", (Message("user", "?"),), (Completion("x", (5, 2)), Completion("y", (6, 7, 2))), prompt_ids=(1, 4))
 
 
-def scored(group, *values):
-    return replace(group, completions=tuple(
-        replace(c, ref_logp=v) for c, v in zip(group.completions, values, strict=True)))
+def logps(folder, of, *values):
+    return given.side_table(folder, of, columns.LOGP, values)
 
 
-def test_loads_ids_and_reference_by_tokens(tmp_path):
-    """The reference is spread over two tables and found by token ids, whatever the order and the group's id."""
-    other = replace(PAIR, id="b", prompt_ids=(1, 9))
-    tables.write(tmp_path / "groups", [PAIR, other])
-    tables.write(tmp_path / "one", [scored(replace(other, id="renamed"), -3.0, -4.0)])
-    tables.write(tmp_path / "two", [scored(PAIR, -1.0, -2.0)])
-    beside = data.Beside(reference=[tmp_path / "one", tmp_path / "two"])
-    first, second = data.load(tmp_path / "groups", tmp_path / "a", beside)
+def test_loads_ids_and_the_reference_of_each_table(tmp_path):
+    """Two tables of groups and a side table of each, whatever the order these are given in."""
+    one = given.write(tmp_path / "one", [PAIR])
+    two = given.write(tmp_path / "two", [replace(PAIR, id="b", prompt_ids=(1, 9))])
+    beside = SideTables(reference=[logps(tmp_path / "r2", two, (-3.0, -4.0)),
+                                   logps(tmp_path / "r1", one, (-1.0, -2.0))])
+    first, second = data.load([one, two], tmp_path / "a", beside)
     assert (first.id, first.prompt.tolist(), first.completions[1].tolist()) == ("a", [1, 4], [6, 7, 2])
     assert first.ref_logps == (-1.0, -2.0) and second.ref_logps == (-3.0, -4.0)
-    assert data.load(tmp_path / "groups", tmp_path / "b")[0].ref_logps is None
+    assert data.load([one], tmp_path / "b")[0].ref_logps is None
     assert (first.longest, first.completion_tokens) == (5, 5)
 
 
-def test_reference_of_other_tokens_is_refused(tmp_path):
-    tables.write(tmp_path / "groups", [PAIR])
-    tables.write(tmp_path / "other", [scored(replace(PAIR, prompt_ids=(1, 9)), -1.0, -2.0)])
-    with pytest.raises(UserError, match=r"no reference log-probs for 1 groups of .*first 'a'"):
-        data.load(tmp_path / "groups", tmp_path / "a", data.Beside(reference=[tmp_path / "other"]))
+def test_one_side_table_of_several_tables(tmp_path):
+    """What reference_logprobs makes of many: rows of both in one part, each found by its table's digest."""
+    one, two = given.write(tmp_path / "one", [PAIR]), given.write(tmp_path / "two", [replace(PAIR, id="b")])
+    columns.write_part(tmp_path / "r", 0, [(one.digest, "a", [{"logp": -1.0}, {"logp": -2.0}]),
+                                           (two.digest, "b", [{"logp": -3.0}, {"logp": -4.0}])])
+    found = data.load([two, one], tmp_path / "a", SideTables(previous=[tmp_path / "r"]))
+    assert [e.previous_logps for e in found] == [(-3.0, -4.0), (-1.0, -2.0)]
+
+
+def test_numbers_of_another_table_are_refused(tmp_path):
+    """The same ids with other tokens are another table: another digest. Rows of other groups are found out, too."""
+    groups = given.write(tmp_path / "groups", [PAIR])
+    other = given.write(tmp_path / "other", [replace(PAIR, prompt_ids=(1, 9))])
+    for name, said in (("reference", "reference log-probs"), ("previous", "log-probs of the policy before"),
+                       ("weights", "weights")):
+        beside = SideTables(**{name: [logps(tmp_path / name, other, (-1.0, -2.0))]})
+        with pytest.raises(UserError, match=rf"{name}: no {said} for the 1 groups of .*groups; run .* on exactly"):
+            data.load([groups], tmp_path / "a", beside)
+    columns.write_part(tmp_path / "damaged", 0, [(groups.digest, "b", [{"logp": -1.0}, {"logp": -2.0}])])
+    with pytest.raises(UserError, match="the side table's rows from 0 on are not of the groups from 'a' on"):
+        data.load([groups], tmp_path / "a", SideTables(reference=[tmp_path / "damaged"]))
+
+
+def test_factors_and_weights_multiply(tmp_path):
+    """0.5 x 3 x 2 = 3 where a side table weighs, 4 x 0.25 = 1 where none does."""
+    one = given.write(tmp_path / "one", [replace(PAIR, weight=0.5)])
+    two = given.write(tmp_path / "two", [replace(PAIR, id="b", weight=4.0)])
+    beside = SideTables(weights=[given.side_table(tmp_path / "w", one, columns.WEIGHT, [(3.0, 3.0)])])
+    assert [e.weight for e in data.load([one], tmp_path / "a", beside, weights=(2.0,))] == [3.0]
+    assert [e.weight for e in data.load([one, two], tmp_path / "b", weights=(1.0, 0.25))] == [0.5, 1.0]
+    with pytest.raises(UserError, match=r"train_preference\.settings\.weights: 1 numbers for 2 tables of groups"):
+        data.load([one, two], tmp_path / "c", weights=(1.0,))
+
+
+def test_an_id_that_occurs_twice_is_an_error(tmp_path):
+    one = given.write(tmp_path / "one", [PAIR, replace(PAIR, id="b")])
+    two = given.write(tmp_path / "two", [replace(PAIR, id="c"), replace(PAIR, id="b")])
+    with pytest.raises(UserError, match=r"groups: id 'b' occurs in input 0 and in input 1 .*must be disjoint"):
+        data.load([one, two], tmp_path / "a")
+    with pytest.raises(UserError, match="groups: id 'a' occurs in input 0 and in input 1"):
+        data.load([one, replace(one, digest="again")], tmp_path / "a")
 
 
 def test_bad_rows_are_named_all_at_once(tmp_path):
@@ -49,47 +85,44 @@ def test_bad_rows_are_named_all_at_once(tmp_path):
         replace(PAIR, id="empty", completions=(PAIR.completions[0], Completion("z"))),
     ])
     with pytest.raises(UserError) as caught:
-        data.load(tmp_path / "groups", tmp_path / "b")
+        data.load([given.source(tmp_path / "groups")], tmp_path / "b")
     assert [p.split(":")[0] for p in caught.value.problems] == ["group 'no ids'", "group 'none'", "group 'empty'"]
 
 
 def test_empty_table(tmp_path):
     tables.write(tmp_path / "groups", [])
     with pytest.raises(UserError, match="no groups to train on"):
-        data.load(tmp_path / "groups", tmp_path / "b")
+        data.load([given.source(tmp_path / "groups")], tmp_path / "b")
 
 
 def test_stop_that_is_missing(tmp_path):
     tables.write(tmp_path / "groups", [PAIR, replace(PAIR, id="b", completions=(Completion("x", (5,)),)),
                                        replace(PAIR, id="c", completions=(Completion("x", (5,), "length"),))])
     with pytest.raises(UserError) as caught:
-        data.load(tmp_path / "groups", tmp_path / "a", stop_ids=[2])
+        data.load([given.source(tmp_path / "groups")], tmp_path / "a", stop_ids=[2])
     assert caught.value.problems == [
         "group 'b': completion 0 has finish_reason stop but ends with id 5, expected one of the stop ids [2]"]
-    again = data.load(tmp_path / "groups", tmp_path / "a", stop_ids=[2, 5])
+    again = data.load([given.source(tmp_path / "groups")], tmp_path / "a", stop_ids=[2, 5])
     assert len(again) == 3, "nothing is left of the failed try"
 
 
-def test_scores_come_from_the_group_or_a_table_beside_it(tmp_path):
+def test_scores_come_from_the_group_or_a_side_table(tmp_path):
     """What a group carries itself wins; a completion without the score leaves the group without scores."""
-    def with_scores(group, *values):
-        return replace(group, completions=tuple(
-            replace(c, scores={"reward": v}) for c, v in zip(group.completions, values, strict=True)))
-
     other, third = replace(PAIR, id="b", prompt_ids=(1, 9)), replace(PAIR, id="c", prompt_ids=(1, 8))
-    tables.write(tmp_path / "groups", [with_scores(PAIR, 1.0, 0.5), other, third])
-    tables.write(tmp_path / "scored", [with_scores(PAIR, 7.0, 7.0), with_scores(other, 3.0, 4.0)])
-    loaded = data.load(tmp_path / "groups", tmp_path / "a", data.Beside(scored=[tmp_path / "scored"]))
+    own = replace(PAIR, completions=tuple(
+        replace(c, scores={"reward": v}) for c, v in zip(PAIR.completions, (1.0, 0.5), strict=True)))
+    groups = given.write(tmp_path / "groups", [own, other, third])
+    scores = given.side_table(tmp_path / "s", groups, "reward", [(7.0, 7.0), (3.0, 4.0), (5.0, None)])
+    loaded = data.load([groups], tmp_path / "a", SideTables(scores=[scores]))
     assert [e.scores for e in loaded] == [(1.0, 0.5), (3.0, 4.0), None]
-    assert data.load(tmp_path / "groups", tmp_path / "b", data.Beside(score="gold"))[0].scores is None
+    assert data.load([groups], tmp_path / "b", SideTables(scores=[scores], score="gold"))[0].scores is None
 
 
 def test_previous_policy_is_its_own_table(tmp_path):
-    tables.write(tmp_path / "groups", [PAIR])
-    tables.write(tmp_path / "ref", [scored(PAIR, -1.0, -2.0)])
-    tables.write(tmp_path / "prev", [scored(PAIR, -3.0, -4.0)])
-    beside = data.Beside(reference=[tmp_path / "ref"], previous=[tmp_path / "prev"])
-    (one,) = data.load(tmp_path / "groups", tmp_path / "a", beside)
+    groups = given.write(tmp_path / "groups", [PAIR])
+    beside = SideTables(reference=[logps(tmp_path / "ref", groups, (-1.0, -2.0))],
+                        previous=[logps(tmp_path / "prev", groups, (-3.0, -4.0))])
+    (one,) = data.load([groups], tmp_path / "a", beside)
     assert (one.ref_logps, one.previous_logps) == ((-1.0, -2.0), (-3.0, -4.0))
 
 
@@ -98,13 +131,13 @@ def test_completions_with_prompts_of_their_own(tmp_path):
     second = replace(PAIR.completions[1], prompt_ids=(1, 5, 6, 4))
     group = replace(PAIR, completions=(PAIR.completions[0], second))
     tables.write(tmp_path / "groups", [group])
-    (one,) = data.load(tmp_path / "groups", tmp_path / "b")
+    (one,) = data.load([given.source(tmp_path / "groups")], tmp_path / "b")
     assert [one.prompt_of(k).tolist() for k in (0, 1)] == [[1, 4], [1, 5, 6, 4]]
     assert one.longest == 7 and data.columns(one, [1]).prompt_of(0).tolist() == [1, 5, 6, 4]
 
 
 def random_groups(number):
-    """Groups of 1 to 4 completions of 1 to 6 tokens, some with labels, log-probs, scores, prompts of their own."""
+    """Groups of 1 to 4 completions of 1 to 6 tokens, some with labels, scores, prompts of their own."""
     rng = np.random.default_rng(0)
 
     def ids(low=1):
@@ -112,9 +145,9 @@ def random_groups(number):
 
     groups = []
     for i in range(number):
-        known, scored, own = rng.random(3) < 0.5
+        scored, own = rng.random(2) < 0.5
         completions = tuple(Completion(
-            "x", ids(), "length", {"reward": float(k), "gold": 1.0} if scored else {}, -float(k) if known else None,
+            "x", ids(), "length", {"reward": float(k), "gold": 1.0} if scored else {},
             prompt_ids=ids() if own and k else ()) for k in range(rng.integers(1, 5)))
         groups.append(Group(f"g{i}", (), completions, ids(), rng.choice([None, True, False]), float(rng.random())))
     return groups
@@ -130,13 +163,18 @@ def same(one, other):
 
 
 def test_arrays_give_what_the_rows_hold(tmp_path, monkeypatch):
-    """Across parts and batches of a few rows: every example as made from its group alone."""
+    """Across parts and batches of a few rows: every example as made from its group in memory, with its numbers."""
     monkeypatch.setattr(arrays, "_BATCH", 7)
     groups = random_groups(60)
     tables.write(tmp_path / "groups", groups, part_size=23)
-    found = data.load(tmp_path / "groups", tmp_path / "a")
-    expected = [replace(data.example(g), scores=tuple(c.scores["reward"] for c in g.completions)
-                        if g.completions[0].scores else None) for g in groups]
+    table = given.source(tmp_path / "groups")
+    values = [tuple(100.0 * i + k for k in range(len(g.completions))) for i, g in enumerate(groups)]
+    found = data.load([table], tmp_path / "a", SideTables(reference=[logps(tmp_path / "ref", table, *values)]))
+    expected = [replace(e, ref_logps=v, scores=tuple(c.scores["reward"] for c in g.completions)
+                        if g.completions[0].scores else None)
+                for g, e, v in zip(groups, data.of_chunk(arrays.of_groups(groups)), values, strict=True)]
+    assert expected[3].prompt.tolist() == list(groups[3].prompt_ids)
+    assert [c.tolist() for c in expected[3].completions] == [list(c.token_ids) for c in groups[3].completions]
     assert len(found) == 60 and all(same(a, b) for a, b in zip(found, expected, strict=True))
     assert data.ids_of(found) == [g.id for g in groups]
     some = data.shaped(data.subset(data.subset(found, range(10, 60)), [3, 1]), lambda e: data.columns(e, [0]))
@@ -150,27 +188,9 @@ def test_arrays_give_what_the_rows_hold(tmp_path, monkeypatch):
         assert problems[0] == problems[1]
 
 
-def test_numbers_are_found_by_all_tokens(tmp_path, monkeypatch):
-    """A table beside in another order gives each group its own; one boundary moved, and it is another group."""
-    monkeypatch.setattr(arrays, "_BATCH", 7)
-    groups = random_groups(40)
-    beside = [replace(g, id="?", completions=tuple(replace(c, ref_logp=100.0 * i + k)
-                                                   for k, c in enumerate(g.completions))) for i, g in enumerate(groups)]
-    tables.write(tmp_path / "groups", groups)
-    tables.write(tmp_path / "ref", beside[::-1], part_size=11)
-    found = data.load(tmp_path / "groups", tmp_path / "a", data.Beside(reference=[tmp_path / "ref"]))
-    assert [e.ref_logps for e in found] == [tuple(c.ref_logp for c in g.completions) for g in beside]
-    moved = replace(PAIR, prompt_ids=(1, 4, 5), completions=(Completion("x", (2,)), PAIR.completions[1]))
-    tables.write(tmp_path / "pair", [PAIR])
-    tables.write(tmp_path / "moved", [scored(moved, -1.0, -2.0), scored(
-        replace(PAIR, completions=PAIR.completions[::-1]), -1.0, -2.0)])
-    with pytest.raises(UserError, match="no reference log-probs for 1 groups"):
-        data.load(tmp_path / "pair", tmp_path / "b", data.Beside(reference=[tmp_path / "moved"]))
-
-
 def test_what_is_there_is_not_made_again(tmp_path):
     tables.write(tmp_path / "groups", [PAIR])
-    first = data.load(tmp_path / "groups", tmp_path / "a")
+    first = data.load([given.source(tmp_path / "groups")], tmp_path / "a")
     for part in tables.parts(tmp_path / "groups"):
         part.unlink()
-    assert same(data.load(tmp_path / "groups", tmp_path / "a")[0], first[0])
+    assert same(data.load([given.source(tmp_path / "groups")], tmp_path / "a")[0], first[0])

@@ -49,8 +49,8 @@ def context(module, folder, settings=None, **runtime):
     base = folder.parent
     return Context(
         settings=config.build(module.Settings, settings or {}), runtime=TrainRuntime(device="cpu", **runtime),
-        inputs={"model": (folder,), "groups": (base / "groups",)}, digests={}, work=base / "work", seed=1,
-        report=Reporter())
+        inputs={"model": (folder,), "groups": (base / "groups",)}, digests={"model": ("m",), "groups": ("g",)},
+        work=base / "work", seed=1, report=Reporter())
 
 
 def raising(error):

@@ -103,7 +103,7 @@ def test_from_what_the_table_carries() -> None:
     group = Group("p", (), (Completion("x", logprobs=(-1.0, -2.0), ref_logp=-5.0),))
     settings = implicit.Settings(source="table", beta=0.5)
     assert implicit.scorer(settings)([group]) == [[1.0]]
-    assert implicit.needs(settings) == frozenset()
+    assert implicit.needs(settings) == {"logps"}
     for completion, missing in ((Completion("x", ref_logp=-5.0), "logprobs"),
                                 (Completion("x", logprobs=(-1.0,)), "ref_logp")):
         with pytest.raises(UserError, match=f"sample 0 of 'p' carries no {missing}"):

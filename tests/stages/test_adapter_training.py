@@ -21,6 +21,7 @@ from pipeline.lm.settings import AdapterSettings
 from pipeline.records import Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import init_model, reference_logprobs, sft, tokenize, train_preference, train_reward
+from tests import given
 
 ARCH = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2, "kv_heads": 2, "max_position": 64,
         "vocab_size": 320}
@@ -32,8 +33,9 @@ DPO = {"objective": {"module": "pipeline.objectives.dpo"}, "trainer": TRAINER}
 
 def run(stage, work: Path, settings, runtime=None, **inputs: Path) -> Path:
     report = Reporter(step="s", metrics_path=work.with_suffix(".jsonl"))
+    given_inputs = {name: (path,) for name, path in inputs.items()}
     context = Context(build(stage.Settings, settings), build(stage.STAGE.runtime, runtime or {}),
-                      {name: (path,) for name, path in inputs.items()}, {}, work, 0, report)
+                      given_inputs, given.digests(given_inputs), work, 0, report)
     stage.run(context)
     return context.out
 

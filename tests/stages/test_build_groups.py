@@ -17,6 +17,7 @@ from pipeline.lm import folders
 from pipeline.records import LENGTH, Completion, Group, Message
 from pipeline.stage import Context, Kinds, NoRuntime, Reporter
 from pipeline.stages import build_groups
+from tests import given
 
 
 def group_of(name: str, *samples: tuple[str, float], cut: bool = False) -> Group:
@@ -52,7 +53,8 @@ def context_of(
         tables.write(tmp_path / "in", groups, part_size=2)
     work = tmp_path / f"work-{len(list(tmp_path.iterdir()))}"
     inputs = {"groups": (tmp_path / "in",)}
-    return Context(settings_of(module, filters, **rule), NoRuntime(), inputs, {}, work, seed, Reporter())
+    return Context(settings_of(module, filters, **rule), NoRuntime(), inputs, given.digests(inputs), work, seed,
+                   Reporter())
 
 
 def made_by(context: Context) -> list[tuple[str, str]]:
@@ -165,11 +167,27 @@ def steps_of(*overrides: str) -> dict[str, plan.Step]:
     return {step.name: step for step in expand(compose(given))}
 
 
+def test_scores_stand_in_a_side_table(tmp_path: Path) -> None:
+    """Samples without scores and a table of them: the pair and its margin are of the scores beside."""
+    bare = [replace(g, completions=tuple(replace(c, scores={}) for c in g.completions)) for g in GROUPS[:1]]
+    context = context_of(tmp_path, bare, "best_worst")
+    scores = given.side_table(tmp_path / "scores", given.source(tmp_path / "in"), "reward", [(1.0, 4.0, -2.0)])
+    context = replace(context, inputs={**context.inputs, "scores": (scores,)})
+    assert made_by(context) == [("p0", "bbbb c")]
+    assert context.report.counts["margin_mean"] == 6.0
+    (made,) = tables.read(context.out / "groups")
+    assert [c.scores for c in made.completions] == [{"reward": 4.0}, {"reward": -2.0}]
+    other = replace(context, digests={"groups": ("of other samples",), "scores": ("s",)})
+    with pytest.raises(UserError, match=r"scores: no scores of .*/in, it is of another table"):
+        build_groups.run(other)
+
+
 def test_another_rule_or_filter_repairs_the_same_scores(tmp_path: Path) -> None:
     """Sampling and scoring stay the very same steps; the groups get another key. The seed is in it where the rule
     draws, and only there.
     """
-    scored = store.Artifact("score", "k", tmp_path, {"files": {"groups/part-00000.parquet": {"hash": "h"}}})
+    sampled, scored = (store.Artifact(kind, "k", tmp_path, {"files": {f"{part}/part-00000.parquet": {"hash": "h"}}})
+                       for kind, part in (("generate", "groups"), ("score", "scores")))
     plans = {overrides: steps_of(*overrides) for overrides in (
         (), ("selection=best_random",), ("filters.min_margin=0.5",), ("seed=1",),
         ("selection=best_random", "seed=1"))}
@@ -177,7 +195,7 @@ def test_another_rule_or_filter_repairs_the_same_scores(tmp_path: Path) -> None:
     for overrides, changed in plans.items():
         if "seed=1" not in overrides:
             assert [changed[name] for name in UPSTREAM] == [base[name] for name in UPSTREAM]
-        keys[overrides] = plan.step_key(tmp_path, changed["pairs[1]"], {"score[1]": scored})
+        keys[overrides] = plan.step_key(tmp_path, changed["pairs[1]"], {"generate[1]": sampled, "score[1]": scored})
     assert keys[()] == keys["seed=1",]
     assert keys["selection=best_random",] != keys["selection=best_random", "seed=1"]
     assert len(set(keys.values())) == 4
@@ -212,8 +230,9 @@ def test_rewritten_prompts_are_tokenised(tiny_model: Path, tmp_path: Path) -> No
             ended = completion.token_ids[-1] == tokenizer.eos_token_id
             assert ended is (completion.finish_reason != LENGTH)
             assert tokenizer.decode(completion.token_ids, skip_special_tokens=True) == text
-    assert build_groups.wanted(context.settings) == set(build_groups.required(context.settings)) == {"model"}
-    assert build_groups.wanted(settings_of("rso")) == set()
+    assert set(build_groups.required(context.settings)) == {"model"}
+    assert build_groups.wanted(context.settings) == {"model", "scores"}
+    assert build_groups.wanted(settings_of("rso")) == {"scores"}
 
 
 def test_draws_keep_their_repetitions(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pipeline.stage import Context, Reporter
 from pipeline.stages import diagnose
 from pipeline.stages.diagnose import Settings, best_and_worst, chosen_by_hash, kl
 from pipeline.training.settings import TrainRuntime
+from tests import given
 
 PROMPT = (1, 4, 40, 41, 5)
 
@@ -52,7 +53,8 @@ def found(make_model, tmp_path_factory) -> tuple[dict, Reporter, Path, Path]:
     settings = build(Settings, {
         "score": "gold", "precision": "float32", "window": 2, "negatives": {"module": "pipeline.negatives.mc", "m": 1}})
     report = Reporter()
-    context = Context(settings, TrainRuntime(device="cpu", threads=1), inputs, {}, folder / "work", 0, report)
+    context = Context(settings, TrainRuntime(device="cpu", threads=1), inputs, given.digests(inputs), folder / "work",
+                      0, report)
     diagnose.run(context)
     return json.loads((context.out / "diagnostics.json").read_text()), report, policy, reference
 
@@ -132,7 +134,8 @@ def test_what_an_iteration_does_not_have_is_null(found, make_model, tmp_path: Pa
     inputs = {"answers": (tmp_path / "answers",), "baseline": (tmp_path / "baseline",), "model": (policy,),
               "reference": (reference,)}
     settings = build(Settings, {"score": "gold", "learned": "gold", "precision": "float32"})
-    context = Context(settings, TrainRuntime(device="cpu", threads=1), inputs, {}, tmp_path / "work", 0, Reporter())
+    context = Context(settings, TrainRuntime(device="cpu", threads=1), inputs, given.digests(inputs), tmp_path / "work",
+                      0, Reporter())
     diagnose.run(context)
     result = json.loads((context.out / "diagnostics.json").read_text())
     for name in ("held_out_pairs", "trained_pairs", "negatives", "signal", "reward_model"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -18,11 +17,13 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from pipeline import supervisor, tables, worker
+from pipeline import columns, supervisor, tables, worker
+from pipeline.columns import Source
 from pipeline.config import build
 from pipeline.records import Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import init_model, tokenize, train_preference
+from tests import given
 
 ROOT = Path(__file__).parents[2]
 ARCH = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2, "kv_heads": 2, "max_position": 64,
@@ -43,18 +44,17 @@ def world(tmp_path_factory) -> SimpleNamespace:
 
     def run(stage, name, settings, **inputs):
         context = Context(build(stage.Settings, settings), stage.STAGE.runtime(),
-                          {k: (v,) for k, v in inputs.items()}, {}, root / name, 0)
+                          {k: (v,) for k, v in inputs.items()}, {k: (str(v),) for k, v in inputs.items()},
+                          root / name, 0)
         stage.run(context)
         return context.out
 
     model = run(init_model, "init", {"arch": ARCH, "chat_template": "roles"}, data=root / "data") / "model"
     ids = run(tokenize, "tokens", {"max_prompt_tokens": 30, "max_completion_tokens": 30}, data=root / "data",
               model=model)
-    referred = [dataclasses.replace(g, completions=tuple(
-        dataclasses.replace(c, ref_logp=-10.0 - i % 3 - k) for k, c in enumerate(g.completions)))
-        for i, g in enumerate(tables.read(ids / "pref"))]
-    tables.write(root / "groups", referred)
-    return SimpleNamespace(root=root, model=model, groups=root / "groups")
+    reference = given.side_table(root / "logps", Source(ids / "pref", "g"), columns.LOGP,
+                                 [(-10.0 - i % 3, -11.0 - i % 3) for i in range(48)])
+    return SimpleNamespace(root=root, model=model, groups=ids / "pref", reference=reference)
 
 
 def spec(world, folder: Path, stage="train_preference", settings=PREFERENCE, **runtime) -> Path:
@@ -63,7 +63,9 @@ def spec(world, folder: Path, stage="train_preference", settings=PREFERENCE, **r
     path = folder / "step.json"
     path.write_text(json.dumps({
         "stage": stage, "step": "train", "run": "r", "settings": settings, "runtime": RUNTIME | runtime,
-        "inputs": {"model": [str(world.model)], "groups": [str(world.groups)]}, "digests": {}, "work": str(folder),
+        "inputs": {"model": [str(world.model)], "groups": [str(world.groups)],
+                   "reference": [str(world.reference)]},
+        "digests": {"model": ["m"], "groups": ["g"], "reference": ["r"]}, "work": str(folder),
         "seed": 0, "metrics": str(folder / "metrics.jsonl"), "progress": str(folder / "progress.json")}))
     return path
 
@@ -106,7 +108,8 @@ def in_process(world, folder: Path, settings=PREFERENCE) -> None:
     folder.mkdir(exist_ok=True)
     train_preference.run(Context(
         build(train_preference.Settings, settings), build(train_preference.STAGE.runtime, RUNTIME),
-        {"model": (world.model,), "groups": (world.groups,)}, {}, folder, 0, report))
+        {"model": (world.model,), "groups": (world.groups,), "reference": (world.reference,)},
+        {"model": ("m",), "groups": ("g",), "reference": ("r",)}, folder, 0, report))
 
 
 def weights(folder: Path) -> dict:

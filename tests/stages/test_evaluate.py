@@ -14,6 +14,7 @@ from pipeline.records import LENGTH, STOP, Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import evaluate
 from pipeline.stages.evaluate import Settings
+from tests import given
 
 
 def group(
@@ -34,7 +35,8 @@ def run(folder: Path, ours: list[Group], theirs: list[Group], **settings: object
     report = Reporter()
     inputs = {"groups": (folder / "ours",), "baseline": (folder / "theirs",)}
     made = build(Settings, {"score": "gold", "resamples": 200, **settings})
-    context = Context(made, evaluate.STAGE.runtime(), inputs, {}, folder / "work", seed=3, report=report)
+    context = Context(made, evaluate.STAGE.runtime(), inputs, given.digests(inputs), folder / "work", seed=3,
+                      report=report)
     evaluate.run(context)
     return json.loads((context.out / "evaluation.json").read_text()), report, context.out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from flows.compose import compose
 from flows.prepare import expand
-from pipeline import tables
+from pipeline import columns, tables
 from pipeline.config import build, problems_of
 from pipeline.records import LENGTH, Completion, Group, Message
 from pipeline.stage import Context, Reporter
@@ -25,8 +26,13 @@ def group_of(name: str, *texts: str, finish: str = "stop") -> Group:
 
 
 def context_of(tmp_path: Path, settings: Any, report: Reporter | None = None) -> Context:
-    return Context(settings, TrainRuntime(), {"groups": (tmp_path / "in",)}, {}, tmp_path / "work", 0,
+    return Context(settings, TrainRuntime(), {"groups": (tmp_path / "in",)}, {"groups": ("in",)}, tmp_path / "work", 0,
                    report or Reporter())
+
+
+def scored(context: Context) -> list[Group]:
+    """What a stage that is given both reads."""
+    return list(columns.with_scores(*columns.sources(context), [context.out / "scores"]))
 
 
 @pytest.fixture
@@ -40,17 +46,18 @@ def table(tmp_path: Path) -> Path:
 def test_every_completion_gets_the_score_and_nothing_else_changes(table: Path) -> None:
     context = context_of(table, build(score.Settings, {"reward": RULE, "name": "fresh"}))
     score.run(context)
-    assert [p.name for p in tables.parts(context.out / "groups")] == ["part-00000.parquet", "part-00003.parquet"]
-    before, after = list(tables.read(table / "in")), list(tables.read(context.out / "groups"))
+    assert [p.name for p in tables.parts(context.out / "scores")] == ["part-00000.parquet", "part-00003.parquet"]
+    assert [p.name for p in context.out.iterdir()] == ["scores"], "no text is written again"
+    rows = columns.load([context.out / "scores"], "in").to_pylist()
+    assert rows == [{"id": name, "k": k, "fresh": value} for name, k, value in (
+        ("p0", 0, 0.75), ("p0", 1, 1.0), ("p2", 0, 0.5), ("p2", 1, 0.75))]
+    before, after = list(tables.read(table / "in")), scored(context)
     assert [[c.scores for c in g.completions] for g in after] == [
         [{"old": 4.0, "fresh": 0.75}, {"old": 4.0, "fresh": 1.0}], [],
         [{"old": 4.0, "fresh": 0.5}, {"old": 4.0, "fresh": 0.75}],
     ]
-    strip = [[(c.text, c.token_ids, c.finish_reason, c.sample) for c in g.completions] for g in after]
-    assert strip == [[(c.text, c.token_ids, c.finish_reason, c.sample) for c in g.completions] for g in before]
-    assert [(g.id, g.messages, g.prompt_ids, g.dataset, g.iteration) for g in after] == [
-        (g.id, g.messages, g.prompt_ids, g.dataset, g.iteration) for g in before
-    ]
+    assert [replace(g, completions=tuple(replace(c, scores={"old": 4.0}) for c in g.completions))
+            for g in after] == before
 
 
 def test_numbers(table: Path) -> None:
@@ -77,9 +84,9 @@ def test_a_part_that_exists_is_not_scored_again(table: Path) -> None:
     context = context_of(table, settings)
     done = score.score_groups(list(tables.read_part(tables.part_path(table / "in", 0))),
                               {"reward": lambda groups: [[9.0] * len(g.completions) for g in groups]})
-    tables.write_part(context.out / "groups", 0, done)
+    score.write(context.out / "scores", tables.part_path(table / "in", 0), "in", done, settings)
     score.run(context)
-    assert [[c.scores["reward"] for c in g.completions] for g in tables.read(context.out / "groups")] == [
+    assert [[c.scores["reward"] for c in g.completions] for g in scored(context)] == [
         [9.0, 9.0], [], [0.5, 0.75]
     ]
 
@@ -135,9 +142,9 @@ def test_models_go_to_the_scorers_that_need_them(tiny_model: Path, make_model: A
     pairwise = {"module": "pipeline.rewards.pairwise", "function": "pipeline.rewards.pairwise.fresher"}
     settings = build(score.Settings, {"reward": IMPLICIT, "name": "own", "also": {"judge": pairwise, "fresh": RULE}})
     inputs = {"groups": (tmp_path / "in",), "policy": (tiny_model,), "reference": (tiny_model,)}
-    context = Context(settings, TrainRuntime(), inputs, {}, tmp_path / "work", 0, Reporter())
+    context = Context(settings, TrainRuntime(), inputs, {"groups": ("in",)}, tmp_path / "work", 0, Reporter())
     score.run(context)
-    (group,) = tables.read(context.out / "groups")
+    (group,) = scored(context)
     for completion, judged in zip(group.completions, (0.75, 0.25), strict=True):
         assert set(completion.scores) == {"own", "own_decoupled", "judge", "fresh"}
         assert completion.scores["own"] == 0.0
@@ -163,11 +170,11 @@ def test_the_uncertainty_of_the_reward_model_reaches_the_selection(tiny_model: P
                                    for i in range(3)])
     settings = build(score.Settings, {"reward": {"module": "pipeline.rewards.dropout", "passes": 3}})
     inputs = {"groups": (tmp_path / "in",), "model": (tmp_path / "reward",)}
-    context = Context(settings, TrainRuntime(), inputs, {}, tmp_path / "work", 0, Reporter())
+    context = Context(settings, TrainRuntime(), inputs, {"groups": ("in",)}, tmp_path / "work", 0, Reporter())
     score.run(context)
-    scored = list(tables.read(context.out / "groups"))
+    samples = scored(context)
     chosen = upo.Settings(share=0.5)
-    found = upo.survey(scored, chosen)
-    made = [pair for group in scored for pair in upo.select(group, chosen, 0, found)[0]]
+    found = upo.survey(samples, chosen)
+    made = [pair for group in samples for pair in upo.select(group, chosen, 0, found)[0]]
     assert len(made) == 6  # half of 3 x 2 x 2
     assert all(0.0 <= pair.completions[0].scores["information_gain"] <= 0.6932 for pair in made)

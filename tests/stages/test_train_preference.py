@@ -16,12 +16,13 @@ import pytest
 import torch
 import transformers
 
-from pipeline import tables
+from pipeline import columns, tables
 from pipeline.config import build, problems_of
 from pipeline.errors import UserError
 from pipeline.records import Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import init_model, reference_logprobs, sft, tokenize, train_preference, train_reward
+from tests import given
 
 ARCH = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2, "kv_heads": 2, "max_position": 64,
         "vocab_size": 320}
@@ -32,8 +33,9 @@ DPO = {"objective": {"module": "pipeline.objectives.dpo"}, "trainer": TRAINER}
 
 def run(stage, work: Path, settings, runtime=None, **inputs: Path) -> Path:
     report = Reporter(metrics_path=work.with_suffix(".jsonl"))
+    given_inputs = {name: (path,) for name, path in inputs.items()}
     context = Context(build(stage.Settings, settings), build(stage.STAGE.runtime, runtime or {}),
-                      {name: (path,) for name, path in inputs.items()}, {}, work, 0, report)
+                      given_inputs, given.digests(given_inputs), work, 0, report)
     stage.run(context)
     return context.out
 
@@ -55,7 +57,7 @@ def world(tmp_path_factory) -> SimpleNamespace:
               data=root / "data", model=model)
     tuned = run(sft, root / "sft", {"trainer": TRAINER}, RUNTIME, model=model, groups=ids / "sft") / "model"
     refs = run(reference_logprobs, root / "refs", {"precision": "float32"}, RUNTIME, model=tuned, groups=ids / "pref")
-    return SimpleNamespace(root=root, init=model, ids=ids, sft=tuned, refs=refs / "groups")
+    return SimpleNamespace(root=root, init=model, ids=ids, sft=tuned, refs=refs / "logps")
 
 
 def test_sft_learns_and_its_folder_loads(world):
@@ -69,9 +71,9 @@ def test_sft_learns_and_its_folder_loads(world):
 
 
 def test_reference_is_what_the_folder_gives(world):
-    """ref_logp equals the sum over a plain forward of the loaded model, one row at a time."""
+    """A log-prob equals the sum over a plain forward of the loaded model, one row at a time."""
     model = transformers.AutoModelForCausalLM.from_pretrained(world.sft).eval()
-    for group in list(tables.read(world.refs))[:5]:
+    for group in list(columns.with_logps(given.source(world.ids / "pref"), [world.refs]))[:5]:
         for completion in group.completions:
             ids = torch.tensor([group.prompt_ids + completion.token_ids])
             with torch.no_grad():
@@ -84,12 +86,11 @@ def test_reference_is_what_the_folder_gives(world):
 def test_reference_goes_on_behind_the_last_part(world, tmp_path, monkeypatch):
     monkeypatch.setattr(reference_logprobs, "_PART", 20)
     inputs = {"model": world.sft, "groups": world.ids / "pref"}
-    out = run(reference_logprobs, tmp_path / "work", {"precision": "float32"}, RUNTIME, **inputs) / "groups"
+    out = run(reference_logprobs, tmp_path / "work", {"precision": "float32"}, RUNTIME, **inputs) / "logps"
     before = {p.name: p.read_bytes() for p in tables.parts(out)}
     assert len(before) == 3
     tables.parts(out)[2].unlink()
     kept = tables.parts(out)[1].stat().st_mtime_ns
-    (out / ".part-00002.parquet.1.tmp").write_bytes(b"half")
     run(reference_logprobs, tmp_path / "work", {"precision": "float32"}, RUNTIME, **inputs)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     assert tables.parts(out)[1].stat().st_mtime_ns == kept, "a finished part is not made again"
@@ -128,7 +129,8 @@ def test_only_objectives_with_a_reference_want_one():
         settings = build(train_preference.Settings, {"objective": {"module": f"pipeline.objectives.{name}"}})
         return train_preference.wanted(settings)
 
-    assert wanted("dpo") == {"optimizer", "reference"} and wanted("pairwise_cringe") == {"optimizer"}
+    assert wanted("dpo") == {"optimizer", "weights", "reference"}
+    assert wanted("pairwise_cringe") == {"optimizer", "weights"}
 
 
 def test_mc_negatives_and_kept_optimizer(world, tmp_path):
@@ -151,7 +153,7 @@ from pipeline.stages import train_preference as stage
 import json
 settings, runtime, inputs, work = json.loads(sys.argv[1])
 stage.run(Context(build(stage.Settings, settings), build(stage.STAGE.runtime, runtime),
-                  {k: (Path(v),) for k, v in inputs.items()}, {}, Path(work), 0))
+                  {k: (Path(v),) for k, v in inputs.items()}, {k: (v,) for k, v in inputs.items()}, Path(work), 0))
 """
 
 

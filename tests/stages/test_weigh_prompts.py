@@ -12,7 +12,7 @@ import transformers
 
 from flows.compose import compose
 from flows.prepare import expand
-from pipeline import logistic, tables
+from pipeline import columns, logistic, tables
 from pipeline.config import problems_of
 from pipeline.errors import UserError
 from pipeline.records import Completion, Group, Message
@@ -20,6 +20,7 @@ from pipeline.stage import Context, Reporter
 from pipeline.stages import weigh_prompts
 from pipeline.stages.weigh_prompts import Settings, density_ratios
 from pipeline.training.settings import TrainRuntime
+from tests import given
 
 
 def test_the_ratio_of_two_kinds_of_prompts() -> None:
@@ -62,7 +63,7 @@ def context_of(tmp_path: Path, model: Path, groups: list[Group], **settings: obj
     tables.write(tmp_path / "in", groups)
     runtime = weigh_prompts.STAGE.runtime(device="cpu", tokens_per_batch=40)
     inputs = {"model": (model,), "groups": (tmp_path / "in",)}
-    return Context(Settings(**settings), runtime, inputs, {}, tmp_path / "work", 0, Reporter())
+    return Context(Settings(**settings), runtime, inputs, given.digests(inputs), tmp_path / "work", 0, Reporter())
 
 
 def test_thumbs_down_on_the_prompts_of_thumbs_up_weigh_more(tiny_model: Path, tmp_path: Path) -> None:
@@ -72,11 +73,12 @@ def test_thumbs_down_on_the_prompts_of_thumbs_up_weigh_more(tiny_model: Path, tm
     groups += [group_of("like", (11,) * 5, False), group_of("pair", (50,) * 4, None)]
     context = context_of(tmp_path, tiny_model, groups, penalty=0.01, high=6.0)
     weigh_prompts.run(context)
-    made = {g.id: g for g in tables.read(context.out / "groups")}
-    assert list(made) == [g.id for g in groups]
-    assert {made[f"u{i}"].weight for i in range(6)} == {made["pair"].weight} == {2.0}
-    assert {made[f"d{i}"].weight for i in range(5)} == {1.0}
-    assert 2.0 < made["like"].weight <= 12.0
+    rows = columns.load([context.out / "weights"], str(tmp_path / "in"))
+    assert rows["id"].to_pylist() == [*(g.id for g in groups), "pair"] and rows["k"].to_pylist() == [0] * 13 + [1]
+    made = dict(zip(rows["id"].to_pylist(), rows["weight"].to_pylist(), strict=True))
+    assert {made[f"u{i}"] for i in range(6)} == {made["pair"]} == {1.0}
+    assert {made[f"d{i}"] for i in range(5)} == {0.5}
+    assert 1.0 < made["like"] <= 6.0
     assert context.report.counts["weighed"] == 6
 
 
@@ -104,8 +106,10 @@ def test_a_recipe_weighs_only_where_it_is_asked_to() -> None:
 
     plain, weighed = steps(), steps("train.weigh_prompts=true")
     assert not any(name.startswith("weighed") for name in plain)
-    assert [str(ref) for ref in plain["train[2]"].inputs["groups"]] == ["merge[2]/groups"]
-    assert [str(ref) for ref in weighed["train[2]"].inputs["groups"]] == ["weighed[2]/groups"]
+    assert [str(ref) for ref in plain["train[2]"].inputs["groups"]] == ["tokens/pref", "pairs[2]/groups"]
+    assert "weights" not in plain["train[2]"].inputs
+    assert weighed["train[2]"].inputs["groups"] == plain["train[2]"].inputs["groups"]
+    assert [str(ref) for ref in weighed["train[2]"].inputs["weights"]] == ["weighed[2]/weights"]
 
 
 def test_settings_are_checked() -> None:

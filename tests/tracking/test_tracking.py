@@ -7,11 +7,12 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline import store, tables, tracking
+from pipeline import columns, store, tables, tracking
 from pipeline.config import build, problems_of
 from pipeline.records import Completion, Group, Message
 from pipeline.tracking import Settings, mirrored, read_lines
@@ -151,14 +152,22 @@ def test_a_network_that_swallows_everything_delays_no_run(run_dir: Path, monkeyp
 def finish_step(run_dir: Path, step: str, stage: str, groups: list[Group], **counts: float) -> store.Artifact:
     """Commit an artifact as a run does, and say so in events.jsonl."""
     workspace, key = run_dir.parent.parent, f"key-{stage}"
-    tables.write(store.work_path(workspace, stage, key) / "out" / "groups", groups)
+    if stage == "score":
+        columns.write_part(store.work_path(workspace, stage, key) / "out" / "scores", 0, (
+            ("sampled", g.id, [c.scores for c in g.completions]) for g in groups))
+        tables.write(workspace / "artifacts" / "generate" / "key-generate" / "groups", [
+            replace(g, completions=tuple(replace(c, scores={}) for c in g.completions)) for g in groups])
+    else:
+        tables.write(store.work_path(workspace, stage, key) / "out" / "groups", groups)
     (store.work_path(workspace, stage, key) / "out" / "weights").write_bytes(b"x" * 2_000_000)
-    artifact = store.commit(workspace, stage, key, {"counts": counts, "inputs": {}, "created": 5.0})
+    artifact = store.commit(workspace, stage, key, {
+        "counts": counts, "inputs": {"groups": ["sampled"]}, "created": 5.0})
     event = {"time": 1.0, "step": step, "event": "finished", "pid": 1, "key": key}
     with (run_dir / tracking.EVENTS).open("a") as file:
         file.write(json.dumps(event) + "\n")
     run = json.loads((run_dir / "run.json").read_text())
-    run["steps"].append({"name": step, "stage": stage, "key": key})
+    run["steps"] += [{"name": "generate[1]", "stage": "generate", "key": "key-generate"},
+                     {"name": step, "stage": stage, "key": key, "inputs": ["sft/model", "generate[1]/groups"]}]
     (run_dir / "run.json").write_text(json.dumps(run))
     return artifact
 
@@ -186,13 +195,14 @@ def test_an_artifact_is_a_reference_with_our_digest_and_nothing_is_copied(run_di
     assert metadata["digest"] == artifact.digest()
     assert metadata["files"]["weights"] == artifact.manifest["files"]["weights"]
     assert sum(p.stat().st_size for p in (workspace / "wandb").rglob("*") if p.is_file()) < 500_000
-    assert list((workspace / "wandb").rglob("*samples*.table.json"))
+    (shown,) = (workspace / "wandb").rglob("*samples*.table.json")
+    assert json.loads(shown.read_text())["data"] == [
+        ["a", "why?", 0, "so", "stop", 1.0], ["a", "why?", 0, "no", "stop", 0.0]]
 
 
-def test_a_table_of_samples_has_every_completion_of_the_first_prompts(tmp_path: Path):
-    tables.write(tmp_path / "groups", [*SCORED, Group("b", (Message("user", "x"),), (Completion("y"),))])
-    columns, rows = sample_rows(tmp_path / "groups", 1)
-    assert columns == ["id", "prompt", "sample", "answer", "finish_reason", "gold"]
+def test_a_table_of_samples_has_every_completion_of_the_first_prompts():
+    header, rows = sample_rows([*SCORED, Group("b", (Message("user", "x"),), (Completion("y"),))], 1)
+    assert header == ["id", "prompt", "sample", "answer", "finish_reason", "gold"]
     assert rows == [["a", "why?", 0, "so", "stop", 1.0], ["a", "why?", 0, "no", "stop", 0.0]]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from flows.dashboard import samples, tables
 from flows.dashboard.files import Files
+from pipeline import columns
 from pipeline import tables as writer
 from tests.flows.dashboard import world
 
@@ -89,6 +90,37 @@ def test_the_chosen_and_the_rejected_are_marked(files: Files):
     assert [c["mark"] for c in pairs["groups"][0]["completions"]] == ["chosen", "rejected"]
     judged = samples.page(files, "one", "answer_scores[2]", "groups", 0, 1, False)
     assert not any("mark" in c for c in judged["groups"][0]["completions"])
+
+
+def test_scores_come_from_the_side_table(files: Files):
+    """The step that scored shows the sampled answers with its numbers; the step that sampled shows none."""
+    scored = samples.page(files, "one", "score[2]", "groups", 7, 1, False)["groups"][0]
+    assert scored["id"] == "p000007" and scored["completions"][3]["text"].endswith("Version 3.")
+    assert scored["completions"][3]["scores"] == {"reward": pytest.approx(0.293), "gold": pytest.approx(0.586)}
+    sampled = samples.page(files, "one", "generate[2]", "groups", 7, 1, False)["groups"][0]
+    assert [c["scores"] for c in sampled["completions"]] == [{}] * 4
+    found = samples.search(files, "one", "score[2]", "groups", 0, 1, "number 7?", False, False)["groups"]
+    assert found[0]["completions"] == scored["completions"]
+
+
+def test_log_probs_of_a_side_table_and_tables_of_earlier_versions(tmp_path: Path):
+    """logps/ shows with the pairs it is of; an artifact that holds the whole groups, as it used to, shows as it is."""
+    run = world.Maker(tmp_path, "old")
+    pairs = world.paired(world.prompts(3, 1))
+    run.step("pairs[1]", "build_groups", {}, {"kept": 3}, pairs)
+    run.step("reference[1]", "reference_logprobs", {"groups": "pairs[1]/groups"}, {"groups": 3})
+    writer.write(tmp_path / "artifacts" / "score" / ("0" * 20) / "groups", world.prompts(2, 1))
+    run.steps.append({"name": "score[1]", "stage": "score", "iteration": 1, "key": "0" * 20, "seconds": 1.0,
+                      "inputs": ["pairs[1]/groups"], "state": "done"})
+    digest = run._artifact("pairs[1]").digest("groups")
+    columns.write_part(tmp_path / "artifacts" / "reference_logprobs" / run.steps[1]["key"] / "logps", 0, (
+        (digest, g.id, [{"logp": -1.0 - i}, {"logp": -2.0}]) for i, g in enumerate(pairs)))
+    run.save()
+    shown = samples.page(Files(tmp_path), "old", "reference[1]", "groups", 1, 1, False)["groups"][0]
+    assert [(c["ref_logp"], c["mark"]) for c in shown["completions"]] == [(-2.0, "chosen"), (-2.0, "rejected")]
+    assert set(shown["completions"][0]["scores"]) == {"reward", "gold"}, "the pairs' own"
+    old = samples.page(Files(tmp_path), "old", "score[1]", "groups", 0, 5, False)
+    assert old["rows"] == 2 and set(old["groups"][0]["completions"][0]["scores"]) == {"reward", "gold"}
 
 
 def test_a_page_holds_no_more_than_it_may(files: Files):

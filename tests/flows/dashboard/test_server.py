@@ -42,7 +42,7 @@ def test_the_list_of_runs(workspace: Path):
     run = found["good"]
     assert (run["recipe"], run["model"], run["data"], run["objective"], run["state"]) == (
         "pco", "tiny", "minifarm", "dpo", "done")
-    assert run["done"] == run["total"] == 21
+    assert run["done"] == run["total"] == 24
     assert [round(w["value"], 3) for w in run["win_rates"]] == [0.7, 0.8]
     assert [w["level"] for w in run["win_rates"]] == [world.LEVEL] * 2, "from the artifact's settings"
     assert run["experiment"] == found["good-1"]["experiment"], "they differ in the seed only"
@@ -163,7 +163,7 @@ def test_iterations_have_histograms_on_common_bins(workspace: Path):
     assert [s["iteration"] for s in reward["series"]] == [1, 2]
     for series in reward["series"]:
         assert sum(series["share"]) == pytest.approx(1, abs=1e-4)
-        assert (series["number"], series["groups"], series["of"]) == (160, 40, 40)
+        assert (series["number"], series["groups"], series["of"]) == (160, 160, 160)
         assert series["mean"] == pytest.approx(0.15 - 0.001 * 19.5)
     assert set(made["histograms"]["judge"]) == {"reward", "gold"}
     assert [d["content"]["decision"] for d in made["documents"] if d["file"] == "gate.json"] == ["pass", "stop"]
@@ -185,7 +185,7 @@ def test_lineage_reaches_the_raw_file_and_says_why(workspace: Path):
     assert inputs and all(i["agrees"] for i in inputs)
     position = {name: chain.index(name) for name in chain}
     assert position["train[2]"] < position["pairs[2]"] < position["score[2]"] < position["generate[2]"]
-    assert [d["field"] for d in found["rebuilt"]["differences"]] == ["inputs.groups"]
+    assert [d["field"] for d in found["rebuilt"]["differences"]] == ["inputs.groups", "inputs.scores"]
     assert found["rebuilt"]["nearest"]["step"] == "evaluate[1]"
 
 
@@ -242,7 +242,8 @@ def test_links_that_lead_out_are_not_followed(tmp_path: Path):
     log.parent.mkdir()
     log.symlink_to(outside / "secret.txt")
     key = next(s["key"] for s in run.steps if s["name"] == "score[2]")
-    table = store.artifact_path(place, "score", key) / "groups"
+    sampled = next(s["key"] for s in run.steps if s["name"] == "generate[2]")
+    table = store.artifact_path(place, "generate", sampled) / "groups"
     (table / "part-00001.parquet").symlink_to(next(outside.rglob("part-00000.parquet")))
     app = client(place)
     assert [(r["name"], r["state"]) for r in app.get("/api/runs").json()["runs"]] == [("own", "unreadable")]

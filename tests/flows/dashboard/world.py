@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import runs, store, tables
+from pipeline import columns, runs, store, tables
 from pipeline.records import Completion, Group, Message
 from pipeline.stage import Reporter
 
@@ -51,6 +51,15 @@ def paired(groups: list[Group]) -> list[Group]:
             for g in groups]
 
 
+def bare(groups: list[Group]) -> list[Group]:
+    """The same answers as they are sampled, without scores."""
+    return [replace(g, completions=tuple(replace(c, scores={}) for c in g.completions)) for g in groups]
+
+
+def _write_scores(folder: Path, digest: str, groups: list[Group]) -> None:
+    columns.write_part(folder, 0, ((digest, g.id, [c.scores for c in g.completions]) for g in groups))
+
+
 @dataclass
 class Maker:
     """One run, step by step."""
@@ -83,7 +92,9 @@ class Maker:
         if not reused:
             out = store.work_path(self.workspace, stage, key) / "out"
             out.mkdir(parents=True)
-            if groups is not None:
+            if groups is not None and stage == "score":
+                _write_scores(out / "scores", digests["groups"][0], groups)
+            elif groups is not None:
                 tables.write(out / part, groups)
             (out / (document_name if document else "note.txt")).write_text(json.dumps(document or {"n": name}))
             store.commit(self.workspace, stage, key, {
@@ -159,23 +170,29 @@ def whole_run(workspace: Path, name: str, seed: int = 0, objective: str = "dpo",
     run = Maker(workspace, name, seed, objective)
     run.step("data", "import_data", {}, {"sft": 3}, files=["sft.jsonl:" + "ab" * 32])
     run.step("sft", "sft", {"data": "data"}, {"steps": 30})
-    run.step("baseline_scores", "score", {"model": "sft"}, {"score_mean": 0.1}, prompts(12, 0))
+    run.step("baseline", "generate", {"model": "sft", "prompts": "data"}, {"prompts": 12}, bare(prompts(12, 0)))
+    run.step("baseline_scores", "score", {"groups": "baseline/groups"}, {"score_mean": 0.1}, prompts(12, 0))
     for i in (1, 2):
         sampled = prompts(number, i, texts)
         run.step(f"generate[{i}]", "generate", {"model": "sft" if i == 1 else "train[1]"}, {
-            "prompts": number, "completions": 4 * number, "tokens_per_second": 1234.5}, sampled)
+            "prompts": number, "completions": 4 * number, "tokens_per_second": 1234.5}, bare(sampled))
         run.step(f"score[{i}]", "score", {"groups": f"generate[{i}]/groups"}, {
             "score_mean": 0.15 * i, "best_of_n_mean": 0.3 * i}, sampled)
-        run.step(f"pairs[{i}]", "build_groups", {"groups": f"score[{i}]/groups"}, {
+        run.step(f"pairs[{i}]", "build_groups", {
+            "groups": f"generate[{i}]/groups", "scores": f"score[{i}]/scores"}, {
             "kept": number - 3, "read": number, "margin_mean": 0.3}, paired(sampled)[3:], dropped={"all_tied": 3})
         run.step(f"train[{i}]", "train_preference", {"groups": f"pairs[{i}]/groups"}, {"steps": 20})
         for at in range(10, 210, 10):
             run.report(f"train[{i}]", at, loss=1 / at, chosen_logps=-20 - at / 50, rejected_logps=-22 - at / 20,
                        lr=1e-4, tokens_per_second=900 + at, flop_utilisation=0.3, peak_memory_gb=5.0)
-        run.step(f"answer_scores[{i}]", "score", {"model": f"train[{i}]"}, {"score_mean": 0.2}, prompts(12, i))
+        run.step(f"answers[{i}]", "generate", {"model": f"train[{i}]", "prompts": "data"}, {"prompts": 12},
+                 bare(prompts(12, i)))
+        run.step(f"answer_scores[{i}]", "score", {"groups": f"answers[{i}]/groups"}, {"score_mean": 0.2},
+                 prompts(12, i))
         rate = 0.6 + 0.1 * i + 0.01 * seed
-        run.step(f"evaluate[{i}]", "evaluate", {"groups": f"answer_scores[{i}]/groups",
-                 "baseline": "baseline_scores/groups"}, {"win_rate": rate, "win_rate_low": rate - 0.05,
+        run.step(f"evaluate[{i}]", "evaluate", {"groups": f"answers[{i}]/groups",
+                 "scores": f"answer_scores[{i}]/scores", "baseline": "baseline/groups",
+                 "baseline_scores": "baseline_scores/scores"}, {"win_rate": rate, "win_rate_low": rate - 0.05,
                  "win_rate_high": rate + 0.05, "win_rate_reward": rate + 0.1, "length_mean": 40.0 + 5 * i,
                  "truncated_share": 0.0, "baseline_length_mean": 31.0, "length_controlled_win_rate": rate - 0.08,
                  "length_controlled_low": rate - 0.15, "length_controlled_high": rate - 0.02},

@@ -1,0 +1,197 @@
+"""From rows to the four splits (sft, pref, unlabeled, eval), so that no prompt is in two of them.
+
+AlpacaFarm's protocol (Dubois et al. 2023, section 3) splits by prompt into SFT : PREF : unlabeled : eval =
+10 : 10 : 20 : 0.8. Where a data set lacks a split, its prompts are taken from another one, decided by a hash of the
+first user turn: the same on every machine, in any order of the files, and unmoved when rows are added.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import Problems
+from pipeline.formats.splits import SPLITS, Entry, Imported, Limits, Read, Shares, prompt_key
+from pipeline.records import Group
+
+_EVAL = SPLITS.index("eval")
+# Which split's rows may fill a split, best first: only preferences can be preferences, every row has a prompt.
+_SOURCES = {
+    "sft": ("sft", "pref"),
+    "pref": ("pref",),
+    "unlabeled": ("unlabeled", "sft", "pref"),
+    "eval": ("eval", "unlabeled", "sft", "pref"),
+}
+ELSEWHERE = "prompt belongs to another split"
+REPEATED = "same row again"
+REPEATED_PROMPT = "same prompt again"
+UNDESIRABLE = "answer labelled undesirable"
+
+
+def divide(read: Read, shares: Shares, limits: Limits) -> Imported:
+    """Put every entry into one split, fill the splits that have none of their own, cut to the limits.
+
+    Entries of one prompt go to one split together; those that cannot serve there are dropped. Reads the rows once and
+    keeps some 40 bytes of each. Raises UserError with what is wrong in the rows, and the ids that two rows of one
+    split share.
+    """
+    problems, dropped = Problems(), Counter[str]()
+    index = _Index()
+    for entry in read(problems, dropped):
+        index.add(entry)
+    _check_ids(index, read, problems)
+    problems.stop()
+    split = _assign(index, shares, dropped)
+    for number, name in enumerate(SPLITS):
+        _unique(index, split, number, dropped)
+        _cut(index, split, number, getattr(limits, name), dropped)
+    prompts = index.column("prompt")
+    overlap = np.isin(prompts[split == _EVAL], prompts[(split >= 0) & (split != _EVAL)]).sum()
+
+    def groups() -> Iterator[tuple[str, Group]]:
+        for entry, number in zip(read(Problems(), Counter()), split.tolist(), strict=True):
+            if number >= 0:
+                yield SPLITS[number], _as(SPLITS[number], entry.group)
+
+    counts = {name: int((split == number).sum()) for number, name in enumerate(SPLITS)}
+    return Imported(counts, {reason: number for reason, number in sorted(dropped.items()) if number}, int(overlap),
+                    groups)
+
+
+class _Index:
+    """What deciding needs to know of each row, in columns."""
+
+    def __init__(self) -> None:
+        self.columns: dict[str, array[Any]] = {name: array(kind) for name, kind in (
+            ("prompt", "Q"), ("point", "d"), ("split", "b"), ("fixed", "b"), ("named", "b"), ("undesirable", "b"),
+            ("id", "Q"), ("messages", "Q"), ("rank", "d"))}
+
+    def add(self, entry: Entry) -> None:
+        group, key = entry.group, prompt_key(entry.group)
+        turns = json.dumps([[m.role, m.content] for m in group.messages])
+        row = {"prompt": _mark(key), "point": _unit("split", key), "split": SPLITS.index(entry.split),
+               "fixed": entry.fixed, "named": entry.named, "undesirable": group.label is False,
+               "id": _mark(group.id), "messages": _mark(turns), "rank": _unit("limit", group.id)}
+        for name, value in row.items():
+            self.columns[name].append(value)
+
+    def column(self, name: str) -> np.ndarray:
+        return np.array(self.columns[name])
+
+
+def _assign(index: _Index, shares: Shares, dropped: Counter[str]) -> np.ndarray:
+    """(rows,) int8, the place in SPLITS of each row's split, -1 where it is left out."""
+    own = index.column("split")
+    feeds = _feeds({SPLITS[number] for number in np.unique(own).tolist()})
+    prompts, first, of = np.unique(index.column("prompt"), return_index=True, return_inverse=True)
+    here, fixed = np.zeros(len(prompts), np.int8), np.zeros(len(prompts), np.int8)
+    np.bitwise_or.at(here, of, (1 << own).astype(np.int8))
+    np.bitwise_or.at(fixed, of, (index.column("fixed") << own).astype(np.int8))
+    points, chosen = index.column("point")[first], np.zeros(len(prompts), np.int8)
+    for bound, rows in {*zip(fixed.tolist(), here.tolist(), strict=True)}:
+        same = (fixed == bound) & (here == rows)
+        chosen[same] = _choose(points[same], _splits_in(bound), _splits_in(rows), feeds, shares)
+    split = chosen[of]
+    serves = np.array([[to in feeds.get(name, ()) for to in SPLITS] for name in SPLITS])
+    elsewhere = ~serves[own, split]
+    stays = elsewhere & (index.column("fixed") == 1)
+    split = np.where(stays, own, np.where(elsewhere, -1, split)).astype(np.int8)
+    dropped[ELSEWHERE] += int((split < 0).sum())
+    undesirable = (split == SPLITS.index("sft")) & (index.column("undesirable") == 1)
+    dropped[UNDESIRABLE] += int(undesirable.sum())
+    split[undesirable] = -1
+    return split
+
+
+def _splits_in(bits: int) -> set[str]:
+    return {name for number, name in enumerate(SPLITS) if bits >> number & 1}
+
+
+def _feeds(there: set[str]) -> dict[str, tuple[str, ...]]:
+    """For each split that has rows, the splits its rows go to: its own and those nobody better can fill."""
+    source = {split: next((s for s in _SOURCES[split] if s in there), "") for split in SPLITS}
+    return {split: tuple(s for s in SPLITS if source[s] == split) for split in there}
+
+
+def _choose(
+    points: np.ndarray, fixed: set[str], own: set[str], feeds: dict[str, tuple[str, ...]], shares: Shares
+) -> np.ndarray:
+    """The splits of prompts whose rows are of the splits `own`, by their points in [0, 1): eval if one is an evaluation
+    prompt, where the user put it, or drawn.
+    """
+    if "eval" in own:
+        return np.full(len(points), _EVAL)
+    bound = [split for split in SPLITS if split in fixed and feeds[split] == (split,)]
+    options = bound[:1] or [s for s in SPLITS if any(s in feeds[o] for o in own)]
+    weights = [getattr(shares, split) for split in options]
+    left, chosen = points * sum(weights), np.full(len(points), -1)
+    for split, weight in zip(options, weights, strict=True):
+        chosen[(chosen < 0) & (left < weight)] = SPLITS.index(split)
+        left = left - weight
+    return np.where(chosen < 0, SPLITS.index(options[0]), chosen)
+
+
+def _unique(index: _Index, split: np.ndarray, number: int, dropped: Counter[str]) -> None:
+    """Leave out the rows of a split that are there again."""
+    rows = np.flatnonzero(split == number)
+    # Two rows with one prompt are two demonstrations or pairs, but only one prompt to sample from.
+    by_id = SPLITS[number] in ("sft", "pref")
+    _, first = np.unique(index.column("id" if by_id else "messages")[rows], return_index=True)
+    again = np.delete(rows, first)
+    dropped[REPEATED if by_id else REPEATED_PROMPT] += len(again)
+    split[again] = -1
+
+
+def _cut(index: _Index, split: np.ndarray, number: int, limit: int | None, dropped: Counter[str]) -> None:
+    rows = np.flatnonzero(split == number)
+    if limit is not None and len(rows) > limit:
+        over = rows[np.argsort(index.column("rank")[rows], kind="stable")[limit:]]
+        dropped[f"over data.format.limits.{SPLITS[number]}"] += len(over)
+        split[over] = -1
+
+
+def _check_ids(index: _Index, read: Read, problems: Problems) -> None:
+    """Every id of the rows' own that two rows of one split share. Reads the rows again where there is one."""
+    rows = np.flatnonzero(index.column("named"))
+    if not len(rows):
+        return
+    marks = np.stack([index.column("split")[rows].astype(np.uint64), index.column("id")[rows]])
+    _, first, of = np.unique(marks, axis=1, return_index=True, return_inverse=True)
+    before = rows[first[of.reshape(-1)]]
+    again = dict(zip(rows[before != rows].tolist(), before[before != rows].tolist(), strict=True))
+    if not again:
+        return
+    where: dict[int, str] = {}
+    wanted = set(again.values())
+    for number, entry in enumerate(read(Problems(), Counter())):
+        if number in wanted:
+            where[number] = entry.where
+        if number in again:
+            problems.add(f"{entry.where}: id {entry.group.id!r} is used before at {where[again[number]]}, expected "
+                         "each id once; rename it or leave the ids out")
+
+
+def _as(split: str, group: Group) -> Group:
+    if split == "pref":
+        return group
+    if split == "sft":
+        return replace(group, completions=group.completions[:1], label=None)
+    return replace(group, completions=(), label=None)
+
+
+def _mark(text: str) -> int:
+    """64 bits that stand for a text: two of a million share them with probability 3e-8."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def _unit(*parts: str) -> float:
+    """A number in [0, 1) from texts, the same on every machine."""
+    digest = hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56

@@ -1,0 +1,43 @@
+"""Inputs of stages that tests run by hand: digests that stand for the tables, and side tables of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pipeline import columns, tables
+from pipeline.columns import Source
+from pipeline.formats.splits import SPLITS, Imported
+from pipeline.records import Group
+
+
+def digests(inputs: Mapping[str, Sequence[Path]]) -> dict[str, tuple[str, ...]]:
+    """A digest per input: the path, which no other table of the test has."""
+    return {name: tuple(map(str, paths)) for name, paths in inputs.items()}
+
+
+def source(table: Path) -> Source:
+    return Source(table, str(table))
+
+
+def write(table: Path, groups: Sequence[Group]) -> Source:
+    """Write a table of groups."""
+    tables.write(table, groups)
+    return source(table)
+
+
+def side_table(folder: Path, of: Source, name: str, values: Sequence[Sequence[float]]) -> Path:
+    """Write one number per completion of the groups of a table, as column `name`."""
+    columns.write_part(folder, 0, (
+        (of.digest, group.id, [{name: value} for value in row])
+        for group, row in zip(tables.read(of.path), values, strict=True)))
+    return folder
+
+
+def splits(made: Imported) -> dict[str, tuple[Group, ...]]:
+    """The groups of an imported data set by split, all of them."""
+    found: dict[str, list[Group]] = {name: [] for name in SPLITS}
+    for name, group in made.groups():
+        found[name].append(group)
+    assert {name: len(groups) for name, groups in found.items()} == made.counts
+    return {name: tuple(groups) for name, groups in found.items()}
