@@ -9,6 +9,7 @@ import datetime
 import importlib.util
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -39,26 +40,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", type=Path, help="add a line about this test run to a Markdown table in this file")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def needs_vllm(file: Path) -> bool:
+    """Whether tests of the file use the one vLLM server: it names one of the fixtures that bring it."""
+    return re.search(r"\b(vllm_service|use_vllm|small_run)\b", file.read_text()) is not None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs vLLM comes first and shares a process; files with slow tests come before the others."""
+    """Files whose tests need vLLM come first, then those with slow tests."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    for item in items:
-        if "vllm_service" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("vllm"))
-    items.sort(key=lambda item: (item.get_closest_marker("xdist_group") is None, item.path not in slow))
+    shared = {path for path in {item.path for item in items} if needs_vllm(path)}
+    hidden = {item.path for item in items if "vllm_service" in item.fixturenames} - shared
+    assert hidden == set(), f"needs_vllm misses {hidden}: name the fixture in the file"
+    items.sort(key=lambda item: (item.path not in shared, item.path not in slow))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
-    """The tests of a group run in one process, as with --dist loadgroup, and so do those of a file."""
-    from xdist.scheduler import LoadGroupScheduling
+    """The tests of a file run in one process, and so do all files that need vLLM: it starts once."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    class ByGroupOrFile(LoadGroupScheduling):
+    class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return super()._split_scope(nodeid).partition("::")[0]
+            file = nodeid.partition("::")[0]
+            return "vllm" if needs_vllm(ROOT / file) else file
 
-    return ByGroupOrFile(config, log)
+    return ByFile(config, log)
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus: int, config: pytest.Config) -> None:
