@@ -28,7 +28,7 @@ def doctor(workspace: str) -> int:
     existing = next(p for p in [place, *place.parents] if p.exists())
     free, memory = shutil.disk_usage(existing).free, psutil.virtual_memory()
     devices = _cuda_devices()
-    engine = load_part({"module": "pipeline.engines.vllm.engine"}, "engine", Backend)
+    engine = load_part({"module": "pipeline.engines.vllm"}, "engine", Backend)
     found, engine_problems = engine.plugin.findings(engine.settings)
     screen.table("", ["what", "found"], [
         ["python", sys.version.split()[0]],

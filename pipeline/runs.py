@@ -30,8 +30,6 @@ _PATIENCE = 1.0  # seconds; `align status` and the page look at the lock for a m
 RUNNING, DONE, FAILED, INTERRUPTED, STALE = "running", "done", "failed", "interrupted", "stale"
 # Modules that a run.json of an earlier version names by where they were.
 _MOVED = {
-    "pipeline.engines.transformers": "pipeline.engines.transformers.engine",
-    "pipeline.engines.vllm": "pipeline.engines.vllm.engine",
     "pipeline.engines.vllm_ray": "pipeline.engines.vllm.ray",
     "pipeline.rewards.minifarm.gold": "pipeline.worlds.minifarm.gold",
     **{f"pipeline.selection.{name}": f"pipeline.negatives.{name}" for name in ("easiest", "hardest", "mc", "uniform")},

@@ -63,7 +63,7 @@ def old_run(tmp_path) -> Path:
 
 def test_a_run_json_of_older_code_goes_on_with_its_own_settings(old_run):
     run = runs.load(old_run, "old")
-    assert run.config["engine"]["module"] == "pipeline.engines.transformers.engine"
+    assert run.config["engine"]["module"] == "pipeline.engines.transformers"
     steps = plan.steps_of(run)
     assert [step.name for step in steps] == ["data", "init", "tokens", "sft"]
     assert steps[3].settings.trainer.lr == 0.002

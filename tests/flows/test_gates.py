@@ -64,7 +64,7 @@ def config(world: Path, action: str, iterations: int = 3) -> dict:
     }
     return {
         "recipe": recipe, "iterations": iterations, "seed": 0, "stage": stages, "tracking": {"wandb": None},
-        "engine": {"module": "pipeline.engines.transformers.engine"}, "choices": {"recipe": "gated"},
+        "engine": {"module": "pipeline.engines.transformers"}, "choices": {"recipe": "gated"},
         "hardware": {"grace_seconds": 5.0, "timeout_minutes": 2.0},
     }
 

@@ -22,8 +22,8 @@ from pipeline.records import LENGTH, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import generate
 
-TRANSFORMERS = {"module": "pipeline.engines.transformers.engine", "dtype": "float32"}
-VLLM = {"module": "pipeline.engines.vllm.engine", "dtype": "float32", "concurrency": 32}
+TRANSFORMERS = {"module": "pipeline.engines.transformers", "dtype": "float32"}
+VLLM = {"module": "pipeline.engines.vllm", "dtype": "float32", "concurrency": 32}
 
 
 def prompts(number: int, length: int = 8) -> list[Group]:
@@ -148,7 +148,7 @@ def test_too_many_long_prompts_are_told_before_anything_is_sampled(run_stage):
     """Two of three do not fit; a share of 0.7 allows that."""
     long = [replace(group, id=f"long{group.id}") for group in prompts(2, length=250)]
     with pytest.raises(UserError, match=r"max_refused_share: 2 of 3 .* \(prompt_too_long 2\), .* 0\.5"):
-        run_stage([*prompts(1), *long], engine={"module": "pipeline.engines.vllm.engine", "url": "http://127.0.0.1:9"})
+        run_stage([*prompts(1), *long], engine={"module": "pipeline.engines.vllm", "url": "http://127.0.0.1:9"})
     rows, report = run_stage([*prompts(1), *long], max_refused_share=0.7)
     assert [len(row.completions) for row in rows] == [2, 0, 0]
     assert report.dropped == {"prompt_too_long": 2}
@@ -244,7 +244,7 @@ def test_a_limit_that_leaves_no_room_for_any_prompt_is_known_before_sampling(run
     ({"truncated": "perhaps"}, "expected one of keep, drop"),
 ])
 def test_wrong_settings(changes, expected):
-    values = {"engine": "pipeline.engines.vllm.engine", "dtype": "float32", **changes}
+    values = {"engine": "pipeline.engines.vllm", "dtype": "float32", **changes}
     assert any(expected in problem for problem in config.problems_of(generate.Settings, values))
 
 

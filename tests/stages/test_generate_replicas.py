@@ -140,7 +140,7 @@ def start(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[..., Stage]]:
         folder = tmp_path / f"stage{len(started)}"
         folder.mkdir()
         tables.write(folder / "prompts", prompts(number))
-        name = "pipeline.engines.vllm.engine"
+        name = "pipeline.engines.vllm"
         spec = {
             "stage": "generate", "run": "test", "step": "generate", "seed": 5, "work": str(folder / "work"),
             "settings": {"engine": name, "dtype": "float32", "n": 2, "max_tokens": max_tokens,

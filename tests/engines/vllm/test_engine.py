@@ -340,11 +340,11 @@ def test_what_is_wrong_with_servers_is_all_told_while_planning(stranger):
     assert other.startswith(f"engine.url: {stranger}: no model named 'policy' is served there, but llama")
     assert foreign.startswith(f"engine.url: {stranger}/not/v1/models: no vLLM server answers there (it answers b'[]')")
     assert nobody.startswith("engine.url: http://127.0.0.1:9/v1/models: no vLLM server answers there")
-    settings = generate.Settings("pipeline.engines.vllm.engine", "float32")
-    runtime = generate.Runtime({"module": "pipeline.engines.vllm.engine", "url": stranger})
+    settings = generate.Settings("pipeline.engines.vllm", "float32")
+    runtime = generate.Runtime({"module": "pipeline.engines.vllm", "url": stranger})
     assert generate.check(settings, runtime) == [other]
-    assert generate.check(settings, generate.Runtime({"module": "pipeline.engines.vllm.engine"})) == []
-    assert generate.check(settings, generate.Runtime({"module": "pipeline.engines.transformers.engine"})) == []
+    assert generate.check(settings, generate.Runtime({"module": "pipeline.engines.vllm"})) == []
+    assert generate.check(settings, generate.Runtime({"module": "pipeline.engines.transformers"})) == []
 
 
 def test_a_url_where_nobody_answers_is_the_users_to_fix(tiny_model, tmp_path, monkeypatch):
