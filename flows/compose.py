@@ -34,7 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flows import settings
 from flows.renamed import problems_of_steps, renamed
-from pipeline.config import problems_of, setting
+from pipeline.config import flat, problems_of, setting
 from pipeline.errors import UserError, nearest
 from pipeline.runs import NAME
 
@@ -209,9 +209,9 @@ def _sort_out(overrides: list[str], conf: Path, problems: list[str]) -> tuple[di
         if parsed.is_add() or parsed.is_force_add() or parsed.is_delete() or parsed.is_sweep_override():
             problems.append(f"{text}: expected plain key=value (no +, ~ or list of values to sweep over)")
         elif key in groups:
-            option, known = str(parsed.value()), settings.options(conf, key)
-            if option not in known:
-                problems.append(f"{key}: no {key} named {option!r}{nearest(option, known)}")
+            option = str(parsed.value())
+            if wrong := settings.unknown(conf, key, option):
+                problems.append(wrong)
             else:
                 choices[key] = option
         elif renamed(key) != key:
@@ -243,7 +243,7 @@ def _apply(cfg: DictConfig, key: str, value: Any, problems: list[str]) -> None:
             if inside_later:
                 break
             place = f"{'.'.join(done)} has no {name!r}" if done else f"there is no {name!r}"
-            problems.append(f"{key}: unknown key, {place}{nearest(name, keys)}")
+            problems.append(f"{key}: unknown key, {place}{_deeper(cfg, done, key) or nearest(name, keys)}")
             return
         done.append(name)
         node = node.get(name) if not name.isdigit() or name in keys else node.get(int(name))
@@ -251,6 +251,16 @@ def _apply(cfg: DictConfig, key: str, value: Any, problems: list[str]) -> None:
         problems.append(f"{key}: is a group of settings ({', '.join(map(str, node))}), set one of them")
         return
     OmegaConf.update(cfg, key, value, merge=isinstance(value, dict))
+
+
+def _deeper(cfg: DictConfig, done: list[str], key: str) -> str:
+    """' (did you mean reward.scorer.wanted?)' for `reward.wanted`: the key as it stands further down in its group."""
+    if not done:
+        return ""
+    group, end = done[0], key.removeprefix(".".join(done))
+    inside = flat(OmegaConf.to_container(cfg[group], resolve=False), group) if OmegaConf.is_config(cfg[group]) else {}
+    found = [name for name in inside if name.endswith(end)]
+    return f" (did you mean {' or '.join(found[:3])}?)" if found else ""
 
 
 def precision_of(device: str, cpu: Path = Path("/proc/cpuinfo")) -> str:
@@ -265,4 +275,5 @@ def precision_of(device: str, cpu: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    where = f"{error.full_key}: " if isinstance(error, OmegaConfBaseException) and error.full_key else ""
+    return where + (str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)

@@ -49,8 +49,8 @@ def show(words: list[str], conf: Path = CONF) -> int:
         group, _, option = word.partition("=")
         if group not in known:
             problems.append(f"options: no group named {group!r}{nearest(group, known)}")
-        elif option and option not in (names := settings.options(conf, group)):
-            problems.append(f"options: no {group} named {option!r}{nearest(option, names)}")
+        elif option and (wrong := settings.unknown(conf, group, option)):
+            problems.append(f"options: {wrong.removeprefix(f'{group}: ')}")
     if problems:
         raise UserError(*problems)
     if not words:
@@ -69,6 +69,7 @@ def _rows(rows: list[tuple[str, str]]) -> list[str]:
 
 
 def _settings(conf: Path, group: str, option: str) -> list[str]:
+    settings.require_part(group, option)
     lines = textwrap.wrap(f"{group}={option}: {_about(conf, group, option)}", WIDTH)
     for item in settings_of(group, option, conf):
         value = "(none: give one)" if item.value is dataclasses.MISSING else json.dumps(item.value, default=str)

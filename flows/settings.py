@@ -25,7 +25,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pipeline import tracking
-from pipeline.config import setting
+from pipeline.config import load_plugin, setting
+from pipeline.errors import nearest
 from pipeline.stage import load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,6 +87,18 @@ def part_files(group: str) -> list[Path]:
     return [path for path in paths if package.contract in _declared(path)]
 
 
+def unknown(conf: Path, group: str, option: str) -> str | None:
+    """What is wrong with `group=option`, None where there is such an option."""
+    known, package = options(conf, group), PACKAGES.get(group)
+    if option in known:
+        return None
+    file = f"pipeline/{package.folder}/{option}.py" if package else ""
+    if package and (ROOT / file).is_file():
+        return (f"{group}: {file} is no option, it declares no {package.contract} = {package.contract.title()}(...); "
+                f"what it may declare is in pipeline.{package.folder}.contract")
+    return f"{group}: no {group} named {option!r}{nearest(option, known)}"
+
+
 @functools.cache
 def _declared(path: Path) -> frozenset[str]:
     return frozenset(re.findall(r"^([A-Z]+) = [A-Z][a-z]+\(", path.read_text(), flags=re.MULTILINE))
@@ -96,6 +109,14 @@ def part_node(group: str, module: Path) -> dict[str, Any]:
     package = PACKAGES[group]
     node = {"module": f"pipeline.{package.folder}.{module.stem}"}
     return {package.key: node} if package.key else node
+
+
+def require_part(group: str, option: str) -> None:
+    """Raises UserError where the option's own module declares something its contract does not have."""
+    if any(path.stem == option for path in part_files(group)):
+        package = PACKAGES[group]
+        contract = vars(importlib.import_module(f"pipeline.{package.folder}.contract"))[package.contract.title()]
+        load_plugin(f"pipeline.{package.folder}.{option}", group, contract)
 
 
 def option_node(conf: Path, group: str, option: str) -> dict[str, Any]:

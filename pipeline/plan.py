@@ -230,7 +230,7 @@ def step_key(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> st
 def key_parts(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> dict[str, Any]:
     """What the key is made of: also kept in the manifest, so that `align explain` can compare field by field."""
     stage = step.plugin
-    inputs = {n: [done[r.step].digest(r.part) for r in refs] for n, refs in step.inputs.items()}
+    inputs = {n: [_digest(step, n, r, done) for r in refs] for n, refs in step.inputs.items()}
     files = stage.files(step.settings, step.runtime)
     if files:
         hashes = store.cached_hashes(workspace, files)
@@ -241,6 +241,17 @@ def key_parts(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> d
         "inputs": inputs,
         "seed": step.seed if settled(stage.seeded, step.settings) else None,
     }
+
+
+def _digest(step: Step, name: str, ref: Ref, done: dict[str, store.Artifact]) -> str:
+    """Of the part an input names. Raises UserError where the step before wrote no such part."""
+    artifact = done[ref.step]
+    try:
+        return artifact.digest(ref.part)
+    except KeyError:
+        parts = {name.partition("/")[0] for name in artifact.manifest["files"] if "/" in name}
+        raise UserError(f"recipe: step {step.name} takes {ref} as its input {name!r}, but {ref.step} wrote no "
+                        f"{ref.part!r}{errors.nearest(ref.part, parts)}") from None
 
 
 def _without_paths(node: Any, files: list[Path]) -> Any:

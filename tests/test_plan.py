@@ -172,3 +172,14 @@ def test_files_found_good_are_read_once_and_again_when_they_change(tmp_path, mon
     for number in (4, 5):
         problems, times = check()
         assert times == number and len(problems) == 1 and problems[0].startswith(f"{data / 'b.jsonl'}:1: not JSON")
+
+
+def test_an_input_that_names_a_part_the_step_before_did_not_write(tmp_path):
+    """The plan cannot know what a stage writes; once it has run, the step that wants more is named, and the parts."""
+    (step,) = [s for s in plan.expand(_config(LOOP, iterations=1)) if s.name == "prompts[1]"]
+    done = {"data": store.Artifact("import_data", "k", tmp_path, {"files": {"unlabelled/p": {"hash": "1"}}})}
+    with pytest.raises(UserError) as raised:
+        plan.step_key(tmp_path, step, done)
+    assert raised.value.problems == [
+        "recipe: step prompts[1] takes data/unlabeled as its input 'prompts', but data wrote no 'unlabeled' "
+        "(did you mean unlabelled?)"]

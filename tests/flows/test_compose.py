@@ -294,3 +294,22 @@ def test_more_negatives_than_candidates_are_refused():
     assert "train[1]" in _steps("recipe=mcpo", "negatives.m=5")
     (problem,) = _problems("recipe=mcpo", "negatives.m=6")
     assert problem.startswith("negatives.m: 6 with 5 candidates")
+
+
+def test_a_module_that_declares_nothing_is_named_instead_of_all_options():
+    assert _problems("recipe=pco", "objective=contract") == [
+        "objective: pipeline/objectives/contract.py is no option, it declares no OBJECTIVE = Objective(...); what it "
+        "may declare is in pipeline.objectives.contract"]
+
+
+def test_a_key_that_stands_deeper_in_its_group_is_found():
+    assert _problems("recipe=pco", "reward=rule", "reward.function=my.f") == [
+        "reward.function: unknown key, reward has no 'function' (did you mean reward.scorer.function?)"]
+
+
+def test_an_interpolation_that_leads_nowhere_is_said_with_its_place(tmp_path):
+    shutil.copytree(CONF, tmp_path / "conf")
+    recipe = tmp_path / "conf" / "recipe" / "sft.yaml"
+    recipe.write_text(recipe.read_text() + "seed: ${nothing}\n")
+    with pytest.raises(UserError, match=r"^seed: Interpolation key 'nothing' not found$"):
+        compose(["recipe=sft"], conf=tmp_path / "conf")
