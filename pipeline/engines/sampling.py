@@ -38,17 +38,12 @@ class Draw:
     stop_ids: tuple[int, ...]  # beside the model's own
 
 
-def draws(
-    groups: Iterable[GroupSettings], *, n: int, top_p: float, top_k: int, max_tokens: int
-) -> tuple[Draw, ...]:
+def draws(groups: Iterable[GroupSettings], *, n: int, top_p: float, top_k: int, max_tokens: int) -> tuple[Draw, ...]:
     """The groups with every null filled in."""
     return tuple(
         Draw(
-            group.temperature,
-            n if group.n is None else group.n,
-            top_p if group.top_p is None else group.top_p,
-            top_k if group.top_k is None else group.top_k,
-            max_tokens if group.max_tokens is None else group.max_tokens,
+            group.temperature, n if group.n is None else group.n, top_p if group.top_p is None else group.top_p,
+            top_k if group.top_k is None else group.top_k, max_tokens if group.max_tokens is None else group.max_tokens,
             group.stop_ids,
         )
         for group in groups
@@ -68,14 +63,8 @@ def requests_for(
         before.append(draw.temperature)
         seed = derive_seed(run_seed, "generate", group.iteration, group.id, draw.temperature, *again)
         requests.append(Request(
-            prompt_ids=group.prompt_ids,
-            n=draw.n,
-            temperature=draw.temperature,
-            top_p=draw.top_p,
-            top_k=draw.top_k,
-            max_tokens=draw.max_tokens,
-            stop_ids=(*stop_ids, *(i for i in draw.stop_ids if i not in stop_ids)),
-            logprobs=logprobs,
-            seed=seed >> 1,
+            prompt_ids=group.prompt_ids, n=draw.n, temperature=draw.temperature, top_p=draw.top_p, top_k=draw.top_k,
+            max_tokens=draw.max_tokens, stop_ids=(*stop_ids, *(i for i in draw.stop_ids if i not in stop_ids)),
+            logprobs=logprobs, seed=seed >> 1,
         ))
     return requests

@@ -25,12 +25,6 @@ class Ragged:
     values: np.ndarray
     starts: np.ndarray  # (n + 1,) int64
 
-    def __getitem__(self, i: int) -> np.ndarray:
-        return self.values[self.starts[i]:self.starts[i + 1]]
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
     @property
     def lengths(self) -> np.ndarray:
         return np.diff(self.starts)
@@ -113,11 +107,8 @@ def _chunk(batch: pa.RecordBatch, score: str) -> Chunk:
     made = dict(zip((f.name for f in completions.type), completions.flatten(), strict=True))
     label = batch.column("label")
     return Chunk(
-        ids=batch.column("id").to_pylist(),
-        prompts=_ragged(batch.column("prompt_ids")),
-        first=first,
-        tokens=_ragged(made["token_ids"]),
-        own=_ragged(made["prompt_ids"]),
+        ids=batch.column("id").to_pylist(), prompts=_ragged(batch.column("prompt_ids")), first=first,
+        tokens=_ragged(made["token_ids"]), own=_ragged(made["prompt_ids"]),
         stopped=pc.equal(made["finish_reason"], STOP).to_numpy(zero_copy_only=False).astype(bool),
         weight=batch.column("weight").to_numpy(zero_copy_only=False),
         label=pc.fill_null(label.cast(pa.int8()), -1).to_numpy(zero_copy_only=False),

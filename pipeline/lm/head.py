@@ -254,9 +254,7 @@ def reduced(
     return _plain(model, hidden, targets, plan, reference)
 
 
-def _plain(
-    model: Any, hidden: Tensor, targets: Tensor, plan: Plan, reference: tuple[Any, Tensor] | None
-) -> Reductions:
+def _plain(model: Any, hidden: Tensor, targets: Tensor, plan: Plan, reference: tuple[Any, Tensor] | None) -> Reductions:
     """For heads that are more than a matrix: chunks by autograd, all but a single one computed again."""
     def some(states: Tensor, answers: Tensor, ref_states: Tensor | None) -> Reductions:
         ref_logits = None

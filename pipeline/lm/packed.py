@@ -142,9 +142,7 @@ def unique_tokens(example: Example) -> int:
     return sum(len(example.prompt_of(k)) + len(c) - 1 for k, c in enumerate(example.completions)) - shared
 
 
-def micro_batches(
-    examples: Sequence[Example], tokens: int, costs: Sequence[int] | None = None
-) -> list[list[int]]:
+def micro_batches(examples: Sequence[Example], tokens: int, costs: Sequence[int] | None = None) -> list[list[int]]:
     """Cut a global batch into micro-batches of at most `tokens` tokens, never splitting a group.
 
     `costs`: tokens of each group, None = its unique ones.

@@ -26,7 +26,7 @@ from pipeline.lm import packed
 from pipeline.lm.examples import Example
 from pipeline.lm.forward import autocast, device_of
 from pipeline.objectives.contract import LossInputs
-from pipeline.training.inputs import BatchFacts, joined, moved
+from pipeline.training.inputs import joined, moved, partners
 
 Metrics = dict[str, Tensor]
 
@@ -109,6 +109,24 @@ class World:
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
                 distributed.all_reduce(p.grad)
+
+
+@dataclass(frozen=True)
+class BatchFacts:
+    """The global batch a micro-batch belongs to."""
+
+    mean_chosen_length: float  # tokens of completion 0
+    mean_length: float  # tokens of all completions
+    one_prompt: bool  # every group has one prompt, and a completion beside the first
+    partners: dict[str, Example]  # group id -> the group whose completions are its mismatched ones
+
+    @classmethod
+    def of(cls, batch: Sequence[Example], mismatched: bool = False) -> BatchFacts:
+        """Facts of `batch`; with `mismatched` also a partner with another prompt for every group."""
+        chosen = sum(len(e.completions[0]) for e in batch) / len(batch)
+        one_prompt = all(e.prompts is None and len(e.completions) > 1 for e in batch)
+        return cls(chosen, sum(e.completion_tokens for e in batch) / len(batch), one_prompt,
+                   partners(batch) if mismatched else {})
 
 
 class Task(Protocol):

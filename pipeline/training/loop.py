@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pipeline.errors import UserError, first
-from pipeline.lm import memory
+from pipeline.lm import forward
 from pipeline.lm.examples import Example, ids_of
 from pipeline.lm.forward import device_of
 from pipeline.stage import Reporter, derive_seed
@@ -31,6 +31,12 @@ from pipeline.training import checkpoint, gradients, optim, throughput
 from pipeline.training.checkpoint import Loaded
 from pipeline.training.gradients import World
 from pipeline.training.settings import TrainerSettings, TrainRuntime, total_steps
+
+WEIGHTS = ("every weight needs its gradient and two moments beside it; set the stage's trainer.adapter.kind=lora, or "
+           "spread them with hardware.training.strategy=fsdp2 over more hardware.training.processes")
+WRITING = ("every tensor is made whole, 4 bytes a weight and 8 more in a checkpoint (with fsdp2 on the device first); "
+           "free memory and run the same command, which goes on from the last checkpoint where there is one, or train "
+           "anew with the stage's trainer.adapter.kind=lora")
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
     settings, runtime, world = job.settings, job.runtime, job.world
     optimizer = optim.adamw(model, settings)
     steps = total_steps(settings, len(examples))
-    with memory.enough("while loading the optimizer's state", memory.WEIGHTS):
+    with forward.enough_memory("while loading the optimizer's state", WEIGHTS):
         at = _start(model, optimizer, task, job)
     first, reported = at.updates - at.step, job.report.reported() if at.step else 0
     last = settings.schedule_steps or first + steps
@@ -117,7 +123,7 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
         job.report.progress(now, steps, "steps")
         if now < steps and _due(runtime, now, saved, world):
             state = Loaded(now, first + now, task.state)
-            with memory.enough(f"in the checkpoint of step {now}", memory.WRITING):
+            with forward.enough_memory(f"in the checkpoint of step {now}", WRITING):
                 checkpoint.save(job.checkpoints, model, optimizer, state, runtime.keep_checkpoints, world)
             saved = time.monotonic()
     world.settle()
@@ -189,7 +195,7 @@ def _step(
 ) -> tuple[list[Example], dict[str, float]]:
     """One optimizer step. Returns the batch trained on and its mean metrics."""
     torch.manual_seed(derive_seed(job.seed, "step", step))  # whatever a model draws is fixed by the step
-    with memory.enough(f"in step {step + 1}", memory.training_pass(job.runtime)):
+    with forward.enough_memory(f"in step {step + 1}", forward.smaller_pass(job.runtime, gradient=True)):
         batch, values, bad = gradients.accumulate(
             model, task, batch, step, job.settings.precision, job.runtime.tokens_per_batch, job.world)
         norm = _clip(learned, job.settings.grad_clip)
@@ -197,7 +203,7 @@ def _step(
         raise UserError(_not_finite(step, bad or [e.id for e in batch], values["loss"], norm, lr, job))
     for group in optimizer.param_groups:
         group["lr"] = lr
-    with memory.enough(f"in the optimizer at step {step + 1}", memory.WEIGHTS):
+    with forward.enough_memory(f"in the optimizer at step {step + 1}", WEIGHTS):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return batch, {**values, "grad_norm": norm}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,15 +13,16 @@ from torch import Tensor
 from pipeline.config import Part
 from pipeline.lm import forward
 from pipeline.lm.examples import Example
-from pipeline.lm.forward import device_of
+from pipeline.lm.forward import Rows, device_of, padded
+from pipeline.lm.head import Reductions, reduced, token_logps
 from pipeline.lm.packed import unique_tokens
 from pipeline.negatives import contract
-from pipeline.objectives.contract import Auxiliary, LossInputs, Needs, Objective, needs_of
+from pipeline.objectives.contract import Auxiliary, LossInputs, Needs, Objective, TokenInputs, needs_of
 from pipeline.training import negatives
-from pipeline.training.inputs import BatchFacts, InputRequest, known_inputs, loss_inputs
+from pipeline.training.gradients import BatchFacts, Metrics
+from pipeline.training.inputs import token_uniforms
 from pipeline.training.negatives import NegativeDraw
 
-Metrics = dict[str, Tensor]
 _DOT = "__"  # a module's parameters may not have dots in their names
 PARAMETERS = "objective_parameters"  # the model's submodule that holds what an objective trains beside it
 
@@ -90,7 +91,7 @@ class PolicyTask:
             return *self.loss(self.inputs(model, examples, step, facts)), examples
         if facts.one_prompt and negatives.can_grow(model, self.draw):
             drawn, logps, metrics = negatives.draw_and_run(model, examples, step, self.draw)
-            seen = known_inputs(self.needs, drawn, logps, facts, dict(self.state), parameters_of(model))
+            seen = self._known(model, drawn, logps, facts)
         else:
             drawn, metrics = negatives.draw(model, examples, step, self.draw)
             seen = self.inputs(model, drawn, step, facts)
@@ -98,9 +99,60 @@ class PolicyTask:
         return losses, {**own, **metrics}, drawn
 
     def inputs(self, model: Any, examples: Sequence[Example], step: int, facts: BatchFacts) -> LossInputs:
-        """Run the policy and gather what the needs ask for."""
-        request = InputRequest(self.needs, self.seed, self.logits_per_chunk, self.reference_model)
-        return loss_inputs(request, model, examples, step, facts, dict(self.state), parameters_of(model))
+        """Run the policy (and the reference, where it is needed live) and gather what the needs name."""
+        needs = self.needs
+        rows = forward.collate(examples, device_of(model))
+        hidden = forward.hidden_at_predictions(model, rows)
+        ref_hidden = None
+        if needs.divergences or needs.reference_tokens:
+            with torch.no_grad():
+                ref_hidden = forward.hidden_at_predictions(self.reference_model, rows)
+        other = (self.reference_model, ref_hidden) if ref_hidden is not None and needs.divergences else None
+        seen = reduced(model, hidden, rows.targets, self.logits_per_chunk, needs.top, needs.sum_squares, other)
+        tokens = self._tokens(rows, step, seen, ref_hidden) if needs.tokens else None
+        mismatched = self._mismatched(model, examples, facts) if needs.mismatched else (None, None)
+        known = self._known(model, examples, forward.sums(rows, seen.logps), facts)
+        return replace(known, tokens=tokens, mismatched_logps=mismatched[0], mismatched_ref_logps=mismatched[1])
+
+    def _known(self, model: Any, examples: Sequence[Example], logps: Tensor, facts: BatchFacts) -> LossInputs:
+        """What the needs name where no pass is left to make: (G, K) `logps` are there, and the rest are columns."""
+        needs, device = self.needs, logps.device
+        lengths = forward.lengths_of(examples, device)
+        labels = None  # among labelled groups one without counts as preferred
+        if any(e.label is not None for e in examples):
+            labels = torch.tensor([e.label is not False for e in examples], device=device)
+        return LossInputs(
+            logps=logps, lengths=lengths, present=lengths > 0, labels=labels,
+            ref_logps=padded([e.ref_logps for e in examples], device) if needs.reference else None,
+            previous_logps=padded([e.previous_logps for e in examples], device) if needs.previous else None,
+            scores=padded([e.scores for e in examples], device) if needs.scores else None,
+            mean_chosen_length=facts.mean_chosen_length, mean_length=facts.mean_length, state=dict(self.state),
+            parameters=parameters_of(model))
+
+    def _tokens(self, rows: Rows, step: int, seen: Reductions, ref_hidden: Tensor | None) -> TokenInputs:
+        needs, uniforms, ref_logps, ref_layers = self.needs, None, seen.ref_logps, None
+        if needs.uniforms:
+            uniforms = torch.from_numpy(token_uniforms(rows.examples, self.seed, step)).to(rows.targets.device)
+        with torch.no_grad():
+            if ref_logps is None and ref_hidden is not None:
+                ref_logps = token_logps(self.reference_model, ref_hidden, rows.targets, self.logits_per_chunk)
+            if needs.reference_hidden:
+                ref_layers = forward.layers_at_predictions(self.reference_model, rows).float()
+        return TokenInputs(
+            rows.targets, rows.group, rows.column, forward.positions(rows), seen.logps, uniforms, seen.target_logits,
+            seen.top_logits, seen.top_ids, seen.log_sum_squares, seen.divergences, ref_logps, ref_layers)
+
+    @torch.no_grad()
+    def _mismatched(self, model: Any, examples: Sequence[Example], facts: BatchFacts) -> tuple[Tensor, Tensor]:
+        """(G,) log-probs of each group's mismatched completions under the policy and the reference: the mean over all
+        completions of its partner, preferred or not, so that the KL point is taken over the answers trained on.
+        """
+        swapped = [Example(e.id, e.prompt, facts.partners[e.id].completions) for e in examples]
+        rows = forward.collate(swapped, device_of(model))
+        number = rows.present.sum(1)
+        of_policy, of_reference = (forward.group_logps(m, rows, self.logits_per_chunk).sum(1) / number
+                                   for m in (model, self.reference_model))
+        return of_policy, of_reference
 
     def logps(self, model: Any, examples: Sequence[Example]) -> Tensor:
         """(G, K) log-probs with gradient, nothing else."""

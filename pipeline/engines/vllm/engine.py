@@ -78,8 +78,7 @@ def open_engine(model: Path, settings: Settings, log: Path) -> Iterator[Engine]:
         # the probe may take seconds (a large model, an import): sampling starts meanwhile
         known: ProbeLogps = {}
         recovered: set[str] = set()
-        gaps = pool.submit(
-            lambda: max(_first_gap(server, model, settings, known, recovered) for server in servers))
+        gaps = pool.submit(lambda: max(_first_gap(server, model, settings, known, recovered) for server in servers))
         context = min(server.context_length for server in servers)
         yield Engine(servers, keepers, model, settings, context, {}, gaps, known, recovered)
 
