@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.config import setting
 from pipeline.engines.engine import Request
@@ -38,16 +39,10 @@ class Draw:
     stop_ids: tuple[int, ...]  # beside the model's own
 
 
-def draws(groups: Iterable[GroupSettings], *, n: int, top_p: float, top_k: int, max_tokens: int) -> tuple[Draw, ...]:
-    """The groups with every null filled in."""
-    return tuple(
-        Draw(
-            group.temperature, n if group.n is None else group.n, top_p if group.top_p is None else group.top_p,
-            top_k if group.top_k is None else group.top_k, max_tokens if group.max_tokens is None else group.max_tokens,
-            group.stop_ids,
-        )
-        for group in groups
-    )
+def draws(groups: Iterable[GroupSettings], **beside: Any) -> tuple[Draw, ...]:
+    """The groups with every null filled in by the setting of the same name `beside` them."""
+    return tuple(Draw(**{name: beside[name] if value is None else value for name, value in vars(group).items()})
+                 for group in groups)
 
 
 def requests_for(

@@ -11,6 +11,7 @@ to the order of its sums, and every process makes the same number of passes, whi
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -111,6 +112,9 @@ class World:
                 distributed.all_reduce(p.grad)
 
 
+ALONE = World()
+
+
 @dataclass(frozen=True)
 class BatchFacts:
     """The global batch a micro-batch belongs to."""
@@ -182,13 +186,12 @@ class StepResult:
 
 def accumulate(
     model: Any, task: Any, batch: list[Example], step: int, precision: str, tokens_per_batch: int,
-    world: World | None = None,
+    world: World = ALONE,
 ) -> tuple[list[Example], dict[str, float], list[str]]:
     """Accumulate the gradient of the global batch. Returns the batch trained on, mean metrics, ids of bad losses.
 
     In a `world` of several processes each does its micro-batches; gradient, loss, metrics and ids are those of all.
     """
-    world = world or World()
     with autocast(device_of(model), precision):
         batch, drawn = world.run(task.prepare, model, batch, step)
     share = torch.tensor(normalised_weights(batch, task.normalise), device=device_of(model))
@@ -280,11 +283,7 @@ def normalised_weights(batch: Sequence[Example], normalise: str) -> list[float]:
 
 def _evenly(batch: Sequence[Example], tokens: int, number: int, costs: Sequence[int] | None) -> list[list[int]]:
     """At most `number` micro-batches, as equal in size as a token budget makes them."""
-    low, high = 1, tokens
-    while low < high:
-        budget = (low + high) // 2
-        if len(packed.micro_batches(batch, budget, costs)) <= number:
-            high = budget
-        else:
-            low = budget + 1
-    return packed.micro_batches(batch, low, costs)
+    def few(budget: int) -> bool:
+        return len(packed.micro_batches(batch, budget, costs)) <= number
+
+    return packed.micro_batches(batch, 1 + bisect.bisect_left(range(1, tokens), True, key=few), costs)
