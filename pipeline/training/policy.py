@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ _DOT = "__"  # a module's parameters may not have dots in their names
 PARAMETERS = "objective_parameters"  # the model's submodule that holds what an objective trains beside it
 
 
-@dataclass(frozen=True)
+@dataclass
 class PolicyTask:
     """Train a causal LM with `objective`, `auxiliary` terms beside it, and `negatives` drawn at every step."""
 
@@ -40,19 +39,15 @@ class PolicyTask:
     reference_model: Any | None = None
     state: dict[str, Tensor] = field(default_factory=dict)  # of the objective; changed by every step
 
-    @cached_property
-    def needs(self) -> Needs:
-        return needs_of(self.objective, self.auxiliary)
+    needs: Needs = field(init=False)
+    sees_tokens: bool = field(init=False)
+    normalise: str = field(init=False)  # "groups" or "tokens": what the loss of a global batch is divided by
+    whole: bool = field(init=False)  # the loss of a group depends on the others of its global batch
 
-    @cached_property
-    def normalise(self) -> str:
-        """ "groups" or "tokens": what the loss of a global batch is divided by."""
-        return self.objective.of(self.objective.plugin.normalise)
-
-    @property
-    def whole(self) -> bool:
-        """Whether the loss of a group depends on the others of its global batch."""
-        return self.needs.batch
+    def __post_init__(self) -> None:
+        self.needs = needs_of(self.objective, self.auxiliary)
+        self.normalise = self.objective.of(self.objective.plugin.normalise)
+        self.sees_tokens, self.whole = self.needs.tokens, self.needs.batch
 
     def facts(self, batch: Sequence[Example]) -> BatchFacts:
         return BatchFacts.of(batch, self.needs.mismatched)
@@ -70,7 +65,7 @@ class PolicyTask:
         neither their completions nor how many tokens were drawn in all.
         """
         needs = self.needs
-        together = self.normalise != "groups" or needs.batch or needs.mismatched or needs.tokens
+        together = self.normalise != "groups" or needs.batch or needs.mismatched or self.sees_tokens
         return self.negatives is not None and not together
 
     def prepare(self, model: Any, batch: list[Example], step: int) -> tuple[list[Example], Metrics]:
@@ -109,7 +104,7 @@ class PolicyTask:
                 ref_hidden = forward.hidden_at_predictions(self.reference_model, rows)
         other = (self.reference_model, ref_hidden) if ref_hidden is not None and needs.divergences else None
         seen = reduced(model, hidden, rows.targets, self.logits_per_chunk, needs.top, needs.sum_squares, other)
-        tokens = self._tokens(rows, step, seen, ref_hidden) if needs.tokens else None
+        tokens = self._tokens(rows, step, seen, ref_hidden) if self.sees_tokens else None
         mismatched = self._mismatched(model, examples, facts) if needs.mismatched else (None, None)
         known = self._known(model, examples, forward.sums(rows, seen.logps), facts)
         return replace(known, tokens=tokens, mismatched_logps=mismatched[0], mismatched_ref_logps=mismatched[1])
