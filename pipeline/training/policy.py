@@ -43,52 +43,46 @@ class PolicyTask:
     sees_tokens: bool = field(init=False)
     normalise: str = field(init=False)  # "groups" or "tokens": what the loss of a global batch is divided by
     whole: bool = field(init=False)  # the loss of a group depends on the others of its global batch
+    drawn_before: NegativeDraw | None = field(init=False, default=None)  # negatives of the global batch, all at once
+    drawn_apart: NegativeDraw | None = field(init=False, default=None)  # negatives micro-batch by micro-batch
 
     def __post_init__(self) -> None:
         self.needs = needs_of(self.objective, self.auxiliary)
         self.normalise = self.objective.of(self.objective.plugin.normalise)
         self.sees_tokens, self.whole = self.needs.tokens, self.needs.batch
+        if self.negatives is None:
+            return
+        draw = NegativeDraw(self.negatives, self.seed, self.tokens_per_batch, self.logits_per_chunk)
+        # apart where the loss of a group asks nothing of the others: their completions, how many tokens were drawn
+        if self.normalise != "groups" or self.whole or self.needs.mismatched or self.sees_tokens:
+            self.drawn_before = draw
+        else:
+            self.drawn_apart = draw
 
     def facts(self, batch: Sequence[Example]) -> BatchFacts:
         return BatchFacts.of(batch, self.needs.mismatched)
 
-    @property
-    def draw(self) -> NegativeDraw | None:
-        """How negatives are drawn; None: not at all."""
-        if self.negatives is None:
-            return None
-        return NegativeDraw(self.negatives, self.seed, self.tokens_per_batch, self.logits_per_chunk)
-
-    @property
-    def draws_apart(self) -> bool:
-        """Whether negatives may be drawn micro-batch by micro-batch: the loss of a group asks nothing of the others,
-        neither their completions nor how many tokens were drawn in all.
-        """
-        needs = self.needs
-        together = self.normalise != "groups" or needs.batch or needs.mismatched or self.sees_tokens
-        return self.negatives is not None and not together
-
     def prepare(self, model: Any, batch: list[Example], step: int) -> tuple[list[Example], Metrics]:
         """The global batch that is trained on: completion 0 and the negatives drawn, where all are drawn at once."""
-        if self.draw is None or self.draws_apart:
+        if self.drawn_before is None:
             return batch, {}
-        return negatives.draw(model, batch, step, self.draw)
+        return negatives.draw(model, batch, step, self.drawn_before)
 
     def cost(self, example: Example) -> int:
         """Unique tokens that a micro-batch has to hold for the example."""
-        return unique_tokens(example) if self.draw is None or not self.draws_apart else self.draw.cost(example)
+        return unique_tokens(example) if self.drawn_apart is None else self.drawn_apart.cost(example)
 
     def losses(
         self, model: Any, examples: Sequence[Example], step: int, facts: BatchFacts
     ) -> tuple[Tensor, Metrics, Sequence[Example]]:
         """(G,) losses with gradient, (G,) metrics without, and the groups with the completions that they are of."""
-        if self.draw is None or not self.draws_apart:
+        if self.drawn_apart is None:
             return *self.loss(self.inputs(model, examples, step, facts)), examples
-        if facts.one_prompt and negatives.can_grow(model, self.draw):
-            drawn, logps, metrics = negatives.draw_and_run(model, examples, step, self.draw)
+        if facts.one_prompt and negatives.can_grow(model, self.drawn_apart):
+            drawn, logps, metrics = negatives.draw_and_run(model, examples, step, self.drawn_apart)
             seen = self._known(model, drawn, logps, facts)
         else:
-            drawn, metrics = negatives.draw(model, examples, step, self.draw)
+            drawn, metrics = negatives.draw(model, examples, step, self.drawn_apart)
             seen = self.inputs(model, drawn, step, facts)
         losses, own = self.loss(seen)
         return losses, {**own, **metrics}, drawn
