@@ -60,16 +60,13 @@ class Engine(Protocol):
     @property
     def context_length(self) -> int:
         """Prompt + completion tokens it can hold."""
-        ...
 
     @property
     def facts(self) -> dict[str, float]:
         """Numbers worth keeping with the result."""
-        ...
 
     def sample(self, requests: Iterable[Request]) -> Iterator[Answer]:
         """One answer per request, in order, reading `requests` ahead as far as keeps the engine busy."""
-        ...
 
 
 class Service(Protocol):
@@ -78,7 +75,6 @@ class Service(Protocol):
     @property
     def environment(self) -> Mapping[str, str]:
         """What a stage's process needs to use it."""
-        ...
 
     def wait_ready(self, timeout: float) -> None: ...
 
@@ -89,14 +85,6 @@ class Service(Protocol):
     def wake(self) -> None: ...
 
     def stop(self) -> None: ...
-
-
-def _no_problems(settings: Any) -> list[str]:
-    return []
-
-
-def _no_findings(settings: Any) -> tuple[list[tuple[str, str]], list[str]]:
-    return [], []
 
 
 @dataclass(frozen=True)
@@ -111,10 +99,10 @@ class Backend:
     start_service: Callable[[Path, Path, Any], Service | None] | None = None
     """(model folder, log file, settings) -> an engine that outlives a stage; None where the user's own server does."""
 
-    check_service: Callable[[Any], list[str]] = _no_problems
+    check_service: Callable[[Any], list[str]] = lambda _: []
     """settings -> the problems of a service that already runs, told by planning."""
 
-    findings: Callable[[Any], tuple[list[tuple[str, str]], list[str]]] = _no_findings
+    findings: Callable[[Any], tuple[list[tuple[str, str]], list[str]]] = lambda _: ([], [])
     """settings -> what `align doctor` says of it: (what, found) rows, and problems."""
 
     shares_device: bool | Callable[[Any], bool] = False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.config import setting
 from pipeline.engines.engine import Request
@@ -38,21 +39,10 @@ class Draw:
     stop_ids: tuple[int, ...]  # beside the model's own
 
 
-def draws(
-    groups: Iterable[GroupSettings], *, n: int, top_p: float, top_k: int, max_tokens: int
-) -> tuple[Draw, ...]:
-    """The groups with every null filled in."""
-    return tuple(
-        Draw(
-            group.temperature,
-            n if group.n is None else group.n,
-            top_p if group.top_p is None else group.top_p,
-            top_k if group.top_k is None else group.top_k,
-            max_tokens if group.max_tokens is None else group.max_tokens,
-            group.stop_ids,
-        )
-        for group in groups
-    )
+def draws(groups: Iterable[GroupSettings], **beside: Any) -> tuple[Draw, ...]:
+    """The groups with every null filled in by the setting of the same name `beside` them."""
+    return tuple(Draw(**{name: beside[name] if value is None else value for name, value in vars(group).items()})
+                 for group in groups)
 
 
 def requests_for(
@@ -68,14 +58,8 @@ def requests_for(
         before.append(draw.temperature)
         seed = derive_seed(run_seed, "generate", group.iteration, group.id, draw.temperature, *again)
         requests.append(Request(
-            prompt_ids=group.prompt_ids,
-            n=draw.n,
-            temperature=draw.temperature,
-            top_p=draw.top_p,
-            top_k=draw.top_k,
-            max_tokens=draw.max_tokens,
-            stop_ids=(*stop_ids, *(i for i in draw.stop_ids if i not in stop_ids)),
-            logprobs=logprobs,
-            seed=seed >> 1,
+            prompt_ids=group.prompt_ids, n=draw.n, temperature=draw.temperature, top_p=draw.top_p, top_k=draw.top_k,
+            max_tokens=draw.max_tokens, stop_ids=(*stop_ids, *(i for i in draw.stop_ids if i not in stop_ids)),
+            logprobs=logprobs, seed=seed >> 1,
         ))
     return requests

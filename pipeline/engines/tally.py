@@ -39,13 +39,9 @@ class Tally:
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
-            self.prompts + other.prompts,
-            self.completions + other.completions,
-            self.tokens + other.tokens,
-            self.truncated + other.truncated,
-            self.refused + other.refused,
-            dict(Counter(self.dropped) + Counter(other.dropped)),
-            self.seconds + other.seconds,
+            self.prompts + other.prompts, self.completions + other.completions, self.tokens + other.tokens,
+            self.truncated + other.truncated, self.refused + other.refused,
+            dict(Counter(self.dropped) + Counter(other.dropped)), self.seconds + other.seconds,
         )
 
 

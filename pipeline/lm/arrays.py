@@ -25,12 +25,6 @@ class Ragged:
     values: np.ndarray
     starts: np.ndarray  # (n + 1,) int64
 
-    def __getitem__(self, i: int) -> np.ndarray:
-        return self.values[self.starts[i]:self.starts[i + 1]]
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
     @property
     def lengths(self) -> np.ndarray:
         return np.diff(self.starts)
@@ -82,12 +76,6 @@ def _largest(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return found
 
 
-def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Sums of uint64 over each list, modulo 2^64."""
-    running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values, dtype=np.uint64)])
-    return running[starts[1:]] - running[starts[:-1]]
-
-
 def read(table: Path, score: str) -> Iterator[Chunk]:
     """The columns training needs, `_BATCH` rows at a time."""
     for part in tables.parts(table):
@@ -113,11 +101,8 @@ def _chunk(batch: pa.RecordBatch, score: str) -> Chunk:
     made = dict(zip((f.name for f in completions.type), completions.flatten(), strict=True))
     label = batch.column("label")
     return Chunk(
-        ids=batch.column("id").to_pylist(),
-        prompts=_ragged(batch.column("prompt_ids")),
-        first=first,
-        tokens=_ragged(made["token_ids"]),
-        own=_ragged(made["prompt_ids"]),
+        ids=batch.column("id").to_pylist(), prompts=_ragged(batch.column("prompt_ids")), first=first,
+        tokens=_ragged(made["token_ids"]), own=_ragged(made["prompt_ids"]),
         stopped=pc.equal(made["finish_reason"], STOP).to_numpy(zero_copy_only=False).astype(bool),
         weight=batch.column("weight").to_numpy(zero_copy_only=False),
         label=pc.fill_null(label.cast(pa.int8()), -1).to_numpy(zero_copy_only=False),
@@ -136,25 +121,20 @@ def _ragged(lists: pa.ListArray) -> Ragged:
 
 def numbers(values: pa.Array, first: np.ndarray) -> Numbers:
     """One value per completion as Numbers; (G + 1,) `first` says where each group's begin."""
-    known = values.is_valid().to_numpy(zero_copy_only=False).astype(np.uint64)
-    number = np.diff(first)
-    present = (_sums(known, first) == number.astype(np.uint64)) & (number > 0)
+    missing = values.is_null().to_numpy(zero_copy_only=False)
+    present = (_largest(missing, first) == 0) & (np.diff(first) > 0)
     return Numbers(values.to_numpy(zero_copy_only=False).astype(np.float64), present)
 
 
 def _named(maps: pa.MapArray, name: str) -> pa.Array:
     """The entry `name` of each map, null where it has none."""
     hits = np.flatnonzero(pc.equal(_entries(maps, "keys"), name).to_numpy(zero_copy_only=False))
-    rows = np.searchsorted(_map_starts(maps), hits, "right") - 1
+    starts = maps.offsets.to_numpy()
+    rows = np.searchsorted(starts - starts[0], hits, "right") - 1
     values = _entries(maps, "items").to_numpy(zero_copy_only=False).astype(np.float64)
     found, missing = np.full(len(maps), np.nan), np.ones(len(maps), bool)
     found[rows], missing[rows] = values[hits], False
     return pa.array(found, mask=missing)
-
-
-def _map_starts(maps: pa.MapArray) -> np.ndarray:
-    starts = maps.offsets.to_numpy()
-    return starts.astype(np.int64) - starts[0]
 
 
 def _entries(maps: pa.MapArray, which: str) -> pa.Array:

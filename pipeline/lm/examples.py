@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline.columns import Source
 from pipeline.errors import Problems, UserError
 from pipeline.lm import arrays, mapped
-from pipeline.lm.arrays import Chunk, Numbers
+from pipeline.lm.arrays import Chunk, Numbers, Ragged
 from pipeline.lm.mapped import Flat
 from pipeline.lm.side_tables import SideNumbers, SideTables
 
@@ -84,14 +84,17 @@ class Examples(Sequence[Example]):
 def example(of: Flat | Chunk, g: int, known: Mapping[str, Numbers]) -> Example:
     """Group `g` of a table or of a part of one. known: field of Example -> numbers of all completions."""
     low, high = int(of.first[g]), int(of.first[g + 1])
-    prompt, places = of.prompts[g], range(low, high)
+    prompt, places = _list(of.prompts, g), range(low, high)
     own = bool(of.own.starts[high] > of.own.starts[low])
     numbers = {name: tuple(one.values[low:high].tolist()) for name, one in known.items() if one.present[g]}
     return Example(
-        id=of.ids[g], prompt=prompt, completions=tuple(of.tokens[c] for c in places),
+        id=of.ids[g], prompt=prompt, completions=tuple(_list(of.tokens, c) for c in places),
         weight=float(of.weight[g]), label=None if of.label[g] < 0 else bool(of.label[g]),
-        prompts=tuple(of.own[c] if len(of.own[c]) else prompt for c in places) if own else None, **numbers,
-    )
+        prompts=tuple(p if len(p) else prompt for p in (_list(of.own, c) for c in places)) if own else None, **numbers)
+
+
+def _list(lists: Ragged, i: int) -> np.ndarray:
+    return lists.values[lists.starts[i]:lists.starts[i + 1]]
 
 
 def of_chunk(chunk: Chunk) -> list[Example]:

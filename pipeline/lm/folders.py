@@ -10,10 +10,12 @@ import torch
 import transformers
 
 from pipeline.errors import UserError
-from pipeline.lm import memory
+from pipeline.lm import forward
 from pipeline.lm.settings import ModelRuntime
 from pipeline.lm.template import Encoder
 
+_MEMORY = ("every weight takes 4 bytes; choose a smaller model, set the stage's trainer.adapter.kind=qlora (4-bit "
+           "weights), or hardware.training.device=cpu where that has more memory")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
 
 
@@ -38,9 +40,7 @@ def load_policy(
     folder: Path, device: torch.device, runtime: ModelRuntime | None = None, options: dict[str, Any] | None = None
 ) -> Any:
     """A causal LM with float32 weights (4-bit ones where `options` say so) and every dropout off, on `device`."""
-    with memory.enough(f"while loading {folder}", memory.LOADING):
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, **_loading(device, runtime, options))
-    return _ready(model, runtime)
+    return _ready(_loaded(transformers.AutoModelForCausalLM, folder, device, runtime, **(options or {})), runtime)
 
 
 def load_reward(
@@ -49,10 +49,8 @@ def load_reward(
 ) -> Any:
     """A one-score sequence classifier on the weights of `folder`; a head that is not there yet is drawn from `seed`."""
     torch.manual_seed(seed)
-    with memory.enough(f"while loading {folder}", memory.LOADING):
-        model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=1, pad_token_id=pad, **_loading(device, runtime, options))
-    return _ready(model, runtime)
+    return _ready(_loaded(transformers.AutoModelForSequenceClassification, folder, device, runtime, num_labels=1,
+                          pad_token_id=pad, **(options or {})), runtime)
 
 
 def load_scorer(folder: Path, device: torch.device, runtime: ModelRuntime | None = None) -> Any:
@@ -63,18 +61,19 @@ def load_scorer(folder: Path, device: torch.device, runtime: ModelRuntime | None
     labels = transformers.AutoConfig.from_pretrained(folder).num_labels
     if labels != 1:
         raise UserError(f"reward: the model in {folder} has {labels} outputs, expected one (a scalar reward model)")
-    with memory.enough(f"while loading {folder}", memory.LOADING):
-        model, found = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder, output_loading_info=True, **_loading(device, runtime, None))
+    model, found = _loaded(transformers.AutoModelForSequenceClassification, folder, device, runtime,
+                           output_loading_info=True)
     if found["missing_keys"]:  # a language model's folder loads too, with a head of random numbers
         missing = ", ".join(sorted(found["missing_keys"]))
         raise UserError(f"reward: {folder} is no trained reward model, these weights are missing: {missing}")
     return model.eval()
 
 
-def _loading(device: torch.device, runtime: ModelRuntime | None, options: dict[str, Any] | None) -> dict[str, Any]:
+def _loaded(kind: Any, folder: Path, device: torch.device, runtime: ModelRuntime | None, **options: Any) -> Any:
     attention = {} if runtime is None else {"attn_implementation": runtime.attention}
-    return {"dtype": torch.float32, "device_map": {"": device}, **attention, **(options or {})}
+    with forward.enough_memory(f"while loading {folder}", _MEMORY):
+        return kind.from_pretrained(
+            folder, **{"dtype": torch.float32, "device_map": {"": device}, **attention, **options})
 
 
 def load_tokenizer(folder: Path, template: bool = False) -> Any:

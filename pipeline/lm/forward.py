@@ -8,7 +8,8 @@ mask, and what padded positions hold is never read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,9 +19,11 @@ import torch
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from pipeline.errors import UserError
 from pipeline.lm.examples import Example
 from pipeline.lm.head import token_logps
 from pipeline.lm.packed import Packed, attend, pack
+from pipeline.lm.settings import ModelRuntime
 
 ATTENTION = "packed_tree"
 # What families hand to every attention function and what changes nothing in ours.
@@ -197,6 +200,22 @@ def group_logps(model: Any, rows: Rows, logits_per_chunk: int) -> Tensor:
     return sums(rows, token_logps(model, hidden_at_predictions(model, rows), rows.targets, logits_per_chunk))
 
 
+def lengths_of(examples: Sequence[Example], device: torch.device | str) -> Tensor:
+    """(G, K) int64 tokens of the completions; 0 where absent."""
+    width = max(len(e.completions) for e in examples)
+    return torch.tensor([[len(c) for c in e.completions] + [0] * (width - len(e.completions)) for e in examples],
+                        device=device)
+
+
+def padded(values: Sequence[Sequence[float] | None], device: torch.device | str) -> Tensor:
+    """(G, K) float32 from one row of numbers per group; 0 where absent."""
+    table = np.zeros((len(values), max(len(v or ()) for v in values)), np.float32)
+    for g, row in enumerate(values):
+        assert row is not None, "fit_to_objective checks this"
+        table[g, : len(row)] = row
+    return torch.from_numpy(table).to(device)
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """bf16 matrix products over float32 masters, or plain float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
@@ -204,3 +223,26 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def device_of(model: Any) -> torch.device:
     return next(model.parameters()).device
+
+
+def smaller_pass(runtime: ModelRuntime, gradient: bool = False) -> str:
+    """What makes a pass smaller, with or without gradient."""
+    more = ", or set hardware.training.gradient_checkpointing=true" if gradient else ""
+    return (f"lower hardware.training.tokens_per_batch (now {runtime.tokens_per_batch}) or "
+            f"hardware.training.logits_per_chunk (now {runtime.logits_per_chunk}){more}; no result changes")
+
+
+@contextmanager
+def enough_memory(when: str, ways: str) -> Iterator[None]:
+    """Raises UserError, "out of memory WHEN: WAYS", where what is done within runs out of it."""
+    try:
+        yield
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        raise UserError(f"out of memory {when}: {ways}") from None
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether it says that memory ran out. On a CPU torch has no class of its own for it, and mapping a file none."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)

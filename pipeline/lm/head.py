@@ -242,8 +242,11 @@ def reduced(
     """
     vocabulary, number = model.get_output_embeddings().weight.shape[0], len(hidden)
     heads = [(model, hidden)] if reference is None else [(model, hidden), reference]
-    for other, _ in heads[1:]:
-        _same_vocabulary(vocabulary, other.get_output_embeddings().weight.shape[0])
+    for other in (m.get_output_embeddings().weight.shape[0] for m, _ in heads[1:]):
+        if other != vocabulary:
+            raise UserError(f"reference_model: its vocabulary has {other} tokens, the policy's {vocabulary}; the "
+                            "objective compares their distributions, expected the same; give the policy it was "
+                            "trained from")
     budget = logits_per_chunk // len(heads)
     if all(_is_linear(m) for m, _ in heads):
         own, *others = (Linear.of(m, states) for m, states in heads)
@@ -254,9 +257,7 @@ def reduced(
     return _plain(model, hidden, targets, plan, reference)
 
 
-def _plain(
-    model: Any, hidden: Tensor, targets: Tensor, plan: Plan, reference: tuple[Any, Tensor] | None
-) -> Reductions:
+def _plain(model: Any, hidden: Tensor, targets: Tensor, plan: Plan, reference: tuple[Any, Tensor] | None) -> Reductions:
     """For heads that are more than a matrix: chunks by autograd, all but a single one computed again."""
     def some(states: Tensor, answers: Tensor, ref_states: Tensor | None) -> Reductions:
         ref_logits = None
@@ -279,12 +280,6 @@ def _plain(
 def _is_linear(model: Any) -> bool:
     head = model.get_output_embeddings()
     return type(head) is torch.nn.Linear and type(head.weight) is torch.nn.Parameter and not _bends(model)
-
-
-def _same_vocabulary(own: int, other: int) -> None:
-    if own != other:
-        raise UserError(f"reference_model: its vocabulary has {other} tokens, the policy's {own}; the objective "
-                        "compares their distributions, expected the same; give the policy it was trained from")
 
 
 def _scale(model: Any) -> float:

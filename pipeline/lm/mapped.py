@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,5 +104,4 @@ def opened(folder: Path) -> Flat:
     found: dict[str, Any] = {"ids": ids, **{n: array(n) for n in _PLAIN}}
     found |= {n: Ragged(values(n, np.int32), array(n)) for n in _LISTS}
     found["numbers"] = {n: Numbers(values(n, np.float64), array(f"{n}.present")) for n in NUMBERS}
-    assert found.keys() == {f.name for f in fields(Flat)}
     return Flat(**found)

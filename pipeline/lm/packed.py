@@ -60,11 +60,6 @@ class Packed:
     windows: set[int] = field(default_factory=set)  # sliding windows that layers asked for
     masks: dict[int | None, Tensor] = field(default_factory=dict)  # window -> band, see `_mask`
 
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of every segment that `Segment.root` counts."""
-        return [s.length for s in ((*self.stem.segments, *self.segments) if self.stem else self.segments)]
-
 
 def pack(examples: Sequence[Example], device: torch.device | str, stem: Packed | None = None) -> Packed:
     """Lay groups out as trees. Completions with prompts of their own become sequences of their own.
@@ -142,9 +137,7 @@ def unique_tokens(example: Example) -> int:
     return sum(len(example.prompt_of(k)) + len(c) - 1 for k, c in enumerate(example.completions)) - shared
 
 
-def micro_batches(
-    examples: Sequence[Example], tokens: int, costs: Sequence[int] | None = None
-) -> list[list[int]]:
+def micro_batches(examples: Sequence[Example], tokens: int, costs: Sequence[int] | None = None) -> list[list[int]]:
     """Cut a global batch into micro-batches of at most `tokens` tokens, never splitting a group.
 
     `costs`: tokens of each group, None = its unique ones.
@@ -225,8 +218,8 @@ def _mask(packed: Packed, rows: int, columns: int, window: int | None, like: Ten
     """
     band = packed.masks.get(window)
     most = max(s.length for s in packed.segments)
-    lengths = packed.lengths
-    before = max([0, *(lengths[s.root] for s in packed.segments if s.root != ALONE)])
+    counted = (*packed.stem.segments, *packed.segments) if packed.stem else packed.segments  # by `Segment.root`
+    before = max([0, *(counted[s.root].length for s in packed.segments if s.root != ALONE)])
     if band is None or band.dtype != like.dtype:
         distance = (torch.arange(most)[:, None] + before) - torch.arange(before + most)[None]
         seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)

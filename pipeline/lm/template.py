@@ -212,7 +212,7 @@ def limit(group: Group, limits: Limits) -> tuple[Group | None, list[str]]:
         cut, reason = _limit_completion(group.id, completion, limits)
         if cut is not None and not (cut.token_ids and completion.text.strip()):
             cut, reason = None, "empty_completion"  # nothing at all, or nothing but blanks and the stop id
-        if cut is not None and any(_same(cut, other) for other in kept):
+        if cut is not None and any((cut.prompt_ids, cut.token_ids) == (c.prompt_ids, c.token_ids) for c in kept):
             cut, reason = None, "identical_completion"
         reasons.extend([reason] if reason else [])
         if cut is not None:
@@ -222,11 +222,6 @@ def limit(group: Group, limits: Limits) -> tuple[Group | None, list[str]]:
     if len(kept) < min(2, len(group.completions)):
         return None, reasons
     return replace(group, completions=tuple(kept)), reasons
-
-
-def _same(one: Completion, other: Completion) -> bool:
-    """The same answer to the same prompt."""
-    return (one.prompt_ids, one.token_ids) == (other.prompt_ids, other.token_ids)
 
 
 def _limit_completion(name: str, completion: Completion, limits: Limits) -> tuple[Completion | None, str]:

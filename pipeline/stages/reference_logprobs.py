@@ -31,7 +31,7 @@ class Settings:
 
 def run(context: Context) -> None:
     from pipeline import columns, tables
-    from pipeline.lm import adapters, folders, memory
+    from pipeline.lm import adapters, folders, forward
     from pipeline.lm import logps as passes
     from pipeline.lm.settings import AdapterSettings
 
@@ -45,7 +45,7 @@ def run(context: Context) -> None:
     for index, part in enumerate(tables.batches(_examples(sources), _PART)):
         if index >= whole:
             context.report.progress(index * _PART, total, "groups")
-            with memory.enough(f"at group {index * _PART + 1}", memory.forward_pass(runtime)):
+            with forward.enough_memory(f"at group {index * _PART + 1}", forward.smaller_pass(runtime)):
                 logps = _logps(model, [example for _, example in part], context)
             columns.write_part(target, index, (
                 (digest, example.id, [{columns.LOGP: value} for value in values])

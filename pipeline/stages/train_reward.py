@@ -30,8 +30,7 @@ def run(context: Context) -> None:
     import torch
 
     from pipeline import columns
-    from pipeline.lm import adapters, examples, folders, memory, scores
-    from pipeline.lm.forward import autocast
+    from pipeline.lm import adapters, examples, folders, forward, scores
     from pipeline.training import distribute, reward, run
     from pipeline.training.loop import Job, fit
 
@@ -55,7 +54,8 @@ def run(context: Context) -> None:
     outcome = fit(model, training, reward.RewardTask(pad), Job(
         trainer, runtime, context.seed, context.work / "checkpoints", context.report, world=world))
     if held_out:
-        with memory.enough("on the held-out pairs", memory.forward_pass(runtime)), autocast(device, trainer.precision):
+        with forward.enough_memory("on the held-out pairs", forward.smaller_pass(runtime)), \
+                forward.autocast(device, trainer.precision):
             measured = world.run(reward.accuracy, model, held_out, pad, runtime.tokens_per_batch)
         context.report.metric(outcome.steps, **{f"held_out_{k}": v for k, v in measured.items()})
         context.report.count(**{f"held_out_{k}": v for k, v in measured.items()})

@@ -22,7 +22,7 @@ from torch import Tensor
 from pipeline.files import file_hash, sync
 from pipeline.training import optim
 from pipeline.training.distribute import like
-from pipeline.training.gradients import World
+from pipeline.training.gradients import ALONE, World
 
 _MODEL, _OPTIMIZER, _EXTRA = "model.safetensors", "optimizer.safetensors", "extra.safetensors"
 _MANIFEST = "manifest.json"
@@ -38,9 +38,8 @@ class Loaded:
 
 
 def save(folder: Path, model: Any, optimizer: torch.optim.Optimizer, at: Loaded, keep: int,
-         world: World | None = None) -> Path:
+         world: World = ALONE) -> Path:
     """Write the state after step `at.step` and drop all but `keep`. Every process calls it; the first one writes."""
-    world = world or World()
     target, temporary = folder / f"step-{at.step:08d}", folder / f".step-{at.step:08d}.tmp"
     if world.first:
         for stale in folder.glob(".step-*.tmp"):

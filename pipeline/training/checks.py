@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,24 +22,14 @@ _TABLES = {  # need -> (the example's field, how it is called, where it comes fr
 
 
 @dataclass
-class _Kind:
-    """Groups with the same problem: how many, and the first one."""
-
-    number: int = 0
-    first: str = ""
-
-    def add(self, name: str) -> None:
-        self.number, self.first = self.number + 1, self.first or name
-
-
-@dataclass
 class Misfits:
     """Looks at every group once, keeps counts only."""
 
     needs: Needs
     drawn: bool  # negatives are drawn at every step
     seen: int = 0
-    found: dict[str, _Kind] = field(default_factory=dict)
+    number: Counter[str] = field(default_factory=Counter)  # by kind of problem
+    first: dict[str, str] = field(default_factory=dict)  # a group with it
 
     def look(self, example: Example) -> None:
         needs, k = self.needs, len(example.completions) - self.needs.rationale
@@ -51,7 +42,8 @@ class Misfits:
 
     def _count(self, wrong: bool, kind: str, example: Example) -> None:
         if wrong:
-            self.found.setdefault(kind, _Kind()).add(example.id)
+            self.number[kind] += 1
+            self.first.setdefault(kind, example.id)
 
     def problems(self, name: str) -> list[str]:
         texts = {
@@ -62,8 +54,8 @@ class Misfits:
             "unlabeled": ("needs labels, but {} have none", "give single completions a label"),
             **{need: (f"needs {what}, but {{}} have none", way) for need, (_, what, way) in _TABLES.items()},
         }
-        return [f"objective: {name} " + texts[kind][0].format(f"{found.number} of {self.seen} groups")
-                + f" (first {found.first!r}); {texts[kind][1]}" for kind, found in self.found.items()]
+        return [f"objective: {name} " + texts[kind][0].format(f"{number} of {self.seen} groups")
+                + f" (first {self.first[kind]!r}); {texts[kind][1]}" for kind, number in self.number.items()]
 
 
 def fit_to_objective(

@@ -11,6 +11,7 @@ to the order of its sums, and every process makes the same number of passes, whi
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from pipeline.lm import packed
 from pipeline.lm.examples import Example
 from pipeline.lm.forward import autocast, device_of
 from pipeline.objectives.contract import LossInputs
-from pipeline.training.inputs import BatchFacts, joined, moved
+from pipeline.training.inputs import joined, moved, partners
 
 Metrics = dict[str, Tensor]
 
@@ -111,6 +112,27 @@ class World:
                 distributed.all_reduce(p.grad)
 
 
+ALONE = World()
+
+
+@dataclass(frozen=True)
+class BatchFacts:
+    """The global batch a micro-batch belongs to."""
+
+    mean_chosen_length: float  # tokens of completion 0
+    mean_length: float  # tokens of all completions
+    one_prompt: bool  # every group has one prompt, and a completion beside the first
+    partners: dict[str, Example]  # group id -> the group whose completions are its mismatched ones
+
+    @classmethod
+    def of(cls, batch: Sequence[Example], mismatched: bool = False) -> BatchFacts:
+        """Facts of `batch`; with `mismatched` also a partner with another prompt for every group."""
+        chosen = sum(len(e.completions[0]) for e in batch) / len(batch)
+        one_prompt = all(e.prompts is None and len(e.completions) > 1 for e in batch)
+        return cls(chosen, sum(e.completion_tokens for e in batch) / len(batch), one_prompt,
+                   partners(batch) if mismatched else {})
+
+
 class Task(Protocol):
     """What is trained: a model's losses on groups."""
 
@@ -164,13 +186,12 @@ class StepResult:
 
 def accumulate(
     model: Any, task: Any, batch: list[Example], step: int, precision: str, tokens_per_batch: int,
-    world: World | None = None,
+    world: World = ALONE,
 ) -> tuple[list[Example], dict[str, float], list[str]]:
     """Accumulate the gradient of the global batch. Returns the batch trained on, mean metrics, ids of bad losses.
 
     In a `world` of several processes each does its micro-batches; gradient, loss, metrics and ids are those of all.
     """
-    world = world or World()
     with autocast(device_of(model), precision):
         batch, drawn = world.run(task.prepare, model, batch, step)
     share = torch.tensor(normalised_weights(batch, task.normalise), device=device_of(model))
@@ -262,11 +283,7 @@ def normalised_weights(batch: Sequence[Example], normalise: str) -> list[float]:
 
 def _evenly(batch: Sequence[Example], tokens: int, number: int, costs: Sequence[int] | None) -> list[list[int]]:
     """At most `number` micro-batches, as equal in size as a token budget makes them."""
-    low, high = 1, tokens
-    while low < high:
-        budget = (low + high) // 2
-        if len(packed.micro_batches(batch, budget, costs)) <= number:
-            high = budget
-        else:
-            low = budget + 1
-    return packed.micro_batches(batch, low, costs)
+    def few(budget: int) -> bool:
+        return len(packed.micro_batches(batch, budget, costs)) <= number
+
+    return packed.micro_batches(batch, 1 + bisect.bisect_left(range(1, tokens), True, key=few), costs)

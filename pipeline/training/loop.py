@@ -23,14 +23,20 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pipeline.errors import UserError, first
-from pipeline.lm import memory
+from pipeline.lm import forward
 from pipeline.lm.examples import Example, ids_of
 from pipeline.lm.forward import device_of
 from pipeline.stage import Reporter, derive_seed
 from pipeline.training import checkpoint, gradients, optim, throughput
 from pipeline.training.checkpoint import Loaded
-from pipeline.training.gradients import World
+from pipeline.training.gradients import ALONE, World
 from pipeline.training.settings import TrainerSettings, TrainRuntime, total_steps
+
+WEIGHTS = ("every weight needs its gradient and two moments beside it; set the stage's trainer.adapter.kind=lora, or "
+           "spread them with hardware.training.strategy=fsdp2 over more hardware.training.processes")
+WRITING = ("every tensor is made whole, 4 bytes a weight and 8 more in a checkpoint (with fsdp2 on the device first); "
+           "free memory and run the same command, which goes on from the last checkpoint where there is one, or train "
+           "anew with the stage's trainer.adapter.kind=lora")
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Job:
     checkpoints: Path
     report: Reporter
     optimizer: Path | None = None  # state to go on from: moments and schedule run through
-    world: World = field(default_factory=World)
+    world: World = ALONE
 
 
 @dataclass(frozen=True)
@@ -55,41 +61,30 @@ class Outcome:
     updates: int  # of the optimizer, earlier stages included
 
 
-@dataclass(frozen=True)
-class _Meter:
-    """What turns counts into rates."""
-
-    shape: throughput.Shape
-    peak: float  # FLOP/s of all devices
-
-    @classmethod
-    def of(cls, model: Any, job: Job) -> _Meter:
-        peak = throughput.peak_flops(device_of(model), job.settings.precision, job.runtime.peak_tflops)
-        return cls(throughput.shape_of(model), peak * job.world.size)
-
-
 @dataclass
 class _Window:
     """Metrics since the last report."""
 
+    shape: throughput.Shape
+    peak: float  # FLOP/s of all devices
     since: float = field(default_factory=time.perf_counter)
     tokens: int = 0
     flops: float = 0.0
     steps: int = 0
     sums: dict[str, float] = field(default_factory=dict)
 
-    def add(self, values: dict[str, float], batch: Sequence[Example], meter: _Meter) -> None:
+    def add(self, values: dict[str, float], batch: Sequence[Example]) -> None:
         self.tokens, self.steps = self.tokens + throughput.data_tokens(batch), self.steps + 1
-        self.flops += throughput.flops(meter.shape, batch)
+        self.flops += throughput.flops(self.shape, batch)
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def means(self, left: int, meter: _Meter) -> dict[str, float]:
+    def means(self, left: int) -> dict[str, float]:
         """Mean metrics per step, rates, and the seconds that `left` more steps will take."""
         seconds = max(1e-9, time.perf_counter() - self.since)
         means = {name: value / self.steps for name, value in self.sums.items()}
         return {**means, "tokens_per_second": self.tokens / seconds, "seconds_per_step": seconds / self.steps,
-                "flop_utilisation": self.flops / seconds / meter.peak, "eta_seconds": left * seconds / self.steps,
+                "flop_utilisation": self.flops / seconds / self.peak, "eta_seconds": left * seconds / self.steps,
                 "peak_memory_gb": throughput.peak_memory_gb()}
 
 
@@ -98,26 +93,27 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
     settings, runtime, world = job.settings, job.runtime, job.world
     optimizer = optim.adamw(model, settings)
     steps = total_steps(settings, len(examples))
-    with memory.enough("while loading the optimizer's state", memory.WEIGHTS):
+    with forward.enough_memory("while loading the optimizer's state", WEIGHTS):
         at = _start(model, optimizer, task, job)
     first, reported = at.updates - at.step, job.report.reported() if at.step else 0
     last = settings.schedule_steps or first + steps
-    window, meter, saved = _Window(), _Meter.of(model, job), time.monotonic()
+    peak = throughput.peak_flops(device_of(model), settings.precision, runtime.peak_tflops) * world.size
+    window, saved = _Window(throughput.shape_of(model), peak), time.monotonic()
     ids, learned = ids_of(examples), list(optim.trained(model).values())
     job.report.progress(at.step, steps, "steps")
     for step, chosen in enumerate(global_batches(ids, job.seed, settings.batch_size, at.step, steps), at.step):
         lr = settings.lr * lr_factor(settings, first + step, last)
         batch, values = _step(model, optimizer, learned, task, [examples[i] for i in chosen], step, lr, job)
-        window.add(values, batch, meter)
+        window.add(values, batch)
         now = step + 1
         if now % runtime.log_every == 0 or now == steps:
             if now > reported:  # a step made again after a crash has been reported, with the same numbers
-                job.report.metric(now, **window.means(steps - now, meter), lr=lr)
-            window = _Window()
+                job.report.metric(now, **window.means(steps - now), lr=lr)
+            window = _Window(window.shape, peak)
         job.report.progress(now, steps, "steps")
         if now < steps and _due(runtime, now, saved, world):
             state = Loaded(now, first + now, task.state)
-            with memory.enough(f"in the checkpoint of step {now}", memory.WRITING):
+            with forward.enough_memory(f"in the checkpoint of step {now}", WRITING):
                 checkpoint.save(job.checkpoints, model, optimizer, state, runtime.keep_checkpoints, world)
             saved = time.monotonic()
     world.settle()
@@ -189,7 +185,7 @@ def _step(
 ) -> tuple[list[Example], dict[str, float]]:
     """One optimizer step. Returns the batch trained on and its mean metrics."""
     torch.manual_seed(derive_seed(job.seed, "step", step))  # whatever a model draws is fixed by the step
-    with memory.enough(f"in step {step + 1}", memory.training_pass(job.runtime)):
+    with forward.enough_memory(f"in step {step + 1}", forward.smaller_pass(job.runtime, gradient=True)):
         batch, values, bad = gradients.accumulate(
             model, task, batch, step, job.settings.precision, job.runtime.tokens_per_batch, job.world)
         norm = _clip(learned, job.settings.grad_clip)
@@ -197,7 +193,7 @@ def _step(
         raise UserError(_not_finite(step, bad or [e.id for e in batch], values["loss"], norm, lr, job))
     for group in optimizer.param_groups:
         group["lr"] = lr
-    with memory.enough(f"in the optimizer at step {step + 1}", memory.WEIGHTS):
+    with forward.enough_memory(f"in the optimizer at step {step + 1}", WEIGHTS):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return batch, {**values, "grad_norm": norm}

@@ -18,10 +18,10 @@ from torch.nn import functional
 from pipeline.config import Part
 from pipeline.lm import forward, packed
 from pipeline.lm.examples import Example, columns
-from pipeline.lm.forward import Layout, device_of
+from pipeline.lm.forward import Layout, device_of, lengths_of, padded
 from pipeline.lm.packed import Packed, pack, pack_stem, unique_tokens
 from pipeline.negatives import contract
-from pipeline.training.inputs import generator, lengths_of, reference
+from pipeline.training.inputs import generator
 
 Metrics = dict[str, Tensor]
 _LIGHT = 4  # tokens without gradient that take less memory than one with
@@ -98,7 +98,7 @@ def _drawn(
     batch: Sequence[Example], logps: Tensor | None, step: int, how: NegativeDraw, device: torch.device,
 ) -> tuple[list[Example], Metrics]:
     lengths = lengths_of(batch, device)
-    refs = reference(batch, device) if all(e.ref_logps is not None for e in batch) else None
+    refs = padded([e.ref_logps for e in batch], device) if all(e.ref_logps is not None for e in batch) else None
     uniforms = torch.from_numpy(column_uniforms(batch, how.seed, step)).to(device)
     indices, valid, metrics = how.part.plugin.draw(logps, refs, lengths > 0, uniforms, how.part.settings, lengths)
     drawn = [columns(e, [0, *(k for k, ok in zip(ks, oks, strict=True) if ok)])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,20 +12,21 @@ from torch import Tensor
 from pipeline.config import Part
 from pipeline.lm import forward
 from pipeline.lm.examples import Example
-from pipeline.lm.forward import device_of
+from pipeline.lm.forward import Rows, device_of, padded
+from pipeline.lm.head import Reductions, reduced, token_logps
 from pipeline.lm.packed import unique_tokens
 from pipeline.negatives import contract
-from pipeline.objectives.contract import Auxiliary, LossInputs, Needs, Objective, needs_of
+from pipeline.objectives.contract import Auxiliary, LossInputs, Needs, Objective, TokenInputs, needs_of
 from pipeline.training import negatives
-from pipeline.training.inputs import BatchFacts, InputRequest, known_inputs, loss_inputs
+from pipeline.training.gradients import BatchFacts, Metrics
+from pipeline.training.inputs import token_uniforms
 from pipeline.training.negatives import NegativeDraw
 
-Metrics = dict[str, Tensor]
 _DOT = "__"  # a module's parameters may not have dots in their names
 PARAMETERS = "objective_parameters"  # the model's submodule that holds what an objective trains beside it
 
 
-@dataclass(frozen=True)
+@dataclass
 class PolicyTask:
     """Train a causal LM with `objective`, `auxiliary` terms beside it, and `negatives` drawn at every step."""
 
@@ -39,68 +39,109 @@ class PolicyTask:
     reference_model: Any | None = None
     state: dict[str, Tensor] = field(default_factory=dict)  # of the objective; changed by every step
 
-    @cached_property
-    def needs(self) -> Needs:
-        return needs_of(self.objective, self.auxiliary)
+    needs: Needs = field(init=False)
+    sees_tokens: bool = field(init=False)
+    normalise: str = field(init=False)  # "groups" or "tokens": what the loss of a global batch is divided by
+    whole: bool = field(init=False)  # the loss of a group depends on the others of its global batch
+    drawn_before: NegativeDraw | None = field(init=False, default=None)  # negatives of the global batch, all at once
+    drawn_apart: NegativeDraw | None = field(init=False, default=None)  # negatives micro-batch by micro-batch
 
-    @cached_property
-    def normalise(self) -> str:
-        """ "groups" or "tokens": what the loss of a global batch is divided by."""
-        return self.objective.of(self.objective.plugin.normalise)
-
-    @property
-    def whole(self) -> bool:
-        """Whether the loss of a group depends on the others of its global batch."""
-        return self.needs.batch
+    def __post_init__(self) -> None:
+        self.needs = needs_of(self.objective, self.auxiliary)
+        self.normalise = self.objective.of(self.objective.plugin.normalise)
+        self.sees_tokens, self.whole = self.needs.tokens, self.needs.batch
+        if self.negatives is None:
+            return
+        draw = NegativeDraw(self.negatives, self.seed, self.tokens_per_batch, self.logits_per_chunk)
+        # apart where the loss of a group asks nothing of the others: their completions, how many tokens were drawn
+        if self.normalise != "groups" or self.whole or self.needs.mismatched or self.sees_tokens:
+            self.drawn_before = draw
+        else:
+            self.drawn_apart = draw
 
     def facts(self, batch: Sequence[Example]) -> BatchFacts:
         return BatchFacts.of(batch, self.needs.mismatched)
 
-    @property
-    def draw(self) -> NegativeDraw | None:
-        """How negatives are drawn; None: not at all."""
-        if self.negatives is None:
-            return None
-        return NegativeDraw(self.negatives, self.seed, self.tokens_per_batch, self.logits_per_chunk)
-
-    @property
-    def draws_apart(self) -> bool:
-        """Whether negatives may be drawn micro-batch by micro-batch: the loss of a group asks nothing of the others,
-        neither their completions nor how many tokens were drawn in all.
-        """
-        needs = self.needs
-        together = self.normalise != "groups" or needs.batch or needs.mismatched or needs.tokens
-        return self.negatives is not None and not together
-
     def prepare(self, model: Any, batch: list[Example], step: int) -> tuple[list[Example], Metrics]:
         """The global batch that is trained on: completion 0 and the negatives drawn, where all are drawn at once."""
-        if self.draw is None or self.draws_apart:
+        if self.drawn_before is None:
             return batch, {}
-        return negatives.draw(model, batch, step, self.draw)
+        return negatives.draw(model, batch, step, self.drawn_before)
 
     def cost(self, example: Example) -> int:
         """Unique tokens that a micro-batch has to hold for the example."""
-        return unique_tokens(example) if self.draw is None or not self.draws_apart else self.draw.cost(example)
+        return unique_tokens(example) if self.drawn_apart is None else self.drawn_apart.cost(example)
 
     def losses(
         self, model: Any, examples: Sequence[Example], step: int, facts: BatchFacts
     ) -> tuple[Tensor, Metrics, Sequence[Example]]:
         """(G,) losses with gradient, (G,) metrics without, and the groups with the completions that they are of."""
-        if self.draw is None or not self.draws_apart:
+        if self.drawn_apart is None:
             return *self.loss(self.inputs(model, examples, step, facts)), examples
-        if facts.one_prompt and negatives.can_grow(model, self.draw):
-            drawn, logps, metrics = negatives.draw_and_run(model, examples, step, self.draw)
-            seen = known_inputs(self.needs, drawn, logps, facts, dict(self.state), parameters_of(model))
+        if facts.one_prompt and negatives.can_grow(model, self.drawn_apart):
+            drawn, logps, metrics = negatives.draw_and_run(model, examples, step, self.drawn_apart)
+            seen = self._known(model, drawn, logps, facts)
         else:
-            drawn, metrics = negatives.draw(model, examples, step, self.draw)
+            drawn, metrics = negatives.draw(model, examples, step, self.drawn_apart)
             seen = self.inputs(model, drawn, step, facts)
         losses, own = self.loss(seen)
         return losses, {**own, **metrics}, drawn
 
     def inputs(self, model: Any, examples: Sequence[Example], step: int, facts: BatchFacts) -> LossInputs:
-        """Run the policy and gather what the needs ask for."""
-        request = InputRequest(self.needs, self.seed, self.logits_per_chunk, self.reference_model)
-        return loss_inputs(request, model, examples, step, facts, dict(self.state), parameters_of(model))
+        """Run the policy (and the reference, where it is needed live) and gather what the needs name."""
+        needs = self.needs
+        rows = forward.collate(examples, device_of(model))
+        hidden = forward.hidden_at_predictions(model, rows)
+        ref_hidden = None
+        if needs.divergences or needs.reference_tokens:
+            with torch.no_grad():
+                ref_hidden = forward.hidden_at_predictions(self.reference_model, rows)
+        other = (self.reference_model, ref_hidden) if ref_hidden is not None and needs.divergences else None
+        seen = reduced(model, hidden, rows.targets, self.logits_per_chunk, needs.top, needs.sum_squares, other)
+        tokens = self._tokens(rows, step, seen, ref_hidden) if self.sees_tokens else None
+        mismatched = self._mismatched(model, examples, facts) if needs.mismatched else (None, None)
+        known = self._known(model, examples, forward.sums(rows, seen.logps), facts)
+        return replace(known, tokens=tokens, mismatched_logps=mismatched[0], mismatched_ref_logps=mismatched[1])
+
+    def _known(self, model: Any, examples: Sequence[Example], logps: Tensor, facts: BatchFacts) -> LossInputs:
+        """What the needs name where no pass is left to make: (G, K) `logps` are there, and the rest are columns."""
+        needs, device = self.needs, logps.device
+        lengths = forward.lengths_of(examples, device)
+        labels = None  # among labelled groups one without counts as preferred
+        if any(e.label is not None for e in examples):
+            labels = torch.tensor([e.label is not False for e in examples], device=device)
+        return LossInputs(
+            logps=logps, lengths=lengths, present=lengths > 0, labels=labels,
+            ref_logps=padded([e.ref_logps for e in examples], device) if needs.reference else None,
+            previous_logps=padded([e.previous_logps for e in examples], device) if needs.previous else None,
+            scores=padded([e.scores for e in examples], device) if needs.scores else None,
+            mean_chosen_length=facts.mean_chosen_length, mean_length=facts.mean_length, state=dict(self.state),
+            parameters=parameters_of(model))
+
+    def _tokens(self, rows: Rows, step: int, seen: Reductions, ref_hidden: Tensor | None) -> TokenInputs:
+        needs, uniforms, ref_logps, ref_layers = self.needs, None, seen.ref_logps, None
+        if needs.uniforms:
+            uniforms = torch.from_numpy(token_uniforms(rows.examples, self.seed, step)).to(rows.targets.device)
+        with torch.no_grad():
+            if ref_logps is None and ref_hidden is not None:
+                ref_logps = token_logps(self.reference_model, ref_hidden, rows.targets, self.logits_per_chunk)
+            if needs.reference_hidden:
+                ref_layers = forward.layers_at_predictions(self.reference_model, rows).float()
+        return TokenInputs(
+            rows.targets, rows.group, rows.column, forward.positions(rows), seen.logps, uniforms, seen.target_logits,
+            seen.top_logits, seen.top_ids, seen.log_sum_squares, seen.divergences, ref_logps, ref_layers)
+
+    @torch.no_grad()
+    def _mismatched(self, model: Any, examples: Sequence[Example], facts: BatchFacts) -> tuple[Tensor, Tensor]:
+        """(G,) log-probs of each group's mismatched completions under the policy and the reference: the mean over all
+        completions of its partner, preferred or not, so that the KL point is taken over the answers trained on.
+        """
+        swapped = [Example(e.id, e.prompt, facts.partners[e.id].completions) for e in examples]
+        rows = forward.collate(swapped, device_of(model))
+        number = rows.present.sum(1)
+        of_policy, of_reference = (forward.group_logps(m, rows, self.logits_per_chunk).sum(1) / number
+                                   for m in (model, self.reference_model))
+        return of_policy, of_reference
 
     def logps(self, model: Any, examples: Sequence[Example]) -> Tensor:
         """(G, K) log-probs with gradient, nothing else."""

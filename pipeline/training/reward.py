@@ -15,9 +15,7 @@ from pipeline.lm.examples import Example, ids_of, subset
 from pipeline.lm.packed import unique_tokens
 from pipeline.lm.scores import group_scores
 from pipeline.stage import derive_seed
-from pipeline.training.inputs import BatchFacts
-
-Metrics = dict[str, Tensor]
+from pipeline.training.gradients import BatchFacts, Metrics
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 from pipeline import columns, tables
 from pipeline.config import Part, load_part
 from pipeline.errors import UserError
-from pipeline.lm import adapters, folders, forward, logps, memory, prefix
+from pipeline.lm import adapters, folders, forward, logps, prefix
 from pipeline.lm import examples as data
 from pipeline.lm.side_tables import SideTables
 from pipeline.negatives.contract import Draw
@@ -21,7 +21,7 @@ from pipeline.objectives.contract import Auxiliary, Objective, needs_of
 from pipeline.stage import Context, derive_seed
 from pipeline.training import checkpoint, checks, distribute, optim, policy, throughput
 from pipeline.training.gradients import World
-from pipeline.training.loop import Job, fit
+from pipeline.training.loop import WRITING, Job, fit
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
 
@@ -68,7 +68,7 @@ def train(
         trainer, runtime, context.seed, context.work / "checkpoints", context.report, context.optional("optimizer"),
         world))
     if keep:
-        with memory.enough("while writing the optimizer", memory.WRITING):
+        with forward.enough_memory("while writing the optimizer", WRITING):
             moments = world.whole(optim.state_tensors(model, outcome.optimizer))
             if world.first:
                 optim.save_folder(context.out / "optimizer", moments, outcome.updates)
@@ -102,7 +102,7 @@ def deliver(
 
     Every process calls it, the first one writes. `load` gives the model training started from, on the CPU.
     """
-    with memory.enough("while writing the model", memory.WRITING):
+    with forward.enough_memory("while writing the model", WRITING):
         trained = world.whole(checkpoint.weights(model))
         if not world.first:
             return

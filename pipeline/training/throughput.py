@@ -35,8 +35,7 @@ def shape_of(model: Any) -> Shape:
     matrices = [p for p in model.parameters() if p.ndim >= 2 and not any(p is t for t in tables)]
     frozen = sum(weights(p) for p in matrices if not p.requires_grad)
     return Shape(
-        body=sum(weights(p) for p in matrices),
-        head=0 if output is None else output.weight.numel(),
+        body=sum(weights(p) for p in matrices), head=0 if output is None else output.weight.numel(),
         attention=config.num_hidden_layers * config.hidden_size,
         passes=2 if frozen > sum(weights(p) for p in matrices) / 2 else 3,
     )
@@ -59,10 +58,8 @@ def flops(shape: Shape, batch: Sequence[Example]) -> float:
     scored = sum(e.completion_tokens for e in batch)
     pairs = 0.0
     for e in batch:
-        lengths = [len(c) for c in e.completions]
-        prompts = _prompts(e)
-        pairs += sum(p * p for p in prompts) / 2
-        pairs += sum(n * len(e.prompt_of(k)) + n * n / 2 for k, n in enumerate(lengths))
+        pairs += sum(p * p for p in _prompts(e)) / 2
+        pairs += sum(n * len(e.prompt_of(k)) + n * n / 2 for k, n in enumerate(map(len, e.completions)))
     forward = 2 * (shape.body * data_tokens(batch) + shape.head * scored) + 4 * shape.attention * pairs
     return shape.passes * forward
 

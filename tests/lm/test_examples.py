@@ -65,7 +65,7 @@ def test_factors_and_weights_multiply(tmp_path):
     beside = SideTables(weights=[given.side_table(tmp_path / "w", one, columns.WEIGHT, [(3.0, 3.0)])])
     assert [e.weight for e in data.load([one], tmp_path / "a", beside, weights=(2.0,))] == [3.0]
     assert [e.weight for e in data.load([one, two], tmp_path / "b", weights=(1.0, 0.25))] == [0.5, 1.0]
-    with pytest.raises(UserError, match=r"train_preference\.settings\.weights: 1 numbers for 2 tables of groups"):
+    with pytest.raises(UserError, match=r"train\.weights: 1 numbers for 2 tables of groups"):
         data.load([one, two], tmp_path / "c", weights=(1.0,))
 
 

@@ -11,7 +11,7 @@ import transformers
 from pipeline import config, tables
 from pipeline.config import load_part
 from pipeline.errors import UserError
-from pipeline.lm import folders, forward, memory
+from pipeline.lm import folders, forward
 from pipeline.objectives.contract import Objective
 from pipeline.records import Completion, Group
 from pipeline.stage import Context, Reporter
@@ -147,18 +147,18 @@ def test_in_reward_training(folder, monkeypatch, error, place, said):
 
 def test_a_real_request_for_more_than_there_is():
     """What this machine's allocator says, word for word."""
-    with pytest.raises(UserError, match=r"^out of memory here: do less$"), memory.enough("here", "do less"):
+    with pytest.raises(UserError, match=r"^out of memory here: do less$"), forward.enough_memory("here", "do less"):
         torch.empty(2**55)
 
 
 def test_other_errors_pass():
-    with pytest.raises(RuntimeError, match="shape"), memory.enough("here", "do less"):
+    with pytest.raises(RuntimeError, match="shape"), forward.enough_memory("here", "do less"):
         raise RuntimeError("shape mismatch")
-    assert not memory.ran_out(ValueError("no")) and memory.ran_out(MemoryError())
+    assert not forward.ran_out(ValueError("no")) and forward.ran_out(MemoryError())
 
 
 def test_the_error_is_one_line():
     """No traceback of torch's hangs on."""
-    with pytest.raises(UserError) as caught, memory.enough("here", "do less"):
+    with pytest.raises(UserError) as caught, forward.enough_memory("here", "do less"):
         raise ERRORS[0]
     assert caught.value.__suppress_context__ and "\n" not in str(caught.value)

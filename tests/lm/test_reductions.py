@@ -14,7 +14,7 @@ from pipeline.config import load_part
 from pipeline.errors import UserError
 from pipeline.lm import head
 from pipeline.objectives.contract import Objective, TokenInputs
-from pipeline.training.inputs import BatchFacts
+from pipeline.training.gradients import BatchFacts
 from pipeline.training.policy import PolicyTask
 
 N, H, V, K = 23, 16, 512, 3

@@ -11,7 +11,7 @@ from pipeline.config import Part
 from pipeline.errors import UserError
 from pipeline.objectives.contract import Needs, Objective
 from pipeline.training import inputs, policy
-from pipeline.training.gradients import accumulate, normalised_weights
+from pipeline.training.gradients import BatchFacts, accumulate, normalised_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def test_joined_batch_is_in_the_order_of_the_groups(tiny):
     model, examples = tiny.llama(), tiny.examples(3, k=2)
     examples[1] = tiny.examples(2, k=3, seed=5)[1]
     task = policy.PolicyTask(spread(), None, 0, 10**6, 2**27)
-    facts, cut = inputs.BatchFacts.of(examples), [[2, 0], [1]]
+    facts, cut = BatchFacts.of(examples), [[2, 0], [1]]
     with torch.no_grad():
         parts = [task.inputs(model, [examples[i] for i in micro], 0, facts) for micro in cut]
     whole = inputs.joined(parts, cut)

@@ -85,7 +85,7 @@ def test_prompts_computed_once_change_nothing(tiny, tokens):
         model = tiny.llama()
         prefix.prepare(model, share)
         task = policy.PolicyTask(RNCE, MC, 0, tokens, 2**27)
-        assert negatives.can_grow(model, task.draw) == share
+        assert negatives.can_grow(model, task.drawn_apart) == share
         trained, values, bad = accumulate(model, task, examples, 3, "float32", tokens)
         assert not bad
         drawn = {e.id: [c.tolist() for c in e.completions] for e in trained}
@@ -148,10 +148,10 @@ def test_a_loss_that_looks_beyond_its_group_has_its_negatives_drawn_before(tiny)
     one = load_part({"module": "pipeline.negatives.mc", "m": 1}, "negatives", Draw)
     made = policy.PolicyTask(kto, one, 0, 60, 2**27)
     examples, model = tiny.examples(6, k=4), tiny.llama()
-    assert not made.draws_apart
+    assert made.drawn_apart is None
     batch, metrics = made.prepare(model, examples, 0)
     assert [len(e.completions) for e in batch] == [2] * 6
     assert "kernel_entropy" in metrics
     apart = policy.PolicyTask(RNCE, MC, 0, 60, 2**27)
-    assert apart.draws_apart
+    assert apart.drawn_apart is not None
     assert apart.prepare(model, examples, 0) == (examples, {})

@@ -14,7 +14,8 @@ from pipeline.lm import examples as data
 from pipeline.lm import forward
 from pipeline.negatives.contract import Draw
 from pipeline.objectives.contract import LossInputs, Needs, Objective
-from pipeline.training import checks, inputs, policy
+from pipeline.training import checks, policy
+from pipeline.training.gradients import BatchFacts
 
 DPO = load_part({"module": "pipeline.objectives.dpo"}, "objective", Objective)
 CE = load_part({"module": "pipeline.objectives.ce"}, "objective", Objective)
@@ -50,7 +51,7 @@ def test_loss_where_policy_is_reference(tiny, objective, k, expected):
 def test_token_inputs_belong_to_their_log_probs(tiny):
     """Summing the token view by (group, column) gives the sequence log-probs; the largest logits are of their rows."""
     examples = tiny.examples(3)
-    seen = task(CRINGE).inputs(tiny.llama(), examples, 0, inputs.BatchFacts.of(examples))
+    seen = task(CRINGE).inputs(tiny.llama(), examples, 0, BatchFacts.of(examples))
     tokens = seen.tokens
     sums = torch.zeros(3, 2).index_put((tokens.group, tokens.column), tokens.logps, accumulate=True)
     assert tokens.top_logits.shape == tokens.top_ids.shape == (len(tokens.targets), 6)  # k = 5 and the label

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.training import reward
-from pipeline.training.inputs import BatchFacts
+from pipeline.training.gradients import BatchFacts
 
 
 class Summing(torch.nn.Module):

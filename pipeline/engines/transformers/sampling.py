@@ -169,8 +169,7 @@ def _rows(requests: list[Request], device: torch.device) -> _Rows:
     return _Rows(
         torch.tensor([r.temperature for r, _ in samples], device=device),
         torch.tensor([r.top_p for r, _ in samples], device=device),
-        torch.tensor([r.top_k for r, _ in samples], device=device),
-        torch.stack(uniforms).to(device),
+        torch.tensor([r.top_k for r, _ in samples], device=device), torch.stack(uniforms).to(device),
     )
 
 

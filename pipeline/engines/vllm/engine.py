@@ -78,8 +78,7 @@ def open_engine(model: Path, settings: Settings, log: Path) -> Iterator[Engine]:
         # the probe may take seconds (a large model, an import): sampling starts meanwhile
         known: ProbeLogps = {}
         recovered: set[str] = set()
-        gaps = pool.submit(
-            lambda: max(_first_gap(server, model, settings, known, recovered) for server in servers))
+        gaps = pool.submit(lambda: max(_first_gap(server, model, settings, known, recovered) for server in servers))
         context = min(server.context_length for server in servers)
         yield Engine(servers, keepers, model, settings, context, {}, gaps, known, recovered)
 
@@ -150,7 +149,10 @@ class Engine:
         invariant = float(os.environ.get("VLLM_BATCH_INVARIANT") == "1")  # 1: a seed gives its sample in every batch
         self.facts.update(replicas=len(lanes), server_losses=0, batch_invariant=invariant)
         for answer in dispatcher.answers(requests):
-            yield self._checked(answer)
+            if "logprob_gap" not in self.facts:  # nothing leaves before the weights are known to be the right ones
+                self.facts["logprob_gap"] = self.gaps.result()
+                self._check(self.facts["logprob_gap"])
+            yield answer
         self.facts.update(server_losses=dispatcher.losses, servers_gone=dispatcher.gone)
 
     def _lane(self, server: Server) -> Lane:
@@ -174,13 +176,6 @@ class Engine:
                 print(f"the vLLM server at {server.url} serves again", flush=True)
                 return back
         raise ServerLost(f"the vLLM server at {server.url} is lost ({why})\n{self.keepers.tail(server.url, 30)}")
-
-    def _checked(self, answer: Answer) -> Answer:
-        """Nothing leaves before the weights are known to be the right ones."""
-        if "logprob_gap" not in self.facts:
-            self.facts["logprob_gap"] = self.gaps.result()
-            self._check(self.facts["logprob_gap"])
-        return answer
 
     def _check(self, found: float) -> None:
         if not found <= self.settings.tolerance:

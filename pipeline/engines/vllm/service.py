@@ -7,6 +7,7 @@ whatever ends it or the process that started it.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -220,12 +221,8 @@ def engine_environment(settings: Settings, replica: int = 0) -> dict[str, str]:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     mine = share(list(map(str, cores[: settings.cores or None])), replica, settings.replicas)
     made = {
-        "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gb),
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(mine),
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONUNBUFFERED": "1",
+        "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gb), "VLLM_CPU_OMP_THREADS_BIND": ",".join(mine),
+        "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
     }
     if on_cpu():
         made[plugin.PATIENT] = "1"
@@ -287,8 +284,6 @@ def _kill_tree(pid: int) -> None:
     except psutil.NoSuchProcess:
         return
     for process in tree:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            pass
     psutil.wait_procs(tree, timeout=5)
