@@ -30,7 +30,7 @@ SELECTIONS = [name for name in options(CONF, "selection")
               if name not in ("drafts", "drawn", "pair_and_samples", "policy_and_reference")]
 MORE = {"best_rest": ["objective=rnce"],
         "relabel": ['selection.text="Score {goal}."']}  # its own text alone would fill this world's context
-OTHER_SCORES = {"best_rest", "upo", "cdr", "maxmin"}  # of another policy; of the scorer they bring along
+OTHER_SCORES = {"best_rest", "cdr", "maxmin", "spa", "upo"}  # of another policy; of the scorer they bring along
 
 
 def kind(name: str) -> tuple[Any, ...]:
