@@ -26,9 +26,8 @@ class Ends:
     """Per token instead of summed over the completion."""
 
 
-def ends(
-    logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, settings: Ends, lengths: Tensor | None, sign: int
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def ends(logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, settings: Ends, lengths: Tensor | None,
+         sign: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The m candidates of the largest (sign 1) or smallest (sign -1) weight; ties go to the lower index."""
     import torch
 
@@ -51,10 +50,8 @@ def lengths_for(length_normalize: bool, lengths: Tensor | None) -> Tensor | None
     return lengths if length_normalize else None
 
 
-def log_weights(
-    logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, weights: str, beta: float = 1.0,
-    lengths: Tensor | None = None,
-) -> Tensor:
+def log_weights(logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, weights: str, beta: float = 1.0,
+                lengths: Tensor | None = None) -> Tensor:
     """Unnormalised log-weights of the candidates: (G, K - 1) for columns 1 .. K - 1, -inf where not present.
 
     weights: "reward", beta * (log pi - log ref), or "logp", beta * log pi; sums over tokens, at least float32;

@@ -12,10 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def draw(
-    logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings,
-    lengths: Tensor | None = None,
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def draw(logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings,
+         lengths: Tensor | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """See Draw. Ties go to the lower index. Metric: kernel_entropy = 0, there is nothing random."""
     return ends(logps, ref_logps, present, settings, lengths, sign=-1)
 

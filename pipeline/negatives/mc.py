@@ -46,10 +46,8 @@ class Settings:
     """Steps S of the chain. Paper: 1."""
 
 
-def draw(
-    logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings,
-    lengths: Tensor | None = None,
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def draw(logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings,
+         lengths: Tensor | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """See Draw. Gumbel-top-M: adding Gumbel noise to log w and taking the M largest is exactly drawing
     M times from w, each time without the ones before. Metric: kernel_entropy of w, nats, at most ln L.
     """

@@ -21,10 +21,8 @@ class Settings:
     """Negatives per group and step. Paper: 1 to 3."""
 
 
-def draw(
-    logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings,
-    lengths: Tensor | None = None,
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def draw(logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings,
+         lengths: Tensor | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """See Draw. The M largest uniforms are M candidates at random. Metric: kernel_entropy, ln L nats."""
     import torch
 

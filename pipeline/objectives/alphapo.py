@@ -46,15 +46,8 @@ def alpha_rewards(logps: Tensor, lengths: Tensor, alpha: float) -> Tensor:
     return average if alpha == 0.0 else -(-alpha * average).clamp(max=CLAMP).expm1() / alpha
 
 
-def alphapo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    beta: float,
-    gamma: float,
-    alpha: float,
-) -> Tensor:
+def alphapo_losses(chosen_logps: Tensor, rejected_logps: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor,
+                   beta: float, gamma: float, alpha: float) -> Tensor:
     """AlphaPO loss of each pair.
 
     Args:

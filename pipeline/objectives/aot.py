@@ -36,15 +36,8 @@ class Settings:
     """eps, as in cDPO."""
 
 
-def aot_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    beta: float,
-    paired: bool = True,
-    label_smoothing: float = 0.0,
-) -> Tensor:
+def aot_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+               beta: float, paired: bool = True, label_smoothing: float = 0.0) -> Tensor:
     """AOT losses of a whole batch of pairs, each at the place of the pair that holds the rank on the u side.
 
     Args:
@@ -70,9 +63,8 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     pairs, four = with_anchor(batch, "aot")
     places = pairs.usable.nonzero()[:, 0]  # the others must not take part in the sort
     chosen, rejected, ref_chosen, ref_rejected = (v[places] for v in four)
-    found = aot_losses(
-        chosen, rejected, ref_chosen, ref_rejected, settings.beta, settings.paired, settings.label_smoothing
-    )
+    found = aot_losses(chosen, rejected, ref_chosen, ref_rejected, settings.beta, settings.paired,
+                       settings.label_smoothing)
     losses = torch.zeros_like(four[0]).to(found.dtype).scatter(0, places, found)
     chosen, rejected = log_ratios(*four)
     return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)

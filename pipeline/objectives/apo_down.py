@@ -26,9 +26,8 @@ class Settings:
     """Scale of the implicit reward, 1/nats. Paper: 0.1."""
 
 
-def apo_down_losses(
-    chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, beta: float
-) -> Tensor:
+def apo_down_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                    beta: float) -> Tensor:
     """APO-down loss of each pair.
 
     Args:

@@ -26,9 +26,8 @@ class Settings:
     """Scale of the implicit reward, 1/nats. Paper: 0.1."""
 
 
-def apo_zero_losses(
-    chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, beta: float
-) -> Tensor:
+def apo_zero_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                    beta: float) -> Tensor:
     """APO-zero loss of each pair.
 
     Args:

@@ -28,13 +28,8 @@ class Settings:
     """lambda. The paper's default is not at hand; sweep 0.1 to 1."""
 
 
-def asft_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    odds_weight: float,
-) -> Tensor:
+def asft_losses(chosen_logps: Tensor, rejected_logps: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor,
+                odds_weight: float) -> Tensor:
     """ASFT loss of each pair.
 
     Args:

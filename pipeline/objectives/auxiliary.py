@@ -52,9 +52,8 @@ def needs(settings: Settings) -> Needs:
     return Needs(token_logps=by_token, reference_tokens=by_token, rationale=settings.rationale_gamma > 0.0)
 
 
-def sft_losses(
-    chosen_logps: Tensor, chosen_lengths: Tensor, normalise: str = "batch", mean_length: float | None = None
-) -> Tensor:
+def sft_losses(chosen_logps: Tensor, chosen_lengths: Tensor, normalise: str = "batch",
+               mean_length: float | None = None) -> Tensor:
     """-log pi(y_w) of each group in one of three normalisations.
 
     Args:
@@ -76,9 +75,8 @@ def sft_losses(
     return nll
 
 
-def desensitised_sums(
-    token_logps: Tensor, group: Tensor, column: Tensor, position: Tensor, lengths: Tensor, alpha: float
-) -> Tensor:
+def desensitised_sums(token_logps: Tensor, group: Tensor, column: Tensor, position: Tensor, lengths: Tensor,
+                      alpha: float) -> Tensor:
     """(G, K) sums in which tokens beyond min(|y_w|, |y_l|) of their group weigh alpha.
 
     Args:
@@ -101,11 +99,8 @@ def before(batch: LossInputs, settings: Settings) -> LossInputs:
         tokens = tokens_of(batch, "length_alpha")
         places = (tokens.group, tokens.column, tokens.position, _compared(batch, settings), settings.length_alpha)
         ref = required(tokens.ref_logps, "tokens.ref_logps", "length_alpha")
-        batch = dataclasses.replace(
-            batch,
-            logps=desensitised_sums(tokens.logps, *places),
-            ref_logps=None if batch.ref_logps is None else desensitised_sums(ref, *places),
-        )
+        batch = dataclasses.replace(batch, logps=desensitised_sums(tokens.logps, *places),
+                                    ref_logps=None if batch.ref_logps is None else desensitised_sums(ref, *places))
     return without_last(batch) if settings.rationale_gamma > 0.0 else batch
 
 

@@ -38,15 +38,8 @@ class Settings:
     """Which of the three NLLs above."""
 
 
-def cpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    chosen_lengths: Tensor,
-    beta: float,
-    alpha: float,
-    sft_normalise: str = "sum",
-    mean_chosen_length: float | None = None,
-) -> Tensor:
+def cpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, chosen_lengths: Tensor, beta: float, alpha: float,
+               sft_normalise: str = "sum", mean_chosen_length: float | None = None) -> Tensor:
     """CPO loss of each pair.
 
     Args:
@@ -64,10 +57,8 @@ def cpo_losses(
 def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
     pairs = pairs_of(batch, "cpo")
-    losses = cpo_losses(
-        pairs.chosen, pairs.rejected, pairs.chosen_lengths, settings.beta, settings.alpha, settings.sft_normalise,
-        batch.mean_chosen_length,
-    )
+    losses = cpo_losses(pairs.chosen, pairs.rejected, pairs.chosen_lengths, settings.beta, settings.alpha,
+                        settings.sft_normalise, batch.mean_chosen_length)
     return compared(pairs, losses, settings.beta * pairs.chosen, settings.beta * pairs.rejected)
 
 

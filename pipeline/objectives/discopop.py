@@ -32,14 +32,8 @@ class Settings:
     """Temperature of the mixing. Paper: 0.05. Above 1 the exponential part would grow without bound for z < 0."""
 
 
-def discopop_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    beta: float,
-    tau: float,
-) -> Tensor:
+def discopop_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                    beta: float, tau: float) -> Tensor:
     """DiscoPOP loss of each pair.
 
     Args:

@@ -31,14 +31,8 @@ class Settings:
     """eps, the assumed share of flipped labels. 0: DPO. cDPO: 0.1 is usual."""
 
 
-def dpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    beta: float,
-    label_smoothing: float = 0.0,
-) -> Tensor:
+def dpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+               beta: float, label_smoothing: float = 0.0) -> Tensor:
     """DPO / cDPO loss of each pair.
 
     Args:

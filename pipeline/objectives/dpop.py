@@ -32,14 +32,8 @@ class Settings:
     """lambda. Paper: 50. 0 is DPO."""
 
 
-def dpop_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    beta: float,
-    penalty: float,
-) -> Tensor:
+def dpop_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                beta: float, penalty: float) -> Tensor:
     """DPOP loss of each pair.
 
     Args:

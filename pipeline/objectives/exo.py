@@ -43,14 +43,8 @@ class Settings:
         return (0.0, -10.0) if self.energies else (math.log1p(-eps), math.log(eps))
 
 
-def exo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    beta: float,
-    log_labels: tuple[float, float],
-) -> Tensor:
+def exo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+               beta: float, log_labels: tuple[float, float]) -> Tensor:
     """EXO-pref loss of each pair.
 
     Args:

@@ -32,9 +32,8 @@ class Settings:
     """beta_r, in the unit of the rewards. Official code: 0.5."""
 
 
-def exo_rw_losses(
-    logps: Tensor, ref_logps: Tensor, scores: Tensor, present: Tensor, beta: float, reward_temperature: float
-) -> Tensor:
+def exo_rw_losses(logps: Tensor, ref_logps: Tensor, scores: Tensor, present: Tensor, beta: float,
+                  reward_temperature: float) -> Tensor:
     """EXO-rw loss of each group.
 
     Args:

@@ -68,16 +68,8 @@ def f_scores(log_ratios: Tensor, divergence: str, alpha: float = 0.5, clamp: flo
     return -(-rate * values).clamp(max=clamp).expm1() / rate
 
 
-def fdpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    beta: float,
-    divergence: str,
-    alpha: float = 0.5,
-    clamp: float = 80.0,
-) -> Tensor:
+def fdpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                beta: float, divergence: str, alpha: float = 0.5, clamp: float = 80.0) -> Tensor:
     """f-DPO loss of each pair.
 
     Args:

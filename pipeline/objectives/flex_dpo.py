@@ -43,14 +43,8 @@ class Settings:
         return []
 
 
-def flex_dpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    beta_chosen: float,
-    beta_rejected: float,
-) -> Tensor:
+def flex_dpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                    beta_chosen: float, beta_rejected: float) -> Tensor:
     """Flex-DPO loss of each pair, without the likelihood term.
 
     Args:

@@ -32,15 +32,8 @@ class Settings:
     already (see `gpm.average_scores`), over all samples of the prompt."""
 
 
-def gpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    previous_chosen_logps: Tensor,
-    previous_rejected_logps: Tensor,
-    chosen_scores: Tensor,
-    rejected_scores: Tensor,
-    beta: float,
-) -> Tensor:
+def gpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, previous_chosen_logps: Tensor,
+               previous_rejected_logps: Tensor, chosen_scores: Tensor, rejected_scores: Tensor, beta: float) -> Tensor:
     """GPO loss of each pair.
 
     Args: the first four: (G,) sums over tokens, nats, under the policy and pi_t.

@@ -84,12 +84,9 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     terms = reduced(batch, cross_entropy, contrastive, settings.reduction)
     gated = hard_cringe_losses(-terms[0], terms[1], margin, settings.alpha, settings.b)
     losses = torch.where(usable, gated, terms[0] + settings.alpha * terms[1])
-    metrics = detached(
-        margin=margin,
-        accuracy=margin > 0,
-        gate=torch.where(usable, hard_gates(margin, settings.b), 1.0),
-        **per_token(batch, cross_entropy, contrastive),
-    )
+    metrics = detached(margin=margin, accuracy=margin > 0,
+                       gate=torch.where(usable, hard_gates(margin, settings.b), 1.0),
+                       **per_token(batch, cross_entropy, contrastive))
     return losses, metrics
 
 

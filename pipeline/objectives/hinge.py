@@ -27,9 +27,8 @@ class Settings:
     """Slope, 1/nats; the margin is 1 / gamma. RSO: 0.05. TRL calls it beta."""
 
 
-def hinge_losses(
-    chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, gamma: float
-) -> Tensor:
+def hinge_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                 gamma: float) -> Tensor:
     """Hinge loss of each pair.
 
     Args:

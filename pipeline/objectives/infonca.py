@@ -34,9 +34,8 @@ class Settings:
     """Added to the reward of completion 0 to break ties. The authors' code adds 0.01, the paper nothing."""
 
 
-def infonca_losses(
-    logps: Tensor, ref_logps: Tensor, scores: Tensor, present: Tensor, beta: float, alpha: float
-) -> Tensor:
+def infonca_losses(logps: Tensor, ref_logps: Tensor, scores: Tensor, present: Tensor, beta: float,
+                   alpha: float) -> Tensor:
     """InfoNCA loss of each group.
 
     Args:

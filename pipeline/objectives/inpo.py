@@ -43,16 +43,9 @@ class Settings:
         return 1.0 / 3.0 if self.tau is None else self.tau / self.eta
 
 
-def inpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    previous_chosen_logps: Tensor,
-    previous_rejected_logps: Tensor,
-    eta: float,
-    pull: float = 1.0 / 3.0,
-) -> Tensor:
+def inpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                previous_chosen_logps: Tensor, previous_rejected_logps: Tensor, eta: float,
+                pull: float = 1.0 / 3.0) -> Tensor:
     """INPO loss of each pair.
 
     Args: the first six: (G,) sums over completion tokens, nats, under the policy, the reference and pi_t.

@@ -31,16 +31,8 @@ class Settings:
     """Divide each log-ratio by the number of its completion's tokens."""
 
 
-def ipo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    tau: float,
-    normalize: bool = True,
-) -> Tensor:
+def ipo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+               chosen_lengths: Tensor, rejected_lengths: Tensor, tau: float, normalize: bool = True) -> Tensor:
     """IPO loss of each pair.
 
     Args:

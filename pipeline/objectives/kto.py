@@ -52,15 +52,8 @@ def needs(settings: Settings) -> Needs:
     return _NEEDS[settings.reference_point]
 
 
-def kto_losses(
-    log_ratios: Tensor,
-    wanted: Tensor,
-    wanted_point: Tensor | float,
-    unwanted_point: Tensor | float,
-    beta: float,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
-) -> Tensor:
+def kto_losses(log_ratios: Tensor, wanted: Tensor, wanted_point: Tensor | float, unwanted_point: Tensor | float,
+               beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> Tensor:
     """KTO loss of each completion.
 
     Args:

@@ -49,9 +49,8 @@ def needs(settings: Settings) -> Needs:
     return Needs(pairs=True, scores=True, reference=True)
 
 
-def nash_md_losses(
-    logps: Tensor, ref_logps: Tensor, probabilities: Tensor, beta: float, control_variate: float = 0.5
-) -> Tensor:
+def nash_md_losses(logps: Tensor, ref_logps: Tensor, probabilities: Tensor, beta: float,
+                   control_variate: float = 0.5) -> Tensor:
     """The paper's form for each sample y.
 
     Args:
@@ -65,9 +64,8 @@ def nash_md_losses(
     return -logps * (probabilities - control_variate - beta * ratio).detach()
 
 
-def nash_md_token_losses(
-    token_logps: Tensor, ref_token_logps: Tensor, probabilities: Tensor, beta: float, control_variate: float = 0.5
-) -> Tensor:
+def nash_md_token_losses(token_logps: Tensor, ref_token_logps: Tensor, probabilities: Tensor, beta: float,
+                         control_variate: float = 0.5) -> Tensor:
     """TRL's form, one term per token, to be summed over the tokens of each y.
 
     Args:
@@ -103,9 +101,8 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     return compared(pairs, total, *rewards, win_probability=first)
 
 
-def _tokens(
-    batch: LossInputs, usable: Tensor, sides: tuple[Tensor, Tensor], settings: Settings
-) -> tuple[list[Tensor], list[Tensor]]:
+def _tokens(batch: LossInputs, usable: Tensor, sides: tuple[Tensor, Tensor],
+            settings: Settings) -> tuple[list[Tensor], list[Tensor]]:
     """(losses, log-ratios) of both completions, each (G,), in TRL's form."""
     import torch
 

@@ -28,9 +28,8 @@ class Settings:
     """Scale of the implicit reward, 1/nats. Paper: 0.01."""
 
 
-def nca_pair_losses(
-    chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, beta: float
-) -> Tensor:
+def nca_pair_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                    beta: float) -> Tensor:
     """NCA loss of each pair.
 
     Args:

@@ -78,9 +78,8 @@ def preference_differences(scores: Tensor, present: Tensor) -> Tensor:
     return torch.where(there.any(dim=1), against, (first - second).sigmoid()[:, 0] - 0.5)
 
 
-def against_opponents(
-    batch: LossInputs, objective: str, beta: float, log_ratio: str
-) -> tuple[Tensor, dict[str, Tensor]]:
+def against_opponents(batch: LossInputs, objective: str, beta: float,
+                      log_ratio: str) -> tuple[Tensor, dict[str, Tensor]]:
     """Losses and metrics of version 1, (G,). Raises ValueError without a reference or scores."""
     import torch
 
@@ -107,9 +106,8 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     return _regression(batch, usable, reference, probabilities - 0.5, settings.beta, settings.log_ratio)
 
 
-def _regression(
-    batch: LossInputs, usable: Tensor, reference: Tensor, differences: Tensor, beta: float, log_ratio: str
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _regression(batch: LossInputs, usable: Tensor, reference: Tensor, differences: Tensor, beta: float,
+                log_ratio: str) -> tuple[Tensor, dict[str, Tensor]]:
     ratios = masked(batch.logps, batch.present) - masked(reference, batch.present)
     if log_ratio == "avg":
         ratios = averages(ratios, batch.lengths)

@@ -33,15 +33,8 @@ class Settings:
     """NLL per token of the completion (mean, the paper's), averaging to the batch's token mean (batch, TRL), or sum."""
 
 
-def orpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    odds_weight: float,
-    sft_normalise: str = "mean",
-    mean_chosen_length: float | None = None,
-) -> Tensor:
+def orpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor,
+                odds_weight: float, sft_normalise: str = "mean", mean_chosen_length: float | None = None) -> Tensor:
     """ORPO loss of each pair.
 
     Args:

@@ -61,9 +61,8 @@ def soft_gates(margin: Tensor, b: float, tau: float) -> Tensor:
     return ((b - at_least_float32(margin)) / tau).sigmoid()
 
 
-def pairwise_cringe_losses(
-    chosen_logps: Tensor, contrastive: Tensor, margin: Tensor, alpha: float, b: float, tau: float
-) -> Tensor:
+def pairwise_cringe_losses(chosen_logps: Tensor, contrastive: Tensor, margin: Tensor, alpha: float, b: float,
+                           tau: float) -> Tensor:
     """g (-log pi(y_w) + alpha L_Cr(y_l)) for each pair.
 
     Args:
@@ -92,13 +91,8 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     gated = pairwise_cringe_losses(-terms[0], terms[1], margin, settings.alpha, settings.b, settings.tau)
     losses = torch.where(usable, gated, terms[0] + settings.alpha * terms[1])
     gate = torch.where(usable, soft_gates(margin, settings.b, settings.tau), 1.0)
-    metrics = detached(
-        margin=margin,
-        accuracy=margin > 0,
-        gate=gate,
-        gate_closed=gate < 0.01,
-        **per_token(batch, cross_entropy, contrastive),
-    )
+    metrics = detached(margin=margin, accuracy=margin > 0, gate=gate, gate_closed=gate < 0.01,
+                       **per_token(batch, cross_entropy, contrastive))
     return losses, metrics
 
 

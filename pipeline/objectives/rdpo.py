@@ -31,14 +31,8 @@ class Settings:
     """eps, the rate at which labels are flipped. Paper: 0.1. At 1/2 a label says nothing and the loss is undefined."""
 
 
-def rdpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    beta: float,
-    label_smoothing: float,
-) -> Tensor:
+def rdpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                beta: float, label_smoothing: float) -> Tensor:
     """rDPO loss of each pair (Chowdhury et al. 2024, Eq. 12).
 
     Args:

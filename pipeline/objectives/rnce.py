@@ -65,13 +65,8 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     rewards_chosen = masked(rewards[:, 0], usable)
     rewards_rejected = masked(rewards[:, 1:], negatives).sum(dim=1) / divisor
     beaten = (rewards[:, :1] > rewards[:, 1:]) | ~negatives
-    metrics = detached(
-        rewards_chosen=rewards_chosen,
-        rewards_rejected=rewards_rejected,
-        margin=rewards_chosen - rewards_rejected,
-        accuracy=beaten.all(dim=1) & usable,
-        negatives=number,
-    )
+    metrics = detached(rewards_chosen=rewards_chosen, rewards_rejected=rewards_rejected,
+                       margin=rewards_chosen - rewards_rejected, accuracy=beaten.all(dim=1) & usable, negatives=number)
     return losses, metrics
 
 

@@ -37,17 +37,9 @@ class Settings:
     """Which of the three forms above."""
 
 
-def rpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    chosen_lengths: Tensor,
-    beta: float,
-    eta: float,
-    sft_normalise: str = "sum",
-    mean_chosen_length: float | None = None,
-) -> Tensor:
+def rpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+               chosen_lengths: Tensor, beta: float, eta: float, sft_normalise: str = "sum",
+               mean_chosen_length: float | None = None) -> Tensor:
     """RPO loss of each pair.
 
     Args:
@@ -67,9 +59,8 @@ def rpo_losses(
 def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
     pairs, four = with_anchor(batch, "rpo")
-    losses = rpo_losses(
-        *four, pairs.chosen_lengths, settings.beta, settings.eta, settings.sft_normalise, batch.mean_chosen_length
-    )
+    losses = rpo_losses(*four, pairs.chosen_lengths, settings.beta, settings.eta, settings.sft_normalise,
+                        batch.mean_chosen_length)
     chosen, rejected = log_ratios(*four)
     return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
 

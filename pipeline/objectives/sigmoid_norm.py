@@ -27,15 +27,9 @@ class Settings:
     """Scale of the averaged log-ratios, tokens/nat. Tulu 3: 5."""
 
 
-def sigmoid_norm_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    beta: float,
-) -> Tensor:
+def sigmoid_norm_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor,
+                        ref_rejected_logps: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor,
+                        beta: float) -> Tensor:
     """Length-normalised DPO loss of each pair.
 
     Args:

@@ -30,14 +30,8 @@ class Settings:
     """gamma / beta, the target margin in nats per token, as SimPO's code has it. TRL's simpo_gamma is gamma itself."""
 
 
-def simpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    beta: float,
-    gamma: float,
-) -> Tensor:
+def simpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor,
+                 beta: float, gamma: float) -> Tensor:
     """SimPO loss of each pair.
 
     Args:

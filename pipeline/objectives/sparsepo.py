@@ -60,15 +60,9 @@ def parameters(hidden: int, layers: int, settings: Settings) -> dict[str, Tensor
             for seed, name in enumerate(names) for part, value in new_head(hidden, layers, seed).items()}
 
 
-def sparsepo_losses(
-    log_ratios: tuple[Tensor, Tensor],
-    divergences: tuple[Tensor, Tensor],
-    reward_norms: tuple[Tensor, Tensor],
-    divergence_norms: tuple[Tensor, Tensor],
-    beta: float,
-    l1_reward: float = 0.0,
-    l1_divergence: float = 0.0,
-) -> Tensor:
+def sparsepo_losses(log_ratios: tuple[Tensor, Tensor], divergences: tuple[Tensor, Tensor],
+                    reward_norms: tuple[Tensor, Tensor], divergence_norms: tuple[Tensor, Tensor], beta: float,
+                    l1_reward: float = 0.0, l1_divergence: float = 0.0) -> Tensor:
     """SparsePO loss of each pair. Every tuple is (chosen, rejected), each (G,).
 
     Args:
@@ -83,9 +77,8 @@ def sparsepo_losses(
     return tdpo_losses(*log_ratios, *divergences, beta) + sparsity
 
 
-def masks(
-    tokens: TokenInputs, shape: tuple[int, int], heads: dict[str, Tensor], settings: Settings
-) -> tuple[Tensor, Tensor]:
+def masks(tokens: TokenInputs, shape: tuple[int, int], heads: dict[str, Tensor],
+          settings: Settings) -> tuple[Tensor, Tensor]:
     """(m, k), each (N,), of the batch's tokens. Raises ValueError without the reference's hidden states."""
     hidden = required(tokens.ref_hidden, "tokens.ref_hidden", "sparsepo")
     if settings.mask == "mapo":

@@ -41,15 +41,8 @@ def needs(settings: Settings) -> Needs:
     return Needs(reference=True, pairs=True, scores=True, score=stored)
 
 
-def spce_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    probabilities: Tensor,
-    beta: float,
-    clip: float = 1e-4,
-) -> Tensor:
+def spce_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                probabilities: Tensor, beta: float, clip: float = 1e-4) -> Tensor:
     """SPCE loss of each pair.
 
     Args:
@@ -73,9 +66,7 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     """
     pairs, four = with_anchor(batch, "spce")
     scores = required(batch.scores, "scores", "spce")
-    p = preference_probabilities(
-        column(scores, 0, pairs.usable), column(scores, 1, pairs.usable), settings.labels
-    )
+    p = preference_probabilities(column(scores, 0, pairs.usable), column(scores, 1, pairs.usable), settings.labels)
     losses = spce_losses(*four, p, settings.beta, settings.clip)
     chosen, rejected = log_ratios(*four)
     return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected, label=p)

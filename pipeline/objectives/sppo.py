@@ -50,16 +50,9 @@ def needs(settings: Settings) -> Needs:
     return Needs(pairs=True, previous=previous, reference=not previous, scores=settings.labels != "hard", score=stored)
 
 
-def sppo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    previous_chosen_logps: Tensor,
-    previous_rejected_logps: Tensor,
-    chosen_win_rates: Tensor | float,
-    rejected_win_rates: Tensor | float,
-    beta: float,
-    scale: float = 0.5,
-) -> Tensor:
+def sppo_losses(chosen_logps: Tensor, rejected_logps: Tensor, previous_chosen_logps: Tensor,
+                previous_rejected_logps: Tensor, chosen_win_rates: Tensor | float, rejected_win_rates: Tensor | float,
+                beta: float, scale: float = 0.5) -> Tensor:
     """SPPO loss of each pair.
 
     Args:

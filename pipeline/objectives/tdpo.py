@@ -36,15 +36,8 @@ class Settings:
     """Weight of the divergences in version 2. Paper: 0.5."""
 
 
-def tdpo_losses(
-    chosen_log_ratio: Tensor,
-    rejected_log_ratio: Tensor,
-    chosen_divergence: Tensor,
-    rejected_divergence: Tensor,
-    beta: float,
-    version: int = 1,
-    alpha: float = 0.5,
-) -> Tensor:
+def tdpo_losses(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, chosen_divergence: Tensor,
+                rejected_divergence: Tensor, beta: float, version: int = 1, alpha: float = 0.5) -> Tensor:
     """TDPO loss of each pair.
 
     Args:

@@ -73,14 +73,8 @@ def flips(values: Tensor, labels: str) -> Tensor:
     return (values / (2.0 * math.log(2.0))).clamp(0.0, 0.5)
 
 
-def upo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    previous_chosen_logps: Tensor,
-    previous_rejected_logps: Tensor,
-    alphas: Tensor,
-    beta: float,
-) -> Tensor:
+def upo_losses(chosen_logps: Tensor, rejected_logps: Tensor, previous_chosen_logps: Tensor,
+               previous_rejected_logps: Tensor, alphas: Tensor, beta: float) -> Tensor:
     """UPO's preference term for each pair, without the likelihood.
 
     Args:

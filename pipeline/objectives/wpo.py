@@ -42,15 +42,8 @@ def wpo_weights(log_likeness: Tensor, lengths: Tensor) -> Tensor:
     return averages(log_likeness.detach(), lengths).exp()
 
 
-def wpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    chosen_weights: Tensor,
-    rejected_weights: Tensor,
-    beta: float,
-) -> Tensor:
+def wpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+               chosen_weights: Tensor, rejected_weights: Tensor, beta: float) -> Tensor:
     """WPO loss of each pair.
 
     Args:

@@ -37,15 +37,8 @@ class Settings:
     """Weight of the optimism. TRL: 1e-5; the paper names no value."""
 
 
-def xpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    sample_logps: Tensor,
-    beta: float,
-    alpha: float,
-) -> Tensor:
+def xpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+               sample_logps: Tensor, beta: float, alpha: float) -> Tensor:
     """XPO loss of each pair.
 
     Args:

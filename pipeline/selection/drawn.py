@@ -55,6 +55,5 @@ def _fewest(settings: Settings) -> int:
     return int(settings.opponents_from == "beside") if settings.opponents is None else settings.opponents
 
 
-RULE = Rule(
-    Settings, select, gives=lambda s: PAIRS if s.opponents == 0 else "drawn", samples=lambda s: 2 + _fewest(s),
-    draws=True, beside=lambda s: s.opponents_from == "beside")
+RULE = Rule(Settings, select, gives=lambda s: PAIRS if s.opponents == 0 else "drawn", samples=lambda s: 2 + _fewest(s),
+            draws=True, beside=lambda s: s.opponents_from == "beside")

@@ -112,6 +112,5 @@ def _with_goal(messages: tuple[Message, ...], text: str, role: str) -> tuple[Mes
     return (*messages[:first], joined, *messages[first + 1 :])
 
 
-RULE = Rule(
-    Settings, select, seeded=lambda s: s.rejected == "random", reads=reads, stores=(GOAL,), ranks=GOAL,
-    rewrites=True, survey=survey)
+RULE = Rule(Settings, select, seeded=lambda s: s.rejected == "random", reads=reads, stores=(GOAL,), ranks=GOAL,
+            rewrites=True, survey=survey)

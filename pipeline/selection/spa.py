@@ -79,6 +79,5 @@ def _margin(pair: Group, name: str) -> float:
     return chosen - rejected
 
 
-RULE = Rule(
-    Settings, select, seeded=lambda s: s.pairing == "best_random", reads=reads, stores=(WIN_RATE,),
-    survey=survey)
+RULE = Rule(Settings, select, seeded=lambda s: s.pairing == "best_random", reads=reads, stores=(WIN_RATE,),
+            survey=survey)

@@ -70,9 +70,8 @@ def draw_positives(top_logits: Tensor, top_ids: Tensor, targets: Tensor, uniform
         return candidates.gather(1, place)[:, 0]
 
 
-def contrastive_losses(
-    target_logits: Tensor, top_logits: Tensor, top_ids: Tensor, targets: Tensor, uniforms: Tensor, k: int
-) -> Tensor:
+def contrastive_losses(target_logits: Tensor, top_logits: Tensor, top_ids: Tensor, targets: Tensor, uniforms: Tensor,
+                       k: int) -> Tensor:
     """The contrastive loss of each token (the term of Xu et al. 2023, Eq. 4).
 
     Args:
@@ -131,9 +130,8 @@ def margins(batch: LossInputs, usable: Tensor, how: str) -> Tensor:
     """
     chosen, rejected = column(batch.logps, 0, usable), column(batch.logps, 1, usable)
     if how == "avg":
-        return chosen / column(batch.lengths, 0, usable).clamp(min=1) - rejected / column(
-            batch.lengths, 1, usable
-        ).clamp(min=1)
+        return chosen / column(batch.lengths, 0,
+                               usable).clamp(min=1) - rejected / column(batch.lengths, 1, usable).clamp(min=1)
     return chosen - rejected
 
 

@@ -43,9 +43,8 @@ def pairs_of(batch: LossInputs, objective: str) -> Pairs:
     return Pairs(usable, *(column(table, i % 2, usable) for i, table in enumerate(tables)))
 
 
-def with_anchor(
-    batch: LossInputs, objective: str, against: str = "reference"
-) -> tuple[Pairs, tuple[Tensor, Tensor, Tensor, Tensor]]:
+def with_anchor(batch: LossInputs, objective: str,
+                against: str = "reference") -> tuple[Pairs, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """The pairs, and their four log-probs (G,): chosen and rejected under the policy, then under the frozen model,
     which is the "reference" or the "previous" policy.
 
@@ -60,10 +59,8 @@ def with_anchor(
 
 def log_ratios(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> tuple[Tensor, Tensor]:
     """(a, b), the log-ratios of the two completions, nats; any one shape."""
-    return (
-        at_least_float32(chosen) - at_least_float32(ref_chosen),
-        at_least_float32(rejected) - at_least_float32(ref_rejected),
-    )
+    return (at_least_float32(chosen) - at_least_float32(ref_chosen),
+            at_least_float32(rejected) - at_least_float32(ref_rejected))
 
 
 def averages(logps: Tensor, lengths: Tensor) -> Tensor:
@@ -107,18 +104,12 @@ def refuse_unless_probabilities(values: Tensor, kind: str) -> None:
                         "0 <= x <= 1; select with a rule that stores them, or take the labels from rewards")
 
 
-def compared(
-    pairs: Pairs, losses: Tensor, rewards_chosen: Tensor, rewards_rejected: Tensor, **more: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
+def compared(pairs: Pairs, losses: Tensor, rewards_chosen: Tensor, rewards_rejected: Tensor,
+             **more: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """What `loss` returns: losses and metrics, all (G,), 0 for groups that are no pair."""
     import torch
 
-    metrics = detached(
-        rewards_chosen=rewards_chosen,
-        rewards_rejected=rewards_rejected,
-        margin=rewards_chosen - rewards_rejected,
-        accuracy=rewards_chosen > rewards_rejected,
-        **more,
-    )
+    metrics = detached(rewards_chosen=rewards_chosen, rewards_rejected=rewards_rejected,
+                       margin=rewards_chosen - rewards_rejected, accuracy=rewards_chosen > rewards_rejected, **more)
     usable = pairs.usable
     return torch.where(usable, losses, 0.0), {k: torch.where(usable, v, 0.0) for k, v in metrics.items()}

@@ -44,9 +44,8 @@ def new_head(hidden: int, layers: int, seed: int) -> dict[str, Tensor]:
     }
 
 
-def learned_masks(
-    hidden: Tensor, head: dict[str, Tensor], uniforms: Tensor | None = None, dropout: float = 0.0
-) -> Tensor:
+def learned_masks(hidden: Tensor, head: dict[str, Tensor], uniforms: Tensor | None = None,
+                  dropout: float = 0.0) -> Tensor:
     """The mask value of each token.
 
     Args:
