@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.config import setting
 from pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.negatives.contract import Tensor
 
 
 @dataclass(frozen=True)

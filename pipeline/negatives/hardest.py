@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from pipeline.negatives.contract import Draw
+from pipeline.negatives.contract import Draw, Tensor
 from pipeline.negatives.draws import Ends as Settings
 from pipeline.negatives.draws import ends, weighs_by_reward
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def draw(logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings,

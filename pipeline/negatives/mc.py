@@ -15,14 +15,10 @@ draw counts. Over one fixed list further steps would only repeat the draw, so th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.negatives.contract import Draw
+from pipeline.negatives.contract import Draw, Tensor
 from pipeline.negatives.draws import entropy, fresh, gumbel, lengths_for, log_weights, top, weighs_by_reward
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,11 @@ gives no gradient. alpha = 0 is SimPO. No reference.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import averages, compared, pairs_of
 from pipeline.objectives.shared.tensors import log_sigmoid
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 CLAMP = 80.0  # largest exponent: e^88 overflows in float32
 
@@ -62,7 +58,7 @@ def alphapo_losses(chosen_logps: Tensor, rejected_logps: Tensor, chosen_lengths:
     return -log_sigmoid(beta * (chosen - rejected) - gamma)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison and clamped, the pair's number of clamped sides.
 
     Raises UserError for more than two completions.

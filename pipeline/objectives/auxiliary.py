@@ -15,15 +15,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.config import setting
-from pipeline.objectives.contract import Auxiliary, LossInputs, Needs
+from pipeline.objectives.contract import Auxiliary, Losses, LossInputs, Needs, Tensor
 from pipeline.objectives.shared.tensors import at_least_float32, masked, required
 from pipeline.objectives.shared.tokenwise import tokens_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -140,7 +137,7 @@ def without_last(batch: LossInputs) -> LossInputs:
     return dataclasses.replace(batch, present=kept[:, :width], tokens=tokens, **columns)
 
 
-def terms(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def terms(batch: LossInputs, settings: Settings) -> Losses:
     """What is added to the losses, (G,), and how large each term is."""
     import torch
 

@@ -9,15 +9,11 @@ says. Per-group sums, which the trainer divides by all completion tokens of the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.cringe import needs_of, per_token, token_terms
 from pipeline.objectives.shared.tensors import at_least_float32, detached
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ def binary_cringe_losses(positive_logps: Tensor, negative_contrastive: Tensor, a
     return alpha * at_least_float32(negative_contrastive) - at_least_float32(positive_logps)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics ce_per_token, cringe_per_token. Labels are used for groups of one.
 
     Raises UserError for a k the vocabulary cannot give, ValueError without token inputs.

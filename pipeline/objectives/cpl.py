@@ -10,16 +10,12 @@ lambda = gamma = 1 it is CPO without its likelihood term.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import compared, pairs_of
 from pipeline.objectives.shared.tensors import at_least_float32, column, softplus
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ def cpl_losses(chosen_sums: Tensor, rejected_sums: Tensor, alpha: float, bias: f
     return softplus(alpha * (bias * at_least_float32(rejected_sums) - at_least_float32(chosen_sums)))
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison (rewards are z). Raises UserError for more than two completions,
     ValueError without the token inputs.
     """

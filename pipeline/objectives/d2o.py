@@ -10,15 +10,11 @@ keeps its first two places. The gradient flows through all K + 1. K = 1 with alp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import Pairs, compared
 from pipeline.objectives.shared.tensors import at_least_float32, column, log_sigmoid, masked, reference_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ def d2o_losses(own_log_ratios: Tensor, own: Tensor, negative_log_ratios: Tensor,
     return -log_sigmoid(beta * mean - alpha * at_least_float32(negative_log_ratios))
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison, the own samples' mean being the chosen side, and own_samples (K).
 
     A group without a negative or without an own sample has loss 0.

@@ -10,14 +10,10 @@ cDPO is fitted at the finite margin h = logit(1 - eps) / beta. Sums over tokens,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import compared, log_ratios, smoothed_losses, with_anchor
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ def dpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: T
     return smoothed_losses(beta * (chosen - rejected), label_smoothing)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and metrics: rewards (beta times log-ratio), margin, accuracy (margin > 0).
 
     Raises UserError for groups of more than two completions, ValueError without reference log-probs.

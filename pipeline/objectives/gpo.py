@@ -9,15 +9,11 @@ s(y > y_j), y itself included. Sums over tokens; at beta = 0.001 a score of 0.1 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
 from pipeline.objectives.shared.tensors import at_least_float32, column, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ def gpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, previous_chosen_log
     return (chosen - targets[0]).square() + (rejected - targets[1]).square()
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison; rewards are beta times the log-ratio to pi_t, fitted at s_avg.
 
     Raises UserError for more than two completions, ValueError without scores or previous log-probs.

@@ -10,15 +10,12 @@ A pair is learned like Binary Cringe until its margin passes b. A group of one a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.cringe import REDUCTIONS, divisor, margins, needs_of, per_token, reduced, token_terms
 from pipeline.objectives.shared.tensors import at_least_float32, detached, paired
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
 @dataclass(frozen=True)
 class Settings:
@@ -71,7 +68,7 @@ def hard_cringe_losses(chosen_logps: Tensor, contrastive: Tensor, margin: Tensor
     return hard_gates(margin, b) * (alpha * at_least_float32(contrastive) - at_least_float32(chosen_logps))
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and metrics: margin (nats), accuracy (margin > 0), gate, the token terms.
 
     Raises UserError for groups of more than two or a k the vocabulary cannot give, ValueError without token inputs.

@@ -9,14 +9,10 @@ reference it is SLiC's rank loss.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ def hinge_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps:
     return (1.0 - gamma * (chosen - rejected)).relu()
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
     pairs, four = with_anchor(batch, "hinge")
     losses = hinge_losses(*four, settings.gamma)

@@ -12,17 +12,13 @@ DPO, and a pair is enough.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.dpo import dpo_losses
 from pipeline.objectives.shared.lists import laid_out
 from pipeline.objectives.shared.pairs import Pairs, compared
 from pipeline.objectives.shared.tensors import column, masked, reference_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ def online_kl_losses(logps: Tensor, ref_logps: Tensor, present: Tensor) -> Tenso
     return (coefficients * logps).sum(dim=1) / present.sum(dim=1).clamp(min=1)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison and online_kl (mean log-ratio of the samples, nats).
 
     Raises UserError for groups of another layout, ValueError without a reference.

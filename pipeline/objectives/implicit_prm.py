@@ -10,15 +10,11 @@ not, and their terms add. (The authors' README prints the loss without its minus
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.labelled import signs
 from pipeline.objectives.shared.tensors import at_least_float32, detached, log_sigmoid, masked, reference_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ def implicit_prm_losses(logps: Tensor, ref_logps: Tensor, correct: Tensor, beta:
     return -log_sigmoid(torch.where(correct, rewards, -rewards))
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and metrics: mean reward of the correct and of the others (0 where there is none), their margin,
     accuracy (share of responses on their side of 0). Raises ValueError without a reference.
     """

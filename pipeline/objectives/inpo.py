@@ -11,15 +11,11 @@ over tokens; the target is 100 nats at the default, and the gradient linear in w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import compared, with_anchor
 from pipeline.objectives.shared.tensors import at_least_float32, column, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ def inpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: 
     return (policy - pull * reference - (1.0 - pull) * previous - 0.5 / eta).square()
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison; rewards are eta times the log-ratio to the anchor, so that the
     margin is fitted at 1/2. Raises UserError for more than two completions, ValueError without reference or previous
     log-probs.

@@ -11,15 +11,11 @@ groups of one size costs the mean over all its examples, wanted and unwanted ali
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.labelled import Labelled, labelled, labelled_metrics, mean_over, only_pairs
 from pipeline.objectives.shared.tensors import at_least_float32, masked, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _NEEDS = {
     "mismatched": Needs(reference=True, labels=True, mismatched=True, batch=True),
@@ -91,7 +87,7 @@ def reference_points(batch: LossInputs, examples: Labelled, how: str) -> tuple[T
     return z0, z0
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison and reference_point (that of the wanted, nats).
 
     With "pair" a group that lacks a wanted or an unwanted completion has loss 0.

@@ -9,18 +9,14 @@ length_alpha.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import desensitised_sums
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective
 from pipeline.objectives.dpo import dpo_losses
 from pipeline.objectives.shared.pairs import compared, log_ratios, pairs_of
 from pipeline.objectives.shared.tensors import column, required
 from pipeline.objectives.shared.tokenwise import tokens_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Settings:
     """Weight of the tokens beyond the shorter length. Paper and TRL (ld_alpha): 0.5."""
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison.
 
     Raises UserError for more than two completions, ValueError without token inputs.

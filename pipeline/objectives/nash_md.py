@@ -12,16 +12,12 @@ nothing, only their gradients do. c = 1 learns the best answer to the reference,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import compared, pairs_of, preference_probabilities
 from pipeline.objectives.shared.tensors import at_least_float32, column, reference_of, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ def nash_md_token_losses(token_logps: Tensor, ref_token_logps: Tensor, probabili
     return (beta * ratio - (probabilities - control_variate)).detach() * logps
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison (rewards are beta lr) and win_probability.
 
     Raises UserError for more than two completions, ValueError without scores or the reference.

@@ -10,16 +10,12 @@ Sums over tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.infonca import with_bonus
 from pipeline.objectives.shared.lists import comparable, compared_list, soft_labels
 from pipeline.objectives.shared.tensors import log_sigmoid, masked, reference_of, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ def nca_losses(logps: Tensor, ref_logps: Tensor, scores: Tensor, present: Tensor
     return torch.where(comparable(present), -attract - repel, 0.0)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a list. Raises ValueError without a reference or scores."""
     reference = reference_of(batch, "nca")
     scores = with_bonus(required(batch.scores, "scores", "nca"), settings.first_bonus)

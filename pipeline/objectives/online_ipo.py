@@ -14,16 +14,12 @@ expectation, the authors' way of judging once. The loss does not care which of y
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.lists import compared_list
 from pipeline.objectives.shared.pairs import averages, preference_probabilities
 from pipeline.objectives.shared.tensors import at_least_float32, column, masked, paired, reference_of, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ def preference_differences(scores: Tensor, present: Tensor) -> Tensor:
 
 
 def against_opponents(batch: LossInputs, objective: str, beta: float,
-                      log_ratio: str) -> tuple[Tensor, dict[str, Tensor]]:
+                      log_ratio: str) -> Losses:
     """Losses and metrics of version 1, (G,). Raises ValueError without a reference or scores."""
     import torch
 
@@ -93,7 +89,7 @@ def against_opponents(batch: LossInputs, objective: str, beta: float,
     return _regression(batch, usable, reference, differences, beta, log_ratio)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison (rewards are beta lr) and target (nats, or nats per token).
 
     Raises UserError for more than two completions in version 2, ValueError without a reference or scores.
@@ -107,7 +103,7 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
 
 
 def _regression(batch: LossInputs, usable: Tensor, reference: Tensor, differences: Tensor, beta: float,
-                log_ratio: str) -> tuple[Tensor, dict[str, Tensor]]:
+                log_ratio: str) -> Losses:
     ratios = masked(batch.logps, batch.present) - masked(reference, batch.present)
     if log_ratio == "avg":
         ratios = averages(ratios, batch.lengths)

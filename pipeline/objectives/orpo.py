@@ -9,17 +9,13 @@ Averages over completion tokens, no reference. TRL's NLL also covers the prompt,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.odds import log_odds
 from pipeline.objectives.shared.pairs import SFT, averages, compared, pairs_of
 from pipeline.objectives.shared.tensors import log_sigmoid
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ def orpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, chosen_lengths: Te
     return nll - odds_weight * log_sigmoid(odds)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison; the rewards are lambda times the averaged log-probs.
 
     Raises UserError for more than two completions.

@@ -11,15 +11,12 @@ of one is Binary Cringe with an open gate (g = 1).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.cringe import REDUCTIONS, divisor, margins, needs_of, per_token, reduced, token_terms
 from pipeline.objectives.shared.tensors import at_least_float32, detached, paired
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
 @dataclass(frozen=True)
 class Settings:
@@ -77,7 +74,7 @@ def pairwise_cringe_losses(chosen_logps: Tensor, contrastive: Tensor, margin: Te
     return soft_gates(margin, b, tau) * terms
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and metrics: margin (nats), accuracy (margin > 0), gate, gate_closed (g < 0.01), the token terms.
 
     Raises UserError for groups of more than two or a k the vocabulary cannot give, ValueError without token inputs.

@@ -10,14 +10,10 @@ M = 1 is exactly DPO. Which M of the candidates stand in the group is the negati
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.tensors import at_least_float32, detached, masked, reference_of, softplus
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ def rnce_losses(logps: Tensor, ref_logps: Tensor, present: Tensor, beta: float) 
     return torch.where(usable, softplus(torch.logsumexp(differences, dim=1)), 0.0)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and metrics over the present negatives: their mean reward, the margin of y_0 over that mean,
     accuracy (y_0 above the best of them), negatives (how many). Raises ValueError without a reference.
     """

@@ -8,15 +8,11 @@ Averages over tokens, so beta is two orders larger than DPO's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import averages, compared, log_ratios, with_anchor
 from pipeline.objectives.shared.tensors import log_sigmoid
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ def sigmoid_norm_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen
     return -log_sigmoid(beta * (averages(chosen, chosen_lengths) - averages(rejected, rejected_lengths)))
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
     pairs, four = with_anchor(batch, "sigmoid_norm")
     losses = sigmoid_norm_losses(*four, *pairs.lengths, settings.beta)

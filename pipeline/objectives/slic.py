@@ -9,16 +9,12 @@ Sums over tokens, no reference.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import SFT, compared, pairs_of
 from pipeline.objectives.shared.tensors import at_least_float32
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ def slic_losses(chosen_logps: Tensor, rejected_logps: Tensor, gamma: float) -> T
     return (1.0 - gamma * (at_least_float32(chosen_logps) - at_least_float32(rejected_logps))).relu()
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
     pairs = pairs_of(batch, "slic")
     losses = slic_losses(pairs.chosen, pairs.rejected, settings.gamma)

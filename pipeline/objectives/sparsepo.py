@@ -11,18 +11,14 @@ with mask=mapo the reference's own activations (see sparse_masks).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective, TokenInputs
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor, TokenInputs
 from pipeline.objectives.shared.pairs import compared, pairs_of
 from pipeline.objectives.shared.sparse_masks import activation_masks, learned_masks, new_head
 from pipeline.objectives.shared.tensors import column, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 from pipeline.objectives.tdpo import tdpo_losses
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ def masks(tokens: TokenInputs, shape: tuple[int, int], heads: dict[str, Tensor],
     return made[0], made[-1]
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison (rewards are beta times masked log-ratio plus masked divergence), the
     divergences, and mask and kept: mean of m and share of tokens with m > 0. Raises UserError for more than two
     completions, ValueError without the token inputs.

@@ -9,15 +9,11 @@ pulls to h = 0. Sums over tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import LABELS, compared, log_ratios, preference_probabilities, with_anchor
 from pipeline.objectives.shared.tensors import at_least_float32, column, log_sigmoid, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ def spce_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: 
     return -p * log_sigmoid(logits) - (1.0 - p) * log_sigmoid(-logits)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison and label, the p used.
 
     Raises UserError for more than two completions and for scores outside what `labels` says they are.

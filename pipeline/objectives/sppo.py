@@ -11,10 +11,9 @@ taken against. Only the hard form has no 1/2. beta = 0.001 makes targets of +-50
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import (
     Pairs,
     compared,
@@ -24,9 +23,6 @@ from pipeline.objectives.shared.pairs import (
     with_anchor,
 )
 from pipeline.objectives.shared.tensors import at_least_float32, column, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ def _win_rates(batch: LossInputs, pairs: Pairs, labels: str) -> tuple[Tensor | f
     return chosen, rejected
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison.
 
     Raises UserError for more than two completions, and for soft labels outside [0, 1].

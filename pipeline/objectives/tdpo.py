@@ -9,16 +9,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import compared, pairs_of
 from pipeline.objectives.shared.tensors import at_least_float32, column, log_sigmoid, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ def tdpo_losses(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, chosen_div
     return -log_sigmoid(beta * (chosen - rejected - delta))
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison (rewards are beta times log-ratio plus divergence, the authors' values)
     and the two divergences. Raises UserError for more than two completions, ValueError without the token inputs.
     """

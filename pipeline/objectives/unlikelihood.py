@@ -9,16 +9,12 @@ says. Per-group sums, which the trainer divides by all completion tokens of the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.labelled import signs
 from pipeline.objectives.shared.tensors import at_least_float32, detached, masked
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ def unlikelihood_losses(token_logps: Tensor, floor: float = 1e-20) -> Tensor:
     return -(-at_least_float32(token_logps).expm1()).clamp(min=floor).log()
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics ce_per_token, unlikelihood_per_token. Labels are used for groups of one.
 
     Raises ValueError without token inputs.

@@ -14,17 +14,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import SFT, compared, log_ratios, refuse_unless_probabilities, with_anchor
 from pipeline.objectives.shared.tensors import at_least_float32, column, log_sigmoid, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,7 @@ def upo_losses(chosen_logps: Tensor, rejected_logps: Tensor, previous_chosen_log
     return -(1.0 - alphas) * log_sigmoid(logits) - alphas * log_sigmoid(-logits)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison and flip, the alpha used.
 
     Raises UserError for more than two completions and for scores out of range.

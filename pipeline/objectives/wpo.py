@@ -9,17 +9,13 @@ A token of the policy's own sampling has weight about 1, an unlikely one less.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.dpo import dpo_losses
 from pipeline.objectives.shared.pairs import averages, compared, log_ratios, with_anchor
 from pipeline.objectives.shared.tensors import at_least_float32, column, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ def wpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: T
     return (at_least_float32(chosen_weights) * at_least_float32(rejected_weights)).detach() * plain
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison and weight, the product of the two.
 
     Raises UserError for more than two completions, ValueError without token inputs.

@@ -13,17 +13,13 @@ Groups of three: chosen, rejected, and y~, which is one of the two, once more as
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.dpo import dpo_losses
 from pipeline.objectives.shared.lists import laid_out
 from pipeline.objectives.shared.pairs import Pairs, compared
 from pipeline.objectives.shared.tensors import at_least_float32, column, reference_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ def xpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: T
     return fitted + alpha * at_least_float32(sample_logps)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison and reference_sample_logps (nats).
 
     Raises UserError for groups of another layout, ValueError without a reference.

@@ -11,15 +11,10 @@ the pairs of a batch; this follows the equations and ParlAI's implementation.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pipeline.errors import UserError
-from pipeline.objectives.contract import LossInputs, Needs, TokenInputs
+from pipeline.objectives.contract import LossInputs, Needs, Tensor, TokenInputs
 from pipeline.objectives.shared.labelled import signs
 from pipeline.objectives.shared.tensors import at_least_float32, column, masked, required, softplus
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 REDUCTIONS = ("tokens", "sum", "mean")  # of the pairwise forms, see `reduced`
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import LossInputs, Tensor
 from pipeline.objectives.shared.tensors import detached, masked, reference_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pipeline.errors import UserError
+from pipeline.objectives.contract import Losses, Tensor
 from pipeline.objectives.shared.tensors import at_least_float32, detached, masked
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def comparable(present: Tensor) -> Tensor:
@@ -59,7 +55,7 @@ def soft_labels(scores: Tensor, present: Tensor, temperature: float) -> tuple[Te
 
 
 def compared_list(usable: Tensor, present: Tensor, losses: Tensor, rewards: Tensor,
-                  **more: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+                  **more: Tensor) -> Losses:
     """What `loss` returns for lists: losses and metrics (G,), 0 where not `usable`.
 
     rewards_rejected is the mean over the other completions, accuracy whether y_0 is above the best of them.

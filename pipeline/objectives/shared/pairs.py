@@ -8,14 +8,10 @@ float32, float32 in float32, float64 in float64.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
-from pipeline.objectives.contract import LossInputs
+from pipeline.objectives.contract import Losses, LossInputs, Tensor
 from pipeline.objectives.shared.tensors import at_least_float32, column, detached, log_sigmoid, paired, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SFT = ("sum", "mean", "batch")  # normalisations of `auxiliary.sft_losses`
 LABELS = ("rewards", "win_rates", "probability")  # see `preference_probabilities`
@@ -105,7 +101,7 @@ def refuse_unless_probabilities(values: Tensor, kind: str) -> None:
 
 
 def compared(pairs: Pairs, losses: Tensor, rewards_chosen: Tensor, rewards_rejected: Tensor,
-             **more: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+             **more: Tensor) -> Losses:
     """What `loss` returns: losses and metrics, all (G,), 0 for groups that are no pair."""
     import torch
 

@@ -10,12 +10,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from pipeline.objectives.contract import Tensor
 from pipeline.objectives.shared.tensors import at_least_float32
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _EPSILON = 1e-5  # of the LayerNorm
 _BITS = 32

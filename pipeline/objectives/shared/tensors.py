@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pipeline.errors import UserError
-from pipeline.objectives.contract import LossInputs
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.contract import LossInputs, Tensor
 
 
 def at_least_float32(values: Tensor) -> Tensor:
