@@ -69,7 +69,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     losses = alphapo_losses(pairs.chosen, pairs.rejected, *pairs.lengths, settings.beta, gamma, settings.alpha)
     rewards = (settings.beta * alpha_rewards(*side, settings.alpha) for side in sides)
     over = [(-settings.alpha * averages(*side) > CLAMP).long() for side in sides]
-    return compared(pairs, losses, *rewards, clamped=over[0] + over[1])
+    return compared(pairs.usable, losses, *rewards, clamped=over[0] + over[1])
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import compared, log_ratios, smoothed_losses, with_anchor
+from pipeline.objectives.shared.pairs import compared, log_ratios, rewards_of, smoothed_losses, with_anchor
 from pipeline.objectives.shared.tensors import at_least_float32
 
 
@@ -62,8 +62,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     found = aot_losses(chosen, rejected, ref_chosen, ref_rejected, settings.beta, settings.paired,
                        settings.label_smoothing)
     losses = torch.zeros_like(four[0]).to(found.dtype).scatter(0, places, found)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    return compared(pairs.usable, losses, *rewards_of(four, settings.beta))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True, batch=True))

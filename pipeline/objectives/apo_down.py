@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
+from pipeline.objectives.shared.pairs import compared, log_ratios, rewards_of, with_anchor
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,7 @@ def apo_down_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_log
 def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
     pairs, four = with_anchor(batch, "apo_down")
-    losses = apo_down_losses(*four, settings.beta)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    return compared(pairs.usable, apo_down_losses(*four, settings.beta), *rewards_of(four, settings.beta))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

@@ -46,7 +46,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     pairs = pairs_of(batch, "asft")
     losses = asft_losses(pairs.chosen, pairs.rejected, *pairs.lengths, settings.odds_weight)
     chosen, rejected = averages(pairs.chosen, pairs.chosen_lengths), averages(pairs.rejected, pairs.rejected_lengths)
-    return compared(pairs, losses, log_odds(chosen), log_odds(rejected))
+    return compared(pairs.usable, losses, log_odds(chosen), log_odds(rejected))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True))

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import setting
-from pipeline.objectives.contract import Auxiliary, Losses, LossInputs, Needs, Tensor
+from pipeline.objectives.contract import Auxiliary, Losses, LossInputs, Needs, Tensor, TokenInputs
 from pipeline.objectives.shared.tensors import at_least_float32, masked, required
-from pipeline.objectives.shared.tokenwise import tokens_of
+from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,11 @@ def sft_losses(chosen_logps: Tensor, chosen_lengths: Tensor, normalise: str = "b
     return nll
 
 
-def desensitised_sums(token_logps: Tensor, group: Tensor, column: Tensor, position: Tensor, lengths: Tensor,
-                      alpha: float) -> Tensor:
+def desensitised_sums(token_logps: Tensor, tokens: TokenInputs, lengths: Tensor, alpha: float) -> Tensor:
     """(G, K) sums in which tokens beyond min(|y_w|, |y_l|) of their group weigh alpha.
 
     Args:
-        token_logps: (N,) nats. group, column, position: (N,) int64, where each token stands.
+        token_logps: (N,) nats. tokens: where each token stands.
         lengths: (G, K) int64, 0 where absent; a group with one completion keeps weight 1.
         alpha: in [0, 1].
     """
@@ -85,16 +84,15 @@ def desensitised_sums(token_logps: Tensor, group: Tensor, column: Tensor, positi
 
     values = at_least_float32(token_logps)
     shortest = torch.where(lengths > 0, lengths, lengths.max()).amin(dim=1)
-    weights = torch.where(position < shortest[group], 1.0, alpha).to(values.dtype)
-    flat = values.new_zeros(lengths.numel()).index_add(0, group * lengths.shape[1] + column, values * weights)
-    return flat.view(lengths.shape)
+    weights = torch.where(tokens.position < shortest[tokens.group], 1.0, alpha).to(values.dtype)
+    return completion_sums(values * weights, tokens, lengths)
 
 
 def before(batch: LossInputs, settings: Settings) -> LossInputs:
     """The batch as the objective sees it: without the rationale column, with desensitised sums."""
     if settings.length_alpha < 1.0:
         tokens = tokens_of(batch, "length_alpha")
-        places = (tokens.group, tokens.column, tokens.position, _compared(batch, settings), settings.length_alpha)
+        places = (tokens, _compared(batch, settings), settings.length_alpha)
         ref = required(tokens.ref_logps, "tokens.ref_logps", "length_alpha")
         batch = dataclasses.replace(batch, logps=desensitised_sums(tokens.logps, *places),
                                     ref_logps=None if batch.ref_logps is None else desensitised_sums(ref, *places))

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.cringe import needs_of, per_token, token_terms
+from pipeline.objectives.shared.cringe import needs as pair_needs
+from pipeline.objectives.shared.cringe import per_token, token_terms
 from pipeline.objectives.shared.tensors import at_least_float32, detached
 
 
@@ -29,7 +30,7 @@ class Settings:
 
 def needs(settings: Settings) -> Needs:
     """Pairs, lists and labelled completions, also mixed, and the largest logits of every token."""
-    return needs_of(settings.k) | Needs(pairs=True, lists=True, singles=True)
+    return pair_needs(settings) | Needs(lists=True)
 
 
 def binary_cringe_losses(positive_logps: Tensor, negative_contrastive: Tensor, alpha: float) -> Tensor:

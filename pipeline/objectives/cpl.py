@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import compared, pairs_of
-from pipeline.objectives.shared.tensors import at_least_float32, column, softplus
+from pipeline.objectives.shared.tensors import at_least_float32, both, softplus
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 
@@ -50,10 +50,9 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     pairs, tokens = pairs_of(batch, "cpl"), tokens_of(batch, "cpl")
     logps = at_least_float32(tokens.logps)
     discounted = logps * settings.gamma ** tokens.position.to(logps.dtype)
-    sums = completion_sums(discounted, tokens, (batch.present.shape[0], batch.present.shape[1]))
-    chosen, rejected = (column(sums, i, pairs.usable) for i in (0, 1))
+    chosen, rejected = both(completion_sums(discounted, tokens, batch.present), pairs.usable)
     losses = cpl_losses(chosen, rejected, settings.alpha, settings.bias)
-    return compared(pairs, losses, settings.alpha * chosen, settings.alpha * rejected)
+    return compared(pairs.usable, losses, settings.alpha * chosen, settings.alpha * rejected)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, token_logps=True))

@@ -55,7 +55,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     pairs = pairs_of(batch, "cpo")
     losses = cpo_losses(pairs.chosen, pairs.rejected, pairs.chosen_lengths, settings.beta, settings.alpha,
                         settings.sft_normalise, batch.mean_chosen_length)
-    return compared(pairs, losses, settings.beta * pairs.chosen, settings.beta * pairs.rejected)
+    return compared(pairs.usable, losses, settings.beta * pairs.chosen, settings.beta * pairs.rejected)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
+from pipeline.objectives.shared.pairs import compared, log_ratios, rewards_of, with_anchor
 from pipeline.objectives.shared.tensors import log_sigmoid
 
 
@@ -49,9 +49,7 @@ def discopop_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_log
 def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
     pairs, four = with_anchor(batch, "discopop")
-    losses = discopop_losses(*four, settings.beta, settings.tau)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    return compared(pairs.usable, discopop_losses(*four, settings.beta, settings.tau), *rewards_of(four, settings.beta))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import compared, log_ratios, smoothed_losses, with_anchor
+from pipeline.objectives.shared.pairs import compared, log_ratios, rewards_of, smoothed_losses, with_anchor
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     """
     pairs, four = with_anchor(batch, "dpo")
     losses = dpo_losses(*four, settings.beta, settings.label_smoothing)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    return compared(pairs.usable, losses, *rewards_of(four, settings.beta))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

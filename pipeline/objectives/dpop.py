@@ -52,7 +52,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     losses = dpop_losses(*four, settings.beta, settings.penalty)
     chosen, rejected = log_ratios(*four)
     reward = settings.beta * (chosen - settings.penalty * (-chosen).relu())
-    return compared(pairs, losses, reward, settings.beta * rejected, violated=chosen < 0)
+    return compared(pairs.usable, losses, reward, settings.beta * rejected, violated=chosen < 0)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

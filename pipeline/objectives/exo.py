@@ -66,7 +66,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     losses = exo_losses(*four, settings.beta, settings.log_labels)
     chosen, rejected = log_ratios(*four)
     vanishing = settings.beta * (chosen - rejected) < -10.0
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected, vanishing=vanishing)
+    return compared(pairs.usable, losses, settings.beta * chosen, settings.beta * rejected, vanishing=vanishing)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

@@ -91,7 +91,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     chosen, rejected = log_ratios(*four)
     clamped = (-settings.rate * chosen > settings.clamp).long() + (-settings.rate * rejected > settings.clamp).long()
     rewards = (settings.beta * f_scores(side, *how) for side in (chosen, rejected))
-    return compared(pairs, losses, *rewards, clamped=clamped)
+    return compared(pairs.usable, losses, *rewards, clamped=clamped)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

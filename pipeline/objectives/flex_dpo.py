@@ -62,7 +62,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
         nll = sft_losses(pairs.chosen, pairs.chosen_lengths, settings.sft_normalise, batch.mean_chosen_length)
         losses = losses + settings.sft_weight * nll
     chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta_chosen * chosen, settings.beta_rejected * rejected)
+    return compared(pairs.usable, losses, settings.beta_chosen * chosen, settings.beta_rejected * rejected)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

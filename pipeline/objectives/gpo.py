@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
-from pipeline.objectives.shared.tensors import at_least_float32, column, required
+from pipeline.objectives.shared.pairs import compared, log_ratios, rewards_of, with_anchor
+from pipeline.objectives.shared.tensors import at_least_float32, both, required
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,11 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     Raises UserError for more than two completions, ValueError without scores or previous log-probs.
     """
     pairs, four = with_anchor(batch, "gpo", "previous")
-    table = required(batch.scores, "scores", "gpo").detach()
-    scores = column(table, 0, pairs.usable), column(table, 1, pairs.usable)
+    scores = both(required(batch.scores, "scores", "gpo").detach(), pairs.usable)
     if settings.scores == "rewards":
         gap = 0.5 * (scores[0] - scores[1])
         scores = (gap, -gap)
-    losses = gpo_losses(*four, *scores, settings.beta)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    return compared(pairs.usable, gpo_losses(*four, *scores, settings.beta), *rewards_of(four, settings.beta))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, previous=True, scores=True))

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.config import setting
-from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.cringe import REDUCTIONS, divisor, margins, needs_of, per_token, reduced, token_terms
+from pipeline.objectives.contract import Losses, LossInputs, Objective, Tensor
+from pipeline.objectives.shared.cringe import REDUCTIONS, margins, needs, normalise, per_token, reduced, token_terms
 from pipeline.objectives.shared.tensors import at_least_float32, detached, paired
 
 
@@ -36,16 +36,6 @@ class Settings:
     reduction: str = setting("tokens", choices=REDUCTIONS)
     """tokens: sums over each pair, divided by all completion tokens of the global batch (ParlAI's); sum: Eq. 8 as
     printed, the mean over pairs; mean: of each completion's own token mean. The paper does not say which."""
-
-
-def needs(settings: Settings) -> Needs:
-    """Pairs or single completions, and the largest logits of every token."""
-    return needs_of(settings.k) | Needs(pairs=True, singles=True)
-
-
-def normalise(settings: Settings) -> str:
-    """By the reduction: completion tokens, or groups."""
-    return divisor(settings.reduction)
 
 
 def hard_gates(margin: Tensor, b: float) -> Tensor:
@@ -87,4 +77,4 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     return losses, metrics
 
 
-OBJECTIVE = Objective(Settings, loss, needs=needs, normalise=normalise)
+OBJECTIVE = Objective(Settings, loss, needs, normalise)

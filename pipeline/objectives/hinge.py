@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
+from pipeline.objectives.shared.pairs import compared, log_ratios, rewards_of, with_anchor
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,7 @@ def hinge_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps:
 def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
     pairs, four = with_anchor(batch, "hinge")
-    losses = hinge_losses(*four, settings.gamma)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.gamma * chosen, settings.gamma * rejected)
+    return compared(pairs.usable, hinge_losses(*four, settings.gamma), *rewards_of(four, settings.gamma))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

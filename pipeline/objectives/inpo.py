@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import compared, with_anchor
-from pipeline.objectives.shared.tensors import at_least_float32, column, required
+from pipeline.objectives.shared.tensors import at_least_float32, both, required
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,11 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     log-probs.
     """
     pairs, four = with_anchor(batch, "inpo")
-    table = required(batch.previous_logps, "previous_logps", "inpo")
-    previous = column(table, 0, pairs.usable), column(table, 1, pairs.usable)
+    previous = both(required(batch.previous_logps, "previous_logps", "inpo"), pairs.usable)
     losses = inpo_losses(*four, *previous, settings.eta, settings.pull)
     anchors = [settings.pull * r + (1.0 - settings.pull) * t for r, t in zip(four[2:], previous, strict=True)]
     rewards = [settings.eta * (logps - anchor) for logps, anchor in zip(four[:2], anchors, strict=True)]
-    return compared(pairs, losses, *rewards)
+    return compared(pairs.usable, losses, *rewards)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True, previous=True))

@@ -55,7 +55,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     chosen, rejected = log_ratios(*four)
     if settings.normalize:
         chosen, rejected = averages(chosen, pairs.chosen_lengths), averages(rejected, pairs.rejected_lengths)
-    return compared(pairs, losses, settings.tau * chosen, settings.tau * rejected)
+    return compared(pairs.usable, losses, settings.tau * chosen, settings.tau * rejected)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.labelled import Labelled, labelled, labelled_metrics, mean_over, only_pairs
-from pipeline.objectives.shared.tensors import at_least_float32, masked, required
+from pipeline.objectives.shared.tensors import at_least_float32, required, row_means
 
 _NEEDS = {
     "mismatched": Needs(reference=True, labels=True, mismatched=True, batch=True),
@@ -98,7 +98,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     points = reference_points(batch, examples, settings.reference_point)
     weights = settings.desirable_weight, settings.undesirable_weight
     each = kto_losses(examples.ratios, examples.wanted, *points, settings.beta, *weights)
-    losses = masked(each, examples.present).sum(dim=1) / examples.present.sum(dim=1).clamp(min=1)
+    losses = row_means(each, examples.present)
     shown = losses.detach() * 0 + points[0]
     return losses, labelled_metrics(examples, settings.beta, reference_point=shown)
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import compared, pairs_of, preference_probabilities
-from pipeline.objectives.shared.tensors import at_least_float32, column, reference_of, required
+from pipeline.objectives.shared.pairs import compared, pairs_of, win_probabilities
+from pipeline.objectives.shared.tensors import at_least_float32, both, reference_of, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 
@@ -82,19 +82,18 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     """
     pairs = pairs_of(batch, "nash_md")
     scores = required(batch.scores, "scores", "nash_md")
-    first = preference_probabilities(column(scores, 0, pairs.usable), column(scores, 1, pairs.usable), "rewards")
+    first = win_probabilities(*both(scores, pairs.usable), "rewards")
     sides = (first, 1.0 - first)
     if settings.form == "token":
         losses, ratios = _tokens(batch, pairs.usable, sides, settings)
     else:
-        anchors = [column(reference_of(batch, "nash_md"), i, pairs.usable) for i in (0, 1)]
-        mine = (pairs.chosen, pairs.rejected)
+        anchors, mine = both(reference_of(batch, "nash_md"), pairs.usable), (pairs.chosen, pairs.rejected)
         losses = [nash_md_losses(logps, anchor, p, settings.beta, settings.control_variate)
                   for logps, anchor, p in zip(mine, anchors, sides, strict=True)]
         ratios = [logps - anchor for logps, anchor in zip(mine, anchors, strict=True)]
     total = losses[0] if settings.players == "first" else 0.5 * (losses[0] + losses[1])
     rewards = [settings.beta * ratio for ratio in ratios]
-    return compared(pairs, total, *rewards, win_probability=first)
+    return compared(pairs.usable, total, *rewards, win_probability=first)
 
 
 def _tokens(batch: LossInputs, usable: Tensor, sides: tuple[Tensor, Tensor],
@@ -104,11 +103,10 @@ def _tokens(batch: LossInputs, usable: Tensor, sides: tuple[Tensor, Tensor],
 
     tokens = tokens_of(batch, "nash_md")
     reference = required(tokens.ref_logps, "tokens.ref_logps", "nash_md")
-    shape = (batch.present.shape[0], batch.present.shape[1])
     probabilities = torch.stack(sides, dim=1)[tokens.group, tokens.column]
     losses = nash_md_token_losses(tokens.logps, reference, probabilities, settings.beta, settings.control_variate)
-    sums = completion_sums(losses, tokens, shape), completion_sums(tokens.logps - reference, tokens, shape)
-    return tuple([column(table, i, usable) for i in (0, 1)] for table in sums)  # type: ignore[return-value]
+    sums = (completion_sums(values, tokens, batch.present) for values in (losses, tokens.logps - reference))
+    return tuple(list(both(table, usable)) for table in sums)  # type: ignore[return-value]
 
 
 OBJECTIVE = Objective(Settings, loss, needs=needs)

@@ -80,8 +80,7 @@ def _retain(batch: LossInputs, examples: Labelled, settings: Settings) -> Tensor
     else:
         tokens = tokens_of(batch, "npo")
         divergences = required(tokens.divergences, "tokens.divergences", "npo")
-        shape = (batch.lengths.shape[0], batch.lengths.shape[1])
-        logps = -completion_sums(divergences, tokens, shape)[:, 0]
+        logps = -completion_sums(divergences, tokens, batch.present)[:, 0]
     terms = sft_losses(logps, batch.lengths[:, 0], settings.sft_normalise, batch.mean_chosen_length)
     return torch.where(kept, terms, 0.0)
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.lists import compared_list
-from pipeline.objectives.shared.pairs import averages, preference_probabilities
-from pipeline.objectives.shared.tensors import at_least_float32, column, masked, paired, reference_of, required
+from pipeline.objectives.shared.pairs import averages, win_probabilities
+from pipeline.objectives.shared.tensors import at_least_float32, both, masked, paired, reference_of, required, row_means
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,11 @@ def preference_differences(scores: Tensor, present: Tensor) -> Tensor:
     scores = masked(scores.detach(), present)
     first, second, opponents, there = scores[:, :1], scores[:, 1:2], scores[:, 2:], present[:, 2:]
     gaps = (first - opponents).sigmoid() - (second - opponents).sigmoid()
-    against = masked(gaps, there).sum(dim=1) / there.sum(dim=1).clamp(min=1)
+    against = row_means(gaps, there)
     return torch.where(there.any(dim=1), against, (first - second).sigmoid()[:, 0] - 0.5)
 
 
-def against_opponents(batch: LossInputs, objective: str, beta: float,
-                      log_ratio: str) -> Losses:
+def against_opponents(batch: LossInputs, objective: str, beta: float, log_ratio: str) -> Losses:
     """Losses and metrics of version 1, (G,). Raises ValueError without a reference or scores."""
     import torch
 
@@ -98,7 +97,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
         return against_opponents(batch, "online_ipo", settings.beta, settings.log_ratio)
     usable = paired(batch, "online_ipo")
     reference, scores = reference_of(batch, "online_ipo"), required(batch.scores, "scores", "online_ipo")
-    probabilities = preference_probabilities(column(scores, 0, usable), column(scores, 1, usable), "rewards")
+    probabilities = win_probabilities(*both(scores, usable), "rewards")
     return _regression(batch, usable, reference, probabilities - 0.5, settings.beta, settings.log_ratio)
 
 
@@ -107,7 +106,7 @@ def _regression(batch: LossInputs, usable: Tensor, reference: Tensor, difference
     ratios = masked(batch.logps, batch.present) - masked(reference, batch.present)
     if log_ratio == "avg":
         ratios = averages(ratios, batch.lengths)
-    first, second = (column(ratios, i, usable) for i in (0, 1))
+    first, second = both(ratios, usable)
     losses = online_ipo_losses(first, second, differences, beta)
     two = ratios[:, :2]
     return compared_list(usable, batch.present[:, :2], losses, beta * two, target=differences / beta)

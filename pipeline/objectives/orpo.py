@@ -55,7 +55,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     losses = orpo_losses(pairs.chosen, pairs.rejected, *pairs.lengths, settings.odds_weight, settings.sft_normalise,
                          batch.mean_chosen_length)
     chosen, rejected = averages(pairs.chosen, pairs.chosen_lengths), averages(pairs.rejected, pairs.rejected_lengths)
-    return compared(pairs, losses, settings.odds_weight * chosen, settings.odds_weight * rejected)
+    return compared(pairs.usable, losses, settings.odds_weight * chosen, settings.odds_weight * rejected)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True))

@@ -16,7 +16,7 @@ from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.dpo import dpo_losses
-from pipeline.objectives.shared.pairs import SFT, compared, log_ratios, with_anchor
+from pipeline.objectives.shared.pairs import SFT, compared, rewards_of, with_anchor
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     pairs, four = with_anchor(batch, "rpo")
     losses = rpo_losses(*four, pairs.chosen_lengths, settings.beta, settings.eta, settings.sft_normalise,
                         batch.mean_chosen_length)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    return compared(pairs.usable, losses, *rewards_of(four, settings.beta))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

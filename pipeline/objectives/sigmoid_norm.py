@@ -45,7 +45,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     pairs, four = with_anchor(batch, "sigmoid_norm")
     losses = sigmoid_norm_losses(*four, *pairs.lengths, settings.beta)
     chosen, rejected = (averages(side, n) for side, n in zip(log_ratios(*four), pairs.lengths, strict=True))
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    return compared(pairs.usable, losses, settings.beta * chosen, settings.beta * rejected)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

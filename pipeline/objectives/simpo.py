@@ -47,7 +47,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     gamma = settings.gamma_beta_ratio * settings.beta
     losses = simpo_losses(pairs.chosen, pairs.rejected, *pairs.lengths, settings.beta, gamma)
     chosen, rejected = averages(pairs.chosen, pairs.chosen_lengths), averages(pairs.rejected, pairs.rejected_lengths)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    return compared(pairs.usable, losses, settings.beta * chosen, settings.beta * rejected)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True))

@@ -50,7 +50,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     if settings.sft_weight > 0.0:
         nll = sft_losses(pairs.chosen, pairs.chosen_lengths, settings.sft_normalise, batch.mean_chosen_length)
         losses = losses + settings.sft_weight * nll
-    return compared(pairs, losses, settings.gamma * pairs.chosen, settings.gamma * pairs.rejected)
+    return compared(pairs.usable, losses, settings.gamma * pairs.chosen, settings.gamma * pairs.rejected)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True))

@@ -16,7 +16,7 @@ from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor, TokenInputs
 from pipeline.objectives.shared.pairs import compared, pairs_of
 from pipeline.objectives.shared.sparse_masks import activation_masks, learned_masks, new_head
-from pipeline.objectives.shared.tensors import column, required
+from pipeline.objectives.shared.tensors import both, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 from pipeline.objectives.tdpo import tdpo_losses
 
@@ -97,24 +97,22 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     completions, ValueError without the token inputs.
     """
     pairs, tokens = pairs_of(batch, "sparsepo"), tokens_of(batch, "sparsepo")
-    shape = (batch.present.shape[0], batch.present.shape[1])
     ref_logps = required(tokens.ref_logps, "tokens.ref_logps", "sparsepo")
-    m, k = masks(tokens, shape, batch.parameters, settings)
+    m, k = masks(tokens, (batch.present.shape[0], batch.present.shape[1]), batch.parameters, settings)
     divergence = required(tokens.divergences, "tokens.divergences", "sparsepo")
 
-    def both(values: Tensor) -> tuple[Tensor, Tensor]:
-        sums = completion_sums(values, tokens, shape)
-        return column(sums, 0, pairs.usable), column(sums, 1, pairs.usable)
+    def sums(values: Tensor) -> tuple[Tensor, Tensor]:
+        return both(completion_sums(values, tokens, batch.present), pairs.usable)
 
-    ratios, divergences = both(m * (tokens.logps - ref_logps)), both(k * divergence)
-    norms, kept = both(m), both((m > 0).to(m))
+    ratios, divergences = sums(m * (tokens.logps - ref_logps)), sums(k * divergence)
+    norms, kept = sums(m), sums((m > 0).to(m))
     learned = settings.mask == "learned"
-    losses = sparsepo_losses(ratios, divergences, norms, both(k), settings.beta,
+    losses = sparsepo_losses(ratios, divergences, norms, sums(k), settings.beta,
                              settings.l1_reward * learned, settings.l1_divergence * learned)
     number = (pairs.chosen_lengths + pairs.rejected_lengths).clamp(min=1)
     rewards = [settings.beta * (u + d) for u, d in zip(ratios, divergences, strict=True)]
-    return compared(pairs, losses, *rewards, divergence_chosen=divergences[0], divergence_rejected=divergences[1],
-                    mask=sum(norms) / number, kept=sum(kept) / number)
+    return compared(pairs.usable, losses, *rewards, divergence_chosen=divergences[0],
+                    divergence_rejected=divergences[1], mask=sum(norms) / number, kept=sum(kept) / number)
 
 
 OBJECTIVE = Objective(

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import LABELS, compared, log_ratios, preference_probabilities, with_anchor
-from pipeline.objectives.shared.tensors import at_least_float32, column, log_sigmoid, required
+from pipeline.objectives.shared.pairs import LABELS, compared, log_ratios, rewards_of, win_probabilities, with_anchor
+from pipeline.objectives.shared.tensors import at_least_float32, both, log_sigmoid, required
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,10 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     Raises UserError for more than two completions and for scores outside what `labels` says they are.
     """
     pairs, four = with_anchor(batch, "spce")
-    scores = required(batch.scores, "scores", "spce")
-    p = preference_probabilities(column(scores, 0, pairs.usable), column(scores, 1, pairs.usable), settings.labels)
+    scores = both(required(batch.scores, "scores", "spce"), pairs.usable)
+    p = win_probabilities(*scores, settings.labels)
     losses = spce_losses(*four, p, settings.beta, settings.clip)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected, label=p)
+    return compared(pairs.usable, losses, *rewards_of(four, settings.beta), label=p)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=needs)

@@ -18,11 +18,12 @@ from pipeline.objectives.shared.pairs import (
     Pairs,
     compared,
     log_ratios,
-    preference_probabilities,
     refuse_unless_probabilities,
+    rewards_of,
+    win_probabilities,
     with_anchor,
 )
-from pipeline.objectives.shared.tensors import at_least_float32, column, required
+from pipeline.objectives.shared.tensors import at_least_float32, both, required
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ def _win_rates(batch: LossInputs, pairs: Pairs, labels: str) -> tuple[Tensor | f
     if labels == "hard":
         return 1.0, 0.0
     scores = required(batch.scores, "scores", "sppo")
-    chosen, rejected = (at_least_float32(column(scores, i, pairs.usable)).detach() for i in (0, 1))
+    chosen, rejected = (score.detach() for score in both(scores, pairs.usable))
     if labels == "single":
-        p = preference_probabilities(chosen, rejected, "rewards")
+        p = win_probabilities(chosen, rejected, "rewards")
         return p, 1.0 - p
     for one in (chosen, rejected):
         refuse_unless_probabilities(one, "labels=soft")
@@ -87,8 +88,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     pairs, four = with_anchor(batch, "sppo", settings.against)
     scale = 1.0 if settings.labels == "hard" else 0.5
     losses = sppo_losses(*four, *_win_rates(batch, pairs, settings.labels), settings.beta, scale)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    return compared(pairs.usable, losses, *rewards_of(four, settings.beta))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=needs)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import compared, pairs_of
-from pipeline.objectives.shared.tensors import at_least_float32, column, log_sigmoid, required
+from pipeline.objectives.shared.tensors import at_least_float32, both, log_sigmoid, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 
@@ -55,15 +55,12 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     """
     pairs, tokens = pairs_of(batch, "tdpo"), tokens_of(batch, "tdpo")
     apart = required(tokens.divergences, "tokens.divergences", "tdpo")
-    shape = (batch.present.shape[0], batch.present.shape[1])
     per_token = tokens.logps - required(tokens.ref_logps, "tokens.ref_logps", "tdpo")
-    ratios = completion_sums(per_token, tokens, shape)
-    divergences = completion_sums(apart, tokens, shape)
-    chosen, rejected = (column(ratios, i, pairs.usable) for i in (0, 1))
-    of_chosen, of_rejected = (column(divergences, i, pairs.usable) for i in (0, 1))
+    chosen, rejected = both(completion_sums(per_token, tokens, batch.present), pairs.usable)
+    of_chosen, of_rejected = both(completion_sums(apart, tokens, batch.present), pairs.usable)
     losses = tdpo_losses(chosen, rejected, of_chosen, of_rejected, settings.beta, settings.version, settings.alpha)
     rewards = settings.beta * (chosen + of_chosen), settings.beta * (rejected + of_rejected)
-    return compared(pairs, losses, *rewards, divergence_chosen=of_chosen, divergence_rejected=of_rejected)
+    return compared(pairs.usable, losses, *rewards, divergence_chosen=of_chosen, divergence_rejected=of_rejected)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, divergences=True, reference_tokens=True))

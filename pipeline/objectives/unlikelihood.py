@@ -45,11 +45,10 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     Raises ValueError without token inputs.
     """
     tokens = tokens_of(batch, "unlikelihood")
-    groups, columns = batch.present.shape
     positive, negative = signs(batch)
     cross_entropy = -masked(batch.logps, positive).sum(dim=1)
     per_token = unlikelihood_losses(tokens.logps, settings.floor)
-    unlikelihood = masked(completion_sums(per_token, tokens, (groups, columns)), negative).sum(dim=1)
+    unlikelihood = masked(completion_sums(per_token, tokens, batch.present), negative).sum(dim=1)
     wanted, unwanted = ((batch.lengths * keep).sum(dim=1).clamp(min=1) for keep in (positive, negative))
     return cross_entropy + settings.alpha * unlikelihood, detached(
         ce_per_token=cross_entropy / wanted, unlikelihood_per_token=unlikelihood / unwanted

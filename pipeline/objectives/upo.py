@@ -97,7 +97,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     nll = sft_losses(pairs.chosen, pairs.chosen_lengths, settings.sft_normalise, batch.mean_chosen_length)
     chosen, rejected = log_ratios(*four)
     rewards = settings.beta * chosen, settings.beta * rejected
-    return compared(pairs, losses + settings.sft_weight * nll, *rewards, flip=alphas)
+    return compared(pairs.usable, losses + settings.sft_weight * nll, *rewards, flip=alphas)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=needs)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.dpo import dpo_losses
-from pipeline.objectives.shared.pairs import averages, compared, log_ratios, with_anchor
-from pipeline.objectives.shared.tensors import at_least_float32, column, required
+from pipeline.objectives.shared.pairs import averages, compared, rewards_of, with_anchor
+from pipeline.objectives.shared.tensors import at_least_float32, both, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 
@@ -63,12 +63,9 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     tokens = tokens_of(batch, "wpo")
     squares = at_least_float32(required(tokens.log_sum_squares, "tokens.log_sum_squares", "wpo").detach())
     likeness = at_least_float32(tokens.logps.detach()) - squares
-    shape = (batch.lengths.shape[0], batch.lengths.shape[1])
-    each = wpo_weights(completion_sums(likeness, tokens, shape), batch.lengths)
-    weights = column(each, 0, pairs.usable), column(each, 1, pairs.usable)
+    weights = both(wpo_weights(completion_sums(likeness, tokens, batch.lengths), batch.lengths), pairs.usable)
     losses = wpo_losses(*four, *weights, settings.beta)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected, weight=weights[0] * weights[1])
+    return compared(pairs.usable, losses, *rewards_of(four, settings.beta), weight=weights[0] * weights[1])
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True, sum_squares=True))

@@ -18,8 +18,8 @@ from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.dpo import dpo_losses
 from pipeline.objectives.shared.lists import laid_out
-from pipeline.objectives.shared.pairs import Pairs, compared
-from pipeline.objectives.shared.tensors import at_least_float32, column, reference_of
+from pipeline.objectives.shared.pairs import compared, rewards_of
+from pipeline.objectives.shared.tensors import at_least_float32, both, column, reference_of
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,9 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     names = ("chosen", "rejected", "the reference's sample (one of the two, once more)")
     usable = laid_out(batch.present, "xpo", names)
     sample = column(batch.logps, 2, usable)
-    tables = (batch.logps, batch.logps, reference, reference, batch.lengths, batch.lengths)
-    first, second, ref_first, ref_second, *lengths = (column(t, i % 2, usable) for i, t in enumerate(tables))
-    losses = xpo_losses(first, second, ref_first, ref_second, sample, settings.beta, settings.alpha)
-    rewards = settings.beta * (first - ref_first), settings.beta * (second - ref_second)
-    pairs = Pairs(usable, first, second, *lengths)
-    return compared(pairs, losses, *rewards, reference_sample_logps=sample)
+    four = (*both(batch.logps, usable), *both(reference, usable))
+    losses = xpo_losses(*four, sample, settings.beta, settings.alpha)
+    return compared(usable, losses, *rewards_of(four, settings.beta), reference_sample_logps=sample)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(reference=True, lists=True, layout="pair_and_copy"))
