@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.config import setting
-from pipeline.negatives.contract import Draw, Tensor
+from pipeline.negatives.contract import Draw, Drawn, Tensor
 from pipeline.negatives.draws import entropy, top
 
 
@@ -18,7 +18,7 @@ class Settings:
 
 
 def draw(logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings,
-         lengths: Tensor | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+         lengths: Tensor | None = None) -> Drawn:
     """See Draw. The M largest uniforms are M candidates at random. Metric: kernel_entropy, ln L nats."""
     import torch
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, Selected, ends, paired, scores_of
-from pipeline.selection.contract import PAIRS, Rule
+from pipeline.selection.candidates import TOO_FEW, ends, paired, scores_of
+from pipeline.selection.contract import PAIRS, Rule, Selected
 
 
 @dataclass(frozen=True)
