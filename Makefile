@@ -29,7 +29,7 @@ demo: $(STAMP) ## Run PCO, 2 iterations, on the built-in world; the same command
 	@echo "next:     $(BIN)/align plan recipe=iterative_dpo    what another recipe would reuse of it"
 
 # Two processes on two cores, so one thread each; what each command holds: tests/README.md.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations=20
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=20
 
 test: $(STAMP) ## Run the tests, a quarter of an hour on two cores; ARGS="tests/objectives -k dpo" runs some
 	$(PYTEST) -m "not gpu and not long" $(ARGS)
