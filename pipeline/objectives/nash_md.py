@@ -11,6 +11,7 @@ nothing, only their gradients do. c = 1 learns the best answer to the reference,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.config import setting
@@ -97,7 +98,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
 
 
 def _tokens(batch: LossInputs, usable: Tensor, sides: tuple[Tensor, Tensor],
-            settings: Settings) -> tuple[list[Tensor], list[Tensor]]:
+            settings: Settings) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """(losses, log-ratios) of both completions, each (G,), in TRL's form."""
     import torch
 
@@ -105,8 +106,8 @@ def _tokens(batch: LossInputs, usable: Tensor, sides: tuple[Tensor, Tensor],
     reference = required(tokens.ref_logps, "tokens.ref_logps", "nash_md")
     probabilities = torch.stack(sides, dim=1)[tokens.group, tokens.column]
     losses = nash_md_token_losses(tokens.logps, reference, probabilities, settings.beta, settings.control_variate)
-    sums = (completion_sums(values, tokens, batch.present) for values in (losses, tokens.logps - reference))
-    return tuple(list(both(table, usable)) for table in sums)  # type: ignore[return-value]
+    sums, ratios = (completion_sums(values, tokens, batch.present) for values in (losses, tokens.logps - reference))
+    return both(sums, usable), both(ratios, usable)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=needs)

@@ -59,7 +59,7 @@ def log_ratios(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejecte
 
 
 def rewards_of(four: Four, beta: float) -> tuple[Tensor, Tensor]:
-    """The implicit rewards beta a and beta b, from what `with_anchor` gives; unit-free."""
+    """The implicit rewards beta a and beta b of the two completions, each (G,), from what `with_anchor` gives."""
     chosen, rejected = log_ratios(*four)
     return beta * chosen, beta * rejected
 
