@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+else:  # a name for annotations: planning reads this module and loads no torch
+    Tensor = Any
+
+Drawn = tuple[Tensor, Tensor, dict[str, Tensor]]  # indices, valid, metrics
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Draw:
     Settings: type
     """With `m`, the number of negatives."""
 
-    draw: Callable[..., tuple[Tensor, Tensor, dict[str, Tensor]]]
+    draw: Callable[..., Drawn]
     """(logps, ref_logps, present, uniforms, settings, lengths=None) -> indices, valid, metrics
 
     logps, ref_logps: (G, K) sums over completion tokens, nats; None where not needed

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.config import setting
 from pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.negatives.contract import Drawn, Tensor
 
 
 @dataclass(frozen=True)
@@ -26,15 +24,16 @@ class Ends:
     """Per token instead of summed over the completion."""
 
 
-def ends(
-    logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, settings: Ends, lengths: Tensor | None, sign: int
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The m candidates of the largest (sign 1) or smallest (sign -1) weight; ties go to the lower index."""
+def ends(logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Ends,
+         lengths: Tensor | None = None, *, sign: int) -> Drawn:
+    """See Draw. The m candidates of the largest (sign 1) or smallest (sign -1) weight; ties go to the lower index.
+
+    Metric: kernel_entropy = 0, there is nothing random.
+    """
     import torch
 
     with torch.no_grad():
-        divide = lengths_for(settings.length_normalize, lengths)
-        logs = log_weights(logps, ref_logps, present, settings.weights, lengths=divide)
+        logs = log_weights(logps, ref_logps, present, settings, lengths)
         indices, valid = top(sign * logs, present, settings.m)
         return indices, valid, {"kernel_entropy": torch.zeros_like(logs[:, 0])}
 
@@ -44,36 +43,27 @@ def weighs_by_reward(settings: Any) -> bool:
     return bool(settings.weights == "reward")
 
 
-def lengths_for(length_normalize: bool, lengths: Tensor | None) -> Tensor | None:
-    """What the weights are divided by: the lengths, or None where they are sums. ValueError for lengths not given."""
-    if length_normalize and lengths is None:
-        raise ValueError("drawing negatives by length-normalised weights needs the lengths of the candidates")
-    return lengths if length_normalize else None
-
-
-def log_weights(
-    logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, weights: str, beta: float = 1.0,
-    lengths: Tensor | None = None,
-) -> Tensor:
+def log_weights(logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, settings: Any, lengths: Tensor | None,
+                beta: float = 1.0) -> Tensor:
     """Unnormalised log-weights of the candidates: (G, K - 1) for columns 1 .. K - 1, -inf where not present.
 
-    weights: "reward", beta * (log pi - log ref), or "logp", beta * log pi; sums over tokens, at least float32;
-    divided by the number of tokens where `lengths` (G, K) is given.
-    Raises UserError for "reward" without reference log-probs, ValueError without log-probs.
+    settings.weights: "reward", beta * (log pi - log ref), or "logp", beta * log pi; sums over tokens, at least float32;
+    divided by the number of tokens, `lengths` (G, K), with settings.length_normalize.
+    Raises UserError for "reward" without reference log-probs, ValueError without log-probs or without lengths.
     """
     import torch
 
+    if settings.length_normalize and lengths is None:
+        raise ValueError("drawing negatives by length-normalised weights needs the lengths of the candidates")
     if logps is None:
         raise ValueError("drawing negatives by weight needs the policy's log-probs of the candidates")
     values = _wide(logps.detach())
-    if weights == "reward":
+    if settings.weights == "reward":
         if ref_logps is None:
-            raise UserError(
-                "negatives.weights: 'reward' needs reference log-probs, which this objective does not use; "
-                "set negatives.weights=logp or use objective=rnce"
-            )
+            raise UserError("negatives.weights: 'reward' needs reference log-probs, which this objective does not use; "
+                            "set negatives.weights=logp or use objective=rnce")
         values = values - _wide(ref_logps.detach())
-    if lengths is not None:
+    if settings.length_normalize and lengths is not None:
         values = values / lengths.clamp(min=1)
     return torch.where(present[:, 1:], beta * values[:, 1:], float("-inf"))
 
@@ -119,11 +109,8 @@ def top(keys: Tensor, present: Tensor, m: int) -> tuple[Tensor, Tensor]:
     keys = keys.masked_fill(~present[:, 1:], float("-inf"))
     order = keys.argsort(dim=1, descending=True, stable=True)[:, :m]
     valid = present[:, 1:].gather(1, order)
-    missing = m - order.shape[1]
-    if missing > 0:
-        order = torch.nn.functional.pad(order, (0, missing))
-        valid = torch.nn.functional.pad(valid, (0, missing))
-    return order + 1, valid
+    missing = (0, max(0, m - order.shape[1]))
+    return torch.nn.functional.pad(order, missing) + 1, torch.nn.functional.pad(valid, missing)
 
 
 def entropy(logs: Tensor) -> Tensor:

@@ -15,14 +15,10 @@ draw counts. Over one fixed list further steps would only repeat the draw, so th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.negatives.contract import Draw
-from pipeline.negatives.draws import entropy, fresh, gumbel, lengths_for, log_weights, top, weighs_by_reward
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.negatives.contract import Draw, Drawn, Tensor
+from pipeline.negatives.draws import entropy, fresh, gumbel, log_weights, top, weighs_by_reward
 
 
 @dataclass(frozen=True)
@@ -46,18 +42,15 @@ class Settings:
     """Steps S of the chain. Paper: 1."""
 
 
-def draw(
-    logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings,
-    lengths: Tensor | None = None,
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def draw(logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings,
+         lengths: Tensor | None = None) -> Drawn:
     """See Draw. Gumbel-top-M: adding Gumbel noise to log w and taking the M largest is exactly drawing
     M times from w, each time without the ones before. Metric: kernel_entropy of w, nats, at most ln L.
     """
     import torch
 
     with torch.no_grad():
-        divide = lengths_for(settings.length_normalize, lengths)
-        logs = log_weights(logps, ref_logps, present, settings.weights, settings.beta, divide)
+        logs = log_weights(logps, ref_logps, present, settings, lengths, settings.beta)
         pool = torch.arange(present.shape[1], device=present.device) - 1
         state = torch.zeros_like(present)  # the draws of the step before
         for step in range(settings.steps):

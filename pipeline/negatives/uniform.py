@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.negatives.contract import Draw
+from pipeline.negatives.contract import Draw, Drawn, Tensor
 from pipeline.negatives.draws import entropy, top
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -21,10 +17,8 @@ class Settings:
     """Negatives per group and step. Paper: 1 to 3."""
 
 
-def draw(
-    logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings,
-    lengths: Tensor | None = None,
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def draw(logps: Tensor | None, ref_logps: Tensor | None, present: Tensor, uniforms: Tensor, settings: Settings,
+         lengths: Tensor | None = None) -> Drawn:
     """See Draw. The M largest uniforms are M candidates at random. Metric: kernel_entropy, ln L nats."""
     import torch
 

@@ -8,16 +8,12 @@ No reference. Which answers are good: completion 0 alone, or all whose score rea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.lists import compared_list
 from pipeline.objectives.shared.pairs import averages
 from pipeline.objectives.shared.tensors import at_least_float32, masked, required, softplus
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ def aft_losses(values: Tensor, good: Tensor, bad: Tensor) -> Tensor:
     return torch.where(usable, softplus(violation), 0.0)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a list (rewards are s) and good (how many). Raises ValueError without its scores."""
     import torch
 

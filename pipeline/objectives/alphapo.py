@@ -10,15 +10,11 @@ gives no gradient. alpha = 0 is SimPO. No reference.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import averages, compared, pairs_of
 from pipeline.objectives.shared.tensors import log_sigmoid
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 CLAMP = 80.0  # largest exponent: e^88 overflows in float32
 
@@ -46,15 +42,8 @@ def alpha_rewards(logps: Tensor, lengths: Tensor, alpha: float) -> Tensor:
     return average if alpha == 0.0 else -(-alpha * average).clamp(max=CLAMP).expm1() / alpha
 
 
-def alphapo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    beta: float,
-    gamma: float,
-    alpha: float,
-) -> Tensor:
+def alphapo_losses(chosen_logps: Tensor, rejected_logps: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor,
+                   beta: float, gamma: float, alpha: float) -> Tensor:
     """AlphaPO loss of each pair.
 
     Args:
@@ -69,7 +58,7 @@ def alphapo_losses(
     return -log_sigmoid(beta * (chosen - rejected) - gamma)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison and clamped, the pair's number of clamped sides.
 
     Raises UserError for more than two completions.
@@ -80,7 +69,7 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     losses = alphapo_losses(pairs.chosen, pairs.rejected, *pairs.lengths, settings.beta, gamma, settings.alpha)
     rewards = (settings.beta * alpha_rewards(*side, settings.alpha) for side in sides)
     over = [(-settings.alpha * averages(*side) > CLAMP).long() for side in sides]
-    return compared(pairs, losses, *rewards, clamped=over[0] + over[1])
+    return compared(pairs.usable, losses, *rewards, clamped=over[0] + over[1])
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True))

@@ -11,15 +11,11 @@ values, not through the order. The loss of a rank is given to the group whose u 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
-from pipeline.objectives.shared.pairs import compared, log_ratios, smoothed_losses, with_anchor
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
+from pipeline.objectives.shared.pairs import compared, log_ratios, rewards_of, smoothed_losses, with_anchor
 from pipeline.objectives.shared.tensors import at_least_float32
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -36,15 +32,8 @@ class Settings:
     """eps, as in cDPO."""
 
 
-def aot_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    beta: float,
-    paired: bool = True,
-    label_smoothing: float = 0.0,
-) -> Tensor:
+def aot_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+               beta: float, paired: bool = True, label_smoothing: float = 0.0) -> Tensor:
     """AOT losses of a whole batch of pairs, each at the place of the pair that holds the rank on the u side.
 
     Args:
@@ -63,19 +52,17 @@ def aot_losses(
     return torch.zeros_like(losses).scatter(0, places, losses)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
     import torch
 
     pairs, four = with_anchor(batch, "aot")
     places = pairs.usable.nonzero()[:, 0]  # the others must not take part in the sort
     chosen, rejected, ref_chosen, ref_rejected = (v[places] for v in four)
-    found = aot_losses(
-        chosen, rejected, ref_chosen, ref_rejected, settings.beta, settings.paired, settings.label_smoothing
-    )
+    found = aot_losses(chosen, rejected, ref_chosen, ref_rejected, settings.beta, settings.paired,
+                       settings.label_smoothing)
     losses = torch.zeros_like(four[0]).to(found.dtype).scatter(0, places, found)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    return compared(pairs.usable, losses, *rewards_of(four, settings.beta))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True, batch=True))

@@ -8,14 +8,10 @@ For chosen answers worse than the model's own. The gradient vanishes far out on 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
-from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
+from pipeline.objectives.shared.pairs import compared, log_ratios, rewards_of, with_anchor
 
 
 @dataclass(frozen=True)
@@ -26,9 +22,8 @@ class Settings:
     """Scale of the implicit reward, 1/nats. Paper: 0.1."""
 
 
-def apo_down_losses(
-    chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, beta: float
-) -> Tensor:
+def apo_down_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                    beta: float) -> Tensor:
     """APO-down loss of each pair.
 
     Args:
@@ -42,12 +37,10 @@ def apo_down_losses(
     return (beta * chosen).sigmoid() + (-beta * (chosen - rejected)).sigmoid()
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
     pairs, four = with_anchor(batch, "apo_down")
-    losses = apo_down_losses(*four, settings.beta)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    return compared(pairs.usable, apo_down_losses(*four, settings.beta), *rewards_of(four, settings.beta))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

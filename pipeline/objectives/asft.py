@@ -9,15 +9,11 @@ avg(y) = log pi(y) / |y|. Likelihood on the chosen answer, sequence-level unlike
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.odds import log1mexp, log_odds
 from pipeline.objectives.shared.pairs import averages, compared, pairs_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -28,13 +24,8 @@ class Settings:
     """lambda. The paper's default is not at hand; sweep 0.1 to 1."""
 
 
-def asft_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    odds_weight: float,
-) -> Tensor:
+def asft_losses(chosen_logps: Tensor, rejected_logps: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor,
+                odds_weight: float) -> Tensor:
     """ASFT loss of each pair.
 
     Args:
@@ -48,14 +39,14 @@ def asft_losses(
     return -(1.0 + odds_weight) * chosen - odds_weight * log1mexp(rejected)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison; the rewards are log odds. Raises UserError for more than two
     completions.
     """
     pairs = pairs_of(batch, "asft")
     losses = asft_losses(pairs.chosen, pairs.rejected, *pairs.lengths, settings.odds_weight)
     chosen, rejected = averages(pairs.chosen, pairs.chosen_lengths), averages(pairs.rejected, pairs.rejected_lengths)
-    return compared(pairs, losses, log_odds(chosen), log_odds(rejected))
+    return compared(pairs.usable, losses, log_odds(chosen), log_odds(rejected))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True))

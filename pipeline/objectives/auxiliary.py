@@ -15,15 +15,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.config import setting
-from pipeline.objectives.contract import Auxiliary, LossInputs, Needs
+from pipeline.objectives.contract import Auxiliary, Losses, LossInputs, Needs, Tensor, TokenInputs
 from pipeline.objectives.shared.tensors import at_least_float32, masked, required
-from pipeline.objectives.shared.tokenwise import tokens_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 
 @dataclass(frozen=True)
@@ -52,9 +49,8 @@ def needs(settings: Settings) -> Needs:
     return Needs(token_logps=by_token, reference_tokens=by_token, rationale=settings.rationale_gamma > 0.0)
 
 
-def sft_losses(
-    chosen_logps: Tensor, chosen_lengths: Tensor, normalise: str = "batch", mean_length: float | None = None
-) -> Tensor:
+def sft_losses(chosen_logps: Tensor, chosen_lengths: Tensor, normalise: str = "batch",
+               mean_length: float | None = None) -> Tensor:
     """-log pi(y_w) of each group in one of three normalisations.
 
     Args:
@@ -76,13 +72,11 @@ def sft_losses(
     return nll
 
 
-def desensitised_sums(
-    token_logps: Tensor, group: Tensor, column: Tensor, position: Tensor, lengths: Tensor, alpha: float
-) -> Tensor:
+def desensitised_sums(token_logps: Tensor, tokens: TokenInputs, lengths: Tensor, alpha: float) -> Tensor:
     """(G, K) sums in which tokens beyond min(|y_w|, |y_l|) of their group weigh alpha.
 
     Args:
-        token_logps: (N,) nats. group, column, position: (N,) int64, where each token stands.
+        token_logps: (N,) nats. tokens: where each token stands.
         lengths: (G, K) int64, 0 where absent; a group with one completion keeps weight 1.
         alpha: in [0, 1].
     """
@@ -90,22 +84,18 @@ def desensitised_sums(
 
     values = at_least_float32(token_logps)
     shortest = torch.where(lengths > 0, lengths, lengths.max()).amin(dim=1)
-    weights = torch.where(position < shortest[group], 1.0, alpha).to(values.dtype)
-    flat = values.new_zeros(lengths.numel()).index_add(0, group * lengths.shape[1] + column, values * weights)
-    return flat.view(lengths.shape)
+    weights = torch.where(tokens.position < shortest[tokens.group], 1.0, alpha).to(values.dtype)
+    return completion_sums(values * weights, tokens, lengths)
 
 
 def before(batch: LossInputs, settings: Settings) -> LossInputs:
     """The batch as the objective sees it: without the rationale column, with desensitised sums."""
     if settings.length_alpha < 1.0:
         tokens = tokens_of(batch, "length_alpha")
-        places = (tokens.group, tokens.column, tokens.position, _compared(batch, settings), settings.length_alpha)
+        places = (tokens, _compared(batch, settings), settings.length_alpha)
         ref = required(tokens.ref_logps, "tokens.ref_logps", "length_alpha")
-        batch = dataclasses.replace(
-            batch,
-            logps=desensitised_sums(tokens.logps, *places),
-            ref_logps=None if batch.ref_logps is None else desensitised_sums(ref, *places),
-        )
+        batch = dataclasses.replace(batch, logps=desensitised_sums(tokens.logps, *places),
+                                    ref_logps=None if batch.ref_logps is None else desensitised_sums(ref, *places))
     return without_last(batch) if settings.rationale_gamma > 0.0 else batch
 
 
@@ -145,7 +135,7 @@ def without_last(batch: LossInputs) -> LossInputs:
     return dataclasses.replace(batch, present=kept[:, :width], tokens=tokens, **columns)
 
 
-def terms(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def terms(batch: LossInputs, settings: Settings) -> Losses:
     """What is added to the losses, (G,), and how large each term is."""
     import torch
 

@@ -13,15 +13,11 @@ batch's loss. What the density ratio of prompts asks for (UDM) is a weight per g
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.labelled import labelled, labelled_metrics, mean_over
 from pipeline.objectives.shared.tensors import at_least_float32, log_sigmoid, masked, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,7 @@ def delta_of(state: dict[str, Tensor]) -> Tensor | float:
     return total / sum(seen).clamp(min=1)  # type: ignore[union-attr]
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison and delta. Raises ValueError without the state."""
     for name in state(settings):
         required(batch.state.get(name), f"state[{name!r}]", "bco")

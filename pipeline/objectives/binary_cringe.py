@@ -9,15 +9,12 @@ says. Per-group sums, which the trainer divides by all completion tokens of the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
-from pipeline.objectives.shared.cringe import needs_of, per_token, token_terms
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
+from pipeline.objectives.shared.cringe import needs as pair_needs
+from pipeline.objectives.shared.cringe import per_token, token_terms
 from pipeline.objectives.shared.tensors import at_least_float32, detached
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Settings:
 
 def needs(settings: Settings) -> Needs:
     """Pairs, lists and labelled completions, also mixed, and the largest logits of every token."""
-    return needs_of(settings.k) | Needs(pairs=True, lists=True, singles=True)
+    return pair_needs(settings) | Needs(lists=True)
 
 
 def binary_cringe_losses(positive_logps: Tensor, negative_contrastive: Tensor, alpha: float) -> Tensor:
@@ -49,7 +46,7 @@ def binary_cringe_losses(positive_logps: Tensor, negative_contrastive: Tensor, a
     return alpha * at_least_float32(negative_contrastive) - at_least_float32(positive_logps)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics ce_per_token, cringe_per_token. Labels are used for groups of one.
 
     Raises UserError for a k the vocabulary cannot give, ValueError without token inputs.

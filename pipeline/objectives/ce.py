@@ -10,13 +10,9 @@ others still count in that division.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from pipeline.objectives.contract import LossInputs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Objective, Tensor
 from pipeline.objectives.shared.tensors import at_least_float32, column, detached
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -29,7 +25,7 @@ def ce_losses(logps: Tensor) -> Tensor:
     return -at_least_float32(logps)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) of completion 0 and the metric token_nll (nats per token)."""
     logps = column(batch.logps, 0, batch.present[:, 0])
     losses = ce_losses(logps)

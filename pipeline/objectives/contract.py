@@ -11,6 +11,8 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+else:  # a name for annotations: planning reads this module and loads no torch
+    Tensor = Any
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,7 @@ class LossInputs:
     parameters: dict[str, Tensor] = field(default_factory=dict)  # trained with the policy, with gradient
 
 
-Losses = tuple["Tensor", dict[str, "Tensor"]]  # (G,) and metrics, name -> (G,)
-
-
-def _nothing(settings: Any) -> dict[str, float]:
-    return {}
+Losses = tuple[Tensor, dict[str, Tensor]]  # (G,) and metrics, name -> (G,)
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,7 @@ class Objective:
     of all present completions.
     """
 
-    state: Callable[[Any], dict[str, float]] = _nothing
+    state: Callable[[Any], dict[str, float]] = lambda settings: {}
     """settings -> what is carried from step to step, as it starts. Checkpointed."""
 
     update: Callable[[LossInputs, Any], dict[str, Tensor]] | None = None

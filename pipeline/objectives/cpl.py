@@ -10,16 +10,12 @@ lambda = gamma = 1 it is CPO without its likelihood term.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import compared, pairs_of
-from pipeline.objectives.shared.tensors import at_least_float32, column, softplus
+from pipeline.objectives.shared.tensors import at_least_float32, both, softplus
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -47,17 +43,16 @@ def cpl_losses(chosen_sums: Tensor, rejected_sums: Tensor, alpha: float, bias: f
     return softplus(alpha * (bias * at_least_float32(rejected_sums) - at_least_float32(chosen_sums)))
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison (rewards are z). Raises UserError for more than two completions,
     ValueError without the token inputs.
     """
     pairs, tokens = pairs_of(batch, "cpl"), tokens_of(batch, "cpl")
     logps = at_least_float32(tokens.logps)
     discounted = logps * settings.gamma ** tokens.position.to(logps.dtype)
-    sums = completion_sums(discounted, tokens, (batch.present.shape[0], batch.present.shape[1]))
-    chosen, rejected = (column(sums, i, pairs.usable) for i in (0, 1))
+    chosen, rejected = both(completion_sums(discounted, tokens, batch.present), pairs.usable)
     losses = cpl_losses(chosen, rejected, settings.alpha, settings.bias)
-    return compared(pairs, losses, settings.alpha * chosen, settings.alpha * rejected)
+    return compared(pairs.usable, losses, settings.alpha * chosen, settings.alpha * rejected)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, token_logps=True))

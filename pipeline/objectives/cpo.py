@@ -12,16 +12,12 @@ Sums over tokens in the preference term, no reference.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import SFT, compared, pairs_of
 from pipeline.objectives.shared.tensors import at_least_float32, log_sigmoid
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -38,15 +34,8 @@ class Settings:
     """Which of the three NLLs above."""
 
 
-def cpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    chosen_lengths: Tensor,
-    beta: float,
-    alpha: float,
-    sft_normalise: str = "sum",
-    mean_chosen_length: float | None = None,
-) -> Tensor:
+def cpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, chosen_lengths: Tensor, beta: float, alpha: float,
+               sft_normalise: str = "sum", mean_chosen_length: float | None = None) -> Tensor:
     """CPO loss of each pair.
 
     Args:
@@ -61,14 +50,12 @@ def cpo_losses(
     return preference + alpha * sft_losses(chosen_logps, chosen_lengths, sft_normalise, mean_chosen_length)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
     pairs = pairs_of(batch, "cpo")
-    losses = cpo_losses(
-        pairs.chosen, pairs.rejected, pairs.chosen_lengths, settings.beta, settings.alpha, settings.sft_normalise,
-        batch.mean_chosen_length,
-    )
-    return compared(pairs, losses, settings.beta * pairs.chosen, settings.beta * pairs.rejected)
+    losses = cpo_losses(pairs.chosen, pairs.rejected, pairs.chosen_lengths, settings.beta, settings.alpha,
+                        settings.sft_normalise, batch.mean_chosen_length)
+    return compared(pairs.usable, losses, settings.beta * pairs.chosen, settings.beta * pairs.rejected)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True))

@@ -10,15 +10,11 @@ keeps its first two places. The gradient flows through all K + 1. K = 1 with alp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
-from pipeline.objectives.shared.pairs import Pairs, compared
-from pipeline.objectives.shared.tensors import at_least_float32, column, log_sigmoid, masked, reference_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
+from pipeline.objectives.shared.pairs import compared
+from pipeline.objectives.shared.tensors import at_least_float32, column, log_sigmoid, masked, reference_of, row_means
 
 
 @dataclass(frozen=True)
@@ -44,11 +40,10 @@ def d2o_losses(own_log_ratios: Tensor, own: Tensor, negative_log_ratios: Tensor,
 
     Returns: (G,), each > 0; ln 2 where policy and reference agree.
     """
-    mean = masked(own_log_ratios, own).sum(dim=1) / own.sum(dim=1).clamp(min=1)
-    return -log_sigmoid(beta * mean - alpha * at_least_float32(negative_log_ratios))
+    return -log_sigmoid(beta * row_means(own_log_ratios, own) - alpha * at_least_float32(negative_log_ratios))
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison, the own samples' mean being the chosen side, and own_samples (K).
 
     A group without a negative or without an own sample has loss 0.
@@ -62,9 +57,8 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     usable = negative & own.any(dim=1)
     rejected = column(ratios, 1, usable)
     losses = d2o_losses(ratios, own, rejected, settings.beta, settings.alpha)
-    chosen = masked(ratios, own).sum(dim=1) / own.sum(dim=1).clamp(min=1)
-    pairs = Pairs(usable, chosen, rejected, rejected, rejected)
-    return compared(pairs, losses, settings.beta * chosen, settings.alpha * rejected, own_samples=own.sum(dim=1))
+    rewards = settings.beta * row_means(ratios, own), settings.alpha * rejected
+    return compared(usable, losses, *rewards, own_samples=own.sum(dim=1))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(lists=True, reference=True))

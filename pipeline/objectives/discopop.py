@@ -10,15 +10,11 @@ Sums over tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
-from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
+from pipeline.objectives.shared.pairs import compared, log_ratios, rewards_of, with_anchor
 from pipeline.objectives.shared.tensors import log_sigmoid
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,14 +28,8 @@ class Settings:
     """Temperature of the mixing. Paper: 0.05. Above 1 the exponential part would grow without bound for z < 0."""
 
 
-def discopop_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    beta: float,
-    tau: float,
-) -> Tensor:
+def discopop_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                    beta: float, tau: float) -> Tensor:
     """DiscoPOP loss of each pair.
 
     Args:
@@ -56,12 +46,10 @@ def discopop_losses(
     return logistic + (log_sigmoid(logits / tau) - logits).exp()
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
     pairs, four = with_anchor(batch, "discopop")
-    losses = discopop_losses(*four, settings.beta, settings.tau)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    return compared(pairs.usable, discopop_losses(*four, settings.beta, settings.tau), *rewards_of(four, settings.beta))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

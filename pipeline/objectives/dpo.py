@@ -10,14 +10,10 @@ cDPO is fitted at the finite margin h = logit(1 - eps) / beta. Sums over tokens,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
-from pipeline.objectives.shared.pairs import compared, log_ratios, smoothed_losses, with_anchor
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
+from pipeline.objectives.shared.pairs import compared, log_ratios, rewards_of, smoothed_losses, with_anchor
 
 
 @dataclass(frozen=True)
@@ -31,14 +27,8 @@ class Settings:
     """eps, the assumed share of flipped labels. 0: DPO. cDPO: 0.1 is usual."""
 
 
-def dpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    beta: float,
-    label_smoothing: float = 0.0,
-) -> Tensor:
+def dpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+               beta: float, label_smoothing: float = 0.0) -> Tensor:
     """DPO / cDPO loss of each pair.
 
     Args:
@@ -53,15 +43,14 @@ def dpo_losses(
     return smoothed_losses(beta * (chosen - rejected), label_smoothing)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and metrics: rewards (beta times log-ratio), margin, accuracy (margin > 0).
 
     Raises UserError for groups of more than two completions, ValueError without reference log-probs.
     """
     pairs, four = with_anchor(batch, "dpo")
     losses = dpo_losses(*four, settings.beta, settings.label_smoothing)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    return compared(pairs.usable, losses, *rewards_of(four, settings.beta))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

@@ -10,15 +10,11 @@ about beta lambda nats per nat below the reference, so expect spikes and clip gr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
 from pipeline.objectives.shared.tensors import log_sigmoid
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,14 +28,8 @@ class Settings:
     """lambda. Paper: 50. 0 is DPO."""
 
 
-def dpop_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    beta: float,
-    penalty: float,
-) -> Tensor:
+def dpop_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                beta: float, penalty: float) -> Tensor:
     """DPOP loss of each pair.
 
     Args:
@@ -53,7 +43,7 @@ def dpop_losses(
     return -log_sigmoid(beta * (chosen - rejected - penalty * (-chosen).relu()))
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison, whose chosen reward contains the penalty, and violated (a < 0).
 
     Raises UserError for more than two completions.
@@ -62,7 +52,7 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     losses = dpop_losses(*four, settings.beta, settings.penalty)
     chosen, rejected = log_ratios(*four)
     reward = settings.beta * (chosen - settings.penalty * (-chosen).relu())
-    return compared(pairs, losses, reward, settings.beta * rejected, violated=chosen < 0)
+    return compared(pairs.usable, losses, reward, settings.beta * rejected, violated=chosen < 0)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

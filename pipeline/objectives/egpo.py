@@ -18,14 +18,10 @@ ref^{c beta} exp(c P(. > pi_half)), c = 4 lr/(beta N) over N answers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective
 from pipeline.objectives.online_ipo import against_opponents
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ class Settings:
     """lr averaged over tokens, as the authors' language-model code does, or summed, as in the paper's equations."""
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) of one half step (see `online_ipo.online_ipo_losses`) and the metrics of a comparison and target.
 
     Raises ValueError without a reference or scores.

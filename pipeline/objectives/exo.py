@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
 from pipeline.objectives.shared.tensors import log_sigmoid
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -43,14 +39,8 @@ class Settings:
         return (0.0, -10.0) if self.energies else (math.log1p(-eps), math.log(eps))
 
 
-def exo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    beta: float,
-    log_labels: tuple[float, float],
-) -> Tensor:
+def exo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+               beta: float, log_labels: tuple[float, float]) -> Tensor:
     """EXO-pref loss of each pair.
 
     Args:
@@ -67,7 +57,7 @@ def exo_losses(
     return of_chosen + of_rejected
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison and vanishing (z < -10).
 
     Raises UserError for more than two completions.
@@ -76,7 +66,7 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     losses = exo_losses(*four, settings.beta, settings.log_labels)
     chosen, rejected = log_ratios(*four)
     vanishing = settings.beta * (chosen - rejected) < -10.0
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected, vanishing=vanishing)
+    return compared(pairs.usable, losses, settings.beta * chosen, settings.beta * rejected, vanishing=vanishing)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

@@ -10,15 +10,11 @@ gives an answer almost no weight its gradient vanishes too. Sums over tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.lists import comparable, compared_list, log_softmax_over, soft_labels
 from pipeline.objectives.shared.tensors import masked, reference_of, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,9 +28,8 @@ class Settings:
     """beta_r, in the unit of the rewards. Official code: 0.5."""
 
 
-def exo_rw_losses(
-    logps: Tensor, ref_logps: Tensor, scores: Tensor, present: Tensor, beta: float, reward_temperature: float
-) -> Tensor:
+def exo_rw_losses(logps: Tensor, ref_logps: Tensor, scores: Tensor, present: Tensor, beta: float,
+                  reward_temperature: float) -> Tensor:
     """EXO-rw loss of each group.
 
     Args:
@@ -53,7 +48,7 @@ def exo_rw_losses(
     return torch.where(comparable(present), divergence, 0.0)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a list. Raises ValueError without a reference or scores."""
     reference = reference_of(batch, "exo_rw")
     scores = required(batch.scores, "scores", "exo_rw")

@@ -15,15 +15,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
 from pipeline.objectives.shared.tensors import at_least_float32, log_sigmoid
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -68,16 +64,8 @@ def f_scores(log_ratios: Tensor, divergence: str, alpha: float = 0.5, clamp: flo
     return -(-rate * values).clamp(max=clamp).expm1() / rate
 
 
-def fdpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    beta: float,
-    divergence: str,
-    alpha: float = 0.5,
-    clamp: float = 80.0,
-) -> Tensor:
+def fdpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                beta: float, divergence: str, alpha: float = 0.5, clamp: float = 80.0) -> Tensor:
     """f-DPO loss of each pair.
 
     Args:
@@ -92,7 +80,7 @@ def fdpo_losses(
     return -log_sigmoid(beta * difference)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison (rewards are beta f') and clamped, the pair's number of clamped sides.
 
     Raises UserError for more than two completions.
@@ -103,7 +91,7 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     chosen, rejected = log_ratios(*four)
     clamped = (-settings.rate * chosen > settings.clamp).long() + (-settings.rate * rejected > settings.clamp).long()
     rewards = (settings.beta * f_scores(side, *how) for side in (chosen, rejected))
-    return compared(pairs, losses, *rewards, clamped=clamped)
+    return compared(pairs.usable, losses, *rewards, clamped=clamped)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

@@ -8,16 +8,12 @@ Equal betas are DPO. Sums over tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import SFT, compared, log_ratios, with_anchor
 from pipeline.objectives.shared.tensors import log_sigmoid
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -43,14 +39,8 @@ class Settings:
         return []
 
 
-def flex_dpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    beta_chosen: float,
-    beta_rejected: float,
-) -> Tensor:
+def flex_dpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                    beta_chosen: float, beta_rejected: float) -> Tensor:
     """Flex-DPO loss of each pair, without the likelihood term.
 
     Args:
@@ -64,7 +54,7 @@ def flex_dpo_losses(
     return -log_sigmoid(beta_chosen * chosen - beta_rejected * rejected)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
     pairs, four = with_anchor(batch, "flex_dpo")
     losses = flex_dpo_losses(*four, settings.beta_chosen, settings.beta_rejected)
@@ -72,7 +62,7 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
         nll = sft_losses(pairs.chosen, pairs.chosen_lengths, settings.sft_normalise, batch.mean_chosen_length)
         losses = losses + settings.sft_weight * nll
     chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta_chosen * chosen, settings.beta_rejected * rejected)
+    return compared(pairs.usable, losses, settings.beta_chosen * chosen, settings.beta_rejected * rejected)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

@@ -9,15 +9,11 @@ s(y > y_j), y itself included. Sums over tokens; at beta = 0.001 a score of 0.1 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
-from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
-from pipeline.objectives.shared.tensors import at_least_float32, column, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
+from pipeline.objectives.shared.pairs import compared, log_ratios, rewards_of, with_anchor
+from pipeline.objectives.shared.tensors import at_least_float32, both, required
 
 
 @dataclass(frozen=True)
@@ -32,15 +28,8 @@ class Settings:
     already (see `gpm.average_scores`), over all samples of the prompt."""
 
 
-def gpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    previous_chosen_logps: Tensor,
-    previous_rejected_logps: Tensor,
-    chosen_scores: Tensor,
-    rejected_scores: Tensor,
-    beta: float,
-) -> Tensor:
+def gpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, previous_chosen_logps: Tensor,
+               previous_rejected_logps: Tensor, chosen_scores: Tensor, rejected_scores: Tensor, beta: float) -> Tensor:
     """GPO loss of each pair.
 
     Args: the first four: (G,) sums over tokens, nats, under the policy and pi_t.
@@ -53,20 +42,17 @@ def gpo_losses(
     return (chosen - targets[0]).square() + (rejected - targets[1]).square()
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison; rewards are beta times the log-ratio to pi_t, fitted at s_avg.
 
     Raises UserError for more than two completions, ValueError without scores or previous log-probs.
     """
     pairs, four = with_anchor(batch, "gpo", "previous")
-    table = required(batch.scores, "scores", "gpo").detach()
-    scores = column(table, 0, pairs.usable), column(table, 1, pairs.usable)
+    scores = both(required(batch.scores, "scores", "gpo").detach(), pairs.usable)
     if settings.scores == "rewards":
         gap = 0.5 * (scores[0] - scores[1])
         scores = (gap, -gap)
-    losses = gpo_losses(*four, *scores, settings.beta)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    return compared(pairs.usable, gpo_losses(*four, *scores, settings.beta), *rewards_of(four, settings.beta))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, previous=True, scores=True))

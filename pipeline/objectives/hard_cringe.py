@@ -10,15 +10,12 @@ A pair is learned like Binary Cringe until its margin passes b. A group of one a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
-from pipeline.objectives.shared.cringe import REDUCTIONS, divisor, margins, needs_of, per_token, reduced, token_terms
+from pipeline.objectives.contract import Losses, LossInputs, Objective, Tensor
+from pipeline.objectives.shared.cringe import REDUCTIONS, margins, needs, normalise, per_token, reduced, token_terms
 from pipeline.objectives.shared.tensors import at_least_float32, detached, paired
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
 @dataclass(frozen=True)
 class Settings:
@@ -41,16 +38,6 @@ class Settings:
     printed, the mean over pairs; mean: of each completion's own token mean. The paper does not say which."""
 
 
-def needs(settings: Settings) -> Needs:
-    """Pairs or single completions, and the largest logits of every token."""
-    return needs_of(settings.k) | Needs(pairs=True, singles=True)
-
-
-def normalise(settings: Settings) -> str:
-    """By the reduction: completion tokens, or groups."""
-    return divisor(settings.reduction)
-
-
 def hard_gates(margin: Tensor, b: float) -> Tensor:
     """g = 1[M <= b]. margin: (G,) nats. Returns (G,) of 0.0 and 1.0 without gradient."""
     margin = at_least_float32(margin.detach())
@@ -71,7 +58,7 @@ def hard_cringe_losses(chosen_logps: Tensor, contrastive: Tensor, margin: Tensor
     return hard_gates(margin, b) * (alpha * at_least_float32(contrastive) - at_least_float32(chosen_logps))
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and metrics: margin (nats), accuracy (margin > 0), gate, the token terms.
 
     Raises UserError for groups of more than two or a k the vocabulary cannot give, ValueError without token inputs.
@@ -84,13 +71,10 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     terms = reduced(batch, cross_entropy, contrastive, settings.reduction)
     gated = hard_cringe_losses(-terms[0], terms[1], margin, settings.alpha, settings.b)
     losses = torch.where(usable, gated, terms[0] + settings.alpha * terms[1])
-    metrics = detached(
-        margin=margin,
-        accuracy=margin > 0,
-        gate=torch.where(usable, hard_gates(margin, settings.b), 1.0),
-        **per_token(batch, cross_entropy, contrastive),
-    )
+    metrics = detached(margin=margin, accuracy=margin > 0,
+                       gate=torch.where(usable, hard_gates(margin, settings.b), 1.0),
+                       **per_token(batch, cross_entropy, contrastive))
     return losses, metrics
 
 
-OBJECTIVE = Objective(Settings, loss, needs=needs, normalise=normalise)
+OBJECTIVE = Objective(Settings, loss, needs, normalise)

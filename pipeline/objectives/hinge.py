@@ -9,14 +9,10 @@ reference it is SLiC's rank loss.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
-from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
+from pipeline.objectives.shared.pairs import compared, log_ratios, rewards_of, with_anchor
 
 
 @dataclass(frozen=True)
@@ -27,9 +23,8 @@ class Settings:
     """Slope, 1/nats; the margin is 1 / gamma. RSO: 0.05. TRL calls it beta."""
 
 
-def hinge_losses(
-    chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, gamma: float
-) -> Tensor:
+def hinge_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                 gamma: float) -> Tensor:
     """Hinge loss of each pair.
 
     Args:
@@ -43,12 +38,10 @@ def hinge_losses(
     return (1.0 - gamma * (chosen - rejected)).relu()
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
     pairs, four = with_anchor(batch, "hinge")
-    losses = hinge_losses(*four, settings.gamma)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.gamma * chosen, settings.gamma * rejected)
+    return compared(pairs.usable, hinge_losses(*four, settings.gamma), *rewards_of(four, settings.gamma))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

@@ -12,17 +12,13 @@ DPO, and a pair is enough.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.dpo import dpo_losses
 from pipeline.objectives.shared.lists import laid_out
-from pipeline.objectives.shared.pairs import Pairs, compared
-from pipeline.objectives.shared.tensors import column, masked, reference_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.shared.pairs import compared, rewards_of
+from pipeline.objectives.shared.tensors import both, masked, reference_of, row_means
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ def online_kl_losses(logps: Tensor, ref_logps: Tensor, present: Tensor) -> Tenso
     return (coefficients * logps).sum(dim=1) / present.sum(dim=1).clamp(min=1)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison and online_kl (mean log-ratio of the samples, nats).
 
     Raises UserError for groups of another layout, ValueError without a reference.
@@ -76,15 +72,12 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     reference = reference_of(batch, "hypo")
     names = ("chosen", "rejected", "samples of the current policy (or set objective.lam=0)")
     usable = laid_out(batch.present, "hypo", names if settings.lam > 0.0 else names[:2], more=True)
-    tables = (batch.logps, batch.logps, reference, reference, batch.lengths, batch.lengths)
-    chosen, rejected, ref_chosen, ref_rejected, *lengths = (column(t, i % 2, usable) for i, t in enumerate(tables))
+    four = (*both(batch.logps, usable), *both(reference, usable))
     samples = batch.present[:, 2:] & usable[:, None]
     online = online_kl_losses(batch.logps[:, 2:], reference[:, 2:], samples)
-    losses = dpo_losses(chosen, rejected, ref_chosen, ref_rejected, settings.beta) + settings.lam * online
-    rewards = settings.beta * (chosen - ref_chosen), settings.beta * (rejected - ref_rejected)
+    losses = dpo_losses(*four, settings.beta) + settings.lam * online
     ratios = masked(batch.logps[:, 2:], samples) - masked(reference[:, 2:], samples)
-    pairs = Pairs(usable, chosen, rejected, *lengths)
-    return compared(pairs, losses, *rewards, online_kl=ratios.sum(dim=1) / samples.sum(dim=1).clamp(min=1))
+    return compared(usable, losses, *rewards_of(four, settings.beta), online_kl=row_means(ratios, samples))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=needs)

@@ -10,15 +10,11 @@ not, and their terms add. (The authors' README prints the loss without its minus
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
-from pipeline.objectives.shared.labelled import signs
-from pipeline.objectives.shared.tensors import at_least_float32, detached, log_sigmoid, masked, reference_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
+from pipeline.objectives.shared.labelled import labelled, labelled_metrics
+from pipeline.objectives.shared.tensors import at_least_float32, log_sigmoid, masked
 
 
 @dataclass(frozen=True)
@@ -45,23 +41,19 @@ def implicit_prm_losses(logps: Tensor, ref_logps: Tensor, correct: Tensor, beta:
     return -log_sigmoid(torch.where(correct, rewards, -rewards))
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and metrics: mean reward of the correct and of the others (0 where there is none), their margin,
     accuracy (share of responses on their side of 0). Raises ValueError without a reference.
     """
-    reference = reference_of(batch, "implicit_prm")
-    positive, negative = signs(batch)
-    logps, ref_logps = masked(batch.logps, batch.present), masked(reference, batch.present)
-    losses = masked(implicit_prm_losses(logps, ref_logps, positive, settings.beta), batch.present)
-    rewards = settings.beta * (logps - ref_logps)
-    right = (positive & (rewards > 0)) | (negative & (rewards < 0))
-    chosen, rejected = (
-        masked(rewards, keep).sum(dim=1) / keep.sum(dim=1).clamp(min=1) for keep in (positive, negative)
-    )
-    number = batch.present.sum(dim=1).clamp(min=1)
-    metrics = detached(rewards_chosen=chosen, rewards_rejected=rejected, margin=chosen - rejected,
-                       accuracy=right.sum(dim=1) / number)
-    return losses.sum(dim=1), metrics
+    import torch
+
+    examples = labelled(batch, "implicit_prm")
+    ratios, wanted, unwanted = examples.ratios, examples.wanted, examples.unwanted
+    losses = masked(implicit_prm_losses(ratios, torch.zeros_like(ratios), wanted, settings.beta), batch.present)
+    rewards = settings.beta * ratios
+    right = (wanted & (rewards > 0)) | (unwanted & (rewards < 0))
+    accuracy = right.sum(dim=1) / batch.present.sum(dim=1).clamp(min=1)
+    return losses.sum(dim=1), labelled_metrics(examples, settings.beta, accuracy=accuracy)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(labels=True, reference=True))

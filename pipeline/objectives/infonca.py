@@ -9,15 +9,11 @@ K = 2 with one-hot labels (alpha -> 0) is DPO. The forward-KL sibling of EXO on 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.lists import comparable, compared_list, log_softmax_over, soft_labels
 from pipeline.objectives.shared.tensors import at_least_float32, masked, reference_of, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -34,9 +30,8 @@ class Settings:
     """Added to the reward of completion 0 to break ties. The authors' code adds 0.01, the paper nothing."""
 
 
-def infonca_losses(
-    logps: Tensor, ref_logps: Tensor, scores: Tensor, present: Tensor, beta: float, alpha: float
-) -> Tensor:
+def infonca_losses(logps: Tensor, ref_logps: Tensor, scores: Tensor, present: Tensor, beta: float,
+                   alpha: float) -> Tensor:
     """InfoNCA loss of each group.
 
     Args:
@@ -61,7 +56,7 @@ def with_bonus(scores: Tensor, bonus: float) -> Tensor:
     return torch.cat([scores[:, :1] + bonus, scores[:, 1:]], dim=1)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a list. Raises ValueError without a reference or scores."""
     reference = reference_of(batch, "infonca")
     scores = with_bonus(required(batch.scores, "scores", "infonca"), settings.first_bonus)

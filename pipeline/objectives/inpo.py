@@ -11,15 +11,11 @@ over tokens; the target is 100 nats at the default, and the gradient linear in w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import compared, with_anchor
-from pipeline.objectives.shared.tensors import at_least_float32, column, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.shared.tensors import at_least_float32, both, required
 
 
 @dataclass(frozen=True)
@@ -43,16 +39,9 @@ class Settings:
         return 1.0 / 3.0 if self.tau is None else self.tau / self.eta
 
 
-def inpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    previous_chosen_logps: Tensor,
-    previous_rejected_logps: Tensor,
-    eta: float,
-    pull: float = 1.0 / 3.0,
-) -> Tensor:
+def inpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                previous_chosen_logps: Tensor, previous_rejected_logps: Tensor, eta: float,
+                pull: float = 1.0 / 3.0) -> Tensor:
     """INPO loss of each pair.
 
     Args: the first six: (G,) sums over completion tokens, nats, under the policy, the reference and pi_t.
@@ -66,18 +55,17 @@ def inpo_losses(
     return (policy - pull * reference - (1.0 - pull) * previous - 0.5 / eta).square()
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison; rewards are eta times the log-ratio to the anchor, so that the
     margin is fitted at 1/2. Raises UserError for more than two completions, ValueError without reference or previous
     log-probs.
     """
     pairs, four = with_anchor(batch, "inpo")
-    table = required(batch.previous_logps, "previous_logps", "inpo")
-    previous = column(table, 0, pairs.usable), column(table, 1, pairs.usable)
+    previous = both(required(batch.previous_logps, "previous_logps", "inpo"), pairs.usable)
     losses = inpo_losses(*four, *previous, settings.eta, settings.pull)
     anchors = [settings.pull * r + (1.0 - settings.pull) * t for r, t in zip(four[2:], previous, strict=True)]
     rewards = [settings.eta * (logps - anchor) for logps, anchor in zip(four[:2], anchors, strict=True)]
-    return compared(pairs, losses, *rewards)
+    return compared(pairs.usable, losses, *rewards)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True, previous=True))

@@ -10,14 +10,10 @@ averaged form to TRL. The gradient is linear in the residual, so clip it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import averages, compared, log_ratios, with_anchor
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -31,16 +27,8 @@ class Settings:
     """Divide each log-ratio by the number of its completion's tokens."""
 
 
-def ipo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    tau: float,
-    normalize: bool = True,
-) -> Tensor:
+def ipo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+               chosen_lengths: Tensor, rejected_lengths: Tensor, tau: float, normalize: bool = True) -> Tensor:
     """IPO loss of each pair.
 
     Args:
@@ -57,7 +45,7 @@ def ipo_losses(
     return (chosen - rejected - 1.0 / (2.0 * tau)).square()
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison; rewards are tau times the log-ratios compared.
 
     Raises UserError for more than two completions.
@@ -67,7 +55,7 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     chosen, rejected = log_ratios(*four)
     if settings.normalize:
         chosen, rejected = averages(chosen, pairs.chosen_lengths), averages(rejected, pairs.rejected_lengths)
-    return compared(pairs, losses, settings.tau * chosen, settings.tau * rejected)
+    return compared(pairs.usable, losses, settings.tau * chosen, settings.tau * rejected)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

@@ -11,15 +11,11 @@ groups of one size costs the mean over all its examples, wanted and unwanted ali
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.labelled import Labelled, labelled, labelled_metrics, mean_over, only_pairs
-from pipeline.objectives.shared.tensors import at_least_float32, masked, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.shared.tensors import at_least_float32, required, row_means
 
 _NEEDS = {
     "mismatched": Needs(reference=True, labels=True, mismatched=True, batch=True),
@@ -52,15 +48,8 @@ def needs(settings: Settings) -> Needs:
     return _NEEDS[settings.reference_point]
 
 
-def kto_losses(
-    log_ratios: Tensor,
-    wanted: Tensor,
-    wanted_point: Tensor | float,
-    unwanted_point: Tensor | float,
-    beta: float,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
-) -> Tensor:
+def kto_losses(log_ratios: Tensor, wanted: Tensor, wanted_point: Tensor | float, unwanted_point: Tensor | float,
+               beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> Tensor:
     """KTO loss of each completion.
 
     Args:
@@ -98,7 +87,7 @@ def reference_points(batch: LossInputs, examples: Labelled, how: str) -> tuple[T
     return z0, z0
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison and reference_point (that of the wanted, nats).
 
     With "pair" a group that lacks a wanted or an unwanted completion has loss 0.
@@ -109,7 +98,7 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     points = reference_points(batch, examples, settings.reference_point)
     weights = settings.desirable_weight, settings.undesirable_weight
     each = kto_losses(examples.ratios, examples.wanted, *points, settings.beta, *weights)
-    losses = masked(each, examples.present).sum(dim=1) / examples.present.sum(dim=1).clamp(min=1)
+    losses = row_means(each, examples.present)
     shown = losses.detach() * 0 + points[0]
     return losses, labelled_metrics(examples, settings.beta, reference_point=shown)
 

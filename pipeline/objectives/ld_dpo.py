@@ -9,18 +9,14 @@ length_alpha.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import desensitised_sums
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective
 from pipeline.objectives.dpo import dpo_losses
-from pipeline.objectives.shared.pairs import compared, log_ratios, pairs_of
-from pipeline.objectives.shared.tensors import column, required
+from pipeline.objectives.shared.pairs import compared, pairs_of, rewards_of
+from pipeline.objectives.shared.tensors import both, required
 from pipeline.objectives.shared.tokenwise import tokens_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Settings:
     """Weight of the tokens beyond the shorter length. Paper and TRL (ld_alpha): 0.5."""
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison.
 
     Raises UserError for more than two completions, ValueError without token inputs.
@@ -42,12 +38,10 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     pairs = pairs_of(batch, "ld_dpo")
     tokens = tokens_of(batch, "ld_dpo")
     reference_logps = required(tokens.ref_logps, "tokens.ref_logps", "ld_dpo")
-    places = (tokens.group, tokens.column, tokens.position, batch.lengths, settings.alpha)
-    tables = desensitised_sums(tokens.logps, *places), desensitised_sums(reference_logps, *places)
-    policy, reference = ((column(table, 0, pairs.usable), column(table, 1, pairs.usable)) for table in tables)
-    losses = dpo_losses(*policy, *reference, settings.beta)
-    chosen, rejected = log_ratios(*policy, *reference)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    policy = desensitised_sums(tokens.logps, tokens, batch.lengths, settings.alpha)
+    reference = desensitised_sums(reference_logps, tokens, batch.lengths, settings.alpha)
+    four = (*both(policy, pairs.usable), *both(reference, pairs.usable))
+    return compared(pairs.usable, dpo_losses(*four, settings.beta), *rewards_of(four, settings.beta))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, token_logps=True, reference_tokens=True))

@@ -12,13 +12,10 @@ import math
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.config import Part, load_part, part_problems
-from pipeline.objectives.contract import LossInputs, Needs, Objective, needs_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor, needs_of
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def _tokens_per_group(batch: LossInputs, part: Part[Objective]) -> Tensor | floa
     return chosen.sum() / len(chosen) if batch.mean_chosen_length is None else batch.mean_chosen_length
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the parts' metrics; a name that two parts report gets the part's place in front."""
     import torch
 

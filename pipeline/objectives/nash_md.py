@@ -11,17 +11,14 @@ nothing, only their gradients do. c = 1 learns the best answer to the reference,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
-from pipeline.objectives.shared.pairs import compared, pairs_of, preference_probabilities
-from pipeline.objectives.shared.tensors import at_least_float32, column, reference_of, required
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
+from pipeline.objectives.shared.pairs import compared, pairs_of, win_probabilities
+from pipeline.objectives.shared.tensors import at_least_float32, both, reference_of, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -49,9 +46,8 @@ def needs(settings: Settings) -> Needs:
     return Needs(pairs=True, scores=True, reference=True)
 
 
-def nash_md_losses(
-    logps: Tensor, ref_logps: Tensor, probabilities: Tensor, beta: float, control_variate: float = 0.5
-) -> Tensor:
+def nash_md_losses(logps: Tensor, ref_logps: Tensor, probabilities: Tensor, beta: float,
+                   control_variate: float = 0.5) -> Tensor:
     """The paper's form for each sample y.
 
     Args:
@@ -65,9 +61,8 @@ def nash_md_losses(
     return -logps * (probabilities - control_variate - beta * ratio).detach()
 
 
-def nash_md_token_losses(
-    token_logps: Tensor, ref_token_logps: Tensor, probabilities: Tensor, beta: float, control_variate: float = 0.5
-) -> Tensor:
+def nash_md_token_losses(token_logps: Tensor, ref_token_logps: Tensor, probabilities: Tensor, beta: float,
+                         control_variate: float = 0.5) -> Tensor:
     """TRL's form, one term per token, to be summed over the tokens of each y.
 
     Args:
@@ -81,41 +76,38 @@ def nash_md_token_losses(
     return (beta * ratio - (probabilities - control_variate)).detach() * logps
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison (rewards are beta lr) and win_probability.
 
     Raises UserError for more than two completions, ValueError without scores or the reference.
     """
     pairs = pairs_of(batch, "nash_md")
     scores = required(batch.scores, "scores", "nash_md")
-    first = preference_probabilities(column(scores, 0, pairs.usable), column(scores, 1, pairs.usable), "rewards")
+    first = win_probabilities(*both(scores, pairs.usable), "rewards")
     sides = (first, 1.0 - first)
     if settings.form == "token":
         losses, ratios = _tokens(batch, pairs.usable, sides, settings)
     else:
-        anchors = [column(reference_of(batch, "nash_md"), i, pairs.usable) for i in (0, 1)]
-        mine = (pairs.chosen, pairs.rejected)
+        anchors, mine = both(reference_of(batch, "nash_md"), pairs.usable), (pairs.chosen, pairs.rejected)
         losses = [nash_md_losses(logps, anchor, p, settings.beta, settings.control_variate)
                   for logps, anchor, p in zip(mine, anchors, sides, strict=True)]
         ratios = [logps - anchor for logps, anchor in zip(mine, anchors, strict=True)]
     total = losses[0] if settings.players == "first" else 0.5 * (losses[0] + losses[1])
     rewards = [settings.beta * ratio for ratio in ratios]
-    return compared(pairs, total, *rewards, win_probability=first)
+    return compared(pairs.usable, total, *rewards, win_probability=first)
 
 
-def _tokens(
-    batch: LossInputs, usable: Tensor, sides: tuple[Tensor, Tensor], settings: Settings
-) -> tuple[list[Tensor], list[Tensor]]:
+def _tokens(batch: LossInputs, usable: Tensor, sides: tuple[Tensor, Tensor],
+            settings: Settings) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """(losses, log-ratios) of both completions, each (G,), in TRL's form."""
     import torch
 
     tokens = tokens_of(batch, "nash_md")
     reference = required(tokens.ref_logps, "tokens.ref_logps", "nash_md")
-    shape = (batch.present.shape[0], batch.present.shape[1])
     probabilities = torch.stack(sides, dim=1)[tokens.group, tokens.column]
     losses = nash_md_token_losses(tokens.logps, reference, probabilities, settings.beta, settings.control_variate)
-    sums = completion_sums(losses, tokens, shape), completion_sums(tokens.logps - reference, tokens, shape)
-    return tuple([column(table, i, usable) for i in (0, 1)] for table in sums)  # type: ignore[return-value]
+    sums, ratios = (completion_sums(values, tokens, batch.present) for values in (losses, tokens.logps - reference))
+    return both(sums, usable), both(ratios, usable)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=needs)

@@ -10,16 +10,12 @@ Sums over tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.infonca import with_bonus
 from pipeline.objectives.shared.lists import comparable, compared_list, soft_labels
-from pipeline.objectives.shared.tensors import log_sigmoid, masked, reference_of, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.shared.tensors import log_sigmoid, masked, reference_of, required, row_means
 
 
 @dataclass(frozen=True)
@@ -51,11 +47,11 @@ def nca_losses(logps: Tensor, ref_logps: Tensor, scores: Tensor, present: Tensor
     rewards = beta * (masked(logps, present) - masked(ref_logps, present))
     labels = soft_labels(scores, present, alpha)[0]
     attract = (labels * log_sigmoid(rewards)).sum(dim=1)
-    repel = masked(log_sigmoid(-rewards), present).sum(dim=1) / present.sum(dim=1).clamp(min=1)
+    repel = row_means(log_sigmoid(-rewards), present)
     return torch.where(comparable(present), -attract - repel, 0.0)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a list. Raises ValueError without a reference or scores."""
     reference = reference_of(batch, "nca")
     scores = with_bonus(required(batch.scores, "scores", "nca"), settings.first_bonus)

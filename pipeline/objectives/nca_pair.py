@@ -9,15 +9,11 @@ The limit alpha -> 0, K = 2 of NCA on rewards. It judges each answer by itself, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
-from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
+from pipeline.objectives.shared.pairs import compared, log_ratios, rewards_of, with_anchor
 from pipeline.objectives.shared.tensors import log_sigmoid
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -28,9 +24,8 @@ class Settings:
     """Scale of the implicit reward, 1/nats. Paper: 0.01."""
 
 
-def nca_pair_losses(
-    chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, beta: float
-) -> Tensor:
+def nca_pair_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                    beta: float) -> Tensor:
     """NCA loss of each pair.
 
     Args:
@@ -45,12 +40,10 @@ def nca_pair_losses(
     return -log_sigmoid(chosen) - 0.5 * log_sigmoid(-chosen) - 0.5 * log_sigmoid(-rejected)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
     pairs, four = with_anchor(batch, "nca_pair")
-    losses = nca_pair_losses(*four, settings.beta)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    return compared(pairs.usable, nca_pair_losses(*four, settings.beta), *rewards_of(four, settings.beta))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

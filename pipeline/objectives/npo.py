@@ -11,18 +11,14 @@ once the policy is far below the reference, which is the model before unlearning
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.labelled import Labelled, labelled, labelled_metrics
 from pipeline.objectives.shared.pairs import SFT
 from pipeline.objectives.shared.tensors import at_least_float32, log_sigmoid, masked, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ def npo_losses(logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
     return -(2.0 / beta) * log_sigmoid(-beta * log_ratios)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), sums over the group's completions, and the metrics of a comparison."""
     import torch
 
@@ -84,8 +80,7 @@ def _retain(batch: LossInputs, examples: Labelled, settings: Settings) -> Tensor
     else:
         tokens = tokens_of(batch, "npo")
         divergences = required(tokens.divergences, "tokens.divergences", "npo")
-        shape = (batch.lengths.shape[0], batch.lengths.shape[1])
-        logps = -completion_sums(divergences, tokens, shape)[:, 0]
+        logps = -completion_sums(divergences, tokens, batch.present)[:, 0]
     terms = sft_losses(logps, batch.lengths[:, 0], settings.sft_normalise, batch.mean_chosen_length)
     return torch.where(kept, terms, 0.0)
 

@@ -14,16 +14,12 @@ expectation, the authors' way of judging once. The loss does not care which of y
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.lists import compared_list
-from pipeline.objectives.shared.pairs import averages, preference_probabilities
-from pipeline.objectives.shared.tensors import at_least_float32, column, masked, paired, reference_of, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.shared.pairs import averages, win_probabilities
+from pipeline.objectives.shared.tensors import at_least_float32, both, masked, paired, reference_of, required, row_means
 
 
 @dataclass(frozen=True)
@@ -74,13 +70,11 @@ def preference_differences(scores: Tensor, present: Tensor) -> Tensor:
     scores = masked(scores.detach(), present)
     first, second, opponents, there = scores[:, :1], scores[:, 1:2], scores[:, 2:], present[:, 2:]
     gaps = (first - opponents).sigmoid() - (second - opponents).sigmoid()
-    against = masked(gaps, there).sum(dim=1) / there.sum(dim=1).clamp(min=1)
+    against = row_means(gaps, there)
     return torch.where(there.any(dim=1), against, (first - second).sigmoid()[:, 0] - 0.5)
 
 
-def against_opponents(
-    batch: LossInputs, objective: str, beta: float, log_ratio: str
-) -> tuple[Tensor, dict[str, Tensor]]:
+def against_opponents(batch: LossInputs, objective: str, beta: float, log_ratio: str) -> Losses:
     """Losses and metrics of version 1, (G,). Raises ValueError without a reference or scores."""
     import torch
 
@@ -94,7 +88,7 @@ def against_opponents(
     return _regression(batch, usable, reference, differences, beta, log_ratio)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison (rewards are beta lr) and target (nats, or nats per token).
 
     Raises UserError for more than two completions in version 2, ValueError without a reference or scores.
@@ -103,17 +97,16 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
         return against_opponents(batch, "online_ipo", settings.beta, settings.log_ratio)
     usable = paired(batch, "online_ipo")
     reference, scores = reference_of(batch, "online_ipo"), required(batch.scores, "scores", "online_ipo")
-    probabilities = preference_probabilities(column(scores, 0, usable), column(scores, 1, usable), "rewards")
+    probabilities = win_probabilities(*both(scores, usable), "rewards")
     return _regression(batch, usable, reference, probabilities - 0.5, settings.beta, settings.log_ratio)
 
 
-def _regression(
-    batch: LossInputs, usable: Tensor, reference: Tensor, differences: Tensor, beta: float, log_ratio: str
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _regression(batch: LossInputs, usable: Tensor, reference: Tensor, differences: Tensor, beta: float,
+                log_ratio: str) -> Losses:
     ratios = masked(batch.logps, batch.present) - masked(reference, batch.present)
     if log_ratio == "avg":
         ratios = averages(ratios, batch.lengths)
-    first, second = (column(ratios, i, usable) for i in (0, 1))
+    first, second = both(ratios, usable)
     losses = online_ipo_losses(first, second, differences, beta)
     two = ratios[:, :2]
     return compared_list(usable, batch.present[:, :2], losses, beta * two, target=differences / beta)

@@ -9,17 +9,13 @@ Averages over completion tokens, no reference. TRL's NLL also covers the prompt,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.odds import log_odds
 from pipeline.objectives.shared.pairs import SFT, averages, compared, pairs_of
 from pipeline.objectives.shared.tensors import log_sigmoid
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -33,15 +29,8 @@ class Settings:
     """NLL per token of the completion (mean, the paper's), averaging to the batch's token mean (batch, TRL), or sum."""
 
 
-def orpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    odds_weight: float,
-    sft_normalise: str = "mean",
-    mean_chosen_length: float | None = None,
-) -> Tensor:
+def orpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor,
+                odds_weight: float, sft_normalise: str = "mean", mean_chosen_length: float | None = None) -> Tensor:
     """ORPO loss of each pair.
 
     Args:
@@ -57,7 +46,7 @@ def orpo_losses(
     return nll - odds_weight * log_sigmoid(odds)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison; the rewards are lambda times the averaged log-probs.
 
     Raises UserError for more than two completions.
@@ -66,7 +55,7 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     losses = orpo_losses(pairs.chosen, pairs.rejected, *pairs.lengths, settings.odds_weight, settings.sft_normalise,
                          batch.mean_chosen_length)
     chosen, rejected = averages(pairs.chosen, pairs.chosen_lengths), averages(pairs.rejected, pairs.rejected_lengths)
-    return compared(pairs, losses, settings.odds_weight * chosen, settings.odds_weight * rejected)
+    return compared(pairs.usable, losses, settings.odds_weight * chosen, settings.odds_weight * rejected)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True))

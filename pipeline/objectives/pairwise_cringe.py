@@ -11,15 +11,12 @@ of one is Binary Cringe with an open gate (g = 1).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
-from pipeline.objectives.shared.cringe import REDUCTIONS, divisor, margins, needs_of, per_token, reduced, token_terms
+from pipeline.objectives.contract import Losses, LossInputs, Objective, Tensor
+from pipeline.objectives.shared.cringe import REDUCTIONS, margins, needs, normalise, per_token, reduced, token_terms
 from pipeline.objectives.shared.tensors import at_least_float32, detached, paired
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
 @dataclass(frozen=True)
 class Settings:
@@ -46,24 +43,13 @@ class Settings:
     printed, the mean over pairs; mean: of each completion's own token mean. The paper does not say which."""
 
 
-def needs(settings: Settings) -> Needs:
-    """Pairs or single completions, and the largest logits of every token."""
-    return needs_of(settings.k) | Needs(pairs=True, singles=True)
-
-
-def normalise(settings: Settings) -> str:
-    """By the reduction: completion tokens, or groups."""
-    return divisor(settings.reduction)
-
-
 def soft_gates(margin: Tensor, b: float, tau: float) -> Tensor:
     """g = s((b - M) / tau). margin: (G,) nats; tau > 0. Returns (G,) in [0, 1], with gradient -g (1 - g) / tau."""
     return ((b - at_least_float32(margin)) / tau).sigmoid()
 
 
-def pairwise_cringe_losses(
-    chosen_logps: Tensor, contrastive: Tensor, margin: Tensor, alpha: float, b: float, tau: float
-) -> Tensor:
+def pairwise_cringe_losses(chosen_logps: Tensor, contrastive: Tensor, margin: Tensor, alpha: float, b: float,
+                           tau: float) -> Tensor:
     """g (-log pi(y_w) + alpha L_Cr(y_l)) for each pair.
 
     Args:
@@ -78,7 +64,7 @@ def pairwise_cringe_losses(
     return soft_gates(margin, b, tau) * terms
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and metrics: margin (nats), accuracy (margin > 0), gate, gate_closed (g < 0.01), the token terms.
 
     Raises UserError for groups of more than two or a k the vocabulary cannot give, ValueError without token inputs.
@@ -92,14 +78,9 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     gated = pairwise_cringe_losses(-terms[0], terms[1], margin, settings.alpha, settings.b, settings.tau)
     losses = torch.where(usable, gated, terms[0] + settings.alpha * terms[1])
     gate = torch.where(usable, soft_gates(margin, settings.b, settings.tau), 1.0)
-    metrics = detached(
-        margin=margin,
-        accuracy=margin > 0,
-        gate=gate,
-        gate_closed=gate < 0.01,
-        **per_token(batch, cross_entropy, contrastive),
-    )
+    metrics = detached(margin=margin, accuracy=margin > 0, gate=gate, gate_closed=gate < 0.01,
+                       **per_token(batch, cross_entropy, contrastive))
     return losses, metrics
 
 
-OBJECTIVE = Objective(Settings, loss, needs=needs, normalise=normalise)
+OBJECTIVE = Objective(Settings, loss, needs, normalise)

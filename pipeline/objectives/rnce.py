@@ -10,14 +10,10 @@ M = 1 is exactly DPO. Which M of the candidates stand in the group is the negati
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
-from pipeline.objectives.shared.tensors import at_least_float32, detached, masked, reference_of, softplus
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
+from pipeline.objectives.shared.tensors import at_least_float32, comparison, masked, reference_of, row_means, softplus
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ def rnce_losses(logps: Tensor, ref_logps: Tensor, present: Tensor, beta: float) 
     return torch.where(usable, softplus(torch.logsumexp(differences, dim=1)), 0.0)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and metrics over the present negatives: their mean reward, the margin of y_0 over that mean,
     accuracy (y_0 above the best of them), negatives (how many). Raises ValueError without a reference.
     """
@@ -59,20 +55,12 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     losses = rnce_losses(batch.logps, reference, batch.present, settings.beta)
     negatives = batch.present[:, 1:] & batch.present[:, :1]
     number = negatives.sum(dim=1)
-    usable, divisor = number > 0, number.clamp(min=1)
+    usable = number > 0
     logps = masked(batch.logps, batch.present).detach()
     rewards = settings.beta * (logps - masked(at_least_float32(reference), batch.present))
-    rewards_chosen = masked(rewards[:, 0], usable)
-    rewards_rejected = masked(rewards[:, 1:], negatives).sum(dim=1) / divisor
     beaten = (rewards[:, :1] > rewards[:, 1:]) | ~negatives
-    metrics = detached(
-        rewards_chosen=rewards_chosen,
-        rewards_rejected=rewards_rejected,
-        margin=rewards_chosen - rewards_rejected,
-        accuracy=beaten.all(dim=1) & usable,
-        negatives=number,
-    )
-    return losses, metrics
+    return losses, comparison(masked(rewards[:, 0], usable), row_means(rewards[:, 1:], negatives),
+                              accuracy=beaten.all(dim=1) & usable, negatives=number)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(lists=True, reference=True))

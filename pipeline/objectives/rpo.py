@@ -11,16 +11,12 @@ answers of 300 tokens that would be about 0.015.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.dpo import dpo_losses
-from pipeline.objectives.shared.pairs import SFT, compared, log_ratios, with_anchor
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.shared.pairs import SFT, compared, rewards_of, with_anchor
 
 
 @dataclass(frozen=True)
@@ -37,17 +33,9 @@ class Settings:
     """Which of the three forms above."""
 
 
-def rpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    chosen_lengths: Tensor,
-    beta: float,
-    eta: float,
-    sft_normalise: str = "sum",
-    mean_chosen_length: float | None = None,
-) -> Tensor:
+def rpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+               chosen_lengths: Tensor, beta: float, eta: float, sft_normalise: str = "sum",
+               mean_chosen_length: float | None = None) -> Tensor:
     """RPO loss of each pair.
 
     Args:
@@ -64,14 +52,12 @@ def rpo_losses(
     return preference + weight * sft_losses(chosen_logps, chosen_lengths, sft_normalise, mean_chosen_length)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
     pairs, four = with_anchor(batch, "rpo")
-    losses = rpo_losses(
-        *four, pairs.chosen_lengths, settings.beta, settings.eta, settings.sft_normalise, batch.mean_chosen_length
-    )
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    losses = rpo_losses(*four, pairs.chosen_lengths, settings.beta, settings.eta, settings.sft_normalise,
+                        batch.mean_chosen_length)
+    return compared(pairs.usable, losses, *rewards_of(four, settings.beta))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

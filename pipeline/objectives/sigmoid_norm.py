@@ -8,15 +8,11 @@ Averages over tokens, so beta is two orders larger than DPO's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import averages, compared, log_ratios, with_anchor
 from pipeline.objectives.shared.tensors import log_sigmoid
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -27,15 +23,9 @@ class Settings:
     """Scale of the averaged log-ratios, tokens/nat. Tulu 3: 5."""
 
 
-def sigmoid_norm_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    beta: float,
-) -> Tensor:
+def sigmoid_norm_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor,
+                        ref_rejected_logps: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor,
+                        beta: float) -> Tensor:
     """Length-normalised DPO loss of each pair.
 
     Args:
@@ -50,12 +40,12 @@ def sigmoid_norm_losses(
     return -log_sigmoid(beta * (averages(chosen, chosen_lengths) - averages(rejected, rejected_lengths)))
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
     pairs, four = with_anchor(batch, "sigmoid_norm")
     losses = sigmoid_norm_losses(*four, *pairs.lengths, settings.beta)
     chosen, rejected = (averages(side, n) for side, n in zip(log_ratios(*four), pairs.lengths, strict=True))
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    return compared(pairs.usable, losses, settings.beta * chosen, settings.beta * rejected)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True))

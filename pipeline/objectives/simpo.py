@@ -8,15 +8,11 @@ Nothing anchors the policy: a large learning rate collapses it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import averages, compared, pairs_of
 from pipeline.objectives.shared.tensors import log_sigmoid
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -30,14 +26,8 @@ class Settings:
     """gamma / beta, the target margin in nats per token, as SimPO's code has it. TRL's simpo_gamma is gamma itself."""
 
 
-def simpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    beta: float,
-    gamma: float,
-) -> Tensor:
+def simpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor,
+                 beta: float, gamma: float) -> Tensor:
     """SimPO loss of each pair.
 
     Args:
@@ -51,13 +41,13 @@ def simpo_losses(
     return -log_sigmoid(beta * difference - gamma)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
     pairs = pairs_of(batch, "simpo")
     gamma = settings.gamma_beta_ratio * settings.beta
     losses = simpo_losses(pairs.chosen, pairs.rejected, *pairs.lengths, settings.beta, gamma)
     chosen, rejected = averages(pairs.chosen, pairs.chosen_lengths), averages(pairs.rejected, pairs.rejected_lengths)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    return compared(pairs.usable, losses, settings.beta * chosen, settings.beta * rejected)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True))

@@ -9,16 +9,12 @@ Sums over tokens, no reference.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import SFT, compared, pairs_of
 from pipeline.objectives.shared.tensors import at_least_float32
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -47,14 +43,14 @@ def slic_losses(chosen_logps: Tensor, rejected_logps: Tensor, gamma: float) -> T
     return (1.0 - gamma * (at_least_float32(chosen_logps) - at_least_float32(rejected_logps))).relu()
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
     pairs = pairs_of(batch, "slic")
     losses = slic_losses(pairs.chosen, pairs.rejected, settings.gamma)
     if settings.sft_weight > 0.0:
         nll = sft_losses(pairs.chosen, pairs.chosen_lengths, settings.sft_normalise, batch.mean_chosen_length)
         losses = losses + settings.sft_weight * nll
-    return compared(pairs, losses, settings.gamma * pairs.chosen, settings.gamma * pairs.rejected)
+    return compared(pairs.usable, losses, settings.gamma * pairs.chosen, settings.gamma * pairs.rejected)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True))

@@ -11,18 +11,14 @@ with mask=mapo the reference's own activations (see sparse_masks).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective, TokenInputs
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor, TokenInputs
 from pipeline.objectives.shared.pairs import compared, pairs_of
 from pipeline.objectives.shared.sparse_masks import activation_masks, learned_masks, new_head
-from pipeline.objectives.shared.tensors import column, required
+from pipeline.objectives.shared.tensors import both, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 from pipeline.objectives.tdpo import tdpo_losses
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -60,15 +56,9 @@ def parameters(hidden: int, layers: int, settings: Settings) -> dict[str, Tensor
             for seed, name in enumerate(names) for part, value in new_head(hidden, layers, seed).items()}
 
 
-def sparsepo_losses(
-    log_ratios: tuple[Tensor, Tensor],
-    divergences: tuple[Tensor, Tensor],
-    reward_norms: tuple[Tensor, Tensor],
-    divergence_norms: tuple[Tensor, Tensor],
-    beta: float,
-    l1_reward: float = 0.0,
-    l1_divergence: float = 0.0,
-) -> Tensor:
+def sparsepo_losses(log_ratios: tuple[Tensor, Tensor], divergences: tuple[Tensor, Tensor],
+                    reward_norms: tuple[Tensor, Tensor], divergence_norms: tuple[Tensor, Tensor], beta: float,
+                    l1_reward: float = 0.0, l1_divergence: float = 0.0) -> Tensor:
     """SparsePO loss of each pair. Every tuple is (chosen, rejected), each (G,).
 
     Args:
@@ -83,9 +73,8 @@ def sparsepo_losses(
     return tdpo_losses(*log_ratios, *divergences, beta) + sparsity
 
 
-def masks(
-    tokens: TokenInputs, shape: tuple[int, int], heads: dict[str, Tensor], settings: Settings
-) -> tuple[Tensor, Tensor]:
+def masks(tokens: TokenInputs, shape: tuple[int, int], heads: dict[str, Tensor],
+          settings: Settings) -> tuple[Tensor, Tensor]:
     """(m, k), each (N,), of the batch's tokens. Raises ValueError without the reference's hidden states."""
     hidden = required(tokens.ref_hidden, "tokens.ref_hidden", "sparsepo")
     if settings.mask == "mapo":
@@ -102,30 +91,28 @@ def masks(
     return made[0], made[-1]
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison (rewards are beta times masked log-ratio plus masked divergence), the
     divergences, and mask and kept: mean of m and share of tokens with m > 0. Raises UserError for more than two
     completions, ValueError without the token inputs.
     """
     pairs, tokens = pairs_of(batch, "sparsepo"), tokens_of(batch, "sparsepo")
-    shape = (batch.present.shape[0], batch.present.shape[1])
     ref_logps = required(tokens.ref_logps, "tokens.ref_logps", "sparsepo")
-    m, k = masks(tokens, shape, batch.parameters, settings)
+    m, k = masks(tokens, (batch.present.shape[0], batch.present.shape[1]), batch.parameters, settings)
     divergence = required(tokens.divergences, "tokens.divergences", "sparsepo")
 
-    def both(values: Tensor) -> tuple[Tensor, Tensor]:
-        sums = completion_sums(values, tokens, shape)
-        return column(sums, 0, pairs.usable), column(sums, 1, pairs.usable)
+    def sums(values: Tensor) -> tuple[Tensor, Tensor]:
+        return both(completion_sums(values, tokens, batch.present), pairs.usable)
 
-    ratios, divergences = both(m * (tokens.logps - ref_logps)), both(k * divergence)
-    norms, kept = both(m), both((m > 0).to(m))
+    ratios, divergences = sums(m * (tokens.logps - ref_logps)), sums(k * divergence)
+    norms, kept = sums(m), sums((m > 0).to(m))
     learned = settings.mask == "learned"
-    losses = sparsepo_losses(ratios, divergences, norms, both(k), settings.beta,
+    losses = sparsepo_losses(ratios, divergences, norms, sums(k), settings.beta,
                              settings.l1_reward * learned, settings.l1_divergence * learned)
     number = (pairs.chosen_lengths + pairs.rejected_lengths).clamp(min=1)
     rewards = [settings.beta * (u + d) for u, d in zip(ratios, divergences, strict=True)]
-    return compared(pairs, losses, *rewards, divergence_chosen=divergences[0], divergence_rejected=divergences[1],
-                    mask=sum(norms) / number, kept=sum(kept) / number)
+    return compared(pairs.usable, losses, *rewards, divergence_chosen=divergences[0],
+                    divergence_rejected=divergences[1], mask=sum(norms) / number, kept=sum(kept) / number)
 
 
 OBJECTIVE = Objective(

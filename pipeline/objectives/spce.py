@@ -9,15 +9,11 @@ pulls to h = 0. Sums over tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
-from pipeline.objectives.shared.pairs import LABELS, compared, log_ratios, preference_probabilities, with_anchor
-from pipeline.objectives.shared.tensors import at_least_float32, column, log_sigmoid, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
+from pipeline.objectives.shared.pairs import LABELS, compared, log_ratios, rewards_of, win_probabilities, with_anchor
+from pipeline.objectives.shared.tensors import at_least_float32, both, log_sigmoid, required
 
 
 @dataclass(frozen=True)
@@ -41,15 +37,8 @@ def needs(settings: Settings) -> Needs:
     return Needs(reference=True, pairs=True, scores=True, score=stored)
 
 
-def spce_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    probabilities: Tensor,
-    beta: float,
-    clip: float = 1e-4,
-) -> Tensor:
+def spce_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+                probabilities: Tensor, beta: float, clip: float = 1e-4) -> Tensor:
     """SPCE loss of each pair.
 
     Args:
@@ -66,19 +55,16 @@ def spce_losses(
     return -p * log_sigmoid(logits) - (1.0 - p) * log_sigmoid(-logits)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison and label, the p used.
 
     Raises UserError for more than two completions and for scores outside what `labels` says they are.
     """
     pairs, four = with_anchor(batch, "spce")
-    scores = required(batch.scores, "scores", "spce")
-    p = preference_probabilities(
-        column(scores, 0, pairs.usable), column(scores, 1, pairs.usable), settings.labels
-    )
+    scores = both(required(batch.scores, "scores", "spce"), pairs.usable)
+    p = win_probabilities(*scores, settings.labels)
     losses = spce_losses(*four, p, settings.beta, settings.clip)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected, label=p)
+    return compared(pairs.usable, losses, *rewards_of(four, settings.beta), label=p)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=needs)

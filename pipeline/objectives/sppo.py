@@ -11,22 +11,19 @@ taken against. Only the hard form has no 1/2. beta = 0.001 makes targets of +-50
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import (
     Pairs,
     compared,
     log_ratios,
-    preference_probabilities,
     refuse_unless_probabilities,
+    rewards_of,
+    win_probabilities,
     with_anchor,
 )
-from pipeline.objectives.shared.tensors import at_least_float32, column, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.shared.tensors import at_least_float32, both, required
 
 
 @dataclass(frozen=True)
@@ -50,16 +47,9 @@ def needs(settings: Settings) -> Needs:
     return Needs(pairs=True, previous=previous, reference=not previous, scores=settings.labels != "hard", score=stored)
 
 
-def sppo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    previous_chosen_logps: Tensor,
-    previous_rejected_logps: Tensor,
-    chosen_win_rates: Tensor | float,
-    rejected_win_rates: Tensor | float,
-    beta: float,
-    scale: float = 0.5,
-) -> Tensor:
+def sppo_losses(chosen_logps: Tensor, rejected_logps: Tensor, previous_chosen_logps: Tensor,
+                previous_rejected_logps: Tensor, chosen_win_rates: Tensor | float, rejected_win_rates: Tensor | float,
+                beta: float, scale: float = 0.5) -> Tensor:
     """SPPO loss of each pair.
 
     Args:
@@ -81,16 +71,16 @@ def _win_rates(batch: LossInputs, pairs: Pairs, labels: str) -> tuple[Tensor | f
     if labels == "hard":
         return 1.0, 0.0
     scores = required(batch.scores, "scores", "sppo")
-    chosen, rejected = (at_least_float32(column(scores, i, pairs.usable)).detach() for i in (0, 1))
+    chosen, rejected = (score.detach() for score in both(scores, pairs.usable))
     if labels == "single":
-        p = preference_probabilities(chosen, rejected, "rewards")
+        p = win_probabilities(chosen, rejected, "rewards")
         return p, 1.0 - p
     for one in (chosen, rejected):
         refuse_unless_probabilities(one, "labels=soft")
     return chosen, rejected
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison.
 
     Raises UserError for more than two completions, and for soft labels outside [0, 1].
@@ -98,8 +88,7 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     pairs, four = with_anchor(batch, "sppo", settings.against)
     scale = 1.0 if settings.labels == "hard" else 0.5
     losses = sppo_losses(*four, *_win_rates(batch, pairs, settings.labels), settings.beta, scale)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected)
+    return compared(pairs.usable, losses, *rewards_of(four, settings.beta))
 
 
 OBJECTIVE = Objective(Settings, loss, needs=needs)

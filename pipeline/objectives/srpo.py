@@ -15,16 +15,12 @@ y_l|draft y_w, y_w|draft y_w.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.lists import laid_out
-from pipeline.objectives.shared.pairs import Pairs, compared
+from pipeline.objectives.shared.pairs import compared
 from pipeline.objectives.shared.tensors import at_least_float32, column, reference_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 COLUMNS = ("y_w|x", "y_l|x", "y_w|draft y_l", "y_l|draft y_l", "y_l|draft y_w", "y_w|draft y_w")
 
@@ -57,7 +53,7 @@ def srpo_losses(log_ratios: Tensor, beta: float, alpha: float, preference: Tenso
     return (1.0 - alpha) * 0.5 * improved + alpha * generated
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison of the two first answers, and improvement: R(y_w|y_l) - R(y_l|y_l).
 
     Raises UserError for groups of another layout, ValueError without a reference.
@@ -68,10 +64,8 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     usable = laid_out(batch.present, "srpo", COLUMNS)
     six = [column(batch.logps, i, usable) - column(reference, i, usable) for i in range(len(COLUMNS))]
     losses = srpo_losses(torch.stack(six, dim=1), settings.beta, settings.alpha)
-    lengths = (column(batch.lengths, i, usable) for i in (0, 1))
-    pairs = Pairs(usable, column(batch.logps, 0, usable), column(batch.logps, 1, usable), *lengths)
-    rewards = settings.beta * six[0], settings.beta * six[1]
-    return compared(pairs, losses, *rewards, improvement=settings.beta * (six[2] - six[3]))
+    improvement = settings.beta * (six[2] - six[3])
+    return compared(usable, losses, settings.beta * six[0], settings.beta * six[1], improvement=improvement)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(lists=True, reference=True, layout="drafts"))

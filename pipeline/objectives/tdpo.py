@@ -9,16 +9,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import compared, pairs_of
-from pipeline.objectives.shared.tensors import at_least_float32, column, log_sigmoid, required
+from pipeline.objectives.shared.tensors import at_least_float32, both, log_sigmoid, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -36,15 +32,8 @@ class Settings:
     """Weight of the divergences in version 2. Paper: 0.5."""
 
 
-def tdpo_losses(
-    chosen_log_ratio: Tensor,
-    rejected_log_ratio: Tensor,
-    chosen_divergence: Tensor,
-    rejected_divergence: Tensor,
-    beta: float,
-    version: int = 1,
-    alpha: float = 0.5,
-) -> Tensor:
+def tdpo_losses(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, chosen_divergence: Tensor,
+                rejected_divergence: Tensor, beta: float, version: int = 1, alpha: float = 0.5) -> Tensor:
     """TDPO loss of each pair.
 
     Args:
@@ -60,21 +49,18 @@ def tdpo_losses(
     return -log_sigmoid(beta * (chosen - rejected - delta))
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison (rewards are beta times log-ratio plus divergence, the authors' values)
     and the two divergences. Raises UserError for more than two completions, ValueError without the token inputs.
     """
     pairs, tokens = pairs_of(batch, "tdpo"), tokens_of(batch, "tdpo")
     apart = required(tokens.divergences, "tokens.divergences", "tdpo")
-    shape = (batch.present.shape[0], batch.present.shape[1])
     per_token = tokens.logps - required(tokens.ref_logps, "tokens.ref_logps", "tdpo")
-    ratios = completion_sums(per_token, tokens, shape)
-    divergences = completion_sums(apart, tokens, shape)
-    chosen, rejected = (column(ratios, i, pairs.usable) for i in (0, 1))
-    of_chosen, of_rejected = (column(divergences, i, pairs.usable) for i in (0, 1))
+    chosen, rejected = both(completion_sums(per_token, tokens, batch.present), pairs.usable)
+    of_chosen, of_rejected = both(completion_sums(apart, tokens, batch.present), pairs.usable)
     losses = tdpo_losses(chosen, rejected, of_chosen, of_rejected, settings.beta, settings.version, settings.alpha)
     rewards = settings.beta * (chosen + of_chosen), settings.beta * (rejected + of_rejected)
-    return compared(pairs, losses, *rewards, divergence_chosen=of_chosen, divergence_rejected=of_rejected)
+    return compared(pairs.usable, losses, *rewards, divergence_chosen=of_chosen, divergence_rejected=of_rejected)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, divergences=True, reference_tokens=True))

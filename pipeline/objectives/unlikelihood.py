@@ -9,16 +9,12 @@ says. Per-group sums, which the trainer divides by all completion tokens of the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.labelled import signs
 from pipeline.objectives.shared.tensors import at_least_float32, detached, masked
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -43,17 +39,16 @@ def unlikelihood_losses(token_logps: Tensor, floor: float = 1e-20) -> Tensor:
     return -(-at_least_float32(token_logps).expm1()).clamp(min=floor).log()
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics ce_per_token, unlikelihood_per_token. Labels are used for groups of one.
 
     Raises ValueError without token inputs.
     """
     tokens = tokens_of(batch, "unlikelihood")
-    groups, columns = batch.present.shape
     positive, negative = signs(batch)
     cross_entropy = -masked(batch.logps, positive).sum(dim=1)
     per_token = unlikelihood_losses(tokens.logps, settings.floor)
-    unlikelihood = masked(completion_sums(per_token, tokens, (groups, columns)), negative).sum(dim=1)
+    unlikelihood = masked(completion_sums(per_token, tokens, batch.present), negative).sum(dim=1)
     wanted, unwanted = ((batch.lengths * keep).sum(dim=1).clamp(min=1) for keep in (positive, negative))
     return cross_entropy + settings.alpha * unlikelihood, detached(
         ce_per_token=cross_entropy / wanted, unlikelihood_per_token=unlikelihood / unwanted

@@ -14,17 +14,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.objectives.auxiliary import sft_losses
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import SFT, compared, log_ratios, refuse_unless_probabilities, with_anchor
 from pipeline.objectives.shared.tensors import at_least_float32, column, log_sigmoid, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -73,14 +69,8 @@ def flips(values: Tensor, labels: str) -> Tensor:
     return (values / (2.0 * math.log(2.0))).clamp(0.0, 0.5)
 
 
-def upo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    previous_chosen_logps: Tensor,
-    previous_rejected_logps: Tensor,
-    alphas: Tensor,
-    beta: float,
-) -> Tensor:
+def upo_losses(chosen_logps: Tensor, rejected_logps: Tensor, previous_chosen_logps: Tensor,
+               previous_rejected_logps: Tensor, alphas: Tensor, beta: float) -> Tensor:
     """UPO's preference term for each pair, without the likelihood.
 
     Args:
@@ -96,7 +86,7 @@ def upo_losses(
     return -(1.0 - alphas) * log_sigmoid(logits) - alphas * log_sigmoid(-logits)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison and flip, the alpha used.
 
     Raises UserError for more than two completions and for scores out of range.
@@ -107,7 +97,7 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     nll = sft_losses(pairs.chosen, pairs.chosen_lengths, settings.sft_normalise, batch.mean_chosen_length)
     chosen, rejected = log_ratios(*four)
     rewards = settings.beta * chosen, settings.beta * rejected
-    return compared(pairs, losses + settings.sft_weight * nll, *rewards, flip=alphas)
+    return compared(pairs.usable, losses + settings.sft_weight * nll, *rewards, flip=alphas)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=needs)

@@ -9,17 +9,13 @@ A token of the policy's own sampling has weight about 1, an unlikely one less.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.dpo import dpo_losses
-from pipeline.objectives.shared.pairs import averages, compared, log_ratios, with_anchor
-from pipeline.objectives.shared.tensors import at_least_float32, column, required
+from pipeline.objectives.shared.pairs import averages, compared, rewards_of, with_anchor
+from pipeline.objectives.shared.tensors import at_least_float32, both, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -42,15 +38,8 @@ def wpo_weights(log_likeness: Tensor, lengths: Tensor) -> Tensor:
     return averages(log_likeness.detach(), lengths).exp()
 
 
-def wpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    chosen_weights: Tensor,
-    rejected_weights: Tensor,
-    beta: float,
-) -> Tensor:
+def wpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+               chosen_weights: Tensor, rejected_weights: Tensor, beta: float) -> Tensor:
     """WPO loss of each pair.
 
     Args:
@@ -65,7 +54,7 @@ def wpo_losses(
     return (at_least_float32(chosen_weights) * at_least_float32(rejected_weights)).detach() * plain
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison and weight, the product of the two.
 
     Raises UserError for more than two completions, ValueError without token inputs.
@@ -74,12 +63,9 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     tokens = tokens_of(batch, "wpo")
     squares = at_least_float32(required(tokens.log_sum_squares, "tokens.log_sum_squares", "wpo").detach())
     likeness = at_least_float32(tokens.logps.detach()) - squares
-    shape = (batch.lengths.shape[0], batch.lengths.shape[1])
-    each = wpo_weights(completion_sums(likeness, tokens, shape), batch.lengths)
-    weights = column(each, 0, pairs.usable), column(each, 1, pairs.usable)
+    weights = both(wpo_weights(completion_sums(likeness, tokens, batch.lengths), batch.lengths), pairs.usable)
     losses = wpo_losses(*four, *weights, settings.beta)
-    chosen, rejected = log_ratios(*four)
-    return compared(pairs, losses, settings.beta * chosen, settings.beta * rejected, weight=weights[0] * weights[1])
+    return compared(pairs.usable, losses, *rewards_of(four, settings.beta), weight=weights[0] * weights[1])
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(pairs=True, reference=True, sum_squares=True))

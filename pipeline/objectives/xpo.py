@@ -13,17 +13,13 @@ Groups of three: chosen, rejected, and y~, which is one of the two, once more as
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.dpo import dpo_losses
 from pipeline.objectives.shared.lists import laid_out
-from pipeline.objectives.shared.pairs import Pairs, compared
-from pipeline.objectives.shared.tensors import at_least_float32, column, reference_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.shared.pairs import compared, rewards_of
+from pipeline.objectives.shared.tensors import at_least_float32, both, column, reference_of
 
 
 @dataclass(frozen=True)
@@ -37,15 +33,8 @@ class Settings:
     """Weight of the optimism. TRL: 1e-5; the paper names no value."""
 
 
-def xpo_losses(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    sample_logps: Tensor,
-    beta: float,
-    alpha: float,
-) -> Tensor:
+def xpo_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
+               sample_logps: Tensor, beta: float, alpha: float) -> Tensor:
     """XPO loss of each pair.
 
     Args:
@@ -59,7 +48,7 @@ def xpo_losses(
     return fitted + alpha * at_least_float32(sample_logps)
 
 
-def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a comparison and reference_sample_logps (nats).
 
     Raises UserError for groups of another layout, ValueError without a reference.
@@ -68,12 +57,9 @@ def loss(batch: LossInputs, settings: Settings) -> tuple[Tensor, dict[str, Tenso
     names = ("chosen", "rejected", "the reference's sample (one of the two, once more)")
     usable = laid_out(batch.present, "xpo", names)
     sample = column(batch.logps, 2, usable)
-    tables = (batch.logps, batch.logps, reference, reference, batch.lengths, batch.lengths)
-    first, second, ref_first, ref_second, *lengths = (column(t, i % 2, usable) for i, t in enumerate(tables))
-    losses = xpo_losses(first, second, ref_first, ref_second, sample, settings.beta, settings.alpha)
-    rewards = settings.beta * (first - ref_first), settings.beta * (second - ref_second)
-    pairs = Pairs(usable, first, second, *lengths)
-    return compared(pairs, losses, *rewards, reference_sample_logps=sample)
+    four = (*both(batch.logps, usable), *both(reference, usable))
+    losses = xpo_losses(*four, sample, settings.beta, settings.alpha)
+    return compared(usable, losses, *rewards_of(four, settings.beta), reference_sample_logps=sample)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=Needs(reference=True, lists=True, layout="pair_and_copy"))

@@ -7,10 +7,8 @@ from itertools import permutations
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, Selected, numbered, paired, scores_of
-from pipeline.selection.contract import Rule
-
-LOW = "low_margin"
+from pipeline.selection.candidates import LOW, TOO_FEW, numbered, paired, scores_of
+from pipeline.selection.contract import Rule, Selected
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,10 @@ is not always the worst keeps the pair hard.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, Selected, ends, generator, paired, scores_of
-from pipeline.selection.contract import Rule
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Which score says what is best."""
-
-    score: str = "reward"
-    """Name of the score in Completion.scores."""
+from pipeline.selection.candidates import TOO_FEW, best_against_random, paired, scores_of
+from pipeline.selection.candidates import Scored as Settings
+from pipeline.selection.contract import Rule, Selected
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
@@ -26,9 +17,7 @@ def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
     values = scores_of(group, settings.score)
     if len(values) < 2:
         return [], TOO_FEW
-    best, _ = ends(values)
-    others = [i for i in range(len(values)) if i != best]
-    return [paired(group, best, generator(seed, "best_random", group.id).choice(others))], ""
+    return [paired(group, *best_against_random(values, seed, "best_random", group))], ""
 
 
 RULE = Rule(Settings, select, seeded=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, Selected, best_first, scores_of
-from pipeline.selection.contract import LISTS, Rule
+from pipeline.selection.candidates import TOO_FEW, best_first, scores_of
+from pipeline.selection.contract import LISTS, Rule, Selected
 
 
 @dataclass(frozen=True)

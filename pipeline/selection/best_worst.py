@@ -5,19 +5,10 @@ The others are discarded. Of equal samples the earlier one counts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, Selected, ends, paired, scores_of
-from pipeline.selection.contract import Rule
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Which score ranks the samples."""
-
-    score: str = "reward"
-    """Name of the score in Completion.scores."""
+from pipeline.selection.candidates import TOO_FEW, ends, paired, scores_of
+from pipeline.selection.candidates import Scored as Settings
+from pipeline.selection.contract import Rule, Selected
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pipeline.errors import UserError, nearest
-from pipeline.records import Completion, Group
+from pipeline.records import Group
 from pipeline.stage import derive_seed
 
 TOO_FEW = "too_few_samples"
+LOW = "low_margin"
 TIED = "tied_scores"
 WIN_RATE = "win_rate"  # score name of a probability: how likely this completion is the better one
 
-Selected = tuple[list[Group], str]
+
+@dataclass(frozen=True)
+class Scored:
+    """Which score ranks the samples: the settings of the rules that ask nothing else."""
+
+    score: str = "reward"
+    """Name of the score in Completion.scores."""
 
 
 def scores_of(group: Group, name: str) -> list[float]:
@@ -39,6 +46,12 @@ def ends(values: Sequence[float]) -> tuple[int, int]:
     return best, worst
 
 
+def best_against_random(values: Sequence[float], seed: int, rule: str, group: Group) -> tuple[int, int]:
+    """Index of the largest value, and of one of the others, each as likely."""
+    best, _ = ends(values)
+    return best, generator(seed, rule, group.id).choice([i for i in range(len(values)) if i != best])
+
+
 def paired(group: Group, chosen: int, rejected: int) -> Group:
     """The group with two of its completions, the preferred one first."""
     return replace(group, completions=(group.completions[chosen], group.completions[rejected]))
@@ -54,16 +67,17 @@ def numbered(groups: Sequence[Group]) -> list[Group]:
 def scored(group: Group, name: str, values: Iterable[float]) -> Group:
     """The group with a score `name` on each completion, in place of one of that name."""
     given = zip(group.completions, values, strict=True)
-    return replace(group, completions=tuple(_scored(c, name, value) for c, value in given))
-
-
-def _scored(completion: Completion, name: str, value: float) -> Completion:
-    return replace(completion, scores={**completion.scores, name: value})
+    return replace(group, completions=tuple(replace(c, scores={**c.scores, name: value}) for c, value in given))
 
 
 def labelled(pair: Group, probability: float) -> Group:
     """The pair with its soft label: P(the chosen one is better) on it, the rest to 1 on the other."""
     return scored(pair, WIN_RATE, (probability, 1.0 - probability))
+
+
+def bradley_terry(group: Group, pairs: Iterable[tuple[int, int]], values: Sequence[float]) -> list[Group]:
+    """The pairs (chosen, rejected) of a group, each with P(chosen better) = sigmoid(difference) as label."""
+    return numbered([labelled(paired(group, i, j), sigmoid(values[i] - values[j])) for i, j in pairs])
 
 
 def generator(seed: int, rule: str, group_id: str, *more: object) -> random.Random:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, Selected, ends, paired, scored, scores_of
-from pipeline.selection.contract import Rule
+from pipeline.selection.candidates import TOO_FEW, ends, paired, scored, scores_of
+from pipeline.selection.contract import Rule, Selected
 
 RATIO = "density_ratio"
 

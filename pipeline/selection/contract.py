@@ -9,14 +9,7 @@ from typing import Any
 from pipeline.records import Group, Message
 
 PAIRS, LISTS = "pairs", "lists"  # 1 + 1 and 1 + M completions, M >= 1, the preferred one first
-
-
-def _score(settings: Any) -> str:
-    return str(settings.score)
-
-
-def _own_score(settings: Any) -> tuple[str, ...]:
-    return (settings.score,)
+Selected = tuple[list[Group], str]  # see Rule.select
 
 
 @dataclass(frozen=True)
@@ -28,7 +21,7 @@ class Rule:
 
     Settings: type
 
-    select: Callable[..., tuple[list[Group], str]]
+    select: Callable[..., Selected]
     """(group, settings, seed) -> the groups this prompt gives, with ids of their own (candidates.numbered), and "", or
     none and why. Random numbers come from (seed, group id) only: candidates.generator. With `survey` its result follows
     as `found`, with `beside` the group of the other model as `other`.
@@ -43,7 +36,7 @@ class Rule:
     seeded: bool | Callable[[Any], bool] = False
     """Whether the seed changes what it makes."""
 
-    reads: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = _own_score
+    reads: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = lambda settings: (settings.score,)
     """The scores it reads: filters clean and correct these."""
 
     asks: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
@@ -54,7 +47,7 @@ class Rule:
     1 - P on the rejected one, which the objectives spce (labels=probability) and sppo (labels=soft) read.
     """
 
-    ranks: str | Callable[[Any], str] = _score
+    ranks: str | Callable[[Any], str] = lambda settings: settings.score
     """The score its groups are ordered by. Ties and margins are judged by it."""
 
     rewrites: bool = False

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pipeline.records import Completion, Group, Message
-from pipeline.selection.candidates import TOO_FEW, Selected, ends, paired, scores_of
-from pipeline.selection.contract import Rule
+from pipeline.selection.candidates import TOO_FEW, ends, paired, scores_of
+from pipeline.selection.contract import Rule, Selected
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, Selected, ends, paired, scores_of
-from pipeline.selection.contract import PAIRS, Rule
+from pipeline.selection.candidates import TOO_FEW, ends, paired, scores_of
+from pipeline.selection.contract import PAIRS, Rule, Selected
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,5 @@ def _fewest(settings: Settings) -> int:
     return int(settings.opponents_from == "beside") if settings.opponents is None else settings.opponents
 
 
-RULE = Rule(
-    Settings, select, gives=lambda s: PAIRS if s.opponents == 0 else "drawn", samples=lambda s: 2 + _fewest(s),
-    draws=True, beside=lambda s: s.opponents_from == "beside")
+RULE = Rule(Settings, select, gives=lambda s: PAIRS if s.opponents == 0 else "drawn", samples=lambda s: 2 + _fewest(s),
+            draws=True, beside=lambda s: s.opponents_from == "beside")

@@ -13,16 +13,8 @@ from dataclasses import dataclass, field, replace
 
 from pipeline.config import setting
 from pipeline.records import LENGTH, Completion, Group
-from pipeline.selection.candidates import TIED, scores_of
+from pipeline.selection.candidates import LOW, TIED, scores_of
 
-EMPTY = "empty"
-NOT_FINITE = "score_not_finite"
-TRUNCATED = "truncated"
-SHORT = "too_short"
-LONG = "too_long"
-DUPLICATE = "duplicates"
-NEAR = "near_duplicates"
-LOW = "low_margin"
 RAW = "_raw"  # a score that is corrected is kept under its name with this behind it
 
 Length = Callable[[Completion], int]
@@ -104,16 +96,16 @@ def _tests(filters: Filters, scores: Sequence[str]) -> dict[str, Test]:
     """Reason -> whether a sample stays, in the order they are asked; those that remember are made new every time."""
     low, high = filters.min_length or 0, filters.max_length or math.inf
     tests: dict[str, Test] = {
-        EMPTY: lambda c: bool(c.token_ids or c.text),
-        NOT_FINITE: lambda c: all(math.isfinite(c.scores[name]) for name in scores),
-        TRUNCATED: lambda c: filters.truncated != "drop" or c.finish_reason != LENGTH,
-        SHORT: lambda c: length_of(c) >= low,
-        LONG: lambda c: length_of(c) <= high,
+        "empty": lambda c: bool(c.token_ids or c.text),
+        "score_not_finite": lambda c: all(math.isfinite(c.scores[name]) for name in scores),
+        "truncated": lambda c: filters.truncated != "drop" or c.finish_reason != LENGTH,
+        "too_short": lambda c: length_of(c) >= low,
+        "too_long": lambda c: length_of(c) <= high,
     }
     if filters.duplicates == "drop":
-        tests[DUPLICATE] = _new()
+        tests["duplicates"] = _new()
     if filters.near_duplicates is not None:
-        tests[NEAR] = _unlike(filters.near_duplicates, filters.ngram)
+        tests["near_duplicates"] = _unlike(filters.near_duplicates, filters.ngram)
     return tests
 
 

@@ -9,13 +9,13 @@ largest against the smallest.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, Selected, ends, paired, scored, scores_of
-from pipeline.selection.contract import Rule
+from pipeline.selection.candidates import TOO_FEW, ends, paired, scored, scores_of
+from pipeline.selection.contract import Rule, Selected
 
 MINIMUM = "minimum"
 
@@ -46,8 +46,8 @@ class Settings:
 class Survey:
     """Mean and standard deviation of each score over the table, in the order of the settings."""
 
-    means: tuple[float, ...] = field(default=())
-    deviations: tuple[float, ...] = field(default=())
+    means: tuple[float, ...] = ()
+    deviations: tuple[float, ...] = ()
 
 
 def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> Survey:

@@ -15,20 +15,8 @@ from itertools import combinations
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import (
-    TIED,
-    TOO_FEW,
-    WIN_RATE,
-    Selected,
-    best_first,
-    labelled,
-    logit,
-    numbered,
-    paired,
-    scores_of,
-    sigmoid,
-)
-from pipeline.selection.contract import Rule
+from pipeline.selection.candidates import TIED, TOO_FEW, WIN_RATE, best_first, bradley_terry, logit, scores_of, sigmoid
+from pipeline.selection.contract import Rule, Selected
 
 
 @dataclass(frozen=True)
@@ -66,8 +54,7 @@ def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
     if settings.pairs != "all":
         ranks = [(a, b) for a, b in ranks if (a, b) == (0, last) or (settings.pairs != "ends" and b == a + 1)]
     pairs = [(order[a], order[b]) for a, b in ranks if logits[order[a]] > logits[order[b]]]
-    made = [labelled(paired(group, i, j), sigmoid(logits[i] - logits[j])) for i, j in pairs]
-    return numbered(made), "" if made else TIED
+    return bradley_terry(group, pairs, logits), "" if pairs else TIED
 
 
 def against_baseline(values: list[float], settings: Settings) -> list[float]:

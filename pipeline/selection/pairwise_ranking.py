@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, Selected, best_first, generator, paired, scores_of
-from pipeline.selection.contract import LISTS, PAIRS, Rule
+from pipeline.selection.candidates import TOO_FEW, best_first, generator, paired, scores_of
+from pipeline.selection.contract import LISTS, PAIRS, Rule, Selected
 
 ORDER = "order_dependent"
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, Selected, ends, numbered, paired, scores_of
-from pipeline.selection.contract import Rule
+from pipeline.selection.candidates import TOO_FEW, ends, numbered, paired, scores_of
+from pipeline.selection.contract import Rule, Selected
 
 
 @dataclass(frozen=True)

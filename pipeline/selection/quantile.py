@@ -12,8 +12,8 @@ from statistics import fmean, pstdev
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, Selected, ends, paired, scores_of
-from pipeline.selection.contract import Rule
+from pipeline.selection.candidates import TOO_FEW, ends, paired, scores_of
+from pipeline.selection.contract import Rule, Selected
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import setting
 from pipeline.records import Group, Message
-from pipeline.selection.candidates import TOO_FEW, Selected, ends, generator, numbered, paired, scored, scores_of
-from pipeline.selection.contract import Rule
+from pipeline.selection.candidates import TOO_FEW, best_against_random, ends, numbered, paired, scored, scores_of
+from pipeline.selection.contract import Rule, Selected
 
 GOAL = "goal"
 FINE = "fine_score_disagrees"
@@ -54,10 +54,6 @@ class Settings:
         return [] if "{goal}" in self.text else [("text", "has no {goal}, expected it where the score is to stand")]
 
 
-def reads(settings: Settings) -> tuple[str, ...]:
-    return (settings.score,) if settings.fine is None else (settings.score, settings.fine)
-
-
 def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> tuple[float, float] | None:
     """The table's lowest and highest score where they are mapped onto 1 to 10."""
     if settings.scale == "as_is":
@@ -74,10 +70,8 @@ def select(group: Group, settings: Settings, seed: int = 0, found: tuple[float, 
     values = scores_of(group, settings.score)
     if len(values) < 2:
         return [], TOO_FEW
-    best, other = ends(values)
-    if settings.rejected == "random":
-        others = [i for i in range(len(values)) if i != best]
-        other = generator(seed, "relabel", group.id).choice(others)
+    random = settings.rejected == "random"
+    best, other = best_against_random(values, seed, "relabel", group) if random else ends(values)
     if settings.fine is not None:
         fine = scores_of(group, settings.fine)
         if fine[best] < fine[other]:
@@ -112,6 +106,5 @@ def _with_goal(messages: tuple[Message, ...], text: str, role: str) -> tuple[Mes
     return (*messages[:first], joined, *messages[first + 1 :])
 
 
-RULE = Rule(
-    Settings, select, seeded=lambda s: s.rejected == "random", reads=reads, stores=(GOAL,), ranks=GOAL,
-    rewrites=True, survey=survey)
+RULE = Rule(Settings, select, seeded=lambda s: s.rejected == "random", stores=(GOAL,), ranks=GOAL, rewrites=True,
+            reads=lambda s: (s.score,) if s.fine is None else (s.score, s.fine), survey=survey)

@@ -15,19 +15,8 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import (
-    TOO_FEW,
-    WIN_RATE,
-    Selected,
-    generator,
-    labelled,
-    logit,
-    numbered,
-    paired,
-    scores_of,
-    sigmoid,
-)
-from pipeline.selection.contract import Rule
+from pipeline.selection.candidates import TOO_FEW, WIN_RATE, bradley_terry, generator, logit, scores_of
+from pipeline.selection.contract import Rule, Selected
 
 _CLIP = 1e-4
 
@@ -97,8 +86,7 @@ def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
     players = accept(rewards, settings.n, settings.beta, rng)
     rng.shuffle(players)
     meet = first_round if settings.pairing == "first_round" else tournament
-    pairs = meet(players, rewards)
-    return numbered([labelled(paired(group, i, j), sigmoid(rewards[i] - rewards[j])) for i, j in pairs]), ""
+    return bradley_terry(group, meet(players, rewards), rewards), ""
 
 
 RULE = Rule(Settings, select, seeded=True, stores=(WIN_RATE,))

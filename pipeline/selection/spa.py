@@ -19,8 +19,8 @@ import numpy as np
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, WIN_RATE, Selected, ends, generator, labelled, paired, scores_of
-from pipeline.selection.contract import Rule
+from pipeline.selection.candidates import TOO_FEW, WIN_RATE, best_against_random, ends, labelled, paired, scores_of
+from pipeline.selection.contract import Rule, Selected
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,6 @@ class Settings:
 
     alpha: float = setting(0.1, low=0.0, high=0.5)
     """How much of a noisy pair's label goes to the other side."""
-
-
-def reads(settings: Settings) -> tuple[str, ...]:
-    return (settings.score,) if settings.decoupled is None else (settings.score, settings.decoupled)
 
 
 def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> float:
@@ -68,10 +64,8 @@ def _pair(group: Group, settings: Settings, seed: int) -> list[Group]:
     values = scores_of(group, settings.score)
     if len(values) < 2:
         return []
-    best, worst = ends(values)
-    if settings.pairing == "best_random":
-        worst = generator(seed, "spa", group.id).choice([i for i in range(len(values)) if i != best])
-    return [paired(group, best, worst)]
+    random = settings.pairing == "best_random"
+    return [paired(group, *(best_against_random(values, seed, "spa", group) if random else ends(values)))]
 
 
 def _margin(pair: Group, name: str) -> float:
@@ -79,6 +73,5 @@ def _margin(pair: Group, name: str) -> float:
     return chosen - rejected
 
 
-RULE = Rule(
-    Settings, select, seeded=lambda s: s.pairing == "best_random", reads=reads, stores=(WIN_RATE,),
-    survey=survey)
+RULE = Rule(Settings, select, seeded=lambda s: s.pairing == "best_random", stores=(WIN_RATE,), survey=survey,
+            reads=lambda s: (s.score,) if s.decoupled is None else (s.score, s.decoupled))

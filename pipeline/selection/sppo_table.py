@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, WIN_RATE, Selected, ends, paired, scored, scores_of, sigmoid
-from pipeline.selection.contract import Rule
+from pipeline.selection.candidates import TOO_FEW, WIN_RATE, ends, paired, scored, scores_of, sigmoid
+from pipeline.selection.contract import Rule, Selected
 
 OF_PAIR = "win_rate_pair"
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, Selected, best_first, numbered, paired, scores_of
-from pipeline.selection.contract import Rule
+from pipeline.selection.candidates import TOO_FEW, best_first, numbered, paired, scores_of
+from pipeline.selection.contract import Rule, Selected
 
 
 @dataclass(frozen=True)

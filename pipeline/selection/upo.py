@@ -28,7 +28,6 @@ from pipeline.records import Completion, Group
 from pipeline.selection.candidates import (
     TOO_FEW,
     WIN_RATE,
-    Selected,
     best_first,
     generator,
     labelled,
@@ -38,7 +37,7 @@ from pipeline.selection.candidates import (
     scores_of,
     sigmoid,
 )
-from pipeline.selection.contract import Rule
+from pipeline.selection.contract import Rule, Selected
 
 UNCERTAIN = "uncertain"
 GAIN = "information_gain"

@@ -11,22 +11,20 @@ the pairs of a batch; this follows the equations and ParlAI's implementation.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.objectives.contract import LossInputs, Needs, TokenInputs
+from pipeline.objectives.contract import LossInputs, Needs, Tensor, TokenInputs
 from pipeline.objectives.shared.labelled import signs
+from pipeline.objectives.shared.pairs import averages
 from pipeline.objectives.shared.tensors import at_least_float32, column, masked, required, softplus
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 REDUCTIONS = ("tokens", "sum", "mean")  # of the pairwise forms, see `reduced`
 
 
-def needs_of(k: int) -> Needs:
-    """What k candidates take: one logit more, because the label may be among the largest."""
-    return Needs(uniforms=True, top=k + 1)
+def needs(settings: Any) -> Needs:
+    """Pairs or single completions, and the k + 1 largest logits: the label may be among the k."""
+    return Needs(pairs=True, singles=True, uniforms=True, top=settings.k + 1)
 
 
 def top_candidates(top_ids: Tensor, targets: Tensor, k: int) -> Tensor:
@@ -70,9 +68,8 @@ def draw_positives(top_logits: Tensor, top_ids: Tensor, targets: Tensor, uniform
         return candidates.gather(1, place)[:, 0]
 
 
-def contrastive_losses(
-    target_logits: Tensor, top_logits: Tensor, top_ids: Tensor, targets: Tensor, uniforms: Tensor, k: int
-) -> Tensor:
+def contrastive_losses(target_logits: Tensor, top_logits: Tensor, top_ids: Tensor, targets: Tensor, uniforms: Tensor,
+                       k: int) -> Tensor:
     """The contrastive loss of each token (the term of Xu et al. 2023, Eq. 4).
 
     Args:
@@ -119,9 +116,9 @@ def reduced(batch: LossInputs, cross_entropy: Tensor, contrastive: Tensor, reduc
     return terms["ce_per_token"], terms["cringe_per_token"]
 
 
-def divisor(reduction: str) -> str:
+def normalise(settings: Any) -> str:
     """What the trainer divides the batch's sum by: its "tokens", or its "groups" for the two means over pairs."""
-    return "tokens" if reduction == "tokens" else "groups"
+    return "tokens" if settings.reduction == "tokens" else "groups"
 
 
 def margins(batch: LossInputs, usable: Tensor, how: str) -> Tensor:
@@ -129,12 +126,8 @@ def margins(batch: LossInputs, usable: Tensor, how: str) -> Tensor:
 
     how: "sum" over tokens, in nats; "avg" divides each by its number of tokens, as the paper's listing does.
     """
-    chosen, rejected = column(batch.logps, 0, usable), column(batch.logps, 1, usable)
-    if how == "avg":
-        return chosen / column(batch.lengths, 0, usable).clamp(min=1) - rejected / column(
-            batch.lengths, 1, usable
-        ).clamp(min=1)
-    return chosen - rejected
+    values = averages(batch.logps, batch.lengths) if how == "avg" else batch.logps
+    return column(values, 0, usable) - column(values, 1, usable)
 
 
 def per_token(batch: LossInputs, cross_entropy: Tensor, contrastive: Tensor) -> dict[str, Tensor]:

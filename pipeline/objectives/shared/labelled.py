@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from pipeline.objectives.contract import LossInputs
-from pipeline.objectives.shared.tensors import detached, masked, reference_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.contract import LossInputs, Tensor
+from pipeline.objectives.shared.tensors import comparison, masked, reference_of, row_means
 
 
 @dataclass(frozen=True)
@@ -67,8 +63,4 @@ def labelled_metrics(examples: Labelled, beta: float, **more: Tensor) -> dict[st
     none of them; margin and accuracy compare the two, so that a completion alone is compared with reward 0.
     """
     rewards = beta * examples.ratios.detach()
-    chosen, rejected = (
-        masked(rewards, keep).sum(dim=1) / keep.sum(dim=1).clamp(min=1) for keep in (examples.wanted, examples.unwanted)
-    )
-    return detached(rewards_chosen=chosen, rewards_rejected=rejected, margin=chosen - rejected,
-                    accuracy=chosen > rejected, **more)
+    return comparison(row_means(rewards, examples.wanted), row_means(rewards, examples.unwanted), **more)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pipeline.errors import UserError
-from pipeline.objectives.shared.tensors import at_least_float32, detached, masked
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.contract import Losses, Tensor
+from pipeline.objectives.shared.pairs import compared
+from pipeline.objectives.shared.tensors import at_least_float32, masked, row_means
 
 
 def comparable(present: Tensor) -> Tensor:
@@ -58,22 +55,11 @@ def soft_labels(scores: Tensor, present: Tensor, temperature: float) -> tuple[Te
     return masked(logs.exp(), present), logs
 
 
-def compared_list(
-    usable: Tensor, present: Tensor, losses: Tensor, rewards: Tensor, **more: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
+def compared_list(usable: Tensor, present: Tensor, losses: Tensor, rewards: Tensor, **more: Tensor) -> Losses:
     """What `loss` returns for lists: losses and metrics (G,), 0 where not `usable`.
 
     rewards_rejected is the mean over the other completions, accuracy whether y_0 is above the best of them.
     """
-    import torch
-
     rewards, others = masked(rewards.detach(), present), present[:, 1:]
-    rewards_rejected = rewards[:, 1:].sum(dim=1) / others.sum(dim=1).clamp(min=1)
-    metrics = detached(
-        rewards_chosen=rewards[:, 0],
-        rewards_rejected=rewards_rejected,
-        margin=rewards[:, 0] - rewards_rejected,
-        accuracy=((rewards[:, :1] > rewards[:, 1:]) | ~others).all(dim=1),
-        **more,
-    )
-    return torch.where(usable, losses, 0.0), {k: torch.where(usable, v, 0.0) for k, v in metrics.items()}
+    above = ((rewards[:, :1] > rewards[:, 1:]) | ~others).all(dim=1)
+    return compared(usable, losses, rewards[:, 0], row_means(rewards[:, 1:], others), accuracy=above, **more)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from pipeline.objectives.contract import Tensor
 from pipeline.objectives.shared.tensors import at_least_float32
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 LARGEST = -1e-6  # a completion of probability 1 has infinite odds
 

@@ -8,17 +8,15 @@ float32, float32 in float32, float64 in float64.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
-from pipeline.objectives.contract import LossInputs
-from pipeline.objectives.shared.tensors import at_least_float32, column, detached, log_sigmoid, paired, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.contract import Losses, LossInputs, Tensor
+from pipeline.objectives.shared.tensors import at_least_float32, both, comparison, log_sigmoid, paired, required
 
 SFT = ("sum", "mean", "batch")  # normalisations of `auxiliary.sft_losses`
-LABELS = ("rewards", "win_rates", "probability")  # see `preference_probabilities`
+LABELS = ("rewards", "win_rates", "probability")  # see `win_probabilities`
+
+Four = tuple[Tensor, Tensor, Tensor, Tensor]  # log-probs: chosen, rejected; the same two under a frozen model
 
 
 @dataclass(frozen=True)
@@ -39,13 +37,10 @@ class Pairs:
 def pairs_of(batch: LossInputs, objective: str) -> Pairs:
     """The policy's side of every pair. Raises UserError for groups of more than two completions."""
     usable = paired(batch, objective)
-    tables = (batch.logps, batch.logps, batch.lengths, batch.lengths)
-    return Pairs(usable, *(column(table, i % 2, usable) for i, table in enumerate(tables)))
+    return Pairs(usable, *both(batch.logps, usable), *both(batch.lengths, usable))
 
 
-def with_anchor(
-    batch: LossInputs, objective: str, against: str = "reference"
-) -> tuple[Pairs, tuple[Tensor, Tensor, Tensor, Tensor]]:
+def with_anchor(batch: LossInputs, objective: str, against: str = "reference") -> tuple[Pairs, Four]:
     """The pairs, and their four log-probs (G,): chosen and rejected under the policy, then under the frozen model,
     which is the "reference" or the "previous" policy.
 
@@ -54,16 +49,19 @@ def with_anchor(
     name = {"reference": "ref_logps", "previous": "previous_logps"}[against]
     table = required(getattr(batch, name), name, objective)
     pairs = pairs_of(batch, objective)
-    anchors = (column(table, i, pairs.usable) for i in (0, 1))
-    return pairs, (pairs.chosen, pairs.rejected, *anchors)  # type: ignore[return-value]
+    return pairs, (pairs.chosen, pairs.rejected, *both(table, pairs.usable))
 
 
 def log_ratios(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> tuple[Tensor, Tensor]:
     """(a, b), the log-ratios of the two completions, nats; any one shape."""
-    return (
-        at_least_float32(chosen) - at_least_float32(ref_chosen),
-        at_least_float32(rejected) - at_least_float32(ref_rejected),
-    )
+    return (at_least_float32(chosen) - at_least_float32(ref_chosen),
+            at_least_float32(rejected) - at_least_float32(ref_rejected))
+
+
+def rewards_of(four: Four, beta: float) -> tuple[Tensor, Tensor]:
+    """The implicit rewards beta a and beta b of the two completions, each (G,), from what `with_anchor` gives."""
+    chosen, rejected = log_ratios(*four)
+    return beta * chosen, beta * rejected
 
 
 def averages(logps: Tensor, lengths: Tensor) -> Tensor:
@@ -76,7 +74,7 @@ def smoothed_losses(logits: Tensor, label_smoothing: float) -> Tensor:
     return -(1.0 - label_smoothing) * log_sigmoid(logits) - label_smoothing * log_sigmoid(-logits)
 
 
-def preference_probabilities(chosen_scores: Tensor, rejected_scores: Tensor, kind: str) -> Tensor:
+def win_probabilities(chosen_scores: Tensor, rejected_scores: Tensor, kind: str) -> Tensor:
     """P(y_w preferred to y_l) from what stands in the scores.
 
     Args:
@@ -107,18 +105,9 @@ def refuse_unless_probabilities(values: Tensor, kind: str) -> None:
                         "0 <= x <= 1; select with a rule that stores them, or take the labels from rewards")
 
 
-def compared(
-    pairs: Pairs, losses: Tensor, rewards_chosen: Tensor, rewards_rejected: Tensor, **more: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """What `loss` returns: losses and metrics, all (G,), 0 for groups that are no pair."""
+def compared(usable: Tensor, losses: Tensor, chosen: Tensor, rejected: Tensor, **more: Tensor) -> Losses:
+    """What `loss` returns: losses and metrics of two rewards, all (G,), 0 for groups that are not `usable`."""
     import torch
 
-    metrics = detached(
-        rewards_chosen=rewards_chosen,
-        rewards_rejected=rewards_rejected,
-        margin=rewards_chosen - rewards_rejected,
-        accuracy=rewards_chosen > rewards_rejected,
-        **more,
-    )
-    usable = pairs.usable
+    metrics = comparison(chosen, rejected, **more)
     return torch.where(usable, losses, 0.0), {k: torch.where(usable, v, 0.0) for k, v in metrics.items()}

@@ -10,12 +10,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from pipeline.objectives.contract import Tensor
 from pipeline.objectives.shared.tensors import at_least_float32
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _EPSILON = 1e-5  # of the LayerNorm
 _BITS = 32
@@ -44,9 +41,8 @@ def new_head(hidden: int, layers: int, seed: int) -> dict[str, Tensor]:
     }
 
 
-def learned_masks(
-    hidden: Tensor, head: dict[str, Tensor], uniforms: Tensor | None = None, dropout: float = 0.0
-) -> Tensor:
+def learned_masks(hidden: Tensor, head: dict[str, Tensor], uniforms: Tensor | None = None,
+                  dropout: float = 0.0) -> Tensor:
     """The mask value of each token.
 
     Args:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pipeline.errors import UserError
-from pipeline.objectives.contract import LossInputs
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.objectives.contract import LossInputs, Tensor
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -79,6 +74,22 @@ def column(values: Tensor, index: int, keep: Tensor) -> Tensor:
     return masked(values[:, index], keep)
 
 
+def both(values: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns 0 and 1 of (G, K), each (G,), as `column` gives them."""
+    return column(values, 0, keep), column(values, 1, keep)
+
+
+def row_means(values: Tensor, keep: Tensor) -> Tensor:
+    """(G,) means over the kept entries of each row of (G, K); 0 where there is none."""
+    return masked(values, keep).sum(dim=1) / keep.sum(dim=1).clamp(min=1)
+
+
 def detached(**values: Tensor) -> dict[str, Tensor]:
     """Metrics without their graph; booleans become 0.0 and 1.0."""
     return {name: at_least_float32(v.detach()) if v.is_floating_point() else v.float() for name, v in values.items()}
+
+
+def comparison(chosen: Tensor, rejected: Tensor, **more: Tensor) -> dict[str, Tensor]:
+    """The metrics of a comparison of two rewards (G,); `more` stands beside them or in place of one."""
+    return detached(**{"rewards_chosen": chosen, "rewards_rejected": rejected, "margin": chosen - rejected,
+                       "accuracy": chosen > rejected, **more})

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from pipeline.objectives.contract import LossInputs, TokenInputs
+from pipeline.objectives.contract import LossInputs, Tensor, TokenInputs
 from pipeline.objectives.shared.tensors import at_least_float32
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def tokens_of(batch: LossInputs, objective: str) -> TokenInputs:
@@ -18,9 +13,8 @@ def tokens_of(batch: LossInputs, objective: str) -> TokenInputs:
     return batch.tokens
 
 
-def completion_sums(values: Tensor, tokens: TokenInputs, shape: tuple[int, int]) -> Tensor:
-    """Sums over the tokens of each completion. values: (N,), one per token; shape: (G, K). Returns (G, K)."""
-    groups, columns = shape
+def completion_sums(values: Tensor, tokens: TokenInputs, like: Tensor) -> Tensor:
+    """Sums over the tokens of each completion, (G, K). values: (N,), one per token; like: any (G, K) of the batch."""
     flat = at_least_float32(values)
-    sums = flat.new_zeros(groups * columns).index_add(0, tokens.group * columns + tokens.column, flat)
-    return sums.view(groups, columns)
+    sums = flat.new_zeros(like.numel()).index_add(0, tokens.group * like.shape[1] + tokens.column, flat)
+    return sums.view(like.shape)
