@@ -140,8 +140,7 @@ _COMMANDS = {
     "verify": Command("flows.inspection:verify", _place_and_name, "[NAME]", "check every hash of every artifact"),
     "gc": Command("flows.inspection:collect", _place, "[--apply]", "what no run needs any more; or remove it",
                   {"--apply": {"action": "store_true", "help": "remove it"}}),
-    "options": Command("flows.options:show", _overrides, "[GROUP[=OPTION]]",
-                       "groups, options, settings with ranges"),
+    "options": Command("flows.options:show", _overrides, "[GROUP[=OPTION]]", "groups, options, settings with ranges"),
     "doctor": Command("flows.doctor:doctor", _place, "", "versions, devices, room, what is missing"),
     "dashboard": Command("flows.dashboard.serve:dashboard", _place, "[--host H] [--port P]",
                          "the runs in the browser, live",
@@ -152,8 +151,7 @@ _COMMANDS = {
                       "a run's report, as one page with --html",
                       {"--html": {"action": "store_true", "help": "write one page with everything in it"}}),
     "server": Command("flows.prefect_side:server", _action, "up|down|status [--port P]",
-                      "Prefect's own web page over the runs",
-                      {"--port": {"type": int, "default": 4271}}),
+                      "Prefect's own web page over the runs", {"--port": {"type": int, "default": 4271}}),
 }
 
 

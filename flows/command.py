@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from flows import gates, screen
 from flows.estimate import estimate, shortage
@@ -24,10 +23,14 @@ def run(overrides: list[str]) -> int:
     prepared = prepare(overrides)
     started = time.monotonic()
     planned = plan.look_up_all(prepared.workspace, prepared.steps)
-    _announce(prepared, planned)
-    _enough_disk(prepared, planned)
+    _say_notes(prepared)
+    screen.say(f"run {prepared.run.name}: {len(planned)} steps, {sum(item.cached for item in planned)} cached, "
+               f"in {runs.folder(prepared.workspace, prepared.run.name)}")
+    if problems := shortage(prepared.run.config, prepared.workspace, planned):
+        raise UserError(*problems)
     with runs.hold(prepared.workspace, prepared.run.name):
-        record = _with_known(prepared.run, planned)
+        record = replace(prepared.run, steps=[{**step, "state": "cached" if item.cached else "waiting", "key": item.key}
+                                              for step, item in zip(prepared.run.steps, planned, strict=True)])
         reachable = gates.reachable(planned)
         if all(item.cached for item in reachable):
             return _all_cached(prepared, record, reachable, started)
@@ -39,18 +42,16 @@ def show_plan(overrides: list[str]) -> int:
     """Print the steps, what is cached, what must run, and an estimate. Writes nothing but file hashes."""
     prepared = prepare(overrides)
     planned = plan.look_up_all(prepared.workspace, prepared.steps)
-    for note in prepared.notes:
-        screen.say(f"note: {note}")
+    _say_notes(prepared)
     rows = []
     for item in planned:
         state = "cached" if item.cached else "run" if item.key else "run, after its inputs"
         origin = item.artifact.manifest.get("run", "") if item.artifact else ""
         inputs = ", ".join(str(ref) for refs in item.step.inputs.values() for ref in refs)
         rows.append([item.step.name, item.step.stage, state, item.key or "", origin, inputs])
-    columns = ["step", "stage", "", "key", "made by", "inputs"]
-    screen.table(f"run {prepared.run.name} in {prepared.workspace}", columns, rows)
-    for line in estimate(prepared.run.config, planned).lines():
-        screen.say(line)
+    screen.table(f"run {prepared.run.name} in {prepared.workspace}",
+                 ["step", "stage", "", "key", "made by", "inputs"], rows)
+    screen.say(str(estimate(prepared.run.config, planned)))
     for problem in shortage(prepared.run.config, prepared.workspace, planned):
         screen.say(f"warning: {problem}")
     return 0
@@ -75,37 +76,17 @@ def run_stage(step: str, overrides: list[str], force: bool) -> int:
     after = plan.look_up_all(prepared.workspace, prepared.steps)
     stale = [item.step.name for item in after if not item.cached]
     record = runs.load(prepared.workspace, prepared.run.name)
-    assert record is not None
-    if code == 0:
+    if record is not None and code == 0:
         steps = [{**s, "state": "stale"} if s["name"] in stale else s for s in record.steps]
         runs.save(prepared.workspace, replace(record, steps=steps, outcome=runs.STALE if stale else runs.DONE))
         if stale:
-            screen.say(f"stale now: {', '.join(stale)}")
-            screen.say(f"bring them up to date with: align run run={prepared.run.name}")
+            screen.say(f"stale now: {', '.join(stale)}\nbring them up to date with: align run run={record.name}")
     return code
 
 
-def _announce(prepared: CheckedRun, planned: list[Planned]) -> None:
+def _say_notes(prepared: CheckedRun) -> None:
     for note in prepared.notes:
         screen.say(f"note: {note}")
-    cached = sum(item.cached for item in planned)
-    screen.say(f"run {prepared.run.name}: {len(planned)} steps, {cached} cached, "
-                f"in {runs.folder(prepared.workspace, prepared.run.name)}")
-
-
-def _enough_disk(prepared: CheckedRun, planned: list[Planned]) -> None:
-    problems = shortage(prepared.run.config, prepared.workspace, planned)
-    if problems:
-        raise UserError(*problems)
-
-
-def _with_known(run: runs.Run, planned: list[Planned]) -> runs.Run:
-    known = {item.step.name: item for item in planned}
-    steps = []
-    for step in run.steps:
-        item = known[step["name"]]
-        steps.append({**step, "state": "cached" if item.cached else "waiting", "key": item.key})
-    return replace(run, steps=steps)
 
 
 def _all_cached(prepared: CheckedRun, record: runs.Run, planned: list[Planned], started: float) -> int:
@@ -124,11 +105,8 @@ def _drive(prepared: CheckedRun, only: str | None, force: bool) -> int:
     """The flow in a process of its own, under a supervisor that leaves nothing behind."""
     command = [sys.executable, "-m", "flows.driver", str(prepared.workspace), prepared.run.name, only or ""]
     grace = float(prepared.run.config["hardware"]["grace_seconds"]) + 15  # the stage's own grace comes first
-    package = str(Path(__file__).resolve().parent.parent)
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    process = subprocess.Popen(
-        supervisor.command_line(command + (["--force"] if force else []), log=None, grace=grace),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, start_new_session=True)
+    process = subprocess.Popen(supervisor.command_line(command + (["--force"] if force else []), log=None, grace=grace),
+                               env={**os.environ, "PYTHONPATH": supervisor.import_path()}, start_new_session=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _frame: process.send_signal(received))
     code = process.wait()

@@ -106,11 +106,9 @@ def compose(overrides: list[str], *, conf: Path = CONF) -> Composed:
         if cfg.precision == "float32":
             notes.append("this CPU does not compute in bfloat16: precision=float32")
     try:
-        config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+        plain = settings.plain(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(*problems, _first_line(error)) from None
-    assert isinstance(config, dict)
-    plain: dict[str, Any] = {str(key): value for key, value in config.items()}
     problems += problems_of(Top, {k: plain[k] for k in ("run", "workspace", "precision", "seed", "iterations")})
     problems += problems_of(settings.Hardware, plain["hardware"], "hardware")
     plain["workspace"] = str(Path(str(plain["workspace"])).expanduser().resolve())
@@ -127,9 +125,8 @@ def composed_groups(choices: dict[str, str], steps: list[str] | None = None, con
     words = [f"{group}={option}" for group, option in choices.items()]
     words += [] if steps is None else [f"steps@recipe=[{','.join(steps)}]"]
     with initialize_config_dir(str(conf), version_base="1.3"):
-        raw = OmegaConf.to_container(hydra_compose("config", words), resolve=False)
-    assert isinstance(raw, dict)
-    plain = {str(key): {k: v for k, v in node.items() if k != COMPANIONS} if isinstance(node, dict) else node
+        raw = settings.plain(hydra_compose("config", words), resolve=False)
+    plain = {key: {k: v for k, v in node.items() if k != COMPANIONS} if isinstance(node, dict) else node
              for key, node in raw.items()}
     return settings.filled(plain, settings.wires(plain["stage"]))
 
@@ -139,9 +136,8 @@ def _offer_parts(conf: Path) -> None:
     """Tell Hydra of the modules that are options without a file in conf."""
     for group in settings.PACKAGES:
         for path in settings.part_files(group):
-            if (conf / group / f"{path.stem}.yaml").is_file():
-                continue
-            ConfigStore.instance().store(name=path.stem, group=group, node=settings.part_node(group, path))
+            if not (conf / group / f"{path.stem}.yaml").is_file():
+                ConfigStore.instance().store(name=path.stem, group=group, node=settings.part_node(group, path))
 
 
 @dataclass(frozen=True)
@@ -238,9 +234,8 @@ def _apply(cfg: DictConfig, key: str, value: Any, problems: list[str]) -> None:
     done: list[str] = []
     for name in key.split("."):
         keys = [str(k) for k in node] if isinstance(node, DictConfig) else []
-        inside_later = "later" in done  # iteration numbers and settings not set before are fine there
-        if name not in keys and not (name.isdigit() and int(name) in node if isinstance(node, DictConfig) else False):
-            if inside_later:
+        if name not in keys and not (isinstance(node, DictConfig) and name.isdigit() and int(name) in node):
+            if "later" in done:  # iteration numbers and settings not set before are fine there
                 break
             place = f"{'.'.join(done)} has no {name!r}" if done else f"there is no {name!r}"
             problems.append(f"{key}: unknown key, {place}{_deeper(cfg, done, key) or nearest(name, keys)}")

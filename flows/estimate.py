@@ -32,16 +32,16 @@ class Estimate:
     seconds: float
     unmeasured: list[str]  # stages nothing in this workspace has been measured for
 
-    def lines(self) -> list[str]:
+    def __str__(self) -> str:
         if not self.steps:
-            return ["nothing to run"]
+            return "nothing to run"
         size = "unknown" if self.parameters is None else f"{self.parameters / 1e6:.1f} M"
         times = f"{self.seconds / 60:.1f} minutes by earlier runs" if self.seconds else "no time measured yet"
         if self.unmeasured and self.seconds:
             times += f" (without {', '.join(self.unmeasured)}: not measured yet)"
-        return [f"to run: {self.steps} steps; model {size} parameters; at most {self.sampled_tokens:,.0f} sampled "
+        return (f"to run: {self.steps} steps; model {size} parameters; at most {self.sampled_tokens:,.0f} sampled "
                 f"tokens, {self.flops:.1e} FLOPs of sampling and preference training, {screen.size(self.disk)} of "
-                f"disk; {times}"]
+                f"disk; {times}")
 
 
 def estimate(config: dict[str, Any], planned: list[Planned]) -> Estimate:
@@ -96,11 +96,10 @@ def _sampled_tokens(item: Planned, planned: list[Planned]) -> float:
         return 0
     (ref,) = item.step.inputs["prompts"]
     source = next(p for p in planned if p.step.name == ref.step)
+    prompts = getattr(source.step.settings, "count", 0)
     if source.artifact is not None:
         counts = source.artifact.manifest["counts"]
         prompts = counts.get(ref.part, counts.get("prompts", 0))
-    else:
-        prompts = getattr(source.step.settings, "count", 0)
     return float(prompts * sum(draw.n * draw.max_tokens for draw in settings.draws))
 
 
@@ -114,10 +113,8 @@ def _trained_tokens(item: Planned, config: dict[str, Any]) -> float:
 
 def _model_bytes(item: Planned, parameters: float) -> float:
     kept = 3 if getattr(item.step.settings, "keep_optimizer", False) else 1
-    return kept * _FLOAT * parameters if item.step.stage in _MODEL_MAKERS else 0
-
-
-_MODEL_MAKERS = {"init_model", "sft", "train_reward", "train_preference"}
+    makes_model = item.step.stage in ("init_model", "sft", "train_reward", "train_preference")
+    return kept * _FLOAT * parameters if makes_model else 0
 
 
 def _measured(workspace: Path) -> dict[str, float]:

@@ -17,18 +17,15 @@ SKIPPED = "skipped"  # the state of a step that a gate kept from running
 
 def read(artifact: store.Artifact) -> dict[str, Any] | None:
     """The content of gate.json; None for another kind of artifact."""
-    if artifact.kind != KIND:
-        return None
-    found: dict[str, Any] = json.loads((artifact.path / "gate.json").read_text())
-    return found
+    return json.loads((artifact.path / "gate.json").read_text()) if artifact.kind == KIND else None
 
 
 def reachable(planned: list[Planned]) -> list[Planned]:
     """The steps up to the first gate known to stop the run: all, where there is none."""
-    for i, item in enumerate(planned):
+    for i, item in enumerate(planned, 1):
         decision = read(item.artifact) if item.artifact is not None else None
         if decision is not None and decision["decision"] == STOP:
-            return planned[: i + 1]
+            return planned[:i]
     return planned
 
 
@@ -56,15 +53,13 @@ def ended(run: runs.Run, stopped_by: str) -> runs.Run:
 def table(run: runs.Run, done: dict[str, store.Artifact]) -> str:
     """Every gate of the run as a Markdown table, "" where it has none."""
     found = [(step["name"], read(done[step["name"]])) for step in run.steps if step["name"] in done]
-    return markdown.table({
-        "gate": LEFT, "decision": LEFT, "goes on from iteration": RIGHT, "win rate": LEFT, "learned reward": LEFT,
-        "tokens": LEFT, "why": LEFT,
-    }, [
+    columns = {"gate": LEFT, "decision": LEFT, "goes on from iteration": RIGHT, "win rate": LEFT,
+               "learned reward": LEFT, "tokens": LEFT, "why": LEFT}
+    return markdown.table(columns, [
         (name, gate["decision"], gate["goes_on_from"], _change(gate, "win_rate", ".1%"),
          _change(gate, "learned", ".3f"), _change(gate, "tokens", ".1f"),
          "; ".join([*gate["reasons"], *gate["undecided"]]))
-        for name, gate in found if gate is not None
-    ])
+        for name, gate in found if gate is not None])
 
 
 def _change(gate: dict[str, Any], name: str, form: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,15 @@ from pipeline import files, gc, plan, report, runs, store
 from pipeline.config import flat
 from pipeline.errors import UserError, nearest
 
-_FREE = ("run", "seed", "workspace", "iterations", "hardware", "tracking", "choices")  # may differ within one line
-_COLUMNS = ["settings", "seeds", "iteration", *report.COMPARED.values()]
+FREE = ("run", "workspace", "iterations", "hardware", "tracking", "choices")  # may differ between calls of one run
 
 
 def status(workspace: str, name: str | None) -> int:
     """A table of the runs, or of one run's steps."""
-    place = _workspace(workspace)
+    place = folder_of(workspace)
     if name is None:
         return _all_runs(place)
-    run = _load(place, name)
+    run = load_run(place, name)
     progress = runs.progress(place, name) or {}
     rows = []
     for step in run.steps:
@@ -39,9 +39,8 @@ def status(workspace: str, name: str | None) -> int:
     screen.table(f"run {name}: {runs.outcome(place, run)}", ["step", "state", "time", "key", "result"], rows)
     for step in run.steps:
         if step["state"] == runs.FAILED:
-            screen.say(f"\nlast lines of {runs.log_path(place, name, step['name'])}:")
-            lines = runs.tail(runs.log_path(place, name, step["name"]), 10)
-            screen.say("\n".join(f"    {line}" for line in lines))
+            log = runs.log_path(place, name, step["name"])
+            screen.say("\n".join([f"\nlast lines of {log}:", *(f"    {line}" for line in runs.tail(log, 10))]))
     written = runs.folder(place, name) / "report.md"
     if written.exists():
         screen.say(f"\nreport: {written}")
@@ -68,10 +67,8 @@ def _all_runs(place: Path) -> int:
 
 def verify(workspace: str, name: str | None) -> int:
     """Check every hash of every artifact, or of one run's. Exit code 1 if anything is damaged."""
-    place = _workspace(workspace)
-    wanted = None
-    if name is not None:
-        wanted = {(s["stage"], s["key"]) for s in _load(place, name).steps if s.get("key")}
+    place = folder_of(workspace)
+    wanted = None if name is None else {(s["stage"], s["key"]) for s in load_run(place, name).steps if s.get("key")}
     problems, hashed, number = [], 0, 0
     for manifest in sorted((place / "artifacts").glob(f"*/*/{store.MANIFEST}")):
         kind, key = manifest.parent.parent.name, manifest.parent.name
@@ -95,7 +92,7 @@ def verify(workspace: str, name: str | None) -> int:
 
 def collect(workspace: str, apply: bool) -> int:
     """Say what no run needs any more and what it would free; remove it only when asked to."""
-    place = _workspace(workspace)
+    place = folder_of(workspace)
     garbage = gc.find_garbage(place)
     if not garbage:
         screen.say("nothing to remove: every artifact belongs to a run")
@@ -110,15 +107,17 @@ def collect(workspace: str, apply: bool) -> int:
     return 0
 
 
-def _workspace(text: str) -> Path:
+def folder_of(text: str) -> Path:
+    """The workspace's folder. UserError where there is none, but for the usual one, which a first run makes."""
     place = Path(text).expanduser().resolve()
     if not place.is_dir() and text != "workspace":
         raise UserError(f"workspace: no folder {place}")
     return place
 
 
-def _load(place: Path, name: str, asked_by: str = "run") -> runs.Run:
-    run = runs.load(place, name)
+def load_run(place: Path, name: str, asked_by: str = "run") -> runs.Run:
+    """The run's record. UserError, naming those of a similar name, where there is none."""
+    run = runs.load(place, name) if runs.NAME.match(name) else None
     if run is None:
         raise UserError(f"{asked_by}: no run named {name!r} in {place}{nearest(name, runs.names(place))}")
     return run
@@ -140,7 +139,7 @@ def explain(step: str, overrides: list[str]) -> int:
             screen.say(f"look there first: align explain {name} run={prepared.run.name}")
         return 0
     done = {name: other.artifact for name, other in planned.items() if other.artifact is not None}
-    now = flat(plan.key_parts(prepared.workspace, item.step, done))
+    now = plan.key_parts(prepared.workspace, item.step, done)
     if item.artifact is not None:
         screen.say(f"{step} is up to date: {item.step.stage}/{item.key}, "
                     f"made by run {item.artifact.manifest['run']!r} as {item.artifact.manifest['step']!r}")
@@ -149,20 +148,19 @@ def explain(step: str, overrides: list[str]) -> int:
         screen.say(f"no other {item.step.stage} artifact to compare with"
                     + ("" if item.cached else ": it was never made"))
         return 0
-    differences = {a.key: _differences(now, _parts(a)) for a in others}
+    differences = {a.key: key_differences(now, a.manifest) for a in others}
     best = min(others, key=lambda a: (len(differences[a.key]), -a.manifest["created"]))
     rows = [[name, repr(old), repr(new)] for name, old, new in differences[best.key]]
-    origin = f"{best.manifest['run']}: {best.manifest['step']}"
-    title = f"{step} against the nearest {item.step.stage} artifact, {best.key} ({origin})"
+    title = (f"{step} against the nearest {item.step.stage} artifact, {best.key} "
+             f"({best.manifest['run']}: {best.manifest['step']})")
     screen.table(title, ["field", "there", "here"], rows)
     return 0
 
 
-def _parts(artifact: store.Artifact) -> dict[str, Any]:
-    return flat({k: artifact.manifest[k] for k in ("version", "settings", "inputs", "seed")})
-
-
-def _differences(here: dict[str, Any], there: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+def key_differences(mine: Mapping[str, Any], others: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(field, there, here) of what two artifacts' keys are made of and do not share; mine, others: of manifests."""
+    parts = ("version", "settings", "inputs", "seed")
+    here, there = flat({k: mine.get(k) for k in parts}), flat({k: others.get(k) for k in parts})
     names = sorted(here.keys() | there.keys())
     return [(n, there.get(n, "absent"), here.get(n, "absent")) for n in names if here.get(n) != there.get(n)]
 
@@ -177,14 +175,12 @@ def compare(words: list[str]) -> int:
     if unknown:
         raise UserError(*unknown)
     workspace = Path(settings["workspace"] if settings else "workspace").expanduser().resolve()
-    names = [word for word in words if "=" not in word]
-    found = [_reported(workspace, name) for name in names]
     groups: dict[str, list[tuple[runs.Run, list[dict[str, Any]]]]] = {}
-    for run, rows in found:
+    for run, rows in [_reported(workspace, word) for word in words if "=" not in word]:
         groups.setdefault(_settings(run), []).append((run, rows))
     body = []
     for same in groups.values():
-        label = " ".join(o for o in same[0][0].overrides if o.partition("=")[0] not in _FREE)
+        label = " ".join(o for o in same[0][0].overrides if o.partition("=")[0] not in (*FREE, "seed"))
         seeds = [str(run.config["seed"]) for run, _ in same]
         if len(set(seeds)) < len(seeds):
             twice = ", ".join(run.name for run, _ in same)
@@ -192,13 +188,14 @@ def compare(words: list[str]) -> int:
         for line in report.over_seeds([rows for _, rows in same]):
             numbers = [_cell(line[key]) for key in report.COMPARED]
             body.append([label, ", ".join(seeds), str(line["iteration"]), *numbers])
-    screen.table("mean ± standard deviation over seeds", _COLUMNS, body)
+    screen.table("mean ± standard deviation over seeds",
+                 ["settings", "seeds", "iteration", *report.COMPARED.values()], body)
     return 0
 
 
 def _reported(workspace: Path, name: str) -> tuple[runs.Run, list[dict[str, Any]]]:
     """The run and the rows of its report, one an iteration."""
-    run = _load(workspace, name, "compare")
+    run = load_run(workspace, name, "compare")
     path = runs.folder(workspace, name) / "report.json"
     if not path.exists():
         raise UserError(f"compare: {name} has no report yet, it is {runs.outcome(workspace, run)}; finish it with: "
@@ -208,7 +205,14 @@ def _reported(workspace: Path, name: str) -> tuple[runs.Run, list[dict[str, Any]
 
 def _settings(run: runs.Run) -> str:
     """Equal for two runs that differ in nothing but the seed and what cannot change a result."""
-    return files.canonical({key: value for key, value in run.config.items() if key not in _FREE})
+    return files.canonical({key: value for key, value in run.config.items() if key not in (*FREE, "seed")})
+
+
+def compared(config: dict[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
+    """A configuration without the keys `free` and without what says how a stage is run."""
+    stages = {name: {k: v for k, v in (node or {}).items() if k != "runtime"}
+              for name, node in (config.get("stage") or {}).items()}
+    return {**{k: v for k, v in config.items() if k not in free}, "stage": stages}
 
 
 def _cell(found: tuple[float, float, int] | None) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline import store
 from pipeline.plan import Step
 
 
-class Observer(Protocol):
+class Observer:
     """Told by the driver's own thread, so whoever has more than a moment's work to do does it elsewhere.
 
     A class that inherits this defines only what it wants to hear. One that raises is left out from then on.
@@ -16,20 +16,15 @@ class Observer(Protocol):
 
     def started(self, step: Step) -> None:
         """The step is looked up, and computed unless it is cached."""
-        return
 
     def progress(self, step: str, state: dict[str, Any] | None) -> None:
         """Several times a second: the content of progress.json, {step, done, total, unit}; None before there is one."""
-        return
 
     def finished(self, step: str, artifact: store.Artifact, cached: bool, seconds: float) -> None:
         """The step's artifact is in the store; `seconds` went by since it started."""
-        return
 
     def gate(self, lines: list[str]) -> None:
         """What a gate decided, in words."""
-        return
 
     def ended(self, outcome: str) -> None:
         """The run's outcome, as run.json has it: told last."""
-        return

@@ -37,16 +37,10 @@ _DASHBOARD = "ALIGNLOOP_DASHBOARD"  # where the dashboard is, if not at its usua
 def environment(workspace: Path) -> dict[str, str]:
     """Prefect's settings, to be set before it is imported: all of its state in the workspace, its telemetry off, its
     console quiet, two tries of ten seconds for a request. A user's own values win."""
-    return {
-        "PREFECT_HOME": str(workspace / ".prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        "PREFECT_API_REQUEST_TIMEOUT": "10",
-        "PREFECT_CLIENT_MAX_RETRIES": "1",
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-        "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
-    }
+    return {"PREFECT_HOME": str(workspace / ".prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+            "PREFECT_API_REQUEST_TIMEOUT": "10", "PREFECT_CLIENT_MAX_RETRIES": "1",
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL"}
 
 
 class PrefectPage(Observer):
@@ -209,14 +203,12 @@ def server(action: str, workspace: str, port: int) -> int:
     url = _url(record)
     if action == "status":
         screen.say(f"up at {url}" if url and _answers(url) else "not running; start it with: align server up")
-        return 0
-    if url is None:
+    elif url is None:
         screen.say("not running")
-        return 0
-    subprocess.run([_prefect(), "server", "stop"], env=_server_environment(place, port), check=False,
-                   capture_output=True)
-    record.unlink(missing_ok=True)
-    screen.say("stopped")
+    else:
+        _prefect_server(place, port, "stop")
+        record.unlink(missing_ok=True)
+        screen.say("stopped")
     return 0
 
 
@@ -232,8 +224,7 @@ def _up(place: Path, record: Path, port: int) -> int:
         screen.say(f"already up at {url}")
         return 0
     (place / ".prefect").mkdir(parents=True, exist_ok=True)
-    started = subprocess.run([_prefect(), "server", "start", "--background"], env=_server_environment(place, port),
-                             capture_output=True, text=True)
+    started = _prefect_server(place, port, "start", "--background")
     deadline = time.monotonic() + _START_SECONDS
     while started.returncode == 0 and time.monotonic() < deadline:
         if _answers(url):
@@ -245,17 +236,15 @@ def _up(place: Path, record: Path, port: int) -> int:
     raise UserError(f"port: Prefect's server did not start on {port}: {said}; try another --port")
 
 
-def _server_environment(place: Path, port: int) -> dict[str, str]:
+def _prefect_server(place: Path, port: int, *words: str) -> subprocess.CompletedProcess[str]:
     """The port goes through the environment: given as an option the page asks another one and stays blank."""
+    beside = Path(sys.executable).with_name("prefect")
+    program = str(beside) if beside.exists() else shutil.which("prefect") or "prefect"
     own = {"PREFECT_SERVER_API_PORT": str(port), "PREFECT_SERVER_API_HOST": "127.0.0.1",
            "PREFECT_SERVER_UI_API_URL": "/api"}
     kept = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
-    return {**environment(place), **kept, **own}
-
-
-def _prefect() -> str:
-    beside = Path(sys.executable).with_name("prefect")
-    return str(beside) if beside.exists() else shutil.which("prefect") or "prefect"
+    return subprocess.run([program, "server", *words], env={**environment(place), **kept, **own}, capture_output=True,
+                          text=True)
 
 
 def _url(record: Path) -> str | None:

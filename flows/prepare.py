@@ -9,6 +9,7 @@ from typing import Any
 
 from flows import settings
 from flows.compose import Composed, compose
+from flows.inspection import FREE, compared
 from flows.renamed import translated
 from pipeline import plan, runs, tracking
 from pipeline.config import build, flat, load_part, part_problems, problems_of
@@ -19,7 +20,6 @@ from pipeline.selection.contract import LISTS, Rule
 
 _PATHS = ("data.root", "model.path", "reward.path", "reward.base", "reward.weak", "reward.scorer.policy",
           "reward.scorer.reference")
-_FREE = ("workspace", "run", "iterations", "hardware", "tracking", "choices")  # may differ between calls of one run
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,10 @@ def _composed(typed: list[str], step_overrides: dict[str, list[str]], named: run
     if unknown := [step for step in step_overrides if step not in known]:
         raise UserError(*(f"{step}: the run has no such step{nearest(step, known)}" for step in unknown))
     run = runs.Run(
-        name=name,
-        config=_as_written(config),
-        overrides=overrides,
-        step_overrides=changes,
-        steps=_step_records(steps, record),
-        outcome=runs.RUNNING,
-        created=record.created if record else time.time(),
+        name=name, config=_as_written(config), overrides=overrides, step_overrides=changes,
+        steps=_step_records(steps, record), outcome=runs.RUNNING, created=record.created if record else time.time(),
         step_configs={step: _as_written({key: other.config[key] for key in ("recipe", "stage", "seed")})
-                      for step, other in own.items()},
-    )
+                      for step, other in own.items()})
     return CheckedRun(run, workspace, steps, composed.notes)
 
 
@@ -245,10 +239,9 @@ def _absolute(override: str) -> str:
     return f"{key}={Path(value).expanduser().resolve()}" if local else override
 
 
-def _same_settings(
-    record: runs.Run, config: dict[str, Any], wired: dict[str, str], workspace: Path, given: bool
-) -> None:
-    old, new = flat(_compared(settings.renewed(record.config, wired))), flat(_compared(config))
+def _same_settings(record: runs.Run, config: dict[str, Any], wired: dict[str, str], workspace: Path,
+                   given: bool) -> None:
+    old, new = (flat(compared(each, FREE)) for each in (settings.renewed(record.config, wired), config))
     differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     outer = [k for k in differing if not k.startswith("stage.")] or differing
     if not outer:
@@ -262,7 +255,3 @@ def _same_settings(
         f"  ways out: give another name (run=NAME; what is unchanged comes from the store){old_settings},",
         f"  or change one step only (align stage STEP run={record.name} key=value)"]))
 
-
-def _compared(config: dict[str, Any]) -> dict[str, Any]:
-    stages = {name: {k: v for k, v in (node or {}).items() if k != "runtime"} for name, node in config["stage"].items()}
-    return {**{k: v for k, v in config.items() if k not in _FREE}, "stage": stages}

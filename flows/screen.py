@@ -6,16 +6,8 @@ import sys
 import time
 from typing import Any
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from flows.observer import Observer
@@ -39,10 +31,10 @@ class Screen(Observer):
         self._total = number_of_steps
         self._position = 0
         self._last_line = 0.0
-        self._progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"), TimeElapsedColumn(), TimeRemainingColumn(), console=console,
-            transient=True, disable=not console.is_terminal)
+        self._progress = progress.Progress(
+            progress.SpinnerColumn(), progress.TextColumn("{task.description}"), progress.BarColumn(bar_width=24),
+            progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[unit]}"), progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
         self._progress.start()
         self._task: Any = None
 

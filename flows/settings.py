@@ -25,7 +25,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pipeline import tracking
-from pipeline.config import load_plugin, setting
+from pipeline.config import flat, load_plugin, setting
 from pipeline.errors import nearest
 from pipeline.stage import load
 
@@ -124,24 +124,20 @@ def option_node(conf: Path, group: str, option: str) -> dict[str, Any]:
     path = conf / group / f"{option}.yaml"
     if not path.is_file():
         return part_node(group, Path(option))
-    node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    assert isinstance(node, dict)
-    return {str(key): value for key, value in node.items()}
+    return plain(OmegaConf.load(path), resolve=False)
+
+
+def plain(node: Any, resolve: bool) -> dict[str, Any]:
+    """A mapping of OmegaConf's as a dict. Raises what OmegaConf raises where interpolations cannot be resolved."""
+    found = OmegaConf.to_container(node, resolve=resolve)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
 
 
 def wires(stages: Any) -> dict[str, str]:
     """What conf/stages.yaml says, read backwards: a stage's setting -> the key a user would change."""
-    found: dict[str, str] = {}
-
-    def walk(node: Any, where: str) -> None:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                walk(value, f"{where}.{key}")
-        elif isinstance(node, str) and (match := _WIRE.match(node)):
-            found[where] = match[1]
-
-    walk(stages, "stage")
-    return found
+    return {where: match[1] for where, value in flat(stages, "stage").items()
+            if isinstance(value, str) and (match := _WIRE.match(value))}
 
 
 def filled(config: Mapping[str, Any], wired: Mapping[str, str]) -> dict[str, Any]:
@@ -231,9 +227,7 @@ def field_of(schema: Any, key: str) -> Any:
 
 def default_of(field: Any) -> Any:
     """A field's default as plain data, MISSING where it has none."""
-    if field.default_factory is not dataclasses.MISSING:
-        return _plain(field.default_factory())
-    return _plain(field.default)
+    return _plain(field.default if field.default_factory is dataclasses.MISSING else field.default_factory())
 
 
 @functools.cache

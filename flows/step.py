@@ -41,7 +41,6 @@ class StepFailed(Exception):
     def __init__(self, step: str, code: int, lines: list[str], log: Path) -> None:
         why = _MEANING.get(code, f"its process ended with exit code {code}")
         super().__init__("\n".join([f"{step} failed: {why}", *(f"    {line}" for line in lines), f"whole log: {log}"]))
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -85,20 +84,18 @@ def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], env
     code = _run_worker(launch, item, done, work, environment, watch)
     if code != 0:
         runs.event(launch.workspace, launch.run, step.name, "failed", key=key, code=code)
-        _raise(launch, step.name, code, work)
+        if code == 2 and (work / worker.PROBLEMS).exists():
+            raise UserError(*(f"{step.name}: {p}" for p in json.loads((work / worker.PROBLEMS).read_text())))
+        log = log_path(launch.workspace, launch.run, step.name)
+        raise StepFailed(step.name, code, runs.tail(log, TAIL_LINES), log)
     facts = json.loads((work / worker.RESULT).read_text())
     parts = key_parts(launch.workspace, step, done)
     if store.fingerprint(step.stage, **parts) != key:
         raise UserError(f"{step.name}: a file it reads was changed while it was reading; run again")
     artifact = store.commit(launch.workspace, step.stage, key, {
-        **parts, **facts,
-        "references": {name: [str(r) for r in refs] for name, refs in step.inputs.items()},
-        "runtime": dataclasses.asdict(step.runtime),
-        "step": step.name,
-        "iteration": step.iteration,
-        "run": launch.run,
-        "process_seconds": round(time.monotonic() - started, 3),
-        "git": _git_revision(),
+        **parts, **facts, "references": {name: [str(r) for r in refs] for name, refs in step.inputs.items()},
+        "runtime": dataclasses.asdict(step.runtime), "step": step.name, "iteration": step.iteration, "run": launch.run,
+        "process_seconds": round(time.monotonic() - started, 3), "git": _git_revision(),
         "created": round(time.time(), 3),
     })
     seconds = round(time.monotonic() - started, 3)
@@ -114,8 +111,8 @@ def _run_worker(launch: Launch, item: Planned, done: dict[str, store.Artifact], 
     files.write_atomic(path, json.dumps(spec(launch, item, done, work)))
     log = log_path(launch.workspace, launch.run, step.name)
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = supervisor.command_line(
-        [sys.executable, "-m", "pipeline.worker", str(path)], log=log, grace=launch.grace, timeout=launch.timeout)
+    command = supervisor.command_line([sys.executable, "-m", "pipeline.worker", str(path)], log=log,
+                                      grace=launch.grace, timeout=launch.timeout)
     with log.open("a") as file:
         file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {step.name} key {item.key}\n")
     process = subprocess.Popen(command, env={**_QUIET_THREADS, **os.environ, "PYTHONUNBUFFERED": "1", **environment})
@@ -132,19 +129,12 @@ def _run_worker(launch: Launch, item: Planned, done: dict[str, store.Artifact], 
 def spec(launch: Launch, item: Planned, done: dict[str, store.Artifact], work: Path) -> dict[str, Any]:
     """What the worker is told: everything the stage gets, as plain data."""
     step = item.step
-    return {
-        "stage": step.stage,
-        "step": step.name,
-        "run": launch.run,
-        "settings": dataclasses.asdict(step.settings),
-        "runtime": dataclasses.asdict(step.runtime),
-        "inputs": {n: [str(done[r.step].path / r.part) for r in refs] for n, refs in step.inputs.items()},
-        "digests": {n: [done[r.step].digest(r.part) for r in refs] for n, refs in step.inputs.items()},
-        "work": str(work),
-        "seed": step.seed,
-        "metrics": str(launch.folder / "metrics.jsonl"),
-        "progress": str(runs.progress_path(launch.workspace, launch.run)),
-    }
+    return {"stage": step.stage, "step": step.name, "run": launch.run, "work": str(work), "seed": step.seed,
+            "settings": dataclasses.asdict(step.settings), "runtime": dataclasses.asdict(step.runtime),
+            "inputs": {n: [str(done[r.step].path / r.part) for r in refs] for n, refs in step.inputs.items()},
+            "digests": {n: [done[r.step].digest(r.part) for r in refs] for n, refs in step.inputs.items()},
+            "metrics": str(launch.folder / "metrics.jsonl"),
+            "progress": str(runs.progress_path(launch.workspace, launch.run))}
 
 
 def _poll(process: subprocess.Popen[bytes]) -> int | None:
@@ -152,13 +142,6 @@ def _poll(process: subprocess.Popen[bytes]) -> int | None:
         return process.wait(_POLL_SECONDS)
     except subprocess.TimeoutExpired:
         return None
-
-
-def _raise(launch: Launch, step: str, code: int, work: Path) -> None:
-    log = log_path(launch.workspace, launch.run, step)
-    if code == 2 and (work / worker.PROBLEMS).exists():
-        raise UserError(*(f"{step}: {p}" for p in json.loads((work / worker.PROBLEMS).read_text())))
-    raise StepFailed(step, code, runs.tail(log, TAIL_LINES), log)
 
 
 @functools.cache

@@ -16,13 +16,11 @@ def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], se
     found = report.rows(steps)
     folder = runs.folder(workspace, run.name)
     title = f"{run.name}: {run.config['choices']['recipe']} on {run.config['choices'].get('data', 'minifarm')}"
-    comparisons = [done[s["name"]].path / "comparison.md" for s in run.steps
-                   if s["stage"] == "report" and s["name"] in done]
-    sections = {
-        "Evaluation": comparisons[-1].read_text() if comparisons else "",
-        "Diagnostics": report.diagnostics_table(_diagnostics(run, done)),
-        "Gates": gates.table(run, done),
-    }
+    comparisons = [path / "comparison.md" for _, path in _folders(run, done, "report")]
+    diagnostics = [(s["iteration"], json.loads((path / "diagnostics.json").read_text()))
+                   for s, path in _folders(run, done, "diagnose")]
+    sections = {"Evaluation": comparisons[-1].read_text() if comparisons else "",
+                "Diagnostics": report.diagnostics_table(diagnostics), "Gates": gates.table(run, done)}
     files.write_atomic(folder / "report.md", report.to_markdown(title, found, steps, sections))
     files.write_atomic(folder / "report.json", json.dumps(report.to_json(title, found, steps), indent=1))
     screen.say("")
@@ -40,12 +38,9 @@ def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], se
                 f"status    align status {run.name}\nsamples   {_samples(run, done)}")
 
 
-def _diagnostics(run: runs.Run, done: dict[str, store.Artifact]) -> list[tuple[int, dict[str, Any]]]:
-    """(iteration, content of diagnostics.json) of every iteration that has it."""
-    return [
-        (s["iteration"], json.loads((done[s["name"]].path / "diagnostics.json").read_text()))
-        for s in run.steps if s["stage"] == "diagnose" and s["name"] in done
-    ]
+def _folders(run: runs.Run, done: dict[str, store.Artifact], stage: str) -> list[tuple[dict[str, Any], Path]]:
+    """The run's steps of a stage that were done, each with its artifact's folder."""
+    return [(s, done[s["name"]].path) for s in run.steps if s["stage"] == stage and s["name"] in done]
 
 
 def _say_why(run: runs.Run, done: dict[str, store.Artifact]) -> None:
@@ -58,7 +53,7 @@ def _say_why(run: runs.Run, done: dict[str, store.Artifact]) -> None:
 
 def _samples(run: runs.Run, done: dict[str, store.Artifact]) -> str:
     """Where the last answers and their scores are."""
-    scored = [done[s["name"]].path / "groups" for s in run.steps if s["stage"] == "score" and s["name"] in done]
+    scored = [path / "groups" for _, path in _folders(run, done, "score")]
     return str(scored[-1]) if scored else "none: this recipe samples nothing"
 
 
@@ -68,15 +63,7 @@ _LEFT_OUT = {"samples", "best of N", "peak memory"}  # in the report, too wide f
 def _record(step: dict[str, Any], artifact: store.Artifact) -> report.StepRecord:
     facts = artifact.manifest  # its own step names are those of the run that made it
     return report.StepRecord(
-        step=step["name"],
-        kind=artifact.kind,
-        iteration=step["iteration"],
-        inputs=tuple(ref.partition("/")[0] for ref in step["inputs"]),
-        settings=facts["settings"],
-        counts=facts["counts"],
-        dropped=facts["dropped"],
-        seconds=facts["process_seconds"],
-        peak_memory_mb=facts["peak_memory_mb"],
-        cached=step["state"] != "done",
-        key=artifact.key,
-    )
+        step=step["name"], kind=artifact.kind, key=artifact.key, iteration=step["iteration"],
+        inputs=tuple(ref.partition("/")[0] for ref in step["inputs"]), cached=step["state"] != "done",
+        settings=facts["settings"], counts=facts["counts"], dropped=facts["dropped"],
+        seconds=facts["process_seconds"], peak_memory_mb=facts["peak_memory_mb"])

@@ -35,6 +35,11 @@ def command_line(command: list[str], *, log: Path | None, grace: float, timeout:
     return [sys.executable, "-m", "pipeline.supervisor", *options, "--", *command]
 
 
+def import_path() -> str:
+    """PYTHONPATH of a child process that must find this code too, also where it is not installed."""
+    return os.pathsep.join([str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def supervise(command: list[str], *, grace: float, timeout: float = 0, parent: int = 0) -> int:
     """Run `command` in this process's care and return its exit code. Meant to be called by a process of its own."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,10 +20,8 @@ from flows.dashboard.files import Files, NotHere
 from flows.dashboard.guard import Guard
 
 STATIC = Path(__file__).parent / "static"
-_TYPES = {
-    ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
-    ".woff2": "font/woff2", ".svg": "image/svg+xml",
-}
+_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
+          ".js": "text/javascript; charset=utf-8", ".woff2": "font/woff2", ".svg": "image/svg+xml"}
 _SMALL = 1000  # bytes, not worth compressing
 _BOTH = ["GET", "HEAD"]
 Names = Annotated[list[str], Query()]
@@ -30,12 +29,15 @@ Names = Annotated[list[str], Query()]
 
 @dataclass(frozen=True)
 class Page:
-    """A file of the page, read once."""
+    """What is answered: a file of the page, read once, or what a route says now."""
 
     body: bytes
-    packed: bytes  # the same object where compressing gains nothing
     kind: str
-    mark: str
+    packed: bytes | None = None  # None: compressed when it is sent; the same object where compressing gains nothing
+
+    @cached_property
+    def mark(self) -> str:
+        return hashlib.blake2b(self.body, digest_size=12).hexdigest()
 
 
 def make_app(workspace: Path, token: str | None = None) -> FastAPI:
@@ -56,7 +58,7 @@ def make_app(workspace: Path, token: str | None = None) -> FastAPI:
         found = pages.get(path or "index.html")
         if found is None:
             return Response("not found\n", 404, media_type="text/plain")
-        return _answer(request, found.body, found.packed, found.kind, found.mark)
+        return _answer(request, found)
 
     return app
 
@@ -100,8 +102,7 @@ def _json(make: Callable[..., Any]) -> Callable[..., Response]:
              for p in inspect.signature(make, eval_str=True).parameters.values()]
 
     def endpoint(request: Request, **arguments: Any) -> Response:
-        body = dump(make(**arguments)).encode()
-        return _answer(request, body, None, "application/json", hashlib.blake2b(body, digest_size=12).hexdigest())
+        return _answer(request, Page(dump(make(**arguments)).encode(), "application/json"))
 
     asked = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
     endpoint.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -110,14 +111,14 @@ def _json(make: Callable[..., Any]) -> Callable[..., Response]:
     return endpoint
 
 
-def _answer(request: Request, body: bytes, packed: bytes | None, kind: str, mark: str) -> Response:
-    headers = {"ETag": f'"{mark}"', "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
-    if mark in request.headers.get("if-none-match", ""):
+def _answer(request: Request, page: Page) -> Response:
+    body, headers = page.body, {"ETag": f'"{page.mark}"', "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+    if page.mark in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    if packed is not body and len(body) > _SMALL and "gzip" in request.headers.get("accept-encoding", ""):
-        body = gzip.compress(body, 5) if packed is None else packed
+    if page.packed is not body and len(body) > _SMALL and "gzip" in request.headers.get("accept-encoding", ""):
+        body = gzip.compress(body, 5) if page.packed is None else page.packed
         headers["Content-Encoding"] = "gzip"
-    return Response(body, media_type=kind, headers=headers)
+    return Response(body, media_type=page.kind, headers=headers)
 
 
 def dump(data: Any) -> str:
@@ -141,6 +142,5 @@ def _pages() -> dict[str, Page]:
     for path in sorted(p for p in STATIC.rglob("*") if p.suffix in _TYPES):
         body = path.read_bytes()
         packed = body if path.suffix == ".woff2" else gzip.compress(body)
-        mark = hashlib.blake2b(body, digest_size=12).hexdigest()
-        found[path.relative_to(STATIC).as_posix()] = Page(body, packed, _TYPES[path.suffix], mark)
+        found[path.relative_to(STATIC).as_posix()] = Page(body, _TYPES[path.suffix], packed)
     return found

@@ -63,8 +63,7 @@ def metrics(files: Files, name: str) -> Row:
 def _log(files: Files, name: str) -> Log:
     path = files.run_path(name, METRICS)
     sign = signature(path)
-    made: Log = files.remember(("metrics", path), sign and sign[2], lambda: Log(path))  # the inode: a file made anew
-    return made
+    return files.remember(("metrics", path), sign and sign[2], lambda: Log(path))  # the inode: a file made anew
 
 
 def _columns(lines: list[Row]) -> Row:
@@ -72,11 +71,8 @@ def _columns(lines: list[Row]) -> Row:
     width = -(-len(lines) // _POINTS)
     chunks = [lines[i : i + width] for i in range(0, len(lines), width)]
     names = sorted({k for line in lines for k in line if k not in _ENVELOPE})
-    return {
-        "at": [chunk[-1].get("at") for chunk in chunks], "time": [chunk[-1].get("time") for chunk in chunks],
-        "values": {n: [_mean([x.get(n) for x in chunk]) for chunk in chunks] for n in names},
-        "averaged": width,
-    }
+    return {"at": [chunk[-1].get("at") for chunk in chunks], "time": [chunk[-1].get("time") for chunk in chunks],
+            "values": {n: [_mean([x.get(n) for x in chunk]) for chunk in chunks] for n in names}, "averaged": width}
 
 
 def _mean(values: list[Any]) -> float | None:

@@ -7,6 +7,7 @@ import and export that the page uses are known; another one is an error here, no
 from __future__ import annotations
 
 import base64
+import graphlib
 import hashlib
 import re
 import time
@@ -65,17 +66,14 @@ def answers(files: Files, name: str) -> dict[str, Any]:
     """Address -> what the server would answer, for everything the page of one run asks."""
     ask, base = routes(files), f"runs/{name}"
     found = {base: ask["runs/{name}"](name)}
-    for part in ("metrics", "iterations", "tables"):
+    for part in ("metrics", "iterations"):
         found[f"{base}/{part}"] = ask[f"runs/{{name}}/{part}"](name)
-    for table in found[f"{base}/tables"]["tables"]:
-        if table["purpose"] or table["stage"] == "build_groups":
-            place = {"step": table["step"], "part": table["part"]}
-            rows = ask["runs/{name}/samples"](name, **place, start=0, count=ROWS)
-            found[f"{base}/samples?step={table['step']}&part={table['part']}"] = rows
-    held = {key for key in found if "/samples?" in key}
-    kept = [t for t in found[f"{base}/tables"]["tables"]
-            if f"{base}/samples?step={t['step']}&part={t['part']}" in held]
+    browsable = ask["runs/{name}/tables"](name)["tables"]
+    kept = [table for table in browsable if table["purpose"] or table["stage"] == "build_groups"]
     found[f"{base}/tables"] = {"run": name, "tables": kept}
+    for table in kept:
+        rows = ask["runs/{name}/samples"](name, table["step"], table["part"], start=0, count=ROWS)
+        found[f"{base}/samples?step={table['step']}&part={table['part']}"] = rows
     for step in found[base]["steps"]:
         query = urlencode({"step": step["name"]})
         found[f"{base}/lineage?{query}"] = ask["runs/{name}/lineage"](name, step["name"])
@@ -85,18 +83,8 @@ def answers(files: Files, name: str) -> dict[str, Any]:
 def bundle() -> str:
     """Every module of the page as one script, dependencies first."""
     sources = {path.name: path.read_text() for path in sorted(STATIC.glob("*.js"))}
-    order: list[str] = []
-
-    def place(module: str, above: tuple[str, ...]) -> None:
-        if module in above:
-            raise ValueError(f"modules import each other: {' -> '.join((*above, module))}")
-        if module not in order:
-            for _, needed in _IMPORT.findall(sources[module]):
-                place(needed, (*above, module))
-            order.append(module)
-
-    for module in sources:
-        place(module, ())
+    needs = {name: [needed for _, needed in _IMPORT.findall(source)] for name, source in sources.items()}
+    order = graphlib.TopologicalSorter(needs).static_order()  # a ValueError where modules import each other
     return '"use strict";\nconst modules = {};\n' + "\n".join(_wrapped(m, sources[m]) for m in order)
 
 

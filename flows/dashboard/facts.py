@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from flows.dashboard.files import Files
+from flows.inspection import FREE, compared
 from pipeline import files, runs
 
 _SAMPLING = ("generate", "score")
-_OWN = ("seed", "run", "workspace", "iterations", "hardware", "tracking", "choices")  # differ within one experiment
 Row = dict[str, Any]
 
 
@@ -61,8 +62,7 @@ def steps_of(files: Files, record: Row) -> list[Row]:
             state = runs.INTERRUPTED
         elif state in ("done", "cached") and facts is None:
             state = "missing"
-        made = facts is not None and state in ("done", "cached")
-        shown = facts if made and facts is not None else {}
+        shown = (facts or {}) if state in ("done", "cached") else {}
         elsewhere = bool(shown) and (shown.get("run"), shown.get("step")) != (record["name"], step["name"])
         found.append({
             "name": step["name"], "base": step["name"].partition("[")[0], "stage": step["stage"],
@@ -91,9 +91,7 @@ def level(manifest: Row) -> float | None:
 def live_state(files: Files, record: Row) -> str:
     """The recorded outcome, or "interrupted" for one that says running while nobody drives it."""
     outcome = str(record.get("outcome", ""))
-    if outcome == runs.RUNNING and not files.driven(record["name"]):
-        return runs.INTERRUPTED
-    return outcome
+    return runs.INTERRUPTED if outcome == runs.RUNNING and not files.driven(record["name"]) else outcome
 
 
 def purposes(steps: list[Row]) -> dict[str, set[str]]:
@@ -111,6 +109,17 @@ def purposes(steps: list[Row]) -> dict[str, set[str]]:
     return found
 
 
+def upstream(steps: list[Row], name: str) -> Iterator[Row]:
+    """The step and every one it was made from, nearest first, each once."""
+    named, waiting, seen = {s["name"]: s for s in steps}, [name], set[str]()
+    while waiting:
+        current = waiting.pop(0)
+        if current in named and current not in seen:
+            seen.add(current)
+            yield named[current]
+            waiting += [ref.partition("/")[0] for ref in named[current]["inputs"]]
+
+
 def iterations(steps: list[Row]) -> list[Row]:
     """One row per iteration: the cells of COLUMNS that have a number, rows left out by reason, time and memory."""
     serves = purposes(steps)
@@ -124,11 +133,9 @@ def iterations(steps: list[Row]) -> list[Row]:
             for reason, n in (step["dropped"] if step["name"] not in judging else {}).items():
                 entry = dropped.setdefault(reason, {"value": 0, "step": step["name"]})
                 entry["value"] += n
-        rows.append({
-            "iteration": number, "cells": cells, "dropped": dropped,
-            "seconds": sum(s["seconds"] or 0 for s in own),
-            "memory_mb": max((s["memory_mb"] or 0 for s in own), default=0),
-        })
+        rows.append({"iteration": number, "cells": cells, "dropped": dropped,
+                     "seconds": sum(s["seconds"] or 0 for s in own),
+                     "memory_mb": max(s["memory_mb"] or 0 for s in own)})
     return rows
 
 
@@ -161,14 +168,10 @@ def about(record: Row) -> Row:
         "model": str(model.get("path") or "").rstrip("/").rpartition("/")[2] or choices.get("model") or made,
         "data": choices.get("data") or root.rpartition("/")[2],
         "objective": str((config.get("objective") or {}).get("module", "")).rpartition(".")[2] if trains else "",
-        "seed": config.get("seed"),
-        "iterations": config.get("iterations"),
+        "seed": config.get("seed"), "iterations": config.get("iterations"),
     }
 
 
 def experiment(config: Row) -> str:
     """The same for runs that differ in nothing but the seed: their numbers belong in one band."""
-    compared = {k: v for k, v in config.items() if k not in _OWN}
-    stages = compared.get("stage") or {}
-    compared["stage"] = {n: {k: v for k, v in (s or {}).items() if k != "runtime"} for n, s in stages.items()}
-    return hashlib.sha256(files.canonical(compared).encode()).hexdigest()[:12]
+    return hashlib.sha256(files.canonical(compared(config, (*FREE, "seed"))).encode()).hexdigest()[:12]

@@ -6,6 +6,7 @@ the file's size and time, so a restart loses nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -73,19 +74,14 @@ class Files:
         """Every run that lies in the workspace, newest first."""
         found = []
         for record in (self.workspace / "runs").glob("*/run.json"):
-            name = record.parent.name
-            sign = signature(record)
-            linked = record.parent.is_symlink() or record.is_symlink()
-            if sign is not None and runs.NAME.match(name) and not (linked and self._leads_out(name)):
+            name, sign = record.parent.name, signature(record)
+            if sign is None or not runs.NAME.match(name):
+                continue
+            with contextlib.suppress(NotHere):  # a link that leads out
+                if record.parent.is_symlink() or record.is_symlink():
+                    self.path("runs", name, "run.json")
                 found.append((sign[0], name))
         return [name for _, name in sorted(found, reverse=True)]
-
-    def _leads_out(self, name: str) -> bool:
-        try:
-            self.path("runs", name, "run.json")
-        except NotHere:
-            return True
-        return False
 
     def run_path(self, name: str, *parts: str) -> Path:
         if not runs.NAME.match(name):

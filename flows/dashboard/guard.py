@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qsl
 
+from fastapi import Request
 from fastapi.responses import PlainTextResponse, RedirectResponse
 
 Scope = MutableMapping[str, Any]
@@ -63,15 +62,13 @@ class Guard:
         """The answer to a request that may not pass; None for one that may."""
         if scope["method"] not in ("GET", "HEAD"):
             return PlainTextResponse("read-only: GET and HEAD\n", 405, {"Allow": "GET, HEAD"})
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        request = Request(scope)
         if self.token is None:
-            known = host_name(headers.get("host", "")) in LOOPBACK
+            known = host_name(request.headers.get("host", "")) in LOOPBACK
             return None if known else PlainTextResponse("this page answers to localhost only\n", 421)
-        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        given = dict(query).get("token")
-        if given is not None and same(given, self.token):
+        if same(request.query_params.get("token", ""), self.token):
             return self._welcome()
-        if same(cookie(headers.get("cookie", "")), self.token):
+        if same(request.cookies.get(COOKIE, ""), self.token):
             return None
         return PlainTextResponse("open the address `align dashboard` printed, with its ?token=...\n", 401)
 
@@ -85,17 +82,7 @@ class Guard:
 def host_name(header: str) -> str:
     """The Host header without its port: "localhost:4280" -> "localhost", "[::1]:80" -> "::1"."""
     header = header.strip().lower()
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.partition(":")[0]
-
-
-def cookie(header: str) -> str:
-    try:
-        found = SimpleCookie(header).get(COOKIE)
-    except CookieError:
-        return ""
-    return found.value if found else ""
+    return header[1:].partition("]")[0] if header.startswith("[") else header.partition(":")[0]
 
 
 def same(given: str, token: str) -> bool:

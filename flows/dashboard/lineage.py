@@ -10,10 +10,10 @@ from typing import Any
 from flows.dashboard import facts
 from flows.dashboard.facts import Row
 from flows.dashboard.files import STEP, Files, NotHere
+from flows.inspection import key_differences
 from pipeline import store
 from pipeline.config import flat
 
-_KEY_PARTS = ("version", "settings", "inputs", "seed")
 _MOST_FILES = 200
 
 
@@ -24,12 +24,7 @@ def lineage(files: Files, name: str, step: str) -> Row:
     steps = {s["name"]: s for s in facts.steps_of(files, files.run(name))}
     if step not in steps:
         raise NotHere(f"run {name} has no step {step}")
-    above, waiting = set[str](), [step]
-    while waiting:
-        current = waiting.pop()
-        if current in steps and current not in above:
-            above.add(current)
-            waiting += [ref.partition("/")[0] for ref in steps[current]["inputs"]]
+    above = {s["name"] for s in facts.upstream(list(steps.values()), step)}
     order = [n for n in reversed(steps) if n in above]  # the record is in running order: inputs stand before
     return {"run": name, "step": step, "chain": [_link(files, steps, n) for n in order],
             "manifest": _manifest(files, steps[step]), "rebuilt": _rebuilt(files, steps[step])}
@@ -52,10 +47,8 @@ def _link(files: Files, steps: dict[str, Row], name: str) -> Row:
         digest = _digest(files, steps.get(origin), part)
         link["inputs"].append({"ref": ref, "step": origin, "digest": digest,
                                "agrees": digest is not None and digest in recorded, "position": i})
-    for entry in manifest["inputs"].get("files", []):
-        file, _, hashed = str(entry).partition(":")
-        link["raw"].append({"file": file, "hash": hashed})
-    return link
+    raw = [str(entry).partition(":") for entry in manifest["inputs"].get("files", [])]
+    return link | {"raw": [{"file": file, "hash": hashed} for file, _, hashed in raw]}
 
 
 def _digest(files: Files, step: Row | None, part: str) -> str | None:
@@ -91,16 +84,14 @@ def _rebuilt(files: Files, step: Row) -> Row:
     manifest = files.manifest(step["stage"], step["key"])
     if manifest is None:
         return {"reason": "not made yet", "differences": []}
-    here = _parts(manifest)
     others = [m for m in _others(files, step) if m.get("created", 0) < manifest.get("created", 0)]
     if not others:
         return {"reason": f"it is the first {step['stage']} artifact of this workspace", "differences": []}
-    compared = [(_differences(here, _parts(m)), m) for m in others]
+    compared = [(key_differences(manifest, m), m) for m in others]
     differences, nearest = min(compared, key=lambda pair: (len(pair[0]), -pair[1].get("created", 0)))
-    return {
-        "reason": "its key differs from the nearest older artifact of this stage",
-        "nearest": {k: nearest.get(k) for k in ("run", "step", "key", "created")}, "differences": differences,
-    }
+    return {"reason": "its key differs from the nearest older artifact of this stage",
+            "nearest": {k: nearest.get(k) for k in ("run", "step", "key", "created")},
+            "differences": [{"field": field, "there": old, "here": new} for field, old, new in differences]}
 
 
 def _others(files: Files, step: Row) -> list[dict[str, Any]]:
@@ -108,12 +99,3 @@ def _others(files: Files, step: Row) -> list[dict[str, Any]]:
     found = [files.manifest(step["stage"], p.parent.name) for p in folders if p.parent.name != step["key"]]
     return [m for m in found if m is not None]
 
-
-def _parts(manifest: dict[str, Any]) -> dict[str, Any]:
-    return flat({k: manifest.get(k) for k in _KEY_PARTS})
-
-
-def _differences(here: dict[str, Any], there: dict[str, Any]) -> list[Row]:
-    names = sorted(here.keys() | there.keys())
-    return [{"field": n, "there": there.get(n, "absent"), "here": here.get(n, "absent")}
-            for n in names if here.get(n) != there.get(n)]

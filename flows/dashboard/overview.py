@@ -36,11 +36,9 @@ def _summary(files: Files, name: str) -> Row:
         return {"name": name, "state": "unreadable", "changed": round(changed, 1)}
     running = state == runs.RUNNING
     current = next((s["name"] for s in steps if running and s["state"] == runs.RUNNING), None)
-    return {
-        "name": name, **fixed, "state": state, "changed": round(changed, 1), "created": record.get("created"),
-        "done": done, "total": len(steps), "current": current, "progress": _progress(files, name, current),
-        "win_rates": judged,
-    }
+    return {"name": name, **fixed, "state": state, "changed": round(changed, 1), "created": record.get("created"),
+            "done": done, "total": len(steps), "current": current, "progress": _progress(files, name, current),
+            "win_rates": judged}
 
 
 def _what(record: Row) -> Row:
@@ -68,11 +66,9 @@ def one_run(files: Files, name: str) -> Row:
             step["progress"] = _progress(files, name, step["name"])
         if step["state"] in (runs.RUNNING, runs.FAILED, runs.INTERRUPTED):
             step["tail"] = log_tail(files, name, step["name"], _TAIL)
-    return {
-        "name": name, **facts.about(record), "state": state, "created": record.get("created"), "steps": steps,
-        "iterations": facts.iterations(steps), "columns": [vars(c) for c in facts.COLUMNS],
-        "overrides": record.get("overrides", []), "step_overrides": record.get("step_overrides", {}),
-    }
+    return {"name": name, **facts.about(record), "state": state, "created": record.get("created"), "steps": steps,
+            "iterations": facts.iterations(steps), "columns": [vars(c) for c in facts.COLUMNS],
+            "overrides": record.get("overrides", []), "step_overrides": record.get("step_overrides", {})}
 
 
 def compare(files: Files, names: list[str]) -> Row:
@@ -87,10 +83,8 @@ def compare(files: Files, names: list[str]) -> Row:
         found.append({"name": name, **facts.about(record), "experiment": mark, "numbers": numbers})
     names_differing = sorted(k for k in {k for c in configs.values() for k in c}
                              if len({json.dumps(c.get(k), sort_keys=True) for c in configs.values()}) > 1)
-    return {
-        "runs": found, "columns": [vars(c) for c in facts.COLUMNS],
-        "differing": {mark: {k: c.get(k) for k in names_differing} for mark, c in configs.items()},
-    }
+    return {"runs": found, "columns": [vars(c) for c in facts.COLUMNS],
+            "differing": {mark: {k: c.get(k) for k in names_differing} for mark, c in configs.items()}}
 
 
 def _numbers(steps: list[Row], row: Row) -> Row:

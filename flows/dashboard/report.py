@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from flows import screen
+from flows.inspection import load_run
 from pipeline import runs
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError
 
 
 def report(workspace: str, name: str | None, html: bool) -> int:
@@ -14,8 +15,7 @@ def report(workspace: str, name: str | None, html: bool) -> int:
     place = Path(workspace).expanduser().resolve()
     if name is None:
         raise UserError("run: missing, say of which run: align report run=NAME")
-    if not runs.NAME.match(name) or runs.load(place, name) is None:
-        raise UserError(f"run: no run named {name!r} in {place}{nearest(name, runs.names(place))}")
+    load_run(place, name)
     if html:
         from flows.dashboard.export import export
 

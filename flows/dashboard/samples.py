@@ -36,10 +36,8 @@ def tables_of(files: Files, name: str) -> Row:
                 table, _ = _shown(files, steps, step, part)
             except NotHere:
                 continue
-            found.append({
-                "step": step["name"], "stage": step["stage"], "part": part, "iteration": step["iteration"],
-                "rows": table.rows, "state": step["state"], "purpose": sorted(serves.get(step["name"], ())),
-            })
+            found.append({"step": step["name"], "stage": step["stage"], "part": part, "iteration": step["iteration"],
+                          "rows": table.rows, "state": step["state"], "purpose": sorted(serves.get(step["name"], ()))})
     found.sort(key=lambda t: (_GROUP_ORDER.get(t["stage"], 3), "train" not in t["purpose"], -t["iteration"]))
     return {"run": name, "tables": found}
 
@@ -129,23 +127,20 @@ def _page(files: Files, name: str, step: Row, table: Table, side: Table | None, 
                 completion["mark"] = "rejected" if position else "chosen"
             elif completion["sample"] in used.get(row["id"], {}):
                 completion["mark"] = used[row["id"]][completion["sample"]]
-        groups.append({
-            "index": index, "id": row["id"], "messages": row["messages"], "completions": completions,
-            "dataset": row["dataset"], "iteration": row["iteration"], "label": row["label"], "weight": row["weight"],
-            "prompt_pieces": decode(row["prompt_ids"]) if decode and row["prompt_ids"] else None,
-        })
+        groups.append({"index": index, "id": row["id"], "messages": row["messages"], "completions": completions,
+                       "dataset": row["dataset"], "iteration": row["iteration"], "label": row["label"],
+                       "weight": row["weight"],
+                       "prompt_pieces": decode(row["prompt_ids"]) if decode and row["prompt_ids"] else None})
     return {"run": name, "step": step["name"], "rows": table.rows, "groups": groups}
 
 
 def _completion(row: Row, numbers: dict[str, float], decode: Any) -> Row:
     ids = row["token_ids"] or []
     scores = {name: value for name, value in numbers.items() if name != LOGP and value is not None}
-    return {
-        "text": row["text"], "tokens": len(ids), "finish": row["finish_reason"],
-        "scores": {**(row["scores"] or {}), **scores}, "ref_logp": numbers.get(LOGP, row["ref_logp"]),
-        "sample": row["sample"], "temperature": row["temperature"],
-        "pieces": decode(ids) if decode and ids else None,
-    }
+    return {"text": row["text"], "tokens": len(ids), "finish": row["finish_reason"],
+            "scores": {**(row["scores"] or {}), **scores}, "ref_logp": numbers.get(LOGP, row["ref_logp"]),
+            "sample": row["sample"], "temperature": row["temperature"],
+            "pieces": decode(ids) if decode and ids else None}
 
 
 def _used(files: Files, name: str, step: Row, ids: list[str]) -> dict[str, dict[int, str]]:
@@ -194,16 +189,9 @@ def decoder(files: Files, name: str, step: Row) -> Callable[[list[int]], list[Pi
 
 
 def _tokenizer(files: Files, name: str, step: Row) -> Path:
-    named = {s["name"]: s for s in facts.steps_of(files, files.run(name))}
-    waiting = [step["name"]]
-    seen: set[str] = set()
-    while waiting:
-        found = named.get(waiting.pop(0))
-        if found is None or found["name"] in seen or not found["key"]:
-            continue
-        seen.add(found["name"])
-        path = files.artifact(found["stage"], found["key"], "model", "tokenizer.json")
-        if signature(path) is not None:
-            return path
-        waiting += [ref.partition("/")[0] for ref in found["inputs"]]
+    for found in facts.upstream(facts.steps_of(files, files.run(name)), step["name"]):
+        if found["key"]:
+            path = files.artifact(found["stage"], found["key"], "model", "tokenizer.json")
+            if signature(path) is not None:
+                return path
     raise NotHere(f"no model upstream of {step['name']} has a tokenizer.json")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import socket
 import threading
-from pathlib import Path
 
 import uvicorn
 
@@ -14,6 +13,7 @@ from flows.dashboard import PORT
 from flows.dashboard.app import make_app
 from flows.dashboard.guard import LOOPBACK
 from flows.dashboard.tables import warm_up
+from flows.inspection import folder_of
 from pipeline.errors import UserError
 
 _TRIED = 20  # ports, where none is asked for
@@ -21,9 +21,7 @@ _TRIED = 20  # ports, where none is asked for
 
 def dashboard(workspace: str, host: str, port: int | None) -> int:
     """Serve until interrupted. Bound to anything but loopback, the address holds a random token."""
-    place = Path(workspace).expanduser().resolve()
-    if not place.is_dir() and workspace != "workspace":
-        raise UserError(f"workspace: no folder {place}")
+    place = folder_of(workspace)
     token = None if host in LOOPBACK else secrets.token_urlsafe(24)
     found = _listen(host, port)
     number = found.getsockname()[1]
@@ -44,7 +42,7 @@ def dashboard(workspace: str, host: str, port: int | None) -> int:
 def _listen(host: str, port: int | None) -> socket.socket:
     """A listening socket on the port, or on the first free one from PORT on where none was asked for."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    problem: OSError | None = None
+    problem = OSError()
     for number in [port] if port is not None else range(PORT, PORT + _TRIED):
         made = socket.socket(family, socket.SOCK_STREAM)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -55,5 +53,5 @@ def _listen(host: str, port: int | None) -> socket.socket:
             problem = error
             continue
         return made
-    why = problem.strerror if problem else "no port was tried"
-    raise UserError(f"port: {host}:{port if port is not None else PORT} cannot be opened ({why}); give another --port")
+    raise UserError(f"port: {host}:{port if port is not None else PORT} cannot be opened ({problem.strerror}); "
+                    "give another --port")

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline import files, store
+from pipeline import files, store, supervisor
 from pipeline.tracking.tensorboard import TensorBoard
 from pipeline.tracking.wandb import Wandb
 
@@ -37,10 +37,9 @@ class Settings:
     tensorboard: TensorBoard | None = None  # null: no mirror
 
     def check(self) -> list[tuple[str, str]]:
-        if self.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
-            return [("tensorboard", "the package is not installed; pip install 'alignloop[tensorboard]', or take "
-                                    "tracking=jsonl")]
-        return []
+        missing = self.tensorboard is not None and importlib.util.find_spec("tensorboard") is None
+        return [("tensorboard", "the package is not installed; pip install 'alignloop[tensorboard]', or take "
+                                "tracking=jsonl")] if missing else []
 
 
 class Sink(Protocol):
@@ -72,12 +71,10 @@ def mirrored(settings: Settings, run_dir: Path, say: Callable[[str], None] = pri
 
 def _start(run_dir: Path, log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "pipeline.tracking", str(run_dir.absolute()), "--follow"]
-    code = str(Path(__file__).resolve().parents[2])  # importable also where the package is not installed
-    path = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH", "")]))
     # Apart from the terminal: Ctrl-C is for the run, which then closes the pipe and lets this finish.
     with log.open("ab") as file:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True,
-                                env={**os.environ, "PYTHONPATH": path})
+                                env={**os.environ, "PYTHONPATH": supervisor.import_path()})
 
 
 def _stop(process: subprocess.Popen[bytes], timeout: float, log: Path) -> str:
@@ -101,8 +98,7 @@ def read_lines(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     """The complete lines after byte `offset`, and the offset after them. A line still being written waits."""
     if not path.exists():
         return [], 0
-    if path.stat().st_size < offset:
-        offset = 0  # the file was made anew
+    offset = offset if path.stat().st_size >= offset else 0  # 0: the file was made anew
     with path.open("rb") as file:
         file.seek(offset)
         data = file.read()
@@ -118,8 +114,8 @@ def mirror(run_dir: Path, sinks: list[Sink], going_on: Callable[[], bool]) -> No
     more = True
     while more:
         more = going_on()
-        numbers, metrics_end = read_lines(run_dir / METRICS, reached[METRICS])
-        events, events_end = read_lines(run_dir / EVENTS, reached[EVENTS])
+        numbers, reached[METRICS] = read_lines(run_dir / METRICS, reached[METRICS])
+        events, reached[EVENTS] = read_lines(run_dir / EVENTS, reached[EVENTS])
         ended = [event for event in events if event["event"] in ("finished", "cached")]
         for line in sorted(numbers + ended, key=lambda line: line["time"]):  # a step's end comes behind its numbers
             if "event" in line:
@@ -127,7 +123,6 @@ def mirror(run_dir: Path, sinks: list[Sink], going_on: Callable[[], bool]) -> No
             else:
                 for sink in sinks:
                     sink.number(line)
-        reached |= {METRICS: metrics_end, EVENTS: events_end}
         if numbers or events:
             files.write_atomic(state, json.dumps(reached))
     for sink in sinks:

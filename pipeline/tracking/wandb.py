@@ -94,14 +94,12 @@ class Mirror:
     def said(self) -> str:
         """What was done, in a line."""
         hint = "; `wandb sync` sends the offline-run folders" if self.mode == "offline" else ""
-        return (f"W&B: {self.sent} lines and {self.referenced} artifact references sent {self.mode} ({self.why})"
-                f"{hint}")
+        return f"W&B: {self.sent} lines and {self.referenced} artifact references sent {self.mode} ({self.why}){hint}"
 
     def _turn_to(self, step: str) -> None:
         if step != self.step:
             self.close()
-            self.handle = self._open(step)
-            self.step = step
+            self.step, self.handle = step, self._open(step)
 
     def _open(self, step: str) -> Any:
         try:
@@ -121,17 +119,13 @@ class Mirror:
 
         run = json.loads((self.run_dir / "run.json").read_text())
         facts: dict[str, Any] = next((s for s in run["steps"] if s["name"] == step), {})
-        settings = wandb.Settings(
-            mode="online" if self.mode == "online" else "offline",
-            init_timeout=self.settings.init_timeout, login_timeout=self.settings.init_timeout,
-            console="off", silent=True, disable_git=True, disable_code=True, disable_job_creation=True,
-            x_disable_stats=True,
-        )
-        handle = wandb.init(
-            project=self.settings.project, entity=self.settings.entity, id=run_id(run, step), name=step,
-            group=run["name"], job_type=facts.get("stage"), config={"step": facts, **run["config"]}, resume="allow",
-            settings=settings,
-        )
+        settings = wandb.Settings(mode="online" if self.mode == "online" else "offline",
+                                  init_timeout=self.settings.init_timeout, login_timeout=self.settings.init_timeout,
+                                  console="off", silent=True, disable_git=True, disable_code=True,
+                                  disable_job_creation=True, x_disable_stats=True)
+        handle = wandb.init(project=self.settings.project, entity=self.settings.entity, id=run_id(run, step), name=step,
+                            group=run["name"], job_type=facts.get("stage"), config={"step": facts, **run["config"]},
+                            resume="allow", settings=settings)
         handle.define_metric("at")
         handle.define_metric("*", step_metric="at")
         return handle
@@ -165,8 +159,6 @@ def sample_rows(groups: Iterable[Group], prompts: int) -> tuple[list[str | int],
     """The header and rows of a table of samples: every completion of the first `prompts` groups."""
     found = list(itertools.islice(groups, prompts))
     names = sorted({name for group in found for c in group.completions for name in c.scores})
-    rows = [
-        [g.id, g.messages[-1].content, c.sample, c.text, c.finish_reason, *(c.scores.get(name) for name in names)]
-        for g in found for c in g.completions
-    ]
+    rows = [[g.id, g.messages[-1].content, c.sample, c.text, c.finish_reason, *(c.scores.get(name) for name in names)]
+            for g in found for c in g.completions]
     return ["id", "prompt", "sample", "answer", "finish_reason", *names], rows
