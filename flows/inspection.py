@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import screen
-from pipeline import files, gc, plan, report, runs, store
+from pipeline import files, gc, plan, report, runs, stage, store
 from pipeline.config import flat
 from pipeline.errors import UserError, nearest
 
@@ -37,6 +37,8 @@ def status(workspace: str, name: str | None) -> int:
         rows.append([step["name"], state, seconds, step.get("key") or "",
                      screen.brief(artifact.manifest["counts"]) if artifact else ""])
     screen.table(f"run {name}: {runs.outcome(place, run)}", ["step", "state", "time", "key", "result"], rows)
+    if old := [step["name"] for step in run.steps if _of_another_version(place, step)]:
+        screen.say(f"\nmade by another version of their stage, a new run makes them again: {', '.join(old)}")
     for step in run.steps:
         if step["state"] == runs.FAILED:
             log = runs.log_path(place, name, step["name"])
@@ -45,6 +47,17 @@ def status(workspace: str, name: str | None) -> int:
     if written.exists():
         screen.say(f"\nreport: {written}")
     return 0
+
+
+def _of_another_version(place: Path, step: dict[str, Any]) -> bool:
+    """Whether today's code would not make this step's artifact: its stage has another version, or is gone."""
+    found = store.find(place, step["stage"], step["key"]) if step.get("key") else None
+    if found is None:
+        return False
+    try:
+        return bool(stage.load(step["stage"]).version != found.manifest["version"])
+    except UserError:
+        return True
 
 
 def _all_runs(place: Path) -> int:
@@ -160,7 +173,7 @@ def explain(step: str, overrides: list[str]) -> int:
 def key_differences(mine: Mapping[str, Any], others: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(field, there, here) of what two artifacts' keys are made of and do not share; mine, others: of manifests."""
     parts = ("version", "settings", "inputs", "seed")
-    here, there = flat({k: mine.get(k) for k in parts}), flat({k: others.get(k) for k in parts})
+    here, there = (flat(json.loads(files.canonical({k: of.get(k) for k in parts}))) for of in (mine, others))
     names = sorted(here.keys() | there.keys())
     return [(n, there.get(n, "absent"), here.get(n, "absent")) for n in names if here.get(n) != there.get(n)]
 

@@ -150,8 +150,7 @@ def _about(conf: Path, group: str, option: str) -> str:
     path = conf / group / f"{option}.yaml"
     if path.is_file():
         lines = [line for line in path.read_text().splitlines() if "# @package" not in line]
-        head = [line[1:].strip() for line in lines[:next(i for i, line in enumerate(lines) if line[:1] != "#")]]
-        return " ".join(head)
+        return " ".join(line[1:].strip() for line in itertools.takewhile(lambda line: line[:1] == "#", lines))
     module = next(path for path in settings.part_files(group) if path.stem == option)
     return " ".join((ast.get_docstring(ast.parse(module.read_text())) or "").partition("\n\n")[0].split())
 

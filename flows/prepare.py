@@ -42,10 +42,9 @@ def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = 
     try:
         return _composed(typed, step_overrides or {}, record)
     except UserError:
-        own = None if step_overrides or record is None or _new(typed) else _as_recorded(record)
-        if own is None:
+        if step_overrides or record is None or _new(typed) or _outdated(record):
             raise
-        return own
+        return _as_recorded(record)
 
 
 def _composed(typed: list[str], step_overrides: dict[str, list[str]], named: runs.Run | None) -> CheckedRun:
@@ -75,15 +74,17 @@ def _composed(typed: list[str], step_overrides: dict[str, list[str]], named: run
     return CheckedRun(run, workspace, steps, composed.notes)
 
 
-def _as_recorded(record: runs.Run) -> CheckedRun | None:
-    """The run as run.json has it; None where today's code cannot run that."""
-    workspace = Path(record.config["workspace"])
+def _outdated(record: runs.Run) -> list[str]:
+    """Why this code cannot run what run.json has; empty where it can."""
     try:
-        steps = plan.steps_of(record)
-    except UserError:
-        return None
-    if plan.check(workspace, steps):
-        return None
+        return plan.check(Path(record.config["workspace"]), plan.steps_of(record))
+    except UserError as error:
+        return error.problems
+
+
+def _as_recorded(record: runs.Run) -> CheckedRun:
+    """The run as run.json has it."""
+    workspace, steps = Path(record.config["workspace"]), plan.steps_of(record)
     note = f"the defaults have changed since {record.name!r} was started; it goes on with its own settings"
     run = replace(record, steps=_step_records(steps, record), outcome=runs.RUNNING)
     return CheckedRun(run, workspace, steps, [note])
@@ -110,6 +111,11 @@ def _loaded(workspace: Path, name: str) -> runs.Run | None:
         return None
     own = {step: list(map(translated, words)) for step, words in record.step_overrides.items()}
     return replace(record, overrides=list(map(translated, record.overrides)), step_overrides=own)
+
+
+def _started_with(record: runs.Run) -> list[str]:
+    """The words that start such a run, but for its name and place."""
+    return [word for word in record.overrides if word.partition("=")[0] not in ("run", "workspace")]
 
 
 def _new(typed: list[str]) -> bool:
@@ -246,6 +252,12 @@ def _same_settings(record: runs.Run, config: dict[str, Any], wired: dict[str, st
     outer = [k for k in differing if not k.startswith("stage.")] or differing
     if not outer:
         return
+    if outdated := _outdated(record):
+        raise UserError("\n".join([
+            f"run: {record.name!r} in {workspace} was made by another version, and this one cannot go on with it:",
+            *(f"    {line}" for line in first(outdated, 5)),
+            "  way out: start it under a new name; artifacts that are still what this version makes come from the "
+            "store:", f"    align run {' '.join(_started_with(record))} workspace={workspace} run={record.name}-2"]))
     lines = [f"{k}: {old.get(k, 'absent')!r} in the run, {new.get(k, 'absent')!r} now" for k in outer]
     why = f"the name {record.name!r} is in use with other settings" if given else (
         f"the defaults have changed since {record.name!r} was started")

@@ -53,8 +53,11 @@ def _say_why(run: runs.Run, done: dict[str, store.Artifact]) -> None:
 
 def _samples(run: runs.Run, done: dict[str, store.Artifact]) -> str:
     """Where the last answers and their scores are."""
-    scored = [path / "groups" for _, path in _folders(run, done, "score")]
-    return str(scored[-1]) if scored else "none: this recipe samples nothing"
+    scored = _folders(run, done, "score")
+    found = runs.groups_of(run.steps, scored[-1][0]["name"]) if scored else None
+    if found is None:
+        return "none: this recipe samples nothing"
+    return f"{done[found[0]['name']].path / found[1]}, their scores {scored[-1][1] / 'scores'}"
 
 
 _LEFT_OUT = {"samples", "best of N", "peak memory"}  # in the report, too wide for a terminal

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import columns, runs, store
+from pipeline import columns, runs, store, tables
 from pipeline.config import setting
 from pipeline.records import Group
 
@@ -149,10 +149,17 @@ class Mirror:
         if found is None:
             return
         groups = store.artifact_path(self.run_dir.parent.parent, found[0]["stage"], found[0]["key"]) / found[1]
-        source = columns.Source(groups, artifact.manifest["inputs"]["groups"][0])
-        header, rows = sample_rows(columns.with_scores(source, [artifact.path / "scores"]), self.settings.samples)
+        header, rows = sample_rows(_scored(artifact, groups), self.settings.samples)
         if rows:
             self.handle.log({"samples": wandb.Table(columns=header, data=rows)})
+
+
+def _scored(artifact: store.Artifact, groups: Path) -> Iterable[Group]:
+    """The groups with the scores of a score artifact; one of an older version holds both."""
+    if not (artifact.path / "scores").is_dir():
+        return tables.read(artifact.path / "groups")
+    source = columns.Source(groups, artifact.manifest["inputs"]["groups"][0])
+    return columns.with_scores(source, [artifact.path / "scores"])
 
 
 def sample_rows(groups: Iterable[Group], prompts: int) -> tuple[list[str | int], list[list[Any]]]:
