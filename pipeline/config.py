@@ -22,13 +22,8 @@ _MISSING = dataclasses.MISSING
 
 
 def setting(
-    default: Any = _MISSING,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    choices: tuple[Any, ...] | None = None,
+    default: Any = _MISSING, *, low: float | None = None, high: float | None = None, above: float | None = None,
+    below: float | None = None, choices: tuple[Any, ...] | None = None,
 ) -> Any:
     """A dataclass field with an allowed range: low <= x <= high, above < x < below, or one of `choices`."""
     meta = {_META: {"low": low, "high": high, "above": above, "below": below, "choices": choices}}

@@ -235,12 +235,8 @@ def key_parts(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> d
     if files:
         hashes = store.cached_hashes(workspace, files)
         inputs["files"] = [f"{path.name}:{digest}" for path, digest in hashes.items()]
-    return {
-        "version": stage.version,
-        "settings": _without_paths(dataclasses.asdict(step.settings), files),
-        "inputs": inputs,
-        "seed": step.seed if settled(stage.seeded, step.settings) else None,
-    }
+    return {"version": stage.version, "settings": _without_paths(dataclasses.asdict(step.settings), files),
+            "inputs": inputs, "seed": step.seed if settled(stage.seeded, step.settings) else None}
 
 
 def _without_paths(node: Any, files: list[Path]) -> Any:

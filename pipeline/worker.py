@@ -32,24 +32,15 @@ def run_step(spec: dict[str, Any]) -> dict[str, Any]:
     report = Reporter(spec["run"], spec["step"], Path(spec["metrics"]), Path(spec["progress"]))
     if not _first():
         report = Reporter(spec["run"], spec["step"])
-    context = Context(
-        settings=config.build(stage.Settings, spec["settings"]),
-        runtime=config.build(stage.runtime, spec["runtime"]),
-        inputs={name: tuple(map(Path, paths)) for name, paths in spec["inputs"].items()},
-        digests={name: tuple(digests) for name, digests in spec["digests"].items()},
-        work=Path(spec["work"]),
-        seed=spec["seed"],
-        report=report,
-    )
+    context = Context(settings=config.build(stage.Settings, spec["settings"]),
+                      runtime=config.build(stage.runtime, spec["runtime"]),
+                      inputs={name: tuple(map(Path, paths)) for name, paths in spec["inputs"].items()},
+                      digests={name: tuple(digests) for name, digests in spec["digests"].items()},
+                      work=Path(spec["work"]), seed=spec["seed"], report=report)
     started = time.monotonic()
     stage.run(context)
-    return {
-        "counts": report.counts,
-        "dropped": report.dropped,
-        "seconds": round(time.monotonic() - started, 3),
-        "peak_memory_mb": round(peak_memory() / 2**20, 1),
-        "versions": _versions(),
-    }
+    return {"counts": report.counts, "dropped": report.dropped, "seconds": round(time.monotonic() - started, 3),
+            "peak_memory_mb": round(peak_memory() / 2**20, 1), "versions": _versions()}
 
 
 def _versions() -> dict[str, str]:

@@ -68,8 +68,7 @@ def summarise(pairs: Sequence[PairLogps]) -> PairSummary:
             [_above(statistics.mean(p.chosen), statistics.mean(p.rejected)) for p in pairs]),
         reference_ranking_accuracy=statistics.mean(
             [_above(statistics.mean(p.chosen_reference), statistics.mean(p.rejected_reference)) for p in pairs]),
-        implicit_accuracy=statistics.mean([_above(x, y) for x, y in zip(a, b, strict=True)]),
-    )
+        implicit_accuracy=statistics.mean([_above(x, y) for x, y in zip(a, b, strict=True)]))
 
 
 def _above(one: float, other: float) -> float:
@@ -110,7 +109,5 @@ def by_place(pairs: Sequence[PairLogps]) -> dict[str, dict[str, float | None]]:
             found["before"][side] += values[:at]
             found["at"][side] += values[at : at + 1]
             found["after"][side] += values[at + 1 :]
-    return {
-        place: {side: statistics.mean(values) if values else None for side, values in sides.items()}
-        for place, sides in found.items()
-    }
+    return {place: {side: statistics.mean(values) if values else None for side, values in sides.items()}
+            for place, sides in found.items()}

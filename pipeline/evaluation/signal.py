@@ -24,10 +24,9 @@ def account(sampled: Iterable[Group], kept: set[str], score: str) -> dict[str, i
     `kept`: ids of the prompts a group was made of. Every other prompt is counted under the first reason that holds:
     too few answers, all the same text, all the same score, other (the selection's own rules).
     """
-    counts: Counter[str] = Counter(
-        prompts=0, samples=0, kept=0, lost_too_few_answers=0, lost_same_text=0, lost_same_score=0, lost_other=0,
-        duplicate_samples=0, truncated_samples=0, unscored_samples=0,
-    )
+    counts: Counter[str] = Counter(prompts=0, samples=0, kept=0, lost_too_few_answers=0, lost_same_text=0,
+                                   lost_same_score=0, lost_other=0, duplicate_samples=0, truncated_samples=0,
+                                   unscored_samples=0)
     for group in sampled:
         answers = group.completions
         values = [c.scores[score] for c in answers if math.isfinite(c.scores[score])]

@@ -74,11 +74,9 @@ def _group(data: dict[str, Any], settings: Settings) -> Group:
 
 def export(groups: Iterable[Group], second: dict[str, Group], model: str, out: Path, settings: Settings) -> int:
     """Write model_outputs.json and return the number of answers. There are no second turns."""
-    rows = [
-        {"instruction": g.messages[-1].content, "output": g.completions[0].text, "generator": model,
-         "dataset": g.dataset}
-        for g in groups
-    ]
+    rows = [{"instruction": g.messages[-1].content, "output": g.completions[0].text, "generator": model,
+             "dataset": g.dataset}
+            for g in groups]
     (out / "model_outputs.json").write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     return len(rows)
 

@@ -145,11 +145,9 @@ def export(groups: Iterable[Group], second: dict[str, Group], model: str, out: P
             if settings.two_turns and group.id in second:
                 turns.append(second[group.id].completions[0])
             said = [{"content": c.text, "token_len": len(c.token_ids)} if settings.counted else c.text for c in turns]
-            row = {
-                "question_id": int(group.id) if group.id.isdigit() else group.id,
-                "answer_id": hashlib.sha256(f"{model}/{group.id}".encode()).hexdigest()[:22], "model_id": model,
-                "choices": [{"index": 0, "turns": said}],
-            }
+            row = {"question_id": int(group.id) if group.id.isdigit() else group.id,
+                   "answer_id": hashlib.sha256(f"{model}/{group.id}".encode()).hexdigest()[:22], "model_id": model,
+                   "choices": [{"index": 0, "turns": said}]}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             number += 1
     return number

@@ -116,13 +116,8 @@ def group_of(messages: Sequence[Message], answers: Sequence[str], label: bool | 
     """A group from texts. Without an `id` it gets one from its content: 16 hex digits of SHA-256."""
     turns = [[m.role, m.content] for m in messages]
     content = json.dumps([turns, list(answers), label], ensure_ascii=False)
-    return Group(
-        id=id or hashlib.sha256(content.encode()).hexdigest()[:16],
-        messages=tuple(messages),
-        completions=tuple(Completion(text=text) for text in answers),
-        label=label,
-        dataset=dataset,
-    )
+    return Group(id=id or hashlib.sha256(content.encode()).hexdigest()[:16], messages=tuple(messages),
+                 completions=tuple(Completion(text=text) for text in answers), label=label, dataset=dataset)
 
 
 def prompt_key(group: Group) -> str:

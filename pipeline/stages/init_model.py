@@ -108,8 +108,7 @@ def _from_scratch(target: Path, settings: Settings, context: Context) -> None:
         raise UserError("init_model: a model from scratch learns its tokenizer from text, expected an input `data`")
     assert settings.arch is not None and settings.chat_template is not None
     template = tiny.TEMPLATES[settings.chat_template]
-    tokenizer = tiny.train_tokenizer(
-        tiny.corpus(data), settings.arch.vocab_size, template, settings.arch.max_position)
+    tokenizer = tiny.train_tokenizer(tiny.corpus(data), settings.arch.vocab_size, template, settings.arch.max_position)
     tokenizer.save_pretrained(target)
     tiny.tiny_llama(settings.arch, tokenizer, context.seed).save_pretrained(target)
 
@@ -123,8 +122,7 @@ def _write_stop_ids(folder: Path) -> None:
     path = folder / "generation_config.json"
     config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     listed = config.get("eos_token_id")
-    candidates = [*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id,
-                  turn_end_id(tokenizer)]
+    candidates = [*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id, turn_end_id(tokenizer)]
     stops = list(dict.fromkeys(i for i in candidates if i is not None))
     if not stops:
         raise UserError(f"{folder}: no id ends an answer: generation_config.json and the tokenizer name no EOS and the "

@@ -98,6 +98,5 @@ def with_turn(group: Group, text: str) -> Group:
     return replace(group, messages=(*group.messages, answer, Message("user", text)), completions=(), prompt_ids=())
 
 
-STAGE = Stage(
-    Settings, run, version=2, inputs={"answers": "one", "model": "one"}, seeded=False, runtime=Runtime,
-    files=files)
+STAGE = Stage(Settings, run, version=2, inputs={"answers": "one", "model": "one"}, seeded=False, runtime=Runtime,
+              files=files)

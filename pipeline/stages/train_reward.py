@@ -99,6 +99,5 @@ def _check_pairs(training: Sequence[Example], held_out: Sequence[Example]) -> No
         raise UserError("train_reward: held_out leaves no pair to train on, lower it")
 
 
-STAGE = Stage(
-    Settings, run, version=2, inputs={"model": "one", "groups": "one"}, seeded=True, runtime=TrainRuntime,
-    distributed=True, files=files, check=check)
+STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "one"}, seeded=True, runtime=TrainRuntime,
+              distributed=True, files=files, check=check)

@@ -125,10 +125,8 @@ def read_task(messages: Sequence[Mapping[str, str]]) -> Task:
     padded = _pad(asked)
     topic = next((t for t in TOPICS if _mentions(padded, t.name)), None)
     if topic is None:
-        raise UserError(
-            f"pipeline.worlds.minifarm.gold: the prompt {asked[:80]!r} names no place of the minifarm world; "
-            "this rule scores data=minifarm only, choose another scorer for other data"
-        )
+        raise UserError(f"pipeline.worlds.minifarm.gold: the prompt {asked[:80]!r} names no place of the minifarm "
+                        "world; this rule scores data=minifarm only, choose another scorer for other data")
     named = tuple(thing for thing in topic.things if _mentions(padded, thing))
     count = next((number for word, number in COUNTS.items() if _mentions(padded, word)), 2)
     aspects = tuple(name for name, (request, _) in ASPECTS.items() if _mentions(padded, request))
@@ -211,16 +209,9 @@ def qualities(messages: Sequence[Mapping[str, str]], text: str) -> dict[str, flo
     if not words:
         return dict.fromkeys(WEIGHTS, 0.0)
     padded = _pad(text)
-    return {
-        "cover": _cover(task, padded),
-        "asked": _asked(task, padded),
-        "reason": _reason(task, padded),
-        "example": _example(task, sentences),
-        "courtesy": _courtesy(padded),
-        "fresh": _fresh(text, words),
-        "focus": _focus(task, sentences),
-        "length": _length(len(words)),
-    }
+    return {"cover": _cover(task, padded), "asked": _asked(task, padded), "reason": _reason(task, padded),
+            "example": _example(task, sentences), "courtesy": _courtesy(padded), "fresh": _fresh(text, words),
+            "focus": _focus(task, sentences), "length": _length(len(words))}
 
 
 def gold(messages: Sequence[Mapping[str, str]], text: str) -> float:
