@@ -45,14 +45,11 @@ def read(root: Path, settings: Settings) -> Imported:
     problems = Problems()
     groups: dict[str, Group] = {}
     for row in lines.rows(files(root, settings), problems):
-        try:
+        with lines.reported(row, problems):
             group = _group(row.data, settings)
-        except ValueError as error:
-            problems.add(f"{row.where}: {error}")
-            continue
-        if group.id in groups:
-            problems.add(f"{row.where}: the same instruction as an earlier row, expected each once")
-        groups[group.id] = group
+            if group.id in groups:
+                raise ValueError("the same instruction as an earlier row, expected each once")
+            groups[group.id] = group
     problems.stop()
     return splits.evaluation(list(groups.values()))
 
@@ -62,8 +59,7 @@ def _group(data: dict[str, Any], settings: Settings) -> Group:
     if not isinstance(instruction, str):
         raise ValueError(f"instruction: {instruction!r}, expected a text")
     messages = [Message("user", instruction)]
-    problem = splits.message_problem(messages)
-    if problem:
+    if problem := splits.message_problem(messages):
         raise ValueError(f"instruction: {problem}")
     if output is not None and not isinstance(output, str):
         raise ValueError(f"output: {output!r}, expected a text")

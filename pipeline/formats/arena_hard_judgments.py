@@ -107,24 +107,14 @@ def _read(settings: Settings) -> dict[str, Judged]:
     """{question id: its verdicts}, questions without any left out."""
     problems = Problems()
     found: dict[str, Judged] = {}
-    models: set[str] = set()
-    for row in lines.rows(files(settings), problems):
-        model = str(row.data.get("model"))
-        if settings.model not in (None, model):
-            continue
-        models.add(model)
+    for row in lines.of_one_model(settings.path, settings.model, "model", problems):
         name = str(row.data.get("question_id"))
-        try:
+        with lines.reported(row, problems):
             one = _judged(row.data, settings.strong)
             if name in found:
                 raise ValueError(f"question_id {name!r} is there twice")
-        except ValueError as error:
-            problems.add(f"{row.where}: {error}")
-            continue
-        if one.votes:
-            found[name] = one
-    if len(models) > 1:
-        raise UserError(f"evaluation.judgments.model: {settings.path} judges {', '.join(sorted(models))}; name one")
+            if one.votes:
+                found[name] = one
     problems.stop()
     return found
 

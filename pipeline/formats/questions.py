@@ -57,16 +57,14 @@ def read(root: Path, settings: Settings) -> Imported:
     problems = Problems()
     groups: dict[str, Group] = {}
     for row in lines.rows(_questions(root, settings), problems):
-        try:
+        with lines.reported(row, problems):
             name, turns = _turns(row.data)
-            problem = splits.message_problem([Message("user", turns[0])])
+            asked = [Message("user", turns[0])]
+            problem = splits.message_problem(asked)
             if problem or name in groups:
                 raise ValueError(problem or f"question_id {name!r} is there twice")
-        except ValueError as error:
-            problems.add(f"{row.where}: {error}")
-            continue
-        category = str(row.data.get("cluster") or row.data.get("category") or "")
-        groups[name] = splits.group_of([Message("user", turns[0])], [], None, category, name)
+            category = str(row.data.get("cluster") or row.data.get("category") or "")
+            groups[name] = splits.group_of(asked, [], None, category, name)
     for name, answers in _given(root, settings, problems):
         if name in groups:
             groups[name] = replace(groups[name], completions=(Completion(answers[0]),))
@@ -95,10 +93,8 @@ def given_follow_ups(root: Path, settings: Settings) -> dict[str, str]:
 def _given(root: Path, settings: Settings, problems: Problems) -> Iterator[tuple[str, list[str]]]:
     """(question id, its answers by turn) of every row of the given answers; a bad row goes to `problems`."""
     for row in lines.rows(_answers(root, settings), problems):
-        try:
+        with lines.reported(row, problems):
             yield _answers_of(row.data)
-        except ValueError as error:
-            problems.add(f"{row.where}: {error}")
 
 
 def _turns(data: dict[str, Any]) -> tuple[str, list[str]]:

@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.config import setting
 from pipeline.errors import Problems
@@ -71,8 +72,7 @@ def message_problem(messages: Sequence[Message]) -> str:
     for number, message in enumerate(messages, 1):
         if message.role not in ROLES:
             return f"turn {number} has role {message.role!r}, expected one of {', '.join(ROLES)}"
-        problem = text_problem(message.content)
-        if problem:
+        if problem := text_problem(message.content):
             return f"turn {number} ({message.role}) {problem}"
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     if not turns:
@@ -104,6 +104,16 @@ def fault_of(answers: Sequence[str]) -> str:
     if not all(texts):
         return "empty"
     return "identical" if len(texts) == 2 and texts[0] == texts[1] else ""
+
+
+def faulty(answers: Sequence[str], settings: Any, where: str, problems: Problems, dropped: Counter[str]) -> bool:
+    """Whether the row at `where` teaches nothing; then it is counted or a problem, as `settings` says of its fault."""
+    fault = fault_of(answers)
+    if fault and getattr(settings, fault) == "drop":
+        dropped[FAULTS[fault]] += 1
+    elif fault:
+        problems.add(f"{where}: {fault_problem(fault)}")
+    return bool(fault)
 
 
 def fault_problem(fault: str) -> str:
