@@ -130,10 +130,8 @@ def to_arrow(groups: Iterable[Group]) -> pa.Table:
 
 
 def _to_row(group: Group) -> dict[str, Any]:
-    return {"id": group.id, "messages": [{"role": m.role, "content": m.content} for m in group.messages],
-            "completions": [{**vars(c), "scores": list(c.scores.items())} for c in group.completions],
-            "prompt_ids": group.prompt_ids, "label": group.label, "weight": group.weight, "dataset": group.dataset,
-            "iteration": group.iteration}
+    return {**vars(group), "messages": [vars(message) for message in group.messages],
+            "completions": [{**vars(c), "scores": list(c.scores.items())} for c in group.completions]}
 
 
 def _from_row(row: dict[str, Any]) -> Group:

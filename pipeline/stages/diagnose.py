@@ -57,15 +57,6 @@ class Settings:
         return part_problems(self.drawn, "negatives", Draw) if self.drawn is not None else []
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Tables whose log-probs are wanted, and their token log-probs under one model."""
-
-    held_out: Logps
-    trained: Logps
-    answers: Logps
-
-
 def run(context: Context) -> None:
     from pipeline import columns, tables
 
@@ -77,24 +68,18 @@ def run(context: Context) -> None:
                              settings.pairs)
     first = [replace(g, completions=g.completions[:1]) for g in answers if g.completions]  # one says enough for the KL
     wanted = [held_out, trained, first]
-    policy = Measured(*_token_logps(context, "model", wanted, 0))
-    reference = Measured(*_token_logps(context, "reference", wanted, 1))
-    held_pairs, trained_pairs = [joined(groups, ours, theirs)
-                                 for groups, ours, theirs in ((held_out, policy.held_out, reference.held_out),
-                                                              (trained, policy.trained, reference.trained))]
+    policy, reference = _token_logps(context, "model", wanted, 0), _token_logps(context, "reference", wanted, 1)
+    held_pairs, trained_pairs = (joined(wanted[i], policy[i], reference[i]) for i in (0, 1))
     result: dict[str, Any] = {
-        "schema": 1,
-        "score": settings.score,
-        "learned": settings.learned,
-        "answers": look(answers),
-        "baseline": look(baseline),
-        "kl": kl(policy.answers, reference.answers),
+        "schema": 1, "score": settings.score, "learned": settings.learned,
+        "answers": look(answers), "baseline": look(baseline),
+        "kl": kl(policy[2], reference[2]),
         "held_out_pairs": asdict(logprobs.summarise(held_pairs)) if held_pairs else None,
         "trained_pairs": asdict(logprobs.summarise(trained_pairs)) if trained_pairs else None,
         "token_curve": {name: {"by_offset": logprobs.around_first_difference(pairs, settings.window),
                                "by_place": logprobs.by_place(pairs)} if pairs else None
                         for name, pairs in (("held_out_pairs", held_pairs), ("trained_pairs", trained_pairs))},
-        "negatives": negatives(trained, policy.trained, reference.trained, settings),
+        "negatives": negatives(trained, policy[1], reference[1], settings),
         "signal": _signal(context),
         "reward_model": _reward_model(answers, settings)}
     (context.out / "diagnostics.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")

@@ -101,7 +101,8 @@ def summary(decided: Comparison, settings: Settings, seed: int) -> dict[str, Any
 
     verdicts = {decided.decided_by: judged(ids, decided.outcomes)} | {
         name: judged(ids, [statistics.outcome(p.ours.scores[name], p.theirs.scores[name]) for p in pairs])
-        for name in complete_scores(pairs, None) if name != decided.decided_by}
+        for name in comparison.score_names(pairs, None)
+        if name != decided.decided_by and all(comparison.scored(pair, name) for pair in pairs)}
     controlled = length_control.control(ids, decided.outcomes, [pair.longer_by for pair in pairs], seed,
                                         settings.resamples, settings.confidence, _difficulties(settings, ids))
     return {
@@ -141,12 +142,6 @@ def by_judgments(matched: Sequence[Pair], groups: dict[str, Group], settings: Se
     return Comparison([pair for pair, _ in known], [value for _, value in known], JUDGE, undecided, benchmark)
 
 
-def complete_scores(pairs: Sequence[Pair], deciding: str | None) -> list[str]:
-    """The scores that are finite numbers on both sides of every pair."""
-    names = comparison.score_names(pairs, deciding)
-    return [name for name in names if all(comparison.scored(pair, name) for pair in pairs)]
-
-
 def means(pairs: Sequence[Pair], name: str) -> dict[str, float | None]:
     """Mean scores over prompts of both sides and their difference, in the score's units; None where a judge decided."""
     if name not in pairs[0].ours.scores:
@@ -165,8 +160,7 @@ def _difficulties(settings: Settings, ids: Sequence[str]) -> dict[str, float] | 
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"evaluation.difficulties: {settings.difficulties} is not JSON {{prompt id: number}} ({error})"
                         ) from None
-    missing = sorted(set(ids) - found.keys())
-    if missing:
+    if missing := sorted(set(ids) - found.keys()):
         raise UserError(f"evaluation.difficulties: {settings.difficulties} has no number for {len(missing)} of the "
                         f"{len(set(ids))} prompts, first {missing[0]!r}")
     return found

@@ -82,12 +82,11 @@ def with_difficulties(folders: Sequence[Path], settings: Settings, seed: int) ->
 
     if len(folders) < 2:
         return [None] * len(folders)
-    tables = [[json.loads(line) for line in (folder / "outcomes.jsonl").read_text().splitlines()] for folder in folders]
-    known = length_control.difficulties(
-        {str(i): prompt_outcomes(folder / "outcomes.jsonl") for i, folder in enumerate(folders)})
+    paths = [folder / "outcomes.jsonl" for folder in folders]
+    known = length_control.difficulties({str(i): prompt_outcomes(path) for i, path in enumerate(paths)})
     found: list[dict[str, Any] | None] = []
-    for rows in tables:
-        common = [row for row in rows if row["id"] in known]
+    for path in paths:
+        common = [row for row in map(json.loads, path.read_text().splitlines()) if row["id"] in known]
         found.append(asdict(length_control.control([row["id"] for row in common], [row["outcome"] for row in common],
                                                    [row["characters"] - row["baseline_characters"] for row in common],
                                                    seed, settings.resamples, settings.confidence, known)))

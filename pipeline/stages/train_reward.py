@@ -92,8 +92,7 @@ def _base(context: Context) -> Path:
 
 
 def _check_pairs(training: Sequence[Example], held_out: Sequence[Example]) -> None:
-    single = [e.id for part in (training, held_out) for e in part if len(e.completions) < 2]
-    if single:
+    if single := [e.id for part in (training, held_out) for e in part if len(e.completions) < 2]:
         raise UserError(f"train_reward: {len(single)} groups have one completion (first {single[0]!r}), expected pairs")
     if not training:
         raise UserError("train_reward: held_out leaves no pair to train on, lower it")

@@ -137,10 +137,8 @@ def _cover(task: Task, padded: str) -> float:
     """Share of the asked things that are mentioned; each foreign thing takes a quarter off."""
     own = [thing for thing in task.topic.things if _mentions(padded, thing)]
     foreign = sum(_mentions(padded, thing) for thing in _ALL_THINGS if thing not in task.topic.things)
-    if task.named:
-        share = sum(thing in own for thing in task.named) / len(task.named)
-    else:
-        share = min(1.0, len(own) / task.count)
+    named = task.named
+    share = sum(thing in own for thing in named) / len(named) if named else min(1.0, len(own) / task.count)
     return max(0.0, share - 0.25 * foreign)
 
 
@@ -194,9 +192,7 @@ def _focus(task: Task, sentences: list[str]) -> float:
 def _length(count: int) -> float:
     """1 inside the best window, count / 18 below it, minus 1 for every 16 words above it down to -3."""
     low, high = BEST_WORDS
-    if count < low:
-        return count / low
-    return max(-3.0, 1.0 - max(0, count - high) / 16)
+    return count / low if count < low else max(-3.0, 1.0 - max(0, count - high) / 16)
 
 
 def qualities(messages: Sequence[Mapping[str, str]], text: str) -> dict[str, float]:
