@@ -274,7 +274,4 @@ def flat(node: Any, where: str = "") -> dict[str, Any]:
     """Nested mappings as dotted keys."""
     if not isinstance(node, dict):
         return {where: node}
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        found.update(flat(value, f"{where}.{key}" if where else str(key)))
-    return found
+    return {name: one for key, value in node.items() for name, one in flat(value, _join(where, str(key))).items()}

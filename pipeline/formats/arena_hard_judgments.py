@@ -9,7 +9,6 @@ lines of their own.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,11 @@ from pipeline import statistics
 from pipeline.config import setting
 from pipeline.errors import Problems, UserError
 from pipeline.formats import lines
-from pipeline.formats.contract import Judgments
-from pipeline.records import Completion, Group
+from pipeline.formats.contract import Asked, Judgments
+from pipeline.records import Completion
 
 EXPECTED = "a .jsonl file of Arena-Hard judgments ({question_id, games} a line)"
 _FOR_A = {"A>>B": 2, "A>B": 1, "A=B": 0, "B=A": 0, "B>A": -1, "B>>A": -2, "B<<A": 2, "B<A": 1, "A<B": -1, "A<<B": -2}
-
-Asked = Sequence[tuple[Group, Completion, Completion]]  # prompt, the policy's answer, the baseline's
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,7 @@ def required(settings: Settings) -> dict[str, str]:
 
 
 def files(settings: Settings, runtime: TrainRuntime) -> list[Path]:
-    found = {path: None for part in _parts(settings).values() for path in part.plugin.files(part.settings)}
-    return list(found)
+    return list(dict.fromkeys(path for part in _parts(settings).values() for path in part.plugin.files(part.settings)))
 
 
 def kinds(settings: Settings, given: Kinds) -> Kinds:
