@@ -139,9 +139,8 @@ def _message(turn: Any, where: str) -> Message:
 def _check(messages: list[Message], answers: list[str]) -> None:
     if problem := splits.message_problem(messages):
         raise ValueError(f"prompt: {problem}")
-    for answer in answers:
-        problem = splits.text_problem(answer)
-        if problem and answer:
+    for problem in (splits.text_problem(answer) for answer in answers if answer):
+        if problem:
             raise ValueError(f"the answer {problem}")
 
 

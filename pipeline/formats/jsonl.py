@@ -101,9 +101,8 @@ def _entry(row: Row, split: str) -> Entry:
     messages, answers = _texts(data)
     if problem := splits.message_problem(messages):
         raise ValueError(f"prompt: {problem}")
-    for answer in answers:
-        problem = splits.text_problem(answer)
-        if problem and answer.strip():
+    for problem in (splits.text_problem(answer) for answer in answers if answer.strip()):
+        if problem:
             raise ValueError(f"answer {problem}")
     label = data.get("label")
     if label is not None and not (isinstance(label, bool) and len(answers) == 1):
@@ -177,8 +176,7 @@ def _messages(value: Any, key: str) -> list[Message]:
     if not isinstance(value, list):
         raise ValueError(f"{key}: {type(value).__name__}, expected a text or a list of {{role, content}}")
     for number, item in enumerate(value, 1):
-        good = isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
-        if not good:
+        if not (isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)):
             raise ValueError(f"{key}: turn {number} is {str(item)[:60]}, expected {{role: text, content: text}}")
     return [Message(item["role"], item["content"]) for item in value]
 

@@ -121,9 +121,8 @@ def _answers_of(data: dict[str, Any]) -> tuple[str, list[str]]:
 
 
 def _text(turn: Any) -> str | None:
-    if isinstance(turn, dict):
-        turn = turn.get("content")
-    return turn if isinstance(turn, str) else None
+    text = turn.get("content") if isinstance(turn, dict) else turn
+    return text if isinstance(text, str) else None
 
 
 def export(groups: Iterable[Group], second: dict[str, Group], model: str, out: Path, settings: Settings) -> int:
@@ -132,10 +131,9 @@ def export(groups: Iterable[Group], second: dict[str, Group], model: str, out: P
     `answer_id` is made from model and question, and there is no time stamp, so that equal answers are equal bytes;
     `token_len` counts the model's own tokens.
     """
-    folder = out / "model_answer"
-    folder.mkdir(parents=True, exist_ok=True)
-    number = 0
-    with (folder / f"{model}.jsonl").open("w") as file:
+    path, number = out / "model_answer" / f"{model}.jsonl", 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
         for group in groups:
             turns = [group.completions[0]]
             if settings.two_turns and group.id in second:
