@@ -22,13 +22,8 @@ _MISSING = dataclasses.MISSING
 
 
 def setting(
-    default: Any = _MISSING,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    choices: tuple[Any, ...] | None = None,
+    default: Any = _MISSING, *, low: float | None = None, high: float | None = None, above: float | None = None,
+    below: float | None = None, choices: tuple[Any, ...] | None = None,
 ) -> Any:
     """A dataclass field with an allowed range: low <= x <= high, above < x < below, or one of `choices`."""
     meta = {_META: {"low": low, "high": high, "above": above, "below": below, "choices": choices}}
@@ -279,7 +274,4 @@ def flat(node: Any, where: str = "") -> dict[str, Any]:
     """Nested mappings as dotted keys."""
     if not isinstance(node, dict):
         return {where: node}
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        found.update(flat(value, f"{where}.{key}" if where else str(key)))
-    return found
+    return {name: one for key, value in node.items() for name, one in flat(value, _join(where, str(key))).items()}

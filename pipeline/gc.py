@@ -30,13 +30,12 @@ def find_garbage(workspace: Path) -> list[Garbage]:
     found = []
     for folder in sorted((workspace / "artifacts").glob("*/*")):
         kind, name = folder.parent.name, folder.name
+        key = name.removeprefix(".work-")
         if name.startswith(".trash-"):
             found.append(Garbage(folder, "left over from a replaced artifact", _size(folder)))
-        elif name.startswith(".work-"):
-            if (kind, name.removeprefix(".work-")) not in kept and not _held(workspace, kind, name):
-                found.append(Garbage(folder, "unfinished work of no run", _size(folder)))
-        elif (kind, name) not in kept and not _held(workspace, kind, name):
-            found.append(Garbage(folder, "no run points at it", _size(folder)))
+        elif (kind, key) not in kept and not _held(workspace, kind, key):
+            reason = "no run points at it" if key == name else "unfinished work of no run"
+            found.append(Garbage(folder, reason, _size(folder)))
     return found
 
 
@@ -48,12 +47,8 @@ def remove(garbage: list[Garbage]) -> int:
 
 
 def _kept(workspace: Path) -> set[tuple[str, str]]:
-    kept = set()
-    for record in (workspace / "runs").glob("*/run.json"):
-        for step in _steps(record):
-            if step.get("key"):
-                kept.add((step["stage"], step["key"]))
-    return kept
+    records = (workspace / "runs").glob("*/run.json")
+    return {(step["stage"], step["key"]) for record in records for step in _steps(record) if step.get("key")}
 
 
 def _steps(record: Path) -> list[dict[str, str]]:
@@ -64,9 +59,9 @@ def _steps(record: Path) -> list[dict[str, str]]:
         raise UserError(f"{record}: not a run record ({error}); move it away first") from None
 
 
-def _held(workspace: Path, kind: str, name: str) -> bool:
+def _held(workspace: Path, kind: str, key: str) -> bool:
     try:
-        with store.lock(workspace, kind, name.removeprefix(".work-")):
+        with store.lock(workspace, kind, key):
             return False
     except store.Busy:
         return True

@@ -122,8 +122,7 @@ def _without_unused(steps: list[Step], if_needed: set[str]) -> list[Step]:
 def _step(
     full: str, node: Any, iteration: int, config: dict[str, Any], earlier: dict[str, Step], failed: set[str], where: str
 ) -> Step | None:
-    unknown = [k for k in node if k not in _STEP_KEYS]
-    if unknown:
+    if unknown := [k for k in node if k not in _STEP_KEYS]:
         raise UserError(*(f"{where}.{k}: unknown key{errors.nearest(k, _STEP_KEYS)}" for k in unknown))
     if not node.get("when", True):
         return None
@@ -141,8 +140,7 @@ def _step(
         raise UserError(*problems)
     made = build(stage.Settings, settings)
     given = node.get("inputs") or {}
-    unmet = {name: why for name, why in stage.required(made).items() if name not in given}
-    if unmet:
+    if unmet := {name: why for name, why in stage.required(made).items() if name not in given}:
         raise UserError(*(f"{where}.inputs.{name}: these settings need it ({why}), but the recipe does not give it"
                           for name, why in unmet.items()))
     if stage.wanted is not None:  # optional inputs these settings have no use for would only make keys differ
@@ -231,16 +229,11 @@ def key_parts(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> d
     """What the key is made of: also kept in the manifest, so that `align explain` can compare field by field."""
     stage = step.plugin
     inputs = {n: [_digest(step, n, r, done) for r in refs] for n, refs in step.inputs.items()}
-    files = stage.files(step.settings, step.runtime)
-    if files:
+    if files := stage.files(step.settings, step.runtime):
         hashes = store.cached_hashes(workspace, files)
         inputs["files"] = [f"{path.name}:{digest}" for path, digest in hashes.items()]
-    return {
-        "version": stage.version,
-        "settings": _without_paths(dataclasses.asdict(step.settings), files),
-        "inputs": inputs,
-        "seed": step.seed if settled(stage.seeded, step.settings) else None,
-    }
+    return {"version": stage.version, "settings": _without_paths(dataclasses.asdict(step.settings), files),
+            "inputs": inputs, "seed": step.seed if settled(stage.seeded, step.settings) else None}
 
 
 def _digest(step: Step, name: str, ref: Ref, done: dict[str, store.Artifact]) -> str:

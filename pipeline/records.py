@@ -8,10 +8,6 @@ trainer. Nothing here imports more than the standard library.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 STOP = "stop"  # the completion ended by a stop token, which is its last token id
 LENGTH = "length"  # the completion was cut at the token limit: no stop token

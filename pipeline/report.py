@@ -78,26 +78,15 @@ def _row(iteration: int, steps: Sequence[StepRecord], to_judge: set[str], to_tra
         if step.kind != "evaluate" and step.step not in to_judge:
             dropped.update(step.dropped)
     return IterationRow(
-        iteration=iteration,
-        prompts=_total(generated, "prompts"),
-        samples=_total(generated, "completions"),
-        kept=_total(grouped, "kept"),
-        dropped=dict(sorted(dropped.items())),
-        reward_mean=_last(scored, "score_mean"),
-        reward_best=_last(scored, "best_of_n_mean"),
-        margin=_last(grouped, "margin_mean"),
-        win_rate=_last(judged, "win_rate"),
-        win_rate_low=_last(judged, "win_rate_low"),
-        win_rate_high=_last(judged, "win_rate_high"),
-        length_controlled=_last(judged, "length_controlled_win_rate"),
-        length=_last(judged, "length_mean"),
-        truncated=_last(judged, "truncated_share"),
-        tokens_per_s=_speed(generated),
+        iteration=iteration, prompts=_total(generated, "prompts"), samples=_total(generated, "completions"),
+        kept=_total(grouped, "kept"), dropped=dict(sorted(dropped.items())), reward_mean=_last(scored, "score_mean"),
+        reward_best=_last(scored, "best_of_n_mean"), margin=_last(grouped, "margin_mean"),
+        win_rate=_last(judged, "win_rate"), win_rate_low=_last(judged, "win_rate_low"),
+        win_rate_high=_last(judged, "win_rate_high"), length_controlled=_last(judged, "length_controlled_win_rate"),
+        length=_last(judged, "length_mean"), truncated=_last(judged, "truncated_share"), tokens_per_s=_speed(generated),
         seconds=round(sum(s.seconds for s in steps), 3),
-        peak_memory_mb=max((s.peak_memory_mb for s in steps), default=0.0),
-        steps=len(steps),
-        cached=sum(s.cached for s in steps),
-    )
+        peak_memory_mb=max((s.peak_memory_mb for s in steps), default=0.0), steps=len(steps),
+        cached=sum(s.cached for s in steps))
 
 
 def _sampled_for(kind: str, steps: dict[str, StepRecord]) -> set[str]:
@@ -131,23 +120,18 @@ def _speed(steps: Iterable[StepRecord]) -> float | None:
 
 # ---- the same as text ------------------------------------------------------------------------------------------------
 
-HEADERS = (
-    "iteration", "prompts", "samples", "kept", "dropped", "reward mean", "best of N", "margin", "win rate (interval)",
-    "length", "truncated", "tokens/s", "seconds", "peak memory", "steps (cached)",
-)
+HEADERS = ("iteration", "prompts", "samples", "kept", "dropped", "reward mean", "best of N", "margin",
+           "win rate (interval)", "length", "truncated", "tokens/s", "seconds", "peak memory", "steps (cached)")
 
 
 def cells(found: Sequence[IterationRow]) -> list[tuple[str, ...]]:
     """The rows as texts under HEADERS, for a terminal or a page; empty where there is no number."""
     return [
-        (
-            str(r.iteration), _number(r.prompts), _number(r.samples), _number(r.kept), _number(sum(r.dropped.values())),
-            _number(r.reward_mean, ".3f"), _number(r.reward_best, ".3f"), _number(r.margin, ".3f"), _rate(r),
-            _number(r.length, ".1f"), _number(r.truncated, ".1%"), _number(r.tokens_per_s, ",.0f"),
-            _number(r.seconds, ",.1f"), f"{r.peak_memory_mb / 1024:.1f} GB", f"{r.steps} ({r.cached})",
-        )
-        for r in found
-    ]
+        (str(r.iteration), _number(r.prompts), _number(r.samples), _number(r.kept), _number(sum(r.dropped.values())),
+         _number(r.reward_mean, ".3f"), _number(r.reward_best, ".3f"), _number(r.margin, ".3f"), _rate(r),
+         _number(r.length, ".1f"), _number(r.truncated, ".1%"), _number(r.tokens_per_s, ",.0f"),
+         _number(r.seconds, ",.1f"), f"{r.peak_memory_mb / 1024:.1f} GB", f"{r.steps} ({r.cached})")
+        for r in found]
 
 
 def to_markdown(
@@ -155,8 +139,7 @@ def to_markdown(
 ) -> str:
     """The run's report. `sections`, by heading, come after the first table; empty ones are left out."""
     left_out = markdown.table({"iteration": RIGHT, "reason": LEFT, "rows": RIGHT}, [
-        (r.iteration, reason, f"{number:,}") for r in found for reason, number in r.dropped.items()
-    ])
+        (r.iteration, reason, f"{number:,}") for r in found for reason, number in r.dropped.items()])
     of_steps = markdown.table({
         "step": LEFT, "stage": LEFT, "seconds": RIGHT, "peak memory": RIGHT, "now": LEFT, "artifact": LEFT,
     }, [(s.step, s.kind, f"{s.seconds:,.1f}", f"{s.peak_memory_mb / 1024:.1f} GB",
@@ -167,11 +150,9 @@ def to_markdown(
     return "\n\n".join(parts) + "\n"
 
 
-_LEGEND = (
-    "Iteration 0 is what comes before the loop. Reward: as the loop sees it, over the samples drawn for training. Win "
-    "rate: against the baseline, ties half. Length and truncated: of the evaluated answers, in tokens. Seconds and "
-    "peak memory: of the time a step was computed, also where it was cached now."
-)
+_LEGEND = ("Iteration 0 is what comes before the loop. Reward: as the loop sees it, over the samples drawn for "
+           "training. Win rate: against the baseline, ties half. Length and truncated: of the evaluated answers, in "
+           "tokens. Seconds and peak memory: of the time a step was computed, also where it was cached now.")
 
 
 def diagnostics_table(found: Sequence[tuple[int, dict[str, Any]]]) -> str:
@@ -186,21 +167,18 @@ def _diagnostics_row(iteration: int, data: dict[str, Any]) -> list[str]:
     answers, pairs = data["answers"], data["held_out_pairs"] or {}
     learned, judge = (answers["scores"].get(data[name], {}).get("mean") for name in ("learned", "score"))
     ratios = " / ".join(_number(pairs.get(f"{side}_log_ratio"), "+.2f") for side in ("chosen", "rejected"))
-    return [
-        str(iteration), _number(learned, ".3f"), _number(judge, ".3f"), _number(data["kl"]["per_answer"], ".2f"),
-        _number(answers["tokens"] / max(1e-9, data["baseline"]["tokens"]) - 1, "+.0%"), ratios if pairs else "",
-        _number(pairs.get("ranking_accuracy"), ".1%"), _number(pairs.get("implicit_accuracy"), ".1%"),
-        _number(answers["repeat_3gram"], ".2f"), _number(answers["distinct_2"], ".3f"),
-        _number(answers["truncated"], ".1%"), _number((data["reward_model"] or {}).get("accuracy"), ".1%"),
-        _number((data["negatives"] or {}).get("kernel_entropy"), ".3f"),
-    ]
+    return [str(iteration), _number(learned, ".3f"), _number(judge, ".3f"), _number(data["kl"]["per_answer"], ".2f"),
+            _number(answers["tokens"] / max(1e-9, data["baseline"]["tokens"]) - 1, "+.0%"), ratios if pairs else "",
+            _number(pairs.get("ranking_accuracy"), ".1%"), _number(pairs.get("implicit_accuracy"), ".1%"),
+            _number(answers["repeat_3gram"], ".2f"), _number(answers["distinct_2"], ".3f"),
+            _number(answers["truncated"], ".1%"), _number((data["reward_model"] or {}).get("accuracy"), ".1%"),
+            _number((data["negatives"] or {}).get("kernel_entropy"), ".3f")]
 
 
 def to_json(title: str, found: Sequence[IterationRow], steps: Sequence[StepRecord]) -> dict[str, Any]:
     """The same as plain data."""
-    return {
-        "schema": SCHEMA, "title": title, "iterations": [asdict(r) for r in found], "steps": [asdict(s) for s in steps],
-    }
+    return {"schema": SCHEMA, "title": title, "iterations": [asdict(r) for r in found],
+            "steps": [asdict(s) for s in steps]}
 
 
 COMPARED = {

@@ -141,9 +141,8 @@ def hold(workspace: Path, name: str) -> Iterator[None]:
         with files.locked(folder(workspace, name) / ".lock", str(os.getpid()), _PATIENCE):
             yield
     except files.Held as holder:
-        raise UserError(
-            f"run {name!r} is going on in process {holder}; watch it with `align status {name}` or stop that process"
-            " first") from None
+        raise UserError(f"run {name!r} is going on in process {holder}; watch it with `align status {name}` or stop "
+                        "that process first") from None
 
 
 def outcome(workspace: Path, run: Run) -> str:

@@ -126,22 +126,6 @@ class Kinds:
         return Kinds(self.layouts | other.layouts, self.scores | other.scores)
 
 
-def _no_list(settings: Any, runtime: Any) -> list[Any]:
-    return []
-
-
-def _no_inputs(settings: Any) -> dict[str, str]:
-    return {}
-
-
-def _no_groups(settings: Any, given: Kinds) -> Kinds:
-    return Kinds()
-
-
-def _takes_all(settings: Any, given: Kinds) -> None:
-    return None
-
-
 @dataclass(frozen=True)
 class Stage:
     """What a module in pipeline/stages declares as STAGE."""
@@ -172,22 +156,22 @@ class Stage:
     samples: bool = False
     """It uses the run's sampling engine."""
 
-    files: Callable[[Any, Any], list[Path]] = _no_list
+    files: Callable[[Any, Any], list[Path]] = lambda settings, runtime: []
     """(settings, runtime) -> the files from outside it reads: their content is part of the key."""
 
-    check: Callable[[Any, Any], list[str]] = _no_list
+    check: Callable[[Any, Any], list[str]] = lambda settings, runtime: []
     """(settings, runtime) -> problems that can be known before anything runs."""
 
-    required: Callable[[Any], dict[str, str]] = _no_inputs
+    required: Callable[[Any], dict[str, str]] = lambda settings: {}
     """settings -> the optional inputs they cannot do without, and what each gives."""
 
     wanted: Callable[[Any], set[str]] | None = None
     """settings -> the optional inputs they have a use for; None: all of them."""
 
-    kinds: Callable[[Any, Kinds], Kinds] = _no_groups
+    kinds: Callable[[Any, Kinds], Kinds] = lambda settings, given: Kinds()
     """(settings, kinds of its input `groups`) -> what groups it makes."""
 
-    misfit: Callable[[Any, Kinds], str | None] = _takes_all
+    misfit: Callable[[Any, Kinds], str | None] = lambda settings, given: None
     """(settings, kinds of its input `groups`) -> why it cannot take such groups, or None."""
 
 

@@ -22,17 +22,6 @@ def outcome(ours: float, theirs: float, margin: float = 0.0) -> float:
     return 0.0 if theirs - ours > margin else 0.5
 
 
-def win_rate(wins: int, ties: int, losses: int) -> float:
-    """(W + T/2) / (W + T + L) in [0, 1]: ties count half, as in AlpacaEval (Li et al. 2023).
-
-    Raises ValueError where there is no comparison at all.
-    """
-    total = wins + ties + losses
-    if total == 0:
-        raise ValueError("a win rate of no comparisons is undefined")
-    return (wins + ties / 2) / total
-
-
 def wilson(share: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """The Wilson (1927) score interval of a mean `share` in [0, 1] of n independent outcomes in [0, 1].
 

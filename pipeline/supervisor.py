@@ -74,15 +74,12 @@ def _wait(child: subprocess.Popen[bytes], parent: int, deadline: float | None, g
 def _reason_to_stop(
     received: signal.struct_siginfo | None, parent: int, deadline: float | None, now: float
 ) -> int | None:
-    if received is not None and received.si_signo == signal.SIGINT:
+    told = None if received is None else received.si_signo
+    if told == signal.SIGINT:
         return 130
-    if received is not None and received.si_signo in (signal.SIGTERM, signal.SIGHUP):
+    if told in (signal.SIGTERM, signal.SIGHUP) or os.getppid() != parent:
         return 143
-    if os.getppid() != parent:
-        return 143
-    if deadline is not None and now >= deadline:
-        return 124
-    return None
+    return 124 if deadline is not None and now >= deadline else None
 
 
 def _reap(child: subprocess.Popen[bytes]) -> int | None:

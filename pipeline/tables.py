@@ -130,24 +130,14 @@ def to_arrow(groups: Iterable[Group]) -> pa.Table:
 
 
 def _to_row(group: Group) -> dict[str, Any]:
-    return {
-        "id": group.id,
-        "messages": [{"role": m.role, "content": m.content} for m in group.messages],
-        "completions": [{**vars(c), "scores": list(c.scores.items())} for c in group.completions],
-        "prompt_ids": group.prompt_ids,
-        "label": group.label,
-        "weight": group.weight,
-        "dataset": group.dataset,
-        "iteration": group.iteration,
-    }
+    return {**vars(group), "messages": [vars(message) for message in group.messages],
+            "completions": [{**vars(c), "scores": list(c.scores.items())} for c in group.completions]}
 
 
 def _from_row(row: dict[str, Any]) -> Group:
-    completions = tuple(
-        Completion(**{**c, "token_ids": tuple(c["token_ids"]), "prompt_ids": tuple(c["prompt_ids"]),
-                      "logprobs": None if c.get("logprobs") is None else tuple(c["logprobs"]),
-                      "scores": dict(c["scores"])})
-        for c in row["completions"]
-    )
+    completions = tuple(Completion(**{**c, "token_ids": tuple(c["token_ids"]), "prompt_ids": tuple(c["prompt_ids"]),
+                                      "logprobs": None if c.get("logprobs") is None else tuple(c["logprobs"]),
+                                      "scores": dict(c["scores"])})
+                        for c in row["completions"])
     messages = tuple(Message(**m) for m in row["messages"])
     return Group(**{**row, "messages": messages, "completions": completions, "prompt_ids": tuple(row["prompt_ids"])})

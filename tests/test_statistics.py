@@ -13,16 +13,7 @@ from pipeline.statistics import (
     spread,
     standard_error,
     wilson,
-    win_rate,
 )
-
-
-def test_ties_count_half_in_the_win_rate():
-    """3 wins, 2 ties, 5 losses: (3 + 2/2) / 10 = 0.4."""
-    assert win_rate(3, 2, 5) == 0.4
-    assert win_rate(0, 7, 0) == 0.5
-    with pytest.raises(ValueError, match="no comparisons"):
-        win_rate(0, 0, 0)
 
 
 def test_outcome_is_a_tie_within_the_margin():

@@ -69,10 +69,8 @@ def match(groups: dict[str, Group], baseline: dict[str, Group]) -> tuple[list[Pa
     for name in sorted(groups.keys() & baseline.keys()):
         ours, theirs = groups[name], baseline[name]
         if _asked(ours) != _asked(theirs):
-            raise UserError(
-                f"evaluate: prompt {name!r} is {_show(ours)} in the groups and {_show(theirs)} in the baseline; both "
-                "must be sampled from the same evaluation prompts."
-            )
+            raise UserError(f"evaluate: prompt {name!r} is {_show(ours)} in the groups and {_show(theirs)} in the "
+                            "baseline; both must be sampled from the same evaluation prompts.")
         found = _paired(ours, theirs)
         pairs += found
         left += len(ours.completions) - len({id(p.ours) for p in found})
@@ -120,11 +118,9 @@ def judge(ids: Sequence[str], outcomes: Sequence[float], seed: int, resamples: i
     rate = statistics.mean(prompts)
     low, high = statistics.wilson(rate, len(prompts), confidence)
     drawn_low, drawn_high = statistics.bootstrap(prompts, seed, resamples, confidence)
-    return Verdict(
-        prompts=len(prompts), wins=sum(o > 0.5 for o in outcomes), ties=sum(o == 0.5 for o in outcomes),
-        losses=sum(o < 0.5 for o in outcomes), win_rate=rate, low=low, high=high, bootstrap_low=drawn_low,
-        bootstrap_high=drawn_high, standard_error=statistics.standard_error(prompts),
-    )
+    return Verdict(prompts=len(prompts), wins=sum(o > 0.5 for o in outcomes), ties=sum(o == 0.5 for o in outcomes),
+                   losses=sum(o < 0.5 for o in outcomes), win_rate=rate, low=low, high=high, bootstrap_low=drawn_low,
+                   bootstrap_high=drawn_high, standard_error=statistics.standard_error(prompts))
 
 
 def by_prompt(ids: Sequence[str], values: Sequence[float]) -> dict[str, float]:
@@ -150,12 +146,10 @@ def by_category(
 def side(completions: Iterable[Completion]) -> Side:
     """Mean lengths and the truncated share. Raises ValueError for no completions."""
     every = list(completions)
-    return Side(
-        tokens=statistics.mean([len(c.token_ids) for c in every]),
-        words=statistics.mean([len(c.text.split()) for c in every]),
-        characters=statistics.mean([len(c.text) for c in every]),
-        truncated=statistics.mean([c.finish_reason == LENGTH for c in every]),
-    )
+    return Side(tokens=statistics.mean([len(c.token_ids) for c in every]),
+                words=statistics.mean([len(c.text.split()) for c in every]),
+                characters=statistics.mean([len(c.text) for c in every]),
+                truncated=statistics.mean([c.finish_reason == LENGTH for c in every]))
 
 
 def _show(group: Group) -> str:

@@ -38,18 +38,18 @@ class Findings:
 
 def standing(evaluation: dict[str, Any], learned: str) -> Standing:
     """Of the policy an `evaluation.json` is about."""
-    scores, deciding = evaluation["scores"], evaluation["score"]
-    return Standing(
-        win_rate=_finite(scores[deciding]["win_rate"]), judged=_finite(scores[deciding]["mean"]),
-        learned=_finite(scores.get(learned, {}).get("mean")), tokens=_finite(evaluation["policy"]["tokens"]))
+    return _standing(evaluation, learned, "policy", "mean", evaluation["scores"][evaluation["score"]]["win_rate"])
 
 
 def baseline_standing(evaluation: dict[str, Any], learned: str) -> Standing:
     """Of the baseline it was compared with: what the first iteration is measured against."""
-    scores, deciding = evaluation["scores"], evaluation["score"]
-    return Standing(
-        win_rate=0.5, judged=_finite(scores[deciding]["baseline_mean"]),
-        learned=_finite(scores.get(learned, {}).get("baseline_mean")), tokens=_finite(evaluation["baseline"]["tokens"]))
+    return _standing(evaluation, learned, "baseline", "baseline_mean", 0.5)
+
+
+def _standing(evaluation: dict[str, Any], learned: str, side: str, mean: str, win_rate: float | None) -> Standing:
+    scores = evaluation["scores"]
+    return Standing(_finite(win_rate), judged=_finite(scores[evaluation["score"]][mean]),
+                    learned=_finite(scores.get(learned, {}).get(mean)), tokens=_finite(evaluation[side]["tokens"]))
 
 
 def findings(now: Standing, before: Standing, rules: Rules, judge: str, learned: str) -> Findings:

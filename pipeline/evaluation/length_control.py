@@ -69,14 +69,11 @@ def control(
         drawn = generator.multinomial(len(index), np.full(len(index), 1 / len(index)))[rows.prompt]
         rates.append(_regression(rows, weights * drawn, found)[0])
     low, high = statistics.percentiles(rates, confidence)
-    return Controlled(
-        win_rate=rate, low=low, high=high, model=float(found[0]), length=float(found[1]),
-        difficulty=None if difficulties is None else float(found[2]), length_scale=scale)
+    return Controlled(win_rate=rate, low=low, high=high, model=float(found[0]), length=float(found[1]),
+                      difficulty=None if difficulties is None else float(found[2]), length_scale=scale)
 
 
-def _regression(
-    rows: Comparisons, weights: np.ndarray, start: np.ndarray | None
-) -> tuple[float, np.ndarray, float]:
+def _regression(rows: Comparisons, weights: np.ndarray, start: np.ndarray | None) -> tuple[float, np.ndarray, float]:
     """The controlled rate, the coefficients (model, length[, difficulty]) and the scale of the lengths.
 
     Where all lengths differ alike the second column is 0, and so, by the ridge, is its coefficient.

@@ -11,6 +11,8 @@ from typing import Any
 
 from pipeline import statistics
 
+SIDES = ("chosen", "rejected", "chosen_reference", "rejected_reference")
+
 
 @dataclass(frozen=True)
 class PairLogps:
@@ -44,22 +46,18 @@ class PairSummary:
 
 def first_difference(a: Sequence[int], b: Sequence[int]) -> int:
     """Index of the first token in which two completions differ: the shorter one's length where it begins the other."""
-    for index, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return index
-    return min(len(a), len(b))
+    differing = (index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(differing, min(len(a), len(b)))
 
 
 def summarise(pairs: Sequence[PairLogps]) -> PairSummary:
     """The means over the pairs. Raises ValueError for none."""
     a = [sum(p.chosen) - sum(p.chosen_reference) for p in pairs]
     b = [sum(p.rejected) - sum(p.rejected_reference) for p in pairs]
+    sums = {side: statistics.mean([sum(getattr(p, side)) for p in pairs]) for side in SIDES}
     return PairSummary(
-        pairs=len(pairs),
-        chosen_logp=statistics.mean([sum(p.chosen) for p in pairs]),
-        rejected_logp=statistics.mean([sum(p.rejected) for p in pairs]),
-        chosen_logp_reference=statistics.mean([sum(p.chosen_reference) for p in pairs]),
-        rejected_logp_reference=statistics.mean([sum(p.rejected_reference) for p in pairs]),
+        pairs=len(pairs), chosen_logp=sums["chosen"], rejected_logp=sums["rejected"],
+        chosen_logp_reference=sums["chosen_reference"], rejected_logp_reference=sums["rejected_reference"],
         chosen_log_ratio=statistics.mean(a),
         rejected_log_ratio=statistics.mean(b),
         margin=statistics.mean([x - y for x, y in zip(a, b, strict=True)]),
@@ -68,16 +66,12 @@ def summarise(pairs: Sequence[PairLogps]) -> PairSummary:
             [_above(statistics.mean(p.chosen), statistics.mean(p.rejected)) for p in pairs]),
         reference_ranking_accuracy=statistics.mean(
             [_above(statistics.mean(p.chosen_reference), statistics.mean(p.rejected_reference)) for p in pairs]),
-        implicit_accuracy=statistics.mean([_above(x, y) for x, y in zip(a, b, strict=True)]),
-    )
+        implicit_accuracy=statistics.mean([_above(x, y) for x, y in zip(a, b, strict=True)]))
 
 
 def _above(one: float, other: float) -> float:
     """1 above, 0 below, a tie half: an unchanged policy ranks nothing by its implicit reward and stands at 1/2."""
     return 0.5 if one == other else float(one > other)
-
-
-SIDES = ("chosen", "rejected", "chosen_reference", "rejected_reference")
 
 
 def around_first_difference(pairs: Sequence[PairLogps], window: int) -> list[dict[str, Any]]:
@@ -110,7 +104,5 @@ def by_place(pairs: Sequence[PairLogps]) -> dict[str, dict[str, float | None]]:
             found["before"][side] += values[:at]
             found["at"][side] += values[at : at + 1]
             found["after"][side] += values[at + 1 :]
-    return {
-        place: {side: statistics.mean(values) if values else None for side, values in sides.items()}
-        for place, sides in found.items()
-    }
+    return {place: {side: statistics.mean(values) if values else None for side, values in sides.items()}
+            for place, sides in found.items()}

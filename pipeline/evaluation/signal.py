@@ -24,10 +24,9 @@ def account(sampled: Iterable[Group], kept: set[str], score: str) -> dict[str, i
     `kept`: ids of the prompts a group was made of. Every other prompt is counted under the first reason that holds:
     too few answers, all the same text, all the same score, other (the selection's own rules).
     """
-    counts: Counter[str] = Counter(
-        prompts=0, samples=0, kept=0, lost_too_few_answers=0, lost_same_text=0, lost_same_score=0, lost_other=0,
-        duplicate_samples=0, truncated_samples=0, unscored_samples=0,
-    )
+    counts: Counter[str] = Counter(prompts=0, samples=0, kept=0, lost_too_few_answers=0, lost_same_text=0,
+                                   lost_same_score=0, lost_other=0, duplicate_samples=0, truncated_samples=0,
+                                   unscored_samples=0)
     for group in sampled:
         answers = group.completions
         values = [c.scores[score] for c in answers if math.isfinite(c.scores[score])]
@@ -37,16 +36,9 @@ def account(sampled: Iterable[Group], kept: set[str], score: str) -> dict[str, i
         counts["duplicate_samples"] += len(answers) - len(texts)
         counts["truncated_samples"] += sum(c.finish_reason == LENGTH for c in answers)
         counts["unscored_samples"] += len(answers) - len(values)
-        if group.id in kept:
-            counts["kept"] += 1
-        elif len(values) < 2:
-            counts["lost_too_few_answers"] += 1
-        elif len(texts) < 2:
-            counts["lost_same_text"] += 1
-        elif len(set(values)) < 2:
-            counts["lost_same_score"] += 1
-        else:
-            counts["lost_other"] += 1
+        reasons = {"kept": group.id in kept, "lost_too_few_answers": len(values) < 2, "lost_same_text": len(texts) < 2,
+                   "lost_same_score": len(set(values)) < 2, "lost_other": True}
+        counts[next(reason for reason, holds in reasons.items() if holds)] += 1
     return dict(counts)
 
 

@@ -25,8 +25,7 @@ from pipeline.errors import Problems
 from pipeline.formats import lines, splits
 from pipeline.formats.contract import Format
 from pipeline.formats.divide import divide
-from pipeline.formats.lines import Row
-from pipeline.formats.splits import FAULTS, Entry, Imported, Limits, Shares
+from pipeline.formats.splits import Entry, Imported, Limits, Shares
 from pipeline.records import Message
 
 EXPECTED = "a folder of .json, .jsonl or .jsonl.gz files with instruction, input and output, or one such file"
@@ -61,27 +60,15 @@ def _entries(found: list[Path], settings: Settings, problems: Problems, dropped:
         if "label" in row.data:
             dropped[LABELLED] += 1
             continue
-        try:
+        with lines.reported(row, problems):
             made = list(_groups(row.data))
             for messages, answers in made:
                 _check(messages, answers)
-        except ValueError as error:
-            problems.add(f"{row.where}: {error}")
-            continue
-        for messages, answers in made:
-            fault = splits.fault_of(answers)
-            if fault and getattr(settings, fault) == "drop":
-                dropped[FAULTS[fault]] += 1
-            elif fault:
-                problems.add(f"{row.where}: {splits.fault_problem(fault)}")
-            else:
-                yield _entry(row, messages, answers)
-
-
-def _entry(row: Row, messages: list[Message], answers: list[str]) -> Entry:
-    split = "pref" if len(answers) == 2 else "sft"
-    group = splits.group_of(messages, answers, None, lines.stem(row.file), "")
-    return Entry(row.where, group, "eval" if lines.is_test(row.file) else split)
+            for messages, answers in made:
+                if not splits.faulty(answers, settings, row.where, problems, dropped):
+                    group = splits.group_of(messages, answers, None, lines.stem(row.file), "")
+                    kind = "pref" if len(answers) == 2 else "sft"
+                    yield Entry(row.where, group, "eval" if lines.is_test(row.file) else kind)
 
 
 def _groups(data: dict[str, Any]) -> Iterator[tuple[list[Message], list[str]]]:
@@ -150,12 +137,10 @@ def _message(turn: Any, where: str) -> Message:
 
 
 def _check(messages: list[Message], answers: list[str]) -> None:
-    problem = splits.message_problem(messages)
-    if problem:
+    if problem := splits.message_problem(messages):
         raise ValueError(f"prompt: {problem}")
-    for answer in answers:
-        problem = splits.text_problem(answer)
-        if problem and answer:
+    for problem in (splits.text_problem(answer) for answer in answers if answer):
+        if problem:
             raise ValueError(f"the answer {problem}")
 
 

@@ -45,14 +45,11 @@ def read(root: Path, settings: Settings) -> Imported:
     problems = Problems()
     groups: dict[str, Group] = {}
     for row in lines.rows(files(root, settings), problems):
-        try:
+        with lines.reported(row, problems):
             group = _group(row.data, settings)
-        except ValueError as error:
-            problems.add(f"{row.where}: {error}")
-            continue
-        if group.id in groups:
-            problems.add(f"{row.where}: the same instruction as an earlier row, expected each once")
-        groups[group.id] = group
+            if group.id in groups:
+                raise ValueError("the same instruction as an earlier row, expected each once")
+            groups[group.id] = group
     problems.stop()
     return splits.evaluation(list(groups.values()))
 
@@ -62,8 +59,7 @@ def _group(data: dict[str, Any], settings: Settings) -> Group:
     if not isinstance(instruction, str):
         raise ValueError(f"instruction: {instruction!r}, expected a text")
     messages = [Message("user", instruction)]
-    problem = splits.message_problem(messages)
-    if problem:
+    if problem := splits.message_problem(messages):
         raise ValueError(f"instruction: {problem}")
     if output is not None and not isinstance(output, str):
         raise ValueError(f"output: {output!r}, expected a text")
@@ -74,11 +70,9 @@ def _group(data: dict[str, Any], settings: Settings) -> Group:
 
 def export(groups: Iterable[Group], second: dict[str, Group], model: str, out: Path, settings: Settings) -> int:
     """Write model_outputs.json and return the number of answers. There are no second turns."""
-    rows = [
-        {"instruction": g.messages[-1].content, "output": g.completions[0].text, "generator": model,
-         "dataset": g.dataset}
-        for g in groups
-    ]
+    rows = [{"instruction": g.messages[-1].content, "output": g.completions[0].text, "generator": model,
+             "dataset": g.dataset}
+            for g in groups]
     (out / "model_outputs.json").write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     return len(rows)
 

@@ -8,16 +8,14 @@ around them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import statistics
-from pipeline.errors import Problems, UserError
+from pipeline.errors import Problems
 from pipeline.formats import lines
-from pipeline.formats.contract import Judgments
-from pipeline.records import Completion, Group
+from pipeline.formats.contract import Asked, Judgments
 
 EXPECTED = "a .json file with a list of AlpacaEval annotations"
 
@@ -38,9 +36,7 @@ def files(settings: Settings) -> list[Path]:
     return [Path(settings.path)]
 
 
-def preferences(
-    asked: Sequence[tuple[Group, Completion, Completion]], settings: Settings
-) -> tuple[list[float | None], dict[str, int]]:
+def preferences(asked: Asked, settings: Settings) -> tuple[list[float | None], dict[str, int]]:
     """Of every (prompt, policy's answer, baseline's answer): the judge's preference for the policy's, in [0, 1].
 
     None where no verdict was given on these two answers; how many by reason is the second value. Two answers judged
@@ -48,12 +44,7 @@ def preferences(
     """
     judged: dict[str, dict[tuple[str, str], list[float]]] = {}
     problems = Problems()
-    models: set[str] = set()
-    for row in lines.rows(files(settings), problems):
-        model = str(row.data.get("generator_2"))
-        if settings.model not in (None, model):
-            continue
-        models.add(model)
+    for row in lines.of_one_model(settings.path, settings.model, "generator_2", problems):
         texts = [row.data.get(name) for name in ("instruction", "output_1", "output_2")]
         value = preference(row.data.get("preference"))
         unjudged = "preference" in row.data and row.data["preference"] is None
@@ -67,8 +58,6 @@ def preferences(
         instruction, output_1, output_2 = (str(text).strip() for text in texts)
         judged.setdefault(instruction, {}).setdefault((output_2, output_1), []).append(value)
     problems.stop()
-    if len(models) > 1:
-        raise UserError(f"evaluation.judgments.model: {settings.path} judges {', '.join(sorted(models))}; name one")
     reasons = {"without a judgment": 0, "judged with other answers": 0}
     found: list[float | None] = []
     for group, ours, theirs in asked:

@@ -9,7 +9,6 @@ lines of their own.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,11 @@ from pipeline import statistics
 from pipeline.config import setting
 from pipeline.errors import Problems, UserError
 from pipeline.formats import lines
-from pipeline.formats.contract import Judgments
-from pipeline.records import Completion, Group
+from pipeline.formats.contract import Asked, Judgments
+from pipeline.records import Completion
 
 EXPECTED = "a .jsonl file of Arena-Hard judgments ({question_id, games} a line)"
 _FOR_A = {"A>>B": 2, "A>B": 1, "A=B": 0, "B=A": 0, "B>A": -1, "B>>A": -2, "B<<A": 2, "B<A": 1, "A<B": -1, "A<<B": -2}
-
-Asked = Sequence[tuple[Group, Completion, Completion]]  # prompt, the policy's answer, the baseline's
 
 
 @dataclass(frozen=True)
@@ -107,24 +104,14 @@ def _read(settings: Settings) -> dict[str, Judged]:
     """{question id: its verdicts}, questions without any left out."""
     problems = Problems()
     found: dict[str, Judged] = {}
-    models: set[str] = set()
-    for row in lines.rows(files(settings), problems):
-        model = str(row.data.get("model"))
-        if settings.model not in (None, model):
-            continue
-        models.add(model)
+    for row in lines.of_one_model(settings.path, settings.model, "model", problems):
         name = str(row.data.get("question_id"))
-        try:
+        with lines.reported(row, problems):
             one = _judged(row.data, settings.strong)
             if name in found:
                 raise ValueError(f"question_id {name!r} is there twice")
-        except ValueError as error:
-            problems.add(f"{row.where}: {error}")
-            continue
-        if one.votes:
-            found[name] = one
-    if len(models) > 1:
-        raise UserError(f"evaluation.judgments.model: {settings.path} judges {', '.join(sorted(models))}; name one")
+            if one.votes:
+                found[name] = one
     problems.stop()
     return found
 

@@ -42,8 +42,7 @@ def divide(read: Read, shares: Shares, limits: Limits) -> Imported:
     keeps some 40 bytes of each. Raises UserError with what is wrong in the rows, and the ids that two rows of one
     split share.
     """
-    problems, dropped = Problems(), Counter[str]()
-    index = _Index()
+    problems, dropped, index = Problems(), Counter[str](), _Index()
     for entry in read(problems, dropped):
         index.add(entry)
     _check_ids(index, read, problems)

@@ -65,14 +65,13 @@ def read(root: Path, settings: Settings) -> Imported:
 
 def _entries(found: list[Path], settings: Settings, problems: Problems, dropped: Counter[str]) -> Iterator[Entry]:
     for row in lines.rows(found, problems):
-        try:
-            yield _entry(row)
-        except Irregular as reason:
-            dropped[str(reason)] += 1
-            if settings.irregular == "error":
-                problems.add(f"{row.where}: {reason}; data.format.irregular=drop leaves such rows out")
-        except ValueError as error:
-            problems.add(f"{row.where}: {error}")
+        with lines.reported(row, problems):
+            try:
+                yield _entry(row)
+            except Irregular as reason:
+                dropped[str(reason)] += 1
+                if settings.irregular == "error":
+                    problems.add(f"{row.where}: {reason}; data.format.irregular=drop leaves such rows out")
 
 
 def transcript(text: Any) -> list[Message]:
@@ -86,9 +85,8 @@ def transcript(text: Any) -> list[Message]:
     if head.strip() or pieces[:1] != ["Human"]:
         raise ValueError(f"begins with {text[:40]!r}, expected a transcript that begins with '\\n\\nHuman: '")
     messages = [Message(_ROLE[who], said.strip()) for who, said in zip(pieces[::2], pieces[1::2], strict=True)]
-    if any(m.role != ("assistant" if number % 2 else "user") for number, m in enumerate(messages)):
-        raise Irregular(TURNS)
-    if messages[-1].role != "assistant":
+    roles = [m.role for m in messages]
+    if roles != ["user", "assistant"] * (len(roles) // 2):
         raise Irregular(TURNS)
     if not all(m.content for m in messages[:-1]):
         raise Irregular(EMPTY)
@@ -118,8 +116,7 @@ def _entry(row: Row) -> Entry:
         raise ValueError(f"has the keys {', '.join(data) or '(none)'}, expected chosen and rejected, or prompt; "
                          "name the files to read with data.format.files=GLOB")
     for text in [m.content for m in messages] + answers:
-        problem = splits.text_problem(text)
-        if problem:
+        if problem := splits.text_problem(text):
             raise ValueError(f"a turn {problem}")
     group = splits.group_of(messages, answers, None, lines.stem(row.file), "")
     return Entry(row.where, group, "eval" if lines.is_test(row.file) else split)

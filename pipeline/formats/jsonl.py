@@ -26,7 +26,7 @@ from pipeline.formats import lines, splits
 from pipeline.formats.contract import Format
 from pipeline.formats.divide import divide
 from pipeline.formats.lines import Row
-from pipeline.formats.splits import FAULTS, SPLITS, Entry, Imported, Limits, Shares
+from pipeline.formats.splits import SPLITS, Entry, Imported, Limits, Shares
 from pipeline.records import Message
 
 EXPECTED = "a .jsonl or .jsonl.gz file (one JSON object per line), or a folder of them"
@@ -77,17 +77,11 @@ def _entries(root: Path, settings: Settings, problems: Problems, dropped: Counte
     first: dict[bool, str] = {}  # of the preference rows: with a label or not -> where the first one is
     for split, pattern in _patterns(settings).items():
         for row in lines.rows(lines.find(root, pattern, "data.format.files", EXPECTED), problems):
-            try:
+            with lines.reported(row, problems):
                 entry = _entry(row, split)
-            except ValueError as error:
-                problems.add(f"{row.where}: {error}")
-                continue
-            fault = splits.fault_of([completion.text for completion in entry.group.completions])
-            if fault and getattr(settings, fault) == "drop":
-                dropped[FAULTS[fault]] += 1
-            elif fault:
-                problems.add(f"{row.where}: {splits.fault_problem(fault)}")
-            else:
+                texts = [completion.text for completion in entry.group.completions]
+                if splits.faulty(texts, settings, row.where, problems, dropped):
+                    continue
                 if entry.split == "pref":
                     first.setdefault(entry.group.label is not None, row.where)
                 yield entry
@@ -105,12 +99,10 @@ def _entry(row: Row, split: str) -> Entry:
     """A row -> an entry. Raises ValueError saying what is wrong."""
     data = row.data
     messages, answers = _texts(data)
-    problem = splits.message_problem(messages)
-    if problem:
+    if problem := splits.message_problem(messages):
         raise ValueError(f"prompt: {problem}")
-    for answer in answers:
-        problem = splits.text_problem(answer)
-        if problem and answer.strip():
+    for problem in (splits.text_problem(answer) for answer in answers if answer.strip()):
+        if problem:
             raise ValueError(f"answer {problem}")
     label = data.get("label")
     if label is not None and not (isinstance(label, bool) and len(answers) == 1):
@@ -137,8 +129,7 @@ def _id(data: dict[str, Any]) -> str:
 def _texts(data: dict[str, Any]) -> tuple[list[Message], list[str]]:
     """(prompt messages, answers): two answers with the preferred first, one, or none."""
     if "chosen" in data or "rejected" in data:
-        missing = [key for key in ("chosen", "rejected") if key not in data]
-        if missing:
+        if missing := [key for key in ("chosen", "rejected") if key not in data]:
             raise ValueError(f"has no {missing[0]}, expected both sides of the pair")
         return _pair(data)
     if "messages" in data:
@@ -148,9 +139,7 @@ def _texts(data: dict[str, Any]) -> tuple[list[Message], list[str]]:
     if "prompt" not in data:
         raise ValueError(f"has no prompt, found the keys {', '.join(map(str, data)) or '(none)'}; expected {KEYS}")
     prompt = _prompt(data["prompt"])
-    if "completion" in data:
-        return prompt, [_answer(data["completion"], prompt, "completion")]
-    return prompt, []
+    return prompt, [_answer(data["completion"], prompt, "completion")] if "completion" in data else []
 
 
 def _pair(data: dict[str, Any]) -> tuple[list[Message], list[str]]:
@@ -187,8 +176,7 @@ def _messages(value: Any, key: str) -> list[Message]:
     if not isinstance(value, list):
         raise ValueError(f"{key}: {type(value).__name__}, expected a text or a list of {{role, content}}")
     for number, item in enumerate(value, 1):
-        good = isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
-        if not good:
+        if not (isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)):
             raise ValueError(f"{key}: turn {number} is {str(item)[:60]}, expected {{role: text, content: text}}")
     return [Message(item["role"], item["content"]) for item in value]
 

@@ -6,6 +6,7 @@ be one list of objects; both may be gzipped. Only the standard library is import
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import gzip
 import io
@@ -55,6 +56,27 @@ def rows(files: list[Path], problems: Problems) -> Iterator[Row]:
     """Every row of the files, in order. Bad rows are reported in `problems`, one "file:line: ..." each."""
     for file in files:
         yield from _rows(file, problems)
+
+
+@contextlib.contextmanager
+def reported(row: Row, problems: Problems) -> Iterator[None]:
+    """Where the body raises ValueError, the row is one more problem."""
+    try:
+        yield
+    except ValueError as error:
+        problems.add(f"{row.where}: {error}")
+
+
+def of_one_model(path: str, model: str | None, key: str, problems: Problems) -> Iterator[Row]:
+    """The rows of a file of judgments whose `key` names `model`. Raises UserError: None, and it judges several."""
+    models: set[str] = set()
+    for row in rows([Path(path)], problems):
+        found = str(row.data.get(key))
+        if model in (None, found):
+            models.add(found)
+            yield row
+    if len(models) > 1:
+        raise UserError(f"evaluation.judgments.model: {path} judges {', '.join(sorted(models))}; name one")
 
 
 def is_test(file: Path) -> bool:

@@ -57,16 +57,14 @@ def read(root: Path, settings: Settings) -> Imported:
     problems = Problems()
     groups: dict[str, Group] = {}
     for row in lines.rows(_questions(root, settings), problems):
-        try:
+        with lines.reported(row, problems):
             name, turns = _turns(row.data)
-            problem = splits.message_problem([Message("user", turns[0])])
+            asked = [Message("user", turns[0])]
+            problem = splits.message_problem(asked)
             if problem or name in groups:
                 raise ValueError(problem or f"question_id {name!r} is there twice")
-        except ValueError as error:
-            problems.add(f"{row.where}: {error}")
-            continue
-        category = str(row.data.get("cluster") or row.data.get("category") or "")
-        groups[name] = splits.group_of([Message("user", turns[0])], [], None, category, name)
+            category = str(row.data.get("cluster") or row.data.get("category") or "")
+            groups[name] = splits.group_of(asked, [], None, category, name)
     for name, answers in _given(root, settings, problems):
         if name in groups:
             groups[name] = replace(groups[name], completions=(Completion(answers[0]),))
@@ -95,10 +93,8 @@ def given_follow_ups(root: Path, settings: Settings) -> dict[str, str]:
 def _given(root: Path, settings: Settings, problems: Problems) -> Iterator[tuple[str, list[str]]]:
     """(question id, its answers by turn) of every row of the given answers; a bad row goes to `problems`."""
     for row in lines.rows(_answers(root, settings), problems):
-        try:
+        with lines.reported(row, problems):
             yield _answers_of(row.data)
-        except ValueError as error:
-            problems.add(f"{row.where}: {error}")
 
 
 def _turns(data: dict[str, Any]) -> tuple[str, list[str]]:
@@ -125,9 +121,8 @@ def _answers_of(data: dict[str, Any]) -> tuple[str, list[str]]:
 
 
 def _text(turn: Any) -> str | None:
-    if isinstance(turn, dict):
-        turn = turn.get("content")
-    return turn if isinstance(turn, str) else None
+    text = turn.get("content") if isinstance(turn, dict) else turn
+    return text if isinstance(text, str) else None
 
 
 def export(groups: Iterable[Group], second: dict[str, Group], model: str, out: Path, settings: Settings) -> int:
@@ -136,20 +131,17 @@ def export(groups: Iterable[Group], second: dict[str, Group], model: str, out: P
     `answer_id` is made from model and question, and there is no time stamp, so that equal answers are equal bytes;
     `token_len` counts the model's own tokens.
     """
-    folder = out / "model_answer"
-    folder.mkdir(parents=True, exist_ok=True)
-    number = 0
-    with (folder / f"{model}.jsonl").open("w") as file:
+    path, number = out / "model_answer" / f"{model}.jsonl", 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
         for group in groups:
             turns = [group.completions[0]]
             if settings.two_turns and group.id in second:
                 turns.append(second[group.id].completions[0])
             said = [{"content": c.text, "token_len": len(c.token_ids)} if settings.counted else c.text for c in turns]
-            row = {
-                "question_id": int(group.id) if group.id.isdigit() else group.id,
-                "answer_id": hashlib.sha256(f"{model}/{group.id}".encode()).hexdigest()[:22], "model_id": model,
-                "choices": [{"index": 0, "turns": said}],
-            }
+            row = {"question_id": int(group.id) if group.id.isdigit() else group.id,
+                   "answer_id": hashlib.sha256(f"{model}/{group.id}".encode()).hexdigest()[:22], "model_id": model,
+                   "choices": [{"index": 0, "turns": said}]}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             number += 1
     return number

@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.config import setting
 from pipeline.errors import Problems
@@ -71,8 +72,7 @@ def message_problem(messages: Sequence[Message]) -> str:
     for number, message in enumerate(messages, 1):
         if message.role not in ROLES:
             return f"turn {number} has role {message.role!r}, expected one of {', '.join(ROLES)}"
-        problem = text_problem(message.content)
-        if problem:
+        if problem := text_problem(message.content):
             return f"turn {number} ({message.role}) {problem}"
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     if not turns:
@@ -106,6 +106,16 @@ def fault_of(answers: Sequence[str]) -> str:
     return "identical" if len(texts) == 2 and texts[0] == texts[1] else ""
 
 
+def faulty(answers: Sequence[str], settings: Any, where: str, problems: Problems, dropped: Counter[str]) -> bool:
+    """Whether the row at `where` teaches nothing; then it is counted or a problem, as `settings` says of its fault."""
+    fault = fault_of(answers)
+    if fault and getattr(settings, fault) == "drop":
+        dropped[FAULTS[fault]] += 1
+    elif fault:
+        problems.add(f"{where}: {fault_problem(fault)}")
+    return bool(fault)
+
+
 def fault_problem(fault: str) -> str:
     """The message for a `fault_of`, with the way out."""
     expected = {"identical": "two different answers", "empty": "a text"}[fault]
@@ -116,13 +126,8 @@ def group_of(messages: Sequence[Message], answers: Sequence[str], label: bool | 
     """A group from texts. Without an `id` it gets one from its content: 16 hex digits of SHA-256."""
     turns = [[m.role, m.content] for m in messages]
     content = json.dumps([turns, list(answers), label], ensure_ascii=False)
-    return Group(
-        id=id or hashlib.sha256(content.encode()).hexdigest()[:16],
-        messages=tuple(messages),
-        completions=tuple(Completion(text=text) for text in answers),
-        label=label,
-        dataset=dataset,
-    )
+    return Group(id=id or hashlib.sha256(content.encode()).hexdigest()[:16], messages=tuple(messages),
+                 completions=tuple(Completion(text=text) for text in answers), label=label, dataset=dataset)
 
 
 def prompt_key(group: Group) -> str:

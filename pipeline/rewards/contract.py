@@ -17,10 +17,6 @@ ScoreGroups = Callable[[Sequence[Group]], Sequence[Sequence[Score]]]
 """Groups -> one list of scores per group, one score per completion. NaN: could not be scored."""
 
 
-def _none(settings: Any) -> list[Path]:
-    return []
-
-
 @dataclass(frozen=True)
 class Scorer:
     """What a module in pipeline/rewards declares as SCORER. Constants may be functions of the settings instead."""
@@ -39,7 +35,7 @@ class Scorer:
     needs: frozenset[str] | Callable[[Any], frozenset[str]] = frozenset()
     """Further models of earlier steps it takes, of "policy" and "reference": their folders."""
 
-    files: Callable[[Any], list[Path]] = _none
+    files: Callable[[Any], list[Path]] = lambda settings: []
     """settings -> files from outside it reads: a change of their content is a change of the scores."""
 
     suffixes: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ("",)

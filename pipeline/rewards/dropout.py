@@ -21,7 +21,7 @@ from typing import Any
 from pipeline.config import setting
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.records import Group
-from pipeline.rewards.contract import Scorer
+from pipeline.rewards.contract import ScoreGroups, Scorer
 from pipeline.rewards.model import open_model, score_groups
 from pipeline.rewards.shown import folder_files, folder_problems
 from pipeline.stage import derive_seed
@@ -50,17 +50,11 @@ class Settings:
         return folder_problems("path", self.path, "a reward model")
 
 
-def files(settings: Settings) -> list[Path]:
-    return folder_files(settings.path)
-
-
 def suffixes(settings: Settings) -> tuple[str, ...]:
     return "", "_std", *(f"_pass{t}" for t in range(settings.passes))
 
 
-def scorer(
-    settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
-) -> Callable[[Sequence[Group]], list[list[Mapping[str, float]]]]:
+def scorer(settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE) -> ScoreGroups:
     """See Scorer and pipeline.rewards.model, whose arguments and errors these are."""
     encoder, net = open_model(settings.path, model, runtime)
 
@@ -103,4 +97,5 @@ def masked(net: Any, rate: float, seed: int) -> Iterator[None]:
             handle.remove()
 
 
-SCORER = Scorer(Settings, scorer, needs_model=lambda s: s.path is None, files=files, suffixes=suffixes)
+SCORER = Scorer(Settings, scorer, needs_model=lambda s: s.path is None, files=lambda s: folder_files(s.path),
+                suffixes=suffixes)

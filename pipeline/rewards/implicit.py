@@ -15,7 +15,6 @@ the present one is about to unlearn (pipeline.selection.spa).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
-from pipeline.records import Completion, Group
-from pipeline.rewards.contract import Scorer
+from pipeline.records import Completion
+from pipeline.rewards.contract import Score, ScoreGroups, Scorer
 from pipeline.rewards.shown import folder_files, folder_of, folder_problems, open_causal, scored
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from pipeline.lm.examples import Example
     from pipeline.lm.forward import Rows
 
-Score = float | Mapping[str, float]
 Logps = list[list[list[float]]]  # by group, completion, token
 
 
@@ -85,7 +83,7 @@ def suffixes(settings: Settings) -> tuple[str, ...]:
 def scorer(
     settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
     policy: Path | None = None, reference: Path | None = None, logps: Path | None = None,
-) -> Callable[[Sequence[Group]], list[list[Score]]]:
+) -> ScoreGroups:
     """See Scorer. A completion without tokens, or too long for the model, scores NaN.
 
     Raises UserError for two models with different tokenizers, and with source=table for completions without log-probs.

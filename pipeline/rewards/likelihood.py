@@ -7,15 +7,13 @@ each sums over its own tokens, and special tokens, which differ between template
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
-from pipeline.records import Group
-from pipeline.rewards.contract import Scorer
+from pipeline.rewards.contract import ScoreGroups, Scorer
 from pipeline.rewards.shown import folder_files, folder_of, folder_problems, open_causal, scored
 
 if TYPE_CHECKING:
@@ -46,14 +44,10 @@ def needs(settings: Settings) -> frozenset[str]:
     return frozenset({settings.model}) if settings.path is None else frozenset()
 
 
-def files(settings: Settings) -> list[Path]:
-    return folder_files(settings.path)
-
-
 def scorer(
     settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
     policy: Path | None = None, reference: Path | None = None,
-) -> Callable[[Sequence[Group]], list[list[float]]]:
+) -> ScoreGroups:
     """See Scorer. A completion without tokens, or too long for the model, scores NaN."""
     from pipeline.lm import folders, logps
 
@@ -70,4 +64,4 @@ def scorer(
     return lambda groups: scored(encoder, groups, folders.context_length(net), sums, float("nan"), fewest=1)
 
 
-SCORER = Scorer(Settings, scorer, needs=needs, files=files)
+SCORER = Scorer(Settings, scorer, needs=needs, files=lambda s: folder_files(s.path))

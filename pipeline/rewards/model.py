@@ -6,7 +6,7 @@ template (lm/template.Encoder.rows). What comes out is what its own forward give
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.records import Group
-from pipeline.rewards.contract import Scorer
+from pipeline.rewards.contract import ScoreGroups, Scorer
 from pipeline.rewards.shown import folder_files, folder_problems, scored
 
 if TYPE_CHECKING:
@@ -38,14 +38,7 @@ class Settings:
 
 
 
-
-def files(settings: Settings) -> list[Path]:
-    return folder_files(settings.path)
-
-
-def scorer(
-    settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
-) -> Callable[[Sequence[Group]], list[list[float]]]:
+def scorer(settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE) -> ScoreGroups:
     """See Scorer. Loads the model once, on the runtime's device.
 
     Args:
@@ -85,4 +78,4 @@ def score_groups(
     return scored(encoder, groups, folders.context_length(net), run, float("nan"))
 
 
-SCORER = Scorer(Settings, scorer, needs_model=lambda s: s.path is None, files=files)
+SCORER = Scorer(Settings, scorer, needs_model=lambda s: s.path is None, files=lambda s: folder_files(s.path))

@@ -15,7 +15,6 @@ orders are for the challenger.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from pipeline.errors import UserError
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.records import Group
 from pipeline.rewards import rule
-from pipeline.rewards.contract import Scorer
+from pipeline.rewards.contract import ScoreGroups, Scorer
 
 Judge = Callable[[int, int], float]
 
@@ -42,31 +41,17 @@ class Settings:
     """all: win rate against all samples; baseline: against the first; champion: 1 for the best, 0 for the others."""
 
     def check(self) -> list[tuple[str, str]]:
-        try:
-            rule.resolve(self.function)
-        except UserError as error:
-            return [("function", problem) for problem in error.problems]
-        return []
+        return rule.function_problems(self.function)
 
 
-def files(settings: Settings) -> list[Path]:
-    """The function's own source file: an edited judge gives new scores, so it must give a new key."""
-    source = inspect.getsourcefile(inspect.unwrap(rule.resolve(settings.function)))
-    return [Path(source)] if source else []
-
-
-def scorer(
-    settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
-) -> Callable[[Sequence[Group]], list[list[float]]]:
+def scorer(settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE) -> ScoreGroups:
     """See Scorer. Only the settings matter. Raises UserError for a verdict that is no probability."""
     function: Any = rule.resolve(settings.function)
 
     def score(group: Group) -> list[float]:
-        messages = [{"role": m.role, "content": m.content} for m in group.messages]
-
         def judge(first: int, second: int) -> float:
             texts = (group.completions[i].text for i in (first, second))
-            verdict = function([dict(m) for m in messages], *texts)
+            verdict = function(rule.turns(group), *texts)
             if not isinstance(verdict, (int, float)) or not 0.0 <= verdict <= 1.0:
                 raise UserError(f"reward judge {settings.function}: returned {verdict!r} for {group.id!r}, expected "
                                 "the probability that the first is better, 0 <= x <= 1")
@@ -115,4 +100,4 @@ def fresher(messages: Sequence[dict[str, str]], first: str, second: str) -> floa
     return 0.5 if margin == 0.0 else float(margin > 0.0)
 
 
-SCORER = Scorer(Settings, scorer, files=files)
+SCORER = Scorer(Settings, scorer, files=rule.files)

@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.records import Group
-from pipeline.rewards.contract import Scorer
+from pipeline.rewards.contract import ScoreGroups, Scorer
 
 Rule = Callable[[list[dict[str, str]], str], float]
 
@@ -31,40 +31,40 @@ class Settings:
     """Dotted path, such as pipeline.rewards.rule.fresh_trigrams."""
 
     def check(self) -> list[tuple[str, str]]:
-        try:
-            resolve(self.function)
-        except UserError as error:
-            return [("function", problem) for problem in error.problems]
-        return []
+        return function_problems(self.function)
 
 
-def files(settings: Settings) -> list[Path]:
-    """The function's own source file: an edited rule gives new scores, so it must give a new key."""
+def function_problems(path: str) -> list[tuple[str, str]]:
+    """What is wrong with the setting `function`, for a Settings.check()."""
+    try:
+        resolve(path)
+    except UserError as error:
+        return [("function", problem) for problem in error.problems]
+    return []
+
+
+def files(settings: Any) -> list[Path]:
+    """The source file of `settings.function`: an edited one gives new scores, so it must give a new key."""
     source = inspect.getsourcefile(inspect.unwrap(resolve(settings.function)))
     return [Path(source)] if source else []
 
 
-def scorer(
-    settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
-) -> Callable[[Sequence[Group]], list[list[float]]]:
+def scorer(settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE) -> ScoreGroups:
     """See Scorer. Only the settings matter. Raises UserError for a result that is not a number."""
-    rule = resolve(settings.function)
+    function: Any = resolve(settings.function)
 
-    def score_groups(groups: Sequence[Group]) -> list[list[float]]:
-        return [_score_group(rule, settings.function, group) for group in groups]
-
-    return score_groups
-
-
-def _score_group(rule: Rule, name: str, group: Group) -> list[float]:
-    messages = [{"role": m.role, "content": m.content} for m in group.messages]
-    scores = []
-    for completion in group.completions:
-        result: Any = rule([dict(m) for m in messages], completion.text)
+    def score(group: Group, text: str) -> float:
+        result = function(turns(group), text)
         if not isinstance(result, (int, float)):
-            raise UserError(f"reward rule {name}: returned {result!r} for {group.id!r}, expected a number")
-        scores.append(float(result))
-    return scores
+            raise UserError(f"reward rule {settings.function}: returned {result!r} for {group.id!r}, expected a number")
+        return float(result)
+
+    return lambda groups: [[score(group, c.text) for c in group.completions] for group in groups]
+
+
+def turns(group: Group) -> list[dict[str, str]]:
+    """The conversation as plain data, the function's own to change."""
+    return [{"role": m.role, "content": m.content} for m in group.messages]
 
 
 def resolve(path: str) -> Rule:

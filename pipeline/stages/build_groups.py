@@ -108,15 +108,11 @@ class Tally:
         chosen, rest = group.completions[0], group.completions[1:]
         rejected_score = sum(c.scores[self.score] for c in rest) / len(rest)
         self.kept += 1
-        for name, value in (
-            ("margin_mean", chosen.scores[self.score] - rejected_score),
-            ("chosen_score_mean", chosen.scores[self.score]),
-            ("rejected_score_mean", rejected_score),
-            ("chosen_length_mean", length_of(chosen)),
-            ("rejected_length_mean", sum(map(length_of, rest)) / len(rest)),
-            ("chosen_truncated_share", chosen.finish_reason == LENGTH),
-            ("candidates_mean", len(rest)),
-        ):
+        for name, value in (("margin_mean", chosen.scores[self.score] - rejected_score),
+                            ("chosen_score_mean", chosen.scores[self.score]), ("rejected_score_mean", rejected_score),
+                            ("chosen_length_mean", length_of(chosen)),
+                            ("rejected_length_mean", sum(map(length_of, rest)) / len(rest)),
+                            ("chosen_truncated_share", chosen.finish_reason == LENGTH), ("candidates_mean", len(rest))):
             self.sums[name] += value  # type: ignore[assignment]
 
     def numbers(self) -> dict[str, float]:
@@ -147,10 +143,8 @@ def run(context: Context) -> None:
         context.report.drop(reason, number)
     if not tally.kept:
         reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(tally.dropped.items())) or "the table is empty"
-        raise UserError(
-            f"build_groups: none of the {tally.read} prompts gives a group ({reasons}). Take more samples per prompt, "
-            "a higher sampling temperature, another reward, or weaker filters"
-        )
+        raise UserError(f"build_groups: none of the {tally.read} prompts gives a group ({reasons}). Take more samples "
+                        "per prompt, a higher sampling temperature, another reward, or weaker filters")
     for name, line in correction.lines.items():
         context.report.count(**{f"length_slope_{name}": line.slope})
     context.report.progress(total, total, "prompts")

@@ -21,7 +21,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import statistics
 from pipeline.config import load_part, part_problems, setting
@@ -33,9 +33,6 @@ from pipeline.negatives.contract import Draw
 from pipeline.records import Group
 from pipeline.stage import Context, Stage
 from pipeline.training.settings import TrainRuntime
-
-if TYPE_CHECKING:
-    pass
 
 Logps = list[list[list[float]]]  # by group, completion, token
 
@@ -60,15 +57,6 @@ class Settings:
         return part_problems(self.drawn, "negatives", Draw) if self.drawn is not None else []
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Tables whose log-probs are wanted, and their token log-probs under one model."""
-
-    held_out: Logps
-    trained: Logps
-    answers: Logps
-
-
 def run(context: Context) -> None:
     from pipeline import columns, tables
 
@@ -80,31 +68,20 @@ def run(context: Context) -> None:
                              settings.pairs)
     first = [replace(g, completions=g.completions[:1]) for g in answers if g.completions]  # one says enough for the KL
     wanted = [held_out, trained, first]
-    policy = Measured(*_token_logps(context, "model", wanted, 0))
-    reference = Measured(*_token_logps(context, "reference", wanted, 1))
-    held_pairs, trained_pairs = [
-        joined(groups, ours, theirs)
-        for groups, ours, theirs in ((held_out, policy.held_out, reference.held_out),
-                                     (trained, policy.trained, reference.trained))
-    ]
+    policy, reference = _token_logps(context, "model", wanted, 0), _token_logps(context, "reference", wanted, 1)
+    held_pairs, trained_pairs = (joined(wanted[i], policy[i], reference[i]) for i in (0, 1))
     result: dict[str, Any] = {
-        "schema": 1,
-        "score": settings.score,
-        "learned": settings.learned,
-        "answers": look(answers),
-        "baseline": look(baseline),
-        "kl": kl(policy.answers, reference.answers),
+        "schema": 1, "score": settings.score, "learned": settings.learned,
+        "answers": look(answers), "baseline": look(baseline),
+        "kl": kl(policy[2], reference[2]),
         "held_out_pairs": asdict(logprobs.summarise(held_pairs)) if held_pairs else None,
         "trained_pairs": asdict(logprobs.summarise(trained_pairs)) if trained_pairs else None,
-        "token_curve": {
-            name: {"by_offset": logprobs.around_first_difference(pairs, settings.window),
-                   "by_place": logprobs.by_place(pairs)} if pairs else None
-            for name, pairs in (("held_out_pairs", held_pairs), ("trained_pairs", trained_pairs))
-        },
-        "negatives": negatives(trained, policy.trained, reference.trained, settings),
+        "token_curve": {name: {"by_offset": logprobs.around_first_difference(pairs, settings.window),
+                               "by_place": logprobs.by_place(pairs)} if pairs else None
+                        for name, pairs in (("held_out_pairs", held_pairs), ("trained_pairs", trained_pairs))},
+        "negatives": negatives(trained, policy[1], reference[1], settings),
         "signal": _signal(context),
-        "reward_model": _reward_model(answers, settings),
-    }
+        "reward_model": _reward_model(answers, settings)}
     (context.out / "diagnostics.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     numbers = flat(result)
     context.report.count(**numbers)
@@ -128,10 +105,8 @@ def chosen_by_hash(groups: Iterable[Group], most: int) -> list[Group]:
 
 def joined(groups: Sequence[Group], ours: Logps, reference: Logps) -> list[PairLogps]:
     """Completion 0 against completion 1 of every group."""
-    return [
-        PairLogps(g.completions[0].token_ids, g.completions[1].token_ids, a[0], a[1], b[0], b[1])
-        for g, a, b in zip(groups, ours, reference, strict=True)
-    ]
+    return [PairLogps(g.completions[0].token_ids, g.completions[1].token_ids, a[0], a[1], b[0], b[1])
+            for g, a, b in zip(groups, ours, reference, strict=True)]
 
 
 def look(groups: Sequence[Group]) -> dict[str, Any]:
@@ -141,16 +116,12 @@ def look(groups: Sequence[Group]) -> dict[str, Any]:
         raise UserError("diagnose: there is no answer to look at; raise evaluation.sampling.max_tokens or the context")
     repeated = diversity.repeats([(g.prompt_ids, c.token_ids) for g in groups for c in g.completions], 3)
     return {
-        "prompts": len(groups),
-        "answers": len(every),
-        **asdict(comparison.side(every)),
+        "prompts": len(groups), "answers": len(every), **asdict(comparison.side(every)),
         "scores": {name: _score(groups, name) for name in sorted(set.intersection(*(set(c.scores) for c in every)))},
         **{f"distinct_{n}": diversity.distinct([c.token_ids for c in every], n) for n in (1, 2, 3)},
-        "repeat_3gram": repeated.either,
-        "repeat_3gram_in_prompt": repeated.in_prompt,
+        "repeat_3gram": repeated.either, "repeat_3gram_in_prompt": repeated.in_prompt,
         "repeat_3gram_in_answer": repeated.in_answer,
-        "duplicate_share": diversity.duplicate_share([[c.token_ids for c in g.completions] for g in groups]),
-    }
+        "duplicate_share": diversity.duplicate_share([[c.token_ids for c in g.completions] for g in groups])}
 
 
 def _score(groups: Sequence[Group], name: str) -> dict[str, float | None]:
@@ -171,11 +142,9 @@ def kl(ours: Logps, reference: Logps) -> dict[str, float]:
     ratios = [[sum(a) - sum(b) for a, b in zip(x, y, strict=True)] for x, y in zip(ours, reference, strict=True)]
     every = [value for one in ratios for value in one]
     tokens = sum(len(tokens) for one in ours for tokens in one)
-    return {
-        "per_answer": statistics.mean(every),
-        "standard_error": statistics.standard_error([statistics.mean(one) for one in ratios]),
-        "per_token": sum(every) / tokens,
-    }
+    return {"per_answer": statistics.mean(every),
+            "standard_error": statistics.standard_error([statistics.mean(one) for one in ratios]),
+            "per_token": sum(every) / tokens}
 
 
 def negatives(groups: Sequence[Group], ours: Logps, reference: Logps, settings: Settings) -> dict[str, float] | None:
@@ -219,13 +188,11 @@ def _reward_model(answers: Sequence[Group], settings: Settings) -> dict[str, Any
 def flat(result: dict[str, Any]) -> dict[str, float]:
     """The numbers for the manifest and the curves."""
     answers, baseline = result["answers"], result["baseline"]
-    numbers = {
-        **{f"{name}_mean": v["mean"] for name, v in answers["scores"].items() if v["mean"] is not None},
-        "kl": result["kl"]["per_answer"], "kl_per_token": result["kl"]["per_token"],
-        "length_mean": answers["tokens"], "length_drift": answers["tokens"] / max(1e-9, baseline["tokens"]) - 1,
-        **{k: answers[k] for k in ("truncated", "distinct_1", "distinct_2", "distinct_3", "repeat_3gram",
-                                   "duplicate_share")},
-    }
+    numbers = {**{f"{name}_mean": v["mean"] for name, v in answers["scores"].items() if v["mean"] is not None},
+               "kl": result["kl"]["per_answer"], "kl_per_token": result["kl"]["per_token"],
+               "length_mean": answers["tokens"], "length_drift": answers["tokens"] / max(1e-9, baseline["tokens"]) - 1,
+               **{k: answers[k] for k in ("truncated", "distinct_1", "distinct_2", "distinct_3", "repeat_3gram",
+                                          "duplicate_share")}}
     for name in ("held_out_pairs", "trained_pairs"):
         numbers |= {f"{name}_{k}": v for k, v in (result[name] or {}).items() if k != "pairs"}
     numbers |= {f"negatives_{k}": v for k, v in (result["negatives"] or {}).items()}

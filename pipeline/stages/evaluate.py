@@ -77,10 +77,8 @@ def run(context: Context) -> None:
     baseline = {group.id: group for group in columns.scored(context, "baseline", "baseline_scores")}
     matched, unmatched = comparison.match(groups, baseline)
     if not matched:
-        raise UserError(
-            f"evaluate: no prompt id and sample index of the {len(groups)} groups occurs among the {len(baseline)} of "
-            "the baseline. Both must be sampled from the same evaluation prompts."
-        )
+        raise UserError(f"evaluate: no prompt id and sample index of the {len(groups)} groups occurs among the "
+                        f"{len(baseline)} of the baseline. Both must be sampled from the same evaluation prompts.")
     seed = derive_seed(context.seed, "evaluate", "bootstrap")
     decided = by_judgments(matched, groups, settings, seed) if settings.judgments else by_score(matched, settings)
     for why, number in {**unmatched, **decided.undecided}.items():
@@ -103,26 +101,18 @@ def summary(decided: Comparison, settings: Settings, seed: int) -> dict[str, Any
 
     verdicts = {decided.decided_by: judged(ids, decided.outcomes)} | {
         name: judged(ids, [statistics.outcome(p.ours.scores[name], p.theirs.scores[name]) for p in pairs])
-        for name in complete_scores(pairs, None) if name != decided.decided_by
-    }
-    controlled = length_control.control(
-        ids, decided.outcomes, [pair.longer_by for pair in pairs], seed, settings.resamples, settings.confidence,
-        _difficulties(settings, ids))
+        for name in comparison.score_names(pairs, None)
+        if name != decided.decided_by and all(comparison.scored(pair, name) for pair in pairs)}
+    controlled = length_control.control(ids, decided.outcomes, [pair.longer_by for pair in pairs], seed,
+                                        settings.resamples, settings.confidence, _difficulties(settings, ids))
     return {
-        "schema": 3,
-        "score": decided.decided_by,
-        "confidence": settings.confidence,
-        "prompts": len(set(ids)),
+        "schema": 3, "score": decided.decided_by, "confidence": settings.confidence, "prompts": len(set(ids)),
         "comparisons": len(pairs),
         "scores": {name: {**asdict(verdict), **means(pairs, name)} for name, verdict in verdicts.items()},
-        "length_controlled": asdict(controlled),
-        "benchmark": decided.benchmark,
-        "categories": {
-            name: asdict(v) for name, v in comparison.by_category(pairs, decided.outcomes, judged).items()
-        },
+        "length_controlled": asdict(controlled), "benchmark": decided.benchmark,
+        "categories": {name: asdict(v) for name, v in comparison.by_category(pairs, decided.outcomes, judged).items()},
         "policy": asdict(comparison.side({id(p.ours): p.ours for p in pairs}.values())),
-        "baseline": asdict(comparison.side({id(p.theirs): p.theirs for p in pairs}.values())),
-    }
+        "baseline": asdict(comparison.side({id(p.theirs): p.theirs for p in pairs}.values()))}
 
 
 def by_score(matched: Sequence[Pair], settings: Settings) -> Comparison:
@@ -132,14 +122,11 @@ def by_score(matched: Sequence[Pair], settings: Settings) -> Comparison:
     if not pairs:
         raise UserError(f"evaluate: the score {settings.score!r} is a finite number for neither of any two answers")
     name, margin = settings.score, settings.tie_margin
-    return Comparison(
-        pairs, [statistics.outcome(p.ours.scores[name], p.theirs.scores[name], margin) for p in pairs], name,
-        {"without a finite score": len(matched) - len(pairs)})
+    return Comparison(pairs, [statistics.outcome(p.ours.scores[name], p.theirs.scores[name], margin) for p in pairs],
+                      name, {"without a finite score": len(matched) - len(pairs)})
 
 
-def by_judgments(
-    matched: Sequence[Pair], groups: dict[str, Group], settings: Settings, seed: int
-) -> Comparison:
+def by_judgments(matched: Sequence[Pair], groups: dict[str, Group], settings: Settings, seed: int) -> Comparison:
     """Decide by a judge's preferences. Raises UserError where none of them was given on these answers."""
     part = load_part(settings.judgments, "judgments", Judgments)
     asked = [(groups[pair.id], pair.ours, pair.theirs) for pair in matched]
@@ -153,12 +140,6 @@ def by_judgments(
     benchmark = None if published is None else published(
         asked, part.settings, seed, settings.resamples, settings.confidence)
     return Comparison([pair for pair, _ in known], [value for _, value in known], JUDGE, undecided, benchmark)
-
-
-def complete_scores(pairs: Sequence[Pair], deciding: str | None) -> list[str]:
-    """The scores that are finite numbers on both sides of every pair."""
-    names = comparison.score_names(pairs, deciding)
-    return [name for name in names if all(comparison.scored(pair, name) for pair in pairs)]
 
 
 def means(pairs: Sequence[Pair], name: str) -> dict[str, float | None]:
@@ -179,8 +160,7 @@ def _difficulties(settings: Settings, ids: Sequence[str]) -> dict[str, float] | 
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"evaluation.difficulties: {settings.difficulties} is not JSON {{prompt id: number}} ({error})"
                         ) from None
-    missing = sorted(set(ids) - found.keys())
-    if missing:
+    if missing := sorted(set(ids) - found.keys()):
         raise UserError(f"evaluation.difficulties: {settings.difficulties} has no number for {len(missing)} of the "
                         f"{len(set(ids))} prompts, first {missing[0]!r}")
     return found
@@ -191,12 +171,10 @@ def write(out: Path, decided: Comparison, result: dict[str, Any]) -> None:
     (out / "evaluation.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     with (out / "outcomes.jsonl").open("w") as file:
         for pair, outcome in zip(decided.pairs, decided.outcomes, strict=True):
-            line = {
-                "id": pair.id, "category": pair.category, "sample": pair.sample,
-                "score": pair.ours.scores.get(decided.decided_by),
-                "baseline_score": pair.theirs.scores.get(decided.decided_by),
-                "outcome": outcome, "characters": len(pair.ours.text), "baseline_characters": len(pair.theirs.text),
-            }
+            line = {"id": pair.id, "category": pair.category, "sample": pair.sample,
+                    "score": pair.ours.scores.get(decided.decided_by),
+                    "baseline_score": pair.theirs.scores.get(decided.decided_by), "outcome": outcome,
+                    "characters": len(pair.ours.text), "baseline_characters": len(pair.theirs.text)}
             file.write(json.dumps(line) + "\n")
 
 
@@ -204,16 +182,14 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
     """The numbers for the manifest and the curves."""
     decided, controlled = result["scores"][result["score"]], result["length_controlled"]
     ours, theirs = result["policy"], result["baseline"]
-    numbers = {
-        "win_rate": decided["win_rate"], "win_rate_low": decided["low"], "win_rate_high": decided["high"],
-        "bootstrap_low": decided["bootstrap_low"], "bootstrap_high": decided["bootstrap_high"],
-        "wins": decided["wins"], "ties": decided["ties"], "losses": decided["losses"],
-        **{f"win_rate_{name}": v["win_rate"] for name, v in result["scores"].items() if name != result["score"]},
-        "length_controlled_win_rate": controlled["win_rate"], "length_controlled_low": controlled["low"],
-        "length_controlled_high": controlled["high"],
-        "prompts": result["prompts"], "length_mean": ours["tokens"], "words_mean": ours["words"],
-        "truncated_share": ours["truncated"], "baseline_length_mean": theirs["tokens"],
-    }
+    numbers = {"win_rate": decided["win_rate"], "win_rate_low": decided["low"], "win_rate_high": decided["high"],
+               "bootstrap_low": decided["bootstrap_low"], "bootstrap_high": decided["bootstrap_high"],
+               "wins": decided["wins"], "ties": decided["ties"], "losses": decided["losses"],
+               **{f"win_rate_{name}": v["win_rate"] for name, v in result["scores"].items() if name != result["score"]},
+               "length_controlled_win_rate": controlled["win_rate"], "length_controlled_low": controlled["low"],
+               "length_controlled_high": controlled["high"], "prompts": result["prompts"],
+               "length_mean": ours["tokens"], "words_mean": ours["words"], "truncated_share": ours["truncated"],
+               "baseline_length_mean": theirs["tokens"]}
     if result["benchmark"] is not None:
         numbers |= {f"benchmark_{key}": result["benchmark"][key] for key in ("win_rate", "low", "high")}
     if decided["mean"] is not None:
@@ -222,7 +198,6 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
 
 
 # seeded: the bootstrap draws
-STAGE = Stage(
-    Settings, run, version=6,
-    inputs={"groups": "one", "scores": "optional", "baseline": "one", "baseline_scores": "optional"}, seeded=True,
-    files=files)
+STAGE = Stage(Settings, run, version=6,
+              inputs={"groups": "one", "scores": "optional", "baseline": "one", "baseline_scores": "optional"},
+              seeded=True, files=files)

@@ -57,18 +57,11 @@ def run(context: Context) -> None:
     link_tree(source, context.out / "model")
     accepted = _accepted(previous) if broken else {"iteration": settings.iteration, "evaluation": evaluation}
     (context.out / ACCEPTED).write_text(json.dumps(accepted, indent=2, allow_nan=False) + "\n")
-    (context.out / GATE).write_text(json.dumps({
-        "schema": 2,
-        "iteration": settings.iteration,
-        "decision": decision,
-        "reasons": broken,
-        "undecided": found.undecided,
-        "goes_on_from": settings.iteration if not broken else origin,
-        "rules": asdict(rules),
-        "compared_with": origin,
-        "now": asdict(now),
-        "before": asdict(before),
-    }, indent=2, allow_nan=False) + "\n")
+    (context.out / GATE).write_text(json.dumps({"schema": 2, "iteration": settings.iteration, "decision": decision,
+                                                "reasons": broken, "undecided": found.undecided,
+                                                "goes_on_from": settings.iteration if not broken else origin,
+                                                "rules": asdict(rules), "compared_with": origin, "now": asdict(now),
+                                                "before": asdict(before)}, indent=2, allow_nan=False) + "\n")
     context.report.count(passed=float(not broken), undecided=len(found.undecided),
                          goes_on_from=settings.iteration if not broken else origin)
     print("; ".join([*(broken or ["the iteration passed"]), *found.undecided]), flush=True)
@@ -98,6 +91,5 @@ def link_tree(source: Path, target: Path) -> None:
             shutil.copyfile(path, place)
 
 
-STAGE = Stage(
-    Settings, run, version=2, inputs={"model": "one", "evaluation": "one", "start": "one", "previous": "optional"},
-    seeded=False)
+STAGE = Stage(Settings, run, version=2,
+              inputs={"model": "one", "evaluation": "one", "start": "one", "previous": "optional"}, seeded=False)

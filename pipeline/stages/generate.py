@@ -134,8 +134,7 @@ def check_prompts(prompts: Path, model: Path, settings: Settings, max_refused_sh
     texts = {
         "twice": "an id that an earlier prompt has too (their samples would be the same); make the ids unique",
         "bare": "no prompt_ids; run the tokenize stage on them first",
-        "foreign": f"a token id outside the vocabulary of {model} ({vocab_size}); tokenise with this model's tokenizer",
-    }
+        "foreign": f"a token id outside the vocabulary of {model} ({vocab_size}); tokenise with this model's tokenizer"}
     problems = [f"{prompts}: {len(ids)} prompts have {texts[kind]}: {', '.join(ids[:_SHOWN])}"
                 for kind, ids in wrong.items() if ids]
     problems += [f"sampling.groups[{i}].stop_ids: {stop} is outside the vocabulary of {model} ({vocab_size})"
@@ -186,10 +185,9 @@ def _completed(
     for answer, draw in zip(answers, settings.draws, strict=bool(answers)):
         for j, sample in enumerate(answer.samples):
             ended = sample.finish_reason if sample.token_ids[-1:] and sample.token_ids[-1] in stop_ids else LENGTH
-            completions.append(Completion(
-                text=sample.text, token_ids=sample.token_ids, finish_reason=ended, sample=first + j,
-                temperature=draw.temperature, seed=sample.seed, policy=policy, logprobs=sample.logprobs,
-            ))
+            completions.append(Completion(text=sample.text, token_ids=sample.token_ids, finish_reason=ended,
+                                          sample=first + j, temperature=draw.temperature, seed=sample.seed,
+                                          policy=policy, logprobs=sample.logprobs))
         first += draw.n
     tally.completions = len(completions)
     tally.tokens = sum(len(c.token_ids) for c in completions)
@@ -243,18 +241,13 @@ def _sample_parts(engine: Engine, prompts: Path, out: Path, context: Context) ->
 def _report(tally: Tally, context: Context) -> None:
     for reason, number in tally.dropped.items():
         context.report.drop(reason, number)
-    context.report.count(
-        prompts=tally.prompts,
-        completions=tally.completions,
-        tokens=tally.tokens,
-        tokens_per_second=round(tally.tokens / tally.seconds, 1) if tally.seconds else 0.0,
-        mean_length=round(tally.tokens / max(tally.completions, 1), 2),
-        truncated_share=round(tally.truncated / max(tally.completions, 1), 4),
-        seconds_sampling=round(tally.seconds, 2),
-    )
+    context.report.count(prompts=tally.prompts, completions=tally.completions, tokens=tally.tokens,
+                         tokens_per_second=round(tally.tokens / tally.seconds, 1) if tally.seconds else 0.0,
+                         mean_length=round(tally.tokens / max(tally.completions, 1), 2),
+                         truncated_share=round(tally.truncated / max(tally.completions, 1), 4),
+                         seconds_sampling=round(tally.seconds, 2))
 
 
 # samples: a run keeps one engine service alive for the steps that say so
-STAGE = Stage(
-    Settings, run, version=1, inputs={"model": "one", "prompts": "one"}, seeded=True, runtime=Runtime,
-    samples=True, check=check)
+STAGE = Stage(Settings, run, version=1, inputs={"model": "one", "prompts": "one"}, seeded=True, runtime=Runtime,
+              samples=True, check=check)

@@ -70,8 +70,7 @@ def _import(settings: Settings, runtime: Runtime) -> Imported:
     part = _format(settings)
     root = _root(part, runtime)
     imported = part.plugin.read(root, part.settings)
-    empty = [split for split in settings.require if not imported.counts[split]]
-    if empty:
+    if empty := [split for split in settings.require if not imported.counts[split]]:
         found = ", ".join(f"{split} {imported.counts[split]}" for split in SPLITS)
         raise UserError(*(_empty(split, root, found, imported.dropped) for split in empty))
     return imported

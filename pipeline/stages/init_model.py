@@ -10,6 +10,7 @@ Output: `model/`.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,10 +65,8 @@ class Runtime:
 def check(settings: Settings, runtime: Runtime) -> list[str]:
     """What stands in the way of this stage, as messages. Imports nothing heavy, reads no weights."""
     if runtime.path is None:
-        if settings.arch is None or settings.chat_template is None:
-            return ["model.path: missing, expected a Hugging Face folder (model.path=DIR) or a model from scratch "
-                    "(model=tiny)"]
-        return []
+        return [] if settings.arch is not None and settings.chat_template is not None else [
+            "model.path: missing, expected a Hugging Face folder (model.path=DIR) or a model from scratch (model=tiny)"]
     folder = Path(runtime.path)
     if not folder.is_dir():
         return [f"model.path: {folder} is not a folder, expected a Hugging Face model folder"]
@@ -83,8 +82,7 @@ def files(settings: Settings, runtime: Runtime) -> list[Path]:
 
 def run(context: Context) -> None:
     settings, runtime = context.settings, context.runtime
-    problems = check(settings, runtime)
-    if problems:
+    if problems := check(settings, runtime):
         raise UserError(*problems)
     target = context.out / "model"
     shutil.rmtree(target, ignore_errors=True)  # of a try that was killed
@@ -107,9 +105,8 @@ def _from_scratch(target: Path, settings: Settings, context: Context) -> None:
     if data is None:
         raise UserError("init_model: a model from scratch learns its tokenizer from text, expected an input `data`")
     assert settings.arch is not None and settings.chat_template is not None
-    template = tiny.TEMPLATES[settings.chat_template]
-    tokenizer = tiny.train_tokenizer(
-        tiny.corpus(data), settings.arch.vocab_size, template, settings.arch.max_position)
+    tokenizer = tiny.train_tokenizer(tiny.corpus(data), settings.arch.vocab_size,
+                                     tiny.TEMPLATES[settings.chat_template], settings.arch.max_position)
     tokenizer.save_pretrained(target)
     tiny.tiny_llama(settings.arch, tokenizer, context.seed).save_pretrained(target)
 
@@ -123,8 +120,7 @@ def _write_stop_ids(folder: Path) -> None:
     path = folder / "generation_config.json"
     config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     listed = config.get("eos_token_id")
-    candidates = [*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id,
-                  turn_end_id(tokenizer)]
+    candidates = [*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id, turn_end_id(tokenizer)]
     stops = list(dict.fromkeys(i for i in candidates if i is not None))
     if not stops:
         raise UserError(f"{folder}: no id ends an answer: generation_config.json and the tokenizer name no EOS and the "
@@ -175,15 +171,8 @@ def _whole(path: Path) -> bool:
 
 
 def _parameters(folder: Path) -> int:
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        for tensor in _header(path).values():
-            if isinstance(tensor, dict) and "shape" in tensor:
-                number = 1
-                for side in tensor["shape"]:
-                    number *= side
-                total += number
-    return total
+    tensors = (tensor for path in folder.glob("*.safetensors") for tensor in _header(path).values())
+    return sum(math.prod(tensor["shape"]) for tensor in tensors if isinstance(tensor, dict) and "shape" in tensor)
 
 
 def _skipped(path: Path) -> bool:

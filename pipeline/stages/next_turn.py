@@ -82,22 +82,17 @@ def _asked(context: Context) -> Iterator[Group]:
         if len(group.completions) > 1:
             raise UserError(f"next_turn: question {group.id!r} has {len(group.completions)} answers, expected one; "
                             "sample one with sampling=single")
-        reason = "" if group.completions else "no first answer"
-        reason = reason or ("" if group.id in turns else "no second turn")
-        reason = reason or ("" if given is None or group.id in given else "no second answer")
-        if reason:
-            context.report.drop(reason)
-            continue
-        asked = with_turn(group, turns[group.id])
-        yield asked if given is None else replace(asked, completions=(Completion(given[group.id]),))
+        if not group.completions:
+            context.report.drop("no first answer")
+        elif group.id not in turns:
+            context.report.drop("no second turn")
+        elif given is not None and group.id not in given:
+            context.report.drop("no second answer")
+        else:
+            said = Message("assistant", group.completions[0].text), Message("user", turns[group.id])
+            answers_to_it = () if given is None else (Completion(given[group.id]),)
+            yield replace(group, messages=(*group.messages, *said), completions=answers_to_it, prompt_ids=())
 
 
-def with_turn(group: Group, text: str) -> Group:
-    """The conversation with its answer and the next question, yet without ids."""
-    answer = Message("assistant", group.completions[0].text)
-    return replace(group, messages=(*group.messages, answer, Message("user", text)), completions=(), prompt_ids=())
-
-
-STAGE = Stage(
-    Settings, run, version=2, inputs={"answers": "one", "model": "one"}, seeded=False, runtime=Runtime,
-    files=files)
+STAGE = Stage(Settings, run, version=2, inputs={"answers": "one", "model": "one"}, seeded=False, runtime=Runtime,
+              files=files)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.lm.settings import PRECISIONS
@@ -32,6 +32,7 @@ class Settings:
 def run(context: Context) -> None:
     from pipeline import columns, tables
     from pipeline.lm import adapters, folders, forward
+    from pipeline.lm import examples as data
     from pipeline.lm import logps as passes
     from pipeline.lm.settings import AdapterSettings
 
@@ -46,7 +47,9 @@ def run(context: Context) -> None:
         if index >= whole:
             context.report.progress(index * _PART, total, "groups")
             with forward.enough_memory(f"at group {index * _PART + 1}", forward.smaller_pass(runtime)):
-                logps = _logps(model, [example for _, example in part], context)
+                examples = [example for _, example in part]
+                data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
+                logps = passes.completion_logps(model, examples, runtime, context.settings.precision)
             columns.write_part(target, index, (
                 (digest, example.id, [{columns.LOGP: value} for value in values])
                 for (digest, example), values in zip(part, logps, strict=True)))
@@ -64,14 +67,6 @@ def _examples(sources: Sequence[Source]) -> Iterator[tuple[str, Example]]:
         for chunk in arrays.read(source.path, ""):
             for example in examples.of_chunk(chunk):
                 yield source.digest, example
-
-
-def _logps(model: Any, examples: Sequence[Example], context: Context) -> Sequence[Sequence[float]]:
-    from pipeline.lm import examples as data
-    from pipeline.lm import folders, logps
-
-    data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
-    return logps.completion_logps(model, examples, context.runtime, context.settings.precision)
 
 
 STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "many"}, seeded=False, runtime=TrainRuntime)

@@ -63,8 +63,7 @@ def run(context: Context) -> None:
         controlled = with_difficulties(folders, settings, seed)
     entries = [
         {"iteration": i, "gain": None if found is None else asdict(found), "length_controlled_jointly": joint, **result}
-        for i, (result, found, joint) in enumerate(zip(results, gains, controlled, strict=True), start=1)
-    ]
+        for i, (result, found, joint) in enumerate(zip(results, gains, controlled, strict=True), start=1)]
     (context.out / "comparison.json").write_text(json.dumps(entries, indent=2, allow_nan=False) + "\n")
     (context.out / "comparison.md").write_text(to_markdown(entries))
     context.report.count(evaluations=len(entries), win_rate=results[-1]["scores"][scores[0]]["win_rate"])
@@ -83,16 +82,14 @@ def with_difficulties(folders: Sequence[Path], settings: Settings, seed: int) ->
 
     if len(folders) < 2:
         return [None] * len(folders)
-    tables = [[json.loads(line) for line in (folder / "outcomes.jsonl").read_text().splitlines()] for folder in folders]
-    known = length_control.difficulties(
-        {str(i): prompt_outcomes(folder / "outcomes.jsonl") for i, folder in enumerate(folders)})
+    paths = [folder / "outcomes.jsonl" for folder in folders]
+    known = length_control.difficulties({str(i): prompt_outcomes(path) for i, path in enumerate(paths)})
     found: list[dict[str, Any] | None] = []
-    for rows in tables:
-        common = [row for row in rows if row["id"] in known]
-        found.append(asdict(length_control.control(
-            [row["id"] for row in common], [row["outcome"] for row in common],
-            [row["characters"] - row["baseline_characters"] for row in common], seed, settings.resamples,
-            settings.confidence, known)))
+    for path in paths:
+        common = [row for row in map(json.loads, path.read_text().splitlines()) if row["id"] in known]
+        found.append(asdict(length_control.control([row["id"] for row in common], [row["outcome"] for row in common],
+                                                   [row["characters"] - row["baseline_characters"] for row in common],
+                                                   seed, settings.resamples, settings.confidence, known)))
     return found
 
 
@@ -116,11 +113,10 @@ def gain(before: dict[str, float], after: dict[str, float], settings: Settings, 
 def to_markdown(entries: Sequence[dict[str, Any]]) -> str:
     """A table with one row per iteration and score; the deciding score comes first."""
     level = f"{entries[0]['confidence']:.0%}"
-    columns = {
-        "iteration": RIGHT, "score": LEFT, "win rate": RIGHT, f"{level} interval": LEFT, "wins / ties / losses": LEFT,
-        "mean": RIGHT, "baseline": RIGHT, f"gain on the iteration before ({level})": LEFT, "p": RIGHT,
-        f"length-controlled ({level})": LEFT, "words": RIGHT, "truncated": RIGHT,
-    }
+    columns = {"iteration": RIGHT, "score": LEFT, "win rate": RIGHT, f"{level} interval": LEFT,
+               "wins / ties / losses": LEFT, "mean": RIGHT, "baseline": RIGHT,
+               f"gain on the iteration before ({level})": LEFT, "p": RIGHT, f"length-controlled ({level})": LEFT,
+               "words": RIGHT, "truncated": RIGHT}
     rows = []
     for entry in entries:
         for name, v in entry["scores"].items():
@@ -129,12 +125,10 @@ def to_markdown(entries: Sequence[dict[str, Any]]) -> str:
             found = entry["gain"] if deciding else None
             gained = f"{found['mean']:+.1%} ({found['low']:+.1%} to {found['high']:+.1%})" if found else ""
             p_value = f"{found['p_value']:.3f}" if found else ""
-            rows.append((
-                entry["iteration"], name, f"{v['win_rate']:.1%}", f"{v['low']:.1%} to {v['high']:.1%}", won,
-                _number(v["mean"]), _number(v["baseline_mean"]), gained, p_value,
-                _rate(entry["length_controlled"]) if deciding else "", f"{entry['policy']['words']:.1f}",
-                f"{entry['policy']['truncated']:.1%}",
-            ))
+            rows.append((entry["iteration"], name, f"{v['win_rate']:.1%}", f"{v['low']:.1%} to {v['high']:.1%}", won,
+                         _number(v["mean"]), _number(v["baseline_mean"]), gained, p_value,
+                         _rate(entry["length_controlled"]) if deciding else "", f"{entry['policy']['words']:.1f}",
+                         f"{entry['policy']['truncated']:.1%}"))
     return "\n\n".join(filter(None, [markdown.table(columns, rows), _by_category(entries)])) + "\n"
 
 

@@ -55,8 +55,7 @@ def required(settings: Settings) -> dict[str, str]:
 
 
 def files(settings: Settings, runtime: TrainRuntime) -> list[Path]:
-    found = {path: None for part in _parts(settings).values() for path in part.plugin.files(part.settings)}
-    return list(found)
+    return list(dict.fromkeys(path for part in _parts(settings).values() for path in part.plugin.files(part.settings)))
 
 
 def kinds(settings: Settings, given: Kinds) -> Kinds:
@@ -135,15 +134,9 @@ def summary(groups: Iterable[Group], name: str) -> dict[str, float]:
         prompts, completions = prompts + 1, completions + len(values)
         cut += sum(c.finish_reason == LENGTH for c in group.completions)
         tokens += sum(len(c.token_ids) for c in group.completions)
-    return {
-        "prompts": prompts,
-        "completions": completions,
-        "unscored": completions - len(scores),
-        "score_mean": sum(scores) / max(1, len(scores)),
-        "best_of_n_mean": sum(best) / max(1, len(best)),
-        "length_mean": tokens / max(1, completions),
-        "truncated_share": cut / max(1, completions),
-    }
+    return {"prompts": prompts, "completions": completions, "unscored": completions - len(scores),
+            "score_mean": sum(scores) / max(1, len(scores)), "best_of_n_mean": sum(best) / max(1, len(best)),
+            "length_mean": tokens / max(1, completions), "truncated_share": cut / max(1, completions)}
 
 
 def _specs(settings: Settings) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -157,13 +150,9 @@ def _parts(settings: Settings) -> dict[str, Part[Scorer]]:
 
 
 def _scorers(context: Context) -> dict[str, ScoreGroups]:
-    return {
-        name: part.plugin.scorer(
-            part.settings, model=context.optional("model"), runtime=context.runtime,
-            **{needed: context.optional(needed) for needed in part.of(part.plugin.needs)},
-        )
-        for name, part in _parts(context.settings).items()
-    }
+    return {name: part.plugin.scorer(part.settings, model=context.optional("model"), runtime=context.runtime,
+                                     **{needed: context.optional(needed) for needed in part.of(part.plugin.needs)})
+            for name, part in _parts(context.settings).items()}
 
 
 STAGE = Stage(

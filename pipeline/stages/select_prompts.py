@@ -51,10 +51,9 @@ def slice_of(ids: list[str], settings: Settings, seed: int) -> list[str]:
         most, possible = len(ids) // number, len(ids) // count and len(ids) // count + settings.first - 1
         lower = f"set sampling.prompts_per_iteration={most} or less, " if most else ""
         fewer = f"iterations={possible} or less, " if possible else ""
-        raise UserError(
-            f"sampling.prompts_per_iteration: iteration {settings.iteration} needs {count} new prompts, "
-            f"but of {len(ids)} unlabeled prompts {max(0, len(ids) - start)} are left; {lower}{fewer}"
-            "or give more unlabeled prompts (data.root, data.format.limits.unlabeled)")
+        raise UserError(f"sampling.prompts_per_iteration: iteration {settings.iteration} needs {count} new prompts, "
+                        f"but of {len(ids)} unlabeled prompts {max(0, len(ids) - start)} are left; {lower}{fewer}or "
+                        "give more unlabeled prompts (data.root, data.format.limits.unlabeled)")
     return sorted(ids, key=lambda id: (derive_seed(seed, "select_prompts", id), id))[start:end]
 
 

@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.errors import UserError
+from pipeline.lm.template import Encoder, Limits, limit
 from pipeline.records import Group
 from pipeline.stage import Context, Kinds, Stage
-
-if TYPE_CHECKING:
-    from pipeline.lm.template import Encoder, Limits
 
 SPLITS = ("sft", "pref", "unlabeled", "eval")
 _BATCH = 2048  # groups tokenised at once
@@ -43,7 +40,7 @@ def kinds(settings: Settings, given: Kinds) -> Kinds:
 
 def run(context: Context) -> None:
     from pipeline import tables
-    from pipeline.lm import folders, template
+    from pipeline.lm import folders
 
     settings, model, data = context.settings, context.one("model"), context.one("data")
     encoder = folders.policy_encoder(model)
@@ -52,8 +49,7 @@ def run(context: Context) -> None:
     total, done = sum(tables.count(data / split) for split in present), 0
     for split in present:
         policy = settings.overlong_sft if split == "sft" else settings.overlong_pref
-        limits = template.Limits(settings.max_prompt_tokens, settings.max_completion_tokens,
-                               settings.overlong_prompts, policy)
+        limits = Limits(settings.max_prompt_tokens, settings.max_completion_tokens, settings.overlong_prompts, policy)
         kept = tables.write(context.out / split, _encoded(context, data / split, split, encoder, limits))
         done += tables.count(data / split)
         context.report.progress(done, total, "groups")
@@ -65,12 +61,11 @@ def run(context: Context) -> None:
 
 def _encoded(context: Context, table: Path, split: str, encoder: Encoder, limits: Limits) -> Iterator[Group]:
     from pipeline import tables
-    from pipeline.lm import template
 
     tokens = 0
     for batch in tables.batches(tables.read(table), _BATCH):
         for group in encoder.encode(batch):
-            kept, reasons = template.limit(group, limits)
+            kept, reasons = limit(group, limits)
             for reason in reasons:
                 context.report.drop(f"{split}_{reason}")
             if kept is not None:

@@ -119,8 +119,7 @@ def misfit(settings: Settings, given: Kinds) -> str | None:
         return (f"objective {name} needs a special group layout ({needs.layout}: see the docstring of "
                 f"{settings.objective['module']}), but the recipe gives it {made}; set a selection that builds them "
                 "and a recipe that trains on nothing else, or another objective")
-    special = makes - {PAIRS, LISTS, "data", needs.layout, *needs.takes}
-    if special:
+    if special := makes - {PAIRS, LISTS, "data", needs.layout, *needs.takes}:
         way = "drawn_pair" if special == {"drawn"} else "best_worst or best_rest"
         return (f"objective {name} takes pairs or lists, but the selection makes {' and '.join(sorted(special))}, "
                 f"which is for other objectives; set selection={way}")

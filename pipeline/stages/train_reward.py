@@ -92,13 +92,11 @@ def _base(context: Context) -> Path:
 
 
 def _check_pairs(training: Sequence[Example], held_out: Sequence[Example]) -> None:
-    single = [e.id for part in (training, held_out) for e in part if len(e.completions) < 2]
-    if single:
+    if single := [e.id for part in (training, held_out) for e in part if len(e.completions) < 2]:
         raise UserError(f"train_reward: {len(single)} groups have one completion (first {single[0]!r}), expected pairs")
     if not training:
         raise UserError("train_reward: held_out leaves no pair to train on, lower it")
 
 
-STAGE = Stage(
-    Settings, run, version=2, inputs={"model": "one", "groups": "one"}, seeded=True, runtime=TrainRuntime,
-    distributed=True, files=files, check=check)
+STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "one"}, seeded=True, runtime=TrainRuntime,
+              distributed=True, files=files, check=check)

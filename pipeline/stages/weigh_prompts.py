@@ -112,5 +112,4 @@ def _embeddings(context: Context, groups: Sequence[Group]) -> Tensor:
     return found
 
 
-STAGE = Stage(
-    Settings, run, version=4, inputs={"model": "one", "groups": "many"}, seeded=True, runtime=TrainRuntime)
+STAGE = Stage(Settings, run, version=4, inputs={"model": "one", "groups": "many"}, seeded=True, runtime=TrainRuntime)

@@ -125,10 +125,8 @@ def read_task(messages: Sequence[Mapping[str, str]]) -> Task:
     padded = _pad(asked)
     topic = next((t for t in TOPICS if _mentions(padded, t.name)), None)
     if topic is None:
-        raise UserError(
-            f"pipeline.worlds.minifarm.gold: the prompt {asked[:80]!r} names no place of the minifarm world; "
-            "this rule scores data=minifarm only, choose another scorer for other data"
-        )
+        raise UserError(f"pipeline.worlds.minifarm.gold: the prompt {asked[:80]!r} names no place of the minifarm "
+                        "world; this rule scores data=minifarm only, choose another scorer for other data")
     named = tuple(thing for thing in topic.things if _mentions(padded, thing))
     count = next((number for word, number in COUNTS.items() if _mentions(padded, word)), 2)
     aspects = tuple(name for name, (request, _) in ASPECTS.items() if _mentions(padded, request))
@@ -139,10 +137,8 @@ def _cover(task: Task, padded: str) -> float:
     """Share of the asked things that are mentioned; each foreign thing takes a quarter off."""
     own = [thing for thing in task.topic.things if _mentions(padded, thing)]
     foreign = sum(_mentions(padded, thing) for thing in _ALL_THINGS if thing not in task.topic.things)
-    if task.named:
-        share = sum(thing in own for thing in task.named) / len(task.named)
-    else:
-        share = min(1.0, len(own) / task.count)
+    named = task.named
+    share = sum(thing in own for thing in named) / len(named) if named else min(1.0, len(own) / task.count)
     return max(0.0, share - 0.25 * foreign)
 
 
@@ -196,9 +192,7 @@ def _focus(task: Task, sentences: list[str]) -> float:
 def _length(count: int) -> float:
     """1 inside the best window, count / 18 below it, minus 1 for every 16 words above it down to -3."""
     low, high = BEST_WORDS
-    if count < low:
-        return count / low
-    return max(-3.0, 1.0 - max(0, count - high) / 16)
+    return count / low if count < low else max(-3.0, 1.0 - max(0, count - high) / 16)
 
 
 def qualities(messages: Sequence[Mapping[str, str]], text: str) -> dict[str, float]:
@@ -211,16 +205,9 @@ def qualities(messages: Sequence[Mapping[str, str]], text: str) -> dict[str, flo
     if not words:
         return dict.fromkeys(WEIGHTS, 0.0)
     padded = _pad(text)
-    return {
-        "cover": _cover(task, padded),
-        "asked": _asked(task, padded),
-        "reason": _reason(task, padded),
-        "example": _example(task, sentences),
-        "courtesy": _courtesy(padded),
-        "fresh": _fresh(text, words),
-        "focus": _focus(task, sentences),
-        "length": _length(len(words)),
-    }
+    return {"cover": _cover(task, padded), "asked": _asked(task, padded), "reason": _reason(task, padded),
+            "example": _example(task, sentences), "courtesy": _courtesy(padded), "fresh": _fresh(text, words),
+            "focus": _focus(task, sentences), "length": _length(len(words))}
 
 
 def gold(messages: Sequence[Mapping[str, str]], text: str) -> float:

@@ -262,7 +262,7 @@ def test_a_given_path_is_checked_while_planning(folder: Path, tmp_path: Path) ->
     given = model.Settings(path=str(folder))
     assert not settled(model.SCORER.needs_model, given)
     assert settled(model.SCORER.needs_model, model.Settings())
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in model.files(given)}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in model.SCORER.files(given)}
     groups = [group_of("c")]
     assert model.scorer(given)(groups) == model.scorer(model.Settings(), model=folder)(groups)
 

@@ -71,5 +71,5 @@ def test_what_is_wrong() -> None:
         pairwise.scorer(settings_of("all", "no_probability"))([GROUP])
     assert "no function" in problems_of(pairwise.Settings, {"function": "pipeline.rewards.pairwise.nope"}, "r")[0]
     settings = pairwise.Settings("pipeline.rewards.pairwise.fresher")
-    assert [p.name for p in pairwise.files(settings)] == ["pairwise.py"]
+    assert [p.name for p in pairwise.SCORER.files(settings)] == ["pairwise.py"]
     assert not settled(pairwise.SCORER.needs_model, settings)
