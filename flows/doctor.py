@@ -30,14 +30,11 @@ def doctor(workspace: str) -> int:
     engine = load_part({"module": "pipeline.engines.vllm"}, "engine", Backend)
     found, engine_problems = engine.plugin.findings(engine.settings)
     screen.table("", ["what", "found"], [
-        ["python", sys.version.split()[0]],
-        *[[name, version or "not installed"] for name, version in versions.items()],
+        ["python", sys.version.split()[0]], *[[name, version or "not installed"] for name, version in versions.items()],
         ["cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())],
         ["memory", f"{screen.size(memory.available)} free of {screen.size(memory.total)}"],
-        ["CUDA devices", ", ".join(_cuda_devices()) or "none"],
-        *map(list, found),
-        ["workspace", f"{place}, {screen.size(free)} free"],
-    ])
+        ["CUDA devices", ", ".join(_cuda_devices()) or "none"], *map(list, found),
+        ["workspace", f"{place}, {screen.size(free)} free"]])
     problems = [f"{name} is not installed: make setup" for name in _NEEDED if not versions[name]]
     if not os.access(existing, os.W_OK):
         problems.append(f"{existing} cannot be written: give another workspace=FOLDER")

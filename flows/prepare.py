@@ -77,7 +77,7 @@ def _composed(typed: list[str], step_overrides: dict[str, list[str]], named: run
 def _outdated(record: runs.Run) -> list[str]:
     """Why this code cannot run what run.json has; empty where it can."""
     try:
-        return plan.check(Path(record.config["workspace"]), plan.steps_of(record))
+        return plan.check(Path(record.config["workspace"]), plan.expand(record.config, record.step_configs))
     except UserError as error:
         return error.problems
 

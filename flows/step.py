@@ -96,8 +96,7 @@ def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], env
         **parts, **facts, "references": {name: [str(r) for r in refs] for name, refs in step.inputs.items()},
         "runtime": dataclasses.asdict(step.runtime), "step": step.name, "iteration": step.iteration, "run": launch.run,
         "process_seconds": round(time.monotonic() - started, 3), "git": _git_revision(),
-        "created": round(time.time(), 3),
-    })
+        "created": round(time.time(), 3)})
     seconds = round(time.monotonic() - started, 3)
     runs.event(launch.workspace, launch.run, step.name, "finished", key=key, seconds=seconds)
     return artifact

@@ -220,6 +220,8 @@ def load_plugin(name: str, where: str, contract: type[P]) -> P:
 
     Raises UserError where there is no such module, where it declares nothing of the kind, and for a misspelt hook.
     """
+    if not name or name.startswith("."):
+        raise UserError(f"{where}.module: {name!r}, expected a module's dotted path such as pipeline.objectives.dpo")
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -227,6 +229,8 @@ def load_plugin(name: str, where: str, contract: type[P]) -> P:
             raise UserError(f"{where}.module: {name} needs {error.name}, which is not installed") from None
         close = nearest(name.rpartition(".")[2], _siblings(name))
         raise UserError(f"{where}.module: no module {name!r}{close}") from None
+    except ImportError as error:
+        raise UserError(f"{where}.module: {name}: {error}") from None
     except TypeError as error:
         raise _misdeclared(name, where, contract, error) or error from None
     kind, known = contract.__name__, f"; what it may declare is in {contract.__module__}"

@@ -82,18 +82,12 @@ def routes(files: Files) -> dict[str, Callable[..., Any]]:
     def prompt(name: str, id: str, run: Annotated[list[str] | None, Query()] = None) -> Any:
         return samples.same_prompt(files, name, id, run or [])
 
-    return {
-        "runs": lambda: overview.all_runs(files),
-        "compare": compare,
-        "runs/{name}": lambda name: overview.one_run(files, name),
-        "runs/{name}/log": log,
-        "runs/{name}/metrics": lambda name: curves.metrics(files, name),
-        "runs/{name}/iterations": lambda name: curves.iterations(files, name),
-        "runs/{name}/tables": lambda name: samples.tables_of(files, name),
-        "runs/{name}/samples": page,
-        "runs/{name}/prompt": prompt,
-        "runs/{name}/lineage": lambda name, step: lineage.lineage(files, name, step),
-    }
+    return {"runs": lambda: overview.all_runs(files), "compare": compare,
+            "runs/{name}": lambda name: overview.one_run(files, name), "runs/{name}/log": log,
+            "runs/{name}/metrics": lambda name: curves.metrics(files, name),
+            "runs/{name}/iterations": lambda name: curves.iterations(files, name),
+            "runs/{name}/tables": lambda name: samples.tables_of(files, name), "runs/{name}/samples": page,
+            "runs/{name}/prompt": prompt, "runs/{name}/lineage": lambda name, step: lineage.lineage(files, name, step)}
 
 
 def _json(make: Callable[..., Any]) -> Callable[..., Response]:

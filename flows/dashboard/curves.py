@@ -93,8 +93,7 @@ def iterations(files: Files, name: str) -> Row:
         "trained": _last_metrics(files, name, steps),
         "histograms": {purpose: _histograms(files, [s for s in scored if purpose in serves.get(s["name"], ())])
                        for purpose in ("train", "judge")},
-        "documents": _documents(files, steps),
-    }
+        "documents": _documents(files, steps)}
 
 
 def _last_metrics(files: Files, name: str, steps: list[Row]) -> list[Row]:

@@ -43,23 +43,18 @@ def to_html(files: Files, name: str) -> str:
     carried = {"about": {"run": name, "time": time.strftime("%Y-%m-%d %H:%M")}, "answers": answers(files, name)}
     scripts = [inert((STATIC / _LIBRARY).read_text()), inert(bundle())]
     style = _style()
-    policy = (
-        f"default-src 'none'; script-src {' '.join(_hash(s) for s in scripts)}; style-src {_hash(style)}; "
-        "font-src data:; img-src data:; base-uri 'none'; form-action 'none'; "
-        "require-trusted-types-for 'script'; trusted-types default"
-    )
-    return "".join([
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
-        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n',
-        f"<title>{name} · alignloop</title>\n<style>{style}</style>\n</head>\n<body>\n",
-        '<a class="skip" href="#main">Skip to the content</a>\n<header id="top"></header>\n',
-        '<main id="main" tabindex="-1"></main>\n',
-        f'<script type="application/json" id="carried">{inert_json(dump(carried))}</script>\n',
-        *(f"<script>{script}</script>\n" for script in scripts),
-        "</body>\n</html>\n",
-    ])
+    policy = (f"default-src 'none'; script-src {' '.join(_hash(s) for s in scripts)}; style-src {_hash(style)}; "
+              "font-src data:; img-src data:; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; "
+              "trusted-types default")
+    return "".join(['<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
+                    f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n',
+                    '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
+                    '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n',
+                    f"<title>{name} · alignloop</title>\n<style>{style}</style>\n</head>\n<body>\n",
+                    '<a class="skip" href="#main">Skip to the content</a>\n<header id="top"></header>\n',
+                    '<main id="main" tabindex="-1"></main>\n',
+                    f'<script type="application/json" id="carried">{inert_json(dump(carried))}</script>\n',
+                    *(f"<script>{script}</script>\n" for script in scripts), "</body>\n</html>\n"])
 
 
 def answers(files: Files, name: str) -> dict[str, Any]:

@@ -47,8 +47,7 @@ COLUMNS = (
     Column("truncated", "Truncated", "evaluate", "truncated_share", "rate"),
     Column("kl", "KL", "diagnose", "kl", "num"),
     Column("reward_accuracy", "Reward's accuracy", "diagnose", "reward_model_accuracy", "rate"),
-    Column("tokens_per_second", "Tokens/s", "generate", "tokens_per_second", "speed", "train"),
-)
+    Column("tokens_per_second", "Tokens/s", "generate", "tokens_per_second", "speed", "train"))
 
 
 def steps_of(files: Files, record: Row) -> list[Row]:
@@ -64,14 +63,13 @@ def steps_of(files: Files, record: Row) -> list[Row]:
             state = "missing"
         shown = (facts or {}) if state in ("done", "cached") else {}
         elsewhere = bool(shown) and (shown.get("run"), shown.get("step")) != (record["name"], step["name"])
-        found.append({
-            "name": step["name"], "base": step["name"].partition("[")[0], "stage": step["stage"],
-            "iteration": step["iteration"], "state": state, "key": step.get("key"), "inputs": step.get("inputs", []),
-            "seconds": shown.get("process_seconds", step.get("seconds")), "memory_mb": shown.get("peak_memory_mb"),
-            "made_by": {"run": shown.get("run"), "step": shown.get("step")} if elsewhere else None,
-            "counts": numbers(shown.get("counts", {})), "dropped": numbers(shown.get("dropped", {})),
-            "level": level(shown),
-        })
+        found.append({"name": step["name"], "base": step["name"].partition("[")[0], "stage": step["stage"],
+                      "iteration": step["iteration"], "state": state, "key": step.get("key"),
+                      "inputs": step.get("inputs", []), "seconds": shown.get("process_seconds", step.get("seconds")),
+                      "memory_mb": shown.get("peak_memory_mb"),
+                      "made_by": {"run": shown.get("run"), "step": shown.get("step")} if elsewhere else None,
+                      "counts": numbers(shown.get("counts", {})), "dropped": numbers(shown.get("dropped", {})),
+                      "level": level(shown)})
     return found
 
 
@@ -163,13 +161,11 @@ def about(record: Row) -> Row:
     arch = model.get("arch") or {}
     made = f"{arch.get('layers')} × {arch.get('hidden_size')}" if arch else ""
     root = str(data.get("root") or "").removeprefix("builtin:").rstrip("/")
-    return {
-        "recipe": choices.get("recipe", ""),
-        "model": str(model.get("path") or "").rstrip("/").rpartition("/")[2] or choices.get("model") or made,
-        "data": choices.get("data") or root.rpartition("/")[2],
-        "objective": str((config.get("objective") or {}).get("module", "")).rpartition(".")[2] if trains else "",
-        "seed": config.get("seed"), "iterations": config.get("iterations"),
-    }
+    return {"recipe": choices.get("recipe", ""),
+            "model": str(model.get("path") or "").rstrip("/").rpartition("/")[2] or choices.get("model") or made,
+            "data": choices.get("data") or root.rpartition("/")[2],
+            "objective": str((config.get("objective") or {}).get("module", "")).rpartition(".")[2] if trains else "",
+            "seed": config.get("seed"), "iterations": config.get("iterations")}
 
 
 def experiment(config: Row) -> str:

@@ -75,8 +75,7 @@ def _manifest(files: Files, step: Row) -> Row | None:
         "counts": manifest.get("counts", {}), "dropped": manifest.get("dropped", {}),
         "settings": flat(manifest.get("settings", {})), "runtime": flat(manifest.get("runtime", {})),
         "versions": manifest.get("versions", {}),
-        "files": [{"file": f, **x} for f, x in listed[:_MOST_FILES]], "number_of_files": len(listed),
-    }
+        "files": [{"file": f, **x} for f, x in listed[:_MOST_FILES]], "number_of_files": len(listed)}
 
 
 def _rebuilt(files: Files, step: Row) -> Row:

@@ -57,9 +57,8 @@ def requests_for(
         again = (before.count(draw.temperature),) if draw.temperature in before else ()
         before.append(draw.temperature)
         seed = derive_seed(run_seed, "generate", group.iteration, group.id, draw.temperature, *again)
-        requests.append(Request(
-            prompt_ids=group.prompt_ids, n=draw.n, temperature=draw.temperature, top_p=draw.top_p, top_k=draw.top_k,
-            max_tokens=draw.max_tokens, stop_ids=(*stop_ids, *(i for i in draw.stop_ids if i not in stop_ids)),
-            logprobs=logprobs, seed=seed >> 1,
-        ))
+        requests.append(Request(prompt_ids=group.prompt_ids, n=draw.n, temperature=draw.temperature, top_p=draw.top_p,
+                                top_k=draw.top_k, max_tokens=draw.max_tokens,
+                                stop_ids=(*stop_ids, *(i for i in draw.stop_ids if i not in stop_ids)),
+                                logprobs=logprobs, seed=seed >> 1))
     return requests

@@ -38,11 +38,9 @@ class Tally:
                 f"a lower sampling.max_tokens leaves room for longer prompts; or raise it"]
 
     def __add__(self, other: Tally) -> Tally:
-        return Tally(
-            self.prompts + other.prompts, self.completions + other.completions, self.tokens + other.tokens,
-            self.truncated + other.truncated, self.refused + other.refused,
-            dict(Counter(self.dropped) + Counter(other.dropped)), self.seconds + other.seconds,
-        )
+        return Tally(self.prompts + other.prompts, self.completions + other.completions, self.tokens + other.tokens,
+                     self.truncated + other.truncated, self.refused + other.refused,
+                     dict(Counter(self.dropped) + Counter(other.dropped)), self.seconds + other.seconds)
 
 
 def write_tally(work: Path, index: int, tally: Tally) -> None:

@@ -51,9 +51,8 @@ def add(model: Any, settings: AdapterSettings, seed: int, whole: tuple[str, ...]
     """Freeze `model` and add adapters that start as no change, drawn from `seed`. Modules `whole` learn altogether."""
     every = settings.target_modules == ("all-linear",)
     targets: Any = "all-linear" if every else list(settings.target_modules)
-    config = peft.LoraConfig(
-        r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets,
-        modules_to_save=list(whole) or None, base_model_name_or_path=None)
+    config = peft.LoraConfig(r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
+                             target_modules=targets, modules_to_save=list(whole) or None, base_model_name_or_path=None)
     torch.manual_seed(seed)
     try:
         peft.inject_adapter_in_model(config, model)

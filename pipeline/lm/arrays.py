@@ -100,14 +100,12 @@ def _chunk(batch: pa.RecordBatch, score: str) -> Chunk:
     first = _starts(groups)
     made = dict(zip((f.name for f in completions.type), completions.flatten(), strict=True))
     label = batch.column("label")
-    return Chunk(
-        ids=batch.column("id").to_pylist(), prompts=_ragged(batch.column("prompt_ids")), first=first,
-        tokens=_ragged(made["token_ids"]), own=_ragged(made["prompt_ids"]),
-        stopped=pc.equal(made["finish_reason"], STOP).to_numpy(zero_copy_only=False).astype(bool),
-        weight=batch.column("weight").to_numpy(zero_copy_only=False),
-        label=pc.fill_null(label.cast(pa.int8()), -1).to_numpy(zero_copy_only=False),
-        scores=numbers(_named(made["scores"], score), first),
-    )
+    return Chunk(ids=batch.column("id").to_pylist(), prompts=_ragged(batch.column("prompt_ids")), first=first,
+                 tokens=_ragged(made["token_ids"]), own=_ragged(made["prompt_ids"]),
+                 stopped=pc.equal(made["finish_reason"], STOP).to_numpy(zero_copy_only=False).astype(bool),
+                 weight=batch.column("weight").to_numpy(zero_copy_only=False),
+                 label=pc.fill_null(label.cast(pa.int8()), -1).to_numpy(zero_copy_only=False),
+                 scores=numbers(_named(made["scores"], score), first))
 
 
 def _starts(lists: pa.ListArray) -> np.ndarray:

@@ -53,9 +53,7 @@ class SideNumbers:
         return {
             "ref_logps": self._column("reference", columns.LOGP, chunk, at),
             "previous_logps": self._column("previous", columns.LOGP, chunk, at),
-            "scores": Numbers(np.where(own, chunk.scores.values, scores.values),
-                              chunk.scores.present | scores.present),
-        }
+            "scores": Numbers(np.where(own, chunk.scores.values, scores.values), chunk.scores.present | scores.present)}
 
     def weights(self, chunk: Chunk, at: int) -> np.ndarray | float:
         """(G,) factors; 1 where nothing weighs."""

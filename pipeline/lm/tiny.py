@@ -70,7 +70,6 @@ def tiny_llama(arch: Any, tokenizer: Any, seed: int) -> Any:
         vocab_size=len(tokenizer), hidden_size=arch.hidden_size, intermediate_size=arch.intermediate_size,
         num_hidden_layers=arch.layers, num_attention_heads=arch.heads, num_key_value_heads=arch.kv_heads,
         max_position_embeddings=arch.max_position, tie_word_embeddings=arch.tie_embeddings,
-        initializer_range=arch.initializer_range,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, dtype="float32",
+        initializer_range=arch.initializer_range, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, dtype="float32",
         rope_parameters={"rope_type": "default", "rope_theta": arch.rope_theta}))

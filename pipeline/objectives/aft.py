@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.lists import compared_list
-from pipeline.objectives.shared.pairs import averages
-from pipeline.objectives.shared.tensors import at_least_float32, masked, required, softplus
+from pipeline.objectives.shared.pairs import at_least_float32, averages, masked, required, softplus
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,14 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import compared, log_ratios, rewards_of, smoothed_losses, with_anchor
-from pipeline.objectives.shared.tensors import at_least_float32
+from pipeline.objectives.shared.pairs import (
+    at_least_float32,
+    compared,
+    log_ratios,
+    rewards_of,
+    smoothed_losses,
+    with_anchor,
+)
 
 
 @dataclass(frozen=True)

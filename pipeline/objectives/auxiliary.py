@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Auxiliary, Losses, LossInputs, Needs, Tensor, TokenInputs
-from pipeline.objectives.shared.tensors import at_least_float32, masked, required
+from pipeline.objectives.shared.pairs import at_least_float32, masked, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 

@@ -14,7 +14,7 @@ from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.cringe import needs as pair_needs
 from pipeline.objectives.shared.cringe import per_token, token_terms
-from pipeline.objectives.shared.tensors import at_least_float32, detached
+from pipeline.objectives.shared.pairs import at_least_float32, detached
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.objectives.contract import Losses, LossInputs, Objective, Tensor
-from pipeline.objectives.shared.tensors import at_least_float32, column, detached
+from pipeline.objectives.shared.pairs import at_least_float32, column, detached
 
 
 @dataclass(frozen=True)

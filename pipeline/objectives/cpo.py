@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import SFT, compared, pairs_of
-from pipeline.objectives.shared.tensors import at_least_float32, log_sigmoid
+from pipeline.objectives.shared.pairs import SFT, at_least_float32, compared, log_sigmoid, pairs_of
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,15 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import compared
-from pipeline.objectives.shared.tensors import at_least_float32, column, log_sigmoid, masked, reference_of, row_means
+from pipeline.objectives.shared.pairs import (
+    at_least_float32,
+    column,
+    compared,
+    log_sigmoid,
+    masked,
+    reference_of,
+    row_means,
+)
 
 
 @dataclass(frozen=True)

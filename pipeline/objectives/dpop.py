@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import compared, log_ratios, with_anchor
-from pipeline.objectives.shared.tensors import log_sigmoid
+from pipeline.objectives.shared.pairs import compared, log_ratios, log_sigmoid, with_anchor
 
 
 @dataclass(frozen=True)

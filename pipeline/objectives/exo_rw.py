@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.lists import comparable, compared_list, log_softmax_over, soft_labels
-from pipeline.objectives.shared.tensors import masked, reference_of, required
+from pipeline.objectives.shared.pairs import masked, reference_of, required
 
 
 @dataclass(frozen=True)

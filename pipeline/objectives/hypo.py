@@ -17,8 +17,7 @@ from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.dpo import dpo_losses
 from pipeline.objectives.shared.lists import laid_out
-from pipeline.objectives.shared.pairs import compared, rewards_of
-from pipeline.objectives.shared.tensors import both, masked, reference_of, row_means
+from pipeline.objectives.shared.pairs import both, compared, masked, reference_of, rewards_of, row_means
 
 
 @dataclass(frozen=True)

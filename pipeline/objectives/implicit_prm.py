@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.labelled import labelled, labelled_metrics
-from pipeline.objectives.shared.tensors import at_least_float32, log_sigmoid, masked
+from pipeline.objectives.shared.pairs import at_least_float32, log_sigmoid, masked
 
 
 @dataclass(frozen=True)

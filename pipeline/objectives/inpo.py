@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import compared, with_anchor
-from pipeline.objectives.shared.tensors import at_least_float32, both, required
+from pipeline.objectives.shared.pairs import at_least_float32, both, compared, required, with_anchor
 
 
 @dataclass(frozen=True)

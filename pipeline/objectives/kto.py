@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.labelled import Labelled, labelled, labelled_metrics, mean_over, only_pairs
-from pipeline.objectives.shared.tensors import at_least_float32, required, row_means
+from pipeline.objectives.shared.pairs import at_least_float32, required, row_means
 
 _NEEDS = {
     "mismatched": Needs(reference=True, labels=True, mismatched=True, batch=True),

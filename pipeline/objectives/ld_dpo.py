@@ -14,8 +14,7 @@ from pipeline.config import setting
 from pipeline.objectives.auxiliary import desensitised_sums
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective
 from pipeline.objectives.dpo import dpo_losses
-from pipeline.objectives.shared.pairs import compared, pairs_of, rewards_of
-from pipeline.objectives.shared.tensors import both, required
+from pipeline.objectives.shared.pairs import both, compared, pairs_of, required, rewards_of
 from pipeline.objectives.shared.tokenwise import tokens_of
 
 

@@ -16,8 +16,15 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import compared, pairs_of, win_probabilities
-from pipeline.objectives.shared.tensors import at_least_float32, both, reference_of, required
+from pipeline.objectives.shared.pairs import (
+    at_least_float32,
+    both,
+    compared,
+    pairs_of,
+    reference_of,
+    required,
+    win_probabilities,
+)
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 

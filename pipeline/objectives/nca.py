@@ -15,7 +15,7 @@ from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.infonca import with_bonus
 from pipeline.objectives.shared.lists import comparable, compared_list, soft_labels
-from pipeline.objectives.shared.tensors import log_sigmoid, masked, reference_of, required, row_means
+from pipeline.objectives.shared.pairs import log_sigmoid, masked, reference_of, required, row_means
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.labelled import Labelled, labelled, labelled_metrics
-from pipeline.objectives.shared.pairs import SFT
-from pipeline.objectives.shared.tensors import at_least_float32, log_sigmoid, masked, required
+from pipeline.objectives.shared.pairs import SFT, at_least_float32, log_sigmoid, masked, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 

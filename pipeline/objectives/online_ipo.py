@@ -18,8 +18,17 @@ from dataclasses import dataclass
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.lists import compared_list
-from pipeline.objectives.shared.pairs import averages, win_probabilities
-from pipeline.objectives.shared.tensors import at_least_float32, both, masked, paired, reference_of, required, row_means
+from pipeline.objectives.shared.pairs import (
+    at_least_float32,
+    averages,
+    both,
+    masked,
+    paired,
+    reference_of,
+    required,
+    row_means,
+    win_probabilities,
+)
 
 
 @dataclass(frozen=True)

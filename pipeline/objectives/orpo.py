@@ -14,8 +14,7 @@ from pipeline.config import setting
 from pipeline.objectives.auxiliary import sft_losses
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.odds import log_odds
-from pipeline.objectives.shared.pairs import SFT, averages, compared, pairs_of
-from pipeline.objectives.shared.tensors import log_sigmoid
+from pipeline.objectives.shared.pairs import SFT, averages, compared, log_sigmoid, pairs_of
 
 
 @dataclass(frozen=True)

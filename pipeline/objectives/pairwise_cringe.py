@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Objective, Tensor
 from pipeline.objectives.shared.cringe import REDUCTIONS, margins, needs, normalise, per_token, reduced, token_terms
-from pipeline.objectives.shared.tensors import at_least_float32, detached, paired
+from pipeline.objectives.shared.pairs import at_least_float32, detached, paired
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.tensors import at_least_float32, comparison, masked, reference_of, row_means, softplus
+from pipeline.objectives.shared.pairs import at_least_float32, comparison, masked, reference_of, row_means, softplus
 
 
 @dataclass(frozen=True)

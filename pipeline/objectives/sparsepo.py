@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor, TokenInputs
-from pipeline.objectives.shared.pairs import compared, pairs_of
+from pipeline.objectives.shared.pairs import both, compared, pairs_of, required
 from pipeline.objectives.shared.sparse_masks import activation_masks, learned_masks, new_head
-from pipeline.objectives.shared.tensors import both, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 from pipeline.objectives.tdpo import tdpo_losses
 

@@ -12,8 +12,18 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import LABELS, compared, log_ratios, rewards_of, win_probabilities, with_anchor
-from pipeline.objectives.shared.tensors import at_least_float32, both, log_sigmoid, required
+from pipeline.objectives.shared.pairs import (
+    LABELS,
+    at_least_float32,
+    both,
+    compared,
+    log_ratios,
+    log_sigmoid,
+    required,
+    rewards_of,
+    win_probabilities,
+    with_anchor,
+)
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,16 @@ from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import (
     Pairs,
+    at_least_float32,
+    both,
     compared,
     log_ratios,
     refuse_unless_probabilities,
+    required,
     rewards_of,
     win_probabilities,
     with_anchor,
 )
-from pipeline.objectives.shared.tensors import at_least_float32, both, required
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.lists import laid_out
-from pipeline.objectives.shared.pairs import compared
-from pipeline.objectives.shared.tensors import at_least_float32, column, reference_of
+from pipeline.objectives.shared.pairs import at_least_float32, column, compared, reference_of
 
 COLUMNS = ("y_w|x", "y_l|x", "y_w|draft y_l", "y_l|draft y_l", "y_l|draft y_w", "y_w|draft y_w")
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import compared, pairs_of
-from pipeline.objectives.shared.tensors import at_least_float32, both, log_sigmoid, required
+from pipeline.objectives.shared.pairs import at_least_float32, both, compared, log_sigmoid, pairs_of, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 

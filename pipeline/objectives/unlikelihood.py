@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.labelled import signs
-from pipeline.objectives.shared.tensors import at_least_float32, detached, masked
+from pipeline.objectives.shared.pairs import at_least_float32, detached, masked
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 
@@ -51,8 +51,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     unlikelihood = masked(completion_sums(per_token, tokens, batch.present), negative).sum(dim=1)
     wanted, unwanted = ((batch.lengths * keep).sum(dim=1).clamp(min=1) for keep in (positive, negative))
     return cross_entropy + settings.alpha * unlikelihood, detached(
-        ce_per_token=cross_entropy / wanted, unlikelihood_per_token=unlikelihood / unwanted
-    )
+        ce_per_token=cross_entropy / wanted, unlikelihood_per_token=unlikelihood / unwanted)
 
 
 # Labelled completions, pairs and lists, also mixed.

@@ -19,8 +19,17 @@ from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.objectives.auxiliary import sft_losses
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import SFT, compared, log_ratios, refuse_unless_probabilities, with_anchor
-from pipeline.objectives.shared.tensors import at_least_float32, column, log_sigmoid, required
+from pipeline.objectives.shared.pairs import (
+    SFT,
+    at_least_float32,
+    column,
+    compared,
+    log_ratios,
+    log_sigmoid,
+    refuse_unless_probabilities,
+    required,
+    with_anchor,
+)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,15 @@ from dataclasses import dataclass
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.dpo import dpo_losses
-from pipeline.objectives.shared.pairs import averages, compared, rewards_of, with_anchor
-from pipeline.objectives.shared.tensors import at_least_float32, both, required
+from pipeline.objectives.shared.pairs import (
+    at_least_float32,
+    averages,
+    both,
+    compared,
+    required,
+    rewards_of,
+    with_anchor,
+)
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 

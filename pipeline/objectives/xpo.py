@@ -18,8 +18,7 @@ from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.dpo import dpo_losses
 from pipeline.objectives.shared.lists import laid_out
-from pipeline.objectives.shared.pairs import compared, rewards_of
-from pipeline.objectives.shared.tensors import at_least_float32, both, column, reference_of
+from pipeline.objectives.shared.pairs import at_least_float32, both, column, compared, reference_of, rewards_of
 
 
 @dataclass(frozen=True)

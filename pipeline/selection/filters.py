@@ -95,13 +95,10 @@ def clean(group: Group, filters: Filters, scores: Sequence[str]) -> tuple[Group,
 def _tests(filters: Filters, scores: Sequence[str]) -> dict[str, Test]:
     """Reason -> whether a sample stays, in the order they are asked; those that remember are made new every time."""
     low, high = filters.min_length or 0, filters.max_length or math.inf
-    tests: dict[str, Test] = {
-        "empty": lambda c: bool(c.token_ids or c.text),
-        "score_not_finite": lambda c: all(math.isfinite(c.scores[name]) for name in scores),
-        "truncated": lambda c: filters.truncated != "drop" or c.finish_reason != LENGTH,
-        "too_short": lambda c: length_of(c) >= low,
-        "too_long": lambda c: length_of(c) <= high,
-    }
+    tests: dict[str, Test] = {"empty": lambda c: bool(c.token_ids or c.text),
+                              "score_not_finite": lambda c: all(math.isfinite(c.scores[name]) for name in scores),
+                              "truncated": lambda c: filters.truncated != "drop" or c.finish_reason != LENGTH,
+                              "too_short": lambda c: length_of(c) >= low, "too_long": lambda c: length_of(c) <= high}
     if filters.duplicates == "drop":
         tests["duplicates"] = _new()
     if filters.near_duplicates is not None:

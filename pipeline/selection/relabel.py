@@ -21,8 +21,7 @@ GOAL = "goal"
 FINE = "fine_score_disagrees"
 TEXT = (
     "You are an assistant that generates responses for the instruction while implicitly achieving the following target "
-    "scores (on a scale of 1-10, where 1 is lowest and 10 is highest):\nOverall score: {goal}."
-)
+    "scores (on a scale of 1-10, where 1 is lowest and 10 is highest):\nOverall score: {goal}.")
 
 
 @dataclass(frozen=True)

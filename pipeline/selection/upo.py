@@ -127,10 +127,8 @@ def _passes(completion: Completion, score: str, name: str) -> list[float]:
     while f"{score}_pass{len(found)}" in completion.scores:
         found.append(completion.scores[f"{score}_pass{len(found)}"])
     if len(found) < 2:
-        raise UserError(
-            f"selection.score: sample {completion.sample} of {name!r} has no scores {score}_pass0, {score}_pass1 ..., "
-            "which tell how sure the reward model is; score with reward=dropout"
-        )
+        raise UserError(f"selection.score: sample {completion.sample} of {name!r} has no scores {score}_pass0, "
+                        f"{score}_pass1 ..., which tell how sure the reward model is; score with reward=dropout")
     return found
 
 

@@ -137,8 +137,7 @@ class Mirror:
         run = json.loads((self.run_dir / "run.json").read_text())
         made = wandb.Artifact(run_id(run, step), type=artifact.kind, metadata={
             "digest": artifact.digest(), "key": artifact.key, "algorithm": artifact.manifest["algorithm"],
-            "inputs": artifact.manifest["inputs"], "files": artifact.manifest["files"],
-        })
+            "inputs": artifact.manifest["inputs"], "files": artifact.manifest["files"]})
         made.add_reference(artifact.path.as_uri(), name=artifact.key, checksum=False, max_objects=_MOST_FILES)
         self.handle.log_artifact(made)
 

@@ -52,8 +52,7 @@ class Misfits:
             "long": ("takes pairs, but {} have more than two completions",
                      "set negatives= to draw one, or use an objective for lists"),
             "unlabeled": ("needs labels, but {} have none", "give single completions a label"),
-            **{need: (f"needs {what}, but {{}} have none", way) for need, (_, what, way) in _TABLES.items()},
-        }
+            **{need: (f"needs {what}, but {{}} have none", way) for need, (_, what, way) in _TABLES.items()}}
         return [f"objective: {name} " + texts[kind][0].format(f"{number} of {self.seen} groups")
                 + f" (first {self.first[kind]!r}); {texts[kind][1]}" for kind, number in self.number.items()]
 

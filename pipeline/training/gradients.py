@@ -185,8 +185,7 @@ class StepResult:
 
 
 def accumulate(
-    model: Any, task: Any, batch: list[Example], step: int, precision: str, tokens_per_batch: int,
-    world: World = ALONE,
+    model: Any, task: Any, batch: list[Example], step: int, precision: str, tokens_per_batch: int, world: World = ALONE,
 ) -> tuple[list[Example], dict[str, float], list[str]]:
     """Accumulate the gradient of the global batch. Returns the batch trained on, mean metrics, ids of bad losses.
 

@@ -21,10 +21,8 @@ TENSORS, STATE = "optimizer.safetensors", "state.json"
 def adamw(model: Any, settings: TrainerSettings) -> torch.optim.AdamW:
     """Decoupled weight decay on matrices only; biases and norm gains are left alone (Loshchilov & Hutter 2019)."""
     found = trained(model).values()
-    groups = [
-        {"params": [p for p in found if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in found if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    groups = [{"params": [p for p in found if p.ndim >= 2], "weight_decay": settings.weight_decay},
+              {"params": [p for p in found if p.ndim < 2], "weight_decay": 0.0}]
     return torch.optim.AdamW(
         [g for g in groups if g["params"]],
         lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps,

@@ -64,9 +64,8 @@ def train(
         parts.objective, parts.negatives, context.seed, runtime.tokens_per_batch, runtime.logits_per_chunk,
         parts.auxiliary, reference_model(context, device) if needs.live_reference else None,
         policy.first_state(parts.objective, device))
-    outcome = fit(model, examples, task, Job(
-        trainer, runtime, context.seed, context.work / "checkpoints", context.report, context.optional("optimizer"),
-        world))
+    outcome = fit(model, examples, task, Job(trainer, runtime, context.seed, context.work / "checkpoints",
+                                             context.report, context.optional("optimizer"), world))
     if keep:
         with forward.enough_memory("while writing the optimizer", WRITING):
             moments = world.whole(optim.state_tensors(model, outcome.optimizer))

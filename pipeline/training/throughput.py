@@ -34,11 +34,9 @@ def shape_of(model: Any) -> Shape:
     tables = [m.weight for m in (model.get_input_embeddings(), output) if m is not None]
     matrices = [p for p in model.parameters() if p.ndim >= 2 and not any(p is t for t in tables)]
     frozen = sum(weights(p) for p in matrices if not p.requires_grad)
-    return Shape(
-        body=sum(weights(p) for p in matrices), head=0 if output is None else output.weight.numel(),
-        attention=config.num_hidden_layers * config.hidden_size,
-        passes=2 if frozen > sum(weights(p) for p in matrices) / 2 else 3,
-    )
+    return Shape(body=sum(weights(p) for p in matrices), head=0 if output is None else output.weight.numel(),
+                 attention=config.num_hidden_layers * config.hidden_size,
+                 passes=2 if frozen > sum(weights(p) for p in matrices) / 2 else 3)
 
 
 def weights(matrix: Tensor) -> int:

@@ -166,11 +166,9 @@ def _rows(requests: list[Request], device: torch.device) -> _Rows:
     samples = [(request, j) for request in requests for j in range(request.n)]
     longest = max(request.max_tokens for request in requests)
     uniforms = [torch.rand(longest, generator=torch.Generator().manual_seed(r.seed + j)) for r, j in samples]
-    return _Rows(
-        torch.tensor([r.temperature for r, _ in samples], device=device),
-        torch.tensor([r.top_p for r, _ in samples], device=device),
-        torch.tensor([r.top_k for r, _ in samples], device=device), torch.stack(uniforms).to(device),
-    )
+    return _Rows(torch.tensor([r.temperature for r, _ in samples], device=device),
+                 torch.tensor([r.top_p for r, _ in samples], device=device),
+                 torch.tensor([r.top_k for r, _ in samples], device=device), torch.stack(uniforms).to(device))
 
 
 def _prefill(network: Any, requests: list[Request]) -> tuple[Tensor, DynamicCache, Tensor]:
@@ -185,7 +183,6 @@ def _prefill(network: Any, requests: list[Request]) -> tuple[Tensor, DynamicCach
     cache = DynamicCache(config=network.config)
     cache.layers = [_Roomy() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    answer = network(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-    )
+    answer = network(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
+                     logits_to_keep=1)
     return answer.logits[:, -1].float(), cache, mask

@@ -99,8 +99,7 @@ def load(server: Server, model: Path) -> Server:
         status, answer = call(f"{server.url}/{path}", server.key, data)
         if status == 404:
             raise UserError(f"{server.url}: the vLLM server cannot swap weights; start it with VLLM_SERVER_DEV_MODE=1, "
-                            f"--worker-extension-cls {service.EXTENSION} and "
-                            f"--middleware {service.MIDDLEWARE}")
+                            f"--worker-extension-cls {service.EXTENSION} and --middleware {service.MIDDLEWARE}")
         if status != 200 or answer.get("success") is False:
             raise RuntimeError(f"{server.url}/{path} answered {status} for the weights of {model}: {answer}")
     return replace(server, load=answer["load"]) if server.ours else server

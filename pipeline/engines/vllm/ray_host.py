@@ -39,9 +39,8 @@ class Replica:
         if settings.gpus_per_replica:  # Ray has set CUDA_VISIBLE_DEVICES for this actor alone
             place, neighbours = 0, 1
         log = actor_log(Path(job["log"]), self.number)
-        url, self.process = vllm_service.start_one(
-            Path(job["model"]), log, replace(settings, replicas=neighbours), key, place,
-            host=_ray().util.get_node_ip_address())
+        url, self.process = vllm_service.start_one(Path(job["model"]), log, replace(settings, replicas=neighbours), key,
+                                                   place, host=_ray().util.get_node_ip_address())
         service = vllm_service.Service((url,), key, (self.process,), log)
         service.wait_ready(settings.start_timeout)
         return url
@@ -57,9 +56,8 @@ def main(job: dict[str, Any]) -> int:
     key = os.environ[vllm_service.KEY]
     local = {} if settings.address else {"num_cpus": max(settings.replicas * settings.cpus_per_replica, 1)}
     ray.init(address=settings.address, include_dashboard=False, log_to_driver=True, **local)
-    kind = ray.remote(Replica).options(
-        num_cpus=settings.cpus_per_replica, num_gpus=settings.gpus_per_replica,
-        runtime_env={"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}})
+    kind = ray.remote(Replica).options(num_cpus=settings.cpus_per_replica, num_gpus=settings.gpus_per_replica,
+                                       runtime_env={"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}})
     actors = [kind.remote(number) for number in range(settings.replicas)]
     nodes = ray.get([actor.node.remote() for actor in actors])
     urls = ray.get([

@@ -153,11 +153,9 @@ async def _transformers_logps(wanted: dict[str, Any], send: Send) -> None:
 
 def _facts(state: Any) -> dict[str, Any]:
     config = state.engine_client.vllm_config
-    return {
-        "model": config.model_config.model, "vocab_size": config.model_config.get_vocab_size(),
-        "context_length": config.model_config.max_model_len, "max_sequences": config.scheduler_config.max_num_seqs,
-        "lora_rank": config.lora_config.max_lora_rank if config.lora_config else 0, "device": _device(),
-    }
+    return {"model": config.model_config.model, "vocab_size": config.model_config.get_vocab_size(),
+            "context_length": config.model_config.max_model_len, "max_sequences": config.scheduler_config.max_num_seqs,
+            "lora_rank": config.lora_config.max_lora_rank if config.lora_config else 0, "device": _device()}
 
 
 async def _one(engine: Any, index: int, line: dict[str, Any], adapter: Any, done: asyncio.Queue) -> None:

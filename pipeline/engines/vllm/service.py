@@ -220,10 +220,8 @@ def engine_environment(settings: Settings, replica: int = 0) -> dict[str, str]:
     """What a vLLM process of ours needs in its environment: its share of the cores or GPUs, its cache, no telemetry."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     mine = share(list(map(str, cores[: settings.cores or None])), replica, settings.replicas)
-    made = {
-        "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gb), "VLLM_CPU_OMP_THREADS_BIND": ",".join(mine),
-        "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
-    }
+    made = {"VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gb), "VLLM_CPU_OMP_THREADS_BIND": ",".join(mine),
+            "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     if on_cpu():
         made[plugin.PATIENT] = "1"
     if plugins := os.environ.get("VLLM_PLUGINS"):  # names the only ones that are loaded

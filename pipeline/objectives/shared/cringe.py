@@ -16,8 +16,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.objectives.contract import LossInputs, Needs, Tensor, TokenInputs
 from pipeline.objectives.shared.labelled import signs
-from pipeline.objectives.shared.pairs import averages
-from pipeline.objectives.shared.tensors import at_least_float32, column, masked, required, softplus
+from pipeline.objectives.shared.pairs import at_least_float32, averages, column, masked, required, softplus
 
 REDUCTIONS = ("tokens", "sum", "mean")  # of the pairwise forms, see `reduced`
 
@@ -40,10 +39,8 @@ def top_candidates(top_ids: Tensor, targets: Tensor, k: int) -> Tensor:
 
     if not 1 <= k <= top_ids.shape[1] - 1:
         vocabulary = top_ids.shape[1]  # fewer than k + 1 stand there only where there are no more
-        raise UserError(
-            f"objective.k: {k} is out of range for a vocabulary of {vocabulary} tokens, expected 1 <= k <= "
-            f"{vocabulary - 1} (the label itself is never a candidate)"
-        )
+        raise UserError(f"objective.k: {k} is out of range for a vocabulary of {vocabulary} tokens, expected 1 <= k <= "
+                        f"{vocabulary - 1} (the label itself is never a candidate)")
     is_label = top_ids[:, : k + 1] == targets[:, None]
     # Leave out the label where it is among the k + 1, the last of them where it is not.
     out = torch.where(is_label.any(dim=1), is_label.int().argmax(dim=1), k)
@@ -92,10 +89,8 @@ def contrastive_sums(tokens: TokenInputs, negative: Tensor, k: int) -> Tensor:
     Returns: (G,), 0 for groups without a negative.
     """
     rows = negative[tokens.group, tokens.column].nonzero()[:, 0]
-    target, top, ids, uniforms = (
-        required(getattr(tokens, name), f"tokens.{name}", "cringe")[rows]
-        for name in ("target_logits", "top_logits", "top_ids", "uniforms")
-    )
+    target, top, ids, uniforms = (required(getattr(tokens, name), f"tokens.{name}", "cringe")[rows]
+                                  for name in ("target_logits", "top_logits", "top_ids", "uniforms"))
     losses = contrastive_losses(target, top, ids, tokens.targets[rows], uniforms, k)
     return losses.new_zeros(negative.shape[0]).index_add(0, tokens.group[rows], losses)
 
@@ -133,7 +128,5 @@ def margins(batch: LossInputs, usable: Tensor, how: str) -> Tensor:
 def per_token(batch: LossInputs, cross_entropy: Tensor, contrastive: Tensor) -> dict[str, Tensor]:
     """The two token terms as means over their own tokens, (G,): what to watch whatever the lengths are."""
     positive, negative = signs(batch)
-    return {
-        "ce_per_token": cross_entropy / (batch.lengths * positive).sum(dim=1).clamp(min=1),
-        "cringe_per_token": contrastive / (batch.lengths * negative).sum(dim=1).clamp(min=1),
-    }
+    return {"ce_per_token": cross_entropy / (batch.lengths * positive).sum(dim=1).clamp(min=1),
+            "cringe_per_token": contrastive / (batch.lengths * negative).sum(dim=1).clamp(min=1)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.objectives.contract import LossInputs, Tensor
-from pipeline.objectives.shared.tensors import comparison, masked, reference_of, row_means
+from pipeline.objectives.shared.pairs import comparison, masked, reference_of, row_means
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pipeline.errors import UserError
 from pipeline.objectives.contract import Losses, Tensor
-from pipeline.objectives.shared.pairs import compared
-from pipeline.objectives.shared.tensors import at_least_float32, masked, row_means
+from pipeline.objectives.shared.pairs import at_least_float32, compared, masked, row_means
 
 
 def comparable(present: Tensor) -> Tensor:
@@ -26,11 +25,9 @@ def laid_out(present: Tensor, objective: str, columns: tuple[str, ...], more: bo
     widths = (present * places).amax(dim=1)
     wrong = (widths > 1) & ((widths < number) | ((widths > number) & (not more)))
     if bool(wrong.any()):
-        raise UserError(
-            f"objective: {objective} needs groups of {number}{' or more' if more else ''} completions, in this order: "
-            f"{', '.join(columns)}; found a group of {int(widths[wrong][0])}; build such groups or choose another "
-            "objective"
-        )
+        raise UserError(f"objective: {objective} needs groups of {number}{' or more' if more else ''} completions, in "
+                        f"this order: {', '.join(columns)}; found a group of {int(widths[wrong][0])}; build such "
+                        "groups or choose another objective")
     if present.shape[1] < number:
         return torch.zeros_like(present[:, 0])
     return present[:, :number].all(dim=1)

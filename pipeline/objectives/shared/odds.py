@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from pipeline.objectives.contract import Tensor
-from pipeline.objectives.shared.tensors import at_least_float32
+from pipeline.objectives.shared.pairs import at_least_float32
 
 LARGEST = -1e-6  # a completion of probability 1 has infinite odds
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 
 from pipeline.objectives.contract import Tensor
-from pipeline.objectives.shared.tensors import at_least_float32
+from pipeline.objectives.shared.pairs import at_least_float32
 
 _EPSILON = 1e-5  # of the LayerNorm
 _BITS = 32
@@ -32,13 +32,8 @@ def new_head(hidden: int, layers: int, seed: int) -> dict[str, Tensor]:
     def uniform(*shape: int) -> Tensor:
         return (torch.rand(*shape, generator=generator) * 2.0 - 1.0) * bound
 
-    return {
-        "norm_weight": torch.ones(hidden),
-        "norm_bias": torch.zeros(hidden),
-        "weight": uniform(layers, hidden),
-        "bias": uniform(layers),
-        "mixer": torch.full((layers,), 1.0 / layers),
-    }
+    return {"norm_weight": torch.ones(hidden), "norm_bias": torch.zeros(hidden), "weight": uniform(layers, hidden),
+            "bias": uniform(layers), "mixer": torch.full((layers,), 1.0 / layers)}
 
 
 def learned_masks(hidden: Tensor, head: dict[str, Tensor], uniforms: Tensor | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.objectives.contract import LossInputs, Tensor, TokenInputs
-from pipeline.objectives.shared.tensors import at_least_float32
+from pipeline.objectives.shared.pairs import at_least_float32
 
 
 def tokens_of(batch: LossInputs, objective: str) -> TokenInputs:
