@@ -1,4 +1,4 @@
-"""The records every part speaks: the preference group and what a loss may see of it.
+"""The records every part speaks: a prompt and its completions, one row of every table.
 
 One prompt with K completions covers every case (K = 0 prompts, 1 demonstrations, 2 pairs with the preferred
 first, 1 + M ranked candidates with the preferred first), so there is one table schema, one tokeniser path, one

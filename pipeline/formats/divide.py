@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import Problems
+from pipeline.errors import Problems, UserError
 from pipeline.formats.splits import SPLITS, Entry, Imported, Limits, Read, Shares, prompt_key
 from pipeline.records import Group
 
@@ -55,9 +55,13 @@ def divide(read: Read, shares: Shares, limits: Limits) -> Imported:
     overlap = np.isin(prompts[split == _EVAL], prompts[(split >= 0) & (split != _EVAL)]).sum()
 
     def groups() -> Iterator[tuple[str, Group]]:
-        for entry, number in zip(read(Problems(), Counter()), split.tolist(), strict=True):
-            if number >= 0:
+        rows = 0
+        for rows, entry in enumerate(read(Problems(), Counter()), 1):
+            if rows <= len(split) and (number := int(split[rows - 1])) >= 0:
                 yield SPLITS[number], _as(SPLITS[number], entry.group)
+        if rows != len(split):
+            raise UserError(f"data.root: {rows} rows on the second reading and {len(split)} on the first: a file was "
+                            "changed in between; run the same command again")
 
     counts = {name: int((split == number).sum()) for number, name in enumerate(SPLITS)}
     return Imported(counts, {reason: number for reason, number in sorted(dropped.items()) if number}, int(overlap),
