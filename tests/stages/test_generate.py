@@ -156,7 +156,7 @@ def test_too_many_long_prompts_are_told_before_anything_is_sampled(run_stage):
 
 REFUSING_ENGINE = """
 import contextlib, dataclasses
-from pipeline.engines.engine import Answer, Sample
+from pipeline.engines.engine import Answer, Backend, Sample
 @dataclasses.dataclass(frozen=True)
 class Settings:
     first: int  # it refuses every prompt from this one on
@@ -170,6 +170,7 @@ class Engine:
 @contextlib.contextmanager
 def open_engine(model, settings, log):
     yield Engine(settings.first)
+BACKEND = Backend(Settings, open_engine)
 """
 
 
@@ -296,7 +297,7 @@ def start_worker(
 
 INSTANT_ENGINE = """
 import contextlib, dataclasses
-from pipeline.engines.engine import Answer, Sample
+from pipeline.engines.engine import Answer, Backend, Sample
 @dataclasses.dataclass(frozen=True)
 class Settings:
     dtype: str = "float32"
@@ -309,6 +310,7 @@ class Engine:
 @contextlib.contextmanager
 def open_engine(model, settings, log):
     yield Engine()
+BACKEND = Backend(Settings, open_engine)
 """
 
 
