@@ -147,7 +147,7 @@ def filled(config: Mapping[str, Any], wired: Mapping[str, str]) -> dict[str, Any
     """
     out = {key: node if key in ("stage", "recipe") else _with_parts(node) for key, node in config.items()}
     out |= {key: completed(schema, out.get(key) or {}) for key, schema in ROOTS.items()}
-    out["stage"] = {name: _stage(name, config["stage"].get(name) or {}) for name in [*config["stage"], *_stages()]}
+    out["stage"] = {name: _stage(name, config["stage"].get(name) or {}) for name in [*config["stage"], *stages()]}
     for inner, outer in wired.items():
         hint, default = at_stage(inner)
         schema, given = dataclass_in(hint), get(out, outer)
@@ -160,15 +160,19 @@ def filled(config: Mapping[str, Any], wired: Mapping[str, str]) -> dict[str, Any
 
 def renewed(config: Mapping[str, Any], wired: Mapping[str, str]) -> dict[str, Any]:
     """The configuration of an older run with the keys of today: a key it did not have stands where the stage had it."""
-    out = {**config, "stage": {name: _stage(name, config["stage"].get(name) or {}) for name in _stages()}}
+    out = {**config, "stage": {name: _stage(name, config["stage"].get(name) or {}) for name in stages()}}
     for inner, outer in wired.items():
         if get(out, outer) is dataclasses.MISSING and (value := get(out, inner)) is not dataclasses.MISSING:
             put(out, outer, value)
     return out
 
 
-def _stages() -> list[str]:
-    return sorted(path.stem for path in (ROOT / "pipeline" / "stages").glob("*.py") if path.stem != "__init__")
+def stages() -> list[str]:
+    return sorted(path.stem for path in stage_file("*").parent.glob("[a-z]*.py"))
+
+
+def stage_file(name: str) -> Path:
+    return ROOT / "pipeline" / "stages" / f"{name}.py"
 
 
 def _stage(name: str, node: dict[str, Any]) -> dict[str, Any]:

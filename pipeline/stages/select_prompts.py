@@ -17,7 +17,7 @@ from pipeline.stage import Context, Stage, derive_seed
 class Settings:
     """Which slice."""
 
-    iteration: int = setting(low=1)
+    iteration: int = setting(low=1)  # the one that samples this slice
     count: int = setting(low=1)  # prompts per iteration
     first: int = setting(1, low=1)  # the first iteration that samples: it gets the first slice, so none is wasted
 

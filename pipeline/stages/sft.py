@@ -17,7 +17,9 @@ from pipeline.training.settings import TrainerSettings, TrainRuntime
 @dataclass(frozen=True)
 class Settings:
     objective: dict[str, Any] = field(default_factory=lambda: {"module": "pipeline.objectives.ce"})
-    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    """The loss: a part for single answers."""
+
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)  # one training run
 
     def check(self) -> list[tuple[str, str]]:
         return part_problems(self.objective, "objective", Objective)

@@ -29,12 +29,12 @@ _WHY = {
 
 @dataclass(frozen=True)
 class Settings:
-    objective: dict[str, Any]
+    objective: dict[str, Any]  # the loss: a part such as {module: pipeline.objectives.dpo}
     auxiliary: dict[str, Any] | None = None  # terms beside it; no block = none
     negatives: dict[str, Any] | None = None  # module null (or no block) = train on the groups as they are
     score: str = "reward"  # which score objectives that need scores see
-    trainer: TrainerSettings = field(default_factory=TrainerSettings)
-    keep_optimizer: bool = False
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)  # one training run
+    keep_optimizer: bool = False  # write its state too, for an iteration that goes on with it
     weights: tuple[float, ...] = setting((), low=0.0)
     """A factor on the weights of each table's groups, in recipe order; empty: 1."""
 

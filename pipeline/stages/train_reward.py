@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)  # one training run
     held_out: float = setting(0.05, low=0.0, below=1.0)  # share of pairs that only measure accuracy
     base: str | None = None  # a folder to train it on instead of the input `model`; with the same tokenizer
 
