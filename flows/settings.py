@@ -11,6 +11,7 @@ A module of a group's package is an option of the group without a file of its ow
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import importlib
@@ -101,7 +102,14 @@ def unknown(conf: Path, group: str, option: str) -> str | None:
 
 @functools.cache
 def _declared(path: Path) -> frozenset[str]:
-    return frozenset(re.findall(r"^([A-Z]+) = [A-Z][a-z]+\(", path.read_text(), flags=re.MULTILINE))
+    """The names in capitals that a module assigns to, with or without a type."""
+    found: list[ast.expr] = []
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign):
+            found += node.targets
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            found.append(node.target)
+    return frozenset(target.id for target in found if isinstance(target, ast.Name) and target.id.isupper())
 
 
 def part_node(group: str, module: Path) -> dict[str, Any]:
