@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import setting
 from pipeline.errors import UserError
-from pipeline.stage import Context, Stage, derive_seed
+from pipeline.stage import Context, Cost, Stage, derive_seed
 
 
 @dataclass(frozen=True)
@@ -57,4 +57,5 @@ def slice_of(ids: list[str], settings: Settings, seed: int) -> list[str]:
     return sorted(ids, key=lambda id: (derive_seed(seed, "select_prompts", id), id))[start:end]
 
 
-STAGE = Stage(Settings, run, version=1, inputs={"prompts": "one"}, seeded=True)
+STAGE = Stage(Settings, run, version=1, inputs={"prompts": "one"}, seeded=True,
+              cost=lambda settings: Cost(prompts=settings.count))

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.config import part_problems
 from pipeline.objectives.contract import Objective
-from pipeline.stage import Context, Stage
+from pipeline.stage import Context, Cost, Stage
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
 
@@ -32,4 +32,4 @@ def run(context: Context) -> None:
 
 
 STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "one"}, seeded=True, runtime=TrainRuntime,
-              distributed=True)
+              distributed=True, cost=lambda settings: Cost(weights=1, checkpoints=True))
