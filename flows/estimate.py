@@ -15,6 +15,7 @@ from typing import Any
 from flows import screen
 from pipeline import store
 from pipeline.plan import Planned
+from pipeline.stage import Cost, load
 
 _FLOAT = 4  # bytes: master weights and optimizer state are float32
 _TOKEN_BYTES = 12  # of one sampled token in a table: id, text, compressed
@@ -51,16 +52,18 @@ def estimate(config: dict[str, Any], planned: list[Planned]) -> Estimate:
     measured = _measured(Path(config["workspace"]))
     tokens = flops = disk = seconds = 0.0
     unmeasured = []
+    longest = (config["model"]["max_prompt_tokens"] or 0) + (config["model"]["max_completion_tokens"] or 0)
     for item in todo:
-        sampled = _sampled_tokens(item, planned)
+        cost = _cost(item)
+        sampled = cost.sampled_tokens * _prompts(item, planned) if cost.sampled_tokens else 0
         tokens += sampled
-        flops += 2 * (parameters or 0) * sampled + 6 * (parameters or 0) * _trained_tokens(item, config)
-        disk += sampled * _TOKEN_BYTES + _model_bytes(item, parameters or 0)
+        flops += (parameters or 0) * (2 * sampled + 6 * cost.trained_pairs * 2 * longest)
+        disk += sampled * _TOKEN_BYTES + cost.weights * _FLOAT * (parameters or 0)
         if item.step.stage in measured:
             seconds += measured[item.step.stage]
         elif item.step.stage not in unmeasured:
             unmeasured.append(item.step.stage)
-    if any("trainer" in vars(item.step.settings) for item in todo):  # the checkpoints of the one that is running
+    if any(_cost(item).checkpoints for item in todo):  # the checkpoints of the one that is running
         disk += 3 * _FLOAT * (parameters or 0) * config["hardware"]["training"]["keep_checkpoints"]
     return Estimate(len(todo), parameters, tokens, flops, disk, seconds, unmeasured)
 
@@ -90,31 +93,18 @@ def count_parameters(model: dict[str, Any]) -> float | None:
         return None
 
 
-def _sampled_tokens(item: Planned, planned: list[Planned]) -> float:
-    settings = item.step.settings
-    if item.step.stage != "generate":
-        return 0
+def _cost(item: Planned) -> Cost:
+    return load(item.step.stage).cost(item.step.settings)
+
+
+def _prompts(item: Planned, planned: list[Planned]) -> int:
+    """Of a step that samples: what its source wrote, else what its source will; 0 where only the data tell."""
     (ref,) = item.step.inputs["prompts"]
     source = next(p for p in planned if p.step.name == ref.step)
-    prompts = getattr(source.step.settings, "count", 0)
-    if source.artifact is not None:
-        counts = source.artifact.manifest["counts"]
-        prompts = counts.get(ref.part, counts.get("prompts", 0))
-    return float(prompts * sum(draw.n * draw.max_tokens for draw in settings.draws))
-
-
-def _trained_tokens(item: Planned, config: dict[str, Any]) -> float:
-    if item.step.stage != "train_preference":
-        return 0
-    trainer = item.step.settings.trainer
-    longest = (config["model"]["max_prompt_tokens"] or 0) + (config["model"]["max_completion_tokens"] or 0)
-    return float((trainer.max_steps or 0) * trainer.batch_size * 2 * longest)
-
-
-def _model_bytes(item: Planned, parameters: float) -> float:
-    kept = 3 if getattr(item.step.settings, "keep_optimizer", False) else 1
-    makes_model = item.step.stage in ("init_model", "sft", "train_reward", "train_preference")
-    return kept * _FLOAT * parameters if makes_model else 0
+    if source.artifact is None:
+        return _cost(source).prompts
+    counts = source.artifact.manifest["counts"]
+    return int(counts.get(ref.part, counts.get("prompts", 0)))
 
 
 def _measured(workspace: Path) -> dict[str, float]:

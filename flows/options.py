@@ -1,5 +1,8 @@
 """`align options`: the groups, a group's options, an option's settings with type, range, default and explanation.
 
+Beside the groups: the keys that conf/config.yaml has of its own (`train`, `seed`), and the settings of each stage
+(`stage.tokenize`), also those that no group feeds.
+
 Everything is read where it is true: the dataclass's fields, the string or comment at each of them in the module's
 source, and the comments of the option's file in conf. Imports no torch.
 """
@@ -22,13 +25,16 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from flows import settings
-from flows.compose import COMPANIONS, CONF, composed_groups
+from flows.compose import COMPANIONS, CONF, Top, composed_groups
 from pipeline.config import allowed
 from pipeline.errors import UserError, nearest
+from pipeline.stage import load
 
 WIDTH = 80
+STAGE = "stage"
 _COMMENT = re.compile(r"(?:^|\s)#\s?(.*)$")
 _KEY = re.compile(r"^( *)(?:- )?([A-Za-z_]\w*):")
+_TAKEN = re.compile(r"\$\{(?:oc\.select:)?([a-z_][\w.]*)[,}]")  # the key in ${a.b} and ${oc.select:a.b,null}
 
 
 @dataclass(frozen=True)
@@ -42,25 +48,64 @@ class Setting:
 
 
 def show(words: list[str], conf: Path = CONF) -> int:
-    """Print the groups, for GROUP its options, for GROUP=OPTION its settings. Raises UserError for an unknown name."""
-    known = settings.groups(conf)
-    problems = []
-    for word in words:
-        group, _, option = word.partition("=")
-        if group not in known:
-            problems.append(f"options: no group named {group!r}{nearest(group, known)}")
-        elif option and (wrong := settings.unknown(conf, group, option)):
-            problems.append(f"options: {wrong.removeprefix(f'{group}: ')}")
-    if problems:
+    """Print the groups, for GROUP its options, for GROUP=OPTION its settings; so too `train`, `stage`, `stage.NAME`.
+
+    Raises UserError for an unknown name.
+    """
+    if problems := [f"options: {wrong}" for word in words if (wrong := _unknown(conf, word))]:
         raise UserError(*problems)
-    if not words:
-        print("\n".join(_rows([(group, ", ".join(settings.options(conf, group))) for group in known])))
-        print("\nalign options GROUP lists its options, align options GROUP=OPTION the settings of one.")
     for word in words:
-        group, _, option = word.partition("=")
-        print("\n".join(_settings(conf, group, option) if option else
-                        _rows([(name, first_sentence(conf, group, name)) for name in settings.options(conf, group)])))
+        print("\n".join(_said(conf, word)))
+    if words:
+        return 0
+    rows = [(group, ", ".join(settings.options(conf, group))) for group in settings.groups(conf)]
+    rows += [(block, ", ".join(item.key.removeprefix(f"{block}.") for item in settings_of(block, "", conf)))
+             for block in blocks(conf)]
+    print("\n".join(_rows([*rows, (STAGE, ", ".join(settings.stages()))])))
+    print("\nalign options GROUP lists its options, align options GROUP=OPTION the settings\nof one; "
+          f"{', '.join(blocks(conf))} and {STAGE}.NAME have settings and no options.")
+    print("\n".join(_listed(top_settings(conf))))
     return 0
+
+
+def blocks(conf: Path) -> list[str]:
+    """Keys with settings that are no group: `train`."""
+    return [key for key, node in settings.plain(OmegaConf.load(conf / "config.yaml"), resolve=False).items()
+            if isinstance(node, dict) and key not in settings.groups(conf)]
+
+
+def _unknown(conf: Path, word: str) -> str | None:
+    """What is wrong with a word of the command line, None where it names something."""
+    name, equals, option = word.partition("=")
+    known = [*settings.groups(conf), *blocks(conf), STAGE]
+    stages = [f"{STAGE}.{stage}" for stage in settings.stages()]
+    if name in settings.groups(conf):
+        wrong = settings.unknown(conf, name, option) if option else None
+        return wrong.removeprefix(f"{name}: ") if wrong else None
+    if name.startswith(f"{STAGE}.") and name not in stages:
+        return f"no stage named {name.partition('.')[2]!r}{nearest(name, stages)}"
+    if name not in (*known, *stages):
+        return f"no group named {name!r}{nearest(name, known)}"
+    way = f"{STAGE}.NAME" if name == STAGE else name
+    return f"{name} has no options, expected align options {way}" if equals else None
+
+
+def _said(conf: Path, word: str) -> list[str]:
+    group, _, option = word.partition("=")
+    if group == STAGE:
+        return _rows([(name, _first(_about_stage(name))) for name in settings.stages()])
+    if group.startswith(f"{STAGE}."):
+        name = group.partition(".")[2]
+        return [*textwrap.wrap(f"{group}: {_about_stage(name)}", WIDTH), *_listed(stage_settings(name, conf))]
+    if group in blocks(conf):
+        return _listed(settings_of(group, "", conf))[1:]
+    if not option:
+        return _rows([(name, first_sentence(conf, group, name)) for name in settings.options(conf, group)])
+    settings.require_part(group, option)
+    lines = textwrap.wrap(f"{group}={option}: {_about(conf, group, option)}", WIDTH)
+    lines += _listed(settings_of(group, option, conf))
+    brought = settings.option_node(conf, group, option).get(COMPANIONS)
+    return [*lines, "", *textwrap.wrap(f"brings along: {json.dumps(brought)}", WIDTH)] if brought else lines
 
 
 def _rows(rows: list[tuple[str, str]]) -> list[str]:
@@ -68,21 +113,53 @@ def _rows(rows: list[tuple[str, str]]) -> list[str]:
     return [f"{name:{wide}}  {textwrap.shorten(text, WIDTH - wide - 2, placeholder=' ...')}" for name, text in rows]
 
 
-def _settings(conf: Path, group: str, option: str) -> list[str]:
-    settings.require_part(group, option)
-    lines = textwrap.wrap(f"{group}={option}: {_about(conf, group, option)}", WIDTH)
-    for item in settings_of(group, option, conf):
-        value = "(none: give one)" if item.value is dataclasses.MISSING else json.dumps(item.value, default=str)
-        lines += ["", *textwrap.wrap(f"{item.key} = {value}", WIDTH, subsequent_indent="    ")]
+def _listed(items: list[Setting]) -> list[str]:
+    """An empty line before each."""
+    lines = []
+    for item in items:
+        lines += ["", *textwrap.wrap(f"{item.key} = {_value(item.value)}", WIDTH, subsequent_indent="    ")]
         for text in filter(None, (item.allowed, item.text)):
             lines += textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ")
-    brought = settings.option_node(conf, group, option).get(COMPANIONS)
-    return [*lines, "", *textwrap.wrap(f"brings along: {json.dumps(brought)}", WIDTH)] if brought else lines
+    return lines
+
+
+def _value(value: Any) -> str:
+    if value is dataclasses.MISSING:
+        return "(none: give one)"
+    if isinstance(value, str) and value.startswith("$"):
+        return f"(that of {', '.join(_TAKEN.findall(value)) or value})"
+    return json.dumps(value, default=str)
+
+
+def top_settings(conf: Path = CONF) -> list[Setting]:
+    """The keys that stand in no group."""
+    given, comments = _defaults(conf), _comments_in(conf / "config.yaml", "")
+    return [Setting(field.name, allowed(field, settings.hints(Top)[field.name]), given[field.name],
+                    comments.get(field.name, "")) for field in dataclasses.fields(Top)]
+
+
+@functools.cache
+def _defaults(conf: Path) -> dict[str, Any]:
+    return composed_groups({}, conf=conf)
+
+
+def stage_settings(name: str, conf: Path = CONF) -> list[Setting]:
+    """Every setting of a stage. One that a group feeds has for a value the expression that names the group's key."""
+    node, stage = _defaults(conf)[STAGE][name], load(name)
+    found: list[Setting] = []
+    for part, schema in (("settings", stage.Settings), ("runtime", stage.runtime)):
+        where = f"{STAGE}.{name}.{part}"
+        found += _walk(node[part], where, schema, {}, {}) if isinstance(node[part], dict) else [
+            Setting(where, "", node[part], "How this machine does it; never changes a result's key.")]
+    return found
 
 
 def settings_of(group: str, option: str, conf: Path = CONF) -> list[Setting]:
-    """Every key of an option, in the order of its dataclass, with the value it has if nothing is said."""
-    raw = OmegaConf.create(composed_groups({group: option}, conf=conf))
+    """Every key of an option, in the order of its dataclass, with the value it has if nothing is said.
+
+    option: "" for a block without options.
+    """
+    raw = OmegaConf.create(composed_groups({group: option}, conf=conf) if option else _defaults(conf))
     raw.precision = "bfloat16" if raw.precision == "auto" else raw.precision
     node = OmegaConf.to_container(raw[group], resolve=True)
     outer = {key: inner for inner, key in reversed(settings.wires(OmegaConf.to_container(raw.stage)).items())}
@@ -109,7 +186,12 @@ def _walk(node: Any, key: str, schema: Any, outer: dict[str, str], comments: dic
         elif isinstance(value, dict) and value.get("module"):
             yield from _walk(value, where, None, outer, comments)
         elif name != "module":
-            yield Setting(where, allowed(field, hint) if field else "", value, text)
+            yield Setting(where, allowed(field, hint) if field else _type(value), value, text)
+
+
+def _type(value: Any) -> str:
+    """Of a key that no dataclass has, as far as its default tells."""
+    return allowed(None, type(value)) if isinstance(value, (bool, int, float, str)) else ""
 
 
 def _wired(inner: str) -> tuple[Any, Any, Any]:
@@ -142,7 +224,11 @@ def docs(schema: Any) -> dict[str, str]:
 
 
 def first_sentence(conf: Path, group: str, option: str) -> str:
-    return re.split(r"(?<=[^.]\.)\s(?=[A-Z])", _about(conf, group, option))[0]
+    return _first(_about(conf, group, option))
+
+
+def _first(text: str) -> str:
+    return re.split(r"(?<=[^.]\.)\s(?=[A-Z])", text)[0]
 
 
 def _about(conf: Path, group: str, option: str) -> str:
@@ -151,14 +237,22 @@ def _about(conf: Path, group: str, option: str) -> str:
     if path.is_file():
         lines = [line for line in path.read_text().splitlines() if "# @package" not in line]
         return " ".join(line[1:].strip() for line in itertools.takewhile(lambda line: line[:1] == "#", lines))
-    module = next(path for path in settings.part_files(group) if path.stem == option)
+    return _says(next(path for path in settings.part_files(group) if path.stem == option))
+
+
+def _about_stage(name: str) -> str:
+    return _says(settings.stage_file(name))
+
+
+def _says(module: Path) -> str:
+    """The first paragraph of a module's docstring."""
     return " ".join((ast.get_docstring(ast.parse(module.read_text())) or "").partition("\n\n")[0].split())
 
 
 def _comments(conf: Path, group: str, option: str) -> dict[str, str]:
     """Dotted key -> the comment above or beside it in the option's file, those it builds on, and conf/config.yaml."""
     found = _comments_in(conf / "config.yaml", "")
-    bases = settings.option_node(conf, group, option).get("defaults", [])
+    bases = settings.option_node(conf, group, option).get("defaults", []) if option else []
     for name in [*(base for base in bases if base != "_self_"), option]:
         found |= _comments_in(conf / group / f"{name}.yaml", f"{group}.")
     return found

@@ -11,6 +11,7 @@ A module of a group's package is an option of the group without a file of its ow
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import importlib
@@ -101,7 +102,14 @@ def unknown(conf: Path, group: str, option: str) -> str | None:
 
 @functools.cache
 def _declared(path: Path) -> frozenset[str]:
-    return frozenset(re.findall(r"^([A-Z]+) = [A-Z][a-z]+\(", path.read_text(), flags=re.MULTILINE))
+    """The names in capitals that a module assigns to, with or without a type."""
+    found: list[ast.expr] = []
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign):
+            found += node.targets
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            found.append(node.target)
+    return frozenset(target.id for target in found if isinstance(target, ast.Name) and target.id.isupper())
 
 
 def part_node(group: str, module: Path) -> dict[str, Any]:
@@ -147,7 +155,7 @@ def filled(config: Mapping[str, Any], wired: Mapping[str, str]) -> dict[str, Any
     """
     out = {key: node if key in ("stage", "recipe") else _with_parts(node) for key, node in config.items()}
     out |= {key: completed(schema, out.get(key) or {}) for key, schema in ROOTS.items()}
-    out["stage"] = {name: _stage(name, config["stage"].get(name) or {}) for name in [*config["stage"], *_stages()]}
+    out["stage"] = {name: _stage(name, config["stage"].get(name) or {}) for name in [*config["stage"], *stages()]}
     for inner, outer in wired.items():
         hint, default = at_stage(inner)
         schema, given = dataclass_in(hint), get(out, outer)
@@ -160,15 +168,19 @@ def filled(config: Mapping[str, Any], wired: Mapping[str, str]) -> dict[str, Any
 
 def renewed(config: Mapping[str, Any], wired: Mapping[str, str]) -> dict[str, Any]:
     """The configuration of an older run with the keys of today: a key it did not have stands where the stage had it."""
-    out = {**config, "stage": {name: _stage(name, config["stage"].get(name) or {}) for name in _stages()}}
+    out = {**config, "stage": {name: _stage(name, config["stage"].get(name) or {}) for name in stages()}}
     for inner, outer in wired.items():
         if get(out, outer) is dataclasses.MISSING and (value := get(out, inner)) is not dataclasses.MISSING:
             put(out, outer, value)
     return out
 
 
-def _stages() -> list[str]:
-    return sorted(path.stem for path in (ROOT / "pipeline" / "stages").glob("*.py") if path.stem != "__init__")
+def stages() -> list[str]:
+    return sorted(path.stem for path in stage_file("*").parent.glob("[a-z]*.py"))
+
+
+def stage_file(name: str) -> Path:
+    return ROOT / "pipeline" / "stages" / f"{name}.py"
 
 
 def _stage(name: str, node: dict[str, Any]) -> dict[str, Any]:

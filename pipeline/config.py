@@ -157,8 +157,8 @@ def _range(limits: dict[str, Any]) -> str:
 
 
 def allowed(field: Any, hint: Any) -> str:
-    """What a field may be, in words: "a number, 0.0 < x"; "one of sum, avg"."""
-    limits = field.metadata.get(_META) or {}
+    """What a field may be, in words: "a number, 0.0 < x"; "one of sum, avg". field None: what the type says."""
+    limits = (field.metadata.get(_META) if field else None) or {}
     if limits.get("choices"):
         return "one of " + ", ".join(str(choice) for choice in limits["choices"])
     bounds = _range(limits) if any(limits.get(key) is not None for key in ("low", "high", "above", "below")) else ""

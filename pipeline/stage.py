@@ -127,6 +127,26 @@ class Kinds:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a run of a stage takes and makes, as far as its settings tell: what `align plan` adds up."""
+
+    prompts: int = 0
+    """Prompts it hands on."""
+
+    sampled_tokens: int = 0
+    """Most tokens it samples for one prompt."""
+
+    trained_pairs: int = 0
+    """Pairs the policy is trained on, passes over the data counted; 0 where only the data tell."""
+
+    weights: int = 0
+    """Float32 copies of the model it writes, optimizer state counting two."""
+
+    checkpoints: bool = False
+    """It keeps checkpoints while it runs."""
+
+
+@dataclass(frozen=True)
 class Stage:
     """What a module in pipeline/stages declares as STAGE."""
 
@@ -167,6 +187,9 @@ class Stage:
 
     wanted: Callable[[Any], set[str]] | None = None
     """settings -> the optional inputs they have a use for; None: all of them."""
+
+    cost: Callable[[Any], Cost] = lambda settings: Cost()
+    """settings -> what it takes and makes."""
 
     kinds: Callable[[Any, Kinds], Kinds] = lambda settings, given: Kinds()
     """(settings, kinds of its input `groups`) -> what groups it makes."""

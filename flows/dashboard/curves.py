@@ -19,7 +19,7 @@ from pipeline.tracking import METRICS, read_lines
 
 _POINTS = 600  # of one curve; more are averaged
 _BINS = (20, 48)  # of a histogram: the more values, the more
-_SCORES = 80_000  # rows a histogram is made of
+_SCORES = 20_000  # prompts a histogram is made of, with all their completions
 _ENVELOPE = ("step", "at", "time")
 
 
@@ -109,12 +109,12 @@ def _histograms(files: Files, steps: list[Row]) -> dict[str, Row]:
     loaded = []
     for step in steps:
         try:
-            table = samples.numbers_of(files, step) or tables.open_table(
-                files, files.table(step["stage"], step["key"], "groups"))
+            side = samples.numbers_of(files, step)
+            table = side or tables.open_table(files, files.table(step["stage"], step["key"], "groups"))
         except NotHere:
             continue
         values, read = files.remember(("scores", table.folder), table.mark, partial(tables.scores, table, _SCORES))
-        loaded.append((step, values, {"groups": read, "of": table.rows}))
+        loaded.append((step, values, {"rows": read, "of": table.rows, "unit": "completions" if side else "prompts"}))
     names = sorted({n for _, values, _ in loaded for n in values})
     return {n: made for n in names if (made := _histogram([(s, v[n], r) for s, v, r in loaded if n in v])) is not None}
 

@@ -172,11 +172,11 @@ def _rows_with(column: pa.ChunkedArray, field: str, text: str) -> np.ndarray:
 
 
 def scores(table: Table, most: int) -> tuple[dict[str, np.ndarray], int]:
-    """Score name -> its finite values, and of how many rows: all, or about `most` in evenly spread row groups.
+    """Score name -> its finite values, and of how many rows: all, or about `most` prompts in evenly spread row groups.
 
-    The table is one of groups or a side table, whose rows are completions.
+    A row of a table of groups is a prompt, one of a side table a completion.
     """
-    step = max(1, table.rows // max(1, most))
+    step = max(1, int(table.rows / _per_prompt(table)) // max(1, most))
     found: dict[str, list[np.ndarray]] = {}
     read = 0
     for block in table.blocks[::step]:
@@ -184,6 +184,15 @@ def scores(table: Table, most: int) -> tuple[dict[str, np.ndarray], int]:
         for name, values in _scores(block):
             found.setdefault(name, []).append(values[np.isfinite(values)])
     return {name: np.concatenate(parts) for name, parts in found.items()}, read
+
+
+def _per_prompt(table: Table) -> float:
+    """Rows for each prompt, as the first row group has them."""
+    with pq.ParquetFile(table.blocks[0].part) as file:
+        if "k" not in file.schema_arrow.names:
+            return 1.0
+    places = _read(table.blocks[0], ["k"])["k"].to_numpy()
+    return max(1.0, len(places) / (int(np.count_nonzero(places == 0)) or 1))
 
 
 def _scores(block: Block) -> Iterator[tuple[str, np.ndarray]]:

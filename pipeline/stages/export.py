@@ -18,9 +18,7 @@ from pipeline.stage import Context, Stage
 
 @dataclass(frozen=True)
 class Settings:
-    """`format` is a data format that can write: one with `export`."""
-
-    format: dict[str, Any]
+    format: dict[str, Any]  # of the data; one that can write answers
     model: str  # the name the answers go by
 
     def check(self) -> list[tuple[str, str]]:

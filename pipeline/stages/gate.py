@@ -29,7 +29,7 @@ GATE, ACCEPTED = "gate.json", "accepted.json"
 class Settings:
     """The rules, and what happens to an iteration that breaks one."""
 
-    iteration: int = setting(low=1)
+    iteration: int = setting(low=1)  # the one that is judged
     action: str = setting(STOP, choices=(STOP, PREVIOUS))  # end the run, or go on from the last one that passed
     win_rate_fall: float | None = setting(0.0, low=0.0, high=1.0)  # judge down by more, learned reward up; null: off
     length_growth: float | None = setting(0.5, low=0.0)  # share by which answers may grow; null: off

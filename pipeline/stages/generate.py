@@ -21,7 +21,7 @@ from pipeline.engines.sampling import Draw, GroupSettings, draws, requests_for
 from pipeline.engines.tally import REFUSED, TOO_LONG, Tally, read_tally, write_tally
 from pipeline.errors import UserError
 from pipeline.records import LENGTH, Completion, Group
-from pipeline.stage import Context, Stage
+from pipeline.stage import Context, Cost, Stage
 
 _SHOWN = 10  # problems of one kind shown at once
 
@@ -250,4 +250,5 @@ def _report(tally: Tally, context: Context) -> None:
 
 # samples: a run keeps one engine service alive for the steps that say so
 STAGE = Stage(Settings, run, version=1, inputs={"model": "one", "prompts": "one"}, seeded=True, runtime=Runtime,
-              samples=True, check=check)
+              samples=True, check=check,
+              cost=lambda settings: Cost(sampled_tokens=sum(draw.n * draw.max_tokens for draw in settings.draws)))

@@ -21,9 +21,7 @@ BUILTIN = "builtin:"
 
 @dataclass(frozen=True)
 class Settings:
-    """`format` is a data format."""
-
-    format: dict[str, Any]
+    format: dict[str, Any]  # how the files of the data are read
     require: tuple[str, ...] = setting((), choices=SPLITS)  # splits that must not be empty
 
     def check(self) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.config import setting
 from pipeline.errors import UserError
-from pipeline.stage import Context, Stage
+from pipeline.stage import Context, Cost, Stage
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -180,4 +180,5 @@ def _skipped(path: Path) -> bool:
 
 
 STAGE = Stage(
-    Settings, run, version=1, inputs={"data": "optional"}, seeded=True, runtime=Runtime, files=files, check=check)
+    Settings, run, version=1, inputs={"data": "optional"}, seeded=True, runtime=Runtime, files=files, check=check,
+    cost=lambda settings: Cost(weights=1))

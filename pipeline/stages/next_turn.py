@@ -21,11 +21,9 @@ from pipeline.stage import Context, Stage
 
 @dataclass(frozen=True)
 class Settings:
-    """`format` is a data format with `follow_ups`, and `given_follow_ups` for given answers."""
-
-    format: dict[str, Any]
+    format: dict[str, Any]  # of the data; one that knows the second turns, and with `given` their answers
     given: bool = False  # the answers came with the data: take their second turns along
-    max_prompt_tokens: int = setting(512, low=1)
+    max_prompt_tokens: int = setting(512, low=1)  # of both questions and the first answer; longer: dropped
     max_completion_tokens: int = setting(512, low=1)  # of given second answers; longer ones are cut
 
     def check(self) -> list[tuple[str, str]]:
@@ -39,9 +37,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where the questions are."""
-
-    root: str | None = None
+    root: str | None = None  # where the data are, as for import_data
 
 
 def files(settings: Settings, runtime: Runtime) -> list[Path]:

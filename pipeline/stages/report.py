@@ -31,7 +31,7 @@ from pipeline.stage import Context, Stage, derive_seed
 class Settings:
     """How the gain between iterations is stated."""
 
-    confidence: float = setting(0.95, above=0.5, below=1.0)
+    confidence: float = setting(0.95, above=0.5, below=1.0)  # of the interval around each gain
     resamples: int = setting(2000, low=100, high=100_000)  # of the bootstrap over prompts
     fixed_baseline: bool = True  # false: every iteration has a baseline of its own, so rates cannot be subtracted
 

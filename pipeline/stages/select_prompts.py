@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import setting
 from pipeline.errors import UserError
-from pipeline.stage import Context, Stage, derive_seed
+from pipeline.stage import Context, Cost, Stage, derive_seed
 
 
 @dataclass(frozen=True)
 class Settings:
     """Which slice."""
 
-    iteration: int = setting(low=1)
+    iteration: int = setting(low=1)  # the one that samples this slice
     count: int = setting(low=1)  # prompts per iteration
     first: int = setting(1, low=1)  # the first iteration that samples: it gets the first slice, so none is wasted
 
@@ -57,4 +57,5 @@ def slice_of(ids: list[str], settings: Settings, seed: int) -> list[str]:
     return sorted(ids, key=lambda id: (derive_seed(seed, "select_prompts", id), id))[start:end]
 
 
-STAGE = Stage(Settings, run, version=1, inputs={"prompts": "one"}, seeded=True)
+STAGE = Stage(Settings, run, version=1, inputs={"prompts": "one"}, seeded=True,
+              cost=lambda settings: Cost(prompts=settings.count))

@@ -10,14 +10,16 @@ from typing import Any
 
 from pipeline.config import part_problems
 from pipeline.objectives.contract import Objective
-from pipeline.stage import Context, Stage
+from pipeline.stage import Context, Cost, Stage
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
 
 @dataclass(frozen=True)
 class Settings:
     objective: dict[str, Any] = field(default_factory=lambda: {"module": "pipeline.objectives.ce"})
-    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    """The loss: a part for single answers."""
+
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)  # one training run
 
     def check(self) -> list[tuple[str, str]]:
         return part_problems(self.objective, "objective", Objective)
@@ -30,4 +32,4 @@ def run(context: Context) -> None:
 
 
 STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "one"}, seeded=True, runtime=TrainRuntime,
-              distributed=True)
+              distributed=True, cost=lambda settings: Cost(weights=1, checkpoints=True))

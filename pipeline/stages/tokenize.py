@@ -28,9 +28,9 @@ class Settings:
 
     max_prompt_tokens: int = setting(512, low=1)  # longer prompts: overlong_prompts
     max_completion_tokens: int = setting(512, low=1)  # longer ones: overlong_sft, overlong_pref
-    overlong_prompts: str = setting("drop", choices=("drop", "error"))
-    overlong_sft: str = setting("truncate", choices=("drop", "truncate", "error"))
-    overlong_pref: str = setting("drop", choices=("drop", "truncate", "error"))
+    overlong_prompts: str = setting("drop", choices=("drop", "error"))  # error: the first one ends the stage
+    overlong_sft: str = setting("truncate", choices=("drop", "truncate", "error"))  # answers to imitate
+    overlong_pref: str = setting("drop", choices=("drop", "truncate", "error"))  # pairs with a longer answer
 
 
 def kinds(settings: Settings, given: Kinds) -> Kinds:

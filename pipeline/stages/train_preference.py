@@ -17,7 +17,7 @@ from pipeline.negatives.contract import Draw
 from pipeline.objectives import contract
 from pipeline.objectives.contract import Auxiliary, Needs, Objective
 from pipeline.selection.contract import LISTS, PAIRS
-from pipeline.stage import Context, Kinds, Stage
+from pipeline.stage import Context, Cost, Kinds, Stage
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
 _WHY = {
@@ -29,12 +29,12 @@ _WHY = {
 
 @dataclass(frozen=True)
 class Settings:
-    objective: dict[str, Any]
+    objective: dict[str, Any]  # the loss: a part such as {module: pipeline.objectives.dpo}
     auxiliary: dict[str, Any] | None = None  # terms beside it; no block = none
     negatives: dict[str, Any] | None = None  # module null (or no block) = train on the groups as they are
     score: str = "reward"  # which score objectives that need scores see
-    trainer: TrainerSettings = field(default_factory=TrainerSettings)
-    keep_optimizer: bool = False
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)  # one training run
+    keep_optimizer: bool = False  # write its state too, for an iteration that goes on with it
     weights: tuple[float, ...] = setting((), low=0.0)
     """A factor on the weights of each table's groups, in recipe order; empty: 1."""
 
@@ -139,8 +139,13 @@ def run(context: Context) -> None:
               score=settings.score, keep=settings.keep_optimizer, weights=settings.weights)
 
 
+def cost(settings: Settings) -> Cost:
+    pairs = (settings.trainer.max_steps or 0) * settings.trainer.batch_size
+    return Cost(trained_pairs=pairs, weights=3 if settings.keep_optimizer else 1, checkpoints=True)
+
+
 STAGE = Stage(
     Settings, run, version=4,
     inputs={"model": "one", "groups": "many", "reference": "optional", "previous": "optional", "scored": "optional",
             "weights": "optional", "reference_model": "optional", "optimizer": "optional"},
-    seeded=True, runtime=TrainRuntime, distributed=True, required=required, wanted=wanted, misfit=misfit)
+    seeded=True, runtime=TrainRuntime, distributed=True, required=required, wanted=wanted, misfit=misfit, cost=cost)

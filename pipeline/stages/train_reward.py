@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.errors import UserError
-from pipeline.stage import Context, Stage, derive_seed
+from pipeline.stage import Context, Cost, Stage, derive_seed
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)  # one training run
     held_out: float = setting(0.05, low=0.0, below=1.0)  # share of pairs that only measure accuracy
     base: str | None = None  # a folder to train it on instead of the input `model`; with the same tokenizer
 
@@ -99,4 +99,5 @@ def _check_pairs(training: Sequence[Example], held_out: Sequence[Example]) -> No
 
 
 STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "one"}, seeded=True, runtime=TrainRuntime,
-              distributed=True, files=files, check=check)
+              distributed=True, files=files, check=check,
+              cost=lambda settings: Cost(weights=1, checkpoints=True))

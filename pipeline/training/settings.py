@@ -34,7 +34,7 @@ class TrainerSettings:
     grad_clip: float | None = setting(1.0, above=0.0)  # global norm; null: off
     precision: str = setting("bfloat16", choices=PRECISIONS)  # of matrix products; masters are float32
     save_dtype: str = setting("float32", choices=PRECISIONS)  # of the weights in the artifact
-    adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)  # what is trained instead of all weights
 
     def check(self) -> list[tuple[str, str]]:
         if self.epochs is None and self.max_steps is None:

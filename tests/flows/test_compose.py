@@ -302,6 +302,22 @@ def test_a_module_that_declares_nothing_is_named_instead_of_all_options():
         "may declare is in pipeline.objectives.contract"]
 
 
+@pytest.mark.parametrize(("text", "declares"), [
+    ("OBJECTIVE = Objective(loss=1)", True),
+    ("OBJECTIVE: Objective = Objective(loss=1)", True),
+    ("OBJECTIVE = contract.Objective(loss=1)", True),
+    ("OBJECTIVE: Objective", False),
+    ("def f():\n    OBJECTIVE = Objective(loss=1)", False),
+    ("# OBJECTIVE = Objective(loss=1)\nRULE = Rule(1)", False),
+])
+def test_a_module_is_an_option_however_it_writes_its_declaration(text, declares, tmp_path, monkeypatch):
+    module = tmp_path / "pipeline" / "objectives" / "mine.py"
+    module.parent.mkdir(parents=True)
+    module.write_text(text + "\n")
+    monkeypatch.setattr(settings, "ROOT", tmp_path)
+    assert settings.part_files("objective") == ([module] if declares else [])
+
+
 def test_a_key_that_stands_deeper_in_its_group_is_found():
     assert _problems("recipe=pco", "reward=rule", "reward.function=my.f") == [
         "reward.function: unknown key, reward has no 'function' (did you mean reward.scorer.function?)"]

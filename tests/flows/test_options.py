@@ -9,7 +9,7 @@ import pytest
 
 from flows import settings
 from flows.compose import CONF
-from flows.options import WIDTH, Setting, first_sentence, settings_of, show
+from flows.options import WIDTH, Setting, blocks, first_sentence, settings_of, show, stage_settings, top_settings
 from pipeline.errors import UserError
 
 GROUPS = [group for group in settings.groups(CONF) if group != "recipe"]
@@ -51,6 +51,35 @@ def test_every_setting_of_every_option_is_explained(group: str) -> None:
     assert silent == []
 
 
+def test_every_setting_outside_the_groups_is_explained() -> None:
+    found = [*top_settings(), *(item for block in blocks(CONF) for item in settings_of(block, "")),
+             *(item for stage in settings.stages() for item in stage_settings(stage))]
+    assert {"seed", "train.score", "train.weights", "train.weigh_prompts", "stage.tokenize.settings.overlong_pref",
+            "stage.generate.runtime.part_size", "stage.train_reward.settings.held_out"} <= {item.key for item in found}
+    assert [item.key for item in found if not item.text] == []
+
+
+def test_a_stages_setting_is_its_own_or_names_the_key_that_feeds_it(capsys) -> None:
+    found = {item.key: item for item in stage_settings("tokenize")}
+    assert found["stage.tokenize.settings.overlong_sft"] == Setting(
+        "stage.tokenize.settings.overlong_sft", "one of drop, truncate, error", "truncate", "answers to imitate")
+    printed = lines(capsys, "stage.generate")
+    assert "stage.generate.settings.n = (that of sampling.n)" in printed
+    assert "stage.generate.settings.context_length = (that of engine.context_length)" in printed
+    assert "stage.generate.runtime.part_size = 256" in printed
+
+
+def test_stages_are_listed(capsys) -> None:
+    printed = lines(capsys, "stage")
+    assert [line.split()[0] for line in printed] == settings.stages()
+    assert all(len(line) <= WIDTH and len(line.split()) > 1 for line in printed)
+
+
+def test_a_block_without_options_lists_its_settings(capsys) -> None:
+    assert [line for line in lines(capsys, "train") if line[:1].strip()] == [
+        "train.weigh_prompts = false", 'train.score = "reward"', "train.weights = []"]
+
+
 @pytest.mark.parametrize("group", settings.groups(CONF))
 def test_a_group_lists_its_options_sorted_and_each_with_a_sentence(group: str, capsys) -> None:
     names = settings.options(CONF, group)
@@ -62,10 +91,14 @@ def test_a_group_lists_its_options_sorted_and_each_with_a_sentence(group: str, c
 
 def test_the_groups_are_listed(capsys) -> None:
     printed = lines(capsys)
-    assert [line.split()[0] for line in printed[:len(GROUPS) + 1]] == settings.groups(CONF)
+    assert [line.split()[0] for line in printed[:len(GROUPS) + 3]] == [*settings.groups(CONF), "train", "stage"]
+    top = [line.split(" = ")[0] for line in printed if line[:1].strip() and " = " in line]
+    assert top == ["run", "workspace", "precision", "seed", "iterations"]
+    assert max(map(len, printed)) <= WIDTH
 
 
-@pytest.mark.parametrize("word", ["objective=dpo", "objective=upo", "engine=vllm", "data=hh", "hardware=cuda"])
+@pytest.mark.parametrize("word", ["objective=dpo", "objective=upo", "engine=vllm", "data=hh", "hardware=cuda", "train",
+                                  *(f"stage.{name}" for name in settings.stages())])
 def test_settings_fit_eighty_columns(word: str, capsys) -> None:
     assert max(map(len, lines(capsys, word))) <= WIDTH
 
@@ -77,9 +110,11 @@ def test_companions_are_named(capsys) -> None:
 
 def test_unknown_names_get_the_nearest_ones() -> None:
     with pytest.raises(UserError) as caught:
-        show(["objektive", "objective=dpoo"])
+        show(["objektive", "objective=dpoo", "stage.tokenise", "train=all"])
     assert caught.value.problems[0] == "options: no group named 'objektive' (did you mean objective?)"
     assert caught.value.problems[1].startswith("options: no objective named 'dpoo' (did you mean dpo")
+    assert caught.value.problems[2].startswith("options: no stage named 'tokenise' (did you mean stage.tokenize")
+    assert caught.value.problems[3] == "options: train has no options, expected align options train"
 
 
 def test_it_is_quick_and_needs_no_torch() -> None:

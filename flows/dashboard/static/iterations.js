@@ -73,7 +73,10 @@ function charts(run, more) {
   return found;
 }
 
-const partial = (made) => (made.series.some((s) => s.groups < s.of) ? ", from evenly spread row groups" : "");
+function partial(made) {
+  const part = made.series.find((s) => s.rows < s.of);
+  return part ? `, from evenly spread rows (iteration ${part.iteration}: ${part.rows} of ${part.of} ${part.unit})` : "";
+}
 
 function baseline(more, field) {
   const known = more.numbers.filter((n) => field in n.counts);

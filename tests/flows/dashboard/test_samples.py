@@ -41,6 +41,18 @@ def test_rows_across_a_part_boundary(parted: tuple[Files, Path]):
     assert tables.rows(table, 1000, 10) == []
 
 
+def test_a_side_table_is_looked_at_for_as_many_prompts_as_a_table_of_groups(parted: tuple[Files, Path], tmp_path: Path):
+    """About 250 of 1,000 prompts are every fourth of ten parts: three parts, four completions a prompt."""
+    for part in range(10):
+        columns.write_part(tmp_path / "scores", part, (
+            ("d" * 64, g.id, [c.scores for c in g.completions]) for g in world.prompts(1000, 1)[100 * part:][:100]))
+    groups, read = tables.scores(tables.open_table(*parted), 250)
+    assert (read, len(groups["reward"])) == (300, 1200)
+    beside, read = tables.scores(tables.open_table(parted[0], tmp_path / "scores"), 250)
+    assert (read, len(beside["reward"])) == (1200, 1200)
+    assert beside["reward"].tolist() == groups["reward"].tolist()
+
+
 def test_a_page_reads_one_row_group(parted: tuple[Files, Path], monkeypatch: pytest.MonkeyPatch):
     table = tables.open_table(*parted)
     read: list[Path] = []

@@ -163,7 +163,7 @@ def test_iterations_have_histograms_on_common_bins(workspace: Path):
     assert [s["iteration"] for s in reward["series"]] == [1, 2]
     for series in reward["series"]:
         assert sum(series["share"]) == pytest.approx(1, abs=1e-4)
-        assert (series["number"], series["groups"], series["of"]) == (160, 160, 160)
+        assert [series[key] for key in ("number", "rows", "of", "unit")] == [160, 160, 160, "completions"]
         assert series["mean"] == pytest.approx(0.15 - 0.001 * 19.5)
     assert set(made["histograms"]["judge"]) == {"reward", "gold"}
     assert [d["content"]["decision"] for d in made["documents"] if d["file"] == "gate.json"] == ["pass", "stop"]
