@@ -113,7 +113,7 @@ def collect(workspace: str, apply: bool) -> int:
     rows = [[str(item.path.relative_to(place)), screen.size(item.size), item.reason] for item in garbage]
     screen.table("", ["folder", "size", "why"], rows)
     if apply:
-        screen.say(f"freed {screen.size(gc.remove(garbage))}")
+        screen.say(f"freed {screen.size(gc.remove(place, garbage))}")
     else:
         total = screen.size(sum(item.size for item in garbage))
         screen.say(f"would free {total}; remove it with: align gc --apply")

@@ -71,6 +71,10 @@ def work_path(workspace: Path, kind: str, key: str) -> Path:
     return workspace / "artifacts" / kind / f".work-{key}"
 
 
+def lock_path(workspace: Path, kind: str, key: str) -> Path:
+    return workspace / "locks" / f"{kind}-{key}.lock"
+
+
 def find(workspace: Path, kind: str, key: str) -> Artifact | None:
     """The artifact, if its manifest is there and every file has the size the manifest says."""
     path = artifact_path(workspace, kind, key)
@@ -135,7 +139,7 @@ def lock(workspace: Path, kind: str, key: str, wait: float = 0) -> Iterator[None
     """Hold the right to compute an artifact. The kernel frees it when the holder dies. Raises Busy after `wait` s."""
     note = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()})
     try:
-        with locked(workspace / "locks" / f"{kind}-{key}.lock", note, wait):
+        with locked(lock_path(workspace, kind, key), note, wait):
             yield
     except Held as holder:
         raise Busy(f"{kind}/{key} is being computed by {holder}") from None

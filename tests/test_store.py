@@ -12,6 +12,7 @@ import time
 import pytest
 
 from pipeline import files, gc, store
+from pipeline.errors import UserError
 
 
 def _fill(workspace, kind="score", key="k" * 20, **files: str) -> store.Artifact:
@@ -168,5 +169,87 @@ def test_gc_keeps_what_a_run_points_at(tmp_path):
     files.write_atomic(tmp_path / "runs" / "r" / "run.json", json.dumps(run))
     found = {item.path: item for item in gc.find_garbage(tmp_path)}
     assert set(found) == {loose.path, abandoned} and found[abandoned].size == 5
-    gc.remove(list(found.values()))
+    gc.remove(tmp_path, list(found.values()))
     assert kept.path.exists() and unfinished.exists() and not loose.path.exists() and not abandoned.exists()
+
+
+def _record(workspace, text: str, events: str = "", name: str = "r") -> None:
+    folder = workspace / "runs" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(text)
+    (folder / "events.jsonl").write_text(events)
+
+
+def _garbage(workspace) -> set:
+    return {item.path for item in gc.find_garbage(workspace)}
+
+
+def test_gc_keeps_what_an_unfinished_run_ever_pointed_at(tmp_path):
+    """Its events name the keys; those of a finished run are only history. A torn line still names its key."""
+    made, early = _fill(tmp_path), _fill(tmp_path, key="e" * 20)
+    steps = [{"stage": "score", "key": made.key}]
+    events = f'{{"event": "finished", "key": "{early.key}"}}\n{{"event": "started", "key": "{"t" * 20}", "ti'
+    torn = store.work_path(tmp_path, "sft", "t" * 20)
+    torn.mkdir(parents=True)
+    for outcome in ("running", "interrupted", "failed", "stale"):
+        _record(tmp_path, json.dumps({"outcome": outcome, "steps": steps}), events)
+        assert _garbage(tmp_path) == set()
+    for outcome in ("done", "stopped by gate[2]"):
+        _record(tmp_path, json.dumps({"outcome": outcome, "steps": steps}), events)
+        assert _garbage(tmp_path) == {early.path, torn}
+
+
+@pytest.mark.parametrize("text", ["", '{"outcome": "done", "steps": [{"sta', "[]", '{"outcome": "done", "steps": 3}'])
+def test_gc_reads_the_events_where_the_record_is_lost(text, tmp_path):
+    made, loose = _fill(tmp_path), _fill(tmp_path, key="j" * 20)
+    _record(tmp_path, text, f'{{"event": "finished", "key": "{made.key}"}}\n')
+    assert _garbage(tmp_path) == {loose.path}
+    (tmp_path / "runs" / "r" / "run.json").unlink()
+    assert _garbage(tmp_path) == {loose.path}
+
+
+def test_gc_removes_nothing_where_a_record_says_nothing(tmp_path):
+    _fill(tmp_path)
+    _record(tmp_path, "{")
+    with pytest.raises(UserError, match=r"run\.json: not a run record .*move it away first"):
+        gc.find_garbage(tmp_path)
+
+
+def test_gc_removes_work_beside_a_finished_artifact(tmp_path):
+    made = _fill(tmp_path)
+    work = store.work_path(tmp_path, "score", made.key)
+    work.mkdir()
+    _record(tmp_path, json.dumps({"outcome": "running", "steps": [{"stage": "score", "key": made.key}]}))
+    (found,) = gc.find_garbage(tmp_path)
+    assert (found.path, found.reason) == (work, "work beside its finished artifact")
+    gc.remove(tmp_path, [found])
+    assert made.path.exists() and not work.exists()
+
+
+def test_gc_looks_again_before_it_removes(tmp_path):
+    """A run that began after the list was made, and a step that began: both keep theirs."""
+    wanted, held, loose = (_fill(tmp_path, key=letter * 20) for letter in "whl")
+    found = gc.find_garbage(tmp_path)
+    assert {item.path for item in found} == {wanted.path, held.path, loose.path}
+    _record(tmp_path, json.dumps({"outcome": "running", "steps": [{"stage": "score", "key": wanted.key}]}))
+    with store.lock(tmp_path, "score", held.key):
+        assert gc.remove(tmp_path, found) == found[1].size
+    assert wanted.path.exists() and held.path.exists() and not loose.path.exists()
+
+
+LIMITED = """
+import resource, sys
+from flows import inspection
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+sys.exit(inspection.collect(sys.argv[1], sys.argv[2] == "apply"))
+"""
+
+
+def test_gc_needs_no_disk_and_its_dry_run_writes_nothing(tmp_path):
+    loose = _fill(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for what, left in (("list", True), ("apply", False)):  # not one byte can be written to a file
+        done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path), what], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert loose.path.exists() == left
+        assert not left or sorted(tmp_path.rglob("*")) == before
