@@ -94,6 +94,71 @@ def test_damage_names_every_file(tmp_path):
     ]
 
 
+def test_swapped_folders_and_changed_counts_are_found(tmp_path):
+    """By find, which every run asks, and by damage, which `align verify` asks."""
+    one, two = _fill(tmp_path, a="hello"), _fill(tmp_path, key="j" * 20, a="world")
+    one.path.rename(tmp_path / "aside")
+    two.path.rename(one.path)
+    (tmp_path / "aside").rename(two.path)
+    for key in (one.key, two.key):
+        assert store.find(tmp_path, "score", key) is None
+    swapped = store.Artifact("score", one.key, one.path, two.manifest)
+    assert store.damage(swapped) == [
+        f"{one.path}/manifest.json: is of score/{two.key}, its folder is score/{one.key}"]
+    again = _fill(tmp_path, key=one.key, a="hello")
+    changed = {**again.manifest, "counts": {"groups": 7}}
+    (again.path / store.MANIFEST).write_text(json.dumps(changed))
+    assert store.find(tmp_path, "score", one.key) is None
+    assert store.damage(store.Artifact("score", one.key, one.path, changed)) == [
+        f"{one.path}/manifest.json: content changed (its hash is not the one it carries)"]
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"files": [1]}', '{"files": {"a": 1}}', '"', '{"kind": 1, "files": {}}'])
+def test_a_foreign_manifest_is_no_artifact(text, tmp_path):
+    made = _fill(tmp_path)
+    (made.path / store.MANIFEST).write_text(text)
+    assert store.find(tmp_path, "score", made.key) is None
+
+
+def test_a_manifest_of_older_code_stays_valid(tmp_path):
+    """It carries no hash of itself; its digest, which the keys after it are made of, is the same."""
+    made = _fill(tmp_path)
+    old = {name: value for name, value in made.manifest.items() if name != store.SEAL}
+    (made.path / store.MANIFEST).write_text(json.dumps(old, indent=1, sort_keys=True))
+    found = store.find(tmp_path, "score", made.key)
+    assert found is not None and found.manifest == old and found.digest() == made.digest()
+    assert store.damage(found) == []
+
+
+def test_any_facts_keep_a_manifest_whole(tmp_path):
+    """What json changes on its way to the disk and back, and numbers that are none."""
+    facts = {"counts": {2: 1.0, 10: 0.1 + 0.2, 3: float("inf")}, "pair": (1, None), "words": "Zürich \u2028 \ud800"}
+    out = store.work_path(tmp_path, "score", "k" * 20) / "out"
+    out.mkdir(parents=True)
+    (out / "a").write_text("hello")
+    made = store.commit(tmp_path, "score", "k" * 20, facts)
+    found = store.find(tmp_path, "score", "k" * 20)
+    assert found is not None and found.manifest == made.manifest and found.manifest["counts"]["10"] == 0.1 + 0.2
+
+
+def test_only_what_is_damaged_is_set_aside(tmp_path):
+    """With it goes the unfinished work that has read it, but for what another process is doing."""
+    good, bad = _fill(tmp_path, a="hello"), _fill(tmp_path, key="j" * 20, model__w="weights", b="x")
+    (bad.path / "model" / "w").write_text("weighty")
+    assert store.find(tmp_path, "score", bad.key) is not None and store.damaged_files(bad, "b") == []
+    assert store.damaged_files(bad, "model") == store.damage(bad) != []
+    works = [store.work_path(tmp_path, "sft", letter * 20) for letter in "abc"]
+    for work, read in zip(works, (bad, good, bad), strict=True):
+        files.write_atomic(work / "step.json", json.dumps({"inputs": {"model": [str(read.path / "model")]}}))
+    with store.lock(tmp_path, "sft", "c" * 20):
+        for artifact in (good, bad):
+            store.set_aside(tmp_path, artifact)
+        assert [work.exists() for work in works] == [False, True, True]
+    assert good.path.exists() and not bad.path.exists() and store.find(tmp_path, "score", bad.key) is None
+    (aside,) = good.path.parent.glob(".trash-*")
+    assert {item.path for item in gc.find_garbage(tmp_path)} >= {aside}
+
+
 def test_a_damaged_artifact_is_replaced(tmp_path):
     made = _fill(tmp_path)
     (made.path / "a").write_text("broken!")
