@@ -29,7 +29,8 @@ def run(overrides: list[str]) -> int:
     if problems := shortage(prepared.run.config, prepared.workspace, planned):
         raise UserError(*problems)
     with runs.hold(prepared.workspace, prepared.run.name):
-        record = replace(prepared.run, steps=[{**step, "state": "cached" if item.cached else "waiting", "key": item.key}
+        record = replace(prepared.run, steps=[{**step, "state": "cached" if item.cached else "waiting",
+                                                "key": item.key or step["key"]}  # the old one until a new one is known
                                               for step, item in zip(prepared.run.steps, planned, strict=True)])
         reachable = gates.reachable(planned)
         if all(item.cached for item in reachable):
@@ -93,6 +94,7 @@ def _all_cached(prepared: CheckedRun, record: runs.Run, planned: list[Planned], 
     """Nothing to run: no process, no Prefect."""
     for item in planned:
         screen.say(f"  cached  {item.step.name}")
+        runs.event(prepared.workspace, record.name, item.step.name, "cached", key=item.key)
     record = replace(record, steps=[{**s, "state": "cached"} for s in record.steps])
     record = gates.ended(record, planned[-1].step.name if len(planned) < len(record.steps) else "")
     runs.save(prepared.workspace, record)

@@ -18,7 +18,7 @@ from flows import gates, screen
 from flows.engine_service import EngineFailed, EngineHolder
 from flows.observer import Observer
 from flows.prefect_side import PrefectPage
-from flows.step import Launch, StepFailed, ensure
+from flows.step import InputDamaged, Launch, StepFailed, ensure
 from flows.summary import conclude
 from pipeline import plan, runs, store, tracking
 from pipeline.config import build
@@ -133,7 +133,7 @@ def main(workspace: Path, name: str, only: str | None, force: bool) -> int:
     except UserError as error:
         screen.problems(error.problems)
         return 2
-    except (StepFailed, EngineFailed) as error:
+    except (StepFailed, InputDamaged, EngineFailed) as error:
         screen.problems([str(error)])
         return 1
     return 0

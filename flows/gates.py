@@ -47,7 +47,7 @@ def ended(run: runs.Run, stopped_by: str) -> runs.Run:
     if position >= len(names) - 1:  # a gate behind the last step keeps nothing from running
         return replace(run, outcome=runs.DONE)
     steps = [{**step, "state": SKIPPED} if i > position else step for i, step in enumerate(run.steps)]
-    return replace(run, steps=steps, outcome=f"stopped by {stopped_by}")
+    return replace(run, steps=steps, outcome=runs.STOPPED_BY + stopped_by)
 
 
 def table(run: runs.Run, done: dict[str, store.Artifact]) -> str:

@@ -82,7 +82,7 @@ def verify(workspace: str, name: str | None) -> int:
     """Check every hash of every artifact, or of one run's. Exit code 1 if anything is damaged."""
     place = folder_of(workspace)
     wanted = None if name is None else {(s["stage"], s["key"]) for s in load_run(place, name).steps if s.get("key")}
-    problems, hashed, number = [], 0, 0
+    problems, hashed, number, unsealed = [], 0, 0, 0
     for manifest in sorted((place / "artifacts").glob(f"*/*/{store.MANIFEST}")):
         kind, key = manifest.parent.parent.name, manifest.parent.name
         if key.startswith(".") or (wanted is not None and (kind, key) not in wanted):
@@ -92,13 +92,17 @@ def verify(workspace: str, name: str | None) -> int:
             artifact = store.Artifact(kind, key, manifest.parent, json.loads(manifest.read_text()))
             problems += store.damage(artifact)
             hashed += len(artifact.manifest["files"])
-        except (ValueError, KeyError) as error:
+            unsealed += store.SEAL not in artifact.manifest
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             problems.append(f"{manifest}: not a manifest ({error})")
     for problem in problems:
         screen.say(f"damaged: {problem}")
     if problems:
         screen.say("remove the artifact's folder and run again: only that artifact is rebuilt; later steps rerun "
                    "only if its bytes change")
+    if unsealed:
+        screen.say(f"{unsealed} of them were made by older code: only their files are checked, their manifests "
+                   "carry no hash of their own")
     screen.say(f"{number} artifacts, {hashed} files, {len(problems)} problems")
     return 1 if problems else 0
 
@@ -113,7 +117,7 @@ def collect(workspace: str, apply: bool) -> int:
     rows = [[str(item.path.relative_to(place)), screen.size(item.size), item.reason] for item in garbage]
     screen.table("", ["folder", "size", "why"], rows)
     if apply:
-        screen.say(f"freed {screen.size(gc.remove(garbage))}")
+        screen.say(f"freed {screen.size(gc.remove(place, garbage))}")
     else:
         total = screen.size(sum(item.size for item in garbage))
         screen.say(f"would free {total}; remove it with: align gc --apply")

@@ -44,7 +44,7 @@ def _folders(run: runs.Run, done: dict[str, store.Artifact], stage: str) -> list
 
 
 def _say_why(run: runs.Run, done: dict[str, store.Artifact]) -> None:
-    step = run.outcome.removeprefix("stopped by ")
+    step = run.outcome.removeprefix(runs.STOPPED_BY)
     decision = gates.read(done[step])
     assert decision is not None
     screen.say(f"\n{run.outcome}: {'; '.join(decision['reasons'])}\nmodel     {done[step].path / 'model'} "

@@ -83,9 +83,9 @@ def locked(path: Path, note: str, wait: float | None = 0) -> Iterator[None]:
                 file.seek(0)
                 raise Held(file.read().strip() or "another process")
             time.sleep(0.05)
-        file.truncate(0)
-        file.write(note)
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, without a note of who has it
+            file.truncate(0)
+            os.write(file.fileno(), note.encode())
         yield
 
 

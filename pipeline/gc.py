@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import store
+from pipeline import files, runs, store
 from pipeline.errors import UserError
+
+_KEY = re.compile(r'"key": "([^"]+)"')  # as run.json and events.jsonl have it; found in a torn line, too
 
 
 @dataclass(frozen=True)
@@ -23,49 +28,87 @@ class Garbage:
 def find_garbage(workspace: Path) -> list[Garbage]:
     """Artifacts that no run points at, work folders of artifacts nobody is computing or will finish, left-over trash.
 
-    A run keeps every artifact its run.json names, finished or not; the work folder of an unfinished step is kept so
-    that the run can go on from there.
+    A finished run keeps what its run.json names. A run that did not come to its end, or whose run.json is lost, keeps
+    every artifact it ever pointed at (events.jsonl): it could still reuse them. The work folder of an unfinished step
+    is kept so that the run can go on from there. Writes nothing.
     """
     kept = _kept(workspace)
     found = []
     for folder in sorted((workspace / "artifacts").glob("*/*")):
-        kind, name = folder.parent.name, folder.name
-        key = name.removeprefix(".work-")
-        if name.startswith(".trash-"):
-            found.append(Garbage(folder, "left over from a replaced artifact", _size(folder)))
-        elif (kind, key) not in kept and not _held(workspace, kind, key):
-            reason = "no run points at it" if key == name else "unfinished work of no run"
+        reason = _reason(workspace, folder, kept)
+        if reason and not files.is_locked(store.lock_path(workspace, folder.parent.name, _key(folder))):
             found.append(Garbage(folder, reason, _size(folder)))
     return found
 
 
-def remove(garbage: list[Garbage]) -> int:
-    """Delete it. Returns the bytes freed."""
+def remove(workspace: Path, garbage: list[Garbage]) -> int:
+    """Delete it: each folder under its lock, and only if no run needs it by now. Returns the bytes freed."""
+    freed = 0
     for item in garbage:
-        shutil.rmtree(item.path)
-    return sum(item.size for item in garbage)
+        with contextlib.suppress(store.Busy), store.lock(workspace, item.path.parent.name, _key(item.path)):
+            if item.path.is_dir() and _reason(workspace, item.path, _kept(workspace)):
+                (item.path / store.MANIFEST).unlink(missing_ok=True)  # killed from here on, it is no artifact
+                shutil.rmtree(item.path)
+                freed += item.size
+    return freed
 
 
-def _kept(workspace: Path) -> set[tuple[str, str]]:
-    records = (workspace / "runs").glob("*/run.json")
-    return {(step["stage"], step["key"]) for record in records for step in _steps(record) if step.get("key")}
+def _reason(workspace: Path, folder: Path, kept: frozenset[str]) -> str:
+    """Why the folder can go; "" where it cannot."""
+    kind, name, key = folder.parent.name, folder.name, _key(folder)
+    if name.startswith(".trash-"):
+        return "left over from a replaced artifact"
+    if name.startswith(".work-") and store.find(workspace, kind, key) is not None:
+        return "work beside its finished artifact"
+    if key in kept:
+        return ""
+    return "unfinished work of no run" if name.startswith(".work-") else "no run points at it"
 
 
-def _steps(record: Path) -> list[dict[str, str]]:
-    """Raises UserError for a record that cannot be read: what it keeps is unknown, so nothing may go."""
+def _key(folder: Path) -> str:
+    name = folder.name.removeprefix(".work-")
+    return name.removeprefix(".trash-").rpartition("-")[0] if name.startswith(".trash-") else name
+
+
+def _kept(workspace: Path) -> frozenset[str]:
+    return frozenset[str]().union(*(_keys(folder, _mark(folder / "run.json"), _mark(folder / "events.jsonl"))
+                                    for folder in (workspace / "runs").glob("*") if folder.is_dir()))
+
+
+def _mark(path: Path) -> tuple[int, ...]:
+    """Another one whenever the file has changed; () where there is none."""
     try:
-        return list(json.loads(record.read_text())["steps"])
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{record}: not a run record ({error}); move it away first") from None
+        stat = path.stat()
+    except FileNotFoundError:
+        return ()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _held(workspace: Path, kind: str, key: str) -> bool:
+@functools.cache
+def _keys(folder: Path, record: tuple[int, ...], events: tuple[int, ...]) -> frozenset[str]:
+    """The keys that the run of this folder keeps. record, events: marks of its files, so that each is read once.
+
+    Raises UserError for a record that cannot be read where nothing else says what it keeps: nothing may go then.
+    """
+    written = (folder / "run.json").read_text(errors="replace") if record else ""
+    problem = ""
     try:
-        with store.lock(workspace, kind, key):
-            return False
-    except store.Busy:
-        return True
+        content = json.loads(written or "{}")
+        steps, outcome = content.get("steps", ()), content.get("outcome", "")
+        if outcome == runs.DONE or outcome.startswith(runs.STOPPED_BY):
+            return frozenset(step["key"] for step in steps if step.get("key"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = str(error)
+    happened = (folder / "events.jsonl").read_text(errors="replace") if events else ""
+    keys = frozenset(_KEY.findall(written) + _KEY.findall(happened))
+    if problem and not keys:
+        raise UserError(f"{folder / 'run.json'}: not a run record ({problem}); move it away first")
+    return keys
 
 
 def _size(folder: Path) -> int:
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # somebody else is removing it
+            total += path.stat().st_size if path.is_file() else 0
+    return total

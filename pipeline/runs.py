@@ -28,6 +28,7 @@ NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 TABLES = ("groups", "pref", "sft", "unlabeled", "eval")  # the parts of artifacts that are tables of groups
 _PATIENCE = 1.0  # seconds; `align status` and the page look at the lock for a moment, too
 RUNNING, DONE, FAILED, INTERRUPTED, STALE = "running", "done", "failed", "interrupted", "stale"
+STOPPED_BY = "stopped by "  # a gate: the outcome of a run that ended there
 # Modules that a run.json of an earlier version names by where they were.
 _MOVED = {
     "pipeline.engines.vllm_ray": "pipeline.engines.vllm.ray",

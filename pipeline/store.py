@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import ALGORITHM, Held, canonical, file_hash, locked, sync, write_atomic
+from pipeline.files import ALGORITHM, Held, canonical, file_hash, is_locked, locked, sync, write_atomic
 
 KEY_LENGTH = 20
 MANIFEST = "manifest.json"
+SEAL = "manifest_hash"  # of the rest of the manifest; manifests of older code have none
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,35 @@ def work_path(workspace: Path, kind: str, key: str) -> Path:
     return workspace / "artifacts" / kind / f".work-{key}"
 
 
+def lock_path(workspace: Path, kind: str, key: str) -> Path:
+    return workspace / "locks" / f"{kind}-{key}.lock"
+
+
 def find(workspace: Path, kind: str, key: str) -> Artifact | None:
-    """The artifact, if its manifest is there and every file has the size the manifest says."""
+    """The artifact, if its manifest is there, whole and of this folder, and every file has the size that it says."""
     path = artifact_path(workspace, kind, key)
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        sizes_match = all((path / name).stat().st_size == f["size"] for name, f in manifest["files"].items())
-    except (OSError, ValueError, KeyError):
+        whole = not manifest_problems(kind, key, manifest) and all(
+            (path / name).stat().st_size == f["size"] for name, f in manifest["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Artifact(kind, key, path, manifest) if sizes_match else None
+    return Artifact(kind, key, path, manifest) if whole else None
+
+
+def manifest_problems(kind: str, key: str, manifest: dict[str, Any]) -> list[str]:
+    """Why the manifest is not the one that was committed as kind/key. One of older code has no hash to compare."""
+    named = f"{manifest.get('kind', kind)}/{manifest.get('key', key)}"
+    problems = [] if named == f"{kind}/{key}" else [f"is of {named}, its folder is {kind}/{key}"]
+    if SEAL in manifest and manifest[SEAL] != _seal(manifest):
+        problems.append("content changed (its hash is not the one it carries)")
+    return problems
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    """Hash of a manifest, as it is read from its file, without the hash it carries."""
+    content = {name: value for name, value in manifest.items() if name != SEAL}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def artifacts(workspace: Path) -> Iterator[Artifact]:
@@ -102,7 +123,9 @@ def commit(workspace: Path, kind: str, key: str, facts: dict[str, Any]) -> Artif
         sync(out / name)
     for folder in [p for p in out.rglob("*") if p.is_dir()]:
         sync(folder)
-    manifest = {"kind": kind, "key": key, "algorithm": ALGORITHM, **facts, "files": files}
+    written = json.dumps({"kind": kind, "key": key, "algorithm": ALGORITHM, **facts, "files": files})
+    manifest = json.loads(written)  # as a reader has it: keys are text
+    manifest[SEAL] = _seal(manifest)
     write_atomic(out / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
     if target.exists():  # damaged, or we would not have computed it again
         trash = target.with_name(f".trash-{key}-{os.getpid()}")
@@ -116,18 +139,44 @@ def commit(workspace: Path, kind: str, key: str, facts: dict[str, Any]) -> Artif
 
 def damage(artifact: Artifact) -> list[str]:
     """Every file whose bytes are not those the manifest promises, as 'path: what' lines."""
+    problems = manifest_problems(artifact.kind, artifact.key, artifact.manifest)
+    problems = [f"{artifact.path / MANIFEST}: {problem}" for problem in problems] + damaged_files(artifact)
+    known = set(artifact.manifest["files"]) | {MANIFEST}
+    extra = [p for p in artifact.path.rglob("*") if p.is_file() and str(p.relative_to(artifact.path)) not in known]
+    return problems + [f"{p}: not in the manifest" for p in extra]
+
+
+def damaged_files(artifact: Artifact, part: str = "") -> list[str]:
+    """Every promised file, of the sub-folder `part` alone if given, whose bytes are not those the manifest promises."""
     problems = []
     for name, promised in artifact.manifest["files"].items():
         path = artifact.path / name
+        if part and not name.startswith(f"{part}/"):
+            continue
         if not path.exists():
             problems.append(f"{path}: missing")
         elif path.stat().st_size != promised["size"]:
             problems.append(f"{path}: {path.stat().st_size} bytes, expected {promised['size']}")
         elif file_hash(path) != promised["hash"]:
             problems.append(f"{path}: content changed (its {ALGORITHM} is not the manifest's)")
-    known = set(artifact.manifest["files"]) | {MANIFEST}
-    extra = [p for p in artifact.path.rglob("*") if p.is_file() and str(p.relative_to(artifact.path)) not in known]
-    return problems + [f"{p}: not in the manifest" for p in extra]
+    return problems
+
+
+def set_aside(workspace: Path, artifact: Artifact) -> None:
+    """Take a damaged artifact out of its place, so that it is made again, and drop the unfinished work that has read
+    it. gc removes what was set aside. Does nothing where another process is making it again, or has made it.
+    """
+    try:
+        with lock(workspace, artifact.kind, artifact.key):
+            if not artifact.path.exists() or not damaged_files(artifact):
+                return
+            os.replace(artifact.path, artifact.path.with_name(f".trash-{artifact.key}-{time.time_ns()}"))
+    except Busy:
+        return
+    for spec in (workspace / "artifacts").glob("*/.work-*/step.json"):
+        kind, key = spec.parent.parent.name, spec.parent.name.removeprefix(".work-")
+        if str(artifact.path) in spec.read_text() and not is_locked(lock_path(workspace, kind, key)):
+            shutil.rmtree(spec.parent)
 
 
 @contextlib.contextmanager
@@ -135,7 +184,7 @@ def lock(workspace: Path, kind: str, key: str, wait: float = 0) -> Iterator[None
     """Hold the right to compute an artifact. The kernel frees it when the holder dies. Raises Busy after `wait` s."""
     note = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()})
     try:
-        with locked(workspace / "locks" / f"{kind}-{key}.lock", note, wait):
+        with locked(lock_path(workspace, kind, key), note, wait):
             yield
     except Held as holder:
         raise Busy(f"{kind}/{key} is being computed by {holder}") from None

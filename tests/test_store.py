@@ -12,6 +12,7 @@ import time
 import pytest
 
 from pipeline import files, gc, store
+from pipeline.errors import UserError
 
 
 def _fill(workspace, kind="score", key="k" * 20, **files: str) -> store.Artifact:
@@ -93,6 +94,71 @@ def test_damage_names_every_file(tmp_path):
     ]
 
 
+def test_swapped_folders_and_changed_counts_are_found(tmp_path):
+    """By find, which every run asks, and by damage, which `align verify` asks."""
+    one, two = _fill(tmp_path, a="hello"), _fill(tmp_path, key="j" * 20, a="world")
+    one.path.rename(tmp_path / "aside")
+    two.path.rename(one.path)
+    (tmp_path / "aside").rename(two.path)
+    for key in (one.key, two.key):
+        assert store.find(tmp_path, "score", key) is None
+    swapped = store.Artifact("score", one.key, one.path, two.manifest)
+    assert store.damage(swapped) == [
+        f"{one.path}/manifest.json: is of score/{two.key}, its folder is score/{one.key}"]
+    again = _fill(tmp_path, key=one.key, a="hello")
+    changed = {**again.manifest, "counts": {"groups": 7}}
+    (again.path / store.MANIFEST).write_text(json.dumps(changed))
+    assert store.find(tmp_path, "score", one.key) is None
+    assert store.damage(store.Artifact("score", one.key, one.path, changed)) == [
+        f"{one.path}/manifest.json: content changed (its hash is not the one it carries)"]
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"files": [1]}', '{"files": {"a": 1}}', '"', '{"kind": 1, "files": {}}'])
+def test_a_foreign_manifest_is_no_artifact(text, tmp_path):
+    made = _fill(tmp_path)
+    (made.path / store.MANIFEST).write_text(text)
+    assert store.find(tmp_path, "score", made.key) is None
+
+
+def test_a_manifest_of_older_code_stays_valid(tmp_path):
+    """It carries no hash of itself; its digest, which the keys after it are made of, is the same."""
+    made = _fill(tmp_path)
+    old = {name: value for name, value in made.manifest.items() if name != store.SEAL}
+    (made.path / store.MANIFEST).write_text(json.dumps(old, indent=1, sort_keys=True))
+    found = store.find(tmp_path, "score", made.key)
+    assert found is not None and found.manifest == old and found.digest() == made.digest()
+    assert store.damage(found) == []
+
+
+def test_any_facts_keep_a_manifest_whole(tmp_path):
+    """What json changes on its way to the disk and back, and numbers that are none."""
+    facts = {"counts": {2: 1.0, 10: 0.1 + 0.2, 3: float("inf")}, "pair": (1, None), "words": "Zürich \u2028 \ud800"}
+    out = store.work_path(tmp_path, "score", "k" * 20) / "out"
+    out.mkdir(parents=True)
+    (out / "a").write_text("hello")
+    made = store.commit(tmp_path, "score", "k" * 20, facts)
+    found = store.find(tmp_path, "score", "k" * 20)
+    assert found is not None and found.manifest == made.manifest and found.manifest["counts"]["10"] == 0.1 + 0.2
+
+
+def test_only_what_is_damaged_is_set_aside(tmp_path):
+    """With it goes the unfinished work that has read it, but for what another process is doing."""
+    good, bad = _fill(tmp_path, a="hello"), _fill(tmp_path, key="j" * 20, model__w="weights", b="x")
+    (bad.path / "model" / "w").write_text("weighty")
+    assert store.find(tmp_path, "score", bad.key) is not None and store.damaged_files(bad, "b") == []
+    assert store.damaged_files(bad, "model") == store.damage(bad) != []
+    works = [store.work_path(tmp_path, "sft", letter * 20) for letter in "abc"]
+    for work, read in zip(works, (bad, good, bad), strict=True):
+        files.write_atomic(work / "step.json", json.dumps({"inputs": {"model": [str(read.path / "model")]}}))
+    with store.lock(tmp_path, "sft", "c" * 20):
+        for artifact in (good, bad):
+            store.set_aside(tmp_path, artifact)
+        assert [work.exists() for work in works] == [False, True, True]
+    assert good.path.exists() and not bad.path.exists() and store.find(tmp_path, "score", bad.key) is None
+    (aside,) = good.path.parent.glob(".trash-*")
+    assert {item.path for item in gc.find_garbage(tmp_path)} >= {aside}
+
+
 def test_a_damaged_artifact_is_replaced(tmp_path):
     made = _fill(tmp_path)
     (made.path / "a").write_text("broken!")
@@ -168,5 +234,87 @@ def test_gc_keeps_what_a_run_points_at(tmp_path):
     files.write_atomic(tmp_path / "runs" / "r" / "run.json", json.dumps(run))
     found = {item.path: item for item in gc.find_garbage(tmp_path)}
     assert set(found) == {loose.path, abandoned} and found[abandoned].size == 5
-    gc.remove(list(found.values()))
+    gc.remove(tmp_path, list(found.values()))
     assert kept.path.exists() and unfinished.exists() and not loose.path.exists() and not abandoned.exists()
+
+
+def _record(workspace, text: str, events: str = "", name: str = "r") -> None:
+    folder = workspace / "runs" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(text)
+    (folder / "events.jsonl").write_text(events)
+
+
+def _garbage(workspace) -> set:
+    return {item.path for item in gc.find_garbage(workspace)}
+
+
+def test_gc_keeps_what_an_unfinished_run_ever_pointed_at(tmp_path):
+    """Its events name the keys; those of a finished run are only history. A torn line still names its key."""
+    made, early = _fill(tmp_path), _fill(tmp_path, key="e" * 20)
+    steps = [{"stage": "score", "key": made.key}]
+    events = f'{{"event": "finished", "key": "{early.key}"}}\n{{"event": "started", "key": "{"t" * 20}", "ti'
+    torn = store.work_path(tmp_path, "sft", "t" * 20)
+    torn.mkdir(parents=True)
+    for outcome in ("running", "interrupted", "failed", "stale"):
+        _record(tmp_path, json.dumps({"outcome": outcome, "steps": steps}), events)
+        assert _garbage(tmp_path) == set()
+    for outcome in ("done", "stopped by gate[2]"):
+        _record(tmp_path, json.dumps({"outcome": outcome, "steps": steps}), events)
+        assert _garbage(tmp_path) == {early.path, torn}
+
+
+@pytest.mark.parametrize("text", ["", '{"outcome": "done", "steps": [{"sta', "[]", '{"outcome": "done", "steps": 3}'])
+def test_gc_reads_the_events_where_the_record_is_lost(text, tmp_path):
+    made, loose = _fill(tmp_path), _fill(tmp_path, key="j" * 20)
+    _record(tmp_path, text, f'{{"event": "finished", "key": "{made.key}"}}\n')
+    assert _garbage(tmp_path) == {loose.path}
+    (tmp_path / "runs" / "r" / "run.json").unlink()
+    assert _garbage(tmp_path) == {loose.path}
+
+
+def test_gc_removes_nothing_where_a_record_says_nothing(tmp_path):
+    _fill(tmp_path)
+    _record(tmp_path, "{")
+    with pytest.raises(UserError, match=r"run\.json: not a run record .*move it away first"):
+        gc.find_garbage(tmp_path)
+
+
+def test_gc_removes_work_beside_a_finished_artifact(tmp_path):
+    made = _fill(tmp_path)
+    work = store.work_path(tmp_path, "score", made.key)
+    work.mkdir()
+    _record(tmp_path, json.dumps({"outcome": "running", "steps": [{"stage": "score", "key": made.key}]}))
+    (found,) = gc.find_garbage(tmp_path)
+    assert (found.path, found.reason) == (work, "work beside its finished artifact")
+    gc.remove(tmp_path, [found])
+    assert made.path.exists() and not work.exists()
+
+
+def test_gc_looks_again_before_it_removes(tmp_path):
+    """A run that began after the list was made, and a step that began: both keep theirs."""
+    wanted, held, loose = (_fill(tmp_path, key=letter * 20) for letter in "whl")
+    found = gc.find_garbage(tmp_path)
+    assert {item.path for item in found} == {wanted.path, held.path, loose.path}
+    _record(tmp_path, json.dumps({"outcome": "running", "steps": [{"stage": "score", "key": wanted.key}]}))
+    with store.lock(tmp_path, "score", held.key):
+        assert gc.remove(tmp_path, found) == found[1].size
+    assert wanted.path.exists() and held.path.exists() and not loose.path.exists()
+
+
+LIMITED = """
+import resource, sys
+from flows import inspection
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+sys.exit(inspection.collect(sys.argv[1], sys.argv[2] == "apply"))
+"""
+
+
+def test_gc_needs_no_disk_and_its_dry_run_writes_nothing(tmp_path):
+    loose = _fill(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for what, left in (("list", True), ("apply", False)):  # not one byte can be written to a file
+        done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path), what], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert loose.path.exists() == left
+        assert not left or sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,50 @@
+"""A byte that flipped on the disk: found before what was made from it is committed; that artifact is made again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flows import inspection
+from flows.driver import Driver
+from flows.step import InputDamaged
+from pipeline import plan, runs, store
+
+
+def _walk(workspace) -> list[str]:
+    """Drive the run; the state of each of its steps."""
+    run = runs.load(workspace, "shown")
+    Driver(workspace, run, plan.steps_of(run)).walk()
+    return [step["state"] for step in runs.load(workspace, "shown").steps]
+
+
+def test_a_flipped_byte_is_found_before_anything_made_from_it_is_committed(two_steps):
+    workspace = two_steps()
+    run = runs.load(workspace, "shown")
+    Driver(workspace, run, plan.steps_of(run), only="data").walk()
+    (data, _) = plan.look_up_all(workspace, plan.steps_of(run))
+    (file,) = (data.artifact.path / "sft").glob("*.parquet")
+    good = file.read_bytes()
+    bad = bytearray(good)
+    bad[len(bad) // 4] ^= 1
+    file.write_bytes(bad)
+    with pytest.raises(InputDamaged, match=rf"(?s)^scores: .*{file}: content changed.*align run run=shown$"):
+        _walk(workspace)
+    assert runs.load(workspace, "shown").outcome == runs.FAILED
+    assert list((workspace / "artifacts" / "score").iterdir()) == [] and not data.artifact.path.exists()
+    assert _walk(workspace) == ["done", "done"]
+    assert file.read_bytes() == good
+
+
+def test_a_store_of_older_code_goes_on(two_steps, capsys):
+    """Its manifests carry no hash of their own: they stay valid, keep their keys, and verify says what it checked."""
+    workspace = two_steps()
+    assert _walk(workspace) == ["done", "done"]
+    assert inspection.verify(str(workspace), None) == 0 and "older code" not in capsys.readouterr().out
+    for artifact in store.artifacts(workspace):
+        old = {name: value for name, value in artifact.manifest.items() if name != store.SEAL}
+        (artifact.path / store.MANIFEST).write_text(json.dumps(old))
+    assert _walk(workspace) == ["cached", "cached"]
+    assert inspection.verify(str(workspace), None) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("2 of them were made by older code: only their files")
