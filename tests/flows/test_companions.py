@@ -121,6 +121,7 @@ def test_both_half_steps_of_egpo_start_alike() -> None:
         (["objective=upo", "objective.labels=printed"], r"upo with these settings reads 'sampling_share'"),
         (["recipe=online_dpo", "objective=online_ipo", "objective.version=2"], r"drawn, .* set selection=drawn_pair$"),
         (["recipe=egpo", "sampling=two"], r"drawn needs 3 samples per prompt .* gives 2 "),
+        (["auxiliary.rationale_gamma=0.1"], r"auxiliary.rationale_gamma needs .* selection makes pairs without one"),
         (["objective=cpl", "auxiliary.length_alpha=0.5"], r"^auxiliary.length_alpha: cpl sums the log-probs of tokens"),
         (["objective=tdpo", "auxiliary.length_alpha=0.5"], r"^auxiliary.length_alpha: tdpo sums"),
         (["objective=sparsepo", "auxiliary.length_alpha=0.5"], r"^auxiliary.length_alpha: sparsepo sums"),
