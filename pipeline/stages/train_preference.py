@@ -59,7 +59,8 @@ def _between_parts(settings: Settings) -> list[tuple[str, str]]:
     if settings.drawn is not None:
         m = load_part(settings.drawn, "negatives", Draw).settings.m
         if not needs.compares:
-            problems.append(("negatives", f"objective {name} takes single completions, expected negatives=none"))
+            way = "; set negatives=none, and selection=best_worst for pairs instead of lists" if needs.labels else ""
+            problems.append(("negatives", f"objective {name} takes single completions, expected negatives=none{way}"))
         elif not needs.lists and m != 1:
             problems.append(("negatives.m", f"{m} with objective {name}, which takes pairs, expected 1"))
     if needs.previous and _length_alpha(settings) < 1.0:
