@@ -17,7 +17,6 @@ from pipeline.lm.head import Reductions, reduced, token_logps
 from pipeline.lm.packed import unique_tokens
 from pipeline.negatives import contract
 from pipeline.objectives.contract import Auxiliary, LossInputs, Needs, Objective, TokenInputs, needs_of
-from pipeline.objectives.shared.pairs import required
 from pipeline.training import negatives
 from pipeline.training.gradients import BatchFacts, Metrics
 from pipeline.training.inputs import token_uniforms
@@ -162,7 +161,8 @@ class PolicyTask:
         if self.auxiliary is not None:
             added, beside = self.auxiliary.plugin.terms(whole, self.auxiliary.settings)
             if self.normalise == "tokens":  # the sum will be divided by the batch's tokens; terms average over groups
-                added = added * required(inputs.tokens_per_group, "tokens_per_group", "auxiliary")
+                assert inputs.tokens_per_group is not None, "a fact of every batch"
+                added = added * inputs.tokens_per_group
             losses, own = losses + added, {**own, **beside}
         return losses, {**metrics, **{k: v.detach() for k, v in own.items()}}
 
