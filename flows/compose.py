@@ -99,7 +99,7 @@ def compose(overrides: list[str], *, conf: Path = CONF) -> Composed:
         raise UserError(*problems, _first_line(error.__cause__ or error)) from None
     origins = settings.wires(raw["stage"])
     cfg = OmegaConf.create(raw)
-    for key, value in values:
+    for key, value in sorted(values, key=lambda pair: is_later(pair[0])):  # those of single iterations last: they win
         _apply(cfg, key, value, problems)
     if cfg.precision == "auto":  # the result's key holds what it stands for: another machine may choose otherwise
         cfg.precision = precision_of(str(OmegaConf.select(cfg, "hardware.training.device", default="cpu")))
@@ -236,6 +236,7 @@ def _apply(cfg: DictConfig, key: str, value: Any, problems: list[str]) -> None:
         keys = [str(k) for k in node] if isinstance(node, DictConfig) else []
         if name not in keys and not (isinstance(node, DictConfig) and name.isdigit() and int(name) in node):
             if "later" in done:  # iteration numbers and settings not set before are fine there
+                node = None
                 break
             place = f"{'.'.join(done)} has no {name!r}" if done else f"there is no {name!r}"
             problems.append(f"{key}: unknown key, {place}{_deeper(cfg, done, key) or nearest(name, keys)}")
@@ -245,7 +246,26 @@ def _apply(cfg: DictConfig, key: str, value: Any, problems: list[str]) -> None:
     if isinstance(node, DictConfig) and not isinstance(value, dict):
         problems.append(f"{key}: is a group of settings ({', '.join(map(str, node))}), set one of them")
         return
+    if not is_later(key):
+        _hold(cfg, key)
     OmegaConf.update(cfg, key, value, merge=isinstance(value, dict))
+
+
+def is_later(key: str) -> bool:
+    """Whether the key gives a value per iteration: objective.later.2.alpha."""
+    return "later" in key.split(".")
+
+
+def _hold(cfg: DictConfig, key: str) -> None:
+    """A value the user gives holds in every iteration: what a file has of that key under `later` goes."""
+    names = key.split(".")
+    for i in range(1, len(names)):
+        group = OmegaConf.select(cfg, ".".join(names[:i]))
+        later = group.get("later") if isinstance(group, DictConfig) else None
+        for node in [] if later is None else later.values():
+            holder = OmegaConf.select(node, ".".join(names[i:-1])) if names[i:-1] else node
+            if isinstance(holder, DictConfig) and names[-1] in holder:
+                del holder[names[-1]]
 
 
 def _deeper(cfg: DictConfig, done: list[str], key: str) -> str:

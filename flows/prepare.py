@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def _composed(typed: list[str], step_overrides: dict[str, list[str]], named: run
     if record is not None:
         _same_settings(record, config, composed.origins, workspace, given=named is None or _new(typed))
     changes = {**(record.step_overrides if record else {}), **step_overrides}
-    own = {step: compose(overrides + extra) for step, extra in changes.items()}
+    own = {step: compose([o for o in overrides if not _outdone(o, extra)] + extra) for step, extra in changes.items()}
     steps = expand(composed, own)
     known = [step.name for step in steps]
     if unknown := [step for step in step_overrides if step not in known]:
@@ -71,7 +71,26 @@ def _composed(typed: list[str], step_overrides: dict[str, list[str]], named: run
         steps=_step_records(steps, record), outcome=runs.RUNNING, created=record.created if record else time.time(),
         step_configs={step: _as_written({key: other.config[key] for key in ("recipe", "stage", "seed")})
                       for step, other in own.items()})
-    return CheckedRun(run, workspace, steps, composed.notes)
+    return CheckedRun(run, workspace, steps, composed.notes + list(map(composed.in_users_words, _by_iteration(steps))))
+
+
+def _outdone(word: str, changes: list[str]) -> bool:
+    """Whether `objective.later.2.alpha=1` of the run is replaced by a step's own `objective.alpha=2`."""
+    before, later, after = word.partition("=")[0].partition(".later.")
+    return bool(later) and f"{before}.{after.partition('.')[2]}" in {change.partition("=")[0] for change in changes}
+
+
+def _by_iteration(steps: list[Step]) -> list[str]:
+    """What each iteration gets, where a setting of a step differs between them."""
+    found: dict[str, dict[int, Any]] = {}
+    for step in steps:
+        for key, value in flat(asdict(step.settings)).items() if step.iteration else ():
+            where = f"stage.{step.stage}.settings.{key}: {step.name.partition('[')[0]}"
+            found.setdefault(where, {})[step.iteration] = value
+    return [f"{where} gets " + ", ".join(f"{value!r} from iteration {i}" for i, value in values.items()
+                                        if i - 1 not in values or values[i - 1] != value)
+            for where, values in found.items()
+            if len(set(map(repr, values.values()))) > 1 and any(i != value for i, value in values.items())]
 
 
 def _outdated(record: runs.Run) -> list[str]:

@@ -17,8 +17,9 @@ class Ends:
     m: int = setting(1, low=1)
     """Negatives per group and step."""
 
-    weights: str = setting("reward", choices=("reward", "logp"))
-    """Order candidates by the implicit reward log(pi / ref), or by log pi."""
+    weights: str = setting("logp", choices=("reward", "logp"))
+    """Order candidates by log pi, or by the implicit reward log(pi / ref). logp as in mc
+    (docs/decisions/009-mc-kernel.md)."""
 
     length_normalize: bool = False
     """Per token instead of summed over the completion."""

@@ -1,8 +1,8 @@
 """Terms that stand beside any objective: an SFT term, length desensitisation, a rationale term.
 
-SFT term:  + w (-log pi(y_w)), in one of three normalisations (equations A0): the sum over tokens (the papers), its mean
-over the completion's tokens (OpenRLHF's nll_loss_coef), or the mean over all chosen tokens of the global batch (TRL's
-"sft" loss and CPO).
+SFT term:  + w (-log pi(y_w)), of wanted completions only (an answer labelled unwanted has no term), in one of three
+normalisations (equations A0): the sum over tokens (the papers), its mean over the completion's tokens (OpenRLHF's
+nll_loss_coef), or the mean over all wanted tokens of the global batch (TRL's "sft" loss and CPO).
 
 Length desensitisation (LD-DPO, Liu et al. 2024): tokens of a pair beyond the length of its shorter side weigh alpha, in
 the sums of the policy and of the reference.
@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Auxiliary, Losses, LossInputs, Needs, Tensor, TokenInputs
+from pipeline.objectives.shared.labelled import signs
 from pipeline.objectives.shared.pairs import at_least_float32, masked, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
@@ -31,7 +32,7 @@ class Settings:
     """w of the SFT term on the preferred completion. RPO's papers: 0.005 x beta (sum), 0.2 (mean)."""
 
     sft_normalise: str = setting("batch", choices=("sum", "mean", "batch"))
-    """sum: over the completion's tokens; mean: of them; batch: mean over all chosen tokens of the global batch."""
+    """sum: over the completion's tokens; mean: of them; batch: mean over all wanted tokens of the global batch."""
 
     length_alpha: float = setting(1.0, low=0.0, high=1.0)
     """Weight of a pair's tokens beyond its shorter side. 1: off. LD-DPO: 0.5."""
@@ -142,8 +143,11 @@ def terms(batch: LossInputs, settings: Settings) -> Losses:
     total = torch.zeros_like(at_least_float32(batch.logps[:, 0]))
     metrics: dict[str, Tensor] = {}
     if settings.sft_weight > 0.0:
-        chosen, there = masked(batch.logps, batch.present)[:, 0], batch.present[:, 0]
-        losses = sft_losses(chosen, batch.lengths[:, 0], settings.sft_normalise, batch.mean_chosen_length)
+        chosen, there = masked(batch.logps, batch.present)[:, 0], signs(batch)[0][:, 0]
+        mean = batch.mean_wanted_length
+        if mean is None:
+            mean = float((batch.lengths[:, 0] * there).sum()) / len(there)
+        losses = sft_losses(chosen, batch.lengths[:, 0], settings.sft_normalise, mean)
         metrics["sft_loss"] = torch.where(there, losses, 0.0).detach()
         total = total + settings.sft_weight * torch.where(there, losses, 0.0)
     if settings.rationale_gamma > 0.0:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.objectives.contract import Losses, LossInputs, Objective, Tensor
+from pipeline.objectives.shared.labelled import signs
 from pipeline.objectives.shared.pairs import at_least_float32, column, detached
 
 
@@ -26,8 +27,8 @@ def ce_losses(logps: Tensor) -> Tensor:
 
 
 def loss(batch: LossInputs, settings: Settings) -> Losses:
-    """Losses (G,) of completion 0 and the metric token_nll (nats per token)."""
-    logps = column(batch.logps, 0, batch.present[:, 0])
+    """Losses (G,) of completion 0, 0 where it is labelled unwanted, and the metric token_nll (nats per token)."""
+    logps = column(batch.logps, 0, signs(batch)[0][:, 0])
     losses = ce_losses(logps)
     return losses, detached(token_nll=losses / batch.lengths[:, 0].clamp(min=1))
 

@@ -128,7 +128,9 @@ class LossInputs:
     mismatched_logps: Tensor | None = None  # "mismatched": (G,) float32, mean over another group's answers, no gradient
     mismatched_ref_logps: Tensor | None = None  # "mismatched": (G,) float32
     mean_chosen_length: float | None = None  # tokens of completion 0, mean over the groups of the *global* batch
+    mean_wanted_length: float | None = None  # the same, where a completion 0 labelled unwanted counts as 0 tokens
     mean_length: float | None = None  # tokens of all completions, mean over the groups of the *global* batch
+    tokens_per_group: float | None = None  # the same mean, weighted as the groups are
     state: dict[str, Tensor] = field(default_factory=dict)  # what the objective carries from step to step, scalars
     parameters: dict[str, Tensor] = field(default_factory=dict)  # trained with the policy, with gradient
 
@@ -182,7 +184,9 @@ class Auxiliary:
     """(batch, settings) -> what the objective sees."""
 
     terms: Callable[[LossInputs, Any], Losses]
-    """(batch, settings) -> what is added to its losses; sees the batch as it was."""
+    """(batch, settings) -> what is added to its losses; sees the batch as it was. Averaged over groups beside every
+    objective, whatever that one is divided by.
+    """
 
     needs: Needs | Callable[[Any], Needs] = Needs()
 

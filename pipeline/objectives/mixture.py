@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.config import Part, load_part, part_problems
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor, needs_of
+from pipeline.objectives.shared.labelled import signs
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,13 @@ def update(batch: LossInputs, settings: Settings) -> dict[str, Tensor]:
 
 
 def _tokens_per_group(batch: LossInputs, part: Part[Objective]) -> Tensor | float:
-    """What a token-normalised part is divided by: on its own, one that compares nothing sees completion 0 only."""
+    """What a token-normalised part is divided by: on its own, one that compares nothing sees wanted completions 0."""
     needs = needs_of(part)
     if needs.compares or needs.labels:
         return batch.lengths.sum() / len(batch.lengths) if batch.mean_length is None else batch.mean_length
-    chosen = batch.lengths[:, 0]
-    return chosen.sum() / len(chosen) if batch.mean_chosen_length is None else batch.mean_chosen_length
+    chosen = batch.lengths[:, 0] * signs(batch)[0][:, 0]
+    mean = chosen.sum() / len(chosen) if batch.mean_wanted_length is None else batch.mean_wanted_length
+    return max(mean, 1e-9)  # a batch of nothing wanted has nothing to divide
 
 
 def loss(batch: LossInputs, settings: Settings) -> Losses:

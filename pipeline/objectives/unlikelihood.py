@@ -8,6 +8,7 @@ says. Per-group sums, which the trainer divides by all completion tokens of the 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pipeline.config import setting
@@ -36,7 +37,13 @@ def unlikelihood_losses(token_logps: Tensor, floor: float = 1e-20) -> Tensor:
 
     Returns: the same shape, >= 0 and <= -log(floor), with gradient p / (1 - p).
     """
-    return -(-at_least_float32(token_logps).expm1()).clamp(min=floor).log()
+    import torch
+
+    logps = at_least_float32(token_logps)
+    likely = logps > -math.log(2.0)  # below, 1 - p rounds to 1 and expm1's gradient to 0; above, log1p(-p) loses 1 - p
+    high = (-torch.where(likely, logps, -1.0).expm1()).clamp(min=floor).log()
+    low = (-torch.where(likely, -1.0, logps).exp()).log1p().clamp(min=math.log(floor))
+    return -torch.where(likely, high, low)
 
 
 def loss(batch: LossInputs, settings: Settings) -> Losses:

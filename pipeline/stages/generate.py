@@ -64,6 +64,9 @@ class Settings:
             return [("temperatures", "is empty, expected at least one number")]
         if len(set(self.temperatures)) < len(self.temperatures):
             return [("temperatures", f"{list(self.temperatures)} names one twice; raise n for more samples")]
+        if greedy := [d.n for d in self.draws if d.temperature == 0.0 and d.n > 1]:
+            return [("n", f"{greedy[0]} samples at temperature 0 are {greedy[0]} times the same answer; set n to 1 "
+                     "there, or a temperature above 0")]
         alike = [replace(draw, n=0) for draw in self.draws]
         return [(f"groups[{i}]", f"draws as groups[{alike.index(one)}] does; raise its n for more samples")
                 for i, one in enumerate(alike) if self.groups and alike.index(one) < i]

@@ -59,7 +59,8 @@ def _between_parts(settings: Settings) -> list[tuple[str, str]]:
     if settings.drawn is not None:
         m = load_part(settings.drawn, "negatives", Draw).settings.m
         if not needs.compares:
-            problems.append(("negatives", f"objective {name} takes single completions, expected negatives=none"))
+            way = "; set negatives=none, and selection=best_worst for pairs instead of lists" if needs.labels else ""
+            problems.append(("negatives", f"objective {name} takes single completions, expected negatives=none{way}"))
         elif not needs.lists and m != 1:
             problems.append(("negatives.m", f"{m} with objective {name}, which takes pairs, expected 1"))
     if needs.previous and _length_alpha(settings) < 1.0:
@@ -115,6 +116,9 @@ def misfit(settings: Settings, given: Kinds) -> str | None:
     if needs.scores and given.scores and "data" not in makes and settings.score not in given.scores:
         return (f"objective {name} reads the score {settings.score!r}, which the groups do not have (scores there: "
                 f"{', '.join(sorted(given.scores))}); set train.score, or a selection that stores it")
+    if needs.rationale and (bare := makes - {"data"}):
+        return (f"auxiliary.rationale_gamma needs a rationale at the end of every group, but the selection makes "
+                f"{' and '.join(sorted(bare))} without one; set auxiliary.rationale_gamma=0")
     if needs.layout and makes - {needs.layout}:
         return (f"objective {name} needs a special group layout ({needs.layout}: see the docstring of "
                 f"{settings.objective['module']}), but the recipe gives it {made}; set a selection that builds them "

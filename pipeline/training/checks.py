@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pipeline.config import Part
 from pipeline.errors import UserError
-from pipeline.lm.examples import Example, columns, shaped
+from pipeline.lm.examples import Example, columns, shaped, subset
 from pipeline.negatives.contract import Draw
 from pipeline.objectives.contract import Auxiliary, Needs, Objective, needs_of
 
@@ -36,6 +36,7 @@ class Misfits:
         self.seen += 1
         self._count(needs.compares and k < 2 and (self.drawn or not needs.singles), "short", example)
         self._count(needs.pairs and not needs.lists and k > 2 and not self.drawn, "long", example)
+        self._count(needs.rationale and example.prompts is None, "rationale", example)
         self._count(needs.labels and k == 1 and example.label is None, "unlabeled", example)
         for need, (name, _, _) in _TABLES.items():
             self._count(getattr(needs, need) and getattr(example, name) is None, need, example)
@@ -51,6 +52,8 @@ class Misfits:
                       "train on preference data or use an objective for demonstrations"),
             "long": ("takes pairs, but {} have more than two completions",
                      "set negatives= to draw one, or use an objective for lists"),
+            "rationale": ("beside auxiliary.rationale_gamma needs a rationale at the end of every group, but {} have "
+                          "none", "set auxiliary.rationale_gamma=0"),
             "unlabeled": ("needs labels, but {} have none", "give single completions a label"),
             **{need: (f"needs {what}, but {{}} have none", way) for need, (_, what, way) in _TABLES.items()}}
         return [f"objective: {name} " + texts[kind][0].format(f"{number} of {self.seen} groups")
@@ -62,15 +65,22 @@ def fit_to_objective(
     auxiliary: Part[Auxiliary] | None = None,
 ) -> Sequence[Example]:
     """The examples as the objective takes them: one that compares nothing learns from demonstrations, so it sees
-    completion 0. Raises UserError, all kinds of misfit at once.
+    completion 0, and nothing labelled unwanted. Raises UserError, all kinds of misfit at once.
 
     What is wrong between the parts themselves is the stage's to refuse (train_preference.Settings).
     """
     needs = needs_of(objective, auxiliary)
-    looked = Misfits(needs, negatives is not None)
-    for example in examples:
+    looked, wanted = Misfits(needs, negatives is not None), list[int]()
+    for i, example in enumerate(examples):
         looked.look(example)
+        if len(example.completions) > 1 or example.label is not False:
+            wanted.append(i)
     problems = looked.problems(objective.name)
     if problems:
         raise UserError(*problems)
-    return examples if needs.compares or needs.labels else shaped(examples, lambda e: columns(e, [0]))
+    if needs.compares or needs.labels:
+        return examples
+    if not wanted:
+        raise UserError(f"objective: {objective.name} learns from demonstrations, but all {looked.seen} groups are "
+                        "labelled unwanted; train on wanted answers, or use an objective for labels (objective=kto)")
+    return shaped(examples if len(wanted) == looked.seen else subset(examples, wanted), lambda e: columns(e, [0]))

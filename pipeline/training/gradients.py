@@ -120,16 +120,21 @@ class BatchFacts:
     """The global batch a micro-batch belongs to."""
 
     mean_chosen_length: float  # tokens of completion 0
+    mean_wanted_length: float  # the same, one labelled unwanted counting as 0
     mean_length: float  # tokens of all completions
+    tokens_per_group: float  # the same, weighted as the groups are
     one_prompt: bool  # every group has one prompt, and a completion beside the first
     partners: dict[str, Example]  # group id -> the group whose completions are its mismatched ones
 
     @classmethod
     def of(cls, batch: Sequence[Example], mismatched: bool = False) -> BatchFacts:
         """Facts of `batch`; with `mismatched` also a partner with another prompt for every group."""
-        chosen = sum(len(e.completions[0]) for e in batch) / len(batch)
+        chosen = [len(e.completions[0]) for e in batch]
+        wanted = sum(n for e, n in zip(batch, chosen, strict=True) if len(e.completions) > 1 or e.label is not False)
+        tokens = [e.completion_tokens for e in batch]
+        weighted = sum(e.weight * n for e, n in zip(batch, tokens, strict=True)) / (sum(e.weight for e in batch) or 1.0)
         one_prompt = all(e.prompts is None and len(e.completions) > 1 for e in batch)
-        return cls(chosen, sum(e.completion_tokens for e in batch) / len(batch), one_prompt,
+        return cls(sum(chosen) / len(batch), wanted / len(batch), sum(tokens) / len(batch), weighted, one_prompt,
                    partners(batch) if mismatched else {})
 
 

@@ -115,7 +115,8 @@ class PolicyTask:
             ref_logps=padded([e.ref_logps for e in examples], device) if needs.reference else None,
             previous_logps=padded([e.previous_logps for e in examples], device) if needs.previous else None,
             scores=padded([e.scores for e in examples], device) if needs.scores else None,
-            mean_chosen_length=facts.mean_chosen_length, mean_length=facts.mean_length, state=dict(self.state),
+            mean_chosen_length=facts.mean_chosen_length, mean_wanted_length=facts.mean_wanted_length,
+            mean_length=facts.mean_length, tokens_per_group=facts.tokens_per_group, state=dict(self.state),
             parameters=parameters_of(model))
 
     def _tokens(self, rows: Rows, step: int, seen: Reductions, ref_hidden: Tensor | None) -> TokenInputs:
@@ -159,6 +160,9 @@ class PolicyTask:
         losses, own = self.objective.plugin.loss(inputs, self.objective.settings)
         if self.auxiliary is not None:
             added, beside = self.auxiliary.plugin.terms(whole, self.auxiliary.settings)
+            if self.normalise == "tokens":  # the sum will be divided by the batch's tokens; terms average over groups
+                assert inputs.tokens_per_group is not None, "a fact of every batch"
+                added = added * inputs.tokens_per_group
             losses, own = losses + added, {**own, **beside}
         return losses, {**metrics, **{k: v.detach() for k, v in own.items()}}
 

@@ -46,6 +46,37 @@ def test_a_changed_step_is_in_run_json_as_it_was_resolved(tmp_path):
     assert steps["train[1]"].objective["alpha"] == 0.005 and steps["train[1]"].trainer.lr != 0.5
 
 
+def _alphas(prepared) -> list[float]:
+    return [step.settings.objective["alpha"] for step in prepared.steps if step.stage == "train_preference"]
+
+
+@pytest.mark.parametrize("words, alphas", [
+    ([], [0.005, 0.01, 0.01]),
+    (["objective.alpha=0.02"], [0.02, 0.02, 0.02]),
+    (["objective.alpha=0.005"], [0.005, 0.005, 0.005]),
+    (["objective.later.3.alpha=0.3"], [0.005, 0.01, 0.3]),
+    (["objective.later.3.alpha=0.3", "objective.alpha=0.02"], [0.02, 0.02, 0.3]),
+])
+@pytest.mark.parametrize("name", ["pairwise_cringe", "hard_cringe", "binary_cringe"])
+def test_what_the_user_sets_holds_in_every_iteration(name, words, alphas, tmp_path):
+    """`later` of a yaml gives way to it; values typed for single iterations win over both, in any order."""
+    made = prepare(["recipe=pco", f"objective={name}", f"workspace={tmp_path}", "iterations=3", *words])
+    assert _alphas(made) == alphas
+    told = [note for note in made.notes if note.startswith("objective.alpha: train gets ")]
+    assert len(told) == (len(set(alphas)) > 1)
+    first = {a: alphas.index(a) + 1 for a in alphas}
+    assert all(f"{a!r} from iteration {i}" in note for note in told for a, i in first.items())
+
+
+def test_a_plain_setting_of_one_step_takes_effect(tmp_path):
+    """Also where the run itself was started with a value for that iteration."""
+    words = ["recipe=pco", "run=r", f"workspace={tmp_path}", "objective.later.2.alpha=0.03"]
+    runs.save(tmp_path, prepare(words).run)
+    changed = prepare(words[1:3], {"train[2]": ["objective.alpha=0.02"]})
+    assert _alphas(changed) == [0.005, 0.02]
+    assert "objective.alpha: train gets 0.005 from iteration 1, 0.02 from iteration 2" in changed.notes
+
+
 @pytest.fixture
 def old_run(tmp_path) -> Path:
     """A workspace with a run.json as commit ebeb688 wrote it, cut to the stages it uses; its engine's module has moved

@@ -150,7 +150,7 @@ def test_one_step_with_changed_settings_makes_what_follows_stale(finished, align
     workspace, _ = finished
     where = ["run=first", f"workspace={workspace}"]
     before = _artifact(workspace, "first", "train[2]").key
-    changed = align("stage", "train[2]", *where, "objective.later.2.alpha=0.02")
+    changed = align("stage", "train[2]", *where, "objective.alpha=0.02")
     assert changed.returncode == 0, changed.stdout + changed.stderr
     assert "stale now: answers[2], answer_scores[2], evaluate[2], diagnose[2], report[2]" in changed.stdout
     assert _artifact(workspace, "first", "train[2]").key != before

@@ -102,6 +102,15 @@ def test_hardest_and_easiest_take_the_ends_the_earlier_of_equals(
     assert metrics["kernel_entropy"].item() == 0.0
 
 
+@pytest.mark.parametrize(("module", "expected"), [(hardest, 2), (easiest, 1)])
+def test_ends_and_kernel_weigh_by_log_prob_unless_told(module: ModuleType, expected: int) -> None:
+    """Log-ratios alone would put them the other way round: 10 for candidate 1, 0 for 2."""
+    drawn = module.draw(repeated(LOGPS, 1), repeated(REFERENCE, 1), present_of(4), uniforms_of(1, 4), module.Settings())
+    assert drawn[0].tolist() == [[expected]]
+    assert {module.Settings().weights, mc.Settings().weights} == {"logp"}
+    assert not module.DRAW.needs_reference(module.Settings())
+
+
 @pytest.mark.parametrize("module", ALL)
 @pytest.mark.parametrize("m", [1, 3, 6])
 def test_absent_candidates_are_never_valid(module: ModuleType, m: int) -> None:

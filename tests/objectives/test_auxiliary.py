@@ -35,7 +35,7 @@ def test_sft_term_in_its_three_normalisations(normalise, expected):
 
 def test_sft_term_is_added_with_its_weight_and_uses_the_global_mean():
     settings = auxiliary.Settings(sft_weight=0.5)
-    losses, metrics = auxiliary.terms(pair(mean_chosen_length=6.0), settings)
+    losses, metrics = auxiliary.terms(pair(mean_wanted_length=6.0), settings)
     assert losses.tolist() == pytest.approx([0.25]) and metrics["sft_loss"].tolist() == pytest.approx([0.5])
 
 
@@ -64,6 +64,20 @@ def test_rationale_is_hidden_from_the_objective_and_charged(wrapped, expected):
     assert (seen.logps.tolist(), seen.lengths.tolist(), seen.present.tolist()) == ([[-3, -10]], [[2, 4]], [[True] * 2])
     assert auxiliary.terms(three, settings)[0].tolist() == pytest.approx([expected])
     assert auxiliary.needs(settings) == Needs(rationale=True)
+
+
+@pytest.mark.parametrize("normalise, expected", [("sum", [3.0, 0.0, 8.0]), ("mean", [1.5, 0.0, 2.0]),
+                                                 ("batch", [1.5, 0.0, 4.0])])
+def test_an_answer_labelled_unwanted_has_no_sft_term(normalise, expected):
+    """Of 2, 10 and 4 tokens, the second unwanted: batch divides by 6 tokens over 3 groups, so that the mean over groups
+    is 11 nats over the 6 wanted tokens."""
+    logps = torch.tensor([[-3.0], [-7.0], [-8.0]], dtype=D, requires_grad=True)
+    batch = LossInputs(logps, torch.tensor([[2], [10], [4]]), torch.ones(3, 1, dtype=torch.bool),
+                       labels=torch.tensor([True, False, True]), mean_chosen_length=16 / 3)
+    losses, metrics = auxiliary.terms(batch, auxiliary.Settings(sft_weight=1.0, sft_normalise=normalise))
+    losses.sum().backward()
+    assert losses.tolist() == metrics["sft_loss"].tolist() == pytest.approx(expected)
+    assert logps.grad[1].item() == 0.0
 
 
 def test_everything_off_changes_nothing():

@@ -80,3 +80,13 @@ def test_needs_tokens() -> None:
     with pytest.raises(ValueError, match="tokens"):
         bare = LossInputs(torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool))
         unlikelihood.loss(bare, Settings())
+
+
+def test_float32_keeps_what_is_unlikely():
+    """-log(1 - p) = p (1 + p / 2 ...) and its gradient p / (1 - p) where 1 - p rounds to 1: p = 1e-12 and 1e-30."""
+    logps = torch.tensor([1e-12, 1e-30, 0.25, 0.75]).double().log().float().requires_grad_()
+    value = unlikelihood_losses(logps)
+    value.sum().backward()
+    p = logps.detach().double().exp()
+    assert value.tolist() == pytest.approx((-torch.log1p(-p)).tolist(), rel=1e-5, abs=0.0)
+    assert logps.grad.tolist() == pytest.approx((p / (1 - p)).tolist(), rel=1e-5, abs=0.0)

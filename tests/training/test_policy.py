@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from pipeline.errors import UserError
 from pipeline.lm import examples as data
 from pipeline.lm import forward
 from pipeline.negatives.contract import Draw
-from pipeline.objectives.contract import LossInputs, Needs, Objective
+from pipeline.objectives.contract import Auxiliary, LossInputs, Needs, Objective
 from pipeline.training import checks, policy
-from pipeline.training.gradients import BatchFacts
+from pipeline.training.gradients import BatchFacts, accumulate
 
 DPO = load_part({"module": "pipeline.objectives.dpo"}, "objective", Objective)
 CE = load_part({"module": "pipeline.objectives.ce"}, "objective", Objective)
@@ -83,6 +84,38 @@ def test_labels_that_are_missing_are_named(tiny):
 def test_demonstrations_of_pairs_are_the_preferred_side(tiny):
     (example,) = checks.fit_to_objective(tiny.examples(1), CE, None)
     assert len(example.completions) == 1 == len(example.ref_logps)
+
+
+def test_demonstrations_labelled_unwanted_are_left_out(tiny):
+    good, bad = (replace(e, label=label) for e, label in zip(tiny.examples(2, k=1), (True, False), strict=True))
+    assert [e.id for e in checks.fit_to_objective([bad, good], CE, None)] == [good.id]
+    with pytest.raises(UserError, match="all 1 groups are labelled unwanted"):
+        checks.fit_to_objective([bad], CE, None)
+
+
+def test_pairs_without_a_rationale_are_named(tiny):
+    """Their last completion would be taken for one."""
+    terms = load_part({"module": "pipeline.objectives.auxiliary", "rationale_gamma": 0.1}, "auxiliary", Auxiliary)
+    kto = load_part({"module": "pipeline.objectives.kto"}, "objective", Objective)
+    with pytest.raises(UserError, match="needs a rationale at the end of every group, but 2 of 2 groups have none"):
+        checks.fit_to_objective(tiny.examples(2), kto, None, terms)
+
+
+@pytest.mark.parametrize("name", ["dpo", "ce", "unlikelihood", "binary_cringe", "hard_cringe", "pairwise_cringe"])
+def test_terms_average_over_groups_beside_every_objective(tiny, name):
+    """Also where the objective's own loss is divided by tokens; groups may weigh differently."""
+    part = load_part({"module": f"pipeline.objectives.{name}"}, "objective", Objective)
+    found = checks.fit_to_objective(tiny.examples(4), part, None)
+    examples = [replace(e, weight=w) for e, w in zip(found, (1.0, 1.0, 0.5, 3.0), strict=True)]
+    losses = []
+    for weight in (0.0, 0.5):
+        spec = {"module": "pipeline.objectives.auxiliary", "sft_weight": weight, "sft_normalise": "mean"}
+        made = policy.PolicyTask(part, None, 0, 10**6, 2**27, load_part(spec, "auxiliary", Auxiliary))
+        losses.append(accumulate(tiny.llama(), made, examples, 0, "float32", 10**6)[1]["loss"])
+    with torch.no_grad():
+        logps = made.logps(tiny.llama(), examples)[:, 0]
+    nll = sum(-lp * e.weight / len(e.completions[0]) for lp, e in zip(logps, examples, strict=True)) / 5.5
+    assert losses[1] - losses[0] == pytest.approx(0.5 * nll.item(), rel=1e-4)
 
 
 def test_rows_that_do_not_fit_the_model(tiny):
