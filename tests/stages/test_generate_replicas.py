@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 OWNER = """
 import json, sys, time
 from pathlib import Path
-from pipeline.engines import vllm_service as v
+from pipeline.engines.vllm import service as v
 service = v.start(Path(sys.argv[1]), Path(sys.argv[2]), v.Settings(replicas=2, max_sequences=16))
 print(json.dumps(service.environment), flush=True)
 service.wait_ready(400)

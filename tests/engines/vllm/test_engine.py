@@ -392,7 +392,7 @@ def test_a_server_that_dies_of_torn_weights_says_why(tiny_model, tmp_path):
 def test_kill_9_of_its_owner_leaves_no_process(tiny_model, tmp_path):
     """The owner is killed while the server loads: every process it had is gone seconds later."""
     code = (
-        "import sys, time; from pathlib import Path; from pipeline.engines import vllm_service as v;"
+        "import sys, time; from pathlib import Path; from pipeline.engines.vllm import service as v;"
         "s = v.start(Path(sys.argv[1]), Path(sys.argv[2]), v.Settings());"
         "print(s.processes[0].pid, flush=True); time.sleep(600)"
     )
