@@ -73,7 +73,7 @@ def test_adapter_and_merged_model(world, tmp_path):
     refs = run(reference_logprobs, tmp_path / "refs", {"precision": "float32"}, RUNTIME, model=out / "model",
                groups=world.ids / "pref")
     run(train_preference, tmp_path / "dpo", DPO, RUNTIME, model=out / "model", groups=world.ids / "pref",
-        reference=refs / "groups")
+        reference=refs / "logps")
     assert losses(tmp_path / "dpo")[0] == pytest.approx(0.693147, abs=1e-4), "it starts as its reference"
 
 
@@ -119,7 +119,7 @@ def test_four_bit_policy_starts_as_its_four_bit_reference(world, tmp_path):
         refs = run(reference_logprobs, tmp_path / f"refs-{weights}", {"precision": "float32", "weights": weights},
                    RUNTIME, model=world.model, groups=world.ids / "pref")
         run(train_preference, tmp_path / weights, settings, RUNTIME, model=world.model, groups=world.ids / "pref",
-            reference=refs / "groups")
+            reference=refs / "logps")
         first[weights] = losses(tmp_path / weights)[0]
     assert first["nf4"] == pytest.approx(math.log(2), abs=1e-5)
     assert abs(first["full"] - math.log(2)) > 1e-4
