@@ -80,7 +80,7 @@ def test_groups_draw_as_each_says_and_what_they_leave_out_is_as_beside_them(run_
     groups = [{"temperature": 1.0}, {"temperature": 0, "n": 1, "max_tokens": 4},
               {"temperature": 1.0, "n": 3, "top_k": 1}]
     plain, _ = run_stage(prompts(6), temperatures=[1.0])
-    greedy, _ = run_stage(prompts(6), temperatures=[0.0], work="greedy")
+    greedy, _ = run_stage(prompts(6), temperatures=[0.0], n=1, work="greedy")
     rows, report = run_stage(prompts(6), groups=groups, temperatures=[0.3], work="groups")
     assert report.counts["completions"] == 36
     for row, alone, likeliest in zip(rows, plain, greedy, strict=True):
@@ -102,7 +102,7 @@ def test_stop_ids_of_a_group_end_a_completion_beside_the_models_own(run_stage):
     assert cut.completions[0].token_ids == ids[: ids.index(second) + 1]
     assert cut.completions[0].finish_reason == "length"
     with pytest.raises(UserError, match=r"sampling\.groups\[0\]\.stop_ids: 320 is outside the vocabulary"):
-        run_stage(prompts(1), groups=[{"temperature": 0, "stop_ids": [320]}], work="foreign")
+        run_stage(prompts(1), groups=[{"temperature": 0, "n": 1, "stop_ids": [320]}], work="foreign")
 
 
 def test_a_prompt_that_does_not_fit_the_longest_group_is_too_long_for_all(run_stage):
