@@ -397,7 +397,7 @@ def test_a_server_that_crashes_mid_run_comes_back_and_nothing_is_lost(use_vllm, 
 @pytest.mark.slow
 def test_log_probs_are_in_the_table_where_they_are_wanted(use_vllm, run_stage):
     rows, _ = run_stage(prompts(4), engine=VLLM, logprobs=True)
-    ours, _ = run_stage(prompts(4), logprobs=True, temperatures=[0.0], work="ours")
+    ours, _ = run_stage(prompts(4), logprobs=True, temperatures=[0.0], n=1, work="ours")
     for row in [*rows, *ours]:
         for completion in row.completions:
             assert completion.logprobs is not None

@@ -136,7 +136,7 @@ def start(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[..., Stage]]:
     """start(environment, prompts, temperatures, max_tokens, **engine) -> the stage, running."""
     started: list[Stage] = []
 
-    def begin(environment: dict[str, str], number: int, temperatures=(0.0, 0.9), max_tokens=64, **engine) -> Stage:
+    def begin(environment: dict[str, str], number: int, temperatures=(0.3, 0.9), max_tokens=64, **engine) -> Stage:
         folder = tmp_path / f"stage{len(started)}"
         folder.mkdir()
         tables.write(folder / "prompts", prompts(number))
