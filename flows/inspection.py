@@ -23,7 +23,7 @@ def status(workspace: str, name: str | None) -> int:
         return _all_runs(place)
     run = load_run(place, name)
     progress = runs.progress(place, name) or {}
-    rows = []
+    rows, old = [], []
     for step in run.steps:
         seconds = f"{step['seconds']:.1f} s" if "seconds" in step else ""
         state, live = step["state"], runs.outcome(place, run)
@@ -34,10 +34,12 @@ def status(workspace: str, name: str | None) -> int:
         artifact = store.find(place, step["stage"], step["key"]) if step.get("key") else None
         if state in ("done", "cached") and artifact is None:
             state = "missing"
+        if artifact is not None and _of_another_version(artifact):
+            old.append(step["name"])
         rows.append([step["name"], state, seconds, step.get("key") or "",
                      screen.brief(artifact.manifest["counts"]) if artifact else ""])
     screen.table(f"run {name}: {runs.outcome(place, run)}", ["step", "state", "time", "key", "result"], rows)
-    if old := [step["name"] for step in run.steps if _of_another_version(place, step)]:
+    if old:
         screen.say(f"\nmade by another version of their stage, a new run makes them again: {', '.join(old)}")
     for step in run.steps:
         if step["state"] == runs.FAILED:
@@ -49,13 +51,10 @@ def status(workspace: str, name: str | None) -> int:
     return 0
 
 
-def _of_another_version(place: Path, step: dict[str, Any]) -> bool:
-    """Whether today's code would not make this step's artifact: its stage has another version, or is gone."""
-    found = store.find(place, step["stage"], step["key"]) if step.get("key") else None
-    if found is None:
-        return False
+def _of_another_version(artifact: store.Artifact) -> bool:
+    """Whether today's code would not make this artifact: its stage has another version, or is gone."""
     try:
-        return bool(stage.load(step["stage"]).version != found.manifest["version"])
+        return bool(stage.load(artifact.kind).version != artifact.manifest["version"])
     except UserError:
         return True
 
