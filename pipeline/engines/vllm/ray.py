@@ -55,11 +55,10 @@ class RayService:
         job = {"model": str(model.resolve()), "log": str(log.resolve()), "urls": str(self._urls.resolve()),
                "settings": dataclasses.asdict(settings)}
         command = [sys.executable, "-m", "pipeline.engines.vllm.ray_host", json.dumps(job)]
-        package = str(Path(__file__).resolve().parents[3])
-        paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
             supervisor.command_line(command, log=log, grace=_GRACE), start_new_session=True,
-            env={**os.environ, "PYTHONPATH": paths, vllm_service.KEY: self.key, "RAY_USAGE_STATS_ENABLED": "0"})
+            env={**os.environ, "PYTHONPATH": supervisor.import_path(), vllm_service.KEY: self.key,
+                 "RAY_USAGE_STATS_ENABLED": "0"})
         self._service: vllm_service.Service | None = None
 
     @property

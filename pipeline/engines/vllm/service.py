@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline import web
+from pipeline import supervisor, web
 from pipeline.config import setting
 from pipeline.engines.engine import adapter_base, model_facts
 from pipeline.engines.vllm import plugin
@@ -260,9 +260,8 @@ def gpus() -> list[str]:
 
 
 def _server_environment(key: str) -> dict[str, str]:
-    package = str(Path(__file__).resolve().parents[3])  # the server imports our middleware
     return {
-        "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": supervisor.import_path(),  # the server imports our middleware
         "VLLM_API_KEY": key,
         "VLLM_SERVER_DEV_MODE": "1",  # /sleep and /wake_up live behind it
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "300",  # its 5 s close connections that the client is about to reuse
