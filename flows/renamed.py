@@ -1,14 +1,9 @@
 """Keys and names that were others once: a user who types one is told the new one, an older run's is translated."""
 
-from __future__ import annotations
-
 KEYS = {
-    "stage.build_groups.settings.filters": "filters",
-    "stage.train_preference.settings.score": "train.score",
-    "stage.merge.settings.weights": "train.weights",
-    "stage.weigh_prompts.active": "train.weigh_prompts",
-    "stage.score.settings.name": "reward.name",
-    "stage.score.settings.also": "reward.also",
+    "stage.build_groups.settings.filters": "filters", "stage.train_preference.settings.score": "train.score",
+    "stage.merge.settings.weights": "train.weights", "stage.weigh_prompts.active": "train.weigh_prompts",
+    "stage.score.settings.name": "reward.name", "stage.score.settings.also": "reward.also",
 }
 STEPS = {"restart": "from_sft", "sampled": "from_sft_sampled", "continued": "from_previous"}  # files of conf/steps
 

@@ -1,7 +1,5 @@
 """What a run ends with: report.md and report.json in its folder, a table in the terminal, where to look next."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

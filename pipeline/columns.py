@@ -5,8 +5,6 @@ order of the groups. A part's metadata names the tables its rows are of, by dige
 number can never be read for groups with other tokens, since a table of other bytes has another digest.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Logistic regression, by Newton's method."""
 
-from __future__ import annotations
-
 import numpy as np
 
 _STEPS, _TOLERANCE = 200, 1e-7  # Newton: what is left after such a step is its square

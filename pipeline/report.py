@@ -4,8 +4,6 @@ Pure functions: the flow hands over one `StepRecord` per step and writes `report
 `cells(...)` as its closing table. Numbers that no step reported stay empty; nothing is guessed.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field

@@ -9,8 +9,6 @@
 These files decide what is done; no orchestrator is asked.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

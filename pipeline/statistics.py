@@ -4,8 +4,6 @@ Every comparison is a number in [0, 1]: 1 a win of the policy, 0.5 a tie, 0 a lo
 prompt's outcome is their mean. Prompts, not samples, are the independent units, so n is the number of prompts.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import random

@@ -1,7 +1,5 @@
 """What a run's record and its artifacts say about its steps and iterations. Every number names the step it is from."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 And why a step was computed at all: what its key is made of, beside the nearest artifact there was before.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from flows.dashboard import facts

@@ -1,7 +1,5 @@
 """The list of runs, one run as it is now, and several runs side by side."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Prompts with all their completions: pages, search, the chosen one, the same prompt elsewhere, token by token."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 A table of a million completions is some hundred files; a page of it touches one or two row groups.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -3,8 +3,6 @@
 A comparison's outcome is in [0, 1]: 1 a win of the policy, 0.5 a tie, 0 a loss, anything between a judge's probability.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ both sides wrote as much. AlpacaEval also adds rows of its baseline prompted to 
 coefficients finite where the outcomes are separable.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

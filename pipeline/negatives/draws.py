@@ -1,7 +1,5 @@
 """Drawing M of the L candidates of each group: what mc, uniform, hardest and easiest have in common."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -5,8 +5,6 @@
 No reference. Which answers are good: completion 0 alone, or all whose score reaches `threshold`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

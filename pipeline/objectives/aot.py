@@ -8,8 +8,6 @@ Sorted over the pairs of the global batch, and compared rank by rank: a batch ob
 values, not through the order. The loss of a rank is given to the group whose u has it. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

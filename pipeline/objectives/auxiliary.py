@@ -11,8 +11,6 @@ Rationale term (Just et al. 2024): + gamma (-log pi(rationale | its own prompt))
 of a group, with a prompt of its own.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any

@@ -10,8 +10,6 @@ The loss of a group is the sum over its completions, so that of a pair is the pa
 batch's loss. What the density ratio of prompts asks for (UDM) is a weight per group: stage weigh_prompts.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

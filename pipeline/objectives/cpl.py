@@ -7,8 +7,6 @@ lambda < 1 is the conservative bias: z is negative, so a rejected answer that is
 lambda = gamma = 1 it is CPO without its likelihood term.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

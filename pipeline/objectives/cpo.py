@@ -9,8 +9,6 @@
 Sums over tokens in the preference term, no reference.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

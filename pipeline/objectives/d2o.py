@@ -7,8 +7,6 @@ negative and the completions 0, 2, 3, ... are the own samples: a pair has K = 1,
 keeps its first two places. The gradient flows through all K + 1. K = 1 with alpha = beta is DPO. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

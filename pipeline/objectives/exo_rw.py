@@ -7,8 +7,6 @@ The gradient flows through both factors. The forward KL with the same two distri
 gives an answer almost no weight its gradient vanishes too. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

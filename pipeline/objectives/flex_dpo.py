@@ -5,8 +5,6 @@
 Equal betas are DPO. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

@@ -6,8 +6,6 @@ pi_t is the policy this iteration began with; s_avg(y) the mean over the K sampl
 s(y > y_j), y itself included. Sums over tokens; at beta = 0.001 a score of 0.1 asks for 100 nats.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

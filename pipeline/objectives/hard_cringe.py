@@ -7,8 +7,6 @@
 A pair is learned like Binary Cringe until its margin passes b. A group of one always is (g = 1).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

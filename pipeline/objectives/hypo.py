@@ -9,8 +9,6 @@ Columns of a group: chosen, rejected, then k >= 1 samples of the current policy 
 DPO, and a pair is enough.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from pipeline.config import setting

@@ -7,8 +7,6 @@ A labelled single response has the one term its label says; of a pair or list th
 not, and their terms add. (The authors' README prints the loss without its minus sign.) Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

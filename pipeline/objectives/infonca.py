@@ -6,8 +6,6 @@
 K = 2 with one-hot labels (alpha -> 0) is DPO. The forward-KL sibling of EXO on rewards. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

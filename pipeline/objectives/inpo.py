@@ -8,8 +8,6 @@ label as good as the win rate. The minimiser is pi_{t+1} ~ exp(P(y > pi_t)/eta) 
 over tokens; the target is 100 nats at the default, and the gradient linear in what is missing: clip it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

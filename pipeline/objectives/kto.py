@@ -8,8 +8,6 @@ z0 is in nats and clamped after the mean. The loss of a group is the mean over i
 groups of one size costs the mean over all its examples, wanted and unwanted alike.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
@@ -19,8 +17,7 @@ from pipeline.objectives.shared.pairs import at_least_float32, required, row_mea
 
 _NEEDS = {
     "mismatched": Needs(reference=True, labels=True, mismatched=True, batch=True),
-    "pair": Needs(reference=True, pairs=True, batch=True),
-    "zero": Needs(reference=True, labels=True),
+    "pair": Needs(reference=True, pairs=True, batch=True), "zero": Needs(reference=True, labels=True),
 }
 
 

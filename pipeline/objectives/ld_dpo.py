@@ -6,8 +6,6 @@ in the policy's and in the reference's sums, then DPO. alpha = 1 is DPO. The sam
 length_alpha.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

@@ -5,8 +5,6 @@ same batch. A part that is divided by tokens on its own is divided by the mean n
 over a global batch is the same.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ follows, a biased gradient of the sequence KL. P(y > y') = s(R(y) - R(y')) from 
 nothing, only their gradients do. c = 1 learns the best answer to the reference, c = 0 plays against itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@ The limit alpha -> 0 with K = 2 is NCA on pairs. Being absolute, it keeps the li
 Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

@@ -8,8 +8,6 @@ dL/dlog pi = 2 s(beta log-ratio) on what is to be forgotten: 1 at the start, as 
 once the policy is far below the reference, which is the model before unlearning. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

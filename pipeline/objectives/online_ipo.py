@@ -11,8 +11,6 @@ used). A pair without opponents has y'' = y': when all come from the same distri
 expectation, the authors' way of judging once. The loss does not care which of y and y' comes first.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

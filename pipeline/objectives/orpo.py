@@ -6,8 +6,6 @@
 Averages over completion tokens, no reference. TRL's NLL also covers the prompt, this one does not.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

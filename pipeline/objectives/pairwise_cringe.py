@@ -8,8 +8,6 @@ No reference model. Once a pair is well separated (M far above b) its gate close
 of one is Binary Cringe with an open gate (g = 1).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

@@ -7,8 +7,6 @@ An (M+1)-way cross-entropy whose right answer is the preferred completion y_0; t
 M = 1 is exactly DPO. Which M of the candidates stand in the group is the negatives' part, not the loss's.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

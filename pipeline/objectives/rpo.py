@@ -8,8 +8,6 @@ Only the sum carries the factor beta. TRL's documented weight 0.005 on the token
 answers of 300 tokens that would be about 0.015.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

@@ -6,8 +6,6 @@ The margin is delta = 1 / gamma nats. The full SLiC-HF has the likelihood term, 
 Sums over tokens, no reference.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

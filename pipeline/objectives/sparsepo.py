@@ -8,8 +8,6 @@ m = k = 1 and no L1 terms is TDPO-1. The masks are heads trained with the policy
 with mask=mapo the reference's own activations (see sparse_masks).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

@@ -6,8 +6,6 @@ cDPO with eps = 1 - p of the pair's own; fitted at h = logit(p) / beta, so p mus
 pulls to h = 0. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

@@ -8,8 +8,6 @@ P_w, P_l: estimated win rates against the samples of the policy pi_t that wrote 
 taken against. Only the hard form has no 1/2. beta = 0.001 makes targets of +-500 nats. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

@@ -6,8 +6,6 @@
     TDPO-2 (Eq. 18):  L = -log s(beta (u - alpha (D(y_l) - sg[D(y_w)])))
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

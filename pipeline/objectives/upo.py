@@ -10,8 +10,6 @@ The one number of a pair is its chosen completion's score. The log-ratios are ta
 policy. The likelihood term is printed with the sign that would lower it; read as Pang et al. (2024) have it.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@
 A token of the policy's own sampling has weight about 1, an unlikely one less.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

@@ -1,7 +1,5 @@
 """Every pair of a prompt's samples whose scores differ by more than a margin, the widest first."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import permutations
 

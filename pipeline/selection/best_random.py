@@ -4,8 +4,6 @@ The UltraFeedback preparation of Tunstall et al. 2023 (Zephyr) and of the reward
 is not always the worst keeps the pair hard.
 """
 
-from __future__ import annotations
-
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, best_against_random, paired, scores_of
 from pipeline.selection.candidates import Scored as Settings

@@ -3,8 +3,6 @@
 The others are discarded. Of equal samples the earlier one counts.
 """
 
-from __future__ import annotations
-
 from pipeline.records import Group
 from pipeline.selection.candidates import TOO_FEW, ends, paired, scores_of
 from pipeline.selection.candidates import Scored as Settings

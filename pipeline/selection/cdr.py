@@ -6,8 +6,6 @@ of two log-probs stored as scores (see pipeline.rewards.likelihood); the pair is
 which is stored as the score "density_ratio". An aligned model over its own SFT base is the usual choice.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.records import Group

@@ -1,7 +1,5 @@
 """What a selection rule declares: scored samples of a prompt -> preference groups."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any

@@ -6,8 +6,6 @@ A draft is shown as the assistant's turn after x, and `text` asks for a better a
 loss compares how likely the two answers are as revisions of each other. At test time the same text asks for revisions.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from pipeline.records import Completion, Group, Message

@@ -6,8 +6,6 @@ with the lowest mean over the table, as in the paper's update. That score is sto
 largest against the smallest.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean

@@ -8,8 +8,6 @@ from Bradley-Terry transitivity:
 stored as the score "win_rate" of the chosen one, 1 - p_ij of the rejected one: the soft label of objective spce.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import combinations
 

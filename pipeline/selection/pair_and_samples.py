@@ -5,8 +5,6 @@
 for objectives that learn from a pair and, beside it, from fresh samples of the policy without a label (HyPO).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from pipeline.records import Group

@@ -7,8 +7,6 @@ the best one only if the judge is transitive and has no favourite position, whic
 is repeated in several random orders, and a prompt whose winner depends on the order is dropped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 

@@ -5,8 +5,6 @@ rejected side is taken at a fixed place of the score's distribution. Sigma is th
 scores (divided by n). With few samples nothing lies that low, and the rule is best against worst.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 

@@ -7,8 +7,6 @@ for the highest score. How well an answer meets the goal is stored as the score 
 asked for. The prompts are new texts, so ids are gone: stage build_groups makes them anew.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 

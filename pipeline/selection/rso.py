@@ -6,8 +6,6 @@ reward, until n are accepted. beta -> infinity: any n; beta -> 0: the n best. Th
 pass makes progress; with fewer than n samples all of them are.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Sequence

@@ -10,8 +10,6 @@ The paper takes the percentile over the last 50 micro-batches with the weights o
 takes it over the whole table with the weights that labelled it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

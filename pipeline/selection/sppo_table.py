@@ -6,8 +6,6 @@ The pair is the largest against the smallest score. Stored as scores: "win_rate"
 sppo; "win_rate_pair", P_wl on the chosen one and 1 - P_wl on the rejected one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

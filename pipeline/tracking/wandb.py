@@ -4,8 +4,6 @@ Numbers, a table of samples and the step's artifact go there; the artifact as a 
 copy. Without a key, or where the service cannot be reached, all of it goes to W&B's offline format for `wandb sync`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -6,8 +6,6 @@ annotator noise) and the evaluation come from it. `scripts/make_minifarm.py` wri
 the rule knows what every prompt asks for. Pure standard library.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

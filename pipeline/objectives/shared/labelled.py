@@ -1,7 +1,5 @@
 """What the objectives on binary labels share: who is wanted, sums over a group, the metrics of a comparison."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.objectives.contract import LossInputs, Tensor

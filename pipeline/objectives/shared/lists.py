@@ -1,7 +1,5 @@
 """What the objectives on lists share: which groups count, softmax over the present completions, metrics."""
 
-from __future__ import annotations
-
 from pipeline.errors import UserError
 from pipeline.objectives.contract import Losses, Tensor
 from pipeline.objectives.shared.pairs import at_least_float32, compared, masked, row_means

@@ -6,8 +6,6 @@ function says otherwise its log-probs are (G,) sums over completion tokens in na
 float32, float32 in float32, float64 in float64.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.errors import UserError

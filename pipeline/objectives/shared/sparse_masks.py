@@ -7,8 +7,6 @@
               nothing: both are affine.)
 """
 
-from __future__ import annotations
-
 import math
 
 from pipeline.objectives.contract import Tensor
