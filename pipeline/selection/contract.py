@@ -14,7 +14,8 @@ Selected = tuple[list[Group], str]  # see Rule.select
 class Rule:
     """What a module in pipeline/selection declares as RULE. Constants may be functions of the settings instead.
 
-    A rule meets samples that filters.clean let through: not empty, finite scores, by default no two alike.
+    A rule meets two samples or more, as filters.clean let them through: not empty, finite scores, by default no two
+    alike.
     """
 
     Settings: type

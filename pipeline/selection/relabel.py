@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import setting
 from pipeline.records import Group, Message
-from pipeline.selection.candidates import TOO_FEW, best_against_random, ends, numbered, paired, scored, scores_of
+from pipeline.selection.candidates import best_against_random, ends, numbered, paired, scored, scores_of
 from pipeline.selection.contract import Rule, Selected
 
 GOAL = "goal"
@@ -63,10 +63,8 @@ def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> tuple[
 
 
 def select(group: Group, settings: Settings, seed: int = 0, found: tuple[float, float] | None = None) -> Selected:
-    """See Rule. found: what `survey` returned. Reasons: too_few_samples, fine_score_disagrees."""
+    """See Rule. found: what `survey` returned. Reasons: fine_score_disagrees."""
     values = scores_of(group, settings.score)
-    if len(values) < 2:
-        return [], TOO_FEW
     random = settings.rejected == "random"
     best, other = best_against_random(values, seed, "relabel", group) if random else ends(values)
     if settings.fine is not None:
