@@ -10,15 +10,8 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import (
-    at_least_float32,
-    both,
-    compared,
-    log_ratios,
-    required,
-    rewards_of,
-    with_anchor,
-)
+from pipeline.objectives.shared.pairs import at_least_float32, compared, log_ratios, rewards_of, with_anchor
+from pipeline.objectives.shared.scores import scores_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     Raises UserError for more than two completions, ValueError without scores or previous log-probs.
     """
     pairs, four = with_anchor(batch, "gpo", "previous")
-    scores = both(required(batch.scores, "scores", "gpo").detach(), pairs.usable)
+    scores = pairs.sides(scores_of(batch, "gpo").detach())
     if settings.scores == "rewards":
         gap = 0.5 * (scores[0] - scores[1])
         scores = (gap, -gap)
