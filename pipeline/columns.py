@@ -111,9 +111,8 @@ def scored(context: Context, groups: str = "groups", scores: str = "scores") -> 
     return with_scores(source, context.inputs[scores])
 
 
-def _joined(
-    source: Source, folders: Sequence[Path], what: str, put: Callable[[Completion, dict[str, Any]], Completion]
-) -> Iterator[Group]:
+def _joined(source: Source, folders: Sequence[Path], what: str,
+            put: Callable[[Completion, dict[str, Any]], Completion]) -> Iterator[Group]:
     table, at = load(folders, source.digest), 0
     for groups in tables.batches(tables.read(source.path), _GROUPS):
         if table is None:

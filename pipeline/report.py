@@ -132,9 +132,8 @@ def cells(found: Sequence[IterationRow]) -> list[tuple[str, ...]]:
         for r in found]
 
 
-def to_markdown(
-    title: str, found: Sequence[IterationRow], steps: Sequence[StepRecord], sections: dict[str, str] | None = None
-) -> str:
+def to_markdown(title: str, found: Sequence[IterationRow], steps: Sequence[StepRecord],
+                sections: dict[str, str] | None = None) -> str:
     """The run's report. `sections`, by heading, come after the first table; empty ones are left out."""
     left_out = markdown.table({"iteration": RIGHT, "reason": LEFT, "rows": RIGHT}, [
         (r.iteration, reason, f"{number:,}") for r in found for reason, number in r.dropped.items()])

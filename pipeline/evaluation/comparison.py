@@ -129,9 +129,8 @@ def by_prompt(ids: Sequence[str], values: Sequence[float]) -> dict[str, float]:
     return {name: statistics.mean(one) for name, one in found.items()}
 
 
-def by_category(
-    pairs: Sequence[Pair], outcomes: Sequence[float], judged: Callable[[list[str], list[float]], Verdict]
-) -> dict[str, Verdict]:
+def by_category(pairs: Sequence[Pair], outcomes: Sequence[float],
+                judged: Callable[[list[str], list[float]], Verdict]) -> dict[str, Verdict]:
     """The verdict of each category, by name; nothing where there are fewer than two."""
     found: dict[str, tuple[list[str], list[float]]] = {}
     for pair, result in zip(pairs, outcomes, strict=True):
