@@ -27,8 +27,8 @@ TABLES = ("groups", "pref", "sft", "unlabeled", "eval")  # the parts of artifact
 _PATIENCE = 1.0  # seconds; `align status` and the page look at the lock for a moment, too
 RUNNING, DONE, FAILED, INTERRUPTED, STALE = "running", "done", "failed", "interrupted", "stale"
 STOPPED_BY = "stopped by "  # a gate: the outcome of a run that ended there
-# Modules that a run.json of an earlier version names by where they were.
-_MOVED = {
+# Modules by where they were: a run.json of an earlier version names them so.
+MOVED = {
     "pipeline.engines.vllm_ray": "pipeline.engines.vllm.ray",
     "pipeline.rewards.minifarm.gold": "pipeline.worlds.minifarm.gold",
     **{f"pipeline.selection.{name}": f"pipeline.negatives.{name}" for name in ("easiest", "hardest", "mc", "uniform")},
@@ -76,7 +76,7 @@ def _renamed(node: Any) -> Any:
         return {key: _renamed(value) for key, value in node.items()}
     if isinstance(node, list):
         return [_renamed(value) for value in node]
-    return _MOVED.get(node, node) if isinstance(node, str) else node
+    return MOVED.get(node, node) if isinstance(node, str) else node
 
 
 def save(workspace: Path, run: Run) -> None:
