@@ -97,14 +97,11 @@ def event(workspace: Path, name: str, step: str, kind: str, **facts: Any) -> Non
         file.write(json.dumps(line) + "\n")
 
 
-def groups_of(steps: Iterable[Mapping[str, Any]], name: str) -> tuple[Mapping[str, Any], str] | None:
-    """(step, part) with the groups that step `name` made a side table of: the first table among its inputs."""
+def groups_of(steps: Iterable[Mapping[str, Any]], name: str) -> list[tuple[Mapping[str, Any], str]]:
+    """(step, part) with the groups that step `name` made a side table of: every table among its inputs, in order."""
     named = {step["name"]: step for step in steps}
-    for ref in named[name].get("inputs", ()):
-        origin, _, part = ref.partition("/")
-        if part in TABLES and origin in named:
-            return named[origin], part
-    return None
+    found = (ref.partition("/") for ref in named[name].get("inputs", ()))
+    return [(named[origin], part) for origin, _, part in found if part in TABLES and origin in named]
 
 
 def log_path(workspace: Path, name: str, step: str) -> Path:
