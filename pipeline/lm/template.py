@@ -2,9 +2,10 @@
 
     prompt_ids + completion.token_ids == ids of template(prompt + answer), up to the id that ends the answer
 
-BOS exactly once; a completion ends with a stop id if and only if its finish_reason is "stop"; the boundary is a
-concatenation of ids, never of strings. What breaks it stops with the example's id and the two renderings, because
-each of these mistakes trains without any other sign.
+BOS opens the prompt, and the turns where the template opens them with it, never twice in a row; a completion ends with
+a stop id if and only if its finish_reason is "stop", with the first one the template writes: sampling goes no further,
+so what stands behind it is cut. The boundary is a concatenation of ids, never of strings. What breaks it stops with the
+example's id and the two renderings, because each of these mistakes trains without any other sign.
 
 A special token's string inside somebody's text ("<|end|>", "</s>") is text: it is tokenised as the letters it is made
 of, so that no one's words can end a turn or open another.
@@ -12,6 +13,7 @@ of, so that no one's words can end a turn or open another.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -154,12 +156,14 @@ class Encoder:
 
     def _bos_problem(self, group: Group, rendering: str, ids: list[int]) -> list[str]:
         bos = self.tokenizer.bos_token_id
-        if bos is None or bos in self.stop_ids or (ids.count(bos) == 1 and ids[0] == bos):
+        if bos is None or bos in self.stop_ids:
             return []
         if bos not in ids and not _template_writes_bos(self.tokenizer):
             return []  # a family that has the token and was trained without it, such as Qwen
-        return [f"example {group.id!r}: {ids.count(bos)} BOS tokens in the prompt, expected exactly one, at the start; "
-                f"text: {group.messages[-1].content[:200]!r}; rendering: {self._shown(rendering)[:300]!r}"]
+        if ids[:1] == [bos] and all(pair != (bos, bos) for pair in itertools.pairwise(ids)):
+            return []  # no text holds the id, so what opens a later turn is the template's, as in Llama 2's
+        return [f"example {group.id!r}: {ids.count(bos)} BOS tokens in the prompt, expected one at its start and no two "
+                f"in a row; text: {group.messages[-1].content[:200]!r}; rendering: {self._shown(rendering)[:300]!r}"]
 
     def _completion(
         self, name: str, prompt: str, head: list[int], text: str, full: list[int], completion: Completion
@@ -178,9 +182,6 @@ class Encoder:
             return [], [f"example {name!r}: missing EOS, the template does not end an answer with one of the stop ids "
                         f"{[self.tokenizer.convert_ids_to_tokens(i) for i in self.stop_ids]}; add the token it ends "
                         f"with to eos_token_id of generation_config.json; {both}"]
-        if len(ends) > 1:
-            return [], [f"example {name!r}: the template writes {len(ends)} stop tokens after an answer (the first is "
-                        f"id {tail[ends[0]]}), expected one at its end only; {both}"]
         return tail[: ends[0] + (completion.finish_reason == STOP)], []
 
 
