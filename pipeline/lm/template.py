@@ -118,16 +118,9 @@ class Encoder:
         return bool(self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id])
 
     def _bos_problem(self, group: Group, rendering: str, ids: list[int]) -> list[str]:
-        bos = self.tokenizer.bos_token_id
-        if bos is None or bos in self.stop_ids:
-            return []
-        if bos not in ids and not _template_writes_bos(self.tokenizer):
-            return []  # a family that has the token and was trained without it, such as Qwen
-        if ids[:1] == [bos] and all(pair != (bos, bos) for pair in itertools.pairwise(ids)):
-            return []  # no text holds the id, so what opens a later turn is the template's, as in Llama 2's
-        return [f"example {group.id!r}: {ids.count(bos)} BOS tokens in the prompt, expected one at its start and no two"
-                f" in a row; text: {group.messages[-1].content[:200]!r}; rendering: "
-                f"{self.rendering.shown(rendering)[:300]!r}"]
+        fault = bos_fault(self.tokenizer, self.stop_ids, ids)
+        return [f"example {group.id!r}: {fault}; text: {group.messages[-1].content[:200]!r}; rendering: "
+                f"{self.rendering.shown(rendering)[:300]!r}"] if fault else []
 
     def _completion(
         self, group: Group, prompt: str, head: list[int], text: str, full: list[int], completion: Completion
@@ -234,6 +227,18 @@ def _limit_completion(name: str, completion: Completion, limits: Limits) -> tupl
     if limits.long_completion == "drop":
         return None, "long_completion"
     return replace(completion, token_ids=completion.token_ids[: limits.completion], finish_reason=LENGTH), "truncated"
+
+
+def bos_fault(tokenizer: Any, stop_ids: tuple[int, ...], ids: list[int]) -> str:
+    """What is wrong with the BOS of a prompt's ids; '' where nothing is, or where no BOS is to be there."""
+    bos = tokenizer.bos_token_id
+    if bos is None or bos in stop_ids:
+        return ""
+    if bos not in ids and not _template_writes_bos(tokenizer):
+        return ""  # a family that has the token and was trained without it, such as Qwen
+    if ids[:1] == [bos] and all(pair != (bos, bos) for pair in itertools.pairwise(ids)):
+        return ""  # no text holds the id, so what opens a later turn is the template's, as in Llama 2's
+    return f"{ids.count(bos)} BOS tokens in the prompt, expected one at its start and no two in a row"
 
 
 def turn_end_id(tokenizer: Any) -> int | None:
