@@ -15,7 +15,7 @@ import datetime
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -81,6 +81,27 @@ class Rendering:
     def thinks(self) -> bool:
         """Whether the template knows answers that begin with reasoning, as Qwen3's and DeepSeek-R1's do."""
         return "</think>" in str(self.tokenizer.chat_template)
+
+    def unread(self, group: Group) -> list[str]:
+        """The names of further fields of the group (`more`, `template`) that change nothing of what is rendered, and
+        "tool" where a tool's text is not in it. Empty for a group of roles and contents only.
+        """
+        told = (*(m.more for m in group.messages), *(c.more for c in group.completions), group.template)
+        fields = {name for text in told if text for name in json.loads(text)}
+        if not fields:
+            return []
+        whole = self._renderings(group)
+        found = [name for name in sorted(fields) if self._renderings(_without(group, name)) == whole]
+        if self.thinks:  # of earlier turns it is left out on purpose, to an answer it is put back
+            found = [name for name in found if name != "reasoning_content"]
+        said = [self.held(m.content).strip() for m in group.messages if m.role == "tool"]
+        return [*found, *(["tool"] if any(text not in whole[0] for text in said) else [])]
+
+    def _renderings(self, group: Group) -> list[str]:
+        try:
+            return [self.prompt(group), *(self.answered(group, c) for c in group.completions)]
+        except UserError:  # it cannot do without the field
+            return []
 
     def _message(self, role: str, content: str, more: str) -> dict[str, Any]:
         return {"role": role, "content": self.held(content), **self._held_in(json.loads(more or "{}"))}
@@ -148,6 +169,15 @@ class Rendering:
 def date_of(tokenizer: Any) -> datetime.datetime:
     """The date its chat template is told: the one in its tokenizer_config.json, else DATE."""
     return datetime.datetime.fromisoformat(tokenizer.init_kwargs.get(DATE_KEY, DATE))
+
+
+def _without(group: Group, name: str) -> Group:
+    """The group without a field of its turns, or a variable of the template."""
+    def cut(text: str) -> str:
+        return json.dumps({key: value for key, value in json.loads(text or "{}").items() if key != name})
+
+    return replace(group, template=cut(group.template), messages=tuple(replace(m, more=cut(m.more)) for m in (
+        group.messages)), completions=tuple(replace(c, more=cut(c.more)) for c in group.completions))
 
 
 def _folded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
