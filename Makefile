@@ -35,7 +35,7 @@ test: $(STAMP) ## Run the tests, a quarter of an hour on two cores; ARGS="tests/
 	$(PYTEST) -m "not gpu and not long" $(ARGS)
 
 test-long: $(STAMP) ## Run the large matrices that `make test` leaves out; adds a line to docs/test-long.md
-	$(PYTEST) -m "long and not gpu" --record docs/test-long.md $(ARGS)
+	$(PYTEST) -m "long and not gpu" --record=docs/test-long.md $(ARGS)
 
 check: $(STAMP) ## Run the linters (ruff, mypy)
 	$(BIN)/python -m ruff check .
