@@ -1,7 +1,5 @@
 """The sampling engine that outlives a stage: started once per run, early, used by every step that samples."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a gate decided, for the run that obeys it, its record and its last words."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """What may be told of a run: to the screen, Prefect's page, trackers. They are told; they decide nothing."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pipeline import store

@@ -3,8 +3,6 @@
 Every sample has a seed of its own, from (run seed, iteration, prompt id, temperature, sample) and no more.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -45,9 +43,8 @@ def draws(groups: Iterable[GroupSettings], **beside: Any) -> tuple[Draw, ...]:
                  for group in groups)
 
 
-def requests_for(
-    group: Group, drawn: tuple[Draw, ...], stop_ids: tuple[int, ...], run_seed: int, logprobs: bool
-) -> list[Request]:
+def requests_for(group: Group, drawn: tuple[Draw, ...], stop_ids: tuple[int, ...], run_seed: int,
+                 logprobs: bool) -> list[Request]:
     """One request per draw. `stop_ids` are the model's own.
 
     Of draws at one temperature the first has the seed it would have alone, the others one of their own each.

@@ -4,8 +4,6 @@ The instructions become evaluation prompts with `dataset` as their category; out
 given answers to compare with. `export` writes answers in the same format, in the same order.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

@@ -6,8 +6,6 @@ and a verdict holds only for the two outputs it was given on: they must be the a
 around them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -6,8 +6,6 @@ game without a verdict nothing. Where a game has the prompt its judge read, both
 lines of their own.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a data format declares, and what a source of published judgments does."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

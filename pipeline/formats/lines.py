@@ -4,8 +4,6 @@
 be one list of objects; both may be gzipped. Only the standard library is imported: planning reads the data too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import gzip

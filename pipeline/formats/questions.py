@@ -7,8 +7,6 @@ The first turn becomes an evaluation prompt, the second is asked once the first 
 come along as given ones, both turns. The category is the `cluster` where there is one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Tables of groups as flat arrays, read from Parquet batch by batch: no Python object per row."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tables of groups -> training examples: ids as int32 arrays, checked once against the model before the first step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,10 +103,8 @@ def of_chunk(chunk: Chunk) -> list[Example]:
     return [example(chunk, g, {}) for g in range(len(chunk.ids))]
 
 
-def load(
-    sources: Sequence[Source], folder: Path, beside: SideTables | None = None, stop_ids: Iterable[int] | None = None,
-    weights: Sequence[float] = (),
-) -> Examples:
+def load(sources: Sequence[Source], folder: Path, beside: SideTables | None = None,
+         stop_ids: Iterable[int] | None = None, weights: Sequence[float] = ()) -> Examples:
     """Read tokenised tables into arrays under `folder`, unless they are there already, and map them.
 
     weights: a factor on the weights of each table's groups; empty: 1. Raises UserError naming an id that occurs twice,
@@ -123,10 +119,8 @@ def load(
     return Examples(mapped.opened(folder))
 
 
-def _fill(
-    sources: Sequence[Source], folder: Path, beside: SideTables, stop_ids: Iterable[int] | None,
-    weights: Sequence[float],
-) -> None:
+def _fill(sources: Sequence[Source], folder: Path, beside: SideTables, stop_ids: Iterable[int] | None,
+          weights: Sequence[float]) -> None:
     stops = None if stop_ids is None else np.array(sorted(stop_ids))
     problems, ids = Problems(_SHOWN), list[tuple[int, pa.Array]]()
     writer = mapped.Writer(folder)

@@ -231,10 +231,8 @@ def token_logps(model: Any, hidden: Tensor, targets: Tensor, logits_per_chunk: i
     return reduced(model, hidden, targets, logits_per_chunk).logps
 
 
-def reduced(
-    model: Any, hidden: Tensor, targets: Tensor, logits_per_chunk: int, top: int = 0, sum_squares: bool = False,
-    reference: tuple[Any, Tensor] | None = None,
-) -> Reductions:
+def reduced(model: Any, hidden: Tensor, targets: Tensor, logits_per_chunk: int, top: int = 0, sum_squares: bool = False,
+            reference: tuple[Any, Tensor] | None = None) -> Reductions:
     """Log-probs of the targets as `token_logps`, and where asked for: the `top` largest logits, the sum of squares, the
     divergence from a `reference` (a model and its (N, H) states, which get no gradient).
 

@@ -1,7 +1,5 @@
 """Log-probs of every completion of some groups under a frozen model: the one pass for whoever asks for them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,8 @@ from pipeline.lm.forward import Rows, autocast, device_of
 from pipeline.lm.settings import ModelRuntime
 
 
-def open_frozen(
-    folder: Path, device: torch.device, runtime: ModelRuntime, options: dict[str, Any] | None = None
-) -> Any:
+def open_frozen(folder: Path, device: torch.device, runtime: ModelRuntime,
+                options: dict[str, Any] | None = None) -> Any:
     """A causal LM that nothing trains, ready for these passes. Raises UserError as `prefix.prepare` does."""
     model = folders.load_policy(folder, device, runtime, options)
     prefix.prepare(model, runtime.share_prefix)
@@ -34,10 +31,8 @@ def completion_logps(model: Any, examples: Sequence[Example], runtime: ModelRunt
     return found
 
 
-def token_logps(
-    model: Any, examples: Sequence[Example], runtime: ModelRuntime, precision: str,
-    of_tokens: Callable[[Rows], Tensor] | None = None,
-) -> list[list[list[float]]]:
+def token_logps(model: Any, examples: Sequence[Example], runtime: ModelRuntime, precision: str,
+                of_tokens: Callable[[Rows], Tensor] | None = None) -> list[list[list[float]]]:
     """Of every completion token, nats; by example and completion. `of_tokens` gives another (N,) values of them."""
     found: list[list[list[float]]] = [[[] for _ in e.completions] for e in examples]
     for micro, rows, values in _passes(model, examples, runtime, precision, of_tokens):
@@ -46,10 +41,8 @@ def token_logps(
     return found
 
 
-def _passes(
-    model: Any, examples: Sequence[Example], runtime: ModelRuntime, precision: str,
-    of_tokens: Callable[[Rows], Tensor] | None,
-) -> Iterator[tuple[list[int], Rows, Tensor]]:
+def _passes(model: Any, examples: Sequence[Example], runtime: ModelRuntime, precision: str,
+            of_tokens: Callable[[Rows], Tensor] | None) -> Iterator[tuple[list[int], Rows, Tensor]]:
     def logps(rows: Rows) -> Tensor:
         hidden = forward.hidden_at_predictions(model, rows)
         return forward.token_logps(model, hidden, rows.targets, runtime.logits_per_chunk)

@@ -8,8 +8,6 @@
 What a training run holds of a million groups is what it is looking at, and processes on one machine share it.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import dataclass

@@ -167,10 +167,8 @@ def _by_prompt(example: Example) -> list[tuple[np.ndarray, list[int]]]:
     return list(found.values())
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None, window: int | None = None,
-    dropout: float = 0.0, module: Any = None,
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None, window: int | None = None,
+           dropout: float = 0.0, module: Any = None) -> Tensor:
     """(1, heads, N, D) attention output; query (1, heads, N, D), key and value (1, kv heads, N, D).
 
     `window`: a token sees itself and the window - 1 tokens before it, None = all of them. `module`: whose attention it

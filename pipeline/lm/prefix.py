@@ -7,8 +7,6 @@ state, a convolution) or changes its scores is not read off its name: the packed
 states as separate rows on a small probe. A family where it does not stays with rows.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -4,8 +4,6 @@ Whoever loads the folder gets this score by the model's own forward pass. The pa
 gives the same with every prompt run once per group.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,9 +28,8 @@ def group_scores(model: Any, examples: Sequence[Example], pad: int, masked: bool
     return torch.zeros_like(present, dtype=torch.float32).masked_scatter(present, flat), present
 
 
-def completion_scores(
-    model: Any, examples: Sequence[Example], tokens_per_batch: int, precision: str
-) -> list[list[float]]:
+def completion_scores(model: Any, examples: Sequence[Example], tokens_per_batch: int,
+                      precision: str) -> list[list[float]]:
     """The score of every completion, by example, without gradient."""
     found: list[list[float]] = [[] for _ in examples]
     for micro in packed.micro_batches(examples, tokens_per_batch):

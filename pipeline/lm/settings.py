@@ -1,7 +1,5 @@
 """Settings of the language model itself. No heavy import: planning reads this module."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

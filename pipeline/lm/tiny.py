@@ -1,7 +1,5 @@
 """Tiny models from nothing: a byte-level BPE tokenizer with a chat template, and a Llama drawn from a seed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -12,8 +12,6 @@
 A section is null where the iteration has no such thing.
 """
 
-from __future__ import annotations
-
 import hashlib
 import heapq
 import itertools

@@ -11,8 +11,6 @@ Writes
     outcomes.jsonl     one line per comparison: prompt id, category, sample, both values of the score, outcome, lengths
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

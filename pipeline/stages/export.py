@@ -2,8 +2,6 @@
 MT-Bench. One answer per prompt; prompts without one are counted.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

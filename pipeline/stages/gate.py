@@ -8,8 +8,6 @@
 A run ends after a gate that says "stop"; its model/ is then the best the run has.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

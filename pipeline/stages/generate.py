@@ -5,8 +5,6 @@ here. Every sample has a seed of its own, from (run seed, iteration, prompt id, 
 the same whatever the shards, the batch or the order. A finished part is never sampled again after a crash.
 """
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections import deque
@@ -151,9 +149,8 @@ def check_prompts(prompts: Path, model: Path, settings: Settings, max_refused_sh
         raise UserError(*problems)
 
 
-def sample_groups(
-    groups: Iterable[Group], engine: Engine, settings: Settings, stop_ids: tuple[int, ...], seed: int, policy: str
-) -> Iterator[tuple[Group, Tally]]:
+def sample_groups(groups: Iterable[Group], engine: Engine, settings: Settings, stop_ids: tuple[int, ...], seed: int,
+                  policy: str) -> Iterator[tuple[Group, Tally]]:
     """Each group with its samples, in order, and the tally of it. The engine reads `groups` ahead as it needs."""
     waiting: deque[tuple[Group, int]] = deque()  # read, and the number of answers each still awaits
 
@@ -176,9 +173,8 @@ def sample_groups(
         yield _completed(waiting.popleft()[0], [], settings, policy, stop_ids)
 
 
-def _completed(
-    group: Group, answers: list[Answer], settings: Settings, policy: str, stop_ids: tuple[int, ...]
-) -> tuple[Group, Tally]:
+def _completed(group: Group, answers: list[Answer], settings: Settings, policy: str,
+               stop_ids: tuple[int, ...]) -> tuple[Group, Tally]:
     """`answers` are one per draw, or none for a prompt that is too long.
 
     What a stop id of a draw's own ended is cut as far as the model goes, which did not end its turn.

@@ -10,8 +10,6 @@ What the run cost (seconds, memory, tokens per second) differs from machine to m
 `pipeline.report`, which the run's report.md comes from.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Sequence

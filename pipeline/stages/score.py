@@ -5,8 +5,6 @@ needs no model then. Writes scores/, a side table (pipeline.columns) with the pa
 done, so a killed stage goes on with the next one.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence

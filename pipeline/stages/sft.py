@@ -3,8 +3,6 @@
 Output: `model/`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -6,8 +6,6 @@ renamed. Order of data and random numbers are functions of (seed, step), so the 
 Tensors are whole, however many processes trained them, so any number can go on.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Several processes that train one model: how they meet, and how its weights are spread over them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from dataclasses import replace

@@ -45,9 +45,8 @@ class World:
         """Whether this is the process that writes and reports."""
         return self.rank == 0
 
-    def cut(
-        self, batch: Sequence[Example], tokens: int, costs: Sequence[int] | None = None
-    ) -> list[tuple[list[int], bool]]:
+    def cut(self, batch: Sequence[Example], tokens: int,
+            costs: Sequence[int] | None = None) -> list[tuple[list[int], bool]]:
         """This process's micro-batches of a global batch, see `packed.micro_batches`, and whether each counts.
 
         As many on every process: a process without one left repeats the last, which then counts nothing.
@@ -189,9 +188,8 @@ class StepResult:
             self.metrics.setdefault(name, []).append(value.detach().float())
 
 
-def accumulate(
-    model: Any, task: Any, batch: list[Example], step: int, precision: str, tokens_per_batch: int, world: World = ALONE,
-) -> tuple[list[Example], dict[str, float], list[str]]:
+def accumulate(model: Any, task: Any, batch: list[Example], step: int, precision: str, tokens_per_batch: int,
+               world: World = ALONE) -> tuple[list[Example], dict[str, float], list[str]]:
     """Accumulate the gradient of the global batch. Returns the batch trained on, mean metrics, ids of bad losses.
 
     In a `world` of several processes each does its micro-batches; gradient, loss, metrics and ids are those of all.
@@ -208,10 +206,8 @@ def accumulate(
     return found.trained, {"loss": found.loss, **means, **before}, found.bad
 
 
-def _of_parts(
-    model: Any, task: Task, batch: list[Example], step: int, precision: str, facts: BatchFacts,
-    cut: list[tuple[list[int], bool]], share: Tensor, world: World,
-) -> StepResult:
+def _of_parts(model: Any, task: Task, batch: list[Example], step: int, precision: str, facts: BatchFacts,
+              cut: list[tuple[list[int], bool]], share: Tensor, world: World) -> StepResult:
     found = StepResult()
     for micro, counts in cut:
         examples = [batch[i] for i in micro]
@@ -224,10 +220,8 @@ def _of_parts(
     return found
 
 
-def _of_whole(
-    model: Any, task: WholeTask, batch: list[Example], step: int, precision: str, facts: BatchFacts,
-    cut: list[tuple[list[int], bool]], share: Tensor, world: World,
-) -> StepResult:
+def _of_whole(model: Any, task: WholeTask, batch: list[Example], step: int, precision: str, facts: BatchFacts,
+              cut: list[tuple[list[int], bool]], share: Tensor, world: World) -> StepResult:
     device, found = device_of(model), StepResult()
     with torch.no_grad(), autocast(device, precision):
         parts = [(world.run(task.inputs, model, [batch[i] for i in micro], step, facts), micro)

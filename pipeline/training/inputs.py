@@ -1,7 +1,5 @@
 """What inputs of a loss take from beyond a micro-batch: partners, random numbers, the whole global batch."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 No gradient goes through a draw, and a group's draw is fixed by (seed, step, group id).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -59,9 +57,8 @@ def draw(model: Any, batch: Sequence[Example], step: int, how: NegativeDraw) -> 
     return _drawn(batch, candidate_logps(model, batch, how) if how.scores else None, step, how, device_of(model))
 
 
-def draw_and_run(
-    model: Any, batch: Sequence[Example], step: int, how: NegativeDraw
-) -> tuple[list[Example], Tensor, Metrics]:
+def draw_and_run(model: Any, batch: Sequence[Example], step: int,
+                 how: NegativeDraw) -> tuple[list[Example], Tensor, Metrics]:
     """`draw` from one micro-batch, and (G, 1 + M) float32 log-probs with gradient of what was drawn, 0 where absent.
 
     The preferred completions run first, with gradient; the candidates are scored on their prompts, and so are the drawn
@@ -94,9 +91,8 @@ def _rest(example: Example) -> range:
 
 
 @torch.no_grad()
-def _drawn(
-    batch: Sequence[Example], logps: Tensor | None, step: int, how: NegativeDraw, device: torch.device,
-) -> tuple[list[Example], Metrics]:
+def _drawn(batch: Sequence[Example], logps: Tensor | None, step: int, how: NegativeDraw,
+           device: torch.device) -> tuple[list[Example], Metrics]:
     lengths = lengths_of(batch, device)
     refs = padded([e.ref_logps for e in batch], device) if all(e.ref_logps is not None for e in batch) else None
     uniforms = torch.from_numpy(column_uniforms(batch, how.seed, step)).to(device)

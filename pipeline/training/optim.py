@@ -1,7 +1,5 @@
 """AdamW and its state on disk, as safetensors by parameter name."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """An objective on groups: what it sees, the terms beside it, the negatives drawn for it, what it carries along."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -72,9 +70,8 @@ class PolicyTask:
         """Unique tokens that a micro-batch has to hold for the example."""
         return unique_tokens(example) if self.drawn_apart is None else self.drawn_apart.cost(example)
 
-    def losses(
-        self, model: Any, examples: Sequence[Example], step: int, facts: BatchFacts
-    ) -> tuple[Tensor, Metrics, Sequence[Example]]:
+    def losses(self, model: Any, examples: Sequence[Example], step: int,
+               facts: BatchFacts) -> tuple[Tensor, Metrics, Sequence[Example]]:
         """(G,) losses with gradient, (G,) metrics without, and the groups with the completions that they are of."""
         if self.drawn_apart is None:
             return *self.loss(self.inputs(model, examples, step, facts)), examples

@@ -1,7 +1,5 @@
 """A scalar reward model from pairs: Bradley-Terry on the score of a sequence-classification head (lm/scores)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,9 +34,8 @@ class RewardTask:
     def cost(self, example: Example) -> int:
         return unique_tokens(example)
 
-    def losses(
-        self, model: Any, examples: Sequence[Example], step: int, facts: BatchFacts
-    ) -> tuple[Tensor, Metrics, Sequence[Example]]:
+    def losses(self, model: Any, examples: Sequence[Example], step: int,
+               facts: BatchFacts) -> tuple[Tensor, Metrics, Sequence[Example]]:
         """(G,) losses with gradient, (G,) metrics without, and the groups."""
         scores, present = group_scores(model, examples, self.pad)
         margins = scores[:, :1] - scores[:, 1:]  # (G, K - 1)

@@ -1,7 +1,5 @@
 """How fast a step is, against what the machine could do: model FLOPs, device peak, memory."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

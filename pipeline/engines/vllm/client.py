@@ -5,8 +5,6 @@ other vLLM server one at a time over the OpenAI protocol. Blocking calls of the 
 flight uses threads, which wait without a cost.
 """
 
-from __future__ import annotations
-
 import http.client
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -105,9 +103,8 @@ def load(server: Server, model: Path) -> Server:
     return replace(server, load=answer["load"]) if server.ours else server
 
 
-def ask(
-    server: Server, requests: list[Request], decode: Callable[..., str], connections: set, silence: float
-) -> Iterator[tuple[int, Answer]]:
+def ask(server: Server, requests: list[Request], decode: Callable[..., str], connections: set,
+        silence: float) -> Iterator[tuple[int, Answer]]:
     """(index, answer) of each request as it comes.
 
     Raises OSError when the connection is lost or a server of ours has given no sign of life for `silence` seconds, and
@@ -141,9 +138,8 @@ def ask(
         connection.close()
 
 
-def _answers(
-    server: Server, requests: list[Request], lines: Iterable[bytes], decode: Callable[..., str]
-) -> Iterator[tuple[int, Answer]]:
+def _answers(server: Server, requests: list[Request], lines: Iterable[bytes],
+             decode: Callable[..., str]) -> Iterator[tuple[int, Answer]]:
     left = len(requests)
     for line in lines:
         found = json.loads(line) if line.strip() else []  # an empty line: it lives
@@ -226,9 +222,8 @@ def healthy(url: str) -> bool:
     return call(f"{url}/health", "", seconds=_LOOK_SECONDS)[0] == 200
 
 
-def call(
-    url: str, key: str, data: dict[str, Any] | None = None, seconds: float = _ANSWER_SECONDS
-) -> tuple[int, dict[str, Any]]:
+def call(url: str, key: str, data: dict[str, Any] | None = None,
+         seconds: float = _ANSWER_SECONDS) -> tuple[int, dict[str, Any]]:
     """(status, JSON answer) of one GET, or POST with `data`. Raises ConnectionError where nobody answers."""
     body = None if data is None else json.dumps(data).encode()
     try:

@@ -6,8 +6,6 @@ the first one. The others go on meanwhile, and without it where it does not come
 losses is asked alone, and one that loses a server alone is refused: it is what kills the server.
 """
 
-from __future__ import annotations
-
 import contextlib
 import queue
 import socket

@@ -206,9 +206,8 @@ def gap(server: Server, model: Path, settings: Settings, known: ProbeLogps) -> f
     return sum(differences) / len(differences)
 
 
-def _transformers_logps(
-    server: Server, model: Path, prompt: tuple[int, ...], completion: tuple[int, ...], dtype: str
-) -> list[float]:
+def _transformers_logps(server: Server, model: Path, prompt: tuple[int, ...], completion: tuple[int, ...],
+                        dtype: str) -> list[float]:
     """By a server of ours on this machine, which has transformers loaded already; else here."""
     if server.ours and urlsplit(server.url).hostname == "127.0.0.1":
         wanted = {"model": str(model.resolve()), "prompt": prompt, "completion": completion, "dtype": dtype}
@@ -221,9 +220,8 @@ def _transformers_logps(
     return completion_logps(model, list(prompt), list(completion), dtype)
 
 
-def _ask(
-    server: Server, requests: list[Request], connections: set, decode: Callable[..., str], context: int, silence: float
-) -> Iterator[tuple[int, Answer]]:
+def _ask(server: Server, requests: list[Request], connections: set, decode: Callable[..., str], context: int,
+         silence: float) -> Iterator[tuple[int, Answer]]:
     """Ask for what fits; refuse the rest here, where the lengths are known."""
     fitting = []
     for index, request in enumerate(requests):

@@ -8,8 +8,6 @@ process does not outlive its parent (`pipeline.supervisor`). The command has a s
 ends it where this process is killed and cannot.
 """
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys

@@ -4,8 +4,6 @@ vLLM 0.32 lets a process that waits for another one spin on its core, for a seco
 that core is one of those the model computes on: naps instead made sampling on two cores 1.1 times as fast.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from typing import Any

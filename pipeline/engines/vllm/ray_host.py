@@ -4,8 +4,6 @@ It writes the servers' addresses to the job's `urls` file once all serve, and st
 and their servers' keepers end the servers when the actors go. The run's key comes through the environment.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

@@ -18,8 +18,6 @@ Weights belong to whoever loaded last. A request names the loading it relies on:
 since, and a line {"load": id of the one that is there now} where one happens while it is being answered.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 import itertools
@@ -105,9 +103,8 @@ class Door:
         else:
             await _answer(send, 200, {"load": load})
 
-    async def _sample(
-        self, engine: Any, lines: list[dict[str, Any]], beat: float, receive: Receive, send: Send
-    ) -> None:
+    async def _sample(self, engine: Any, lines: list[dict[str, Any]], beat: float, receive: Receive,
+                      send: Send) -> None:
         """Answers as they finish, each `[index of the request, answer]`. Who goes away ends their requests."""
         load, done = self.load, asyncio.Queue[tuple[int, Any]]()
         tasks = [asyncio.create_task(_one(engine, i, line, self.adapter, done)) for i, line in enumerate(lines)]

@@ -1,7 +1,5 @@
 """Where vLLM's servers are, and how long one that does not answer is waited for."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import threading

@@ -1,7 +1,5 @@
 """What runs inside vLLM's worker processes, by vLLM's own `--worker-extension-cls`. Imports nothing of ours."""
 
-from __future__ import annotations
-
 from typing import Any
 
 
