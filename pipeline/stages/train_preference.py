@@ -144,8 +144,7 @@ def run(context: Context) -> None:
 
 
 def cost(settings: Settings) -> Cost:
-    pairs = (settings.trainer.max_steps or 0) * settings.trainer.batch_size
-    return Cost(trained_pairs=pairs, weights=3 if settings.keep_optimizer else 1, checkpoints=True)
+    return Cost(weights=3 if settings.keep_optimizer else 1, checkpoints=True)
 
 
 STAGE = Stage(

@@ -151,11 +151,12 @@ def global_batches(ids: Sequence[str], seed: int, size: int, start: int, stop: i
 
 def lr_factor(settings: TrainerSettings, step: int, last: int) -> float:
     """Learning rate over `settings.lr` at 0-based `step` of a schedule of `last` steps, in (0, 1]."""
-    if step < settings.warmup_steps:
-        return (step + 1) / settings.warmup_steps
+    warmup = settings.warmup_steps if settings.warmup_steps >= 1 else math.ceil(settings.warmup_steps * last)
+    if step < warmup:
+        return (step + 1) / warmup
     if settings.schedule == "constant":
         return 1.0
-    span = max(1, last - settings.warmup_steps)
+    span = max(1, last - warmup)
     left = min(1.0, max(0.0, (last - step) / span))
     if settings.schedule == "cosine":
         left = 0.5 * (1.0 - math.cos(math.pi * left))
