@@ -40,7 +40,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.runs import NAME
 
 CONF = settings.ROOT / "conf"
-COMPANIONS, STEPS = "companions", "steps"
+COMPANIONS, STEPS, PUBLISHED = "companions", "steps", "published"
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ def compose(overrides: list[str], *, conf: Path = CONF) -> Composed:
     """The configuration and the problems of the overrides. Raises UserError only where nothing can be composed."""
     problems: list[str] = []
     choices, typed = _sort_out(overrides, conf, problems)
+    if PUBLISHED in choices:
+        choices = {"recipe": settings.option_node(conf, PUBLISHED, choices[PUBLISHED])[COMPANIONS]["recipe"], **choices}
     if "recipe" not in choices and not any(p.startswith("recipe:") for p in problems):
         known = ", ".join(settings.options(conf, "recipe"))
         problems.insert(0, f"recipe: missing, say which one: recipe=NAME with NAME one of {known}")
@@ -188,12 +190,15 @@ def brought(choices: dict[str, str], given: set[str], conf: Path = CONF) -> Brou
                 said += [f"the steps {new} for {old}" for old, new in zip(steps, changed, strict=True) if new != old]
                 steps = changed
             elif not (conf / key).is_dir():
-                said += [] if key in given else [f"{key}={value}"]
-                found.values.extend([] if key in given else [(key, value)])
+                out = key in given or (group == PUBLISHED and "trainer" in choices and key.endswith(".lr"))
+                said += [] if out else [f"{key}={value}"]  # rates are for the trainer they were published with
+                found.values.extend([] if out else [(key, value)])
             elif key not in choices and key not in found.options:
                 said += [] if recipe.get(key) == value else [f"{key}={value}"]
                 found.options[key] = value
                 waiting.append((key, value))
+        if group == PUBLISHED:
+            said = [f"{len(said)} values, with the source of each in conf/{PUBLISHED}/{option}.yaml"]
         found.notes.extend([f"{group}={option} brings {', '.join(said)}"] if said else [])
     return found if steps == before else replace(found, steps=steps)
 

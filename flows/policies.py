@@ -16,7 +16,7 @@ from pipeline.errors import nearest
 MODELS = {
     "sft": "sft/model",
     "previous": "gate[i-1]/model | train[i-1]/model | sft/model",
-    "ema": "train[i-1]/ema | sft/model",
+    "ema": "train[i-1]/ema/model | sft/model",
 }
 ROLES = ("start", "reference")
 _EMA = 0.99  # ours: about the last hundred steps
@@ -26,11 +26,12 @@ Policy = str | dict[int, str]
 
 
 def values_for(raw: dict[str, Any], given: dict[str, Any]) -> tuple[list[tuple[str, Any]], list[str]]:
-    """What the words bring along, (key, value), and a remark on each. raw: the groups; given: keys the user sets."""
+    """What the words bring along, (key, value), and a remark on each. raw: the groups; given: keys set otherwise."""
     values, notes = list[tuple[str, Any]](), list[str]()
     words = {key: given.get(key, raw[key]) for key in ("sft", *ROLES)}
     if words["sft"] == "none":
-        values.append(("data.require", [split for split in raw["data"].get("require") or [] if split != "sft"]))
+        values.append(("data.require", [split for split in given.get("data.require", raw["data"].get("require")) or []
+                                        if split != "sft"]))
         if "shares" in (raw["data"].get("format") or {}):
             values.append(("data.format.shares.sft", 0))
             notes.append("sft=none brings data.format.shares.sft=0: no pair is used up as a demonstration")

@@ -167,7 +167,7 @@ def rows(workspace: Path, planned: list[Planned]) -> list[list[str]]:
         if here.groups:
             number = trainer.steps(here.groups)
             over = min(number * trainer.batch_size / here.groups, trainer.epochs or math.inf)
-            steps, passes = f"{mark}{number}", f"{over:.3g}"
+            steps, passes = f"{mark}{number}", f"{over:.3g}" if over < 1000 else f"{over:,.0f}"
             tokens = "?" if here.tokens is None else f"{mark}{screen.number(here.tokens * over)}"
         learns = f"{trainer.adapter.kind} r{trainer.adapter.r}" if trainer.adapter.on else "all"
         groups = "?" if here.groups is None else f"{mark}{here.groups}"
