@@ -7,6 +7,7 @@ groups of earlier ones, so these are taken anew. With sft=none the model given s
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -106,13 +107,20 @@ def _contradictions(config: dict[str, Any], trains: bool, fine_tunes: bool, fold
     if averaged and config["gate"]["active"] and config["gate"].get("action") == "previous":
         problems.append(f"{averaged[0]}: ema with gate=previous would go on from iterations that were set aside; set "
                         "gate=stop or gate=none")
-    own = Path(model.get("path") or "").expanduser() / _TOKENIZER
-    for folder in folders:
-        theirs = Path(folder) / _TOKENIZER
-        if own.is_file() and theirs.is_file() and own.read_bytes() != theirs.read_bytes():
-            problems.append(f"start or reference: {folder} has another tokenizer than {own.parent}, whose ids the "
-                            "groups carry; give a model of the same family")
+    own = _vocabulary(Path(model.get("path") or "").expanduser())
+    problems += [f"start or reference: {folder} has another tokenizer than {model['path']}, whose ids the groups "
+                 "carry; give a model of the same family"
+                 for folder in folders if own is not None and _vocabulary(Path(folder)) not in (None, own)]
     return problems
+
+
+def _vocabulary(folder: Path) -> Any:
+    """The ids of a folder's tokenizer.json; None where they do not lie there."""
+    try:
+        found = json.loads((folder / _TOKENIZER).read_text())
+        return found["model"].get("vocab"), {token["content"]: token["id"] for token in found["added_tokens"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _follow(recipe: dict[str, Any]) -> None:

@@ -4,6 +4,8 @@ A folder is checked before anything runs (`check`) and copied, with every id tha
 generation_config.json. From scratch: a byte-level BPE tokenizer trained on the data's text and a Llama drawn from
 the seed.
 
+With an input `policy`, a model whose token ids it has to share, its tokenizer is compared with that one's.
+
 Output: `model/`.
 """
 
@@ -93,6 +95,8 @@ def run(context: Context) -> None:
     else:
         _from_scratch(target, settings, context)
     _write_stop_ids(target)
+    if (policy := context.optional("policy")) is not None:
+        _same_ids(target, policy, runtime.path)
     context.report.count(parameters=_parameters(target))
 
 
@@ -126,6 +130,15 @@ def _write_stop_ids(folder: Path) -> None:
         raise UserError(f"{folder}: no id ends an answer: generation_config.json and the tokenizer name no EOS and the "
                         "chat template ends a turn with plain text; set eos_token in tokenizer_config.json")
     path.write_text(json.dumps({**config, "eos_token_id": stops}, indent=2, sort_keys=True) + "\n")
+
+
+def _same_ids(model: Path, policy: Path, given: str | None) -> None:
+    """Raises UserError where the two read ids as different tokens."""
+    from pipeline.lm.folders import load_tokenizer
+
+    if load_tokenizer(model).get_vocab() != load_tokenizer(policy).get_vocab():
+        raise UserError(f"start or reference: {given} has another tokenizer than the policy, whose ids the groups "
+                        "carry; give a model of the same family")
 
 
 def _folder_problems(folder: Path) -> list[str]:
@@ -180,5 +193,6 @@ def _skipped(path: Path) -> bool:
 
 
 STAGE = Stage(
-    Settings, run, version=1, inputs={"data": "optional"}, seeded=True, runtime=Runtime, files=files, check=check,
+    Settings, run, version=1, inputs={"data": "optional", "policy": "optional"}, seeded=True, runtime=Runtime,
+    files=files, check=check,
     cost=lambda settings: Cost(weights=1))
