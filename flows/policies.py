@@ -60,9 +60,9 @@ def apply(config: dict[str, Any]) -> list[str]:
             node |= {"inputs": inputs} if inputs else {}
     if isinstance(roles["reference"], dict) or "[i-1]" in roles["reference"]:
         _follow(recipe)
-    once = recipe["once"]
+    once, template = recipe["once"], {} if config["model"].get("path") else {"chat_template": None}
     given = {name: {"stage": "init_model", "inputs": {"policy": "init/model"}, "runtime": {"path": folder},
-                    "settings": {"arch": None, "chat_template": None}} for folder, name in folders.items()}
+                    "settings": {"arch": None, **template}} for folder, name in folders.items()}
     recipe["once"] = {"data": once["data"], "init": once["init"], **given, **once}
     if config["sft"] == "none":
         del recipe["once"]["sft"]
