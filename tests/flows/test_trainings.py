@@ -142,7 +142,7 @@ def test_bytes_of_a_training() -> None:
 
 
 def test_rates_of_adapters_cannot_go_on_with_an_optimizer_and_the_plan_says_so() -> None:
-    with pytest.raises(UserError, match=r"^train.keep_optimizer: lora adapters start anew .*train.keep_optimizer=fal"):
+    with pytest.raises(UserError, match=r"keep_optimizer: lora adapters start anew .*train.keep_optimizer=fal"):
         expand(compose(["recipe=online_dpo", "trainer=lora"]))
     composed = compose(["recipe=online_dpo", "trainer=lora", "train.keep_optimizer=false"])
     steps = {step.name: step for step in expand(composed)}
