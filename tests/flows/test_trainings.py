@@ -165,7 +165,7 @@ def test_what_has_run_is_counted(tmp_path: Path) -> None:
     step = settings_of("recipe=sft", "trainer.sft.batch_size=4", "trainer.sft.epochs=1")["sft"]
     made = Planned(Step("tokens", "tokenize", 0, {}, TOKENIZE.Settings(), None, 0), "k", done)
     planned = [made, Planned(Step(**{**vars(step), "inputs": {"groups": (Ref("tokens", "sft"),)}}), None, None)]
-    assert trainings.rows(tmp_path, planned)[0][4:] == ["1", "10", "3", "4,000"]
+    assert trainings.rows(tmp_path, planned)[0][5:] == ["1", "10", "3", "4,000"]
 
 
 
