@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import replace
 
-from flows import gates, screen
+from flows import gates, screen, trainings
 from flows.estimate import estimate, shortage
 from flows.prepare import CheckedRun, prepare
 from flows.summary import conclude
@@ -52,7 +52,9 @@ def show_plan(overrides: list[str]) -> int:
         rows.append([item.step.name, item.step.stage, state, item.key or "", origin, inputs])
     screen.table(f"run {prepared.run.name} in {prepared.workspace}",
                  ["step", "stage", "", "key", "made by", "inputs"], rows)
-    screen.say(str(estimate(prepared.run.config, planned)))
+    if lines := trainings.rows(prepared.workspace, planned):
+        screen.table("", trainings.COLUMNS, lines)
+    screen.paragraph(str(estimate(prepared.run.config, planned)))
     for problem in shortage(prepared.run.config, prepared.workspace, planned):
         screen.say(f"warning: {problem}")
     return 0
@@ -87,7 +89,7 @@ def run_stage(step: str, overrides: list[str], force: bool) -> int:
 
 def _say_notes(prepared: CheckedRun) -> None:
     for note in prepared.notes:
-        screen.say(f"note: {note}")
+        screen.paragraph(f"note: {note}")
 
 
 def _all_cached(prepared: CheckedRun, record: runs.Run, planned: list[Planned], started: float) -> int:

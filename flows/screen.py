@@ -1,6 +1,7 @@
 """What the terminal shows: a bar with rate and ETA in a terminal, plain lines elsewhere, tables at the end."""
 
 import sys
+import textwrap
 import time
 from typing import Any
 
@@ -71,6 +72,11 @@ def say(text: str) -> None:
     console.print(text, markup=False)
 
 
+def paragraph(text: str) -> None:
+    """A sentence, broken between words where a terminal is narrower."""
+    say(textwrap.fill(text, console.width, subsequent_indent="  ") if console.is_terminal else text)
+
+
 def problems(texts: list[str]) -> None:
     """Every problem of the user's input, one a line, to stderr."""
     for text in texts:
@@ -107,6 +113,14 @@ def size(number: float) -> str:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
         number /= 1000
     return f"{number:.1f} TB"
+
+
+def number(value: float | None) -> str:
+    """8.03 B, 134.5 M, 12,000."""
+    for unit, size in (("B", 1e9), ("M", 1e6)):
+        if value is not None and value >= size:
+            return f"{value / size:.4g} {unit}"
+    return "?" if value is None else f"{value:,.0f}"
 
 
 def age(seconds: float) -> str:

@@ -211,14 +211,24 @@ def look_up_all(workspace: Path, steps: list[Step]) -> list[Planned]:
     return planned
 
 
-def _checked(workspace: Path, step: Step) -> list[str]:
-    """What the stage's own check finds. Files from outside that it found good once are not read again."""
+def _checked(workspace: Path, step: Step) -> tuple[list[str], dict[str, int]]:
+    """What the stage's own check finds and counts. Files from outside that it found good once are not read again."""
     stage = step.plugin
     files = stage.files(step.settings, step.runtime)
+
+    def check() -> tuple[list[str], dict[str, int]]:
+        see = stage.foresee
+        return (stage.check(step.settings, step.runtime), {}) if see is None else see(step.settings, step.runtime)
+
     if not files:
-        return stage.check(step.settings, step.runtime)
+        return check()
     what = [step.stage, stage.version, dataclasses.asdict(step.settings), dataclasses.asdict(step.runtime)]
-    return store.checked(workspace, what, files, lambda: stage.check(step.settings, step.runtime))
+    return store.checked(workspace, what, files, check)
+
+
+def foreseen(workspace: Path, step: Step) -> dict[str, int]:
+    """What a step that has not run will count, as far as its files tell; empty where they tell nothing."""
+    return {} if step.plugin.foresee is None else _checked(workspace, step)[1]
 
 
 def step_key(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> str:
@@ -271,7 +281,7 @@ def check(workspace: Path, steps: list[Step]) -> list[str]:
             if item.artifact is not None:
                 done[step.name] = item.artifact
             else:
-                found = _checked(workspace, step)
+                found, _ = _checked(workspace, step)
         except UserError as error:
             found = error.problems
         except OSError:  # a file it wants to hash is not there; its own check says it better

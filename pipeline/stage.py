@@ -137,9 +137,6 @@ class Cost:
     sampled_tokens: int = 0
     """Most tokens it samples for one prompt."""
 
-    trained_pairs: int = 0
-    """Pairs the policy is trained on, passes over the data counted; 0 where only the data tell."""
-
     weights: int = 0
     """Float32 copies of the model it writes, optimizer state counting two."""
 
@@ -182,6 +179,9 @@ class Stage:
 
     check: Callable[[Any, Any], list[str]] = lambda settings, runtime: []
     """(settings, runtime) -> problems that can be known before anything runs."""
+
+    foresee: Callable[[Any, Any], tuple[list[str], dict[str, int]]] | None = None
+    """(settings, runtime) -> what `check` gives, and what the stage will count: for a check that reads its files."""
 
     required: Callable[[Any], dict[str, str]] = lambda settings: {}
     """settings -> the optional inputs they cannot do without, and what each gives."""

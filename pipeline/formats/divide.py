@@ -134,6 +134,7 @@ def _choose(
         return np.full(len(points), _EVAL)
     bound = [split for split in SPLITS if split in fixed and feeds[split] == (split,)]
     options = bound[:1] or [s for s in SPLITS if any(s in feeds[o] for o in own)]
+    options = [s for s in options if getattr(shares, s)] or options  # rounding must not fill a split that gets nothing
     weights = [getattr(shares, split) for split in options]
     left, chosen = points * sum(weights), np.full(len(points), -1)
     for split, weight in zip(options, weights, strict=True):

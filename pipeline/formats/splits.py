@@ -26,7 +26,7 @@ FAULTS = {"identical": "chosen and rejected are the same text", "empty": "the an
 class Shares:
     """How prompts are divided among splits that are filled from the same rows; only the ratios count."""
 
-    sft: float = setting(10, above=0)  # of demonstrations; whole numbers, as in the keys of data imported so far
+    sft: float = setting(10, low=0)  # of demonstrations; whole numbers, as in the keys of data imported so far
     pref: float = setting(10, above=0)  # of pairs
     unlabeled: float = setting(20, low=0)  # of prompts to sample from
     eval: float = setting(0.8, low=0)  # of prompts to evaluate on

@@ -4,6 +4,8 @@ A folder is checked before anything runs (`check`) and copied, with every id tha
 generation_config.json. From scratch: a byte-level BPE tokenizer trained on the data's text and a Llama drawn from
 the seed.
 
+With an input `policy`, a model whose token ids it has to share, its tokenizer is compared with that one's.
+
 Output: `model/`.
 """
 
@@ -106,6 +108,8 @@ def run(context: Context) -> None:
         _from_scratch(target, settings, context)
     shapes.dress(target, None if runtime.path is None else settings.chat_template, settings.date)
     _write_stop_ids(target)
+    if (policy := context.optional("policy")) is not None:
+        _same_ids(target, policy, runtime.path)
     context.report.count(parameters=_parameters(target))
 
 
@@ -143,6 +147,15 @@ def _write_stop_ids(folder: Path) -> None:
     if problems := template_problems(tokenizer, tuple(stops)):
         raise UserError(*(f"model.path: {problem}" for problem in problems))
     path.write_text(json.dumps({**config, "eos_token_id": stops}, indent=2, sort_keys=True) + "\n")
+
+
+def _same_ids(model: Path, policy: Path, given: str | None) -> None:
+    """Raises UserError where the two read ids as different tokens."""
+    from pipeline.lm.folders import load_tokenizer
+
+    if load_tokenizer(model).get_vocab() != load_tokenizer(policy).get_vocab():
+        raise UserError(f"start or reference: {given} has another tokenizer than the policy, whose ids the groups "
+                        "carry; give a model of the same family")
 
 
 def _folder_problems(folder: Path, template: str | None) -> list[str]:
@@ -196,5 +209,6 @@ def _skipped(path: Path) -> bool:
 
 
 STAGE = Stage(
-    Settings, run, version=1, inputs={"data": "optional"}, seeded=True, runtime=Runtime, files=files, check=check,
+    Settings, run, version=1, inputs={"data": "optional", "policy": "optional"}, seeded=True, runtime=Runtime,
+    files=files, check=check,
     cost=lambda settings: Cost(weights=1))
