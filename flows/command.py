@@ -108,7 +108,7 @@ def _drive(prepared: CheckedRun, only: str | None, force: bool) -> int:
     command = [sys.executable, "-m", "flows.driver", str(prepared.workspace), prepared.run.name, only or ""]
     grace = float(prepared.run.config["hardware"]["grace_seconds"]) + 15  # the stage's own grace comes first
     process = subprocess.Popen(supervisor.command_line(command + (["--force"] if force else []), log=None, grace=grace),
-                               env={**os.environ, "PYTHONPATH": supervisor.import_path()}, start_new_session=True)
+                               env={**os.environ, **supervisor.imports()}, start_new_session=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _frame: process.send_signal(received))
     code = process.wait()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import settings
-from flows.compose import Composed, compose
+from flows.compose import PATHS, Composed, compose
 from flows.inspection import FREE, compared
 from flows.renamed import translated
 from pipeline import plan, runs, tracking
@@ -17,9 +17,6 @@ from pipeline.errors import UserError, first, nearest
 from pipeline.plan import Step
 from pipeline.rewards.contract import Scorer
 from pipeline.selection.contract import LISTS, Rule
-
-_PATHS = ("data.root", "model.path", "reward.path", "reward.base", "reward.weak", "reward.scorer.policy",
-          "reward.scorer.reference")
 
 
 @dataclass(frozen=True)
@@ -38,11 +35,12 @@ def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = 
     A run that is only named goes on with the configuration it was started with, even where the defaults have changed.
     """
     typed = [_absolute(o) for o in overrides]
+    changed = {step: [_absolute(o) for o in words] for step, words in (step_overrides or {}).items()}
     record = _named(typed)
     try:
-        return _composed(typed, step_overrides or {}, record)
+        return _composed(typed, changed, record)
     except UserError:
-        if step_overrides or record is None or _new(typed) or _outdated(record):
+        if changed or record is None or _new(typed) or _outdated(record):
             raise
         return _as_recorded(record)
 
@@ -260,7 +258,7 @@ def _too_many_negatives(negatives: dict[str, Any], candidates: int) -> list[str]
 def _absolute(override: str) -> str:
     """Paths as they are seen from anywhere: a run may go on from another folder."""
     key, _, value = override.partition("=")
-    local = key in _PATHS and value not in ("", "null") and not value.startswith("builtin:")
+    local = key in PATHS and value not in ("", "null") and not value.startswith("builtin:")
     return f"{key}={Path(value).expanduser().resolve()}" if local else override
 
 

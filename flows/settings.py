@@ -26,7 +26,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pipeline import tracking
-from pipeline.config import flat, load_plugin, setting
+from pipeline.config import flat, imported, load_plugin, setting
 from pipeline.errors import nearest
 from pipeline.stage import load
 
@@ -202,7 +202,7 @@ def _with_parts(node: Any) -> Any:
 def part_schema(module: Any) -> Any:
     """The Settings of a part by its dotted path; None where there is none (`load_part` says why)."""
     try:
-        names = vars(importlib.import_module(module)) if isinstance(module, str) else {}
+        names = vars(imported(module)) if isinstance(module, str) else {}
     except (ImportError, TypeError, ValueError):
         return None
     return next((names[contract].Settings for contract in CONTRACTS if contract in names), None)

@@ -157,7 +157,7 @@ def _run_worker(launch: Launch, item: Planned, done: dict[str, store.Artifact], 
     files.write_atomic(path, json.dumps(spec(launch, item, done, work)))
     log = log_path(launch.workspace, launch.run, step.name)
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = supervisor.command_line([sys.executable, "-m", "pipeline.worker", str(path)], log=log,
+    command = supervisor.command_line([sys.executable, "-P", "-m", "pipeline.worker", str(path)], log=log,
                                       grace=launch.grace, timeout=launch.timeout)
     with log.open("a") as file:
         file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {step.name} key {item.key}\n")

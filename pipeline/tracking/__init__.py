@@ -74,7 +74,7 @@ def _start(run_dir: Path, log: Path) -> subprocess.Popen[bytes]:
     # Apart from the terminal: Ctrl-C is for the run, which then closes the pipe and lets this finish.
     with log.open("ab") as file:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True,
-                                env={**os.environ, "PYTHONPATH": supervisor.import_path()})
+                                env={**os.environ, **supervisor.imports()})
 
 
 def _stop(process: subprocess.Popen[bytes], timeout: float, log: Path) -> str:
