@@ -26,7 +26,7 @@ def run(overrides: list[str]) -> int:
     _say_notes(prepared)
     screen.say(f"run {prepared.run.name}: {len(planned)} steps, {sum(item.cached for item in planned)} cached, "
                f"in {runs.folder(prepared.workspace, prepared.run.name)}")
-    if problems := shortage(prepared.run.config, prepared.workspace, planned):
+    if problems := shortage(prepared.run.config, prepared.workspace, planned, prepared.run.steps):
         raise UserError(*problems)
     with runs.hold(prepared.workspace, prepared.run.name):
         record = replace(prepared.run, steps=[{**step, "state": "cached" if item.cached else "waiting",
@@ -52,8 +52,8 @@ def show_plan(overrides: list[str]) -> int:
         rows.append([item.step.name, item.step.stage, state, item.key or "", origin, inputs])
     screen.table(f"run {prepared.run.name} in {prepared.workspace}",
                  ["step", "stage", "", "key", "made by", "inputs"], rows)
-    screen.say(str(estimate(prepared.run.config, planned)))
-    for problem in shortage(prepared.run.config, prepared.workspace, planned):
+    screen.say(str(estimate(prepared.run.config, planned, prepared.run.steps)))
+    for problem in shortage(prepared.run.config, prepared.workspace, planned, prepared.run.steps):
         screen.say(f"warning: {problem}")
     return 0
 

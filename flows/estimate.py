@@ -14,6 +14,7 @@ from typing import Any
 
 from flows import screen
 from pipeline import store
+from pipeline.gc import size
 from pipeline.plan import Planned
 from pipeline.stage import Cost, load
 
@@ -45,12 +46,36 @@ class Estimate:
                 f"disk; {times}")
 
 
-def estimate(config: dict[str, Any], planned: list[Planned]) -> Estimate:
+Records = list[dict[str, Any]]  # the steps of run.json
+
+
+def disk_needed(config: dict[str, Any], workspace: Path, planned: list[Planned], records: Records) -> float:
+    """Bytes that the steps still to run may write, less what their unfinished work holds already.
+
+    A step whose inputs are made again, most often to the same bytes, is still to run only where
+    the artifact it had is gone, too.
+    """
+    had = {record["name"]: record.get("key") for record in records}
+    parameters, total, checkpoints = count_parameters(config["model"]) or 0.0, 0.0, 0.0
+    for item in planned:
+        key, stage, cost = had.get(item.step.name), item.step.stage, _cost(item)
+        if item.cached or (item.key is None and key and store.find(workspace, stage, key) is not None):
+            continue
+        sampled = cost.sampled_tokens * _prompts(item, planned) if cost.sampled_tokens else 0
+        needed = sampled * _TOKEN_BYTES + cost.weights * _FLOAT * parameters
+        held = size(store.work_path(workspace, stage, item.key)) if item.key else 0
+        total += max(0.0, needed - held)
+        if cost.checkpoints and not held:  # of the one that is running
+            checkpoints = 3 * _FLOAT * parameters * config["hardware"]["training"]["keep_checkpoints"]
+    return total + checkpoints
+
+
+def estimate(config: dict[str, Any], planned: list[Planned], records: Records | None = None) -> Estimate:
     """Add up what the uncached steps may need."""
     todo = [item for item in planned if not item.cached]
     parameters = count_parameters(config["model"])
     measured = _measured(Path(config["workspace"]))
-    tokens = flops = disk = seconds = 0.0
+    tokens = flops = seconds = 0.0
     unmeasured = []
     longest = (config["model"]["max_prompt_tokens"] or 0) + (config["model"]["max_completion_tokens"] or 0)
     for item in todo:
@@ -58,20 +83,18 @@ def estimate(config: dict[str, Any], planned: list[Planned]) -> Estimate:
         sampled = cost.sampled_tokens * _prompts(item, planned) if cost.sampled_tokens else 0
         tokens += sampled
         flops += (parameters or 0) * (2 * sampled + 6 * cost.trained_pairs * 2 * longest)
-        disk += sampled * _TOKEN_BYTES + cost.weights * _FLOAT * (parameters or 0)
         if item.step.stage in measured:
             seconds += measured[item.step.stage]
         elif item.step.stage not in unmeasured:
             unmeasured.append(item.step.stage)
-    if any(_cost(item).checkpoints for item in todo):  # the checkpoints of the one that is running
-        disk += 3 * _FLOAT * (parameters or 0) * config["hardware"]["training"]["keep_checkpoints"]
+    disk = disk_needed(config, Path(config["workspace"]), planned, records or [])
     return Estimate(len(todo), parameters, tokens, flops, disk, seconds, unmeasured)
 
 
-def shortage(config: dict[str, Any], workspace: Path, planned: list[Planned]) -> list[str]:
+def shortage(config: dict[str, Any], workspace: Path, planned: list[Planned], records: Records) -> list[str]:
     """A problem if the plan needs more disk than there is."""
     existing = next(p for p in [workspace, *workspace.parents] if p.exists())
-    free, needed = shutil.disk_usage(existing).free, estimate(config, planned).disk
+    free, needed = shutil.disk_usage(existing).free, disk_needed(config, workspace, planned, records)
     if needed <= free:
         return []
     return [f"workspace: the plan needs about {screen.size(needed)}, only {screen.size(free)} are free in {existing};"
