@@ -6,6 +6,7 @@ Exit code 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -47,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        screen.problems([f"{error.filename or 'disk'}: {error.strerror or error}"])
+        way = "; make room: align gc --apply removes what no run needs" if error.errno == errno.ENOSPC else ""
+        screen.problems([f"{error.filename or 'disk'}: {error.strerror or error}{way}"])
         return 1
 
 

@@ -26,7 +26,7 @@ def run(overrides: list[str]) -> int:
     _say_notes(prepared)
     screen.say(f"run {prepared.run.name}: {len(planned)} steps, {sum(item.cached for item in planned)} cached, "
                f"in {runs.folder(prepared.workspace, prepared.run.name)}")
-    if problems := shortage(prepared.run.config, prepared.workspace, planned):
+    if problems := shortage(prepared.run.config, prepared.workspace, planned, prepared.run.steps):
         raise UserError(*problems)
     with runs.hold(prepared.workspace, prepared.run.name):
         record = replace(prepared.run, steps=[{**step, "state": "cached" if item.cached else "waiting",
@@ -54,8 +54,8 @@ def show_plan(overrides: list[str]) -> int:
                  ["step", "stage", "", "key", "made by", "inputs"], rows)
     if lines := trainings.rows(prepared.workspace, planned):
         screen.table("", trainings.COLUMNS, lines)
-    screen.paragraph(str(estimate(prepared.run.config, planned)))
-    for problem in shortage(prepared.run.config, prepared.workspace, planned):
+    screen.paragraph(str(estimate(prepared.run.config, planned, prepared.run.steps)))
+    for problem in shortage(prepared.run.config, prepared.workspace, planned, prepared.run.steps):
         screen.say(f"warning: {problem}")
     return 0
 
@@ -110,7 +110,7 @@ def _drive(prepared: CheckedRun, only: str | None, force: bool) -> int:
     command = [sys.executable, "-m", "flows.driver", str(prepared.workspace), prepared.run.name, only or ""]
     grace = float(prepared.run.config["hardware"]["grace_seconds"]) + 15  # the stage's own grace comes first
     process = subprocess.Popen(supervisor.command_line(command + (["--force"] if force else []), log=None, grace=grace),
-                               env={**os.environ, "PYTHONPATH": supervisor.import_path()}, start_new_session=True)
+                               env={**os.environ, **supervisor.imports()}, start_new_session=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _frame: process.send_signal(received))
     code = process.wait()

@@ -41,6 +41,7 @@ from pipeline.runs import MOVED, NAME
 
 CONF = settings.ROOT / "conf"
 COMPANIONS, STEPS, PUBLISHED = "companions", "steps", "published"
+_AS_TYPED = {"run", "workspace", "tracking.tensorboard.folder", *settings.PATHS}  # names and paths: no grammar reads them
 
 
 @dataclass(frozen=True)
@@ -215,10 +216,12 @@ def _recipe(conf: Path, name: str | None) -> dict[str, Any]:
 
 def _sort_out(overrides: list[str], conf: Path, problems: list[str]) -> tuple[dict[str, str], list[tuple[str, Any]]]:
     """Overrides that choose an option of a group, and overrides that set a value."""
-    groups = settings.groups(conf)
-    choices: dict[str, str] = {}
-    values: list[tuple[str, Any]] = []
+    groups, choices, values = settings.groups(conf), dict[str, str](), list[tuple[str, Any]]()
     for text in overrides:
+        name, equals, typed = text.partition("=")
+        if equals and name in _AS_TYPED:
+            values.append((name, None if typed == "null" else typed.replace("${", "\\${")))
+            continue
         try:
             (parsed,) = OverridesParser.create().parse_overrides([text])
         except HydraException as error:

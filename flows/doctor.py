@@ -51,7 +51,7 @@ def _imports(vllm: bool) -> list[str]:
     """Whether what is installed can be imported: in processes of their own, since an import may end the process."""
     problems = []
     for name in ["transformers"] + (["vllm"] if vllm else []):
-        done = subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-P", "-c", f"import {name}"], capture_output=True, text=True)
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             problems.append(f"{name} is installed but cannot be imported ({last}): make setup")

@@ -6,6 +6,7 @@ the files in the store. Observers are told.
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 import time
@@ -16,14 +17,21 @@ from typing import Any
 
 from flows import gates, screen
 from flows.engine_service import EngineFailed, EngineHolder
+from flows.estimate import disk_needed
 from flows.observer import Observer
 from flows.prefect_side import PrefectPage
 from flows.step import InputDamaged, Launch, StepFailed, ensure
 from flows.summary import conclude
-from pipeline import plan, runs, store, tracking
+from pipeline import files, plan, runs, store, tracking
 from pipeline.config import build
 from pipeline.errors import UserError
 from pipeline.plan import Step
+
+_LEAST = 1e6  # bytes any step may take
+
+
+class DiskFull(Exception):
+    """Something could not be written; the text says how to go on."""
 
 
 class Driver:
@@ -48,6 +56,8 @@ class Driver:
             self.run = gates.ended(self.run, self.stopped_by)
         except BaseException as error:
             self.run = _broken(self.run, error)
+            if files.no_room(error):
+                raise DiskFull(self._full()) from None
             raise
         finally:
             runs.save(self.workspace, self.run)
@@ -100,6 +110,13 @@ class Driver:
                 self.observers = tuple(other for other in self.observers if other is not observer)
                 screen.say(f"note: {type(observer).__name__} failed and is left out ({error!r}); the run goes on")
 
+    def _full(self) -> str:
+        planned, free = plan.look_up_all(self.workspace, self.steps), shutil.disk_usage(self.workspace).free
+        needed = max(_LEAST, disk_needed(self.run.config, self.workspace, planned, self.run.steps))
+        return (f"the disk of {self.workspace} is full: {screen.size(free)} free, the steps still to run need about "
+                f"{screen.size(needed)}; make room (align gc --apply removes what no run needs), then go on with: "
+                f"align run run={self.run.name}")
+
     def _progress(self, step: str, state: dict[str, Any] | None) -> None:
         self.tell(lambda observer: observer.progress(step, state))
 
@@ -133,7 +150,7 @@ def main(workspace: Path, name: str, only: str | None, force: bool) -> int:
     except UserError as error:
         screen.problems(error.problems)
         return 2
-    except (StepFailed, InputDamaged, EngineFailed) as error:
+    except (StepFailed, InputDamaged, EngineFailed, DiskFull) as error:
         screen.problems([str(error)])
         return 1
     return 0

@@ -14,6 +14,7 @@ from typing import Any
 
 from flows import screen, trainings
 from pipeline import store
+from pipeline.gc import size
 from pipeline.plan import Planned
 from pipeline.stage import Cost, load
 
@@ -45,36 +46,55 @@ class Estimate:
                 f"disk; {times}")
 
 
-def estimate(config: dict[str, Any], planned: list[Planned]) -> Estimate:
+Records = list[dict[str, Any]]  # the steps of run.json
+
+
+def disk_needed(config: dict[str, Any], workspace: Path, planned: list[Planned], records: Records) -> float:
+    """Bytes that the steps still to run may write, less what their unfinished work holds already.
+
+    A step whose inputs are made again, most often to the same bytes, is still to run only where
+    the artifact it had is gone, too.
+    """
+    had = {record["name"]: record.get("key") for record in records}
+    parameters, total, checkpoints = count_parameters(config["model"]) or 0.0, 0.0, 0.0
+    for item in planned:
+        key, stage, cost = had.get(item.step.name), item.step.stage, _cost(item)
+        if item.cached or (item.key is None and key and store.find(workspace, stage, key) is not None):
+            continue
+        needed = _sampled(item, planned, workspace) * _TOKEN_BYTES + cost.weights * _FLOAT * parameters
+        held = size(store.work_path(workspace, stage, item.key)) if item.key else 0
+        total += max(0.0, needed - held)
+        if cost.checkpoints and not held:  # of the one that is running
+            checkpoints = 3 * _FLOAT * parameters * config["hardware"]["training"]["keep_checkpoints"]
+    return total + checkpoints
+
+
+def estimate(config: dict[str, Any], planned: list[Planned], records: Records | None = None) -> Estimate:
     """Add up what the uncached steps may need."""
     todo = [item for item in planned if not item.cached]
     parameters = count_parameters(config["model"])
     workspace = Path(config["workspace"])
     measured = _measured(workspace)
-    tokens = flops = disk = seconds = 0.0
+    tokens = flops = seconds = 0.0
     unmeasured = []
     longest = (config["model"]["max_prompt_tokens"] or 0) + (config["model"]["max_completion_tokens"] or 0)
     for item in todo:
-        cost = _cost(item)
-        prompts = trainings.seen(workspace, planned, item.step.inputs["prompts"]).groups if cost.sampled_tokens else 0
-        sampled = cost.sampled_tokens * (prompts or 0)
+        sampled = _sampled(item, planned, workspace)
         pairs = trainings.pairs(workspace, planned, item) if item.step.stage == "train_preference" else 0
         tokens += sampled
         flops += (parameters or 0) * (2 * sampled + 6 * pairs * 2 * longest)
-        disk += sampled * _TOKEN_BYTES + cost.weights * _FLOAT * (parameters or 0)
         if item.step.stage in measured:
             seconds += measured[item.step.stage]
         elif item.step.stage not in unmeasured:
             unmeasured.append(item.step.stage)
-    if any(_cost(item).checkpoints for item in todo):  # the checkpoints of the one that is running
-        disk += 3 * _FLOAT * (parameters or 0) * config["hardware"]["training"]["keep_checkpoints"]
+    disk = disk_needed(config, workspace, planned, records or [])
     return Estimate(len(todo), parameters, tokens, flops, disk, seconds, unmeasured)
 
 
-def shortage(config: dict[str, Any], workspace: Path, planned: list[Planned]) -> list[str]:
+def shortage(config: dict[str, Any], workspace: Path, planned: list[Planned], records: Records) -> list[str]:
     """A problem if the plan needs more disk than there is."""
     existing = next(p for p in [workspace, *workspace.parents] if p.exists())
-    free, needed = shutil.disk_usage(existing).free, estimate(config, planned).disk
+    free, needed = shutil.disk_usage(existing).free, disk_needed(config, workspace, planned, records)
     if needed <= free:
         return []
     return [f"workspace: the plan needs about {screen.size(needed)}, only {screen.size(free)} are free in {existing};"
@@ -97,6 +117,12 @@ def count_parameters(model: dict[str, Any]) -> float | None:
 
 def _cost(item: Planned) -> Cost:
     return load(item.step.stage).cost(item.step.settings)
+
+
+def _sampled(item: Planned, planned: list[Planned], workspace: Path) -> float:
+    """Tokens at most; 0 where the step samples nothing, or only the data tell of how many prompts."""
+    each = _cost(item).sampled_tokens
+    return each * (trainings.seen(workspace, planned, item.step.inputs["prompts"]).groups or 0) if each else 0.0
 
 
 def _measured(workspace: Path) -> dict[str, float]:

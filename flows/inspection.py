@@ -62,16 +62,23 @@ def _all_runs(place: Path) -> int:
     if not names:
         screen.say(f"no run in {place} yet; start one with: align run recipe=pco")
         return 0
-    rows = []
+    rows, damaged = [], []
     for name in names:
-        run = runs.load(place, name)
+        try:
+            run = runs.load(place, name)
+        except UserError as error:
+            rows.append([name, "", "", "damaged", "", ""])
+            damaged += error.problems
+            continue
         assert run is not None
         finished = sum(s["state"] in ("done", "cached") for s in run.steps)
         changed = (runs.folder(place, name) / "run.json").stat().st_mtime
-        choices = run.config["choices"]
+        choices = run.config.get("choices") or {}
         rows.append([name, choices.get("recipe", ""), choices.get("data", ""), runs.outcome(place, run),
                      f"{finished}/{len(run.steps)}", f"{screen.age(time.time() - changed)} ago"])
     screen.table(f"runs in {place}", ["run", "recipe", "data", "state", "steps", "changed"], rows)
+    for problem in damaged:
+        screen.say(f"damaged: {problem}")
     return 0
 
 
@@ -86,7 +93,7 @@ def verify(workspace: str, name: str | None) -> int:
             continue
         number += 1
         try:
-            artifact = store.Artifact(kind, key, manifest.parent, json.loads(manifest.read_text()))
+            artifact = store.Artifact(kind, key, manifest.parent, files.parsed(manifest.read_bytes()))
             problems += store.damage(artifact)
             hashed += len(artifact.manifest["files"])
             unsealed += store.SEAL not in artifact.manifest
@@ -108,6 +115,9 @@ def collect(workspace: str, apply: bool) -> int:
     """Say what no run needs any more and what it would free; remove it only when asked to."""
     place = folder_of(workspace)
     garbage = gc.find_garbage(place)
+    for folder in gc.unreadable(place):
+        screen.say(f"damaged: {folder / 'run.json'} does not say what the run needs, so no finished artifact is "
+                   "removed; move the folder away, then collect again")
     if not garbage:
         screen.say("nothing to remove: every artifact belongs to a run")
         return 0

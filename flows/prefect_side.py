@@ -38,7 +38,7 @@ def environment(workspace: Path) -> dict[str, str]:
     """Prefect's settings, to be set before it is imported: all of its state in the workspace, its telemetry off, its
     console quiet, two tries of ten seconds for a request. A user's own values win."""
     return {"PREFECT_HOME": str(workspace / ".prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "DO_NOT_TRACK": "1", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+            "DO_NOT_TRACK": "1", "PYTHONSAFEPATH": "1", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
             "PREFECT_API_REQUEST_TIMEOUT": "10", "PREFECT_CLIENT_MAX_RETRIES": "1",
             "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import policies, settings, trainings
-from flows.compose import Composed, compose
+from flows.compose import Composed, compose, is_later
 from flows.inspection import FREE, compared
 from flows.renamed import translated
 from pipeline import plan, runs, tracking
@@ -17,10 +17,6 @@ from pipeline.errors import UserError, first, nearest
 from pipeline.plan import Step
 from pipeline.rewards.contract import Scorer
 from pipeline.selection.contract import LISTS, Rule
-
-_PATHS = ("data.root", "model.path", "reward.path", "reward.base", "reward.weak", "reward.scorer.policy",
-          "reward.scorer.reference")
-
 
 _ADDED = ("sft", "start", "reference", "model", "train")  # keys of theirs came later; what they do is in the recipe
 
@@ -41,11 +37,12 @@ def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = 
     A run that is only named goes on with the configuration it was started with, even where the defaults have changed.
     """
     typed = [_absolute(o) for o in overrides]
+    changed = {step: [_absolute(o) for o in words] for step, words in (step_overrides or {}).items()}
     record = _named(typed)
     try:
-        return _composed(typed, step_overrides or {}, record)
+        return _composed(typed, changed, record)
     except UserError:
-        if step_overrides or record is None or _new(typed) or _outdated(record):
+        if changed or record is None or _new(typed) or _outdated(record):
             raise
         return _as_recorded(record)
 
@@ -61,8 +58,8 @@ def _composed(typed: list[str], step_overrides: dict[str, list[str]], named: run
     name = composed.config["run"] or f"{composed.choices['recipe']}-{composed.choices.get('data', 'minifarm')}"
     record = named or _loaded(workspace, name)
     config = {**composed.config, "run": name}
-    if record is not None:
-        _same_settings(record, config, composed.origins, workspace, given=named is None or _new(typed))
+    notes = composed.notes if record is None else composed.notes + _same_settings(
+        record, config, composed.origins, workspace, overrides, given=named is None or _new(typed))
     changes = {**(record.step_overrides if record else {}), **step_overrides}
     own = {step: compose([o for o in overrides if not _outdone(o, extra)] + extra) for step, extra in changes.items()}
     steps = expand(composed, own)
@@ -74,7 +71,7 @@ def _composed(typed: list[str], step_overrides: dict[str, list[str]], named: run
         steps=_step_records(steps, record), outcome=runs.RUNNING, created=record.created if record else time.time(),
         step_configs={step: _as_written({key: other.config[key] for key in ("recipe", "stage", "seed")})
                       for step, other in own.items()})
-    return CheckedRun(run, workspace, steps, composed.notes + list(map(composed.in_users_words, _by_iteration(steps))))
+    return CheckedRun(run, workspace, steps, notes + list(map(composed.in_users_words, _by_iteration(steps))))
 
 
 def _outdone(word: str, changes: list[str]) -> bool:
@@ -99,7 +96,7 @@ def _by_iteration(steps: list[Step]) -> list[str]:
 def _outdated(record: runs.Run) -> list[str]:
     """Why this code cannot run what run.json has; empty where it can."""
     try:
-        return plan.check(Path(record.config["workspace"]), plan.expand(record.config, record.step_configs))
+        return plan.check(Path(record.config["workspace"]), plan.steps_of(record))
     except UserError as error:
         return error.problems
 
@@ -267,18 +264,21 @@ def _absolute(override: str) -> str:
     key, _, value = override.partition("=")
     if key in policies.ROLES and not value.startswith("{") and ("/" in value or Path(value).is_dir()):
         return f"{key}={Path(value).expanduser().resolve()}"
-    local = key in _PATHS and value not in ("", "null") and not value.startswith("builtin:")
+    local = key in settings.PATHS and value not in ("", "null") and not value.startswith("builtin:")
     return f"{key}={Path(value).expanduser().resolve()}" if local else override
 
 
 def _same_settings(record: runs.Run, config: dict[str, Any], wired: dict[str, str], workspace: Path,
-                   given: bool) -> None:
+                   words: list[str], given: bool) -> list[str]:
+    """A note of the settings that an upgrade added or took away. Raises UserError where others differ."""
     old, new = (flat(compared(each, FREE)) for each in (settings.renewed(record.config, wired), config))
     differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)
                        and (k in old or k.partition(".")[0] not in _ADDED))
     outer = [k for k in differing if not k.startswith("stage.")] or differing
-    if not outer:
-        return
+    one_sided = all((k in old) != (k in new) and not is_later(k) for k in differing)
+    if one_sided and set(_started_with(record)) == set(_started_with(replace(record, overrides=words))):
+        return [f"{k}: {f'new in this version, {new[k]!r}' if k in new else f'was {old[k]!r}, is no longer there'}; "
+                f"{record.name!r} goes on" for k in outer]
     if outdated := _outdated(record):
         raise UserError("\n".join([
             f"run: {record.name!r} in {workspace} was made by another version, and this one cannot go on with it:",

@@ -8,6 +8,7 @@ from typing import Any
 from rich import progress
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from flows.observer import Observer
 from pipeline import store
@@ -92,11 +93,11 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     shown = len(columns)
     while shown > 1 and _excess(widths[:shown]) > 0:
         shown -= 1
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    made = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column, width in zip(columns[:shown], widths, strict=False):
-        made.add_column(column, justify="right" if column in _NUMBERS else "left", no_wrap=True, max_width=width)
+        made.add_column(Text(column), justify="right" if column in _NUMBERS else "left", no_wrap=True, max_width=width)
     for row in rows:
-        made.add_row(*row[:shown])
+        made.add_row(*map(Text, row[:shown]))
     console.print(made)
     if shown < len(columns):
         say(f"(no room for {', '.join(columns[shown:])}; with | cat every column is shown)")

@@ -26,11 +26,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pipeline import tracking
-from pipeline.config import flat, load_plugin, setting
+from pipeline.config import flat, imported, load_plugin, setting
 from pipeline.errors import nearest
 from pipeline.stage import load
 
 ROOT = Path(__file__).resolve().parent.parent
+PATHS = ("data.root", "model.path", "reward.path", "reward.base", "reward.weak", "reward.scorer.policy",
+         "reward.scorer.reference")
 BARE = "bare"  # a part with `bare: true` gets no defaults: what it names is all of it
 _WIRE = re.compile(r"^\$\{([a-z_][\w.]*)\}$")
 
@@ -203,7 +205,7 @@ def _with_parts(node: Any) -> Any:
 def part_schema(module: Any) -> Any:
     """The Settings of a part by its dotted path; None where there is none (`load_part` says why)."""
     try:
-        names = vars(importlib.import_module(module)) if isinstance(module, str) else {}
+        names = vars(imported(module)) if isinstance(module, str) else {}
     except (ImportError, TypeError, ValueError):
         return None
     return next((names[contract].Settings for contract in CONTRACTS if contract in names), None)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
+import os
 import pkgutil
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -202,6 +204,21 @@ def settled(field: T | Callable[[Any], T], settings: Any) -> T:
     return field(settings) if callable(field) else field
 
 
+def imported(name: str) -> types.ModuleType:
+    """The module of that name. A user's own may lie in the folder the command is given in: it is looked at last, so
+    that a file there takes no other module's place. Raises what the import raises.
+    """
+    here = os.getcwd()
+    sys.path.append(here)
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.reverse()
+        sys.path.remove(here)
+        sys.path.reverse()
+
+
 def load_part(spec: Any, where: str, contract: type[P]) -> Part[P]:
     """A config node `{module: pipeline.objectives.dpo, beta: 0.1}` -> its OBJECTIVE with `Settings(beta=0.1)`.
 
@@ -223,7 +240,7 @@ def load_plugin(name: str, where: str, contract: type[P]) -> P:
     if not name or name.startswith("."):
         raise UserError(f"{where}.module: {name!r}, expected a module's dotted path such as pipeline.objectives.dpo")
     try:
-        module = importlib.import_module(name)
+        module = imported(name)
     except ModuleNotFoundError as error:
         if error.name and not (name == error.name or name.startswith(error.name + ".")):
             raise UserError(f"{where}.module: {name} needs {error.name}, which is not installed") from None

@@ -7,6 +7,7 @@ leaves is named `.NAME.PID.tmp`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ALGORITHM = "sha256"
+_FULL = os.strerror(errno.ENOSPC)
 
 
 class Held(Exception):
@@ -27,6 +29,45 @@ class Held(Exception):
 def canonical(data: Any) -> str:
     """One text per value: sorted keys, no NaN, plain data only."""
     return json.dumps(data, sort_keys=True, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
+
+
+def parsed(text: str | bytes) -> Any:
+    """JSON as data. Raises ValueError for whatever is none, nested deeper than Python goes, too."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def parsed_lines(data: bytes, **kinds: type | tuple[type, ...]) -> list[dict[str, Any]]:
+    """The lines of a JSON lines file that are mappings with these keys, of these types: a torn or foreign one is
+    passed over.
+    """
+    found = []
+    for line in data.splitlines():
+        with contextlib.suppress(ValueError):
+            one = parsed(line)
+            if isinstance(one, dict) and all(isinstance(one.get(key), kind) for key, kind in kinds.items()):
+                found.append(one)
+    return found
+
+
+def append_line(path: Path, text: str) -> None:
+    """Add a line; where a write before it was cut short, that stays a line of its own."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            text = text if file.read(1) == b"\n" else f"\n{text}"
+        file.write(f"{text}\n".encode())
+
+
+def no_room(error: BaseException | None) -> bool:
+    """Whether the error, or one that it came from, says that a disk is full; safetensors' own says it in words only."""
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or _FULL in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def file_hash(path: Path) -> str:

@@ -2,16 +2,14 @@
 
 import contextlib
 import functools
-import json
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import files, runs, store
-from pipeline.errors import UserError
 
-_KEY = re.compile(r'"key": "([^"]+)"')  # as run.json and events.jsonl have it; found in a torn line, too
+_KEY = re.compile(r'"key":\s*"([^"]+)"')  # as run.json and events.jsonl have it; found in a torn line, too
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ def find_garbage(workspace: Path) -> list[Garbage]:
     for folder in sorted((workspace / "artifacts").glob("*/*")):
         reason = _reason(workspace, folder, kept)
         if reason and not files.is_locked(store.lock_path(workspace, folder.parent.name, _key(folder))):
-            found.append(Garbage(folder, reason, _size(folder)))
+            found.append(Garbage(folder, reason, size(folder)))
     return found
 
 
@@ -51,14 +49,14 @@ def remove(workspace: Path, garbage: list[Garbage]) -> int:
     return freed
 
 
-def _reason(workspace: Path, folder: Path, kept: frozenset[str]) -> str:
+def _reason(workspace: Path, folder: Path, kept: frozenset[str] | None) -> str:
     """Why the folder can go; "" where it cannot."""
     kind, name, key = folder.parent.name, folder.name, _key(folder)
     if name.startswith(".trash-"):
         return "left over from a replaced artifact"
     if name.startswith(".work-") and store.find(workspace, kind, key) is not None:
         return "work beside its finished artifact"
-    if key in kept:
+    if kept is None or key in kept:
         return ""
     return "unfinished work of no run" if name.startswith(".work-") else "no run points at it"
 
@@ -68,9 +66,20 @@ def _key(folder: Path) -> str:
     return name.removeprefix(".trash-").rpartition("-")[0] if name.startswith(".trash-") else name
 
 
-def _kept(workspace: Path) -> frozenset[str]:
-    return frozenset[str]().union(*(_keys(folder, _mark(folder / "run.json"), _mark(folder / "events.jsonl"))
-                                    for folder in (workspace / "runs").glob("*") if folder.is_dir()))
+def _kept(workspace: Path) -> frozenset[str] | None:
+    """Every key that a run needs; None where a run cannot be asked, which may need any."""
+    found = list(_by_run(workspace).values())
+    return None if None in found else frozenset[str]().union(*(keys for keys in found if keys is not None))
+
+
+def unreadable(workspace: Path) -> list[Path]:
+    """The folders of runs that do not say what they need. While there is one, every finished artifact stays."""
+    return [folder for folder, keys in _by_run(workspace).items() if keys is None]
+
+
+def _by_run(workspace: Path) -> dict[Path, frozenset[str] | None]:
+    return {folder: _keys(folder, _mark(folder / "run.json"), _mark(folder / "events.jsonl"))
+            for folder in sorted((workspace / "runs").glob("*")) if folder.is_dir()}
 
 
 def _mark(path: Path) -> tuple[int, ...]:
@@ -83,28 +92,27 @@ def _mark(path: Path) -> tuple[int, ...]:
 
 
 @functools.cache
-def _keys(folder: Path, record: tuple[int, ...], events: tuple[int, ...]) -> frozenset[str]:
-    """The keys that the run of this folder keeps. record, events: marks of its files, so that each is read once.
+def _keys(folder: Path, record: tuple[int, ...], events: tuple[int, ...]) -> frozenset[str] | None:
+    """The keys that the run of this folder keeps; None where its record cannot be read and nothing else says them.
 
-    Raises UserError for a record that cannot be read where nothing else says what it keeps: nothing may go then.
+    record, events: marks of its files, so that each is read once.
     """
     written = (folder / "run.json").read_text(errors="replace") if record else ""
-    problem = ""
+    named = _KEY.findall(written)
     try:
-        content = json.loads(written or "{}")
-        steps, outcome = content.get("steps", ()), content.get("outcome", "")
-        if outcome == runs.DONE or outcome.startswith(runs.STOPPED_BY):
-            return frozenset(step["key"] for step in steps if step.get("key"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = str(error)
+        content = files.parsed(written)
+        whole = not runs.record_problem(content, folder.name)
+    except ValueError:
+        whole = False
+    if whole and (content["outcome"] == runs.DONE or content["outcome"].startswith(runs.STOPPED_BY)):
+        return frozenset(named)
     happened = (folder / "events.jsonl").read_text(errors="replace") if events else ""
-    keys = frozenset(_KEY.findall(written) + _KEY.findall(happened))
-    if problem and not keys:
-        raise UserError(f"{folder / 'run.json'}: not a run record ({problem}); move it away first")
-    return keys
+    keys = frozenset(named + _KEY.findall(happened))
+    return keys if keys or whole or not record else None
 
 
-def _size(folder: Path) -> int:
+def size(folder: Path) -> int:
+    """Bytes of the files in it."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # somebody else is removing it

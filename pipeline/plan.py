@@ -60,12 +60,17 @@ def steps_of(run: Run) -> list[Step]:
 
     Raises UserError where an older version wrote run.json without what this needs.
     """
-    missing = [key for key in ("recipe", "stage", "iterations", "seed") if key not in run.config]
+    kinds = {"recipe": dict, "stage": dict, "iterations": int, "seed": int}
+    missing = [key for key, kind in kinds.items() if not isinstance(run.config.get(key), kind)]
     missing += [f"the settings of {step}" for step in run.step_overrides if step not in run.step_configs]
     if missing:
         raise UserError(f"run: run.json of {run.name!r} was written by an older version and lacks {', '.join(missing)};"
                         f" write it anew and go on with: align run run={run.name}")
-    return expand(run.config, run.step_configs)
+    try:
+        return expand(run.config, run.step_configs)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"run: the configuration in run.json of {run.name!r} is damaged ({error!r}); write it anew and "
+                        f"go on with: align run {' '.join(run.overrides)}") from None
 
 
 def try_expand(config: dict[str, Any], overrides: dict[str, dict[str, Any]]) -> tuple[list[Step], list[str]]:

@@ -15,7 +15,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from pipeline.errors import UserError
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 TABLES = ("groups", "pref", "sft", "unlabeled", "eval")  # the parts of artifacts that are tables of groups
+_RESERVE, _RESERVED = ".reserve", 2**18  # bytes on the disk for the last words of a run that fills it
 _PATIENCE = 1.0  # seconds; `align status` and the page look at the lock for a moment, too
 RUNNING, DONE, FAILED, INTERRUPTED, STALE = "running", "done", "failed", "interrupted", "stale"
+SCHEMA = 1  # of run.json; one without is of older code
 STOPPED_BY = "stopped by "  # a gate: the outcome of a run that ended there
 # Modules by where they were: a run.json of an earlier version names them so.
 MOVED = {
@@ -47,6 +49,13 @@ class Run:
     outcome: str
     created: float
     step_configs: dict[str, dict[str, Any]] = field(default_factory=dict)  # the configuration of each changed step
+    schema: int = SCHEMA
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "name": str, "config": dict, "overrides": list, "step_overrides": dict, "steps": list, "outcome": str,
+    "created": (int, float)}
+_GROUPS = ("choices", "model", "data", "objective", "stage", "recipe")  # of config: mappings, where they are
 
 
 def folder(workspace: Path, name: str) -> Path:
@@ -64,10 +73,47 @@ def load(workspace: Path, name: str) -> Run | None:
     if not path.exists():
         return None
     try:
-        data = json.loads(path.read_text())
-        return Run(**{**data, "config": _renamed(data["config"])})
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: not a run record ({error}); move it away or give another run=NAME") from None
+        data = files.parsed(path.read_bytes())
+        problem = record_problem(data, name)
+    except (ValueError, OSError) as error:
+        problem = str(error)
+    if problem:
+        raise UserError(f"{path}: not a run record ({problem}); move runs/{name} away or give another run=NAME; what "
+                        "the run has made stays in the store, and a new one with its settings goes on from there")
+    known = {f.name: data[f.name] for f in fields(Run) if f.name in data}
+    return Run(**{**known, "config": _renamed(data["config"])})
+
+
+def record_problem(data: Any, name: str) -> str:
+    """Why this, read from run.json, is not the record of the run `name`; "" where it is."""
+    if not isinstance(data, dict):
+        return "it is no mapping"
+    schema = data.get("schema", 0)
+    if not isinstance(schema, int) or schema > SCHEMA:
+        return f"its schema is {schema!r}, this version reads up to {SCHEMA}: use the newer version that wrote it"
+    if wrong := [key for key, kind in _KINDS.items() if not isinstance(data.get(key), kind)]:
+        return f"{', '.join(wrong)} missing or of another kind"
+    if data["name"] != name:
+        return f"it is that of run {data['name']!r}"
+    if wrong := [key for key in _GROUPS if not isinstance(data["config"].get(key, {}), dict | None)]:
+        return f"config.{wrong[0]} is no mapping"
+    changes, configs = data["step_overrides"].values(), data.get("step_configs", {})
+    if not (isinstance(configs, dict) and all(isinstance(config, dict) for config in configs.values())
+            and all(isinstance(words, list) for words in changes)):
+        return "step_overrides or step_configs of another kind"
+    texts = [*data["overrides"], *(data["config"].get("choices") or {}).values(), *(word for words in changes
+                                                                                     for word in words)]
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        return f"{wrong[0]!r} is no text"
+    bad = [step for step in data["steps"] if not _is_step(step)]
+    return f"{str(bad[0])[:60]} is no step" if bad else ""
+
+
+def _is_step(step: Any) -> bool:
+    return (isinstance(step, dict) and all(isinstance(step.get(key), str) for key in ("name", "stage", "state"))
+            and isinstance(step.get("iteration"), int) and isinstance(step.get("key"), str | None)
+            and isinstance(step.get("seconds", 0), int | float) and isinstance(step.get("inputs", []), list)
+            and all(isinstance(ref, str) for ref in step.get("inputs", [])))
 
 
 def _renamed(node: Any) -> Any:
@@ -80,7 +126,15 @@ def _renamed(node: Any) -> Any:
 
 
 def save(workspace: Path, run: Run) -> None:
-    files.write_atomic(folder(workspace, run.name) / "run.json", json.dumps(vars(run), indent=1))
+    """Write run.json; on a full disk in the room that `hold` keeps for it."""
+    path, text = folder(workspace, run.name) / "run.json", json.dumps(vars(run), indent=1)
+    try:
+        files.write_atomic(path, text)
+    except OSError as error:
+        if not files.no_room(error):
+            raise
+        path.with_name(_RESERVE).unlink(missing_ok=True)
+        files.write_atomic(path, text)
 
 
 def update_step(workspace: Path, run: Run, name: str, **facts: Any) -> Run:
@@ -93,8 +147,7 @@ def update_step(workspace: Path, run: Run, name: str, **facts: Any) -> Run:
 def event(workspace: Path, name: str, step: str, kind: str, **facts: Any) -> None:
     """Append one line to events.jsonl."""
     line = {"time": round(time.time(), 3), "step": step, "event": kind, "pid": os.getpid(), **facts}
-    with (folder(workspace, name) / "events.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    files.append_line(folder(workspace, name) / "events.jsonl", json.dumps(line))
 
 
 def groups_of(steps: Iterable[Mapping[str, Any]], name: str) -> list[tuple[Mapping[str, Any], str]]:
@@ -113,12 +166,22 @@ def progress_path(workspace: Path, name: str) -> Path:
 
 
 def progress(workspace: Path, name: str) -> dict[str, Any] | None:
-    """How far the running stage is, {step, done, total, unit}; None before it has said so."""
+    """How far the running stage is, {step, done, total, unit, time, began}; None before it has said so."""
     try:
-        found = json.loads(progress_path(workspace, name).read_text())
-    except (OSError, ValueError):
+        written = progress_path(workspace, name).read_bytes()
+    except OSError:
         return None
-    return found if isinstance(found, dict) else None
+    return progress_of(written)
+
+
+def progress_of(written: bytes) -> dict[str, Any] | None:
+    """The content of progress.json; None for what is none."""
+    number = (int, float)
+    found = files.parsed_lines(written, step=str, done=number, total=number, unit=str)
+    began = found[0].get("began") if found else None
+    whole = began is None or (isinstance(began, dict)
+                              and all(isinstance(began.get(key), number) for key in ("done", "time")))
+    return found[0] if found and whole and isinstance(found[0].get("time", 0), number) else None
 
 
 def tail(path: Path, lines: int) -> list[str]:
@@ -135,10 +198,25 @@ def hold(workspace: Path, name: str) -> Iterator[None]:
     """Be the one process that drives this run. The kernel frees it when the holder dies."""
     try:
         with files.locked(folder(workspace, name) / ".lock", str(os.getpid()), _PATIENCE):
-            yield
+            reserve = folder(workspace, name) / _RESERVE
+            try:
+                _reserve(reserve)
+                yield
+            finally:
+                reserve.unlink(missing_ok=True)
     except files.Held as holder:
         raise UserError(f"run {name!r} is going on in process {holder}; watch it with `align status {name}` or stop "
                         "that process first") from None
+
+
+def _reserve(path: Path) -> None:
+    try:
+        path.write_bytes(bytes(_RESERVED))
+    except OSError as error:
+        if not files.no_room(error):
+            raise
+        raise UserError(f"workspace: the disk of {path.parent} is full, a run needs {_RESERVED} bytes for its record "
+                        "alone; make room: align gc --apply removes what no run needs") from None
 
 
 def outcome(workspace: Path, run: Run) -> str:

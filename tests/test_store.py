@@ -11,8 +11,10 @@ import time
 
 import pytest
 
-from pipeline import files, gc, store
-from pipeline.errors import UserError
+from pipeline import files, gc, runs, store
+
+FACTS = {"version": 1, "settings": {}, "inputs": {}, "counts": {}, "dropped": {}, "run": "r", "step": "s",
+         "created": 0.0, "process_seconds": 0.0, "peak_memory_mb": 0.0}
 
 
 def _fill(workspace, kind="score", key="k" * 20, **files: str) -> store.Artifact:
@@ -21,7 +23,7 @@ def _fill(workspace, kind="score", key="k" * 20, **files: str) -> store.Artifact
         path = out / name.replace("__", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return store.commit(workspace, kind, key, {"counts": {}})
+    return store.commit(workspace, kind, key, FACTS)
 
 
 def test_the_key_depends_on_meaning_not_on_spelling():
@@ -228,14 +230,18 @@ def test_gc_keeps_what_a_run_points_at(tmp_path):
     for folder in (unfinished, abandoned):
         folder.mkdir(parents=True)
         (folder / "x").write_text("12345")
-    run = {
-        "steps": [{"stage": "score", "key": kept.key}, {"stage": "sft", "key": "u" * 20}, {"stage": "sft", "key": None}]
-    }
-    files.write_atomic(tmp_path / "runs" / "r" / "run.json", json.dumps(run))
+    _record(tmp_path, _run("done", kept.key, "u" * 20, None))
     found = {item.path: item for item in gc.find_garbage(tmp_path)}
     assert set(found) == {loose.path, abandoned} and found[abandoned].size == 5
     gc.remove(tmp_path, list(found.values()))
     assert kept.path.exists() and unfinished.exists() and not loose.path.exists() and not abandoned.exists()
+
+
+def _run(outcome: str, *keys: str | None) -> str:
+    """run.json of a run whose steps have these keys."""
+    steps = [{"name": f"s{i}", "stage": "score", "iteration": 0, "state": "done", "key": key, "inputs": []}
+             for i, key in enumerate(keys)]
+    return json.dumps(vars(runs.Run("r", {}, [], {}, steps, outcome, 0.0)))
 
 
 def _record(workspace, text: str, events: str = "", name: str = "r") -> None:
@@ -252,15 +258,14 @@ def _garbage(workspace) -> set:
 def test_gc_keeps_what_an_unfinished_run_ever_pointed_at(tmp_path):
     """Its events name the keys; those of a finished run are only history. A torn line still names its key."""
     made, early = _fill(tmp_path), _fill(tmp_path, key="e" * 20)
-    steps = [{"stage": "score", "key": made.key}]
     events = f'{{"event": "finished", "key": "{early.key}"}}\n{{"event": "started", "key": "{"t" * 20}", "ti'
     torn = store.work_path(tmp_path, "sft", "t" * 20)
     torn.mkdir(parents=True)
     for outcome in ("running", "interrupted", "failed", "stale"):
-        _record(tmp_path, json.dumps({"outcome": outcome, "steps": steps}), events)
+        _record(tmp_path, _run(outcome, made.key), events)
         assert _garbage(tmp_path) == set()
     for outcome in ("done", "stopped by gate[2]"):
-        _record(tmp_path, json.dumps({"outcome": outcome, "steps": steps}), events)
+        _record(tmp_path, _run(outcome, made.key), events)
         assert _garbage(tmp_path) == {early.path, torn}
 
 
@@ -276,8 +281,9 @@ def test_gc_reads_the_events_where_the_record_is_lost(text, tmp_path):
 def test_gc_removes_nothing_where_a_record_says_nothing(tmp_path):
     _fill(tmp_path)
     _record(tmp_path, "{")
-    with pytest.raises(UserError, match=r"run\.json: not a run record .*move it away first"):
-        gc.find_garbage(tmp_path)
+    trash = tmp_path / "artifacts" / "score" / f".trash-{'i' * 20}-1"
+    trash.mkdir()
+    assert _garbage(tmp_path) == {trash} and gc.unreadable(tmp_path) == [tmp_path / "runs" / "r"]
 
 
 def test_gc_removes_work_beside_a_finished_artifact(tmp_path):

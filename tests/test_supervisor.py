@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+from pathlib import Path
 
 import psutil
 import pytest
@@ -114,3 +115,10 @@ def test_output_goes_to_the_log(tmp_path):
     code = "import sys; print('out'); print('err', file=sys.stderr)"
     assert _start([sys.executable, "-u", "-c", code], log=log).wait() == 0
     assert sorted(log.read_text().split()) == ["err", "out"]
+
+
+def test_what_a_child_imports_from(monkeypatch):
+    """An empty place in PYTHONPATH is the folder it is started in, which counts for nothing."""
+    monkeypatch.setenv("PYTHONPATH", ":/a::/b:")
+    ours = str(Path(supervisor.__file__).parents[1])
+    assert supervisor.imports() == {"PYTHONPATH": f"{ours}:/a:/b", "PYTHONSAFEPATH": "1"}

@@ -34,7 +34,7 @@ class Log:
             if self.path.exists() and self.path.stat().st_size < self.offset:
                 self.lines = {}  # the file was made anew
             new, self.offset = read_lines(self.path, self.offset)
-            for line in new:
+            for line in (one for one in new if isinstance(one.get("at", 0), int | float)):
                 known = self.lines.setdefault(str(line.get("step")), [])
                 while known and known[-1].get("at", 0) > line.get("at", 0):
                     known.pop()

@@ -5,7 +5,6 @@ the file's size and time, so a restart loses nothing.
 """
 
 import contextlib
-import json
 import os
 import re
 import stat
@@ -92,9 +91,9 @@ class Files:
         record = self.json(path)
         if signature(path) is None:
             raise NotHere(f"no run named {name!r}{nearest(name, self.run_names())}")
-        if not isinstance(record, dict) or not isinstance(record.get("steps"), list):
-            raise NotHere(f"the record of run {name!r} cannot be read")
-        return record
+        if problem := runs.record_problem(record, name):
+            raise NotHere(f"the record of run {name!r} cannot be read: {problem}; move runs/{name} away")
+        return dict(record)
 
     def manifest(self, kind: str, key: str | None) -> dict[str, Any] | None:
         """An artifact's manifest, None if there is no such artifact."""
@@ -107,7 +106,10 @@ class Files:
         # a link put in its place has another signature, and is followed anew
         found = self.remember(("manifest", kind, key), sign,
                               lambda: _parse(self.path("artifacts", kind, key, store.MANIFEST)))
-        return found if isinstance(found, dict) else None
+        return None if found is None or self._wrong(kind, key, sign, found) else dict(found)
+
+    def _wrong(self, kind: str, key: str, sign: Hashable, manifest: Any) -> Any:
+        return self.remember(("whole", kind, key), sign, lambda: store.manifest_problems(kind, key, manifest))
 
     def artifact(self, kind: str, key: str, *parts: str) -> Path:
         """A place inside an artifact. NotHere if the names are no artifact's."""
@@ -138,6 +140,6 @@ def signature(path: Path) -> tuple[int, int, int] | None:
 
 def _parse(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return files.parsed(path.read_bytes())
     except (OSError, ValueError):
         return None

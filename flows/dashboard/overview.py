@@ -8,6 +8,7 @@ from flows.dashboard.facts import Row
 from flows.dashboard.files import STEP, Files, NotHere, signature
 from pipeline import runs
 from pipeline.config import flat
+from pipeline.files import parsed
 
 _TAIL = 12  # lines of a failed or running step
 _MOST_COMPARED = 40
@@ -31,7 +32,7 @@ def _summary(files: Files, name: str) -> Row:
         steps, state = record["steps"], facts.live_state(files, record)
         judged = [rate for s in steps if s["stage"] == "evaluate" and (rate := _win_rate(files, s)) is not None]
         done = sum(s["state"] in ("done", "cached") for s in steps)
-    except (NotHere, KeyError, TypeError, AttributeError):
+    except (NotHere, KeyError, TypeError, AttributeError, ValueError):
         return {"name": name, "state": "unreadable", "changed": round(changed, 1)}
     running = state == runs.RUNNING
     current = next((s["name"] for s in steps if running and s["state"] == runs.RUNNING), None)
@@ -112,14 +113,14 @@ def _progress(files: Files, name: str, step: str | None) -> Row | None:
 
     What an earlier process had done before it was stopped tells nothing of this one's pace.
     """
-    state = None if step is None else files.json(files.run_path(name, "progress.json"))
-    if step is None or not isinstance(state, dict) or state.get("step") != step or not state.get("total"):
+    state = None if step is None else runs.progress(files.workspace, name)
+    if state is None or state["step"] != step or not state["total"]:
         return None
     done, total, seen, began = state["done"], state["total"], state.get("time", 0), state.get("began")
     made = min(done, total) - began["done"] if began else 0
     left = (seen - began["time"]) * (total - done) / made if began and made > 0 else None
     # from the moment of the last sign of progress, so that the answer changes only when the file does
-    return {"done": done, "total": total, "unit": state.get("unit", ""), "time": seen,
+    return {"done": done, "total": total, "unit": state["unit"], "time": seen,
             "ends": round(seen + left, 1) if left is not None else None}
 
 
@@ -132,9 +133,9 @@ def _events(files: Files, name: str) -> dict[str, Row]:
 
 def _read_events(path: Path) -> dict[str, Row]:
     found: dict[str, Row] = {}
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            event = json.loads(line)
+            event = parsed(line)
             step, kind, when = event["step"], event["event"], event["time"]
         except (ValueError, KeyError, TypeError):  # a line still being written
             continue

@@ -73,7 +73,8 @@ def _loaded(kind: Any, folder: Path, device: torch.device, runtime: ModelRuntime
     attention = {} if runtime is None else {"attn_implementation": runtime.attention}
     with forward.enough_memory(f"while loading {folder}", _MEMORY):
         return kind.from_pretrained(
-            folder, **{"dtype": torch.float32, "device_map": {"": device}, **attention, **options})
+            folder, **{"dtype": torch.float32, "device_map": {"": device}, "use_safetensors": True, **attention,
+                       **options})
 
 
 def load_tokenizer(folder: Path, template: bool = False) -> Any:

@@ -3,16 +3,16 @@
     def function(messages: list[dict[str, str]], text: str) -> float
 
 gets the conversation (each turn with "role" and "content") and the completion, and returns a number, higher is
-better. It must be importable where stages run and give the same answer every time.
+better. It lies on the Python path, or in the folder the command is given in, and gives the same answer every time.
 """
 
-import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import imported
 from pipeline.errors import UserError
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.records import Group
@@ -71,9 +71,10 @@ def resolve(path: str) -> Rule:
     if not module_name:
         raise UserError(f"{path!r} is no dotted path, expected package.module.function")
     try:
-        module = importlib.import_module(module_name)
+        module = imported(module_name)
     except ImportError as error:
-        problem = f"cannot import {module_name!r} ({error}); it must be on the Python path of the stages"
+        problem = (f"cannot import {module_name!r} ({error}); it must be on the Python path, or in the folder the "
+                   "command is given in")
         raise UserError(problem) from None
     function = getattr(module, name, None)
     if not inspect.isroutine(function):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipeline.lm.examples import Example
     from pipeline.lm.template import Encoder, Row
 
-_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".bin"}
+_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 
 
 def folder_problems(key: str, path: str | None, what: str) -> list[tuple[str, str]]:
@@ -24,9 +24,11 @@ def folder_problems(key: str, path: str | None, what: str) -> list[tuple[str, st
     folder = Path(path)
     if not folder.is_dir():
         return [(key, f"no folder {path!r}, expected {what} in the Hugging Face layout")]
-    expected = {"config.json": ["config.json"], "weights": ["*.safetensors", "*.bin"], "tokenizer": ["tokenizer*"]}
+    expected = {"config.json": ["config.json"], "weights": ["*.safetensors"], "tokenizer": ["tokenizer*"]}
     missing = [name for name, globs in expected.items() if not any(any(folder.glob(g)) for g in globs)]
-    return [(key, f"{path!r} has no {' and no '.join(missing)}")] if missing else []
+    pickled = "weights" in missing and any(folder.glob("*.bin"))
+    way_out = "; its *.bin files are pickled and are not read: load the model and save_pretrained it again"
+    return [(key, f"{path!r} has no {' and no '.join(missing)}{way_out if pickled else ''}")] if missing else []
 
 
 def folder_files(path: str | None) -> list[Path]:

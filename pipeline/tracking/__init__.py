@@ -72,7 +72,7 @@ def _start(run_dir: Path, log: Path) -> subprocess.Popen[bytes]:
     # Apart from the terminal: Ctrl-C is for the run, which then closes the pipe and lets this finish.
     with log.open("ab") as file:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True,
-                                env={**os.environ, "PYTHONPATH": supervisor.import_path()})
+                                env={**os.environ, **supervisor.imports()})
 
 
 def _stop(process: subprocess.Popen[bytes], timeout: float, log: Path) -> str:
@@ -101,21 +101,22 @@ def read_lines(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
         file.seek(offset)
         data = file.read()
     whole = data[: data.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines() if line.strip()], offset + len(whole)
+    return files.parsed_lines(whole, step=str), offset + len(whole)
 
 
 def mirror(run_dir: Path, sinks: list[Sink], going_on: Callable[[], bool]) -> None:
     """Send every line not sent yet; go on as long as `going_on()` (which waits a moment) says so, then once more."""
     state = run_dir / STATE
-    known = json.loads(state.read_text()) if state.exists() else {}
+    known = next(iter(files.parsed_lines(state.read_bytes())), {}) if state.exists() else {}
     reached = {METRICS: 0, EVENTS: 0, "artifacts": [], **known}
     more = True
     while more:
         more = going_on()
         numbers, reached[METRICS] = read_lines(run_dir / METRICS, reached[METRICS])
         events, reached[EVENTS] = read_lines(run_dir / EVENTS, reached[EVENTS])
-        ended = [event for event in events if event["event"] in ("finished", "cached")]
-        for line in sorted(numbers + ended, key=lambda line: line["time"]):  # a step's end comes behind its numbers
+        ended = [event for event in events if event.get("event") in ("finished", "cached")]
+        timed = [line for line in numbers + ended if isinstance(line.get("time"), int | float)]
+        for line in sorted(timed, key=lambda line: line["time"]):  # a step's end comes behind its numbers
             if "event" in line:
                 _finished(run_dir, line, sinks, reached["artifacts"])
             else:

@@ -17,7 +17,11 @@ def open_sinks(settings: Settings, run_dir: Path) -> list[Sink]:
     sinks: list[Sink] = []
     if settings.wandb is not None:
         mode, why = wandb.find_mode(settings.wandb, os.environ)
-        sinks.append(wandb.Mirror(settings.wandb, mode, why, run_dir))
+        if mode == "disabled":
+            print(f"W&B: off ({why}), nothing is mirrored")
+        else:
+            os.environ["WANDB_MODE"] = mode  # as W&B spells it
+            sinks.append(wandb.Mirror(settings.wandb, mode, why, run_dir))
     if settings.tensorboard is not None:
         folder = settings.tensorboard.folder
         sinks.append(tensorboard.Mirror(Path(folder).expanduser() if folder else run_dir / "tensorboard"))
@@ -46,6 +50,8 @@ def main(arguments: list[str]) -> int:
     # the mirror of a killed run may still be finishing
     with files.locked(run_dir / ".tracking.lock", str(os.getpid()), wait=None):
         sinks = open_sinks(settings, run_dir)
+        if not sinks:
+            return 0
         mirror(run_dir, sinks, _stdin_open if "--follow" in arguments else lambda: False)
     print(f"{'; '.join(sink.said() for sink in sinks)} ({time.monotonic() - started:.0f} s)")
     return 0

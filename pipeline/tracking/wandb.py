@@ -18,6 +18,8 @@ from pipeline.config import setting
 from pipeline.records import Group
 
 _MOST_FILES = 1_000_000  # of one artifact; W&B's own limit is 10,000
+_MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline",
+          "disabled": "disabled"}  # what W&B calls them -> what is done
 ENVELOPE = ("step", "time")  # what a line of metrics.jsonl says besides numbers
 
 
@@ -34,14 +36,22 @@ class Wandb:
 
 
 def find_mode(settings: Wandb, environment: Mapping[str, str]) -> tuple[str, str]:
-    """("online" or "offline", why). In mode auto the user's WANDB_MODE wins, then whether W&B knows a key."""
+    """("online", "offline" or "disabled", why). In mode auto the user's variables win, then W&B's own settings file,
+    then whether W&B knows a key.
+    """
     if settings.mode != "auto":
         return settings.mode, f"tracking.wandb.mode={settings.mode}"
-    if environment.get("WANDB_MODE") in ("online", "offline"):
-        return environment["WANDB_MODE"], "WANDB_MODE"
+    if environment.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+        return "disabled", "WANDB_DISABLED"
+    if asked := environment.get("WANDB_MODE", ""):
+        word = asked.lower()
+        return _MODES.get(word, "offline"), "WANDB_MODE" if word in _MODES else f"WANDB_MODE={asked} is no mode of W&B"
     import wandb
 
-    wandb.setup(wandb.Settings(silent=True))  # else it asks the service for the user's name to print it
+    # silent: else it asks the service for the user's name to print it
+    kept = _MODES[wandb.setup(wandb.Settings(silent=True)).settings.mode]
+    if kept != "online":
+        return kept, "W&B's own settings"
     try:
         known = wandb.login(prompt=False, verify=False)  # looks into variables, settings files and netrc
     except wandb.errors.AuthenticationError as error:

@@ -118,7 +118,8 @@ def two_steps(tmp_path: Path) -> Callable[..., Path]:
                                 "scores": {"stage": "score", "inputs": {"groups": "data/sft"}}}},
             "stage": {"import_data": {"settings": {"format": rows_of}, "runtime": {"root": str(world)}},
                       "score": {"settings": {"reward": {"module": "pipeline.rewards.rule", "function": function}}}},
-            "iterations": 1, "seed": 0, "tracking": {}, "engine": {"module": "pipeline.engines.transformers"},
+            "iterations": 1, "seed": 0, "tracking": {}, "model": {},
+            "engine": {"module": "pipeline.engines.transformers"},
             "hardware": {"grace_seconds": 5.0, "timeout_minutes": 2.0}, "choices": {"recipe": "two steps"},
         }
         fresh = {"iteration": 0, "key": None, "state": "waiting", "inputs": []}

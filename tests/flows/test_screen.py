@@ -34,3 +34,8 @@ def test_what_still_has_no_room_is_left_out_by_name(printed):
     lines = printed(20, columns, [row])
     assert lines[0].split() == ["step"] and lines[1] == "evaluate[1]"
     assert lines[2] == "(no room for key, state, inputs; with | cat every column is shown)"
+
+
+def test_brackets_stand_as_they_are(printed):
+    """Names of folders and of settings, not marks of a style."""
+    assert printed(40, ["file [b]", "is"], [["/a [x]/b", "[bold]"]]) == ["file [b]  is", "/a [x]/b  [bold]"]

@@ -290,6 +290,30 @@ def test_the_mode_given_wins_over_the_environment_and_that_over_a_key():
     assert find_mode(Wandb(), {"WANDB_API_KEY": "k" * 40, "WANDB_MODE": "offline"}) == ("offline", "WANDB_MODE")
 
 
+@pytest.mark.parametrize("environment, mode", [
+    ({"WANDB_MODE": "disabled"}, "disabled"), ({"WANDB_MODE": "dryrun"}, "offline"),
+    ({"WANDB_MODE": "Offline"}, "offline"), ({"WANDB_MODE": "DISABLED"}, "disabled"),
+    ({"WANDB_DISABLED": "true"}, "disabled"), ({"WANDB_DISABLED": "True", "WANDB_MODE": "online"}, "disabled"),
+    ({"WANDB_MODE": "of"}, "offline"), ({"WANDB_MODE": "Online"}, "online")])
+def test_what_the_user_switched_off_stays_off(environment: dict[str, str], mode: str):
+    """Whatever key there is."""
+    assert find_mode(Wandb(), {"WANDB_API_KEY": "k" * 40, **environment})[0] == mode
+
+
+def test_a_mirror_that_is_switched_off_says_so_and_writes_nothing(run_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", "Disabled")
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    record = json.loads((run_dir / "run.json").read_text())
+    record["config"]["tracking"]["wandb"]["mode"] = "auto"
+    (run_dir / "run.json").write_text(json.dumps(record))
+    report(run_dir, "sft", 1.0)
+    said: list[str] = []
+    with mirrored(Settings(Wandb()), run_dir, said.append):
+        pass
+    assert said == ["W&B: off (WANDB_MODE), nothing is mirrored"]
+    assert not list(run_dir.parent.parent.glob("**/offline-run-*"))
+
+
 def test_online_needs_a_key(tmp_path: Path):
     """W&B's own look-up, in processes of their own since it keeps what it found. No case reaches the service."""
     (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user password {'k' * 40}\n")

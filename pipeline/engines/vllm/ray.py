@@ -57,7 +57,7 @@ class RayService:
         command = [sys.executable, "-m", "pipeline.engines.vllm.ray_host", json.dumps(job)]
         self._process = subprocess.Popen(
             supervisor.command_line(command, log=log, grace=_GRACE), start_new_session=True,
-            env={**os.environ, "PYTHONPATH": supervisor.import_path(), vllm_service.KEY: self.key,
+            env={**os.environ, **supervisor.imports(), vllm_service.KEY: self.key,
                  "RAY_USAGE_STATS_ENABLED": "0"})
         self._service: vllm_service.Service | None = None
 

@@ -261,7 +261,7 @@ def gpus() -> list[str]:
 
 def _server_environment(key: str) -> dict[str, str]:
     return {
-        "PYTHONPATH": supervisor.import_path(),  # the server imports our middleware
+        **supervisor.imports(),  # the server imports our middleware
         "VLLM_API_KEY": key,
         "VLLM_SERVER_DEV_MODE": "1",  # /sleep and /wake_up live behind it
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "300",  # its 5 s close connections that the client is about to reuse
