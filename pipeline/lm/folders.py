@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,8 @@ import torch
 import transformers
 
 from pipeline.errors import UserError
-from pipeline.lm import forward
-from pipeline.lm.settings import ModelRuntime
+from pipeline.lm import attention, forward, rope
+from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.lm.template import Encoder
 
 _MEMORY = ("every weight takes 4 bytes; choose a smaller model, set the stage's trainer.adapter.kind=qlora (4-bit "
@@ -40,7 +42,8 @@ def load_policy(
     folder: Path, device: torch.device, runtime: ModelRuntime | None = None, options: dict[str, Any] | None = None
 ) -> Any:
     """A causal LM with float32 weights (4-bit ones where `options` say so) and every dropout off, on `device`."""
-    return _ready(_loaded(transformers.AutoModelForCausalLM, folder, device, runtime, **(options or {})), runtime)
+    model, _ = _loaded(transformers.AutoModelForCausalLM, folder, device, runtime, options or {})
+    return _ready(model, runtime)
 
 
 def load_reward(
@@ -49,8 +52,9 @@ def load_reward(
 ) -> Any:
     """A one-score sequence classifier on the weights of `folder`; a head that is not there yet is drawn from `seed`."""
     torch.manual_seed(seed)
-    return _ready(_loaded(transformers.AutoModelForSequenceClassification, folder, device, runtime, num_labels=1,
-                          pad_token_id=pad, **(options or {})), runtime)
+    model, _ = _loaded(transformers.AutoModelForSequenceClassification, folder, device, runtime,
+                       {"num_labels": 1, "pad_token_id": pad, **(options or {})})
+    return _ready(model, runtime)
 
 
 def load_scorer(folder: Path, device: torch.device, runtime: ModelRuntime | None = None) -> Any:
@@ -61,19 +65,32 @@ def load_scorer(folder: Path, device: torch.device, runtime: ModelRuntime | None
     labels = transformers.AutoConfig.from_pretrained(folder).num_labels
     if labels != 1:
         raise UserError(f"reward: the model in {folder} has {labels} outputs, expected one (a scalar reward model)")
-    model, found = _loaded(transformers.AutoModelForSequenceClassification, folder, device, runtime,
-                           output_loading_info=True)
+    model, found = _loaded(transformers.AutoModelForSequenceClassification, folder, device, runtime, {})
     if found["missing_keys"]:  # a language model's folder loads too, with a head of random numbers
         missing = ", ".join(sorted(found["missing_keys"]))
         raise UserError(f"reward: {folder} is no trained reward model, these weights are missing: {missing}")
     return model.eval()
 
 
-def _loaded(kind: Any, folder: Path, device: torch.device, runtime: ModelRuntime | None, **options: Any) -> Any:
-    attention = {} if runtime is None else {"attn_implementation": runtime.attention}
+def _loaded(
+    kind: Any, folder: Path, device: torch.device, runtime: ModelRuntime | None, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The model and what transformers says of its weights. The log says where the attention asked for cannot be had."""
+    asked = (runtime or THIS_MACHINE).attention
+    found: dict[str, Any] = {}
+
+    def load(name: str) -> Any:
+        model, info = kind.from_pretrained(folder, output_loading_info=True, **{
+            "dtype": torch.float32, "device_map": {"": device}, "attn_implementation": name, **options})
+        found.update(info)
+        return model
+
     with forward.enough_memory(f"while loading {folder}", _MEMORY):
-        return kind.from_pretrained(
-            folder, **{"dtype": torch.float32, "device_map": {"": device}, **attention, **options})
+        model, why = attention.open_with(load, asked)
+    if why is not None:
+        print(f"attention: {type(model).__name__} runs with eager, as hardware.training.attention={asked} would "
+              f"compute another model: {why}", file=sys.stderr, flush=True)
+    return model, found
 
 
 def load_tokenizer(folder: Path, template: bool = False) -> Any:
@@ -111,14 +128,22 @@ def context_length(model: Any) -> int | None:
 
 
 def save_folder(model: Any, source: Path, target: Path, dtype: str) -> None:
-    """Write `model` as a HF folder, with tokenizer, template and generation config byte for byte those of `source`."""
+    """Write `model` as a HF folder, with tokenizer, template and generation config byte for byte those of `source`.
+
+    Where the config of `source` says rotary positions in the older keys, they stand beside those of today.
+    """
     if target.exists():
         shutil.rmtree(target)
     target.mkdir(parents=True)
     copied = copy_side_files(source, target)
+    if model.can_generate() and (source / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig()  # the one copied may be one that it refuses to write
     model.to(getattr(torch, dtype)).save_pretrained(target)
     for path in copied:  # save_pretrained writes its own generation config over the one that lists every stop id
         shutil.copyfile(source / path.name, path)
+    if rope.has_old_words(json.loads((source / "config.json").read_text())):
+        config = rope.in_old_words(json.loads((target / "config.json").read_text()))
+        (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def copy_side_files(source: Path, target: Path) -> list[Path]:
