@@ -136,10 +136,10 @@ def save_folder(model: Any, source: Path, target: Path, dtype: str) -> None:
         shutil.rmtree(target)
     target.mkdir(parents=True)
     copied = copy_side_files(source, target)
-    if model.can_generate() and (source / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig()  # the one copied may be one that it refuses to write
+    if model.can_generate():  # saving checks it by rules that published ones break; the source's is copied as it is
+        model.generation_config = transformers.GenerationConfig()
     model.to(getattr(torch, dtype)).save_pretrained(target)
-    for path in copied:  # save_pretrained writes its own generation config over the one that lists every stop id
+    for path in copied:
         shutil.copyfile(source / path.name, path)
     if rope.has_old_words(json.loads((source / "config.json").read_text())):
         config = rope.in_old_words(json.loads((target / "config.json").read_text()))
