@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows import settings
+from flows import settings, tied
 from flows.compose import Composed, compose
 from flows.inspection import FREE, compared
 from flows.renamed import translated
@@ -189,7 +189,8 @@ def _contradictions(config: dict[str, Any]) -> list[str]:
     if sampling is not None and isinstance(room, int) and sampling.longest >= room:
         problems.append(f"sampling.max_tokens: {sampling.longest} leaves no room for a prompt in a context of {room} "
                         "tokens (model.arch.max_position)")
-    return [*problems, *_gate_without_a_judge(config), *_too_few_samples(config), *_unread(config)]
+    return [*problems, *_gate_without_a_judge(config), *_too_few_samples(config), *_unread(config),
+            *tied.problems(config)]
 
 
 def _nodes(config: dict[str, Any], stage: str) -> list[dict[str, Any]]:
