@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from flows import screen
-from flows.models import choose, find
+from flows.chosen import choose, find
 from pipeline.errors import UserError
 from pipeline.records import Message
 

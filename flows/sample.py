@@ -12,7 +12,7 @@ from typing import Any
 
 from flows import screen
 from flows.chat import TALK, problems_of_sampling
-from flows.models import find
+from flows.chosen import find
 from pipeline.errors import Problems, UserError
 from pipeline.records import ROLES, Message
 
