@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows import settings, tied
+from flows import settings
 from flows.compose import Composed, compose
 from flows.inspection import FREE, compared
 from flows.renamed import translated
+from flows.tied import tied_layers
 from pipeline import plan, runs, tracking
 from pipeline.config import build, flat, load_part, part_problems, problems_of
 from pipeline.errors import UserError, first, nearest
@@ -190,7 +191,7 @@ def _contradictions(config: dict[str, Any]) -> list[str]:
         problems.append(f"sampling.max_tokens: {sampling.longest} leaves no room for a prompt in a context of {room} "
                         "tokens (model.arch.max_position)")
     return [*problems, *_gate_without_a_judge(config), *_too_few_samples(config), *_unread(config),
-            *tied.problems(config)]
+            *tied_layers(config)]
 
 
 def _nodes(config: dict[str, Any], stage: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 _HEADS, _EMBEDDINGS = {"lm_head", "embed_out"}, {"embed_tokens", "word_embeddings", "wte", "embed_in"}
 
 
-def problems(config: dict[str, Any]) -> list[str]:
+def tied_layers(config: dict[str, Any]) -> list[str]:
     """One for each language model's trainer whose adapter names a tied layer. What the folder does not show (it is
     elsewhere, its layers have other names) is refused where the adapter is put in (lm/adapters).
     """

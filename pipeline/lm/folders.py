@@ -42,8 +42,7 @@ def load_policy(
     folder: Path, device: torch.device, runtime: ModelRuntime | None = None, options: dict[str, Any] | None = None
 ) -> Any:
     """A causal LM with float32 weights (4-bit ones where `options` say so) and every dropout off, on `device`."""
-    model, _ = _loaded(transformers.AutoModelForCausalLM, folder, device, runtime, options or {})
-    return _ready(model, runtime)
+    return _ready(_loaded(transformers.AutoModelForCausalLM, folder, device, runtime, **(options or {})), runtime)
 
 
 def load_reward(
@@ -52,9 +51,8 @@ def load_reward(
 ) -> Any:
     """A one-score sequence classifier on the weights of `folder`; a head that is not there yet is drawn from `seed`."""
     torch.manual_seed(seed)
-    model, _ = _loaded(transformers.AutoModelForSequenceClassification, folder, device, runtime,
-                       {"num_labels": 1, "pad_token_id": pad, **(options or {})})
-    return _ready(model, runtime)
+    return _ready(_loaded(transformers.AutoModelForSequenceClassification, folder, device, runtime, num_labels=1,
+                          pad_token_id=pad, **(options or {})), runtime)
 
 
 def load_scorer(folder: Path, device: torch.device, runtime: ModelRuntime | None = None) -> Any:
@@ -65,21 +63,24 @@ def load_scorer(folder: Path, device: torch.device, runtime: ModelRuntime | None
     labels = transformers.AutoConfig.from_pretrained(folder).num_labels
     if labels != 1:
         raise UserError(f"reward: the model in {folder} has {labels} outputs, expected one (a scalar reward model)")
-    model, found = _loaded(transformers.AutoModelForSequenceClassification, folder, device, runtime, {})
+    model, found = _loaded(transformers.AutoModelForSequenceClassification, folder, device, runtime,
+                           output_loading_info=True)
     if found["missing_keys"]:  # a language model's folder loads too, with a head of random numbers
         missing = ", ".join(sorted(found["missing_keys"]))
         raise UserError(f"reward: {folder} is no trained reward model, these weights are missing: {missing}")
     return model.eval()
 
 
-def _loaded(
-    kind: Any, folder: Path, device: torch.device, runtime: ModelRuntime | None, options: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
-    """The model and what transformers says of its weights. The log says where the attention asked for cannot be had."""
-    asked = (runtime or THIS_MACHINE).attention
+def _loaded(kind: Any, folder: Path, device: torch.device, runtime: ModelRuntime | None, **options: Any) -> Any:
+    """What `from_pretrained` gives, with the attention of the runtime where that computes this model; the log says so
+    where it does not.
+    """
+    asked, report = (runtime or THIS_MACHINE).attention, bool(options.pop("output_loading_info", False))
     found: dict[str, Any] = {}
+    state = torch.get_rng_state()
 
     def load(name: str) -> Any:
+        torch.set_rng_state(state)  # a second try draws the head of a reward model as the first one did
         model, info = kind.from_pretrained(folder, output_loading_info=True, **{
             "dtype": torch.float32, "device_map": {"": device}, "attn_implementation": name, **options})
         found.update(info)
@@ -90,7 +91,7 @@ def _loaded(
     if why is not None:
         print(f"attention: {type(model).__name__} runs with eager, as hardware.training.attention={asked} would "
               f"compute another model: {why}", file=sys.stderr, flush=True)
-    return model, found
+    return (model, found) if report else model
 
 
 def load_tokenizer(folder: Path, template: bool = False) -> Any:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import tied
 from flows.prepare import prepare
+from flows.tied import tied_layers
 from pipeline.errors import UserError
 
 
@@ -26,16 +26,16 @@ def test_a_folder(make_model, tmp_path: Path, tie, said):
         content = json.loads((folder / "config.json").read_text())
         del content["tie_word_embeddings"]
         (folder / "config.json").write_text(json.dumps(content))
-    found = tied.problems(config(folder, ["q_proj", "lm_head"]))
+    found = tied_layers(config(folder, ["q_proj", "lm_head"]))
     assert [problem.partition(": this")[0] for problem in found] == (
         ["trainer.preference.adapter.target_modules: lm_head"] if tie else [])
-    assert tied.problems(config(folder, ["all-linear"])) == tied.problems(config(folder, ["lm_head"], "none")) == []
+    assert tied_layers(config(folder, ["all-linear"])) == tied_layers(config(folder, ["lm_head"], "none")) == []
 
 
 def test_a_model_from_nothing_and_a_folder_that_is_not_there(tmp_path: Path):
-    assert len(tied.problems(config(None, ["embed_tokens", "lm_head"]))) == 1
-    assert tied.problems(config(None, ["embed_tokens"], tie=False)) == []
-    assert tied.problems(config(tmp_path / "absent", ["lm_head"])) == []
+    assert len(tied_layers(config(None, ["embed_tokens", "lm_head"]))) == 1
+    assert tied_layers(config(None, ["embed_tokens"], tie=False)) == []
+    assert tied_layers(config(tmp_path / "absent", ["lm_head"])) == []
 
 
 def test_planning_says_so(tmp_path: Path):

@@ -111,6 +111,14 @@ def test_the_reward_model_scores_with_the_same_model(family, tiny):
         assert np.allclose(scores.completion_scores(net, examples, 2048, "float32"), wanted, atol=2e-4), runtime
 
 
+def test_the_head_of_a_reward_model_is_drawn_alike(family):
+    """Also where a model is loaded twice, because the attention asked for cannot be had."""
+    _, folder = family
+    heads = [next(p for n, p in folders.load_reward(folder, CPU, 3, 0, runtime).named_parameters() if "score" in n)
+             for runtime in (OPTIONS[0], OPTIONS[-1])]
+    assert torch.equal(*heads)
+
+
 def test_what_layers_hand_to_their_attention(tiny):
     """A cap as Gemma 2's counts; positions and windows, which every attention function here follows, do not."""
     def of(config: type, values: dict) -> set[str] | None:
