@@ -12,6 +12,7 @@ from pipeline.config import flat
 _MEASURED = {"win_rate": "win rate against the baseline", "win_rate_low": "its 95 % interval, low",
              "win_rate_high": "its 95 % interval, high", "reward_mean": "mean reward of samples",
              "margin": "mean margin of pairs", "length": "answer length in tokens", "truncated": "share of answers cut"}
+_OF_THE_MACHINE = ("workspace=", "hardware", "engine", "tracking")  # words that say where and how it ran
 Lineage = list[tuple[dict[str, Any], store.Artifact]]
 
 
@@ -27,8 +28,11 @@ def card(model: Model, lineage: Lineage, numbers: dict[str, Any], adapter: bool,
     intro = (f"{made} made by alignloop {__version__}: step `{model.step['name']}` of a run of recipe "
              f"`{choices.get('recipe', '')}`"
              + (f", weights rounded to {dtype}." if dtype else "."))
-    parts = ["\n".join(header), f"# {title}", intro, "## Data", _data(model, lineage), "## Recipe",
-             f"Started with: `align run {' '.join(map(_public_word, model.run.overrides))}`", *_recipe(lineage)]
+    words = " ".join(_public_word(word) for word in model.run.overrides if not word.startswith(_OF_THE_MACHINE))
+    path = model.run.config["model"].get("path")
+    base = f"Base model: `{choices.get('model', 'tiny')}`" + (f" from `{_public(path)}`." if path else ".")
+    parts = ["\n".join(header), f"# {title}", intro, "## Data", _data(model, lineage), "## Recipe", base,
+             f"Command: `align run {words}`", *_recipe(lineage)]
     measured = [[what, f"{numbers[name]:.4g}"] for name, what in _MEASURED.items() if numbers.get(name) is not None]
     counts = [[name.replace("_", " "), f"{value:,.6g}"] for name, value in lineage[-1][1].manifest["counts"].items()]
     parts += ["## Numbers", markdown.table({"number": markdown.LEFT, "value": markdown.RIGHT}, [*measured, *counts]),

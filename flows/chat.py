@@ -69,12 +69,13 @@ def _answer(talker: Any, messages: list[Message], max_tokens: int, temperature: 
     pieces: list[str] = []
     try:
         request = talker.request("the conversation", messages, max_tokens, temperature, seed)
-        for piece in talker.stream(request):
-            print(screen.harmless(piece), end="", flush=True)
-            pieces.append(piece)
     except UserError as error:
         screen.problems([f"{problem}; /reset starts a new conversation" for problem in error.problems])
         return None
+    try:
+        for piece in talker.stream(request):
+            print(screen.harmless(piece), end="", flush=True)
+            pieces.append(piece)
     except KeyboardInterrupt:
         print(" (stopped)", end="")
     print(flush=True)

@@ -96,5 +96,5 @@ def _base(workspace: str, model: Model) -> str:
     (made_by,) = model.artifact.manifest["references"]["model"]
     origin = next(step for step in model.run.steps if step["name"] == made_by.partition("/")[0])
     if origin["stage"] == "init_model" and (given := model.run.config["model"].get("path")):
-        return str(given)
+        return str(given) if Path(str(given)).exists() else str(given).partition("@")[0]  # of org/name@revision
     return str(store.artifact_path(folder_of(workspace), origin["stage"], origin["key"]) / "model")

@@ -112,6 +112,7 @@ def deliver(
     """
     with forward.enough_memory("while writing the model", WRITING):
         four = trainer.adapter.kind == "qlora"  # delivered over full weights, which is not what it learned over
+        model.zero_grad(set_to_none=True)  # room for the folder that is loaded back
         model.eval()  # an adapter's dropout is off
         values = torch.empty(0) if four else world.run(delivered.by_training_core, model, probe)
         world.settle()  # a pass without gradient leaves some weights gathered, in memory that the next call would free

@@ -59,7 +59,7 @@ def workspace(tmp_path_factory, make_model) -> Path:
     steps.append({"name": "train[2]", "stage": "train_preference", "iteration": 2, "key": None, "state": "waiting"})
     config = {"choices": {"recipe": "pco", "data": "jsonl"}, "data": {"root": "/home/me/secret/prefs"},
               "model": {"path": None}, "engine": {"dtype": "float32"}}
-    overrides = ["recipe=pco", "data=jsonl", "data.root=/home/me/secret/prefs", "run=r"]
+    overrides = ["recipe=pco", "data=jsonl", "data.root=/home/me/secret/prefs", "run=r", "engine.url=http://inside:1"]
     runs.save(place, runs.Run("r", config, overrides, {}, steps, runs.RUNNING, 1.0))
     rows = [{"iteration": 0}, {"iteration": 1, "win_rate": 0.625, "margin": None}]
     (runs.folder(place, "r") / "report.json").write_text(json.dumps({"iterations": rows}))
@@ -174,7 +174,7 @@ def test_export_is_a_plain_folder_with_a_card(workspace, tmp_path, capsys):
     assert config["torch_dtype"] == config["dtype"] == "float32"
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
-    assert "align run recipe=pco data=jsonl data.root=prefs run=r" in card and "/home/me" not in card
+    assert "`align run recipe=pco data=jsonl data.root=prefs run=r`" in card and "/home/me" not in card
     assert "| win rate against the baseline | 0.625 |" in card and "| `trainer.lr` | `0.001` |" in card
     assert stored.digest() in card and [line for line in card.splitlines() if line.startswith("| sft | sft |")]
     assert "reward" not in card.partition("## Lineage")[2], "it did not go into this model"
