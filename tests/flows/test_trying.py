@@ -126,6 +126,16 @@ def test_what_a_model_writes_is_shown_and_not_executed(capsys):
     assert not any(c in sample._text(1, row) for c in "\x1b\x07\r\x9b\u202e")
 
 
+def test_an_answer_that_is_stopped_stays_in_the_conversation(capsys):
+    def stream(_: object) -> Iterator[str]:
+        yield "Hel"
+        raise KeyboardInterrupt
+
+    talker = SimpleNamespace(request=lambda *_: SimpleNamespace(max_tokens=9), stream=stream)
+    assert chat._answer(talker, [], 9, 0.0, 0) == "Hel"
+    assert capsys.readouterr().out == "Hel (stopped)\n"
+
+
 def test_sample_side_by_side(workspace, tmp_path, capsys):
     """Every model that is there, by name, within 80 columns; with --json the same answers as data."""
     file = tmp_path / "p.jsonl"

@@ -5,6 +5,7 @@ The prompt is rendered as in training, by the folder's own template; an answer e
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,8 +86,10 @@ def opened(folder: Path, dtype: str) -> Talker:
     if tokenizer.chat_template is None:
         raise UserError(f"{place}: no chat template, so nothing says how its turns are written; put the template that "
                         "it was trained with there as chat_template.jinja")
-    listed = folders.stop_ids(place) if (place / "generation_config.json").is_file() else ()
-    stops = dict.fromkeys(i for i in (*listed, tokenizer.eos_token_id, turn_end_id(tokenizer)) if i is not None)
+    config = place / "generation_config.json"  # of a folder that no run has made it may be absent, or list a part
+    listed = json.loads(config.read_text()).get("eos_token_id") if config.is_file() else None
+    ends = [*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id, turn_end_id(tokenizer)]
+    stops = dict.fromkeys(i for i in ends if i is not None)
     network = sampling.load(folder, dtype, device)
     return Talker(network, Encoder(tokenizer, tuple(stops)), folders.context_length(network))
 

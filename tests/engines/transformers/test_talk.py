@@ -53,6 +53,13 @@ def test_an_answer_is_cut_to_the_room_and_a_full_context_is_refused(tiny_model):
     assert len(caught.value.problems) == 2
 
 
+def test_a_folder_that_lists_no_stop_ids_ends_where_its_template_does(make_model, tmp_path: Path):
+    """tests/conftest's template ends an answer with </s>, id 2."""
+    folder = make_model(tmp_path / "model")
+    (folder / "generation_config.json").unlink()
+    assert talk.opened(folder, "float32").encoder.stop_ids == (2,)
+
+
 def test_folders_that_cannot_talk(tiny_model, tmp_path: Path):
     with pytest.raises(UserError, match=r"no config\.json, expected a Hugging Face model folder"):
         talk.opened(tmp_path, "float32")
