@@ -32,7 +32,7 @@ def sample(
     for model in models:
         screen.errors.print(f"{model.label} answers: {model.folder}", markup=False)
         made.append(talk.answers(model.folder, model.dtype, conversations, max_tokens, temperature, seed))
-    rows = [{"prompt": [asdict(message) for message in messages],
+    rows = [{"prompt": [{"role": message.role, "content": message.content} for message in messages],
              "answers": [{"model": model.label, **asdict(reply)} for model, reply in zip(models, replies, strict=True)]}
             for (_, messages), replies in zip(conversations, zip(*made, strict=True), strict=True)]
     print(json.dumps(rows, indent=1) if as_json else "\n\n".join(_text(i, row) for i, row in enumerate(rows, 1)))

@@ -159,7 +159,7 @@ def test_sample_side_by_side(workspace, tmp_path, capsys):
 
 def test_prompts_that_are_none(tmp_path):
     file = tmp_path / "p.jsonl"
-    file.write_text('{"prompt": 3}\nno json\n{"text": "a"}\n{"prompt": [{"role": "tool", "content": "x"}]}\n')
+    file.write_text('{"prompt": 3}\nno json\n{"text": "a"}\n{"prompt": [{"role": "robot", "content": "x"}]}\n')
     with pytest.raises(UserError) as caught:
         sample.read(str(file))
     assert [problem.partition(": ")[0] for problem in caught.value.problems] == [f"{file}:{i}" for i in (1, 2, 3, 4)]
