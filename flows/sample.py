@@ -17,6 +17,7 @@ from pipeline.errors import Problems, UserError
 from pipeline.records import ROLES, Message
 
 _WIDTH = 80  # columns of the text
+_CHANGE_PROMPTS = ("system", "tools", "chat_template_kwargs")  # keys of a row, in training data
 Conversation = tuple[str, tuple[Message, ...]]  # its name in messages, its turns
 
 
@@ -49,7 +50,7 @@ def read(file: str) -> list[Conversation]:
         lines = content.decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--prompts: {file} cannot be read: {error}") from None
-    problems, found = Problems(5), list[Conversation]()
+    problems, found = Problems(), list[Conversation]()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -71,6 +72,10 @@ def _messages(row: Any) -> tuple[Message, ...]:
     turns = [{"role": "user", "content": given}] if isinstance(given, str) else list(given)
     while turns and turns[-1]["role"] == "assistant":
         turns.pop()
+    unread = [key for key in _CHANGE_PROMPTS if row.get(key)]
+    unread += [key for turn in turns for key, value in turn.items() if key not in ("role", "content") and value]
+    if unread:
+        raise ValueError(f"{', '.join(unread)} would change the prompt and is not read here")
     messages = tuple(Message(turn["role"], turn["content"]) for turn in turns)
     if not messages or any(m.role not in ROLES or not isinstance(m.content, str) for m in messages):
         raise ValueError(f"{given!r:.80} is no conversation")

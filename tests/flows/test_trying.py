@@ -159,10 +159,12 @@ def test_sample_side_by_side(workspace, tmp_path, capsys):
 
 def test_prompts_that_are_none(tmp_path):
     file = tmp_path / "p.jsonl"
-    file.write_text('{"prompt": 3}\nno json\n{"text": "a"}\n{"prompt": [{"role": "robot", "content": "x"}]}\n')
+    file.write_text('{"prompt": 3}\nno json\n{"text": "a"}\n{"prompt": [{"role": "robot", "content": "x"}]}\n'
+                    '{"prompt": "a", "tools": [1]}\n{"prompt": [{"role": "user", "content": "a", "name": "Bo"}]}\n')
     with pytest.raises(UserError) as caught:
         sample.read(str(file))
-    assert [problem.partition(": ")[0] for problem in caught.value.problems] == [f"{file}:{i}" for i in (1, 2, 3, 4)]
+    assert [problem.partition(": ")[0] for problem in caught.value.problems] == [f"{file}:{i}" for i in range(1, 7)]
+    assert [problem.split()[1] for problem in caught.value.problems[4:]] == ["tools", "name"]
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(UserError, match="has no prompt"):
         sample.read(str(tmp_path / "empty"))
