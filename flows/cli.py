@@ -121,6 +121,25 @@ def _place_and_name(words: list[str]) -> tuple[str, str | None]:
     return workspace, name
 
 
+def _model(words: list[str]) -> tuple[str, str, str | None]:
+    """A run's name or a model's folder, the step whose model is meant, and workspace=FOLDER."""
+    bare = [word for word in words if "=" not in word]
+    workspace, named = _place_and_name([word for word in words if "=" in word])
+    bare = bare if named is None else [named, *bare]
+    if not bare:
+        raise UserError("RUN: missing, say which run's model, or a model's folder; align status lists the runs")
+    if len(bare) > 2:
+        raise UserError(f"{bare[2]}: unknown here, expected RUN [STEP]")
+    return workspace, bare[0], bare[1] if len(bare) == 2 else None
+
+
+def _all_models(words: list[str]) -> tuple[str, str]:
+    workspace, name, step = _model(words)
+    if step is not None:
+        raise UserError(f"{step}: unknown here, every model of the run answers; align chat {name} {step} talks to one")
+    return workspace, name
+
+
 def _action(words: list[str]) -> tuple[str, str]:
     known = ("up", "down", "status")
     if not words or words[0] not in known:
@@ -128,6 +147,11 @@ def _action(words: list[str]) -> tuple[str, str]:
     return words[0], *_place(words[1:])
 
 
+_SAMPLING: dict[str, dict[str, Any]] = {
+    "--max-tokens": {"type": int, "default": 256, "help": "of an answer (256)"},
+    "--temperature": {"type": float, "default": 0.0, "help": "0, the default: always the most probable token"},
+    "--seed": {"type": int, "default": 0, "help": "of the samples, where the temperature is above 0"},
+}
 _COMMANDS = {
     "run": Command("flows.command:run", _overrides, "recipe=NAME [run=NAME] [group=option] [key=value]",
                    "run, or go on: the same command resumes"),
@@ -153,6 +177,20 @@ _COMMANDS = {
     "report": Command("flows.dashboard.report:report", _place_and_name, "NAME [--html]",
                       "a run's report, as one page with --html",
                       {"--html": {"action": "store_true", "help": "write one page with everything in it"}}),
+    "chat": Command("flows.chat:chat", _model, "RUN|DIR [STEP] [--iteration K]", "talk to a run's model, or a folder's",
+                    {"--iteration": {"type": int, "help": "the last model of that iteration; default: the last of all"},
+                     **_SAMPLING}),
+    "sample": Command("flows.sample:sample", _all_models, "RUN|DIR --prompts FILE",
+                      "what the start, the SFT model and every iteration answer",
+                      {"--prompts": {"metavar": "FILE", "help": "a prompt a line, or .jsonl; - for standard input"},
+                       "--json": {"action": "store_true", "dest": "as_json", "help": "as one JSON list"},
+                       **_SAMPLING}),
+    "export": Command("flows.publish:export", _model, "RUN [STEP] --to DIR",
+                      "a step's model as a plain folder with a model card",
+                      {"--to": {"metavar": "DIR", "help": "the folder to write"},
+                       "--adapter": {"action": "store_true", "help": "the adapter alone, where the step trained one"},
+                       "--dtype": {"choices": ("float32", "bfloat16"), "help": "of the weights; default: as they are"},
+                       "--hub": {"metavar": "NAME", "help": "send it to the Hugging Face hub, as a private model"}}),
     "server": Command("flows.prefect_side:server", _action, "up|down|status [--port P]",
                       "Prefect's own web page over the runs", {"--port": {"type": int, "default": 4271}}),
 }

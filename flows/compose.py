@@ -41,7 +41,7 @@ from pipeline.runs import MOVED, NAME
 
 CONF = settings.ROOT / "conf"
 COMPANIONS, STEPS, PUBLISHED = "companions", "steps", "published"
-_AS_TYPED = {"run", "workspace", "tracking.tensorboard.folder", *settings.PATHS}  # names and paths: no grammar reads them
+_AS_TYPED = {"run", "workspace", "tracking.tensorboard.folder", *settings.PATHS}  # no grammar reads them
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from flows import policies, settings, trainings
 from flows.compose import Composed, compose, is_later
 from flows.inspection import FREE, compared
 from flows.renamed import translated
+from flows.tied import tied_layers
 from pipeline import plan, runs, tracking
 from pipeline.config import build, flat, load_part, part_problems, problems_of
 from pipeline.errors import UserError, first, nearest
@@ -191,7 +192,8 @@ def _contradictions(config: dict[str, Any]) -> list[str]:
     if sampling is not None and isinstance(room, int) and sampling.longest >= room:
         problems.append(f"sampling.max_tokens: {sampling.longest} leaves no room for a prompt in a context of {room} "
                         "tokens (model.arch.max_position)")
-    return [*problems, *_gate_without_a_judge(config), *_too_few_samples(config), *_unread(config)]
+    return [*problems, *_gate_without_a_judge(config), *_too_few_samples(config), *_unread(config),
+            *tied_layers(config)]
 
 
 def _nodes(config: dict[str, Any], stage: str) -> list[dict[str, Any]]:

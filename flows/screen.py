@@ -1,5 +1,6 @@
 """What the terminal shows: a bar with rate and ETA in a terminal, plain lines elsewhere, tables at the end."""
 
+import re
 import sys
 import textwrap
 import time
@@ -19,6 +20,10 @@ _PLAIN_EVERY = 15.0  # seconds between progress lines where there is no terminal
 
 _WIDE = 220  # where there is no terminal, a table is not cut
 _SHORTEST = 8  # characters of a key or a remark that are worth showing
+
+# C0 but tab and newline, DEL and C1, separators of lines, marks of direction, halves of surrogate pairs
+_ACTING = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -76,6 +81,13 @@ def say(text: str) -> None:
 def paragraph(text: str) -> None:
     """A sentence, broken between words where a terminal is narrower."""
     say(textwrap.fill(text, console.width, subsequent_indent="  ") if console.is_terminal else text)
+
+
+def harmless(text: str) -> str:
+    """Somebody's text for a terminal: what would act on it (escapes, control characters, marks that turn the direction
+    of writing) is shown as it is written in Python, `\\x1b`. Newlines and tabs stay.
+    """
+    return _ACTING.sub(lambda m: ascii(m.group())[1:-1], text)
 
 
 def problems(texts: list[str]) -> None:

@@ -53,6 +53,7 @@ def add(model: Any, settings: AdapterSettings, seed: int, whole: tuple[str, ...]
     targets: Any = "all-linear" if every else list(settings.target_modules)
     config = peft.LoraConfig(r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
                              target_modules=targets, modules_to_save=list(whole) or None, base_model_name_or_path=None)
+    _refuse_tied(model, settings)
     torch.manual_seed(seed)
     try:
         peft.inject_adapter_in_model(config, model)
@@ -63,6 +64,20 @@ def add(model: Any, settings: AdapterSettings, seed: int, whole: tuple[str, ...]
     for p in model.parameters():
         if p.requires_grad:
             p.data = p.data.float()
+
+
+def _refuse_tied(model: Any, settings: AdapterSettings) -> None:
+    """Raises UserError where the adapter would sit on the embedding or the head of a model that has one matrix for
+    both: trained it changes one of them, merged it would change both.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if module in (head, embedding)}
+    if named := [target for target in settings.target_modules if target.rpartition(".")[2] in names]:
+        raise UserError(f"trainer.adapter.target_modules: {', '.join(named)}: this model's embedding and head are one "
+                        "matrix (tie_word_embeddings), so what an adapter learns for one would be merged into both; "
+                        "leave it out ([all-linear] does), or start from a model whose head is a matrix of its own")
 
 
 def save(model: Any, trained: dict[str, Tensor], folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,8 @@ import torch
 import transformers
 
 from pipeline.errors import UserError
-from pipeline.lm import forward
-from pipeline.lm.settings import ModelRuntime
+from pipeline.lm import attention, forward, rope
+from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.lm.template import Encoder
 
 _MEMORY = ("every weight takes 4 bytes; choose a smaller model, set the stage's trainer.adapter.kind=qlora (4-bit "
@@ -70,11 +72,27 @@ def load_scorer(folder: Path, device: torch.device, runtime: ModelRuntime | None
 
 
 def _loaded(kind: Any, folder: Path, device: torch.device, runtime: ModelRuntime | None, **options: Any) -> Any:
-    attention = {} if runtime is None else {"attn_implementation": runtime.attention}
+    """What `from_pretrained` gives, with the attention of the runtime where that computes this model; the log says so
+    where it does not.
+    """
+    asked, report = (runtime or THIS_MACHINE).attention, bool(options.pop("output_loading_info", False))
+    found: dict[str, Any] = {}
+    state = torch.get_rng_state()
+
+    def load(name: str) -> Any:
+        torch.set_rng_state(state)  # a second try draws the head of a reward model as the first one did
+        model, info = kind.from_pretrained(folder, output_loading_info=True, **{
+            "dtype": torch.float32, "device_map": {"": device}, "use_safetensors": True, "attn_implementation": name,
+            **options})
+        found.update(info)
+        return model
+
     with forward.enough_memory(f"while loading {folder}", _MEMORY):
-        return kind.from_pretrained(
-            folder, **{"dtype": torch.float32, "device_map": {"": device}, "use_safetensors": True, **attention,
-                       **options})
+        model, why = attention.open_with(load, asked)
+    if why is not None:
+        print(f"attention: {type(model).__name__} runs with eager, as hardware.training.attention={asked} would "
+              f"compute another model: {why}", file=sys.stderr, flush=True)
+    return (model, found) if report else model
 
 
 def load_tokenizer(folder: Path, template: bool = False) -> Any:
@@ -112,14 +130,22 @@ def context_length(model: Any) -> int | None:
 
 
 def save_folder(model: Any, source: Path, target: Path, dtype: str) -> None:
-    """Write `model` as a HF folder, with tokenizer, template and generation config byte for byte those of `source`."""
+    """Write `model` as a HF folder, with tokenizer, template and generation config byte for byte those of `source`.
+
+    Where the config of `source` says rotary positions in the older keys, they stand beside those of today.
+    """
     if target.exists():
         shutil.rmtree(target)
     target.mkdir(parents=True)
     copied = copy_side_files(source, target)
+    if model.can_generate():  # saving checks it by rules that published ones break; the source's is copied as it is
+        model.generation_config = transformers.GenerationConfig()
     model.to(getattr(torch, dtype)).save_pretrained(target)
-    for path in copied:  # save_pretrained writes its own generation config over the one that lists every stop id
+    for path in copied:
         shutil.copyfile(source / path.name, path)
+    if rope.has_old_words(json.loads((source / "config.json").read_text())):
+        config = rope.in_old_words(json.loads((target / "config.json").read_text()))
+        (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def copy_side_files(source: Path, target: Path) -> list[Path]:

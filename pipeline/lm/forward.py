@@ -8,7 +8,7 @@ mask, and what padded positions hold is never read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,6 +109,11 @@ def collate(
                 torch.from_numpy(lengths).to(device), longest, layout)
 
 
+def special_arguments(rest: Mapping[str, Any]) -> set[str]:
+    """What of the arguments a layer hands to its attention changes the result in ways of the family's own."""
+    return {name for name, given in rest.items() if given is not None and name not in _HARMLESS}
+
+
 @torch.compiler.disable  # its segments differ from micro-batch to micro-batch: compiled, it would be compiled each time
 def tree_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
@@ -121,9 +126,8 @@ def tree_attention(
     if packed is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
                                       **rest)
-    odd = sorted(name for name, given in rest.items() if given is not None and name not in _HARMLESS)
-    if odd:
-        raise NotShareable(f"its attention takes {', '.join(odd)}")
+    if odd := special_arguments(rest):
+        raise NotShareable(f"its attention takes {', '.join(sorted(odd))}")
     window = rest.get("sliding_window")
     if window is not None:
         packed.windows.add(window)

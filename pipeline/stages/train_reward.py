@@ -31,7 +31,7 @@ def run(context: Context) -> None:
 
     from pipeline import columns
     from pipeline.lm import adapters, examples, folders, forward, scores
-    from pipeline.training import distribute, reward, run
+    from pipeline.training import delivered, distribute, reward, run
     from pipeline.training.loop import Job, fit
 
     settings, runtime, source = context.settings, context.runtime, _base(context)
@@ -59,8 +59,8 @@ def run(context: Context) -> None:
             measured = world.run(reward.accuracy, model, held_out, pad, runtime.tokens_per_batch)
         context.report.metric(outcome.steps, **{f"held_out_{k}": v for k, v in measured.items()})
         context.report.count(**{f"held_out_{k}": v for k, v in measured.items()})
-    run.deliver(model, lambda: folders.load_reward(source, torch.device("cpu"), head, pad), source, context.out,
-                trainer, world)
+    origin = run.Origin(source, lambda folder: folders.load_reward(folder, torch.device("cpu"), head, pad))
+    run.deliver(model, origin, context.out, trainer, world, delivered.Probe.of(training, pad))
     context.report.count(groups=len(training), held_out_groups=len(held_out), steps=outcome.steps)
 
 

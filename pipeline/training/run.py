@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from pipeline.lm.side_tables import SideTables
 from pipeline.negatives.contract import Draw
 from pipeline.objectives.contract import Auxiliary, Objective, needs_of
 from pipeline.stage import Context, derive_seed
-from pipeline.training import average, checkpoint, checks, distribute, optim, policy, throughput
+from pipeline.training import average, checkpoint, checks, delivered, distribute, optim, policy, throughput
 from pipeline.training.gradients import World
 from pipeline.training.loop import WRITING, Job, fit
 from pipeline.training.settings import TrainerSettings, TrainRuntime
@@ -74,11 +73,12 @@ def train(
             if world.first:
                 optim.save_folder(context.out / "optimizer", moments, outcome.updates)
     policy.remove_parameters(model)
-    load = partial(folders.load_policy, source, torch.device("cpu"))
-    deliver(model, load, source, context.out, trainer, world)
+    origin = Origin(source, lambda folder: folders.load_policy(folder, torch.device("cpu")))
+    probe = delivered.Probe.of(examples)
+    deliver(model, origin, context.out, trainer, world, probe)
     if ema is not None:
         average.put(outcome.averages, model)
-        deliver(model, load, source, context.out / "ema", trainer, world)
+        deliver(model, origin, context.out / "ema", trainer, world, probe)
     context.report.count(groups=len(examples), steps=outcome.steps, **_by_table(context.inputs["groups"]),
                          completion_tokens=sum(e.completion_tokens for e in examples),
                          parameters=sum(throughput.weights(p) for p in model.parameters()))
@@ -100,24 +100,41 @@ def adapt(model: Any, trainer: TrainerSettings, runtime: TrainRuntime, seed: int
             layer.compile(dynamic=True)
 
 
-def deliver(
-    model: Any, load: Callable[[], Any], source: Path, out: Path, trainer: TrainerSettings, world: World
-) -> None:
-    """Write `out/model/`, a plain Hugging Face folder, and `out/adapter/` where one was trained.
+@dataclass(frozen=True)
+class Origin:
+    """What training started from: its folder, and how such a folder is loaded on the CPU."""
 
-    Every process calls it, the first one writes. `load` gives the model training started from, on the CPU.
+    folder: Path
+    load: Callable[[Path], Any]
+
+
+def deliver(
+    model: Any, origin: Origin, out: Path, trainer: TrainerSettings, world: World, probe: delivered.Probe
+) -> None:
+    """Write `out/model/`, a plain Hugging Face folder, and `out/adapter/` where one was trained; load the folder back.
+
+    Every process calls it, the first one writes. Raises UserError where the folder is not what was trained.
     """
     with forward.enough_memory("while writing the model", WRITING):
+        four = trainer.adapter.kind == "qlora"  # delivered over full weights, which is not what it learned over
+        model.zero_grad(set_to_none=True)  # room for the folder that is loaded back
+        model.eval()  # an adapter's dropout is off
+        values = torch.empty(0) if four else world.run(delivered.by_training_core, model, probe)
+        world.settle()  # a pass without gradient leaves some weights gathered, in memory that the next call would free
         trained = world.whole(checkpoint.weights(model))
         if not world.first:
             return
         if trainer.adapter.on:
             adapters.save(model, trained, out / "adapter")
-            model = adapters.merged(load(), out / "adapter")
+            model = adapters.put_on(origin.load(origin.folder), out / "adapter")
+            if four:
+                values = delivered.by_own_forward(model.eval(), probe)
+            model = model.merge_and_unload()
         elif world.shell is not None:
-            model = load()
+            model = origin.load(origin.folder)
             checkpoint.put(model, trained)
-        folders.save_folder(model, source, out / "model", trainer.save_dtype)
+        folders.save_folder(model, origin.folder, out / "model", trainer.save_dtype)
+        delivered.check(values, out / "model", origin.load, probe, trainer.save_dtype)
 
 
 def reference_model(context: Context, device: Any) -> Any:

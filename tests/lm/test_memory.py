@@ -16,7 +16,7 @@ from pipeline.objectives.contract import Objective
 from pipeline.records import Completion, Group
 from pipeline.stage import Context, Reporter
 from pipeline.stages import reference_logprobs, train_reward
-from pipeline.training import checkpoint, policy, reward, run
+from pipeline.training import checkpoint, delivered, policy, reward, run
 from pipeline.training.gradients import World
 from pipeline.training.loop import Job, fit
 from pipeline.training.settings import TrainerSettings, TrainRuntime
@@ -109,11 +109,12 @@ def test_in_a_checkpoint(tiny, tmp_path, monkeypatch, error):
 
 
 @every_error
-def test_while_writing_the_model(folder, tmp_path, monkeypatch, error):
+def test_while_writing_the_model(tiny, folder, tmp_path, monkeypatch, error):
     model = folders.load_policy(folder, torch.device("cpu"))
     monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", raising(error))
     with pytest.raises(UserError, match=r"out of memory while writing the model: .* goes on from the last checkpoint"):
-        run.deliver(model, lambda: model, folder, tmp_path, TrainerSettings(batch_size=4), World())
+        run.deliver(model, run.Origin(folder, lambda _: model), tmp_path, TrainerSettings(batch_size=4), World(),
+                    delivered.Probe.of(tiny.examples(2)))
 
 
 @every_error

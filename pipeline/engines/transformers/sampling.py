@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,15 +100,25 @@ def generate(network: Any, requests: list[Request]) -> list[list[RawSample]]:
             index = torch.tensor(left, device=device)
             cache.batch_select_indices(index)
             rows, mask, chosen, alive = rows.keep(index), mask[index], chosen[index], [alive[row] for row in left]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        positions = mask.sum(1, keepdim=True) - 1
-        answer = network(input_ids=chosen[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache)
-        logits = answer.logits[:, -1].float()
+        logits, mask = _advance(network, chosen, mask, cache)
     groups: list[list[RawSample]] = [[] for _ in requests]
     for i, ids, of_ids in zip(owner, made, logps, strict=True):
         reason = STOP if ids[-1] in requests[i].stop_ids else LENGTH
         groups[i].append(RawSample(ids, reason, tuple(of_ids) if requests[i].logprobs else None))
     return groups
+
+
+@torch.inference_mode()
+def stream(network: Any, request: Request) -> Iterator[int]:
+    """The ids of the request's first sample, one by one: those that `generate` gives."""
+    rows = _rows([request], network.device)
+    logits, cache, mask = _prefill(network, [request])
+    for step in range(request.max_tokens):
+        chosen = choose(logits, rows.uniforms[:, step], rows.temperature, rows.top_p, rows.top_k)
+        yield int(chosen)
+        if int(chosen) in request.stop_ids:
+            return
+        logits, mask = _advance(network, chosen, mask, cache)
 
 
 class _Roomy(DynamicLayer):
@@ -138,6 +149,14 @@ class _Roomy(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
         self.room = None
+
+
+def _advance(network: Any, chosen: Tensor, mask: Tensor, cache: DynamicCache) -> tuple[Tensor, Tensor]:
+    """Logits (B, V) float32 behind the tokens `chosen` (B,), and the mask with them."""
+    mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+    positions = mask.sum(1, keepdim=True) - 1
+    answer = network(input_ids=chosen[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache)
+    return answer.logits[:, -1].float(), mask
 
 
 def choose(logits: Tensor, uniforms: Tensor, temperature: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:

@@ -210,11 +210,18 @@ def _same_architecture(served: Path, model: Path, url: str) -> None:
     if not (served / FACTS).is_file():
         return
     was, now = (json.loads((folder / FACTS).read_text()) for folder in (served, model))
-    differ = [k for k in sorted({*was, *now} - _NOT_ARCHITECTURE) if was.get(k) != now.get(k)]
-    if differ:
+    if _differing(was, now):  # maybe in words alone: a published folder, and one that transformers of today has written
+        from transformers import AutoConfig
+
+        was, now = (AutoConfig.from_pretrained(folder).to_dict() for folder in (served, model))
+    if differ := _differing(was, now):
         found = ", ".join(f"{k} {was.get(k)!r} there, {now.get(k)!r} here" for k in differ)
         raise UserError(f"{url}: the vLLM server runs another architecture than {model / FACTS} ({found}); "
                         f"start it anew with this model")
+
+
+def _differing(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [k for k in sorted({*was, *now} - _NOT_ARCHITECTURE) if was.get(k) != now.get(k)]
 
 
 def healthy(url: str) -> bool:
