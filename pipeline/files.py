@@ -63,7 +63,7 @@ def write_atomic(path: Path, text: str, durable: bool = True) -> None:
 
 def share(source: Path, target: Path) -> None:
     """`target` with the content of `source` without a second copy of it: as a clone where the file system makes one,
-    else as a hard link, else (on another file system) as a symbolic link. docs/decisions/016 says why.
+    else as a hard link, else (on another file system) as a symbolic link. docs/decisions/017 says why.
     """
     source = source.resolve()
     try:

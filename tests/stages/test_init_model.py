@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from pipeline import tables
+from pipeline import plan, store, tables
 from pipeline.config import build, problems_of
 from pipeline.errors import UserError
 from pipeline.records import Completion, Group, Message
@@ -119,3 +119,50 @@ def test_from_scratch_needs_text(tmp_path):
 def test_architecture_that_cannot_be():
     problems = problems_of(init_model.Settings, {"arch": {"hidden_size": 100, "heads": 8, "kv_heads": 3}}, "s")
     assert [p.split(":")[0] for p in problems] == ["s.arch.hidden_size", "s.arch.kv_heads"]
+
+
+def step(folder: Path, seed: int) -> plan.Step:
+    return plan.Step("init", "init_model", 0, {}, build(init_model.Settings, {}), init_model.Runtime(str(folder)), seed)
+
+
+def test_a_given_model_is_the_same_for_every_seed(model, tmp_path):
+    """And for every data set: neither is in its key. The weights of a made one come from both."""
+    first, second = (plan.step_key(tmp_path, step(model, seed), {}) for seed in (0, 1))
+    assert first == second
+    assert init_model.STAGE.wanted(build(init_model.Settings, {})) == set()
+    scratch = build(init_model.Settings, {"arch": ARCH, "chat_template": "roles"})
+    assert init_model.STAGE.wanted(scratch) == {"data"} and init_model.STAGE.seeded(scratch)
+
+
+def test_weights_are_shared_and_a_change_of_them_is_found(model, tmp_path):
+    """In one place on the disk; what the user writes into it later damages the artifact, which every reader sees."""
+    given = shutil.copytree(model, tmp_path / "given")
+    (tmp_path / "ws/artifacts/init_model").mkdir(parents=True)
+    work = store.work_path(tmp_path / "ws", "init_model", "k")
+    make(work, None, path=given)
+    artifact = store.commit(tmp_path / "ws", "init_model", "k", {})
+    shared = artifact.path / "model" / "model.safetensors"
+    linked = shared.samefile(given / "model.safetensors")  # else a clone, which is independent
+    with (given / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"!")
+    assert [line.split(": ")[1][:15] for line in store.damaged_files(artifact)] == ["content changed"] * linked
+    shutil.rmtree(given)
+    assert shared.is_file()
+
+
+def test_large_weights_are_hashed_when_the_step_runs(model, tmp_path, monkeypatch):
+    """Planning leaves the key open; once the hashes are known it has it."""
+    monkeypatch.setattr(plan, "_HASHED_AT_PLAN", 1000)
+    assert plan.look_up(tmp_path, step(model, 0), {}, planning=True).key is None
+    key = plan.look_up(tmp_path, step(model, 0), {}).key
+    assert key is not None and plan.look_up(tmp_path, step(model, 0), {}, planning=True).key == key
+
+
+def test_a_model_of_the_hub_has_its_commit_in_the_key(tmp_path):
+    one, other = (init_model.Runtime(f"org/name@{commit * 40}") for commit in "ab")
+    assert init_model.files(init_model.Settings(), one) == []
+    assert init_model.sources(init_model.Settings(), one) == [f"hub:org/name@{'a' * 40}"]
+    keys = {plan.step_key(tmp_path, plan.Step("init", "init_model", 0, {}, init_model.Settings(), runtime, 0), {})
+            for runtime in (one, other)}
+    assert len(keys) == 2
