@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import replace
 
-from flows import gates, screen
+from flows import gates, screen, trainings
 from flows.estimate import estimate, shortage
 from flows.prepare import CheckedRun, prepare
 from flows.summary import conclude
@@ -52,6 +52,8 @@ def show_plan(overrides: list[str]) -> int:
         rows.append([item.step.name, item.step.stage, state, item.key or "", origin, inputs])
     screen.table(f"run {prepared.run.name} in {prepared.workspace}",
                  ["step", "stage", "", "key", "made by", "inputs"], rows)
+    if lines := trainings.rows(prepared.workspace, planned):
+        screen.table("", trainings.COLUMNS, lines)
     screen.say(str(estimate(prepared.run.config, planned)))
     for problem in shortage(prepared.run.config, prepared.workspace, planned):
         screen.say(f"warning: {problem}")

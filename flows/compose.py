@@ -17,8 +17,8 @@ over them; they win over the recipe and the defaults. Nothing of it reaches the 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import importlib.util
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,14 +32,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flows import settings
+from flows import policies, settings, trainings
+from flows.machine import automatic, precision_of
 from flows.renamed import problems_of_steps, renamed
 from pipeline.config import flat, problems_of, setting
 from pipeline.errors import UserError, nearest
 from pipeline.runs import NAME
 
 CONF = settings.ROOT / "conf"
-COMPANIONS, STEPS = "companions", "steps"
+COMPANIONS, STEPS, PUBLISHED = "companions", "steps", "published"
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,12 @@ class Top:
 
     run: str | None
     workspace: str
+    start: str | dict[int, str]
+    reference: str | dict[int, str]
     precision: str = setting(choices=("bfloat16", "float32"))
     seed: int = setting(low=0)
     iterations: int = setting(low=1)
+    sft: str = setting(choices=("train", "none"))
 
     def check(self) -> list[tuple[str, str]]:
         problems = []
@@ -72,6 +76,7 @@ class Composed:
     origins: dict[str, str] = field(default_factory=dict)  # stage setting -> the key a user would change
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # of the overrides; to be raised together with those of the steps
+    given: frozenset[str] = frozenset()  # the keys the user set
 
     def in_users_words(self, problem: str) -> str:
         """A problem's dotted key as the user would type it: trainer.sft.lr, not stage.sft.settings.trainer.lr."""
@@ -84,13 +89,15 @@ class Composed:
 def compose(overrides: list[str], *, conf: Path = CONF) -> Composed:
     """The configuration and the problems of the overrides. Raises UserError only where nothing can be composed."""
     problems: list[str] = []
-    choices, values = _sort_out(overrides, conf, problems)
+    choices, typed = _sort_out(overrides, conf, problems)
+    if PUBLISHED in choices:
+        choices = {"recipe": settings.option_node(conf, PUBLISHED, choices[PUBLISHED])[COMPANIONS]["recipe"], **choices}
     if "recipe" not in choices and not any(p.startswith("recipe:") for p in problems):
         known = ", ".join(settings.options(conf, "recipe"))
         problems.insert(0, f"recipe: missing, say which one: recipe=NAME with NAME one of {known}")
-    notes = _automatic(choices)
-    along = brought(choices, {key for key, _ in values}, conf)
-    choices, values, notes = {**choices, **along.options}, along.values + values, notes + along.notes
+    notes = automatic(choices)
+    along = brought(choices, {key for key, _ in typed}, conf)
+    choices, values, notes = {**choices, **along.options}, along.values + typed, notes + along.notes
     if along.problems:
         raise UserError(*problems, *along.problems)
     try:
@@ -98,6 +105,11 @@ def compose(overrides: list[str], *, conf: Path = CONF) -> Composed:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(*problems, _first_line(error.__cause__ or error)) from None
     origins = settings.wires(raw["stage"])
+    taken = _keys(values)
+    for bring in (policies.values_for, trainings.values_for):
+        more, said = bring(raw, taken)
+        values, notes = more + values, notes + said
+    trainings.strip(raw)
     cfg = OmegaConf.create(raw)
     for key, value in sorted(values, key=lambda pair: is_later(pair[0])):  # those of single iterations last: they win
         _apply(cfg, key, value, problems)
@@ -109,11 +121,18 @@ def compose(overrides: list[str], *, conf: Path = CONF) -> Composed:
         plain = settings.plain(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(*problems, _first_line(error)) from None
-    problems += problems_of(Top, {k: plain[k] for k in ("run", "workspace", "precision", "seed", "iterations")})
+    wrong = problems_of(Top, {field.name: plain[field.name] for field in dataclasses.fields(Top)})
+    problems += wrong or policies.apply(plain)
+    trainings.share_prompts(plain)
     problems += problems_of(settings.Hardware, plain["hardware"], "hardware")
     plain["workspace"] = str(Path(str(plain["workspace"])).expanduser().resolve())
     plain["choices"] = choices
-    return Composed(plain, choices, origins, notes, problems)
+    return Composed(plain, choices, origins, notes, problems, frozenset(_keys(typed)))
+
+
+def _keys(values: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Dotted key -> value; of a key given twice the later."""
+    return {name: one for key, value in values for name, one in flat({key: value}).items()}
 
 
 def composed_groups(choices: dict[str, str], steps: list[str] | None = None, conf: Path = CONF) -> dict[str, Any]:
@@ -171,12 +190,15 @@ def brought(choices: dict[str, str], given: set[str], conf: Path = CONF) -> Brou
                 said += [f"the steps {new} for {old}" for old, new in zip(steps, changed, strict=True) if new != old]
                 steps = changed
             elif not (conf / key).is_dir():
-                said += [] if key in given else [f"{key}={value}"]
-                found.values.extend([] if key in given else [(key, value)])
+                out = key in given or (group == PUBLISHED and "trainer" in choices and key.endswith(".lr"))
+                said += [] if out else [f"{key}={value}"]  # rates are for the trainer they were published with
+                found.values.extend([] if out else [(key, value)])
             elif key not in choices and key not in found.options:
                 said += [] if recipe.get(key) == value else [f"{key}={value}"]
                 found.options[key] = value
                 waiting.append((key, value))
+        if group == PUBLISHED:
+            said = [f"{len(said)} values, with the source of each in conf/{PUBLISHED}/{option}.yaml"]
         found.notes.extend([f"{group}={option} brings {', '.join(said)}"] if said else [])
     return found if steps == before else replace(found, steps=steps)
 
@@ -215,18 +237,6 @@ def _sort_out(overrides: list[str], conf: Path, problems: list[str]) -> tuple[di
         else:
             values.append((key, parsed.value()))
     return choices, values
-
-
-def _automatic(choices: dict[str, str]) -> list[str]:
-    """Choices that follow from this machine where the user set nothing; each is printed as a note."""
-    notes = []
-    if "hardware" not in choices and Path("/dev/nvidia0").exists():
-        choices["hardware"] = "cuda"
-        notes.append("a CUDA device is here: hardware=cuda")
-    if "engine" not in choices and importlib.util.find_spec("vllm") is None:
-        choices["engine"] = "transformers"
-        notes.append("vllm is not installed here: engine=transformers samples instead, slower")
-    return notes
 
 
 def _apply(cfg: DictConfig, key: str, value: Any, problems: list[str]) -> None:
@@ -276,17 +286,6 @@ def _deeper(cfg: DictConfig, done: list[str], key: str) -> str:
     inside = flat(OmegaConf.to_container(cfg[group], resolve=False), group) if OmegaConf.is_config(cfg[group]) else {}
     found = [name for name in inside if name.endswith(end)]
     return f" (did you mean {' or '.join(found[:3])}?)" if found else ""
-
-
-def precision_of(device: str, cpu: Path = Path("/proc/cpuinfo")) -> str:
-    """bfloat16 where `device` computes in it, float32 elsewhere: a CPU that emulates it is twenty times slower.
-
-    device: "cpu", "cuda" or "auto". CUDA devices that can run the engine all have it.
-    """
-    if device == "cuda" or (device == "auto" and Path("/dev/nvidia0").exists()):
-        return "bfloat16"
-    words = set(cpu.read_text().split()) if cpu.exists() else set()
-    return "bfloat16" if words & {"avx512_bf16", "amx_bf16", "bf16", "asimdbf16"} else "float32"
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows import screen
-from pipeline import store, weights
+from flows import screen, trainings
+from pipeline import store
 from pipeline.plan import Planned
 from pipeline.stage import Cost, load
 
@@ -49,15 +49,18 @@ def estimate(config: dict[str, Any], planned: list[Planned]) -> Estimate:
     """Add up what the uncached steps may need."""
     todo = [item for item in planned if not item.cached]
     parameters = count_parameters(config["model"])
-    measured = _measured(Path(config["workspace"]))
+    workspace = Path(config["workspace"])
+    measured = _measured(workspace)
     tokens = flops = disk = seconds = 0.0
     unmeasured = []
     longest = (config["model"]["max_prompt_tokens"] or 0) + (config["model"]["max_completion_tokens"] or 0)
     for item in todo:
         cost = _cost(item)
-        sampled = cost.sampled_tokens * _prompts(item, planned) if cost.sampled_tokens else 0
+        prompts = trainings.seen(workspace, planned, item.step.inputs["prompts"]).groups if cost.sampled_tokens else 0
+        sampled = cost.sampled_tokens * (prompts or 0)
+        pairs = trainings.pairs(workspace, planned, item) if item.step.stage == "train_preference" else 0
         tokens += sampled
-        flops += (parameters or 0) * (2 * sampled + 6 * cost.trained_pairs * 2 * longest)
+        flops += (parameters or 0) * (2 * sampled + 6 * pairs * 2 * longest)
         disk += sampled * _TOKEN_BYTES + cost.weights * _FLOAT * (parameters or 0)
         if item.step.stage in measured:
             seconds += measured[item.step.stage]
@@ -79,10 +82,9 @@ def shortage(config: dict[str, Any], workspace: Path, planned: list[Planned]) ->
 
 
 def count_parameters(model: dict[str, Any]) -> float | None:
-    """Of a model described by its architecture, or by the headers of its safetensors files; None for another form."""
+    """Of a model described by its architecture, or by the headers of its safetensors files."""
     if model.get("path"):
-        folder = Path(model["path"]).expanduser()
-        return float(weights.parameters(folder)) if all(map(Path.is_file, weights.files(folder))) else None
+        return trainings.pretrained_weights(model)
     arch = model.get("arch") or {}
     try:
         hidden, layers, heads = arch["hidden_size"], arch["layers"], arch["heads"]
@@ -95,16 +97,6 @@ def count_parameters(model: dict[str, Any]) -> float | None:
 
 def _cost(item: Planned) -> Cost:
     return load(item.step.stage).cost(item.step.settings)
-
-
-def _prompts(item: Planned, planned: list[Planned]) -> int:
-    """Of a step that samples: what its source wrote, else what its source will; 0 where only the data tell."""
-    (ref,) = item.step.inputs["prompts"]
-    source = next(p for p in planned if p.step.name == ref.step)
-    if source.artifact is None:
-        return _cost(source).prompts
-    counts = source.artifact.manifest["counts"]
-    return int(counts.get(ref.part, counts.get("prompts", 0)))
 
 
 def _measured(workspace: Path) -> dict[str, float]:

@@ -24,7 +24,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from flows import settings
+from flows import settings, trainings
 from flows.compose import COMPANIONS, CONF, Top, composed_groups
 from pipeline.config import allowed
 from pipeline.errors import UserError, nearest
@@ -159,7 +159,9 @@ def settings_of(group: str, option: str, conf: Path = CONF) -> list[Setting]:
 
     option: "" for a block without options.
     """
-    raw = OmegaConf.create(composed_groups({group: option}, conf=conf) if option else _defaults(conf))
+    found = composed_groups({group: option}, conf=conf) if option else _defaults(conf)
+    trainings.strip(found)
+    raw = OmegaConf.create(found)
     raw.precision = "bfloat16" if raw.precision == "auto" else raw.precision
     node = OmegaConf.to_container(raw[group], resolve=True)
     outer = {key: inner for inner, key in reversed(settings.wires(OmegaConf.to_container(raw.stage)).items())}

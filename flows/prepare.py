@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows import models, settings
+from flows import models, policies, settings, trainings
 from flows.compose import Composed, compose
 from flows.inspection import FREE, compared
 from flows.renamed import translated
@@ -20,6 +20,9 @@ from pipeline.selection.contract import LISTS, Rule
 
 _PATHS = ("data.root", *models.KEYS, "reward.path", "reward.base", "reward.weak", "reward.scorer.policy",
           "reward.scorer.reference")
+
+
+_ADDED = ("sft", "start", "reference", "model", "train")  # keys of theirs came later; what they do is in the recipe
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,7 @@ def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = 
 
     A run that is only named goes on with the configuration it was started with, even where the defaults have changed.
     """
-    typed = [_absolute(o) for o in overrides]
-    typed = models.pinned(typed, _workspace(typed))
+    typed = models.pinned([_absolute(o) for o in overrides])
     record = _named(typed)
     try:
         return _composed(typed, step_overrides or {}, record)
@@ -115,18 +117,13 @@ def _named(typed: list[str]) -> runs.Run | None:
     given = dict(o.partition("=")[::2] for o in typed)
     if "recipe" in given or "run" not in given:
         return None
-    workspace = _workspace(typed)
+    workspace = models.workspace(typed)
     record = _loaded(workspace, given["run"])
     if record is None:
         known = runs.names(workspace)
         raise UserError(f"run: no run named {given['run']!r} in {workspace}{nearest(given['run'], known)};"
                         " a new one needs recipe=NAME")
     return replace(record, config={**record.config, "workspace": str(workspace)})  # it may have been moved
-
-
-def _workspace(typed: list[str]) -> Path:
-    given = dict(o.partition("=")[::2] for o in typed)
-    return Path(given.get("workspace", "workspace")).expanduser().resolve()
 
 
 def _loaded(workspace: Path, name: str) -> runs.Run | None:
@@ -179,6 +176,8 @@ def expand(composed: Composed, own: dict[str, Composed] | None = None) -> list[S
     problems += problems_of(tracking.Settings, composed.config["tracking"], "tracking")
     problems += _contradictions(readable)
     problems += plan.check(Path(composed.config["workspace"]), steps)
+    given = {"": composed.given, **{step: other.given for step, other in own.items()}}
+    problems += trainings.problems(readable, steps, given)
     if typed or problems:
         raise UserError(*dict.fromkeys([*typed, *map(composed.in_users_words, problems)]))
     return steps
@@ -267,6 +266,8 @@ def _too_many_negatives(negatives: dict[str, Any], candidates: int) -> list[str]
 def _absolute(override: str) -> str:
     """Paths as they are seen from anywhere: a run may go on from another folder."""
     key, _, value = override.partition("=")
+    if key in policies.ROLES and not value.startswith("{") and ("/" in value or Path(value).is_dir()):
+        return f"{key}={Path(value).expanduser().resolve()}"
     local = key in _PATHS and value not in ("", "null") and not value.startswith("builtin:")
     local = local and not models.on_hub(key, value)
     return f"{key}={Path(value).expanduser().resolve()}" if local else override
@@ -275,7 +276,8 @@ def _absolute(override: str) -> str:
 def _same_settings(record: runs.Run, config: dict[str, Any], wired: dict[str, str], workspace: Path,
                    given: bool) -> None:
     old, new = (flat(compared(each, FREE)) for each in (settings.renewed(record.config, wired), config))
-    differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)
+                       and (k in old or k.partition(".")[0] not in _ADDED))
     outer = [k for k in differing if not k.startswith("stage.")] or differing
     if not outer:
         return

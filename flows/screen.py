@@ -111,6 +111,14 @@ def size(number: float) -> str:
     return f"{number:.1f} TB"
 
 
+def number(value: float | None) -> str:
+    """8.03 B, 134.5 M, 12,000."""
+    for unit, size in (("B", 1e9), ("M", 1e6)):
+        if value is not None and value >= size:
+            return f"{value / size:.4g} {unit}"
+    return "?" if value is None else f"{value:,.0f}"
+
+
 def age(seconds: float) -> str:
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:

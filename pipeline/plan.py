@@ -19,7 +19,7 @@ from pipeline import errors, store, wiring
 from pipeline.config import build, problems_of, settled
 from pipeline.errors import UserError
 from pipeline.runs import Run
-from pipeline.stage import Kinds, Stage
+from pipeline.stage import Kinds, Stage, keyed
 from pipeline.stage import load as load_stage
 from pipeline.wiring import Ref
 
@@ -217,14 +217,24 @@ def look_up_all(workspace: Path, steps: list[Step]) -> list[Planned]:
     return planned
 
 
-def _checked(workspace: Path, step: Step) -> list[str]:
-    """What the stage's own check finds. Files from outside that it found good once are not read again."""
+def _checked(workspace: Path, step: Step) -> tuple[list[str], dict[str, int]]:
+    """What the stage's own check finds and counts. Files from outside that it found good once are not read again."""
     stage = step.plugin
     files = stage.files(step.settings, step.runtime)
+
+    def check() -> tuple[list[str], dict[str, int]]:
+        see = stage.foresee
+        return (stage.check(step.settings, step.runtime), {}) if see is None else see(step.settings, step.runtime)
+
     if not files and not stage.sources(step.settings, step.runtime):
-        return stage.check(step.settings, step.runtime)
+        return check()
     what = [step.stage, stage.version, dataclasses.asdict(step.settings), dataclasses.asdict(step.runtime)]
-    return store.checked(workspace, what, files, lambda: stage.check(step.settings, step.runtime))
+    return store.checked(workspace, what, files, check)
+
+
+def foreseen(workspace: Path, step: Step) -> dict[str, int]:
+    """What a step that has not run will count, as far as its files tell; empty where they tell nothing."""
+    return {} if step.plugin.foresee is None else _checked(workspace, step)[1]
 
 
 def step_key(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> str:
@@ -240,7 +250,7 @@ def key_parts(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> d
         inputs["files"] = [f"{path.name}:{digest}" for path, digest in hashes.items()]
     if names := stage.sources(step.settings, step.runtime):
         inputs["sources"] = names
-    return {"version": stage.version, "settings": _without_paths(dataclasses.asdict(step.settings), files),
+    return {"version": stage.version, "settings": _without_paths(keyed(step.settings), files),
             "inputs": inputs, "seed": step.seed if settled(stage.seeded, step.settings) else None}
 
 
@@ -279,7 +289,7 @@ def check(workspace: Path, steps: list[Step]) -> list[str]:
             if item.artifact is not None:
                 done[step.name] = item.artifact
             else:
-                found = _checked(workspace, step)
+                found, _ = _checked(workspace, step)
         except UserError as error:
             found = error.problems
         except OSError:  # a file it wants to hash is not there; its own check says it better

@@ -7,6 +7,7 @@ Heavy imports (torch, transformers, vllm) go inside functions: planning imports 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.config import load_plugin
+from pipeline.config import META, load_plugin
 
 STAGES = "pipeline.stages"
 
@@ -136,9 +137,6 @@ class Cost:
     sampled_tokens: int = 0
     """Most tokens it samples for one prompt."""
 
-    trained_pairs: int = 0
-    """Pairs the policy is trained on, passes over the data counted; 0 where only the data tell."""
-
     weights: int = 0
     """Float32 copies of the model it writes, optimizer state counting two."""
 
@@ -185,6 +183,9 @@ class Stage:
     check: Callable[[Any, Any], list[str]] = lambda settings, runtime: []
     """(settings, runtime) -> problems that can be known before anything runs."""
 
+    foresee: Callable[[Any, Any], tuple[list[str], dict[str, int]]] | None = None
+    """(settings, runtime) -> what `check` gives, and what the stage will count: for a check that reads its files."""
+
     required: Callable[[Any], dict[str, str]] = lambda settings: {}
     """settings -> the optional inputs they cannot do without, and what each gives."""
 
@@ -199,6 +200,25 @@ class Stage:
 
     misfit: Callable[[Any, Kinds], str | None] = lambda settings, given: None
     """(settings, kinds of its input `groups`) -> why it cannot take such groups, or None."""
+
+
+def keyed(settings: Any) -> dict[str, Any]:
+    """Settings as plain data, as an artifact's key holds them.
+
+    A setting that was added later is left out while it has its default: what was made without it stays what it is.
+    """
+    found = {}
+    for one in dataclasses.fields(settings):
+        value = getattr(settings, one.name)
+        if not one.metadata.get(META, {}).get("added") or value != one.default:
+            found[one.name] = keyed(value) if dataclasses.is_dataclass(value) else _plain(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [keyed(v) if dataclasses.is_dataclass(v) else v for v in value]
+    return value
 
 
 def load(kind: str) -> Stage:

@@ -204,18 +204,19 @@ def unread(workspace: Path, files: list[Path]) -> int:
     return sum(path.stat().st_size for path in files if _identity(path) not in known)
 
 
-def checked(workspace: Path, what: Any, files: list[Path], check: Callable[[], list[str]]) -> list[str]:
-    """The problems `check` finds in files from outside. Files found good are remembered as the hashes are, and not read
-    again. what: plain data, all the check depends on beside the files.
+def checked(workspace: Path, what: Any, files: list[Path], check: Callable[[], tuple[list[str], dict[str, int]]]
+            ) -> tuple[list[str], dict[str, int]]:
+    """The problems `check` finds in files from outside, and what it counts there. Of files found good both are
+    remembered as the hashes are. what: plain data, all the check depends on beside the files.
     """
     known = _remembered(workspace)
     mark = hashlib.sha256(canonical([what, sorted(map(_identity, files))]).encode()).hexdigest()
     if f"checked:{mark}" in known:
-        return []
-    problems = check()
+        return [], json.loads(known[f"checked:{mark}"] or "{}")
+    problems, counts = check()
     if not problems:
-        _remember(workspace, _remembered(workspace), {f"checked:{mark}": ""})
-    return problems
+        _remember(workspace, _remembered(workspace), {f"checked:{mark}": json.dumps(counts)})
+    return problems, counts
 
 
 def _identity(path: Path) -> str:

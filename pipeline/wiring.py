@@ -39,6 +39,8 @@ def inputs(
     for name, arity in declared.items():
         before = len(problems)
         texts = node.get(name)
+        if isinstance(texts, dict):  # {1: sft/model, 2: train[i-1]/model}: what holds from each iteration on
+            texts = texts[max((key for key in texts if int(key) <= iteration), key=int)]
         texts = [] if texts is None else [texts] if isinstance(texts, str) else texts
         refs: list[Ref] = []
         for text in texts:

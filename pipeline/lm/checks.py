@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline import weights
 from pipeline.errors import first
+from pipeline.lm.template_check import NO_TEMPLATE
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 GENERATION = "generation_config.json"
@@ -43,8 +44,8 @@ def side_files(path: Path) -> list[Path]:
             and file.suffix not in (*_UNUSED, ".safetensors") and file.name != weights.INDEX]
 
 
-def problems(folder: Folder) -> list[str]:
-    """Everything wrong with the files; the first things of each kind are named."""
+def problems(folder: Folder, template: str | None = None) -> list[str]:
+    """Everything wrong with the files. template: the chat template that was chosen; None: the folder brings one."""
     found = _links(folder.path) + _pointers(folder.path)
     read, unreadable = _json_files(folder.path)
     found += unreadable
@@ -52,7 +53,9 @@ def problems(folder: Folder) -> list[str]:
         found.append("no config.json, expected the folder that save_pretrained writes" + (
             "; there is a GGUF file: give its path instead" if any(n.endswith(".gguf") for n in folder.sizes) else ""))
     found += _quantised(read.get("config.json", {}))
-    found += _tokenizer(folder.sizes) + _template(folder.path, read)
+    found += _tokenizer(folder.sizes)
+    if template is None and not _has_template(folder.path, read):
+        found.append(NO_TEMPLATE)
     if not found or not any("git-lfs" in problem for problem in found):
         found += _weights(folder, read.get(weights.INDEX))
     return found
@@ -108,13 +111,9 @@ def _tokenizer(sizes: Mapping[str, int]) -> list[str]:
     return [f"no tokenizer, expected one of {wanted}; copy the tokenizer files of the model it was trained from"]
 
 
-def _template(path: Path, read: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    if any((path / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
-        return []
-    if read.get("tokenizer_config.json", {}).get("chat_template"):
-        return []
-    return ["no chat template, expected chat_template.jinja; a base model has none: put the template you want to train "
-            "it with there"]
+def _has_template(path: Path, read: Mapping[str, Mapping[str, Any]]) -> bool:
+    beside = any((path / name).is_file() for name in ("chat_template.jinja", "chat_template.json"))
+    return beside or bool(read.get("tokenizer_config.json", {}).get("chat_template"))
 
 
 def _weights(folder: Folder, index: Mapping[str, Any] | None) -> list[str]:

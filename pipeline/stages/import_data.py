@@ -41,13 +41,17 @@ def files(settings: Settings, runtime: Runtime) -> list[Path]:
     return part.plugin.files(_root(part, runtime), part.settings)
 
 
-def check(settings: Settings, runtime: Runtime) -> list[str]:
-    """Every problem of the data, found by reading all of it; empty if there is none."""
+def foresee(settings: Settings, runtime: Runtime) -> tuple[list[str], dict[str, int]]:
+    """Every problem of the data, found by reading all of it, and the groups of each split."""
     try:
-        _import(settings, runtime)
+        return [], _import(settings, runtime).counts
     except UserError as error:
-        return error.problems
-    return []
+        return error.problems, {}
+
+
+def check(settings: Settings, runtime: Runtime) -> list[str]:
+    """Every problem of the data; empty if there is none."""
+    return foresee(settings, runtime)[0]
 
 
 def run(context: Context) -> None:
@@ -61,7 +65,8 @@ def run(context: Context) -> None:
     context.report.progress(total, total, "groups")
     for reason, number in imported.dropped.items():
         context.report.drop(reason, number)
-    context.report.count(**imported.counts, eval_prompts_in_training=imported.overlap)
+    unread = {f"unread: {key}": number for key, number in imported.unread.items()}
+    context.report.count(**imported.counts, eval_prompts_in_training=imported.overlap, **unread)
 
 
 def _import(settings: Settings, runtime: Runtime) -> Imported:
@@ -95,4 +100,5 @@ def _root(part: Part[Format], runtime: Runtime) -> Path:
 
 
 # seeded: how a data set is split belongs to the data, so that runs with other seeds are comparable
-STAGE = Stage(Settings, run, version=1, inputs={}, seeded=False, runtime=Runtime, files=files, check=check)
+STAGE = Stage(Settings, run, version=1, inputs={}, seeded=False, runtime=Runtime, files=files, check=check,
+              foresee=foresee)

@@ -5,6 +5,8 @@ copied; its other files are copied, with every id that can end an answer written
 step ends, a few tokens go through all that will use it (`lm/round_trip.py`). From scratch: a byte-level BPE tokenizer
 trained on the data's text and a Llama drawn from the seed.
 
+With an input `policy`, a model whose token ids it has to share, its tokenizer is compared with that one's.
+
 Output: `model/`.
 """
 
@@ -20,8 +22,9 @@ from pipeline import files as base_files
 from pipeline import hub, weights
 from pipeline.config import setting
 from pipeline.errors import UserError
-from pipeline.lm import acceptance, checks, probe
+from pipeline.lm import acceptance, checks, probe, shapes, tiny
 from pipeline.lm.acceptance import Source
+from pipeline.lm.template_check import template_problems
 from pipeline.stage import Context, Cost, Stage
 
 
@@ -51,10 +54,15 @@ class Arch:
 
 @dataclass(frozen=True)
 class Settings:
-    """`arch` and `chat_template` are for models from scratch and unused when runtime.path is given."""
+    """`arch` is for models from scratch and unused when runtime.path is given."""
 
     arch: Arch | None = None  # null: taken from path
-    chat_template: str | None = setting(None, choices=("roles", "chatml"))  # of a model made from nothing
+    chat_template: str | None = None  # roles, chatml, plain, or a file of Jinja; null: the one the model brings
+    date: str | None = setting(None, added=True)  # what a chat template that asks for the day is told; null: 2024-07-26
+
+    def check(self) -> list[tuple[str, str]]:
+        found = {"chat_template": shapes.choice_problem(self.chat_template), "date": shapes.date_problem(self.date)}
+        return [(key, problem) for key, problem in found.items() if problem]
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,10 @@ class Runtime:
 def check(settings: Settings, runtime: Runtime) -> list[str]:
     """What stands in the way of this stage, as messages. Imports nothing heavy, reads no weights."""
     if runtime.source is not None:
-        return acceptance.problems(runtime.source, runtime.reward)
+        return acceptance.problems(runtime.source, runtime.reward, settings.chat_template)
+    if settings.arch is not None and settings.chat_template not in (None, *tiny.TEMPLATES):
+        return [f"model.chat_template: {settings.chat_template}, expected {' or '.join(tiny.TEMPLATES)} for a model "
+                "made from nothing"]
     return [] if settings.arch is not None and settings.chat_template is not None else [
         "model.path: missing, expected a model (model.path=DIR, a GGUF file, or org/name on the hub) or one from "
         "scratch (model=tiny)"]
@@ -82,7 +93,7 @@ def check(settings: Settings, runtime: Runtime) -> list[str]:
 
 def files(settings: Settings, runtime: Runtime) -> list[Path]:
     """Files from outside whose content decides the result."""
-    return [] if runtime.source is None else _files(runtime.source)
+    return [] if runtime.source is None else [*_files(runtime.source), *shapes.files(settings.chat_template)]
 
 
 def sources(settings: Settings, runtime: Runtime) -> list[str]:
@@ -113,9 +124,12 @@ def run(context: Context) -> None:
         if problems := check(settings, runtime):
             raise UserError(*problems)
         _from_scratch(target, settings, context)
+        shapes.dress(target, None, settings.date)
         write_stop_ids(target)
     else:
         _given(target, runtime.source, context)
+    if (policy := context.optional("policy")) is not None:
+        _same_ids(target, policy, runtime.path)
     context.report.count(parameters=weights.parameters(target))
 
 
@@ -123,6 +137,7 @@ def _given(target: Path, source: Source, context: Context) -> None:
     """The model of `source` as a plain folder, gone through once. Raises UserError with all that is wrong."""
     from pipeline.lm import made, round_trip
 
+    settings, reward = context.settings, context.runtime.reward
     if source.gguf:
         made.from_gguf(source.place, target)
     elif source.adapter:
@@ -131,11 +146,12 @@ def _given(target: Path, source: Source, context: Context) -> None:
         made.merged(source.place, _folder(base), target)
     else:
         _taken(_folder(source), target)
+    shapes.dress(target, settings.chat_template, settings.date)
     plain = not (source.on_hub or source.gguf or source.adapter)  # planning has seen it as it is
-    if not plain and (problems := acceptance.of_folder(source.path, checks.Folder.of(target), context.runtime.reward)):
+    if not plain and (problems := acceptance.of_folder(source.path, checks.Folder.of(target), reward, None)):
         raise UserError(*problems)
     write_stop_ids(target)
-    context.report.count(**round_trip.check(target, context.work / "round_trip", context.runtime.reward, source.path))
+    context.report.count(**round_trip.check(target, context.work / "round_trip", reward, source.path))
 
 
 def _folder(source: Source) -> Path:
@@ -156,7 +172,7 @@ def _taken(folder: Path, target: Path) -> None:
 
 
 def _from_scratch(target: Path, settings: Settings, context: Context) -> None:
-    from pipeline.lm import folders, tiny
+    from pipeline.lm import folders
 
     folders.quiet()
 
@@ -178,9 +194,23 @@ def write_stop_ids(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     path = folder / checks.GENERATION
     config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    stops = probe.stop_candidates(folder, tokenizer, turn_end_id(tokenizer))
-    assert stops, "the check of the folder refuses one without"
+    stops: list[int] = []
+    for _ in range(2):  # first whether the template can be used at all, then with what it ends an answer
+        if problems := template_problems(tokenizer, tuple(stops)):
+            raise UserError(*(f"model.path: {problem}" for problem in problems))
+        stops = probe.stop_candidates(folder, tokenizer, turn_end_id(tokenizer))
+    if not stops:
+        raise UserError(f"model.path: {probe.NO_STOP}")
     path.write_text(json.dumps({**config, "eos_token_id": stops}, indent=2, sort_keys=True) + "\n")
+
+
+def _same_ids(model: Path, policy: Path, given: str | None) -> None:
+    """Raises UserError where the two read ids as different tokens."""
+    from pipeline.lm.folders import load_tokenizer
+
+    if load_tokenizer(model).get_vocab() != load_tokenizer(policy).get_vocab():
+        raise UserError(f"start or reference: {given} has another tokenizer than the policy, whose ids the groups "
+                        "carry; give a model of the same family")
 
 
 def _made_from_nothing(settings: Settings) -> bool:
@@ -188,6 +218,7 @@ def _made_from_nothing(settings: Settings) -> bool:
 
 
 STAGE = Stage(
-    Settings, run, version=1, inputs={"data": "optional"}, seeded=_made_from_nothing, runtime=Runtime, files=files,
-    sources=sources, check=check, wanted=lambda settings: {"data"} if _made_from_nothing(settings) else set(),
+    Settings, run, version=1, inputs={"data": "optional", "policy": "optional"}, seeded=_made_from_nothing,
+    runtime=Runtime, files=files, sources=sources, check=check,
+    wanted=lambda settings: {"data", "policy"} if _made_from_nothing(settings) else {"policy"},
     cost=lambda settings: Cost(weights=1))

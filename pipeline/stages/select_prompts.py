@@ -18,10 +18,13 @@ class Settings:
     """Which slice."""
 
     iteration: int = setting(low=1)  # the one that samples this slice
-    count: int = setting(low=1)  # prompts per iteration
+    count: int | None = setting(low=1)  # prompts per iteration; null: all, shared by the iterations that sample
     first: int = setting(1, low=1)  # the first iteration that samples: it gets the first slice, so none is wasted
+    last: int | None = setting(None, low=1, added=True)  # with count null: the last iteration that samples
 
     def check(self) -> list[tuple[str, str]]:
+        if self.count is None and (self.last is None or self.last < self.iteration):
+            return [("last", f"{self.last} with count null, expected the last iteration that samples")]
         if self.iteration < self.first:
             return [("first", f"{self.first} is after iteration {self.iteration}, expected at most that")]
         return []
@@ -39,13 +42,25 @@ def run(context: Context) -> None:
     chosen = slice_of([group.id for group in pool], settings, context.seed)
     by_id = {group.id: group for group in pool}
     tables.write(context.out / "groups", (replace(by_id[id], iteration=settings.iteration) for id in chosen))
-    used = (settings.iteration - settings.first + 1) * settings.count
+    used = (settings.iteration - settings.first + 1) * share_of(len(pool), settings)
     context.report.count(prompts=len(chosen), pool=len(pool), left=len(pool) - used)
+
+
+def share_of(pool: int, settings: Settings) -> int:
+    """Prompts of one iteration. Raises UserError where the iterations are more than the prompts."""
+    if settings.count is not None:
+        return settings.count
+    assert settings.last is not None
+    share = pool // (settings.last - settings.first + 1)
+    if not share:
+        raise UserError(f"iterations: {settings.last} share {pool} unlabeled prompts; set fewer, or give more prompts "
+                        "(data.root, data.format.limits.unlabeled)")
+    return share
 
 
 def slice_of(ids: list[str], settings: Settings, seed: int) -> list[str]:
     """The ids of one iteration in shuffled order. Raises UserError where too few are left."""
-    count, number = settings.count, settings.iteration - settings.first + 1
+    count, number = share_of(len(ids), settings), settings.iteration - settings.first + 1
     start, end = (number - 1) * count, number * count
     if end > len(ids):
         most, possible = len(ids) // number, len(ids) // count and len(ids) // count + settings.first - 1
@@ -58,4 +73,4 @@ def slice_of(ids: list[str], settings: Settings, seed: int) -> list[str]:
 
 
 STAGE = Stage(Settings, run, version=1, inputs={"prompts": "one"}, seeded=True,
-              cost=lambda settings: Cost(prompts=settings.count))
+              cost=lambda settings: Cost(prompts=settings.count or 0))

@@ -4,7 +4,7 @@ Inputs: `model` to start from, `groups` to train on (one or more tables), side t
 objective asks for it: `reference` (log-probs under the reference), `previous` (under the policy this iteration began
 with), `scored` (scores of groups that carry none), `weights` (factors on the groups' weights); `reference_model` (held
 in memory: token-level objectives and KTO's KL point), `optimizer` (state of an earlier train_preference to go on from).
-Output: `model/`, and `optimizer/` with keep_optimizer.
+Output: `model/`, `optimizer/` with keep_optimizer, and `ema/model/` with ema.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ class Settings:
     score: str = "reward"  # which score objectives that need scores see
     trainer: TrainerSettings = field(default_factory=TrainerSettings)  # one training run
     keep_optimizer: bool = False  # write its state too, for an iteration that goes on with it
+    ema: float | None = setting(None, low=0.0, below=1.0, added=True)
+    """Decay of averaged weights, kept as a second model; null: none."""
+
     weights: tuple[float, ...] = setting((), low=0.0)
     """A factor on the weights of each table's groups, in recipe order; empty: 1."""
 
@@ -76,6 +79,9 @@ def _between_parts(settings: Settings) -> list[tuple[str, str]]:
     if settings.trainer.adapter.on and settings.trainer.adapter.dropout > 0.0:
         problems.append(("trainer.adapter.dropout", "noise in the policy alone biases every comparison with the "
                          "reference, and would follow how batches are cut; expected 0"))
+    if settings.trainer.adapter.on and settings.keep_optimizer:
+        problems.append(("keep_optimizer", f"{settings.trainer.adapter.kind} adapters start anew in every iteration "
+                         "and cannot go on with an optimizer; set train.keep_optimizer=false, or trainer=full"))
     if needs.batch and needs.tokens:
         problems.append(("objective", f"{name} compares the groups of a whole batch, for which token-level log-probs "
                          "are not held; set auxiliary.length_alpha=1 or choose another objective"))
@@ -140,12 +146,11 @@ def run(context: Context) -> None:
 
     settings = context.settings
     run.train(context, run.Parts.load(settings.objective, settings.auxiliary, settings.drawn),
-              score=settings.score, keep=settings.keep_optimizer, weights=settings.weights)
+              score=settings.score, keep=settings.keep_optimizer, weights=settings.weights, ema=settings.ema)
 
 
 def cost(settings: Settings) -> Cost:
-    pairs = (settings.trainer.max_steps or 0) * settings.trainer.batch_size
-    return Cost(trained_pairs=pairs, weights=3 if settings.keep_optimizer else 1, checkpoints=True)
+    return Cost(weights=(3 if settings.keep_optimizer else 1) + (settings.ema is not None), checkpoints=True)
 
 
 STAGE = Stage(

@@ -27,7 +27,7 @@ from pipeline.lm import forward
 from pipeline.lm.examples import Example, ids_of
 from pipeline.lm.forward import device_of
 from pipeline.stage import Reporter, derive_seed
-from pipeline.training import checkpoint, gradients, optim, throughput
+from pipeline.training import average, checkpoint, gradients, optim, throughput
 from pipeline.training.checkpoint import Loaded
 from pipeline.training.gradients import ALONE, World
 from pipeline.training.settings import TrainerSettings, TrainRuntime, total_steps
@@ -50,6 +50,7 @@ class Job:
     report: Reporter
     optimizer: Path | None = None  # state to go on from: moments and schedule run through
     world: World = ALONE
+    ema: float | None = None  # decay of averaged weights; null: none are kept
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Outcome:
     optimizer: torch.optim.Optimizer
     steps: int
     updates: int  # of the optimizer, earlier stages included
+    averages: dict[str, Tensor]  # parameter name -> averaged weights, as they lie; empty without Job.ema
 
 
 @dataclass
@@ -95,6 +97,7 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
     steps = total_steps(settings, len(examples))
     with forward.enough_memory("while loading the optimizer's state", WEIGHTS):
         at = _start(model, optimizer, task, job)
+    averages = {} if job.ema is None else average.begin(model, at.extra)
     first, reported = at.updates - at.step, job.report.reported() if at.step else 0
     last = settings.schedule_steps or first + steps
     peak = throughput.peak_flops(device_of(model), settings.precision, runtime.peak_tflops) * world.size
@@ -105,6 +108,8 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
         lr = settings.lr * lr_factor(settings, first + step, last)
         batch, values = _step(model, optimizer, learned, task, [examples[i] for i in chosen], step, lr, job)
         window.add(values, batch)
+        if job.ema is not None:
+            average.follow(averages, model, job.ema)
         now = step + 1
         if now % runtime.log_every == 0 or now == steps:
             if now > reported:  # a step made again after a crash has been reported, with the same numbers
@@ -112,12 +117,12 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
             window = _Window(window.shape, peak)
         job.report.progress(now, steps, "steps")
         if now < steps and _due(runtime, now, saved, world):
-            state = Loaded(now, first + now, task.state)
+            state = Loaded(now, first + now, {**task.state, **average.marked(averages)})
             with forward.enough_memory(f"in the checkpoint of step {now}", WRITING):
                 checkpoint.save(job.checkpoints, model, optimizer, state, runtime.keep_checkpoints, world)
             saved = time.monotonic()
     world.settle()
-    return Outcome(optimizer, steps, first + steps)
+    return Outcome(optimizer, steps, first + steps, averages)
 
 
 def epoch_order(ids: Sequence[str], seed: int, epoch: int) -> np.ndarray:
@@ -151,11 +156,12 @@ def global_batches(ids: Sequence[str], seed: int, size: int, start: int, stop: i
 
 def lr_factor(settings: TrainerSettings, step: int, last: int) -> float:
     """Learning rate over `settings.lr` at 0-based `step` of a schedule of `last` steps, in (0, 1]."""
-    if step < settings.warmup_steps:
-        return (step + 1) / settings.warmup_steps
+    warmup = settings.warmup_steps if settings.warmup_steps >= 1 else math.ceil(settings.warmup_steps * last)
+    if step < warmup:
+        return (step + 1) / warmup
     if settings.schedule == "constant":
         return 1.0
-    span = max(1, last - settings.warmup_steps)
+    span = max(1, last - warmup)
     left = min(1.0, max(0.0, (last - step) / span))
     if settings.schedule == "cosine":
         left = 0.5 * (1.0 - math.cos(math.pi * left))
@@ -167,7 +173,7 @@ def _start(model: Any, optimizer: torch.optim.Optimizer, task: gradients.Task, j
     found = checkpoint.newest(job.checkpoints)
     if found is not None:
         at = checkpoint.load(found, model, optimizer)
-        task.state.update({name: value.to(device_of(model)) for name, value in at.extra.items()})
+        task.state.update({name: value.to(device_of(model)) for name, value in average.unmarked(at.extra).items()})
         return at
     return Loaded(0, optim.load_folder(job.optimizer, model, optimizer) if job.optimizer is not None else 0, {})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline.lm.side_tables import SideTables
 from pipeline.negatives.contract import Draw
 from pipeline.objectives.contract import Auxiliary, Objective, needs_of
 from pipeline.stage import Context, derive_seed
-from pipeline.training import checkpoint, checks, distribute, optim, policy, throughput
+from pipeline.training import average, checkpoint, checks, distribute, optim, policy, throughput
 from pipeline.training.gradients import World
 from pipeline.training.loop import WRITING, Job, fit
 from pipeline.training.settings import TrainerSettings, TrainRuntime
@@ -43,8 +44,9 @@ class Parts:
 
 def train(
     context: Context, parts: Parts, score: str = "reward", keep: bool = False, weights: Sequence[float] = (),
+    ema: float | None = None,
 ) -> None:
-    """Train the policy of `context` and write `model/` (and `optimizer/` with `keep`)."""
+    """Train the policy of `context` and write `model/` (and `optimizer/` with `keep`, `ema/model/` with `ema`)."""
     runtime, trainer = context.runtime, context.settings.trainer
     source = context.one("model")
     world, device = distribute.join(runtime, folders.prepare_machine(runtime))
@@ -65,14 +67,18 @@ def train(
         parts.auxiliary, reference_model(context, device) if needs.live_reference else None,
         policy.first_state(parts.objective, device))
     outcome = fit(model, examples, task, Job(trainer, runtime, context.seed, context.work / "checkpoints",
-                                             context.report, context.optional("optimizer"), world))
+                                             context.report, context.optional("optimizer"), world, ema))
     if keep:
         with forward.enough_memory("while writing the optimizer", WRITING):
             moments = world.whole(optim.state_tensors(model, outcome.optimizer))
             if world.first:
                 optim.save_folder(context.out / "optimizer", moments, outcome.updates)
     policy.remove_parameters(model)
-    deliver(model, lambda: folders.load_policy(source, torch.device("cpu")), source, context.out, trainer, world)
+    load = partial(folders.load_policy, source, torch.device("cpu"))
+    deliver(model, load, source, context.out, trainer, world)
+    if ema is not None:
+        average.put(outcome.averages, model)
+        deliver(model, load, source, context.out / "ema", trainer, world)
     context.report.count(groups=len(examples), steps=outcome.steps, **_by_table(context.inputs["groups"]),
                          completion_tokens=sum(e.completion_tokens for e in examples),
                          parameters=sum(throughput.weights(p) for p in model.parameters()))

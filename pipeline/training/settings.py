@@ -25,7 +25,7 @@ class TrainerSettings:
     max_steps: int | None = setting(None, low=1)  # with epochs: whichever comes first
     schedule: str = setting("constant", choices=("constant", "linear", "cosine"))  # after the warm-up
     schedule_steps: int | None = setting(None, low=1)  # length of the decay where it spans several stages
-    warmup_steps: int = setting(0, low=0)  # of a linear rise from 0 to lr
+    warmup_steps: int | float = setting(0, low=0)  # of a linear rise from 0 to lr; below 1: a share of all steps
     min_lr_ratio: float = setting(0.0, low=0.0, high=1.0)  # of lr, where a decaying schedule ends
     beta1: float = setting(0.9, low=0.0, below=1.0)  # of AdamW
     beta2: float = setting(0.95, low=0.0, below=1.0)  # of AdamW (Xu et al. 2023)
@@ -37,9 +37,15 @@ class TrainerSettings:
     adapter: AdapterSettings = field(default_factory=AdapterSettings)  # what is trained instead of all weights
 
     def check(self) -> list[tuple[str, str]]:
+        if self.warmup_steps >= 1 and not isinstance(self.warmup_steps, int):
+            return [("warmup_steps", f"{self.warmup_steps:g}, expected a whole number, or a share below 1")]
         if self.epochs is None and self.max_steps is None:
             return [("epochs", "null together with max_steps null never ends, set one of the two")]
         return []
+
+    def steps(self, groups: int) -> int:
+        """As `total_steps`."""
+        return total_steps(self, groups)
 
 
 @dataclass(frozen=True)

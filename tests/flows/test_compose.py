@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from flows import settings
-from flows.compose import CONF, compose, precision_of
+from flows.compose import CONF, compose
+from flows.machine import precision_of
 from flows.prepare import _absolute, expand
 from pipeline.errors import UserError
 from pipeline.plan import _without_paths
@@ -215,7 +216,7 @@ def test_problems_of_all_layers_come_together():
 
 @pytest.mark.parametrize(("option", "key", "schema"), [
     *((f"hardware={name}", "hardware.training", "pipeline.training.settings:TrainRuntime") for name in ("cpu", "cuda")),
-    *(("trainer=default", f"trainer.{block}", "pipeline.training.settings:TrainerSettings")
+    *(("trainer=scratch", f"trainer.{block}", "pipeline.training.settings:TrainerSettings")
       for block in ("sft", "reward", "preference")),
     ("engine=vllm", "engine", "pipeline.engines.vllm.service:Settings"),
     ("engine=vllm_ray", "engine", "pipeline.engines.vllm.ray:Settings"),

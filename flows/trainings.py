@@ -1,0 +1,219 @@
+"""The trainings of a plan: values by size and objective, what they see, whether they fit, rates that ruin a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows import machine, screen
+from pipeline import plan
+from pipeline.config import flat
+from pipeline.files import safetensors_weights
+from pipeline.plan import Planned, Step
+from pipeline.wiring import Ref
+
+BLOCKS = {"sft": "sft", "train_reward": "reward", "train_preference": "preference"}  # stage -> its block of `trainer`
+_EXTRA = ("of_size", "of_objective")  # keys of a trainer's file that are no settings
+_MOST_LR, _FEW_WEIGHTS = 1e-4, 100e6  # a higher rate ruins larger pretrained models, all weights learning
+_FULL, _FLOAT, _NF4 = 16.0, 4.0, 0.6  # bytes a weight: with gradient and moments; alone; of 4 bits, norms and head not
+
+
+def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tuple[str, Any]], list[str]]:
+    """What the trainer's file has for a model of this size and for this objective: (key, value), and a remark on each.
+
+    raw: the groups as composed. known: the keys that are set otherwise, which win.
+    """
+    trainer, weights = raw["trainer"], pretrained_weights({**raw["model"], **_under("model", known)})
+    module = str({**(raw["objective"] or {}), **_under("objective", known)}.get("module"))
+    name = module.rpartition(".")[2]
+    found = {f"a model of {screen.number(weights)} weights": node for bound, node in
+             sorted((trainer.get("of_size") or {}).items()) if weights is not None and weights >= float(bound)}
+    if name in (trainer.get("of_objective") or {}):
+        found[f"objective={name}"] = {"preference": trainer["of_objective"][name]}
+    values, notes = dict[str, Any](), list[str]()
+    for what, node in found.items():
+        brought = {key: value for key, value in flat(node, "trainer").items() if key not in known}
+        values |= brought
+        notes += [f"{what} brings " + ", ".join(f"{k}={v}" for k, v in brought.items())] if brought else []
+    return list(values.items()), notes
+
+
+def strip(raw: dict[str, Any]) -> None:
+    """Take from the composed groups what is no setting."""
+    raw["trainer"] = {key: value for key, value in raw["trainer"].items() if key not in _EXTRA}
+
+
+def share_prompts(config: dict[str, Any]) -> None:
+    """Where no number of prompts is set, the iterations that sample share all of them."""
+    if config["sampling"].get("prompts_per_iteration") is None:
+        config["stage"]["select_prompts"]["settings"]["last"] = config["iterations"]
+
+
+def pretrained_weights(model: Mapping[str, Any]) -> int | None:
+    """Weights of the model given, by its files' headers; None where none is given or they do not lie here."""
+    folder = Path(str(model.get("path") or "")).expanduser()
+    return safetensors_weights(folder) if model.get("path") and folder.is_dir() else None
+
+
+def _under(group: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.partition(".")[2]: value for key, value in known.items() if key.partition(".")[0] == group}
+
+
+def _trainer_of(step: Step) -> Any:
+    """The TrainerSettings of a step that trains, else None."""
+    return step.settings.trainer if step.stage in BLOCKS else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def problems(config: dict[str, Any], steps: Iterable[Step], given: Mapping[str, frozenset[str]]) -> list[str]:
+    """Trainings that would ruin the model given or do not fit into the device's memory.
+
+    given: the keys the user set, by step; "" for those of every step.
+    """
+    weights = pretrained_weights(config["model"])
+    if weights is None:
+        return []
+    kept = [(step, trainer) for step in steps if (trainer := _trainer_of(step)) is not None]
+    return [*_ruinous(weights, kept, given), *_too_large(config, weights, kept)]
+
+
+def _ruinous(weights: int, trainings: list[tuple[Step, Any]], given: Mapping[str, frozenset[str]]) -> list[str]:
+    found = {}
+    for step, trainer in trainings:
+        key = f"trainer.{BLOCKS[step.stage]}.lr"
+        asked = given.get(step.name, given[""])
+        own = key in asked or f"stage.{step.stage}.settings.trainer.lr" in asked
+        if weights > _FEW_WEIGHTS and trainer.lr > _MOST_LR and not trainer.adapter.on and not own:
+            found[key] = (f"{key}: {trainer.lr:g} for all {screen.number(weights)} weights of a pretrained model, "
+                          f"which it would ruin, expected at most {_MOST_LR:g}; take trainer=full or trainer=lora, or "
+                          f"say it yourself: {key}={trainer.lr:g}")
+    return list(found.values())
+
+
+def bytes_needed(weights: int, kind: str, on_cpu: bool, copies: int, devices: int) -> float:
+    """Memory of one device for a training, activations not counted, bytes.
+
+    kind: "none" (all weights), "lora", "qlora". copies: frozen models beside it. devices: the weights are spread over.
+    """
+    frozen = {"none": _FULL, "lora": _FLOAT, "qlora": _NF4}[kind]
+    beside = copies * (_NF4 if kind == "qlora" else _FLOAT)
+    training = weights * (frozen + beside) / devices
+    # Float32 weights are loaded whole before they are spread; an adapter is merged into them at the end, on the CPU.
+    merging = weights * (frozen + _FLOAT) if kind != "none" and on_cpu else 0.0
+    return max(training, merging, weights * (_NF4 if kind == "qlora" else _FLOAT))
+
+
+def _too_large(config: dict[str, Any], weights: int, trainings: list[tuple[Step, Any]]) -> list[str]:
+    hardware = config["hardware"]
+    device = str(hardware["training"].get("device", "auto"))
+    room = hardware["memory_gb"] * 1e9 if hardware.get("memory_gb") else machine.memory(device)
+    spread = hardware["training"].get("strategy") == "fsdp2"
+    devices = hardware["training"]["processes"] * hardware["training"]["nodes"] if spread else 1
+    on_cpu = device == "cpu" or (device == "auto" and not machine.cuda())
+    needs: dict[str, float] = {}
+    large = {}
+    for step, trainer in trainings:
+        copies = 1 if "reference_model" in step.inputs else 0
+        for kind in ("none", "lora", "qlora"):
+            needs[kind] = max(needs.get(kind, 0.0), bytes_needed(weights, kind, on_cpu, copies, devices))
+        own = bytes_needed(weights, trainer.adapter.kind, on_cpu, copies, devices)
+        if own > room > 0:
+            large[f"trainer.{BLOCKS[step.stage]}"] = (own, trainer.adapter.kind)
+    if not large:
+        return []
+    most, kind = max(large.values())
+    fitting = [name for name in ("lora", "qlora") if name != kind and needs[name] <= room and needs[name] < most]
+    ways = [f"trainer={name} ({screen.size(needs[name])})" for name in fitting[:1]]
+    ways += [] if spread and devices > 1 else ["more devices (hardware.training.strategy=fsdp2)"]
+    what = "all" if kind == "none" else f"{kind} adapters of"
+    return [f"{', '.join(large)}: training {what} {screen.number(weights)} weights takes {screen.size(most)} before "
+            f"activations, the device has {screen.size(room)}; set {', '.join(ways)} or take a smaller model"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+COLUMNS = ["training", "weights", "lr", "schedule", "batch", "epochs", "groups", "steps", "tokens"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a table holds, as far as it is known before it is made."""
+
+    groups: int | None = None
+    tokens: int | None = None
+    exact: bool = True
+
+    def __add__(self, other: Seen) -> Seen:
+        groups = None if self.groups is None or other.groups is None else self.groups + other.groups
+        tokens = None if self.tokens is None or other.tokens is None else self.tokens + other.tokens
+        return Seen(groups, tokens, self.exact and other.exact)
+
+
+def rows(workspace: Path, planned: list[Planned]) -> list[list[str]]:
+    """One line for each training of the plan, as COLUMNS has it: ~ marks what the data decide, ? what is not known."""
+    found = []
+    for item in planned:
+        trainer = _trainer_of(item.step)
+        if trainer is None:
+            continue
+        here = seen(workspace, planned, item.step.inputs["groups"])
+        mark, steps, passes, tokens = "" if here.exact else "~", "?", "?", "?"
+        if here.groups:
+            number = trainer.steps(here.groups)
+            over = min(number * trainer.batch_size / here.groups, trainer.epochs or math.inf)
+            steps, passes = f"{mark}{number}", f"{over:.3g}" if over < 1000 else f"{over:,.0f}"
+            tokens = "?" if here.tokens is None else f"{mark}{screen.number(here.tokens * over)}"
+        learns = f"{trainer.adapter.kind} r{trainer.adapter.r}" if trainer.adapter.on else "all"
+        groups = "?" if here.groups is None else f"{mark}{here.groups}"
+        found.append([item.step.name, learns, f"{trainer.lr:g}", _schedule(trainer), str(trainer.batch_size), passes,
+                      groups, steps, tokens])
+    return found
+
+
+def pairs(workspace: Path, planned: list[Planned], item: Planned) -> int:
+    """Groups a training sees, passes over the data counted; 0 where they are not known."""
+    groups, trainer = seen(workspace, planned, item.step.inputs["groups"]).groups, _trainer_of(item.step)
+    return trainer.steps(groups) * trainer.batch_size if groups else (trainer.max_steps or 0) * trainer.batch_size
+
+
+def seen(workspace: Path, planned: list[Planned], refs: tuple[Ref, ...]) -> Seen:
+    """What tables hold together."""
+    by_name = {item.step.name: item for item in planned}
+    parts = [_seen(workspace, by_name, ref.step, ref.part) for ref in refs]
+    return sum(parts[1:], parts[0])
+
+
+def _schedule(trainer: Any) -> str:
+    warm = trainer.warmup_steps
+    return f"{trainer.schedule}, {f'{warm:.0%}' if 0 < warm < 1 else warm} up" if warm else trainer.schedule
+
+
+def _seen(workspace: Path, by_name: dict[str, Planned], name: str, part: str) -> Seen:
+    """Groups and tokens of the part of a step: counted where it has run, else from what it will read."""
+    item = by_name[name]
+    table = part.partition("/")[0]
+    if item.artifact is not None:
+        counts = item.artifact.manifest["counts"]
+        groups = counts.get(table, counts.get("kept", counts.get("prompts")))
+        return Seen(None if groups is None else int(groups), counts.get(f"{table}_tokens"))
+    if item.step.stage == "import_data":
+        return Seen(plan.foreseen(workspace, item.step).get(table))
+    if item.step.stage == "tokenize":
+        return dataclasses.replace(_seen(workspace, by_name, item.step.inputs["data"][0].step, part), exact=False)
+    if item.step.stage == "select_prompts":
+        settings, (pool,) = item.step.settings, item.step.inputs["prompts"]
+        if settings.count is not None:
+            return Seen(settings.count)
+        whole = _seen(workspace, by_name, pool.step, pool.part).groups
+        return Seen(None if whole is None else whole // (settings.last - settings.first + 1), exact=False)
+    source = item.step.inputs.get("groups") or item.step.inputs.get("prompts")
+    if source is None:
+        return Seen()
+    before = _seen(workspace, by_name, source[0].step, source[0].part)
+    return Seen(before.groups, exact=False)  # at most one group of each prompt for most selections
