@@ -159,3 +159,24 @@ def test_what_the_hub_refuses_is_one_line(stub: Stub, tmp_path: Path):
     assert "HF_HUB_OFFLINE is set" in refusal("org/small", HF_HUB_OFFLINE="1")
     asked(f"print(hub.pinned('org/gated', Path({str(tmp_path)!r})))", tmp_path / "cache", stub.url, HF_TOKEN="hf_good")
     assert ("/api/models/org/gated", "Bearer hf_good") in stub.asked
+
+
+def test_a_model_of_the_hub_is_taken_whole(stub: Stub, tmp_path: Path, tiny_model: Path):
+    """Planned from its small files, then fetched, checked again and gone through; a shard that is missing is told."""
+    source = f"org/small@{FIRST}"
+    head = ("from pipeline.stages import init_model as m; from pipeline.stage import Context; "
+            f"r = m.Runtime({source!r}); ")
+    check = f"{head}print(m.check(m.Settings(), r))"
+    assert asked(check, tmp_path, stub.url) == "[]"
+    assert not any("model.safetensors" in path for path, _ in stub.asked)
+    run = (f"{head}c = Context(m.Settings(), r, {{}}, {{}}, Path({str(tmp_path / 'work')!r}), 0); m.run(c); "
+           "print(c.report.counts['saved_gap'])")
+    assert asked(run, tmp_path, stub.url).splitlines()[-1] == "0.0"
+    made = tmp_path / "work" / "out" / "model"
+    assert (made / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
+    assert not (made / "model.safetensors").is_symlink()
+    stub.files["model.safetensors.index.json"] = json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+                                                            ).encode()
+    del stub.files["model.safetensors"]
+    stub.files["model-00002-of-00002.safetensors"] = b""
+    assert "model-00001-of-00002.safetensors missing" in asked(check, tmp_path / "again", stub.url)

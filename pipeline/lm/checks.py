@@ -46,12 +46,13 @@ def side_files(path: Path) -> list[Path]:
 
 def problems(folder: Folder, template: str | None = None) -> list[str]:
     """Everything wrong with the files. template: the chat template that was chosen; None: the folder brings one."""
+    if "config.json" not in folder.sizes and (files := [n for n in folder.sizes if n.endswith(".gguf")]):
+        return [f"a folder of GGUF files; give the path of one: {', '.join(first(sorted(files), 5))}"]
     found = _links(folder.path) + _pointers(folder.path)
     read, unreadable = _json_files(folder.path)
     found += unreadable
     if "config.json" not in folder.sizes:
-        found.append("no config.json, expected the folder that save_pretrained writes" + (
-            "; there is a GGUF file: give its path instead" if any(n.endswith(".gguf") for n in folder.sizes) else ""))
+        found.append("no config.json, expected the folder that save_pretrained writes")
     found += _quantised(read.get("config.json", {}))
     found += _tokenizer(folder.sizes)
     if template is None and not _has_template(folder.path, read):

@@ -240,3 +240,9 @@ def test_an_8b_folder_is_checked_without_reading_its_weights(eight_billion: Path
     before = time.process_time() + sum(os.times()[2:4])
     assert acceptance.problems(Source(str(eight_billion)), reward=True) == []
     assert time.process_time() + sum(os.times()[2:4]) - before < 4
+
+
+def test_a_folder_of_gguf_files_is_told_to_name_one(tmp_path: Path):
+    for name in ("model-q4.gguf", "model-q8.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    assert found(tmp_path) == ["a folder of GGUF files; give the path of one: model-q4.gguf, model-q8.gguf"]
