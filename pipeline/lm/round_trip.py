@@ -72,7 +72,8 @@ def check(folder: Path, scratch: Path, reward: bool, name: str) -> dict[str, flo
 def examples(folder: Path) -> list[Example]:
     """A prompt with two answers and one with one, by the folder's tokenizer: real text, as it will be trained on."""
     tokenizer = folders.load_tokenizer(folder)
-    prompt, *answers = (np.array(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32) for text in _TEXT)
+    prompt, *answers = (np.array(tokenizer(text, add_special_tokens=False)["input_ids"] or [0], np.int32)
+                        for text in _TEXT)  # id 0 where it knows none of the words
     bos = tokenizer.bos_token_id
     opened = prompt if bos is None else np.append(np.int32(bos), prompt)
     return [Example("two", opened, tuple(answers)), Example("one", opened, (answers[0],))]
