@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import screen
-from pipeline import store
+from pipeline import store, weights
 from pipeline.plan import Planned
 from pipeline.stage import Cost, load
 
@@ -79,10 +79,10 @@ def shortage(config: dict[str, Any], workspace: Path, planned: list[Planned]) ->
 
 
 def count_parameters(model: dict[str, Any]) -> float | None:
-    """Of a model described by its architecture, or by the size of its safetensors files (2 bytes a weight)."""
+    """Of a model described by its architecture, or by the headers of its safetensors files; None for another form."""
     if model.get("path"):
-        sizes = [p.stat().st_size for p in Path(model["path"]).expanduser().glob("*.safetensors")]
-        return sum(sizes) / 2 if sizes else None
+        folder = Path(model["path"]).expanduser()
+        return float(weights.parameters(folder)) if all(map(Path.is_file, weights.files(folder))) else None
     arch = model.get("arch") or {}
     try:
         hidden, layers, heads = arch["hidden_size"], arch["layers"], arch["heads"]

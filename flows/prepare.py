@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows import settings
+from flows import models, settings
 from flows.compose import Composed, compose
 from flows.inspection import FREE, compared
 from flows.renamed import translated
@@ -18,7 +18,7 @@ from pipeline.plan import Step
 from pipeline.rewards.contract import Scorer
 from pipeline.selection.contract import LISTS, Rule
 
-_PATHS = ("data.root", "model.path", "reward.path", "reward.base", "reward.weak", "reward.scorer.policy",
+_PATHS = ("data.root", *models.KEYS, "reward.path", "reward.base", "reward.weak", "reward.scorer.policy",
           "reward.scorer.reference")
 
 
@@ -38,6 +38,7 @@ def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = 
     A run that is only named goes on with the configuration it was started with, even where the defaults have changed.
     """
     typed = [_absolute(o) for o in overrides]
+    typed = models.pinned(typed, _workspace(typed))
     record = _named(typed)
     try:
         return _composed(typed, step_overrides or {}, record)
@@ -114,13 +115,18 @@ def _named(typed: list[str]) -> runs.Run | None:
     given = dict(o.partition("=")[::2] for o in typed)
     if "recipe" in given or "run" not in given:
         return None
-    workspace = Path(given.get("workspace", "workspace")).expanduser().resolve()
+    workspace = _workspace(typed)
     record = _loaded(workspace, given["run"])
     if record is None:
         known = runs.names(workspace)
         raise UserError(f"run: no run named {given['run']!r} in {workspace}{nearest(given['run'], known)};"
                         " a new one needs recipe=NAME")
     return replace(record, config={**record.config, "workspace": str(workspace)})  # it may have been moved
+
+
+def _workspace(typed: list[str]) -> Path:
+    given = dict(o.partition("=")[::2] for o in typed)
+    return Path(given.get("workspace", "workspace")).expanduser().resolve()
 
 
 def _loaded(workspace: Path, name: str) -> runs.Run | None:
@@ -169,6 +175,7 @@ def expand(composed: Composed, own: dict[str, Composed] | None = None) -> list[S
     countable = isinstance(iterations, int) and iterations >= 1
     readable = {"recipe": {}, **composed.config, "iterations": iterations if countable else 2}
     steps, problems = plan.try_expand(readable, {step: other.config for step, other in own.items()})
+    steps = models.with_reward_model(steps)
     problems += problems_of(tracking.Settings, composed.config["tracking"], "tracking")
     problems += _contradictions(readable)
     problems += plan.check(Path(composed.config["workspace"]), steps)
@@ -261,6 +268,7 @@ def _absolute(override: str) -> str:
     """Paths as they are seen from anywhere: a run may go on from another folder."""
     key, _, value = override.partition("=")
     local = key in _PATHS and value not in ("", "null") and not value.startswith("builtin:")
+    local = local and not models.on_hub(key, value)
     return f"{key}={Path(value).expanduser().resolve()}" if local else override
 
 

@@ -198,6 +198,12 @@ def cached_hashes(workspace: Path, files: list[Path]) -> dict[Path, str]:
     return found
 
 
+def unread(workspace: Path, files: list[Path]) -> int:
+    """Bytes that `cached_hashes` would read: of the files whose hashes it does not remember."""
+    known = _remembered(workspace)
+    return sum(path.stat().st_size for path in files if _identity(path) not in known)
+
+
 def checked(workspace: Path, what: Any, files: list[Path], check: Callable[[], list[str]]) -> list[str]:
     """The problems `check` finds in files from outside. Files found good are remembered as the hashes are, and not read
     again. what: plain data, all the check depends on beside the files.

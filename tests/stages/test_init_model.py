@@ -151,12 +151,17 @@ def test_a_model_without_a_template_takes_one(model, tmp_path):
 
 
 def test_a_template_that_is_unfit_is_refused_before_anything_is_computed(model, tmp_path):
+    """Planning tries it: given by the setting, or the folder's own."""
+    folder = base_model(model, tmp_path / "base")
     for text, found in (("{{ oops", "the chat template cannot be used: "),
                         ("{% for m in messages %}{{ m['content'] + '<|end|>' }}{% endfor %}<|bos|>", "BOS tokens")):
         own = tmp_path / "own.jinja"
         own.write_text(text)
-        with pytest.raises(UserError, match=found):
-            given_template(tmp_path / "work", base_model(model, tmp_path / found[:3]), chat_template=str(own))
+        problems = init_model.check(init_model.Settings(chat_template=str(own)), init_model.Runtime(str(folder)))
+        own.rename(folder / "chat_template.jinja")
+        assert problems == init_model.check(init_model.Settings(), init_model.Runtime(str(folder)))
+        assert any(found in problem for problem in problems)
+        assert all(problem.startswith(f"model.path: {folder}: ") for problem in problems)
     assert problems_of(init_model.Settings, {"chat_template": "chatmll"}, "s") == [
         "s.chat_template: 'chatmll' is no file, expected a file of Jinja or one of roles, chatml, plain (did you mean "
         "chatml?)"]
