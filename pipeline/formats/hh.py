@@ -109,7 +109,7 @@ def _entry(row: Row) -> Entry:
         messages, split, keys = chosen[:-1], "pref", ["chosen", "rejected"]
     elif "prompt" in data:
         turns = _side(data, "prompt")
-        messages, answers, split, read = turns[:-1], [], "unlabeled", ["prompt"]
+        messages, answers, split, keys = turns[:-1], [], "unlabeled", ["prompt"]
         if turns[-1].content:
             raise ValueError("prompt: ends with an answer, expected it to end with '\\n\\nAssistant:'")
     else:
