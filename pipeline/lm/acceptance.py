@@ -24,6 +24,7 @@ class Source:
     path: str  # a folder, a GGUF file, an adapter's folder or org/name@commit
     base: str | None = None  # of an adapter, instead of the one that it names
     made_by: str | None = None  # the command that makes the folder, where it is a preset's
+    template: str | None = None  # the chat template it will be given instead of its own: see shapes.named
 
     @property
     def place(self) -> Path:
@@ -45,34 +46,33 @@ class Source:
         """What the adapter is merged on; None where adapter_config.json names nothing that can be had."""
         named = json.loads((self.place / checks.ADAPTER).read_text()).get("base_model_name_or_path")
         if self.base is not None:
-            return Source(self.base)
+            return Source(self.base, template=self.template)
         beside = self.place / str(named)  # an absolute path stays what it is
-        return Source(str(beside.resolve())) if named and (beside / "config.json").exists() else None
+        here = named and (beside / "config.json").exists()
+        return Source(str(beside.resolve()), template=self.template) if here else None
 
 
-def problems(source: Source, reward: bool, template: str | None) -> list[str]:
-    """Everything in the way of this model, each with the way out.
-
-    reward: whether a reward model is trained on it. template: the chat template that was chosen, if one was.
-    """
+def problems(source: Source, reward: bool) -> list[str]:
+    """Everything in the way of this model, each with the way out. reward: whether a reward model is trained on it."""
     if source.on_hub:
         try:
-            return of_folder(source.path, _on_hub(source.path), reward, template)
+            return of_folder(source.path, _on_hub(source.path), reward, source.template)
         except UserError as error:
             return error.problems
     if source.gguf and source.place.is_file():
-        return [f"model.path: {source.place}: {problem}" for problem in _probed(source.place, reward, template)]
+        return [f"model.path: {source.place}: {problem}" for problem in (
+            _probed(source.place, reward, source.template))]
     if not source.place.is_dir():
         way = f"make it with: {source.made_by}" if source.made_by else (
             "expected a Hugging Face model folder, a GGUF file, or org/name of a model on the hub")
         return [f"model.path: {source.place} is not a folder; {way}"]
     if source.adapter:
-        return _adapter(source, reward, template)
-    return of_folder(source.path, checks.Folder.of(source.place), reward, template)
+        return _adapter(source, reward)
+    return of_folder(source.path, checks.Folder.of(source.place), reward, source.template)
 
 
-def of_folder(name: str, folder: checks.Folder, reward: bool, template: str | None) -> list[str]:
-    found = checks.problems(folder, template)
+def of_folder(name: str, folder: checks.Folder, reward: bool, template: str | None = None) -> list[str]:
+    found = checks.problems(folder, template is not None)
     if not found:
         found = _probed(folder.path, reward, template)
     return [f"model.path: {name}: {problem}" for problem in found]
@@ -94,7 +94,7 @@ def _probed(place: Path, reward: bool, template: str | None) -> list[str]:
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _adapter(source: Source, reward: bool, template: str | None) -> list[str]:
+def _adapter(source: Source, reward: bool) -> list[str]:
     where = f"model.path: {source.place}"
     read = json.loads((source.place / checks.ADAPTER).read_text())
     found = []
@@ -106,4 +106,4 @@ def _adapter(source: Source, reward: bool, template: str | None) -> list[str]:
     if base is None:
         return [*found, f"{where}: an adapter for {read.get('base_model_name_or_path')!r}, which is no folder here; "
                 "name the model to merge it on: model.base=DIR or model.base=org/name"]
-    return found + problems(base, reward, template)
+    return found + problems(base, reward)

@@ -44,8 +44,8 @@ def side_files(path: Path) -> list[Path]:
             and file.suffix not in (*_UNUSED, ".safetensors") and file.name != weights.INDEX]
 
 
-def problems(folder: Folder, template: str | None = None) -> list[str]:
-    """Everything wrong with the files. template: the chat template that was chosen; None: the folder brings one."""
+def problems(folder: Folder, template_given: bool = False) -> list[str]:
+    """Everything wrong with the files; the first things of each kind are named."""
     if "config.json" not in folder.sizes and (files := [n for n in folder.sizes if n.endswith(".gguf")]):
         return [f"a folder of GGUF files; give the path of one: {', '.join(first(sorted(files), 5))}"]
     found = _links(folder.path) + _pointers(folder.path)
@@ -54,9 +54,7 @@ def problems(folder: Folder, template: str | None = None) -> list[str]:
     if "config.json" not in folder.sizes:
         found.append("no config.json, expected the folder that save_pretrained writes")
     found += _quantised(read.get("config.json", {}))
-    found += _tokenizer(folder.sizes)
-    if template is None and not _has_template(folder.path, read):
-        found.append(NO_TEMPLATE)
+    found += _tokenizer(folder.sizes) + ([] if template_given else _template(folder.path, read))
     if not found or not any("git-lfs" in problem for problem in found):
         found += _weights(folder, read.get(weights.INDEX))
     return found
@@ -112,9 +110,12 @@ def _tokenizer(sizes: Mapping[str, int]) -> list[str]:
     return [f"no tokenizer, expected one of {wanted}; copy the tokenizer files of the model it was trained from"]
 
 
-def _has_template(path: Path, read: Mapping[str, Mapping[str, Any]]) -> bool:
-    beside = any((path / name).is_file() for name in ("chat_template.jinja", "chat_template.json"))
-    return beside or bool(read.get("tokenizer_config.json", {}).get("chat_template"))
+def _template(path: Path, read: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    if any((path / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return []
+    if read.get("tokenizer_config.json", {}).get("chat_template"):
+        return []
+    return [NO_TEMPLATE]
 
 
 def _weights(folder: Folder, index: Mapping[str, Any] | None) -> list[str]:

@@ -19,17 +19,13 @@ from pipeline.lm import checks, shapes
 from pipeline.lm.template import turn_end_id
 from pipeline.lm.template_check import NO_TEMPLATE, template_problems
 
-NO_STOP = ("no id ends an answer: generation_config.json and the tokenizer name no EOS and the chat template ends a "
-           "turn with plain text; set eos_token in tokenizer_config.json")
-
 # Named in a tokenizer's configuration for inputs that a text model does not take: no text becomes one of them.
 _OF_OTHER_INPUTS = ("image_token", "boi_token", "eoi_token", "audio_token", "boa_token", "eoa_token", "video_token")
 
 
 def problems(folder: Path, reward: bool, template: str | None = None) -> list[str]:
-    """Everything wrong with configuration, tokenizer and template.
-
-    reward: whether a reward model is to be trained on it. template: the chat template that was chosen, if one was.
+    """Everything wrong with configuration and tokenizer. reward: whether a reward model is to be trained on it;
+    template: the chosen one, None: the tokenizer's own.
     """
     config, found = _config(folder)
     if config is not None:
@@ -38,7 +34,12 @@ def problems(folder: Path, reward: bool, template: str | None = None) -> list[st
     found += unreadable
     if tokenizer is None:
         return found
-    stops, unclear = _stops(tokenizer, folder, template)
+    if template is not None:
+        try:
+            tokenizer.chat_template = shapes.named(template, tokenizer)
+        except UserError as error:
+            return found + error.problems
+    stops, unclear = _stops(tokenizer, config, folder)
     found += unclear
     rows = None if config is None else config.get_text_config().vocab_size
     return found + ([] if rows is None else _ids(tokenizer, config, stops, rows, folder))
@@ -99,17 +100,17 @@ def _tokenizer(folder: Path) -> tuple[Any, list[str]]:
     return tokenizer, []
 
 
-def _stops(tokenizer: Any, folder: Path, template: str | None) -> tuple[list[int], list[str]]:
-    """Every id that can end an answer, as init_model will list them, and what is wrong with the chat template."""
-    try:
-        if template is not None:
-            tokenizer.chat_template = shapes.named(template, tokenizer)
-    except UserError as error:
-        return [], error.problems
-    if found := template_problems(tokenizer):
-        return [], found
+def _stops(tokenizer: Any, config: Any, folder: Path) -> tuple[list[int], list[str]]:
+    """Every id that can end an answer, as init_model will list them."""
+    if tokenizer.chat_template is None:
+        return [], []  # told by the check of the files
+    if unfit := template_problems(tokenizer):
+        return [], unfit
     stops = stop_candidates(folder, tokenizer, turn_end_id(tokenizer))
-    return stops, template_problems(tokenizer, tuple(stops)) if stops else [NO_STOP]
+    if not stops:
+        return [], ["no id ends an answer: generation_config.json and the tokenizer name no EOS and the chat template "
+                    "ends a turn with plain text; set eos_token in tokenizer_config.json"]
+    return stops, template_problems(tokenizer, tuple(stops))
 
 
 def stop_candidates(folder: Path, tokenizer: Any, turn_end: int | None) -> list[int]:
@@ -148,7 +149,7 @@ def _ids(tokenizer: Any, config: Any, stops: Iterable[int], rows: int, folder: P
     return found
 
 
-def gguf_problems(file: Path, template: str | None = None) -> list[str]:
+def gguf_problems(file: Path, template_given: bool = False) -> list[str]:
     """Everything wrong with a GGUF file that its header tells."""
     try:
         from gguf import GGUFReader, dequantize
@@ -167,10 +168,10 @@ def gguf_problems(file: Path, template: str | None = None) -> list[str]:
     if odd:
         found.append(f"weights of type {', '.join(sorted(odd))} cannot be read; take a file of another type (Q8_0, "
                      "F16), or the safetensors folder")
-    return found + _gguf_header(reader, template)
+    return found + _gguf_header(reader, template_given)
 
 
-def _gguf_header(reader: Any, chosen: str | None) -> list[str]:
+def _gguf_header(reader: Any, template_given: bool) -> list[str]:
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     kind, template = (reader.get_field(key) for key in ("general.architecture", "tokenizer.chat_template"))
@@ -178,7 +179,7 @@ def _gguf_header(reader: Any, chosen: str | None) -> list[str]:
     name = "" if kind is None else str(kind.contents())
     found = [] if name.translate({ord("_"): "", ord("-"): ""}) in known else [
         f"architecture {name!r} is not one that transformers reads from GGUF files; take the safetensors folder"]
-    if template is None and chosen is None:
+    if template is None and not template_given:
         found.append(NO_TEMPLATE)
     return found
 
@@ -191,8 +192,8 @@ def main() -> int:
     wanted = json.loads(sys.argv[1])
     place = Path(wanted["place"])
     template = wanted["template"]
-    found = gguf_problems(place, template) if place.is_file() else problems(place, wanted["reward"], template)
-    print(json.dumps(found))
+    print(json.dumps(gguf_problems(place, template is not None) if place.is_file() else problems(
+        place, wanted["reward"], template)))
     return 0
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class Runtime:
 def check(settings: Settings, runtime: Runtime) -> list[str]:
     """What stands in the way of this stage, as messages. Imports nothing heavy, reads no weights."""
     if runtime.source is not None:
-        return acceptance.problems(runtime.source, runtime.reward, settings.chat_template)
+        return acceptance.problems(replace(runtime.source, template=settings.chat_template), runtime.reward)
     if settings.arch is not None and settings.chat_template not in (None, *tiny.TEMPLATES):
         return [f"model.chat_template: {settings.chat_template}, expected {' or '.join(tiny.TEMPLATES)} for a model "
                 "made from nothing"]
@@ -148,7 +148,7 @@ def _given(target: Path, source: Source, context: Context) -> None:
         _taken(_folder(source), target)
     shapes.dress(target, settings.chat_template, settings.date)
     plain = not (source.on_hub or source.gguf or source.adapter)  # planning has seen it as it is
-    if not plain and (problems := acceptance.of_folder(source.path, checks.Folder.of(target), reward, None)):
+    if not plain and (problems := acceptance.of_folder(source.path, checks.Folder.of(target), reward)):
         raise UserError(*problems)
     write_stop_ids(target)
     context.report.count(**round_trip.check(target, context.work / "round_trip", reward, source.path))
@@ -199,8 +199,7 @@ def write_stop_ids(folder: Path) -> None:
         if problems := template_problems(tokenizer, tuple(stops)):
             raise UserError(*(f"model.path: {problem}" for problem in problems))
         stops = probe.stop_candidates(folder, tokenizer, turn_end_id(tokenizer))
-    if not stops:
-        raise UserError(f"model.path: {probe.NO_STOP}")
+    assert stops, "an answer that no listed id ends is a fault of the template"
     path.write_text(json.dumps({**config, "eos_token_id": stops}, indent=2, sort_keys=True) + "\n")
 
 

@@ -88,7 +88,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "outward link": (outward, "a link that leads out of the folder", "put a copy there"),
     "config": (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON", "copy it again"),
     "generation config": (lambda f: (f / "generation_config.json").write_text("[1]"), "holds a list", "copy it again"),
-    "no template": (lambda f: (f / "chat_template.jinja").unlink(), "no chat template", "put the template"),
+    "no template": (lambda f: (f / "chat_template.jinja").unlink(), "no chat template", "model.chat_template=FILE"),
     "family": (lambda f: edit(f / "config.json", model_type="llama99"), "knows no model_type 'llama99'", "of a family"),
     "custom code": (lambda f: edit(f / "config.json", model_type="mine", auto_map={"AutoConfig": "c.C"}),
                     "needs code that comes with it", "take a model of a family"),

@@ -85,7 +85,7 @@ def test_the_folder_of_a_file_is_the_model_that_was_written(tiny_model: Path, tm
 def test_what_the_header_tells(tiny_model: Path, tmp_path: Path):
     assert probe.gguf_problems(write(tiny_model, tmp_path / "good.gguf")) == []
     bare = write(tiny_model, tmp_path / "bare.gguf", template=False)
-    assert probe.gguf_problems(bare) == [NO_TEMPLATE] and probe.gguf_problems(bare, "plain") == []
+    assert probe.gguf_problems(bare) == [NO_TEMPLATE] and probe.gguf_problems(bare, template_given=True) == []
     (problem,) = probe.gguf_problems(write(tiny_model, tmp_path / "odd.gguf", architecture="llama99"))
     assert "architecture 'llama99' is not one that transformers reads" in problem
 

@@ -131,9 +131,9 @@ def test_a_given_model_is_the_same_for_every_seed(model, tmp_path):
     """And for every data set: neither is in its key. The weights of a made one come from both."""
     first, second = (plan.step_key(tmp_path, step(model, seed), {}) for seed in (0, 1))
     assert first == second
-    assert init_model.STAGE.wanted(build(init_model.Settings, {})) == set()
+    assert "data" not in init_model.STAGE.wanted(build(init_model.Settings, {}))
     scratch = build(init_model.Settings, {"arch": ARCH, "chat_template": "roles"})
-    assert init_model.STAGE.wanted(scratch) == {"data"} and init_model.STAGE.seeded(scratch)
+    assert "data" in init_model.STAGE.wanted(scratch) and init_model.STAGE.seeded(scratch)
 
 
 def test_weights_are_shared_and_a_change_of_them_is_found(model, tmp_path):
@@ -198,12 +198,17 @@ def test_a_model_without_a_template_takes_one(model, tmp_path):
 
 
 def test_a_template_that_is_unfit_is_refused_before_anything_is_computed(model, tmp_path):
+    """Planning tries it: given by the setting, or the folder's own."""
+    folder = base_model(model, tmp_path / "base")
     for text, found in (("{{ oops", "the chat template cannot be used: "),
                         ("{% for m in messages %}{{ m['content'] + '<|end|>' }}{% endfor %}<|bos|>", "BOS tokens")):
         own = tmp_path / "own.jinja"
         own.write_text(text)
-        with pytest.raises(UserError, match=found):
-            given_template(tmp_path / "work", base_model(model, tmp_path / found[:3]), chat_template=str(own))
+        problems = init_model.check(init_model.Settings(chat_template=str(own)), init_model.Runtime(str(folder)))
+        own.rename(folder / "chat_template.jinja")
+        assert problems == init_model.check(init_model.Settings(), init_model.Runtime(str(folder)))
+        assert any(found in problem for problem in problems)
+        assert all(problem.startswith(f"model.path: {folder}: ") for problem in problems)
     assert problems_of(init_model.Settings, {"chat_template": "chatmll"}, "s") == [
         "s.chat_template: 'chatmll' is no file, expected a file of Jinja or one of roles, chatml, plain (did you mean "
         "chatml?)"]
