@@ -54,7 +54,7 @@ def show_plan(overrides: list[str]) -> int:
                  ["step", "stage", "", "key", "made by", "inputs"], rows)
     if lines := trainings.rows(prepared.workspace, planned):
         screen.table("", trainings.COLUMNS, lines)
-    screen.say(str(estimate(prepared.run.config, planned)))
+    screen.paragraph(str(estimate(prepared.run.config, planned)))
     for problem in shortage(prepared.run.config, prepared.workspace, planned):
         screen.say(f"warning: {problem}")
     return 0
@@ -89,7 +89,7 @@ def run_stage(step: str, overrides: list[str], force: bool) -> int:
 
 def _say_notes(prepared: CheckedRun) -> None:
     for note in prepared.notes:
-        screen.say(f"note: {note}")
+        screen.paragraph(f"note: {note}")
 
 
 def _all_cached(prepared: CheckedRun, record: runs.Run, planned: list[Planned], started: float) -> int:

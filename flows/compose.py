@@ -122,7 +122,8 @@ def compose(overrides: list[str], *, conf: Path = CONF) -> Composed:
     except OmegaConfBaseException as error:
         raise UserError(*problems, _first_line(error)) from None
     wrong = problems_of(Top, {field.name: plain[field.name] for field in dataclasses.fields(Top)})
-    problems += wrong or policies.apply(plain)
+    told = {problem.partition(":")[0].partition(".")[0] for problem in wrong}
+    problems += wrong + [problem for problem in policies.apply(plain) if problem.partition(":")[0] not in told]
     trainings.share_prompts(plain)
     problems += problems_of(settings.Hardware, plain["hardware"], "hardware")
     plain["workspace"] = str(Path(str(plain["workspace"])).expanduser().resolve())

@@ -45,33 +45,35 @@ def values_for(raw: dict[str, Any], given: dict[str, Any]) -> tuple[list[tuple[s
 
 def apply(config: dict[str, Any]) -> list[str]:
     """Write the words into the recipe's steps, in place. Returns what is wrong with them."""
-    recipe, problems = config["recipe"] or {}, list[str]()
+    recipe, problems = config.get("recipe") or {}, list[str]()
     trains = any(isinstance(block, dict) and "train" in block for block in recipe.values())
     folders: dict[str, str] = {}
     roles = {role: _expressions(role, config[role], folders, problems) for role in ROLES}
     problems += _contradictions(config, trains, "sft" in (recipe.get("once") or {}), folders)
-    if problems or not trains:
+    if not trains:
         return problems
     for block in ("once", "each"):
-        for node in recipe.get(block, {}).values():
+        for node in (recipe.get(block) or {}).values():
             inputs = {name: roles[value[1:]] if value in ("$start", "$reference") else value
                       for name, value in (node.get("inputs") or {}).items()
                       if name != "optimizer" or config["train"]["keep_optimizer"]}
             node |= {"inputs": inputs} if inputs else {}
     if isinstance(roles["reference"], dict) or "[i-1]" in roles["reference"]:
         _follow(recipe)
-    once, template = recipe["once"], {} if config["model"].get("path") else {"chat_template": None}
+    once, template = recipe.get("once") or {}, {} if config["model"].get("path") else {"chat_template": None}
     given = {name: {"stage": "init_model", "inputs": {"policy": "init/model"}, "runtime": {"path": folder},
                     "settings": {"arch": None, **template}} for folder, name in folders.items()}
-    recipe["once"] = {"data": once["data"], "init": once["init"], **given, **once}
-    if config["sft"] == "none":
+    recipe["once"] = {**{name: once[name] for name in ("data", "init") if name in once}, **given, **once}
+    if config["sft"] == "none" and "sft" in once:
         del recipe["once"]["sft"]
         config["recipe"] = _replaced(recipe)
-    return []
+    return problems
 
 
 def _by_iteration(word: Any) -> dict[int, Any]:
-    return {int(key): value for key, value in word.items()} if isinstance(word, dict) else {1: word}
+    if not isinstance(word, dict):
+        return {1: word}
+    return {int(key): value for key, value in word.items() if str(key).isdigit()}  # others are told by their type
 
 
 def _expressions(role: str, word: Policy, folders: dict[str, str], problems: list[str]) -> Any:
@@ -87,10 +89,10 @@ def _expressions(role: str, word: Policy, folders: dict[str, str], problems: lis
         else:
             step = folders.setdefault(str(Path(name).expanduser().resolve()), f"given_{'abcdefgh'[len(folders) % 8]}")
             found[iteration] = f"{step}/model"
-    if found and min(found) > 1:
+    if not found or min(found) > 1:
         found[1] = MODELS["sft"]
     same = len(set(found.values())) == 1 and "[i-1]" not in next(iter(found.values()))
-    return found.get(1, MODELS["sft"]) if same or not isinstance(word, dict) else dict(sorted(found.items()))
+    return found[1] if same or not isinstance(word, dict) else dict(sorted(found.items()))
 
 
 def _contradictions(config: dict[str, Any], trains: bool, fine_tunes: bool, folders: dict[str, str]) -> list[str]:
@@ -133,7 +135,7 @@ def _follow(recipe: dict[str, Any]) -> None:
             node["inputs"] = {**node["inputs"], "groups": train["inputs"]["groups"],
                               "model": train["inputs"]["reference_model"]}
             train["inputs"] = {**train["inputs"], "reference": f"{name}[i]/logps"}
-    recipe["once"].pop("pref_reference", None)
+    (recipe.get("once") or {}).pop("pref_reference", None)
 
 
 def _replaced(node: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from typing import Any
 
@@ -71,6 +72,11 @@ class Screen(Observer):
 
 def say(text: str) -> None:
     console.print(text, markup=False)
+
+
+def paragraph(text: str) -> None:
+    """A sentence, broken between words where a terminal is narrower."""
+    say(textwrap.fill(text, console.width, subsequent_indent="  ") if console.is_terminal else text)
 
 
 def problems(texts: list[str]) -> None:

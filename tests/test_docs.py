@@ -237,7 +237,7 @@ def known_keys() -> frozenset[str]:
             if isinstance(data, dict):
                 found |= {str(key) for key in data}
                 waiting += data.values()
-    for file in (ROOT / "pipeline").rglob("*.py"):
+    for file in [*(ROOT / "pipeline").rglob("*.py"), ROOT / "flows" / "settings.py"]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ClassDef):
                 found |= {ast.unparse(field.target) for field in node.body if isinstance(field, ast.AnnAssign)}

@@ -32,7 +32,7 @@ HOMES = {
     "uvicorn": ("flows/dashboard/",),
 }
 MOST_LINES = 16500  # of code: docs/decisions/003-size.md
-MOST_YAML = 90  # files of conf
+MOST_YAML = 90  # files of conf, those of conf/published apart: each holds one paper's values
 # Distribution name -> the name it is imported by, where they differ.
 IMPORT_NAMES = {"hydra-core": "hydra", "pyyaml": "yaml"}
 
@@ -239,4 +239,5 @@ def test_what_conf_says_of_stages_is_of_stages_that_are_there():
 
 def test_conf_stays_small():
     """A file stands where it differs from a dataclass's defaults, brings companions, or explains."""
-    assert len(list((ROOT / "conf").rglob("*.yaml"))) <= MOST_YAML
+    files = [path for path in (ROOT / "conf").rglob("*.yaml") if path.parent.name != "published"]
+    assert len(files) <= MOST_YAML

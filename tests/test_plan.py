@@ -156,7 +156,7 @@ def test_files_found_good_are_read_once_and_again_when_they_change(tmp_path, mon
     data.mkdir()
     (data / "a.jsonl").write_text('{"prompt": "q", "completion": "a"}\n')
     monkeypatch.setattr(import_data, "STAGE", replace(
-        import_data.STAGE, check=lambda *given: read.append(1) or import_data.check(*given)))
+        import_data.STAGE, foresee=lambda *given: read.append(1) or import_data.foresee(*given)))
 
     def check(**settings):
         config = _config(LOOP)

@@ -38,6 +38,7 @@ def small_run(small_world: Path, tiny_model: Path, vllm_service) -> list[str]:
         f"data.root={small_world}",
         "model=path",
         f"model.path={tiny_model}",
+        "trainer=scratch",
         "model.max_prompt_tokens=120",
         "model.max_completion_tokens=100",
         "sampling.prompts_per_iteration=24",

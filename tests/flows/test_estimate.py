@@ -23,11 +23,11 @@ def test_a_plan_counts_samples_training_and_weights(tmp_path):
              "sampling.max_tokens=5", "trainer.preference.max_steps=3", "trainer.preference.batch_size=2")
     found, config, weights = estimated(tmp_path, *words)
     longest = config["model"]["max_prompt_tokens"] + config["model"]["max_completion_tokens"]
-    assert found.sampled_tokens == 10 * 4 * 5
-    assert found.flops == pytest.approx(weights * (2 * 200 + 6 * 3 * 2 * 2 * longest))
+    assert found.sampled_tokens == (10 + 2 * 140) * 4 * 5  # the SFT model and the policy answer 140 evaluation prompts
+    assert found.flops == pytest.approx(weights * (2 * 5800 + 6 * 3 * 2 * 2 * longest))
     models = 3 + 3  # made, after sft, the reward model; the policy with its optimizer, as online_dpo keeps it
     kept = 3 * config["hardware"]["training"]["keep_checkpoints"]
-    assert found.disk == pytest.approx(200 * 12 + 4 * weights * (models + kept))
+    assert found.disk == pytest.approx(5800 * 12 + 4 * weights * (models + kept))
 
 
 def test_a_kept_optimizer_is_two_more_copies_of_the_weights(tmp_path):

@@ -41,7 +41,7 @@ def test_a_key_that_feeds_a_stage_is_explained_by_the_stage() -> None:
     assert found["sampling.temperatures"].value == [1.0]
     assert found["sampling.max_tokens"] == Setting(
         "sampling.max_tokens", "a whole number, 1 <= x", 300, "per completion, its stop token included")
-    assert {item.key for item in settings_of("trainer", "default")} >= {"trainer.sft.lr", "trainer.reward.adapter.r"}
+    assert {item.key for item in settings_of("trainer", "scratch")} >= {"trainer.sft.lr", "trainer.reward.adapter.r"}
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -77,7 +77,8 @@ def test_stages_are_listed(capsys) -> None:
 
 def test_a_block_without_options_lists_its_settings(capsys) -> None:
     assert [line for line in lines(capsys, "train") if line[:1].strip()] == [
-        "train.weigh_prompts = false", 'train.score = "reward"', "train.weights = []"]
+        "train.weigh_prompts = false", "train.keep_optimizer = true", 'train.score = "reward"', "train.weights = []",
+        "train.ema = null"]
 
 
 @pytest.mark.parametrize("group", settings.groups(CONF))
@@ -93,7 +94,7 @@ def test_the_groups_are_listed(capsys) -> None:
     printed = lines(capsys)
     assert [line.split()[0] for line in printed[:len(GROUPS) + 3]] == [*settings.groups(CONF), "train", "stage"]
     top = [line.split(" = ")[0] for line in printed if line[:1].strip() and " = " in line]
-    assert top == ["run", "workspace", "precision", "seed", "iterations"]
+    assert top == ["run", "workspace", "start", "reference", "precision", "seed", "iterations", "sft"]
     assert max(map(len, printed)) <= WIDTH
 
 

@@ -54,5 +54,5 @@ def test_the_users_word_wins_and_rates_stay_with_their_trainer(tiny_model: Path)
     assert composed.config["objective"]["beta"] == 0.5
     trainer = steps["train[1]"].settings.trainer
     assert (trainer.lr, trainer.adapter.kind, trainer.batch_size) == (1e-5, "lora", 128)
-    assert composed.notes[0] == ("published=zephyr brings 16 values, with the source of each in "
+    assert composed.notes[0] == ("published=zephyr brings 15 values, with the source of each in "
                                  "conf/published/zephyr.yaml")

@@ -10,7 +10,7 @@ from pipeline import tables
 from pipeline.config import problems_of
 from pipeline.errors import UserError
 from pipeline.records import Group, Message
-from pipeline.stage import Context, Reporter
+from pipeline.stage import Context, Reporter, keyed
 from pipeline.stages import select_prompts
 from pipeline.stages.select_prompts import Settings, slice_of
 
@@ -81,3 +81,18 @@ def test_the_table_has_the_prompts_with_their_ids_and_iteration(tmp_path: Path) 
 def test_settings_have_limits() -> None:
     assert problems_of(Settings, {"iteration": 0, "count": 0}) == [
         "iteration: 0 is out of range, expected 1 <= x", "count: 0 is out of range, expected 1 <= x"]
+
+
+def test_without_a_number_the_iterations_that_sample_share_all_prompts() -> None:
+    """100 prompts, iterations 2 to 4: 33 each, all different; five iterations cannot share four prompts."""
+    slices = [slice_of(IDS, Settings(i, None, first=2, last=4), 3) for i in (2, 3, 4)]
+    assert [len(s) for s in slices] == [33] * 3 and len(set().union(*slices)) == 99
+    assert slice_of(IDS, Settings(2, None, first=2, last=2), 3) == taken(IDS, 2, 100, seed=3, first=2)
+    with pytest.raises(UserError, match=r"^iterations: 5 share 4 unlabeled prompts"):
+        slice_of(IDS[:4], Settings(1, None, last=5), 3)
+    assert problems_of(Settings, {"iteration": 2, "count": None})[0].startswith("last: None with count null")
+
+
+def test_a_number_leaves_the_key_as_it_was() -> None:
+    assert keyed(Settings(1, 20)) == {"iteration": 1, "count": 20, "first": 1}
+    assert keyed(Settings(1, None, last=2)) == {"iteration": 1, "count": None, "first": 1, "last": 2}

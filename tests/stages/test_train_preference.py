@@ -215,3 +215,24 @@ def test_negatives_that_an_objective_cannot_take(objective, said):
     settings = {"objective": {"module": f"pipeline.objectives.{objective}"},
                 "negatives": {"module": "pipeline.negatives.mc", "m": 2}}
     assert problems_of(train_preference.Settings, settings) == ([] if said is None else [said])
+
+
+def test_averaged_weights_are_written_as_a_second_model(world, tmp_path):
+    """decay 0: the average is the model itself; 0.9: nearer to the start. With adapters their factors are averaged."""
+    def trained(name: str, **settings) -> Path:
+        return run(train_preference, tmp_path / name, {**DPO, **settings}, RUNTIME, model=world.sft,
+                   groups=world.ids / "pref", reference=world.refs)
+
+    def weights(folder: Path) -> torch.Tensor:
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    plain, same, calm = trained("plain"), trained("same", ema=0.0), trained("calm", ema=0.9)
+    assert not (plain / "ema").exists()
+    assert torch.equal(weights(plain / "model"), weights(same / "model"))
+    assert torch.equal(weights(same / "model"), weights(same / "ema" / "model"))
+    start, end, averaged = weights(world.sft), weights(calm / "model"), weights(calm / "ema" / "model")
+    assert 0 < (averaged - start).norm() < (end - start).norm()
+    adapter = trained("lora", ema=0.9, trainer={**TRAINER, "adapter": {"kind": "lora", "r": 4}})
+    moved = [(weights(adapter / part) - start).norm() for part in ("ema/model", "model")]
+    assert 0 < moved[0] < moved[1] and (adapter / "ema" / "adapter").is_dir()

@@ -29,6 +29,16 @@ def test_schedules(schedule, expected):
     assert [lr_factor(settings, s, 6) for s in range(6)] == pytest.approx(expected)
 
 
+def test_a_warm_up_below_1_is_a_share_of_all_steps():
+    """A quarter of 8 steps is as 2 steps, a tenth of 8 is rounded up to 1; 2.5 steps are none."""
+    def factors(warmup):
+        return [lr_factor(TrainerSettings(schedule="linear", warmup_steps=warmup), s, 8) for s in range(8)]
+
+    assert factors(0.25) == factors(2) != factors(3) and factors(0.1) == factors(1)
+    (problem,) = problems_of(TrainerSettings, {"warmup_steps": 2.5}, "trainer")
+    assert problem == "trainer.warmup_steps: 2.5, expected a whole number, or a share below 1"
+
+
 def test_decay_ends_at_the_minimum():
     settings = TrainerSettings(schedule="linear", min_lr_ratio=0.1)
     assert lr_factor(settings, 10, 10) == pytest.approx(0.1) and lr_factor(settings, 99, 10) == pytest.approx(0.1)
