@@ -37,7 +37,7 @@ from flows.machine import automatic, precision_of
 from flows.renamed import problems_of_steps, renamed
 from pipeline.config import flat, problems_of, setting
 from pipeline.errors import UserError, nearest
-from pipeline.runs import NAME
+from pipeline.runs import MOVED, NAME
 
 CONF = settings.ROOT / "conf"
 COMPANIONS, STEPS, PUBLISHED = "companions", "steps", "published"
@@ -235,6 +235,8 @@ def _sort_out(overrides: list[str], conf: Path, problems: list[str]) -> tuple[di
                 choices[key] = option
         elif renamed(key) != key:
             problems.append(f"{key}: is now {renamed(key)}")
+        elif str(parsed.value()) in MOVED:
+            problems.append(f"{key}: {parsed.value()} is now {MOVED[str(parsed.value())]}")
         else:
             values.append((key, parsed.value()))
     return choices, values

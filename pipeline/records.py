@@ -5,8 +5,6 @@ first, 1 + M ranked candidates with the preferred first), so there is one table 
 trainer. Nothing here imports more than the standard library.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 STOP = "stop"  # the completion ended by a stop token, which is its last token id

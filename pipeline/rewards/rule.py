@@ -6,8 +6,6 @@ gets the conversation (each turn with "role" and "content") and the completion, 
 better. It must be importable where stages run and give the same answer every time.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from collections.abc import Callable, Sequence

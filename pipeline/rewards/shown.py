@@ -60,10 +60,9 @@ def reader(folder: Path, of: str) -> Encoder:
     return template.Encoder(tokenizer, of=of)
 
 
-def scored(
-    encoder: Encoder, groups: Sequence[Group], longest: int | None,
-    scores: Callable[[list[Example]], Sequence[Sequence[Any]]], nothing: Any, fewest: int = 0,
-) -> list[list[Any]]:
+def scored(encoder: Encoder, groups: Sequence[Group], longest: int | None,
+           scores: Callable[[list[Example]], Sequence[Sequence[Any]]], nothing: Any,
+           fewest: int = 0) -> list[list[Any]]:
     """One list per group, one score per completion.
 
     Args:

@@ -246,3 +246,11 @@ def test_a_folder_of_gguf_files_is_told_to_name_one(tmp_path: Path):
     for name in ("model-q4.gguf", "model-q8.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
     assert found(tmp_path) == ["a folder of GGUF files; give the path of one: model-q4.gguf, model-q8.gguf"]
+
+
+def test_a_chosen_template_stands_for_the_folders_own(folder: Path):
+    """With one chosen, none is missed; one that this vocabulary cannot write is told."""
+    (folder / "chat_template.jinja").unlink()
+    assert acceptance.problems(Source(str(folder), template="plain"), reward=False) == []
+    (problem,) = acceptance.problems(Source(str(folder), template="chatml"), reward=False)
+    assert problem.startswith(f"model.path: {folder}: model.chat_template: chatml needs <|im_start|>")
