@@ -21,7 +21,7 @@ _NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _KNOWN = "hub-revisions.json"  # of a workspace: what each name meant when it was first used there
 _SMALL = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
-_CODE, _WEIGHTS = ["*.py"], ["*.safetensors"]
+_WEIGHTS = ["*.safetensors"]
 
 
 def named(text: str) -> tuple[str, str | None] | None:
@@ -70,7 +70,7 @@ def fetched(text: str, weights: bool) -> Path:
     import huggingface_hub
 
     repo, revision = named(text) or (text, None)
-    wanted = [*_SMALL, *_CODE, *(_WEIGHTS if weights else [])]
+    wanted = [*_SMALL, *(_WEIGHTS if weights else [])]
     try:
         return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=wanted,
                                                       ignore_patterns=["*/*"]))

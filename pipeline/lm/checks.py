@@ -20,7 +20,7 @@ GENERATION = "generation_config.json"
 _JSON = ("config.json", GENERATION, "tokenizer_config.json", "special_tokens_map.json", ADAPTER, weights.INDEX)
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"), ("tekken.json",))
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_UNUSED = (*_PICKLES, ".md", ".gguf", ".h5", ".msgpack", ".onnx")
+_UNUSED = (*_PICKLES, ".py", ".md", ".gguf", ".h5", ".msgpack", ".onnx")
 _POINTER = b"version https://git-lfs"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 

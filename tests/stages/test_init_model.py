@@ -81,12 +81,13 @@ def test_from_a_folder(model, tmp_path):
     elsewhere = shutil.copytree(model, tmp_path / "elsewhere")
     (elsewhere / "generation_config.json").write_text('{"temperature": 0.7}')
     (elsewhere / "old.bin").write_bytes(b"not read")
+    (elsewhere / "modeling_mine.py").write_text("raise SystemExit")
     made = make(tmp_path / "work", None, path=elsewhere)
     assert (made / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
     stops = json.loads((model / "generation_config.json").read_text())["eos_token_id"]
     assert json.loads((made / "generation_config.json").read_text()) == {"temperature": 0.7, "eos_token_id": stops}
     listed = init_model.files(init_model.Settings(), init_model.Runtime(str(elsewhere)))
-    assert {p.name for p in listed} == {p.name for p in elsewhere.iterdir()} - {"old.bin"}
+    assert {p.name for p in listed} == {p.name for p in elsewhere.iterdir()} - {"old.bin", "modeling_mine.py"}
 
 
 def test_every_problem_of_a_folder_at_once(tmp_path):
