@@ -46,7 +46,7 @@ def show_plan(overrides: list[str]) -> int:
     _say_notes(prepared)
     rows = []
     for item in planned:
-        state = "cached" if item.cached else "run" if item.key else "run, after its inputs"
+        state = "cached" if item.cached else "run" if item.key or not item.step.inputs else "run, after its inputs"
         origin = item.artifact.manifest.get("run", "") if item.artifact else ""
         inputs = ", ".join(str(ref) for refs in item.step.inputs.values() for ref in refs)
         rows.append([item.step.name, item.step.stage, state, item.key or "", origin, inputs])

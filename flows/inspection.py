@@ -158,6 +158,9 @@ def explain(step: str, overrides: list[str]) -> int:
     item = planned[step]
     if item.key is None:
         waiting = [str(r) for refs in item.step.inputs.values() for r in refs if not planned[r.step].cached]
+        if not waiting:
+            screen.say(f"{step} has no key yet: its files are large, and hashed when it runs")
+            return 0
         screen.say(f"{step} has no key yet: its inputs {', '.join(waiting)} do not exist")
         for name in dict.fromkeys(w.partition("/")[0] for w in waiting):
             screen.say(f"look there first: align explain {name} run={prepared.run.name}")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows import policies, settings, trainings
+from flows import models, policies, settings, trainings
 from flows.compose import Composed, compose, is_later
 from flows.inspection import FREE, compared
 from flows.renamed import translated
@@ -37,7 +37,7 @@ def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = 
 
     A run that is only named goes on with the configuration it was started with, even where the defaults have changed.
     """
-    typed = [_absolute(o) for o in overrides]
+    typed = models.pinned([_absolute(o) for o in overrides])
     changed = {step: [_absolute(o) for o in words] for step, words in (step_overrides or {}).items()}
     record = _named(typed)
     try:
@@ -115,7 +115,7 @@ def _named(typed: list[str]) -> runs.Run | None:
     given = dict(o.partition("=")[::2] for o in typed)
     if "recipe" in given or "run" not in given:
         return None
-    workspace = Path(given.get("workspace", "workspace")).expanduser().resolve()
+    workspace = models.workspace(typed)
     record = _loaded(workspace, given["run"])
     if record is None:
         known = runs.names(workspace)
@@ -170,6 +170,7 @@ def expand(composed: Composed, own: dict[str, Composed] | None = None) -> list[S
     countable = isinstance(iterations, int) and iterations >= 1
     readable = {"recipe": {}, **composed.config, "iterations": iterations if countable else 2}
     steps, problems = plan.try_expand(readable, {step: other.config for step, other in own.items()})
+    steps = models.with_reward_model(steps)
     problems += problems_of(tracking.Settings, composed.config["tracking"], "tracking")
     problems += _contradictions(readable)
     problems += plan.check(Path(composed.config["workspace"]), steps)
@@ -267,6 +268,7 @@ def _absolute(override: str) -> str:
     if key in policies.ROLES and not value.startswith("{") and ("/" in value or Path(value).is_dir()):
         return f"{key}={Path(value).expanduser().resolve()}"
     local = key in settings.PATHS and value not in ("", "null") and not value.startswith("builtin:")
+    local = local and not models.on_hub(key, value)
     return f"{key}={Path(value).expanduser().resolve()}" if local else override
 
 

@@ -31,8 +31,8 @@ from pipeline.errors import nearest
 from pipeline.stage import load
 
 ROOT = Path(__file__).resolve().parent.parent
-PATHS = ("data.root", "model.path", "reward.path", "reward.base", "reward.weak", "reward.scorer.policy",
-         "reward.scorer.reference")
+PATHS = ("data.root", "model.path", "model.base", "reward.path", "reward.base", "reward.weak",
+         "reward.scorer.policy", "reward.scorer.reference")
 BARE = "bare"  # a part with `bare: true` gets no defaults: what it names is all of it
 _WIRE = re.compile(r"^\$\{([a-z_][\w.]*)\}$")
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from flows import machine, screen
 from pipeline import plan
 from pipeline.config import flat
@@ -27,7 +29,9 @@ def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tupl
 
     raw: the groups as composed. known: the keys that are set otherwise, which win.
     """
-    trainer, weights = raw["trainer"], pretrained_weights({**raw["model"], **_under("model", known)})
+    # The path of a preset is an expression.
+    place = known.get("model.path", OmegaConf.select(OmegaConf.create(raw), "model.path"))
+    trainer, weights = raw["trainer"], pretrained_weights({"path": place})
     module = str({**(raw["objective"] or {}), **_under("objective", known)}.get("module"))
     name = module.rpartition(".")[2]
     found = {f"a model of {screen.number(weights)} weights": node for bound, node in

@@ -46,6 +46,11 @@ class Problems:
             raise UserError.of(self.shown, self.most, self.number)
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """The first line of another library's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:most]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """' (did you mean a, b?)' for the closest known names, or the list of all when none is close."""
     names = sorted(known)

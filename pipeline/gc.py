@@ -116,5 +116,6 @@ def size(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # somebody else is removing it
-            total += path.stat().st_size if path.is_file() else 0
+            found = path.lstat()
+            total += found.st_size if path.is_file() and found.st_nlink == 1 else 0  # the user's file stays
     return total

@@ -23,6 +23,7 @@ from pipeline.stage import Kinds, Stage, keyed
 from pipeline.stage import load as load_stage
 from pipeline.wiring import Ref
 
+_HASHED_AT_PLAN = 2**30  # bytes: about a second; a model of 16 GB is hashed when its step runs
 _STEP_KEYS = {"stage", "inputs", "settings", "runtime", "when", "from"}
 
 
@@ -195,10 +196,15 @@ class Planned:
         return self.artifact is not None
 
 
-def look_up(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> Planned:
-    """The step's key and, if it is there, its artifact. `done` holds the artifacts of the steps before it."""
+def look_up(workspace: Path, step: Step, done: dict[str, store.Artifact], planning: bool = False) -> Planned:
+    """The step's key and, if it is there, its artifact. `done` holds the artifacts of the steps before it.
+
+    planning: leave the key open where it takes the hash of large files that nobody has hashed yet.
+    """
     refs = [ref for group in step.inputs.values() for ref in group]
     if any(ref.step not in done for ref in refs):
+        return Planned(step, None, None)
+    if planning and store.unread(workspace, step.plugin.files(step.settings, step.runtime)) > _HASHED_AT_PLAN:
         return Planned(step, None, None)
     key = step_key(workspace, step, done)
     return Planned(step, key, store.find(workspace, step.stage, key))
@@ -209,7 +215,7 @@ def look_up_all(workspace: Path, steps: list[Step]) -> list[Planned]:
     done: dict[str, store.Artifact] = {}
     planned = []
     for step in steps:
-        item = look_up(workspace, step, done)
+        item = look_up(workspace, step, done, planning=True)
         planned.append(item)
         if item.artifact is not None:
             done[step.name] = item.artifact
@@ -225,7 +231,7 @@ def _checked(workspace: Path, step: Step) -> tuple[list[str], dict[str, int]]:
         see = stage.foresee
         return (stage.check(step.settings, step.runtime), {}) if see is None else see(step.settings, step.runtime)
 
-    if not files:
+    if not files and not stage.sources(step.settings, step.runtime):
         return check()
     what = [step.stage, stage.version, dataclasses.asdict(step.settings), dataclasses.asdict(step.runtime)]
     return store.checked(workspace, what, files, check)
@@ -247,6 +253,8 @@ def key_parts(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> d
     if files := stage.files(step.settings, step.runtime):
         hashes = store.cached_hashes(workspace, files)
         inputs["files"] = [f"{path.name}:{digest}" for path, digest in hashes.items()]
+    if names := stage.sources(step.settings, step.runtime):
+        inputs["sources"] = names
     return {"version": stage.version, "settings": _without_paths(keyed(step.settings), files),
             "inputs": inputs, "seed": step.seed if settled(stage.seeded, step.settings) else None}
 
@@ -281,7 +289,7 @@ def check(workspace: Path, steps: list[Step]) -> list[str]:
     done: dict[str, store.Artifact] = {}
     for step in steps:
         try:
-            item = look_up(workspace, step, done)
+            item = look_up(workspace, step, done, planning=True)
             found = list[str]()
             if item.artifact is not None:
                 done[step.name] = item.artifact

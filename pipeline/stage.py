@@ -169,6 +169,9 @@ class Stage:
     files: Callable[[Any, Any], list[Path]] = lambda settings, runtime: []
     """(settings, runtime) -> the files from outside it reads: their content is part of the key."""
 
+    sources: Callable[[Any, Any], list[str]] = lambda settings, runtime: []
+    """(settings, runtime) -> names that stand for content elsewhere, with its revision: part of the key as well."""
+
     check: Callable[[Any, Any], list[str]] = lambda settings, runtime: []
     """(settings, runtime) -> problems that can be known before anything runs."""
 

@@ -219,6 +219,12 @@ def cached_hashes(workspace: Path, files: list[Path]) -> dict[Path, str]:
     return found
 
 
+def unread(workspace: Path, files: list[Path]) -> int:
+    """Bytes that `cached_hashes` would read: of the files whose hashes it does not remember."""
+    known = _remembered(workspace)
+    return sum(path.stat().st_size for path in files if _identity(path) not in known)
+
+
 def checked(workspace: Path, what: Any, files: list[Path], check: Callable[[], tuple[list[str], dict[str, int]]]
             ) -> tuple[list[str], dict[str, int]]:
     """The problems `check` finds in files from outside, and what it counts there. Of files found good both are

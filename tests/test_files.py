@@ -66,3 +66,22 @@ def test_a_lock_names_its_holder_and_is_free_when_the_holder_dies(tmp_path):
     with files.locked(path, "me", wait=5):
         assert path.read_text() == "me"
     assert not files.is_locked(path)
+
+
+def test_a_shared_file_takes_no_second_copy(tmp_path, monkeypatch):
+    """A clone or a hard link survives the removal of the first name; on another file system it is a symbolic link."""
+    (tmp_path / "a").write_bytes(b"x" * 4096)
+    files.share(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"x" * 4096 and not (tmp_path / "b").is_symlink()
+
+    def elsewhere(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(files.fcntl, "ioctl", elsewhere)
+    files.share(tmp_path / "a", tmp_path / "linked")
+    assert (tmp_path / "linked").samefile(tmp_path / "a")
+    monkeypatch.setattr(files.os, "link", elsewhere)
+    files.share(tmp_path / "a", tmp_path / "pointing")
+    assert (tmp_path / "pointing").readlink() == (tmp_path / "a").resolve()
+    (tmp_path / "a").unlink()
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "linked").read_bytes() == b"x" * 4096

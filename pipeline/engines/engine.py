@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.records import LENGTH, STOP
 
 FACTS = "config.json"
@@ -140,27 +140,41 @@ def adapter_rank(model: Path) -> int:
 
 
 def model_facts(model: Path) -> ModelFacts:
-    """Read a Hugging Face folder's stop ids, vocabulary size and context length; of an adapter's base if it is one.
+    """Stop ids, vocabulary size and context length of a Hugging Face folder; of an adapter's base if it is one.
 
-    Stop ids are every `eos_token_id` of generation_config.json, else of config.json. Raises UserError where one
-    of the three is not to be found.
+    Stop ids are every `eos_token_id` of generation_config.json, else of config.json. The other two are as config.json
+    states them, else as transformers resolves them: families name them in their own ways, and leave defaults out.
+    Raises UserError where one of the three is not to be found.
     """
     model = adapter_base(model) or model
     config = _json(model / FACTS)
-    config = {**config, **config.get("text_config", {})}
+    config = {**config, **(config.get("text_config") or {})}
     generation = _json(model / "generation_config.json") if (model / "generation_config.json").exists() else {}
     stop = generation.get("eos_token_id", config.get("eos_token_id"))
     stop_ids = tuple(stop) if isinstance(stop, list) else (stop,) if isinstance(stop, int) else ()
+    numbers: dict[str, Any] = {key: config.get(key) for key in ("vocab_size", "max_position_embeddings")}
+    if not all(isinstance(number, int) for number in numbers.values()):
+        numbers = _resolved(model, *numbers)
     problems = []
     if not stop_ids:
         problems.append(f"{model}: no eos_token_id in generation_config.json or {FACTS}, so sampling would never stop; "
                         f"add it there")
-    for key in ("vocab_size", "max_position_embeddings"):
-        if not isinstance(config.get(key), int):
-            problems.append(f"{model / FACTS}: no {key}, expected a whole number")
+    problems += [f"{model / FACTS}: no {key}, expected a whole number" for key, number in numbers.items()
+                 if not isinstance(number, int)]
     if problems:
         raise UserError(*problems)
-    return ModelFacts(stop_ids, config["vocab_size"], config["max_position_embeddings"])
+    return ModelFacts(stop_ids, int(numbers["vocab_size"]), int(numbers["max_position_embeddings"]))
+
+
+def _resolved(model: Path, *keys: str) -> dict[str, Any]:
+    """Numbers of the configuration as its class has them: GPT-2's context length is called n_positions in its file."""
+    from transformers import AutoConfig  # imports torch: not where config.json says it all
+
+    try:
+        config = AutoConfig.from_pretrained(model).get_text_config()
+    except ValueError as error:
+        raise UserError(f"{model / FACTS}: transformers cannot read it ({one_line(error)})") from None
+    return {key: getattr(config, key, None) for key in keys}
 
 
 def text_decoder(model: Path) -> Callable[[Iterable[int]], str]:

@@ -30,6 +30,8 @@ from pipeline.records import Message
 
 EXPECTED = "a folder of .json, .jsonl or .jsonl.gz files with instruction, input and output, or one such file"
 LABELLED = "labelled answer (read by data=jsonl)"
+_KEYS = {"instruction", "input", "output", "response", "instances", "chosen", "rejected", "system", "history",
+         "conversations"}
 _ROLE = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -40,6 +42,7 @@ class Settings:
     files: str = "**/*.json*"  # glob under the root
     identical: str = setting("error", choices=("error", "drop"))  # a pair whose sides are the same text
     empty: str = setting("error", choices=("error", "drop"))  # a row with an empty answer
+    turns: str = setting("last", choices=("last", "all"))  # of a conversation: the answers to learn from, a group each
     # Demonstrations come first here: half of what AlpacaFarm gives to the prompts, and more to look at than 0.8.
     shares: Shares = field(default_factory=lambda: Shares(sft=20, pref=10, unlabeled=10, eval=1))
     limits: Limits = field(default_factory=Limits)
@@ -61,14 +64,23 @@ def _entries(found: list[Path], settings: Settings, problems: Problems, dropped:
             dropped[LABELLED] += 1
             continue
         with lines.reported(row, problems):
-            made = list(_groups(row.data))
+            made = [one for group in _groups(row.data) for one in _learnt(*group, settings.turns)]
+            unread = tuple(key for key in row.data if key not in _KEYS)
             for messages, answers in made:
                 _check(messages, answers)
             for messages, answers in made:
                 if not splits.faulty(answers, settings, row.where, problems, dropped):
                     group = splits.group_of(messages, answers, None, lines.stem(row.file), "")
                     kind = "pref" if len(answers) == 2 else "sft"
-                    yield Entry(row.where, group, "eval" if lines.is_test(row.file) else kind)
+                    yield Entry(row.where, group, "eval" if lines.is_test(row.file) else kind, unread=unread)
+                    unread = ()  # once for a row
+
+
+def _learnt(messages: list[Message], answers: list[str], turns: str) -> Iterator[tuple[list[Message], list[str]]]:
+    """A demonstration as one, or with turns=all one for every assistant's turn before its answer as well."""
+    if turns == "all" and len(answers) == 1:
+        yield from ((messages[:i], [m.content]) for i, m in enumerate(messages) if m.role == "assistant")
+    yield messages, answers
 
 
 def _groups(data: dict[str, Any]) -> Iterator[tuple[list[Message], list[str]]]:
@@ -77,6 +89,7 @@ def _groups(data: dict[str, Any]) -> Iterator[tuple[list[Message], list[str]]]:
         if not isinstance(data["conversations"], list):
             raise ValueError("conversations: expected a list of {from, value}")
         messages = [_message(turn, f"conversations turn {i}") for i, turn in enumerate(data["conversations"], 1)]
+        messages = [*_system(data), *messages]
         if "chosen" in data or "rejected" in data:
             yield messages, [_side(data, "chosen"), _side(data, "rejected")]
         else:  # ShareGPT: the conversation ends with the demonstration
@@ -104,8 +117,11 @@ def _instruction(data: dict[str, Any], answered: dict[str, Any]) -> tuple[list[M
     if re.sub(r"[^a-z]", "", more.lower()) == "noinput":  # "<noinput>", "No Input": how generated files say "none"
         more = ""
     prompt = f"{instruction}\n\n{more}" if more else instruction
-    system = [Message("system", _text(data, "system"))] if data.get("system") else []
-    return [*system, *_history(data.get("history") or []), Message("user", prompt)], answers
+    return [*_system(data), *_history(data.get("history") or []), Message("user", prompt)], answers
+
+
+def _system(data: dict[str, Any]) -> list[Message]:
+    return [Message("system", _text(data, "system"))] if data.get("system") else []
 
 
 def _history(turns: Any) -> list[Message]:

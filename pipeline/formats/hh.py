@@ -106,10 +106,10 @@ def _entry(row: Row) -> Entry:
             raise Irregular(EMPTY)
         if answers[0] == answers[1]:
             raise Irregular(IDENTICAL)
-        messages, split = chosen[:-1], "pref"
+        messages, split, keys = chosen[:-1], "pref", ["chosen", "rejected"]
     elif "prompt" in data:
         turns = _side(data, "prompt")
-        messages, answers, split = turns[:-1], [], "unlabeled"
+        messages, answers, split, keys = turns[:-1], [], "unlabeled", ["prompt"]
         if turns[-1].content:
             raise ValueError("prompt: ends with an answer, expected it to end with '\\n\\nAssistant:'")
     else:
@@ -119,7 +119,8 @@ def _entry(row: Row) -> Entry:
         if problem := splits.text_problem(text):
             raise ValueError(f"a turn {problem}")
     group = splits.group_of(messages, answers, None, lines.stem(row.file), "")
-    return Entry(row.where, group, "eval" if lines.is_test(row.file) else split)
+    return Entry(row.where, group, "eval" if lines.is_test(row.file) else split,
+                 unread=tuple(key for key in data if key not in keys))
 
 
 def _side(data: dict[str, Any], key: str) -> list[Message]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 
+from pipeline.engines.engine import model_facts
 from pipeline.errors import UserError
 from pipeline.lm import attention, forward, rope
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
@@ -43,6 +44,13 @@ def load_policy(
 ) -> Any:
     """A causal LM with float32 weights (4-bit ones where `options` say so) and every dropout off, on `device`."""
     return _ready(_loaded(transformers.AutoModelForCausalLM, folder, device, runtime, **(options or {})), runtime)
+
+
+def load_reported(folder: Path, device: torch.device, config: Any = None) -> tuple[Any, list[str]]:
+    """As `load_policy`, and the names of weights that the folder lacks; `config`: another one than the folder's."""
+    options = {} if config is None else {"config": config}
+    model, found = _loaded(transformers.AutoModelForCausalLM, folder, device, None, output_loading_info=True, **options)
+    return _ready(model, None), sorted(found["missing_keys"])
 
 
 def load_reward(
@@ -117,11 +125,7 @@ def pad_id(tokenizer: Any) -> int:
 
 def stop_ids(folder: Path) -> tuple[int, ...]:
     """Every id that ends a completion: the eos list of generation_config.json, which init_model resolves once."""
-    found = transformers.GenerationConfig.from_pretrained(folder).eos_token_id
-    ids = tuple(found) if isinstance(found, (list, tuple)) else (() if found is None else (found,))
-    if not ids:
-        raise UserError(f"{folder}/generation_config.json: no eos_token_id, expected every id that ends a completion")
-    return ids
+    return model_facts(folder).stop_ids
 
 
 def context_length(model: Any) -> int | None:

@@ -19,25 +19,34 @@ _TALK = [{"role": "user", "content": "Quince? <b>é</b> 1"}, {"role": "assistant
 _TIMES = 4  # renderings of one talk that have to be the same
 
 
+def talk_problems(tokenizer: Any) -> list[str]:
+    """What keeps a model from being shown conversations as they were said, as for `template_problems`."""
+    if tokenizer.chat_template is None:
+        return [NO_TEMPLATE]
+    text = Rendering(tokenizer)
+    try:
+        prompt, answered = text.apply(_TALK[:1], True), text.apply(_TALK[:2], False)
+        longer = {text.apply(_TALK, True) for _ in range(_TIMES)}
+    except Exception as error:  # of Jinja: syntax, an unknown name, or what the template raises
+        return [f"the chat template cannot be used: {' '.join(str(error).split())[:200]}; expected one that takes user "
+                "and assistant in turn; mend it, or give another with model.chat_template=FILE"]
+    if len(longer) > 1:
+        return ["the chat template writes the same talk differently each time; expected one text for one talk"]
+    lost = _lost(prompt, answered, longer.pop())
+    return [lost] if lost else []
+
+
 def template_problems(tokenizer: Any, stop_ids: tuple[int, ...] = ()) -> list[str]:
     """Every fault of the tokenizer's chat template, one line each; none where it is fit to train and sample with.
 
     stop_ids: what ends an answer; empty: whether the template ends one is not asked. System turns are no fault: where
     the template refuses them, they go into the first user turn.
     """
-    if tokenizer.chat_template is None:
-        return [NO_TEMPLATE]
+    if unread := talk_problems(tokenizer):
+        return unread
     text = Rendering(tokenizer, stop_ids)
-    try:
-        prompt, bare = text.apply(_TALK[:1], True), text.apply(_TALK[:1], False)
-        answered, longer = text.apply(_TALK[:2], False), text.apply(_TALK, True)
-    except Exception as error:  # of Jinja: syntax, an unknown name, or what the template raises
-        return [f"the chat template cannot be used: {' '.join(str(error).split())}; expected one that takes user and "
-                "assistant in turn; mend it, or give another with model.chat_template=FILE"]
-    if {text.apply(_TALK, True) for _ in range(_TIMES)} != {longer}:
-        return ["the chat template writes the same talk differently each time; expected one text for one talk"]
-    if lost := _lost(prompt, answered, longer):
-        return [lost]
+    prompt, bare = text.apply(_TALK[:1], True), text.apply(_TALK[:1], False)
+    answered, longer = text.apply(_TALK[:2], False), text.apply(_TALK, True)
     problems = _boundary(text, prompt, bare, answered)
     ends = text.ids([answered.rpartition(_TALK[1]["content"])[2]])[0]
     if stop_ids and not set(ends) & {*stop_ids}:

@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.records import Group
 from pipeline.rewards.contract import ScoreGroups, Scorer
-from pipeline.rewards.shown import folder_files, folder_problems, scored
+from pipeline.rewards.shown import folder_files, folder_problems, reader, scored
 
 if TYPE_CHECKING:
     from pipeline.lm.examples import Example
@@ -53,13 +53,13 @@ def scorer(settings: Settings, *, model: Path | None = None, runtime: ModelRunti
 
 def open_model(path: str | None, model: Path | None, runtime: ModelRuntime) -> tuple[Encoder, Any]:
     """Encoder and network of the folder the settings name, else of `model`. Raises UserError where there is none."""
-    from pipeline.lm import folders, scores, template
+    from pipeline.lm import folders, scores
 
     folder = Path(path) if path is not None else model
     if folder is None:
         raise UserError("reward: there is no reward model; set reward.path to a folder, or train one in the loop")
     device = folders.prepare_machine(runtime)
-    encoder = template.Encoder(folders.load_tokenizer(folder, template=True), of="the reward model's")
+    encoder = reader(folder, "the reward model's")
     net = folders.load_scorer(folder, device, runtime)
     scores.float32_head(net)
     scores.prepare(net, runtime.share_prefix)

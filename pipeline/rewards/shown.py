@@ -46,11 +46,20 @@ def folder_of(path: str | None, given: Path | None, which: str) -> Path:
 
 def open_causal(folder: Path, runtime: ModelRuntime) -> tuple[Encoder, Any]:
     """Encoder and frozen language model of a folder, float32 weights, on the runtime's device."""
-    from pipeline.lm import folders, logps, template
+    from pipeline.lm import folders, logps
 
     device = folders.prepare_machine(runtime)
-    encoder = template.Encoder(folders.load_tokenizer(folder, template=True), of="the scoring model's")
-    return encoder, logps.open_frozen(folder, device, runtime)
+    return reader(folder, "the scoring model's"), logps.open_frozen(folder, device, runtime)
+
+
+def reader(folder: Path, of: str) -> Encoder:
+    """The encoder of a model that only reads. Raises UserError where its chat template loses what was said."""
+    from pipeline.lm import folders, template, template_check
+
+    tokenizer = folders.load_tokenizer(folder, template=True)
+    if problems := template_check.talk_problems(tokenizer):
+        raise UserError(*(f"reward: {folder}: {problem}" for problem in problems))
+    return template.Encoder(tokenizer, of=of)
 
 
 def scored(encoder: Encoder, groups: Sequence[Group], longest: int | None,

@@ -1,8 +1,9 @@
-"""The model everything starts from: a Hugging Face folder on disk, or a tiny one made from a config.
+"""The model everything starts from: one that is given (docs/models.md), or a tiny one made from a config.
 
-A folder is checked before anything runs (`check`) and copied, with every id that can end an answer written into its
-generation_config.json. From scratch: a byte-level BPE tokenizer trained on the data's text and a Llama drawn from
-the seed.
+A given one is checked before anything runs (`check`). Its weights are shared with the folder they come from, not
+copied; its other files are copied, with every id that can end an answer written into generation_config.json. Before the
+step ends, a few tokens go through all that will use it (`lm/round_trip.py`). From scratch: a byte-level BPE tokenizer
+trained on the data's text and a Llama drawn from the seed.
 
 With an input `policy`, a model whose token ids it has to share, its tokenizer is compared with that one's.
 
@@ -12,19 +13,19 @@ Output: `model/`.
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline import files as base_files
+from pipeline import hub, weights
 from pipeline.config import setting
 from pipeline.errors import UserError
-from pipeline.lm import shapes, tiny
-from pipeline.lm.template_check import NO_TEMPLATE, template_problems
+from pipeline.lm import acceptance, checks, probe, shapes, tiny
+from pipeline.lm.acceptance import Source
+from pipeline.lm.template_check import template_problems
 from pipeline.stage import Context, Cost, Stage
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -66,51 +67,108 @@ class Settings:
 
 @dataclass(frozen=True)
 class Runtime:
-    """`path`: a Hugging Face folder. Its content, not its place, goes into the key (`files`)."""
+    """Where the model is. Its content (`files`) or its commit on the hub (`sources`) is in the key, its place not."""
 
-    path: str | None = None  # a Hugging Face folder; null: made from nothing
+    path: str | None = None  # a folder, org/name[@revision] on the hub, a GGUF file, or an adapter; null: from nothing
+    base: str | None = None  # what an adapter is merged on, where the folder it names is not here
+    made_by: str | None = None  # the command that makes the folder, where it is a preset's
+    reward: bool = False  # whether a reward model will be trained on it; the recipe says
+
+    @property
+    def source(self) -> Source | None:
+        return None if self.path is None else Source(self.path, self.base, self.made_by)
 
 
 def check(settings: Settings, runtime: Runtime) -> list[str]:
     """What stands in the way of this stage, as messages. Imports nothing heavy, reads no weights."""
-    if runtime.path is None:
-        if settings.arch is not None and settings.chat_template not in (None, *tiny.TEMPLATES):
-            return [f"model.chat_template: {settings.chat_template}, expected {' or '.join(tiny.TEMPLATES)} for a "
-                    "model made from nothing"]
-        return [] if settings.arch is not None and settings.chat_template is not None else [
-            "model.path: missing, expected a Hugging Face folder (model.path=DIR) or a model from scratch (model=tiny)"]
-    folder = Path(runtime.path)
-    if not folder.is_dir():
-        return [f"model.path: {folder} is not a folder, expected a Hugging Face model folder"]
-    return [f"model.path: {folder}: {problem}" for problem in _folder_problems(folder, settings.chat_template)]
+    if runtime.source is not None:
+        return acceptance.problems(replace(runtime.source, template=settings.chat_template), runtime.reward)
+    if settings.arch is not None and settings.chat_template not in (None, *tiny.TEMPLATES):
+        return [f"model.chat_template: {settings.chat_template}, expected {' or '.join(tiny.TEMPLATES)} for a model "
+                "made from nothing"]
+    return [] if settings.arch is not None and settings.chat_template is not None else [
+        "model.path: missing, expected a model (model.path=DIR, a GGUF file, or org/name on the hub) or one from "
+        "scratch (model=tiny)"]
 
 
 def files(settings: Settings, runtime: Runtime) -> list[Path]:
     """Files from outside whose content decides the result."""
-    if runtime.path is None:
+    return [] if runtime.source is None else [*_files(runtime.source), *shapes.files(settings.chat_template)]
+
+
+def sources(settings: Settings, runtime: Runtime) -> list[str]:
+    """Models of the hub whose commit decides the result."""
+    source = runtime.source
+    base = source.base_of_adapter() if source is not None and source.adapter else None
+    return [f"hub:{one.path}" for one in (source, base) if one is not None and one.on_hub]
+
+
+def _files(source: Source) -> list[Path]:
+    if source.on_hub:
         return []
-    own = [p for p in sorted(Path(runtime.path).iterdir()) if p.is_file() and not _skipped(p)]
-    return [*own, *shapes.files(settings.chat_template)]
+    if source.gguf:
+        return [source.place]
+    if not source.adapter:
+        return [*checks.side_files(source.place), *weights.files(source.place)]
+    base = source.base_of_adapter()
+    own = [*checks.side_files(source.place), source.place / checks.ADAPTER_WEIGHTS]
+    return own + ([] if base is None else _files(base))
 
 
 def run(context: Context) -> None:
     settings, runtime = context.settings, context.runtime
-    if problems := check(settings, runtime):
-        raise UserError(*problems)
     target = context.out / "model"
     shutil.rmtree(target, ignore_errors=True)  # of a try that was killed
     target.mkdir(parents=True)
-    if runtime.path is not None:
-        for path in files(settings, runtime):
-            if path.parent == Path(runtime.path):
-                shutil.copyfile(path, target / path.name)
-    else:
+    if runtime.source is None:
+        if problems := check(settings, runtime):
+            raise UserError(*problems)
         _from_scratch(target, settings, context)
-    shapes.dress(target, None if runtime.path is None else settings.chat_template, settings.date)
-    _write_stop_ids(target)
+        shapes.dress(target, None, settings.date)
+        write_stop_ids(target)
+    else:
+        _given(target, runtime.source, context)
     if (policy := context.optional("policy")) is not None:
         _same_ids(target, policy, runtime.path)
-    context.report.count(parameters=_parameters(target))
+    context.report.count(parameters=weights.parameters(target))
+
+
+def _given(target: Path, source: Source, context: Context) -> None:
+    """The model of `source` as a plain folder, gone through once. Raises UserError with all that is wrong."""
+    from pipeline.lm import made, round_trip
+
+    settings, reward = context.settings, context.runtime.reward
+    if source.gguf:
+        made.from_gguf(source.place, target)
+    elif source.adapter:
+        base = source.base_of_adapter()
+        assert base is not None
+        made.merged(source.place, _folder(base), target)
+    else:
+        _taken(_folder(source), target)
+    shapes.dress(target, settings.chat_template, settings.date)
+    plain = not (source.on_hub or source.gguf or source.adapter)  # planning has seen it as it is
+    if not plain and (problems := acceptance.of_folder(source.path, checks.Folder.of(target), reward)):
+        raise UserError(*problems)
+    write_stop_ids(target)
+    context.report.count(**round_trip.check(target, context.work / "round_trip", reward, source.path))
+
+
+def _folder(source: Source) -> Path:
+    return hub.fetched(source.path, weights=True) if source.on_hub else source.place
+
+
+def _taken(folder: Path, target: Path) -> None:
+    for path in checks.side_files(folder):
+        shutil.copyfile(path, target / path.name)
+    for path in weights.files(folder):
+        base_files.share(path, target / path.name)
+    if (folder / weights.INDEX).is_file() and not (folder / "model.safetensors").exists():
+        shutil.copyfile(folder / weights.INDEX, target / weights.INDEX)
+    if not (target / "tokenizer.json").is_file():
+        from pipeline.lm import made
+
+        made.fast_tokenizer(folder, target)
 
 
 def _from_scratch(target: Path, settings: Settings, context: Context) -> None:
@@ -128,24 +186,20 @@ def _from_scratch(target: Path, settings: Settings, context: Context) -> None:
     tiny.tiny_llama(settings.arch, tokenizer, context.seed).save_pretrained(target)
 
 
-def _write_stop_ids(folder: Path) -> None:
+def write_stop_ids(folder: Path) -> None:
     """List every id that can end an answer: the config's, the tokenizer's, and what the template ends a turn with."""
     from pipeline.lm.folders import load_tokenizer
     from pipeline.lm.template import turn_end_id
 
     tokenizer = load_tokenizer(folder)
-    path = folder / "generation_config.json"
+    path = folder / checks.GENERATION
     config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    listed = config.get("eos_token_id")
-    if problems := template_problems(tokenizer):
-        raise UserError(*(f"model.path: {problem}" for problem in problems))
-    candidates = [*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id, turn_end_id(tokenizer)]
-    stops = list(dict.fromkeys(i for i in candidates if i is not None))
-    if not stops:
-        raise UserError(f"{folder}: no id ends an answer: generation_config.json and the tokenizer name no EOS and the "
-                        "chat template ends a turn with plain text; set eos_token in tokenizer_config.json")
-    if problems := template_problems(tokenizer, tuple(stops)):
-        raise UserError(*(f"model.path: {problem}" for problem in problems))
+    stops: list[int] = []
+    for _ in range(2):  # first whether the template can be used at all, then with what it ends an answer
+        if problems := template_problems(tokenizer, tuple(stops)):
+            raise UserError(*(f"model.path: {problem}" for problem in problems))
+        stops = probe.stop_candidates(folder, tokenizer, turn_end_id(tokenizer))
+    assert stops, "an answer that no listed id ends is a fault of the template"
     path.write_text(json.dumps({**config, "eos_token_id": stops}, indent=2, sort_keys=True) + "\n")
 
 
@@ -158,57 +212,12 @@ def _same_ids(model: Path, policy: Path, given: str | None) -> None:
                         "carry; give a model of the same family")
 
 
-def _folder_problems(folder: Path, template: str | None) -> list[str]:
-    problems = []
-    if not (folder / "config.json").is_file():
-        problems.append("no config.json, expected the folder save_pretrained writes")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        old = any(folder.glob("*.bin"))
-        problems.append("no *.safetensors weights" + ("; there are pickled *.bin files, which are not read: load the "
-                        "model and save_pretrained it again" if old else ", expected at least one file"))
-    problems.extend(f"{p.name} is cut short, copy it again" for p in weights if not _whole(p))
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        problems.append(f"no tokenizer, expected one of {', '.join(_TOKENIZER_FILES)}; copy the tokenizer files of the "
-                        "model it was trained from")
-    if template is None and not _has_template(folder):
-        problems.append(NO_TEMPLATE)
-    return problems
-
-
-def _has_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
-        return True
-    config = folder / "tokenizer_config.json"
-    return config.is_file() and bool(json.loads(config.read_text()).get("chat_template"))
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: 8 bytes of length, then JSON."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        return {"size": size, **json.loads(file.read(min(size, path.stat().st_size)))}
-
-
-def _whole(path: Path) -> bool:
-    try:
-        header = _header(path)
-    except ValueError:
-        return False
-    end = max((t["data_offsets"][1] for t in header.values() if isinstance(t, dict) and "data_offsets" in t), default=0)
-    return path.stat().st_size == 8 + int(header["size"]) + end
-
-
-def _parameters(folder: Path) -> int:
-    tensors = (tensor for path in folder.glob("*.safetensors") for tensor in _header(path).values())
-    return sum(math.prod(tensor["shape"]) for tensor in tensors if isinstance(tensor, dict) and "shape" in tensor)
-
-
-def _skipped(path: Path) -> bool:
-    return path.name.startswith(".") or path.suffix in (".bin", ".pt", ".pth", ".md", ".gguf")
+def _made_from_nothing(settings: Settings) -> bool:
+    return settings.arch is not None
 
 
 STAGE = Stage(
-    Settings, run, version=1, inputs={"data": "optional", "policy": "optional"}, seeded=True, runtime=Runtime,
-    files=files, check=check,
+    Settings, run, version=1, inputs={"data": "optional", "policy": "optional"}, seeded=_made_from_nothing,
+    runtime=Runtime, files=files, sources=sources, check=check,
+    wanted=lambda settings: {"data", "policy"} if _made_from_nothing(settings) else {"policy"},
     cost=lambda settings: Cost(weights=1))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import setting
+from pipeline.engines.engine import model_facts
 from pipeline.errors import UserError
 from pipeline.lm.template import Encoder, Limits, limit
 from pipeline.records import Group
@@ -92,12 +93,8 @@ def _with_system(
 
 
 def _check_context(settings: Settings, model: Path) -> None:
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(model)
-    room = getattr(config, "max_position_embeddings", None)
-    wanted = settings.max_prompt_tokens + settings.max_completion_tokens
-    if room is not None and wanted > room:
+    room, wanted = model_facts(model).max_position, settings.max_prompt_tokens + settings.max_completion_tokens
+    if wanted > room:
         raise UserError(f"tokenize: max_prompt_tokens + max_completion_tokens = {wanted}, but the model's context is "
                         f"{room} tokens; lower them or take a model with a longer context")
 

@@ -69,6 +69,14 @@ def test_the_kind_of_model_brings_the_trainer_and_the_users_word_wins(model_of) 
     assert rates("model=path", small, "trainer=scratch") == (3e-3, 1e-3, 1e-4)
 
 
+def test_a_preset_whose_path_is_an_expression_is_as_large_as_what_lies_there(model_of, monkeypatch) -> None:
+    """${oc.env:...} in a model's file: the 8 B weights behind it count."""
+    monkeypatch.setenv("SOME_MODELS", str(model_of(8e9).parent))
+    raw = {"trainer": {"of_size": {3e9: {"reward": {"lr": 2e-6}}}}, "objective": None,
+           "model": {"path": "${oc.env:SOME_MODELS}/model-8e+09"}}
+    assert trainings.values_for(raw, {})[0] == [("trainer.reward.lr", 2e-6)]
+
+
 def test_an_objective_brings_its_own_values_for_pretrained_models_only(model_of) -> None:
     model = ["model=path", f"model.path={model_of(8e9)}"]
     for objective, full, lora in (("simpo", 1e-6, 1e-5), ("orpo", 5e-6, 5e-5), ("kto", 5e-7, 5e-6)):

@@ -129,3 +129,15 @@ def test_faulty_answers_can_be_left_out_and_counted(tmp_path: Path) -> None:
     rows = [{"instruction": "q", "output": ""}, {"instruction": "r", "chosen": "a", "rejected": "a"}]
     made = alpaca.read(write(tmp_path / "a.jsonl", *rows), Settings(empty="drop", identical="drop"))
     assert made.dropped == {"the answer is empty": 1, "chosen and rejected are the same text": 1}
+
+
+def test_all_answers_of_a_conversation_can_be_learnt_from(tmp_path: Path) -> None:
+    speakers = ("human", "gpt", "human", "gpt")
+    row = {"system": "Be kind.", "tools": "[]", "conversations": [
+        {"from": who, "value": text} for who, text in zip(speakers, "abcd", strict=True)]}
+    file = write(tmp_path / "a.jsonl", row)
+    made = alpaca.read(file, Settings(turns="all", shares=Shares(unlabeled=0, eval=0)))
+    assert [(len(g.messages), g.completions[0].text) for g in given.splits(made)["sft"]] == [(2, "b"), (4, "d")]
+    assert made.unread == {"tools": 1}
+    (last,) = given.splits(alpaca.read(file, ALL))["sft"]
+    assert turns(last)[0] == ("system", "Be kind.") and last.completions[0].text == "d"

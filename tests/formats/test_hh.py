@@ -128,3 +128,8 @@ def test_limits_are_kept(tmp_path: Path) -> None:
 def test_a_folder_without_data_is_a_problem(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.format\.files: no file in .* matches"):
         hh.files(tmp_path, Settings())
+
+
+def test_keys_that_nothing_reads_are_counted(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", {**pair("a", "b", "c"), "source": "x"}, pair("d", "e", "f"))
+    assert hh.read(tmp_path, hh.Settings()).unread == {"source": 1}

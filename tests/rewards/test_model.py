@@ -290,3 +290,14 @@ def test_scores_are_those_of_the_training_stage(tiny_model: Path, tmp_path: Path
         trained, _ = head.group_scores(net.eval(), [example], pad=0)
     scores = model.scorer(model.Settings(precision="float32"), model=tmp_path / "model")([group])
     assert scores[0] == pytest.approx(trained[0].tolist(), abs=1e-5)
+
+
+def test_a_template_that_loses_what_was_said_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    """Its scores would be of something else, without any other sign. System turns it refuses are folded, as always."""
+    folder = tmp_path / "model"
+    net = folders.load_reward(tiny_model, torch.device("cpu"), seed=3, pad=0)
+    folders.save_folder(net, tiny_model, folder, "float32")
+    text = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text("{% set messages = messages[-1:] %}" + text)
+    with pytest.raises(UserError, match="the chat template leaves the user's text out of an answer"):
+        model.scorer(model.Settings(), model=folder)

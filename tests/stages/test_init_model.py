@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from pipeline import tables
+from pipeline import plan, store, tables
 from pipeline.config import build, problems_of
 from pipeline.errors import UserError
 from pipeline.lm import folders
@@ -81,12 +81,13 @@ def test_from_a_folder(model, tmp_path):
     elsewhere = shutil.copytree(model, tmp_path / "elsewhere")
     (elsewhere / "generation_config.json").write_text('{"temperature": 0.7}')
     (elsewhere / "old.bin").write_bytes(b"not read")
+    (elsewhere / "modeling_mine.py").write_text("raise SystemExit")
     made = make(tmp_path / "work", None, path=elsewhere)
     assert (made / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
     stops = json.loads((model / "generation_config.json").read_text())["eos_token_id"]
     assert json.loads((made / "generation_config.json").read_text()) == {"temperature": 0.7, "eos_token_id": stops}
     listed = init_model.files(init_model.Settings(), init_model.Runtime(str(elsewhere)))
-    assert {p.name for p in listed} == {p.name for p in elsewhere.iterdir()} - {"old.bin"}
+    assert {p.name for p in listed} == {p.name for p in elsewhere.iterdir()} - {"old.bin", "modeling_mine.py"}
 
 
 def test_every_problem_of_a_folder_at_once(tmp_path):
@@ -123,6 +124,53 @@ def test_architecture_that_cannot_be():
     assert [p.split(":")[0] for p in problems] == ["s.arch.hidden_size", "s.arch.kv_heads"]
 
 
+def step(folder: Path, seed: int) -> plan.Step:
+    return plan.Step("init", "init_model", 0, {}, build(init_model.Settings, {}), init_model.Runtime(str(folder)), seed)
+
+
+def test_a_given_model_is_the_same_for_every_seed(model, tmp_path):
+    """And for every data set: neither is in its key. The weights of a made one come from both."""
+    first, second = (plan.step_key(tmp_path, step(model, seed), {}) for seed in (0, 1))
+    assert first == second
+    assert "data" not in init_model.STAGE.wanted(build(init_model.Settings, {}))
+    scratch = build(init_model.Settings, {"arch": ARCH, "chat_template": "roles"})
+    assert "data" in init_model.STAGE.wanted(scratch) and init_model.STAGE.seeded(scratch)
+
+
+def test_weights_are_shared_and_a_change_of_them_is_found(model, tmp_path):
+    """In one place on the disk; what the user writes into it later damages the artifact, which every reader sees."""
+    given = shutil.copytree(model, tmp_path / "given")
+    (tmp_path / "ws/artifacts/init_model").mkdir(parents=True)
+    work = store.work_path(tmp_path / "ws", "init_model", "k")
+    make(work, None, path=given)
+    artifact = store.commit(tmp_path / "ws", "init_model", "k", {})
+    shared = artifact.path / "model" / "model.safetensors"
+    linked = shared.samefile(given / "model.safetensors")  # else a clone, which is independent
+    with (given / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"!")
+    assert [line.split(": ")[1][:15] for line in store.damaged_files(artifact)] == ["content changed"] * linked
+    shutil.rmtree(given)
+    assert shared.is_file()
+
+
+def test_large_weights_are_hashed_when_the_step_runs(model, tmp_path, monkeypatch):
+    """Planning leaves the key open; once the hashes are known it has it."""
+    monkeypatch.setattr(plan, "_HASHED_AT_PLAN", 1000)
+    assert plan.look_up(tmp_path, step(model, 0), {}, planning=True).key is None
+    key = plan.look_up(tmp_path, step(model, 0), {}).key
+    assert key is not None and plan.look_up(tmp_path, step(model, 0), {}, planning=True).key == key
+
+
+def test_a_model_of_the_hub_has_its_commit_in_the_key(tmp_path):
+    one, other = (init_model.Runtime(f"org/name@{commit * 40}") for commit in "ab")
+    assert init_model.files(init_model.Settings(), one) == []
+    assert init_model.sources(init_model.Settings(), one) == [f"hub:org/name@{'a' * 40}"]
+    keys = {plan.step_key(tmp_path, plan.Step("init", "init_model", 0, {}, init_model.Settings(), runtime, 0), {})
+            for runtime in (one, other)}
+    assert len(keys) == 2
+
+
 def base_model(model: Path, folder: Path) -> Path:
     shutil.copytree(model, folder)
     (folder / "chat_template.jinja").unlink()
@@ -151,12 +199,17 @@ def test_a_model_without_a_template_takes_one(model, tmp_path):
 
 
 def test_a_template_that_is_unfit_is_refused_before_anything_is_computed(model, tmp_path):
+    """Planning tries it: given by the setting, or the folder's own."""
+    folder = base_model(model, tmp_path / "base")
     for text, found in (("{{ oops", "the chat template cannot be used: "),
                         ("{% for m in messages %}{{ m['content'] + '<|end|>' }}{% endfor %}<|bos|>", "BOS tokens")):
         own = tmp_path / "own.jinja"
         own.write_text(text)
-        with pytest.raises(UserError, match=found):
-            given_template(tmp_path / "work", base_model(model, tmp_path / found[:3]), chat_template=str(own))
+        problems = init_model.check(init_model.Settings(chat_template=str(own)), init_model.Runtime(str(folder)))
+        own.rename(folder / "chat_template.jinja")
+        assert problems == init_model.check(init_model.Settings(), init_model.Runtime(str(folder)))
+        assert any(found in problem for problem in problems)
+        assert all(problem.startswith(f"model.path: {folder}: ") for problem in problems)
     assert problems_of(init_model.Settings, {"chat_template": "chatmll"}, "s") == [
         "s.chat_template: 'chatmll' is no file, expected a file of Jinja or one of roles, chatml, plain (did you mean "
         "chatml?)"]

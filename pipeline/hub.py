@@ -1,0 +1,118 @@
+"""Models by their name on the Hugging Face hub: `org/name` or `org/name@revision`. The only code that asks the hub.
+
+The user's cache, token, offline mode and mirror are huggingface_hub's own (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE,
+HF_ENDPOINT). A revision is resolved to a commit once per workspace, so that a run goes on with the model that it began
+with; after that only files of this commit are fetched, and none that is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError, one_line
+from pipeline.files import write_atomic
+
+_NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_KNOWN = "hub-revisions.json"  # of a workspace: what each name meant when it was first used there
+_SMALL = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
+_WEIGHTS = ["*.safetensors"]
+
+
+def named(text: str) -> tuple[str, str | None] | None:
+    """(org/name, revision) of a model that is meant by its name; None for a path, or where a file has this name."""
+    found = _NAME.fullmatch(text)
+    if found is None or text.endswith(".gguf") or Path(text).exists():
+        return None
+    return found["repo"], found["revision"]
+
+
+def presets_folder() -> Path:
+    """Where scripts/get_smollm2.py puts models and conf/model looks for them."""
+    return Path(os.environ.get("ALIGNLOOP_MODELS", "~/.cache/alignloop")).expanduser()
+
+
+def pinned(text: str, workspace: Path) -> str:
+    """`org/name@commit` for a hub name, with the commit that it first meant in this workspace; a path as it is.
+
+    Raises UserError where the hub has no such model or revision, wants a token, or cannot be reached.
+    """
+    if (parts := named(text)) is None or _COMMIT.fullmatch(parts[1] or ""):
+        return text
+    path = workspace / _KNOWN
+    known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    if text not in known:
+        known[text] = commit_of(*parts)
+        write_atomic(path, json.dumps(known, indent=1, sort_keys=True))
+    return f"{parts[0]}@{known[text]}"
+
+
+def commit_of(repo: str, revision: str | None) -> str:
+    """The commit a revision means today, or meant when the cache saw it last where the hub cannot be reached."""
+    import huggingface_hub
+
+    try:
+        return str(huggingface_hub.HfApi().resolve_revision(repo, revision=revision).resolved)
+    except Exception as error:
+        raise _problem(repo, revision, error) from None
+
+
+def fetched(text: str, weights: bool) -> Path:
+    """The folder, in the user's cache, of `org/name@commit`: its small files, its weights too if asked for.
+
+    Raises UserError as `pinned` does.
+    """
+    import huggingface_hub
+
+    repo, revision = named(text) or (text, None)
+    wanted = [*_SMALL, *(_WEIGHTS if weights else [])]
+    try:
+        return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=wanted,
+                                                      ignore_patterns=["*/*"]))
+    except Exception as error:
+        raise _problem(repo, revision, error) from None
+
+
+def sizes(text: str) -> dict[str, int]:
+    """Bytes of every file at the top of `org/name@commit`, as the hub or the cache knows them."""
+    import huggingface_hub
+
+    repo, revision = named(text) or (text, None)
+    try:
+        found = huggingface_hub.HfApi().list_repo_tree(repo, revision=revision)
+        return {entry.path: entry.size for entry in found if isinstance(entry, huggingface_hub.RepoFile)}
+    except Exception as error:
+        raise _problem(repo, revision, error) from None
+
+
+def copy_to(repo: str, target: Path) -> str:
+    """Write the model's newest files as a plain folder of its own. Returns the commit."""
+    commit = commit_of(repo, None)
+    shutil.copytree(fetched(f"{repo}@{commit}", weights=True), target)
+    return commit
+
+
+def _problem(repo: str, revision: str | None, error: Exception) -> UserError:
+    """What huggingface_hub met, in one line with the way out."""
+    from huggingface_hub import errors
+
+    where = f"model.path: {repo}" + (f"@{revision}" if revision else "")
+    texts: list[tuple[Any, str]] = [
+        (errors.GatedRepoError, "the hub gives it only to those who accepted its terms: accept them on its page, then "
+         "set HF_TOKEN (or hf auth login)"),
+        (errors.RepositoryNotFoundError, "no folder here and no model on the hub has this name, or it is private; "
+         "check the spelling, or set HF_TOKEN (or hf auth login) for a private one"),
+        (errors.RevisionNotFoundError, "the hub's model has no such revision; give a branch, tag or commit"),
+        ((errors.RevisionResolutionError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled),
+         "no folder here has this name, the hub cannot be reached (or HF_HUB_OFFLINE is set), and the model is not "
+         "in the cache; give a folder, or fetch it once online (hf download)")]
+    for kind, text in texts:
+        if isinstance(error, kind):
+            return UserError(f"{where}: {text}")
+    return UserError(f"{where}: {type(error).__name__}: {one_line(error)}; "
+                     "the hub could not be read, give a folder")

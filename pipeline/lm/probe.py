@@ -1,0 +1,201 @@
+"""What transformers makes of a model folder, found in a process of its own: `python -m pipeline.lm.probe FOLDER`.
+
+It looks at configuration and tokenizer, never at weights, and hides torch from transformers: without it transformers is
+imported in one second instead of three. Prints a JSON list of problems as its last line.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError, first, one_line
+from pipeline.lm import checks, shapes
+from pipeline.lm.template import turn_end_id
+from pipeline.lm.template_check import NO_TEMPLATE, template_problems
+
+# Named in a tokenizer's configuration for inputs that a text model does not take: no text becomes one of them.
+_OF_OTHER_INPUTS = ("image_token", "boi_token", "eoi_token", "audio_token", "boa_token", "eoa_token", "video_token")
+
+
+def problems(folder: Path, reward: bool, template: str | None = None) -> list[str]:
+    """Everything wrong with configuration and tokenizer. reward: whether a reward model is to be trained on it;
+    template: the chosen one, None: the tokenizer's own.
+    """
+    config, found = _config(folder)
+    if config is not None:
+        found = _family(config, reward)
+    tokenizer, unreadable = _tokenizer(folder)
+    found += unreadable
+    if tokenizer is None:
+        return found
+    if template is not None:
+        try:
+            tokenizer.chat_template = shapes.named(template, tokenizer)
+        except UserError as error:
+            return found + error.problems
+    stops, unclear = _stops(tokenizer, config, folder)
+    found += unclear
+    rows = None if config is None else config.get_text_config().vocab_size
+    return found + ([] if rows is None else _ids(tokenizer, config, stops, rows, folder))
+
+
+def _config(folder: Path) -> tuple[Any, list[str]]:
+    import transformers
+    from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
+
+    read = json.loads((folder / "config.json").read_text())
+    kind = read.get("model_type")
+    if kind not in CONFIG_MAPPING_NAMES and "auto_map" in read:
+        return None, ["it needs code that comes with it (auto_map in config.json), which is not run; take a model of a "
+                      f"family that transformers {transformers.__version__} knows"]
+    if kind not in CONFIG_MAPPING_NAMES:
+        return None, [f"transformers {transformers.__version__} knows no model_type {kind!r} (config.json); take a "
+                      "model of a family that it knows, or a version of alignloop with a newer transformers"]
+    try:
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True), []
+    except Exception as error:  # whatever the library's own checks raise
+        return None, [f"transformers cannot read config.json ({one_line(error)}); copy it again"]
+
+
+def _family(config: Any, reward: bool) -> list[str]:
+    kind, found = config.model_type, list[str]()
+    text = config.get_text_config()
+    if kind not in _classes("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"):
+        return [f"a {kind} is no causal language model, expected one (a decoder that continues text)"]
+    if not isinstance(getattr(text, "max_position_embeddings", None), int):
+        found.append(f"a {kind} has no context length in its configuration: families without positions (state-space "
+                     "models) are not trained here; take a transformer")
+    if reward and not {kind, text.model_type} & _classes("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES").keys():
+        found.append(f"transformers has no sequence classifier for {kind}, so no reward model can be trained on it; "
+                     "choose another scorer (reward=implicit), a trained one (reward.path=DIR), or another model")
+    return found
+
+
+def _classes(name: str) -> dict[str, Any]:
+    """One of transformers' tables of model type -> class, read from its source: importing it would import torch."""
+    (place,) = importlib.util.find_spec("transformers").submodule_search_locations  # type: ignore[union-attr, misc]
+    for node in ast.parse((Path(place) / "models" / "auto" / "modeling_auto.py").read_text()).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.targets[0]) == name:
+            return dict(ast.literal_eval(node.value.args[0]))
+    raise KeyError(name)
+
+
+def _tokenizer(folder: Path) -> tuple[Any, list[str]]:
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # a broken file, an unknown class, code of its own ...
+        return None, [f"transformers cannot load its tokenizer ({one_line(error)}); copy the tokenizer files of the "
+                      "model it was trained from"]
+    if not tokenizer.is_fast:
+        return None, [f"its tokenizer ({type(tokenizer).__name__}) has no tokenizer.json form, which every engine "
+                      "needs; take a model of a family that has one"]
+    return tokenizer, []
+
+
+def _stops(tokenizer: Any, config: Any, folder: Path) -> tuple[list[int], list[str]]:
+    """Every id that can end an answer, as init_model will list them."""
+    if tokenizer.chat_template is None:
+        return [], []  # told by the check of the files
+    if unfit := template_problems(tokenizer):
+        return [], unfit
+    stops = stop_candidates(folder, tokenizer, turn_end_id(tokenizer))
+    if not stops:
+        return [], ["no id ends an answer: generation_config.json and the tokenizer name no EOS and the chat template "
+                    "ends a turn with plain text; set eos_token in tokenizer_config.json"]
+    return stops, template_problems(tokenizer, tuple(stops))
+
+
+def stop_candidates(folder: Path, tokenizer: Any, turn_end: int | None) -> list[int]:
+    """generation_config.json's EOS, the tokenizer's, and what the template ends a turn with; each once, in order."""
+    path = folder / checks.GENERATION
+    listed = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    candidates = [*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id, turn_end]
+    return list(dict.fromkeys(i for i in candidates if i is not None))
+
+
+def _ids(tokenizer: Any, config: Any, stops: Iterable[int], rows: int, folder: Path) -> list[str]:
+    """Ids that the embedding has no row for: they would end a training run, or read past the weights."""
+    vocabulary = tokenizer.get_vocab()
+    path = folder / "tokenizer_config.json"
+    named = json.loads(path.read_text()) if path.is_file() else {}
+    free = {str(named[key]) for key in _OF_OTHER_INPUTS if key in named}
+    beyond = sorted((i, token) for token, i in vocabulary.items() if i >= rows and token not in free)
+    if beyond:
+        size, shown = len(vocabulary), first([f"{token!r} ({i})" for i, token in beyond], 4)
+        added = len(beyond) <= len(tokenizer.get_added_vocab())
+        why = "tokens were added and the embedding was not resized" if added else "the tokenizer is another model's"
+        return [f"the tokenizer has {size} tokens up to id {beyond[-1][0]}, the embedding {rows} rows ({why}): no row "
+                f"for {', '.join(shown)}; " + ("take them out of the tokenizer's files (pad_token may name the EOS "
+                f"token), or give them rows: resize_token_embeddings({beyond[-1][0] + 1}) and save_pretrained" if added
+                else "copy the tokenizer files of the model it was trained from")]
+    if 2 * len(vocabulary) < rows:
+        return [f"the tokenizer has {len(vocabulary)} tokens, the embedding {rows} rows: the tokenizer is another "
+                "model's; copy the tokenizer files of the model it was trained from"]
+    found = [f"id {i} ends an answer by generation_config.json, the embedding has {rows} rows; correct eos_token_id"
+             for i in stops if not 0 <= i < rows]
+    pad = config.get_text_config().pad_token_id
+    if pad is not None and pad >= rows:
+        found.append(f"pad_token_id of config.json is {pad}, the embedding has {rows} rows; set it to null")
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        found.append("the tokenizer has neither a pad nor an EOS token; set eos_token in tokenizer_config.json")
+    return found
+
+
+def gguf_problems(file: Path, template_given: bool = False) -> list[str]:
+    """Everything wrong with a GGUF file that its header tells."""
+    try:
+        from gguf import GGUFReader, dequantize
+    except ImportError:
+        return ["reading a GGUF file needs the package gguf: pip install 'alignloop[gguf]'"]
+    try:
+        reader = GGUFReader(file)
+    except Exception as error:  # cut short, another version, a type that this package does not know: of all kinds
+        return [f"no GGUF file that can be read ({one_line(error)}); copy it again, or take the safetensors folder"]
+    found, odd = list[str](), list[str]()
+    for tensor in {one.tensor_type: one for one in reader.tensors}.values():
+        try:
+            dequantize(tensor.data[:1], tensor.tensor_type)
+        except NotImplementedError:
+            odd.append(tensor.tensor_type.name)
+    if odd:
+        found.append(f"weights of type {', '.join(sorted(odd))} cannot be read; take a file of another type (Q8_0, "
+                     "F16), or the safetensors folder")
+    return found + _gguf_header(reader, template_given)
+
+
+def _gguf_header(reader: Any, template_given: bool) -> list[str]:
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    kind, template = (reader.get_field(key) for key in ("general.architecture", "tokenizer.chat_template"))
+    known = {name.replace("_", "") for name in GGUF_SUPPORTED_ARCHITECTURES}
+    name = "" if kind is None else str(kind.contents())
+    found = [] if name.translate({ord("_"): "", ord("-"): ""}) in known else [
+        f"architecture {name!r} is not one that transformers reads from GGUF files; take the safetensors folder"]
+    if template is None and not template_given:
+        found.append(NO_TEMPLATE)
+    return found
+
+
+def main() -> int:
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    wanted = json.loads(sys.argv[1])
+    place = Path(wanted["place"])
+    template = wanted["template"]
+    print(json.dumps(gguf_problems(place, template is not None) if place.is_file() else problems(
+        place, wanted["reward"], template)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
