@@ -203,7 +203,8 @@ def limit(group: Group, limits: Limits) -> tuple[Group | None, list[str]]:
     reasons: list[str] = []
     for k, completion in enumerate(group.completions):
         cut, reason = _limit_completion(group.id, completion, limits)
-        if cut is not None and not (cut.token_ids and (completion.text.strip() or completion.more)):
+        if cut is not None and not (completion.text.strip() and cut.token_ids) and not (
+                completion.more and len(cut.token_ids) > 1):
             cut, reason = None, "empty_completion"  # nothing at all, or nothing but blanks and the stop id
         if cut is not None and any((cut.prompt_ids, cut.token_ids) == (c.prompt_ids, c.token_ids) for c in kept):
             cut, reason = None, "identical_completion"

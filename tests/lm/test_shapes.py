@@ -153,6 +153,17 @@ def test_variables_and_tools_of_a_row_reach_the_template():
     assert made.rendering.unread(tools) == [] == made.rendering.unread(quiet)
 
 
+def test_an_answer_that_only_calls_a_tool_is_kept_where_the_template_writes_it():
+    from pipeline.lm.template import Limits, limit
+
+    call = Completion("", more=json.dumps({"tool_calls": [{"function": {"name": "birds", "arguments": {}}}]}))
+    roomy = Limits(prompt=999, completion=999, long_prompt="drop", long_completion="drop")
+    for name, reasons in (("qwen3", []), ("smollm2", ["empty_completion"])):
+        (done,) = encoder(name).encode([Group("g", TALK[:1], (call,))])
+        kept, found = limit(done, roomy)
+        assert found == reasons and (kept is None) == bool(reasons)
+
+
 def test_what_a_template_does_not_read_is_named():
     thought = Completion("Ducks.", more=json.dumps({"reasoning_content": "waterfowl"}))
     row = Group("g", TALK[:1], (thought,), template=json.dumps({"enable_thinking": False}))
