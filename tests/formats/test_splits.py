@@ -56,6 +56,15 @@ def test_pairs_alone_fill_all_four_splits_in_the_protocols_proportions() -> None
     assert all(g.completions[0].text.endswith("answer 0") for g in whole(made)["sft"])  # the preferred one
 
 
+def test_a_share_of_0_uses_up_no_pair_as_a_demonstration() -> None:
+    """Without SFT every prompt is a pair, one to sample from or one to evaluate on; demonstrations give prompts."""
+    made = divide(pairs(300), Shares(sft=0))
+    assert made.counts["sft"] == 0 and sum(made.counts.values()) == 300 and min(
+        made.counts[split] for split in ("pref", "unlabeled")) > 50
+    shown = divide([entry(f"show {i}", "sft", 1) for i in range(40)], Shares(sft=0, eval=0))
+    assert shown.counts == {"sft": 0, "pref": 0, "unlabeled": 40, "eval": 0}
+
+
 def test_a_split_with_rows_of_its_own_takes_no_others() -> None:
     entries = pairs(50) + [entry(f"show {i}", "sft", 1) for i in range(50)]
     entries += [entry(f"ask {i}", "unlabeled") for i in range(50)] + [entry(f"judge {i}", "eval") for i in range(5)]
