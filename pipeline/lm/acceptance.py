@@ -86,8 +86,9 @@ def _on_hub(name: str) -> checks.Folder:
 def _probed(place: Path, reward: bool, template: str | None) -> list[str]:
     """What transformers finds, in a process of its own that nothing of the folder can ask anything."""
     asked = json.dumps({"place": str(place.resolve()), "reward": reward, "template": template})
-    done = subprocess.run([sys.executable, "-P", "-m", probe.__name__, asked], stdin=subprocess.DEVNULL, capture_output=True,
-                          text=True, timeout=_PROBE_SECONDS, env={**os.environ, **supervisor.imports()})
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", probe.__name__, asked], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=_PROBE_SECONDS, env={**os.environ, **supervisor.imports()})
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         return [f"transformers cannot read it ({lines[-1][:300]})"]
