@@ -94,9 +94,11 @@ def _by_iteration(steps: list[Step]) -> list[str]:
 def _outdated(record: runs.Run) -> list[str]:
     """Why this code cannot run what run.json has; empty where it can."""
     try:
-        return plan.check(Path(record.config["workspace"]), plan.steps_of(record))
+        return plan.check(Path(record.config["workspace"]), plan.expand(record.config, record.step_configs))
     except UserError as error:
         return error.problems
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return [f"its configuration in run.json is damaged ({error!r})"]
 
 
 def _as_recorded(record: runs.Run) -> CheckedRun:

@@ -23,6 +23,7 @@ from pipeline.stage import Kinds, Stage
 from pipeline.stage import load as load_stage
 from pipeline.wiring import Ref
 
+PREFERENCES = "pref"  # the part with the data set's own preferences
 _STEP_KEYS = {"stage", "inputs", "settings", "runtime", "when", "from"}
 
 
@@ -216,14 +217,19 @@ def look_up_all(workspace: Path, steps: list[Step]) -> list[Planned]:
     return planned
 
 
-def _checked(workspace: Path, step: Step) -> list[str]:
+def _checked(workspace: Path, step: Step, wanted: dict[str, str], cached: bool) -> list[str]:
     """What the stage's own check finds. Files from outside that it found good once are not read again."""
     stage = step.plugin
     files = stage.files(step.settings, step.runtime)
+
+    def check() -> list[str]:
+        problems = [] if cached else stage.check(step.settings, step.runtime)
+        return problems or stage.lacks(step.settings, step.runtime, wanted)
+
     if not files:
-        return stage.check(step.settings, step.runtime)
+        return check()
     what = [step.stage, stage.version, dataclasses.asdict(step.settings), dataclasses.asdict(step.runtime)]
-    return store.checked(workspace, what, files, lambda: stage.check(step.settings, step.runtime))
+    return store.checked(workspace, [*what, *sorted(wanted)], files, check)
 
 
 def step_key(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> str:
@@ -269,14 +275,17 @@ def check(workspace: Path, steps: list[Step]) -> list[str]:
     """
     problems: list[str] = []
     done: dict[str, store.Artifact] = {}
+    asked = [want for step in steps if any(ref.part == PREFERENCES for refs in step.inputs.values() for ref in refs)
+             for want in step.plugin.wants(step.settings).items()]
+    wanted = {what: "; ".join(dict.fromkeys(way for of, way in asked if of == what)) for what, _ in asked}
     for step in steps:
         try:
             item = look_up(workspace, step, done)
             found = list[str]()
             if item.artifact is not None:
                 done[step.name] = item.artifact
-            else:
-                found = _checked(workspace, step)
+            if item.artifact is None or (wanted and not step.inputs):
+                found = _checked(workspace, step, {} if step.inputs else wanted, item.cached)
         except UserError as error:
             found = error.problems
         except OSError:  # a file it wants to hash is not there; its own check says it better

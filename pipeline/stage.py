@@ -180,6 +180,12 @@ class Stage:
     wanted: Callable[[Any], set[str]] | None = None
     """settings -> the optional inputs they have a use for; None: all of them."""
 
+    wants: Callable[[Any], dict[str, str]] = lambda settings: {}
+    """settings -> what it needs of the data set's preferences ("pairs"), and the way out where they have none."""
+
+    lacks: Callable[[Any, Any, dict[str, str]], list[str]] = lambda settings, runtime, wanted: []
+    """(settings, runtime, what later steps want) -> problems of a data set that does not have it."""
+
     cost: Callable[[Any], Cost] = lambda settings: Cost()
     """settings -> what it takes and makes."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first
 from pipeline.lm import forward
 from pipeline.lm.settings import ModelRuntime
 from pipeline.lm.template import Encoder
@@ -72,9 +72,15 @@ def load_scorer(folder: Path, device: torch.device, runtime: ModelRuntime | None
 def _loaded(kind: Any, folder: Path, device: torch.device, runtime: ModelRuntime | None, **options: Any) -> Any:
     attention = {} if runtime is None else {"attn_implementation": runtime.attention}
     with forward.enough_memory(f"while loading {folder}", _MEMORY):
-        return kind.from_pretrained(
+        loaded = kind.from_pretrained(
             folder, **{"dtype": torch.float32, "device_map": {"": device}, "use_safetensors": True, **attention,
                        **options})
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    bad = [name for name, weights in model.named_parameters() if not bool(torch.isfinite(weights).all())]
+    if bad:
+        raise UserError(f"{folder}: weights that are not finite, in {', '.join(first(bad, 5))}; the file is damaged or "
+                        "its training diverged: take an earlier one")
+    return loaded
 
 
 def load_tokenizer(folder: Path, template: bool = False) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from pipeline.config import problems_of, settled
@@ -290,3 +292,26 @@ def test_scores_are_those_of_the_training_stage(tiny_model: Path, tmp_path: Path
         trained, _ = head.group_scores(net.eval(), [example], pad=0)
     scores = model.scorer(model.Settings(precision="float32"), model=tmp_path / "model")([group])
     assert scores[0] == pytest.approx(trained[0].tolist(), abs=1e-5)
+
+
+def test_weights_that_are_not_finite_are_named(folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "model"
+    shutil.copytree(folder, broken)
+    tensors = load_file(broken / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name][3, 4] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"weights that are not finite, in {name}; the file is damaged"):
+        folders.load_scorer(broken, torch.device("cpu"))
+
+
+def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
+    """Told at plan, with what to do; and what would load them is told not to."""
+    pickled = tmp_path / "model"
+    shutil.copytree(folder, pickled)
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    (problem,) = problems_of(model.Settings, {"path": str(pickled)}, "reward.scorer")
+    assert "no weights" in problem and "*.bin files are pickled and are not read" in problem
+    with pytest.raises(OSError, match="safetensors"):
+        folders.load_scorer(pickled, torch.device("cpu"))
