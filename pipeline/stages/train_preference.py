@@ -139,6 +139,10 @@ def misfit(settings: Settings, given: Kinds) -> str | None:
                 f"which is for other objectives; set selection={way}")
     if needs.layout and settings.drawn is not None:
         return f"objective {name} takes its groups whole, expected negatives=none"
+    if LISTS in makes and needs.labels and not needs.compares and settings.drawn is None:
+        return (f"objective {name} takes single completions and pairs, but the selection makes lists, in which several "
+                "unwanted answers stand against one; set selection=best_worst and negatives=none, or an objective for "
+                "lists")
     if LISTS in makes and needs.pairs and not needs.lists and settings.drawn is None:
         return (f"objective {name} takes pairs, but the selection makes lists of more than two; "
                 "set selection=best_worst, negatives=uniform (or mc, hardest, easiest), or an objective for lists")
