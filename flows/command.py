@@ -120,4 +120,11 @@ def _drive(prepared: CheckedRun, only: str | None, force: bool) -> int:
     if code in (130, 143):
         screen.say(f"interrupted; go on with: align run run={prepared.run.name}")
         return 130
-    return code if code in (0, 1, 2) else 1
+    if code in (0, 1, 2):
+        return code
+    killed_by = -code if code < 0 else code - 128
+    known = killed_by in set(signal.Signals)
+    how = f"was killed by {signal.Signals(killed_by).name}" if known else f"ended with code {code}"
+    screen.problems([f"the run's process {how}: memory ran out, or somebody ended it; every finished step, part and "
+                     f"checkpoint is kept, go on with: align run run={prepared.run.name}"])
+    return 1

@@ -32,7 +32,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flows import policies, settings, trainings
+from flows import policies, presets, settings, trainings
 from flows.machine import automatic, precision_of
 from flows.renamed import problems_of_steps, renamed
 from pipeline.config import flat, problems_of, setting
@@ -41,6 +41,7 @@ from pipeline.runs import MOVED, NAME
 
 CONF = settings.ROOT / "conf"
 COMPANIONS, STEPS, PUBLISHED = "companions", "steps", "published"
+_NO_SETTINGS = (COMPANIONS, presets.KEY)
 _AS_TYPED = {"run", "workspace", "tracking.tensorboard.folder", *settings.PATHS}  # no grammar reads them
 
 
@@ -99,6 +100,8 @@ def compose(overrides: list[str], *, conf: Path = CONF) -> Composed:
     notes = automatic(choices)
     along = brought(choices, {key for key, _ in typed}, conf)
     choices, values, notes = {**choices, **along.options}, along.values + typed, notes + along.notes
+    if objective := choices.get("objective") or _recipe(conf, choices.get("recipe")).get("objective"):
+        values = presets.expanded(values, settings.option_node(conf, "objective", objective))
     if along.problems:
         raise UserError(*problems, *along.problems)
     try:
@@ -140,14 +143,14 @@ def _keys(values: list[tuple[str, Any]]) -> dict[str, Any]:
 def composed_groups(choices: dict[str, str], steps: list[str] | None = None, conf: Path = CONF) -> dict[str, Any]:
     """The groups with these options and the defaults of every setting, interpolations not resolved.
 
-    steps: the recipe's files of conf/steps, where they are others than it says. Raises what Hydra raises.
+    steps: the recipe's files of conf/steps, if others. Raises what Hydra raises.
     """
     _offer_parts(conf)
     words = [f"{group}={option}" for group, option in choices.items()]
     words += [] if steps is None else [f"steps@recipe=[{','.join(steps)}]"]
     with initialize_config_dir(str(conf), version_base="1.3"):
         raw = settings.plain(hydra_compose("config", words), resolve=False)
-    plain = {key: {k: v for k, v in node.items() if k != COMPANIONS} if isinstance(node, dict) else node
+    plain = {key: {k: v for k, v in node.items() if k not in _NO_SETTINGS} if isinstance(node, dict) else node
              for key, node in raw.items()}
     return settings.filled(plain, settings.wires(plain["stage"]))
 
@@ -173,10 +176,7 @@ class Brought:
 
 
 def brought(choices: dict[str, str], given: set[str], conf: Path = CONF) -> Brought:
-    """Companions of the chosen options.
-
-    choices: group -> option, of the command line. given: the dotted keys it sets. conf: the folder of the groups.
-    """
+    """Companions of the options chosen on the command line (group -> option). given: the dotted keys it sets."""
     found = Brought()
     recipe = _recipe(conf, choices.get("recipe"))
     before = steps = recipe.get(STEPS, [])

@@ -97,9 +97,11 @@ def _by_iteration(steps: list[Step]) -> list[str]:
 def _outdated(record: runs.Run) -> list[str]:
     """Why this code cannot run what run.json has; empty where it can."""
     try:
-        return plan.check(Path(record.config["workspace"]), plan.steps_of(record))
+        return plan.check(Path(record.config["workspace"]), plan.expand(record.config, record.step_configs))
     except UserError as error:
         return error.problems
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return [f"its configuration in run.json is damaged ({error!r})"]
 
 
 def _as_recorded(record: runs.Run) -> CheckedRun:
@@ -232,9 +234,8 @@ def _gate_without_a_judge(config: dict[str, Any]) -> list[str]:
 
 def _sampling(config: dict[str, Any]) -> Any:
     """The generate stage's settings, built; None where they are wrong, which the steps tell."""
-    settings, schema = config["stage"]["generate"]["settings"], plan.load_stage("generate").Settings
-    settings = plan.at_iteration(settings, 1)
-    return None if problems_of(schema, settings) else build(schema, settings)
+    given, schema = plan.at_iteration(config["stage"]["generate"]["settings"], 1), plan.load_stage("generate").Settings
+    return None if problems_of(schema, given) else build(schema, given)
 
 
 def _too_few_samples(config: dict[str, Any]) -> list[str]:
@@ -267,9 +268,8 @@ def _absolute(override: str) -> str:
     key, _, value = override.partition("=")
     if key in policies.ROLES and not value.startswith("{") and ("/" in value or Path(value).is_dir()):
         return f"{key}={Path(value).expanduser().resolve()}"
-    local = key in settings.PATHS and value not in ("", "null") and not value.startswith("builtin:")
-    local = local and not models.on_hub(key, value)
-    return f"{key}={Path(value).expanduser().resolve()}" if local else override
+    elsewhere = value in ("", "null") or value.startswith("builtin:") or models.on_hub(key, value)
+    return override if elsewhere or key not in settings.PATHS else f"{key}={Path(value).expanduser().resolve()}"
 
 
 def _same_settings(record: runs.Run, config: dict[str, Any], wired: dict[str, str], workspace: Path,

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from flows import machine, screen
-from pipeline import plan
+from pipeline import outside
 from pipeline.config import flat
 from pipeline.files import safetensors_weights
 from pipeline.plan import Planned, Step
@@ -207,7 +207,7 @@ def _seen(workspace: Path, by_name: dict[str, Planned], name: str, part: str) ->
         groups = counts.get(table, counts.get("kept", counts.get("prompts")))
         return Seen(None if groups is None else int(groups), counts.get(f"{table}_tokens"))
     if item.step.stage == "import_data":
-        return Seen(plan.foreseen(workspace, item.step).get(table))
+        return Seen(outside.foreseen(workspace, item.step).get(table))
     if item.step.stage == "tokenize":
         return dataclasses.replace(_seen(workspace, by_name, item.step.inputs["data"][0].step, part), exact=False)
     if item.step.stage == "select_prompts":

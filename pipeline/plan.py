@@ -8,14 +8,13 @@ no step that runs takes anything from it. Nothing here imports torch: planning m
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from pathlib import Path
 from typing import Any
 
-from pipeline import errors, store, wiring
+from pipeline import errors, outside, store, wiring
 from pipeline.config import build, problems_of, settled
 from pipeline.errors import UserError
 from pipeline.runs import Run
@@ -24,6 +23,7 @@ from pipeline.stage import load as load_stage
 from pipeline.wiring import Ref
 
 _HASHED_AT_PLAN = 2**30  # bytes: about a second; a model of 16 GB is hashed when its step runs
+PREFERENCES = "pref"  # the part with the data set's own preferences
 _STEP_KEYS = {"stage", "inputs", "settings", "runtime", "when", "from"}
 
 
@@ -222,26 +222,6 @@ def look_up_all(workspace: Path, steps: list[Step]) -> list[Planned]:
     return planned
 
 
-def _checked(workspace: Path, step: Step) -> tuple[list[str], dict[str, int]]:
-    """What the stage's own check finds and counts. Files from outside that it found good once are not read again."""
-    stage = step.plugin
-    files = stage.files(step.settings, step.runtime)
-
-    def check() -> tuple[list[str], dict[str, int]]:
-        see = stage.foresee
-        return (stage.check(step.settings, step.runtime), {}) if see is None else see(step.settings, step.runtime)
-
-    if not files and not stage.sources(step.settings, step.runtime):
-        return check()
-    what = [step.stage, stage.version, dataclasses.asdict(step.settings), dataclasses.asdict(step.runtime)]
-    return store.checked(workspace, what, files, check)
-
-
-def foreseen(workspace: Path, step: Step) -> dict[str, int]:
-    """What a step that has not run will count, as far as its files tell; empty where they tell nothing."""
-    return {} if step.plugin.foresee is None else _checked(workspace, step)[1]
-
-
 def step_key(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> str:
     return store.fingerprint(step.stage, **key_parts(workspace, step, done))
 
@@ -287,6 +267,9 @@ def check(workspace: Path, steps: list[Step]) -> list[str]:
     """
     problems: list[str] = []
     done: dict[str, store.Artifact] = {}
+    asked = [want for step in steps if any(ref.part == PREFERENCES for refs in step.inputs.values() for ref in refs)
+             for want in step.plugin.wants(step.settings).items()]
+    wanted = {what: "; ".join(dict.fromkeys(way for of, way in asked if of == what)) for what, _ in asked}
     for step in steps:
         try:
             item = look_up(workspace, step, done, planning=True)
@@ -294,7 +277,9 @@ def check(workspace: Path, steps: list[Step]) -> list[str]:
             if item.artifact is not None:
                 done[step.name] = item.artifact
             else:
-                found, _ = _checked(workspace, step)
+                found, _ = outside.checked(workspace, step)
+            if not found and wanted and not step.inputs:
+                found = outside.lacking(workspace, step, wanted)
         except UserError as error:
             found = error.problems
         except OSError:  # a file it wants to hash is not there; its own check says it better

@@ -8,6 +8,7 @@ Heavy imports (torch, transformers, vllm) go inside functions: planning imports 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -40,14 +41,25 @@ class Reporter:
     progress_path: Path | None = None
     counts: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+    since: int | None = None  # byte of metrics.jsonl where this work's lines begin; None: nobody worked at it before
     _began: dict[str, float] = field(default_factory=dict)  # how far this process found the work, and when
 
     def metric(self, at: int, **values: float) -> None:
-        """Report numbers of optimizer step (or item) `at`."""
-        if self.metrics_path is None:
+        """Report numbers of optimizer step (or item) `at`, once: what a killed process had reported stands."""
+        if self.metrics_path is None or (at, frozenset(values)) in self._before:
             return
         line = {"step": self.step, "at": at, "time": round(time.time(), 3), **values}
         files.append_line(self.metrics_path, json.dumps(line))
+
+    @functools.cached_property
+    def _before(self) -> set[tuple[float, frozenset[str]]]:
+        """(at, names of the numbers) of the lines that an earlier process of this work wrote."""
+        if self.since is None or self.metrics_path is None or not self.metrics_path.exists():
+            return set()
+        with self.metrics_path.open("rb") as file:
+            file.seek(self.since)
+            lines = files.parsed_lines(file.read(), step=str, at=(int, float))
+        return {(line["at"], frozenset(line) - {"step", "at", "time"}) for line in lines if line["step"] == self.step}
 
     def reported(self) -> int:
         """The `at` of this step's last line, 0 where there is none: how far a killed process had reported."""
@@ -183,6 +195,12 @@ class Stage:
 
     wanted: Callable[[Any], set[str]] | None = None
     """settings -> the optional inputs they have a use for; None: all of them."""
+
+    wants: Callable[[Any], dict[str, str]] = lambda settings: {}
+    """settings -> what it needs of the data set's preferences ("pairs"), and the way out where they have none."""
+
+    lacks: Callable[[Any, Any, dict[str, str]], list[str]] = lambda settings, runtime, wanted: []
+    """(settings, runtime, what later steps want) -> problems of a data set that does not have it."""
 
     cost: Callable[[Any], Cost] = lambda settings: Cost()
     """settings -> what it takes and makes."""

@@ -33,7 +33,8 @@ def run_step(spec: dict[str, Any]) -> dict[str, Any]:
     stage = load(spec["stage"])
     report = Reporter(spec["run"], spec["step"])
     if _first():
-        report = Reporter(spec["run"], spec["step"], Path(spec["metrics"]), Path(spec["progress"]))
+        metrics, work = Path(spec["metrics"]), Path(spec["work"])
+        report = Reporter(spec["run"], spec["step"], metrics, Path(spec["progress"]), since=_since(work, metrics))
     context = Context(settings=config.build(stage.Settings, spec["settings"]),
                       runtime=config.build(stage.runtime, spec["runtime"]),
                       inputs={name: tuple(map(Path, paths)) for name, paths in spec["inputs"].items()},
@@ -43,6 +44,16 @@ def run_step(spec: dict[str, Any]) -> dict[str, Any]:
     stage.run(context)
     return {"counts": report.counts, "dropped": report.dropped, "seconds": round(time.monotonic() - started, 3),
             "peak_memory_mb": round(peak_memory() / 2**20, 1), "versions": _versions()}
+
+
+def _since(work: Path, metrics: Path) -> int:
+    """Where in this run's metrics the lines of the unfinished work begin, whichever process of it wrote them."""
+    mark = work / "metrics.json"
+    known: dict[str, int] = json.loads(mark.read_text()) if mark.exists() else {}
+    if str(metrics) not in known:
+        known[str(metrics)] = metrics.stat().st_size if metrics.exists() else 0
+        files.write_atomic(mark, json.dumps(known))
+    return known[str(metrics)]
 
 
 def _versions() -> dict[str, str]:

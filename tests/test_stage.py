@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import stage
+from pipeline import files, stage, worker
+from pipeline.stage import Reporter
 
 ROOT = Path(__file__).parent.parent
 MB = 2**20
@@ -31,3 +32,25 @@ def test_what_the_parent_holds_does_not_count():
     """Linux's ru_maxrss of a child is at least what its parent held when it was started."""
     held = np.ones(300 * MB, np.uint8)
     assert child("") < 100 * MB < held.nbytes < stage.peak_memory()
+
+
+def test_what_a_killed_process_reported_is_not_written_twice(tmp_path):
+    """From the line where this work began: an older run of the step had other numbers."""
+    metrics, work = tmp_path / "metrics.jsonl", tmp_path / "work"
+    Reporter("r", "sft", metrics).metric(10, loss=9.0)
+    work.mkdir()
+    since = worker._since(work, metrics)
+    first = Reporter("r", "sft", metrics, since=since)
+    for at, loss in ((10, 1.0), (20, 0.9)):
+        first.metric(at, loss=loss)
+    Reporter("r", "reward", metrics).metric(30, loss=5.0)
+    with metrics.open("a") as file:
+        file.write('{"step": "sft", "at": 30, "lo')  # killed
+    assert worker._since(work, metrics) == since
+    again = Reporter("r", "sft", metrics, since=since)
+    for at, loss in ((10, 1.0), (20, 0.9), (30, 0.8)):
+        again.metric(at, loss=loss)
+    again.metric(20, held_out=0.5)
+    lines = files.parsed_lines(metrics.read_bytes(), step=str)
+    assert [(line["step"], line["at"], line.get("loss")) for line in lines] == [
+        ("sft", 10, 9.0), ("sft", 10, 1.0), ("sft", 20, 0.9), ("reward", 30, 5.0), ("sft", 30, 0.8), ("sft", 20, None)]

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from pipeline.engines.engine import model_facts
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first
 from pipeline.lm import attention, forward, rope
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.lm.template import Encoder
@@ -100,6 +100,10 @@ def _loaded(kind: Any, folder: Path, device: torch.device, runtime: ModelRuntime
     if why is not None:
         print(f"attention: {type(model).__name__} runs with eager, as hardware.training.attention={asked} would "
               f"compute another model: {why}", file=sys.stderr, flush=True)
+    bad = [name for name, weights in model.named_parameters() if not bool(torch.isfinite(weights).all())]
+    if bad:
+        raise UserError(f"{folder}: weights that are not finite, in {', '.join(first(bad, 5))}; the file is damaged or "
+                        "its training diverged: take an earlier one")
     return (model, found) if report else model
 
 

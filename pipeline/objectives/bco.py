@@ -80,8 +80,8 @@ def update(batch: LossInputs, settings: Settings) -> dict[str, Tensor]:
             share = added / (count + added).clamp(min=1)
             if settings.shift == "ema":
                 # 1 for the first examples, 1 - decay from then on, 0 without any.
-                share = torch.where(count > 0, 1.0 - settings.decay, 1.0) * (number > 0)
-            new = mean + share * (mean_over(rewards, keep) - mean)
+                share = torch.where(count > 0, count.new_tensor(1.0 - settings.decay), 1.0) * (number > 0)
+            new = mean + share * (mean_over(rewards.to(mean.dtype), keep) - mean)
             found |= {f"mean_{side}": new.to(mean.dtype), f"count_{side}": count + added}
         return found
 

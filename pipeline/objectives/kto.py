@@ -4,8 +4,9 @@
     wanted:    L = lambda_D (1 - s(beta (log pi - log ref - z0)))
     unwanted:  L = lambda_U (1 - s(beta (z0 - (log pi - log ref))))
 
-z0 is in nats and clamped after the mean. The loss of a group is the mean over its completions, so that a batch of
-groups of one size costs the mean over all its examples, wanted and unwanted alike.
+z0 is in nats and clamped after the mean. The loss of a batch is the mean over all its examples, wanted and unwanted
+alike: a group's is the sum over its completions, divided by how many a group of the batch has on average. With "zero",
+whose groups are not looked at together, it is the mean over its own.
 """
 
 from dataclasses import dataclass
@@ -92,6 +93,9 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     weights = settings.desirable_weight, settings.undesirable_weight
     each = kto_losses(examples.ratios, examples.wanted, *points, settings.beta, *weights)
     losses = row_means(each, examples.present)
+    if settings.reference_point != "zero":  # pairs and labels in one batch: every example counts the same
+        sizes = examples.present.sum(dim=1)
+        losses = losses * sizes / (sizes.sum() / (sizes > 0).sum().clamp(min=1)).clamp(min=1)
     shown = losses.detach() * 0 + points[0]
     return losses, labelled_metrics(examples, settings.beta, reference_point=shown)
 

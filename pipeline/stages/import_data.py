@@ -54,6 +54,16 @@ def check(settings: Settings, runtime: Runtime) -> list[str]:
     return foresee(settings, runtime)[0]
 
 
+def lacks(settings: Settings, runtime: Runtime, wanted: dict[str, str]) -> list[str]:
+    """Pairs, where the preferences are single answers with a label. One row tells: a data set holds one kind."""
+    if "pairs" not in wanted:
+        return []
+    first = next((group for split, group in _import(settings, runtime).groups() if split == "pref"), None)
+    if first is None or first.label is None:
+        return []
+    return [f"data.root: {runtime.root} holds single answers with a label, and {wanted['pairs']}"]
+
+
 def run(context: Context) -> None:
     """Write the tables sft/ (K=1), pref/ (K=2 or labelled), unlabeled/ and eval/ (K=0), part by part as rows come."""
     from pipeline import tables
@@ -101,4 +111,4 @@ def _root(part: Part[Format], runtime: Runtime) -> Path:
 
 # seeded: how a data set is split belongs to the data, so that runs with other seeds are comparable
 STAGE = Stage(Settings, run, version=1, inputs={}, seeded=False, runtime=Runtime, files=files, check=check,
-              foresee=foresee)
+              foresee=foresee, lacks=lacks)

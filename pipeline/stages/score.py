@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Part, load_part, part_problems
+from pipeline.errors import UserError
 from pipeline.records import LENGTH, Group
 from pipeline.rewards.contract import Score, ScoreGroups, Scorer
 from pipeline.stage import Context, Kinds, Stage
 from pipeline.training.settings import TrainRuntime
 
+_FEW = 8  # different completions that no reward model gives one score
 _SLICE = 512  # groups between two signs of progress
 
 
@@ -83,10 +85,12 @@ def run(context: Context) -> None:
             context.report.metric(done + len(scored), **summary(scored, context.settings.name))
         done += len(of_part)
     context.report.progress(total, total, "prompts")
+    check_scores(columns.with_scores(source, [target]), context.settings)
     numbers = summary(columns.with_scores(source, [target]), context.settings.name)
     for name in context.settings.also:
         further = summary(columns.with_scores(source, [target]), name)
-        numbers |= {f"{name}_mean": further["score_mean"], f"{name}_best_of_n_mean": further["best_of_n_mean"]}
+        numbers |= {f"{name}_{mean.removeprefix('score_')}": further[mean] for mean in ("score_mean", "best_of_n_mean")
+                    if mean in further}
     context.report.count(**numbers)
 
 
@@ -119,7 +123,7 @@ def _named(name: str, value: Score) -> dict[str, float]:
 def summary(groups: Iterable[Group], name: str) -> dict[str, float]:
     """Numbers of a scored table: means over completions of the score, over prompts of the best one (best of N), counts.
 
-    Scores that are not finite are counted as `unscored` and left out of the means.
+    Scores that are not finite are counted as `unscored` and left out of the means. A mean over nothing is not there.
     """
     prompts = completions = cut = tokens = 0
     scores: list[float] = []
@@ -132,9 +136,36 @@ def summary(groups: Iterable[Group], name: str) -> dict[str, float]:
         prompts, completions = prompts + 1, completions + len(values)
         cut += sum(c.finish_reason == LENGTH for c in group.completions)
         tokens += sum(len(c.token_ids) for c in group.completions)
+    means = {"score_mean": (sum(scores), len(scores)), "best_of_n_mean": (sum(best), len(best)),
+             "length_mean": (tokens, completions), "truncated_share": (cut, completions)}
     return {"prompts": prompts, "completions": completions, "unscored": completions - len(scores),
-            "score_mean": sum(scores) / max(1, len(scores)), "best_of_n_mean": sum(best) / max(1, len(best)),
-            "length_mean": tokens / max(1, completions), "truncated_share": cut / max(1, completions)}
+            **{mean: total / number for mean, (total, number) in means.items() if number}}
+
+
+def check_scores(groups: Iterable[Group], settings: Settings) -> None:
+    """Raises UserError for a score that tells nothing: finite for no completion, or from a model that gives all the
+    same, however different they are.
+    """
+    seen: dict[str, set[float | None]] = {name: set() for name in _parts(settings)}  # None: not finite
+    number, texts = 0, set[tuple[str, str]]()
+    for group in groups:
+        for completion in group.completions:
+            number += 1
+            texts |= {(group.id, completion.text)} if len(texts) < _FEW else set()
+            for name, values in seen.items():
+                score = completion.scores[name]
+                values |= {score if math.isfinite(score) else None} if len(values) < _FEW else set()
+    problems = []
+    for name, values in seen.items():
+        where, spec = _specs(settings)[name]
+        if values == {None}:
+            problems.append(f"{where}: the score {name!r} of all {number} completions is not finite; {spec['module']} "
+                            "gives nothing to compare: check its model's weights")
+        elif len(texts) == _FEW and len(values) == 1 and "path" in spec:
+            problems.append(f"{where}: the score {name!r} of all {number} completions is {values.pop()}; a reward "
+                            "model that tells no two apart teaches nothing: check its head's weights, or train it anew")
+    if problems:
+        raise UserError(*problems)
 
 
 def _specs(settings: Settings) -> dict[str, tuple[str, dict[str, Any]]]:

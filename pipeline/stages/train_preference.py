@@ -115,6 +115,14 @@ def wanted(settings: Settings) -> set[str]:
     return {"optimizer", "weights", *required(settings)} | ({"scored"} if needs_of(settings).scores else set())
 
 
+def wants(settings: Settings) -> dict[str, str]:
+    """Pairs, where the objective compares and takes nothing else."""
+    needs, name = needs_of(settings), settings.objective["module"].rpartition(".")[2]
+    way = (f"objective {name} learns from pairs; give pairs (chosen, rejected), or set an objective for labels: "
+           "objective=kto, bco or binary_cringe")
+    return {"pairs": way} if needs.compares and not needs.singles else {}
+
+
 def misfit(settings: Settings, given: Kinds) -> str | None:
     """Why such groups cannot be trained on, None where they can."""
     needs, name = needs_of(settings), settings.objective["module"].rpartition(".")[2]
@@ -122,9 +130,11 @@ def misfit(settings: Settings, given: Kinds) -> str | None:
     if needs.scores and given.scores and "data" not in makes and settings.score not in given.scores:
         return (f"objective {name} reads the score {settings.score!r}, which the groups do not have (scores there: "
                 f"{', '.join(sorted(given.scores))}); set train.score, or a selection that stores it")
-    if needs.rationale and (bare := makes - {"data"}):
-        return (f"auxiliary.rationale_gamma needs a rationale at the end of every group, but the selection makes "
-                f"{' and '.join(sorted(bare))} without one; set auxiliary.rationale_gamma=0")
+    if needs.rationale and makes:
+        bare = " and ".join(sorted(makes - {"data"}))
+        return ("auxiliary.rationale_gamma needs a rationale at the end of every group, but "
+                + (f"the selection makes {bare} without one" if bare else "no data format reads one")
+                + "; set auxiliary.rationale_gamma=0")
     if needs.layout and makes - {needs.layout}:
         return (f"objective {name} needs a special group layout ({needs.layout}: see the docstring of "
                 f"{settings.objective['module']}), but the recipe gives it {made}; set a selection that builds them "
@@ -135,6 +145,10 @@ def misfit(settings: Settings, given: Kinds) -> str | None:
                 f"which is for other objectives; set selection={way}")
     if needs.layout and settings.drawn is not None:
         return f"objective {name} takes its groups whole, expected negatives=none"
+    if LISTS in makes and needs.labels and not needs.compares and settings.drawn is None:
+        return (f"objective {name} takes single completions and pairs, but the selection makes lists, in which several "
+                "unwanted answers stand against one; set selection=best_worst and negatives=none, or an objective for "
+                "lists")
     if LISTS in makes and needs.pairs and not needs.lists and settings.drawn is None:
         return (f"objective {name} takes pairs, but the selection makes lists of more than two; "
                 "set selection=best_worst, negatives=uniform (or mc, hardest, easiest), or an objective for lists")
@@ -157,4 +171,5 @@ STAGE = Stage(
     Settings, run, version=4,
     inputs={"model": "one", "groups": "many", "reference": "optional", "previous": "optional", "scored": "optional",
             "weights": "optional", "reference_model": "optional", "optimizer": "optional"},
-    seeded=True, runtime=TrainRuntime, distributed=True, required=required, wanted=wanted, misfit=misfit, cost=cost)
+    seeded=True, runtime=TrainRuntime, distributed=True, required=required, wanted=wanted, misfit=misfit, wants=wants,
+    cost=cost)

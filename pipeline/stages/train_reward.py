@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from pipeline.lm.examples import Example
 
 
+_PAIRS = ("this run trains a reward model on pairs; give pairs (chosen, rejected), or another reward: "
+          "reward.path=FOLDER of a finished model, or reward=rule")
+
+
 @dataclass(frozen=True)
 class Settings:
     trainer: TrainerSettings = field(default_factory=TrainerSettings)  # one training run
@@ -99,5 +103,5 @@ def _check_pairs(training: Sequence[Example], held_out: Sequence[Example]) -> No
 
 
 STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "one"}, seeded=True, runtime=TrainRuntime,
-              distributed=True, files=files, check=check,
+              distributed=True, files=files, check=check, wants=lambda settings: {"pairs": _PAIRS},
               cost=lambda settings: Cost(weights=1, checkpoints=True))

@@ -165,9 +165,11 @@ class PolicyTask:
 
 
 def first_state(objective: Part[Objective], device: torch.device) -> dict[str, Tensor]:
-    """What the objective carries from step to step, as it starts; empty for most."""
+    """What the objective carries from step to step, as it starts; empty for most. In float64: a mean of many examples
+    moves by less than float32 can hold.
+    """
     values = objective.plugin.state(objective.settings)
-    return {name: torch.tensor(float(value), device=device) for name, value in values.items()}
+    return {name: torch.tensor(float(value), dtype=torch.float64, device=device) for name, value in values.items()}
 
 
 def add_parameters(model: Any, objective: Part[Objective]) -> None:

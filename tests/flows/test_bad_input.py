@@ -131,3 +131,22 @@ def test_looking_is_quick(words, tmp_path):
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0, done.stderr
     assert min(times) < 2
+
+
+@pytest.mark.parametrize("words, way", [
+    (["recipe=iterative_dpo"], "reward.path=FOLDER"),
+    (["recipe=pco", "objective=kto", "negatives=none", "selection=best_worst"], "trains a reward model on pairs"),
+    (["recipe=pco", "reward=rule", "reward.scorer.function=pipeline.rewards.rule.fresh_trigrams", "objective=dpo"],
+     "objective dpo learns from pairs"),
+])
+def test_labels_where_pairs_are_trained_on(refused, data, words, way):
+    rows = [{"prompt": f"Name fruit number {i}.", "completion": f"A ripe pear {i}.", "label": i % 2 == 0}
+            for i in range(60)]
+    (data / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    problems = refused("plan", *words, "data=jsonl", f"data.root={data}", "data.format.shares.eval=5")
+    assert any(f"data.root: {data} holds single answers with a label" in p and way in p for p in problems), problems
+
+
+def test_a_rationale_that_no_data_set_brings(refused):
+    (problem,) = refused("plan", "recipe=pco", "objective=dpo", "iterations=1", "auxiliary.rationale_gamma=0.1")
+    assert "no data format reads one" in problem and "auxiliary.rationale_gamma=0" in problem

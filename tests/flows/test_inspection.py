@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.inspection import compare
+from flows.inspection import compare, key_differences
 from pipeline import report, runs
 from pipeline.errors import UserError
 
@@ -52,3 +52,10 @@ def test_missing_numbers_stay_missing():
     (line,) = report.over_seeds(rows)
     assert line["margin"] == (2.0, pytest.approx(2**0.5), 2)
     assert report.over_seeds([[{"iteration": 1, **dict.fromkeys(report.COMPARED)}]])[0]["win_rate"] is None
+
+
+def test_a_list_and_a_tuple_are_one_setting():
+    """As a manifest has it, and as a plan has it."""
+    mine = {"version": 1, "settings": {"require": ("sft",), "n": 1}, "inputs": {}, "seed": None}
+    there = {"version": 1, "settings": {"require": ["sft"], "n": 2}, "inputs": {}, "seed": None}
+    assert key_differences(mine, there) == [("settings.n", 2, 1)]

@@ -12,7 +12,7 @@ import pytest
 
 from flows.cli import main
 from flows.compose import compose
-from pipeline import plan, runs
+from pipeline import plan, runs, supervisor
 
 ODD = "a=b [x], (1) jürgen ${y}"  # what a grammar would trip over
 DRIVE = """
@@ -42,6 +42,36 @@ def test_the_users_files_shadow_nothing_and_his_rule_is_found(two_steps, tmp_pat
     assert done.returncode == 0, done.stdout + done.stderr
     (score,) = [item for item in plan.look_up_all(workspace, _steps(workspace, place)) if item.step.name == "scores"]
     assert score.artifact.manifest["counts"]["score_mean"] == 0.0  # nothing was on the stage's standard input
+
+
+KILLS = """
+import os
+import signal
+
+import psutil
+
+
+def f(messages, text):
+    for process in psutil.Process().parents():
+        if process.cmdline()[1:4] == ["-m", "flows.driver", WORKSPACE]:
+            process.send_signal(signal.SIGKILL)
+    return 1.0
+"""
+
+
+def test_a_killed_driver_says_what_happened_and_how_to_go_on(two_steps, tmp_path):
+    workspace = two_steps()
+    (tmp_path / "rule_that_kills.py").write_text(KILLS.replace("WORKSPACE", repr(str(workspace))))
+    run = runs.load(workspace, "shown")
+    run.config["stage"]["score"]["settings"]["reward"]["function"] = "rule_that_kills.f"
+    runs.save(workspace, run)
+    environment = {**os.environ, **supervisor.imports(), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    done = subprocess.run([sys.executable, "-P", "-c", DRIVE, str(workspace)], cwd=tmp_path, text=True,
+                          capture_output=True, env=environment)
+    assert done.returncode == 1
+    assert "error: the run's process was killed by SIGKILL: " in done.stderr
+    assert done.stderr.strip().endswith("go on with: align run run=shown")
+    assert runs.load(workspace, "shown").outcome == runs.INTERRUPTED
 
 
 def _steps(workspace: Path, place: Path) -> list[plan.Step]:

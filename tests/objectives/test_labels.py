@@ -11,9 +11,10 @@ import math
 import pytest
 import torch
 
-from pipeline.config import problems_of
+from pipeline.config import Part, problems_of
 from pipeline.objectives import apo_zero, bco, kto, nca_pair, npo
 from pipeline.objectives.contract import LossInputs, Needs, TokenInputs
+from pipeline.training.policy import first_state
 from tests.objectives.batches import view_of
 
 LN2 = math.log(2)
@@ -107,6 +108,18 @@ def test_bco_batch_counts_differ_from_example_counts(worked):
         assert bco.loss(second, settings)[1]["delta"][0].item() == pytest.approx(delta, abs=1e-12)
 
 
+def test_bco_means_go_on_where_float32_would_stand_still():
+    """2^24 examples seen, and one more of reward 1 against a mean of 0: 2^24 + 1, and 1 / (2^24 + 1)."""
+    settings = bco.Settings(beta=1.0, shift="pooled")
+    state = first_state(Part("bco", bco.OBJECTIVE, settings), torch.device("cpu"))
+    state["count_all"] += 2**24
+    one = LossInputs(torch.tensor([[1.0]]), torch.tensor([[1]]), torch.tensor([[True]]), torch.zeros(1, 1),
+                     labels=torch.tensor([True]), state=state)
+    found = bco.update(one, settings)
+    assert found["count_all"].item() == 2**24 + 1
+    assert found["mean_all"].item() == pytest.approx(1 / (2**24 + 1), rel=1e-12)
+
+
 def test_bco_side_without_examples_stays(worked):
     settings = bco.Settings(beta=1.0)
     first = stepped(ones(worked, [4.0], [True]), settings)
@@ -151,6 +164,15 @@ def test_kto_hand_worked(worked):
     assert weighted.tolist() == pytest.approx([2 * losses[0].item(), 3 * losses[1].item()], abs=1e-12)
     pair = worked.value(kto, kto.Settings(), worked.pairs(**mismatched(1.0)))
     assert pair == pytest.approx(losses.mean().item(), abs=1e-12)
+
+
+def test_kto_counts_every_example_of_a_mixed_batch_once():
+    """A pair with log-ratios 2 and -1 and a thumbs-down with -1, z0 = 1: the mean of 0.47502, 0.45017 and 0.45017."""
+    logps = torch.tensor([[2.0, -1.0], [-1.0, 0.0]], dtype=torch.float64)
+    batch = LossInputs(logps, torch.tensor([[3, 3], [3, 0]]), torch.tensor([[True, True], [True, False]]),
+                       torch.zeros_like(logps), labels=torch.tensor([True, False]), **mismatched(1.0))
+    losses, _ = kto.loss(batch, kto.Settings())
+    assert losses.mean().item() == pytest.approx((0.475020812521060 + 2 * 0.450166002687522) / 3, abs=1e-9)
 
 
 @pytest.mark.parametrize("point", ["mismatched", "pair", "zero"])

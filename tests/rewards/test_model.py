@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from pipeline.config import problems_of, settled
@@ -301,3 +303,26 @@ def test_a_template_that_loses_what_was_said_is_refused(tiny_model: Path, tmp_pa
     (folder / "chat_template.jinja").write_text("{% set messages = messages[-1:] %}" + text)
     with pytest.raises(UserError, match="the chat template leaves the user's text out of an answer"):
         model.scorer(model.Settings(), model=folder)
+
+
+def test_weights_that_are_not_finite_are_named(folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "model"
+    shutil.copytree(folder, broken)
+    tensors = load_file(broken / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name][3, 4] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"weights that are not finite, in {name}; the file is damaged"):
+        folders.load_scorer(broken, torch.device("cpu"))
+
+
+def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
+    """Told at plan, with what to do; and what would load them is told not to."""
+    pickled = tmp_path / "model"
+    shutil.copytree(folder, pickled)
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    (problem,) = problems_of(model.Settings, {"path": str(pickled)}, "reward.scorer")
+    assert "no weights" in problem and "*.bin files are pickled and are not read" in problem
+    with pytest.raises(OSError, match="safetensors"):
+        folders.load_scorer(pickled, torch.device("cpu"))

@@ -12,6 +12,7 @@ from flows.compose import compose
 from flows.prepare import expand
 from pipeline import columns, tables
 from pipeline.config import build, problems_of
+from pipeline.errors import UserError
 from pipeline.records import LENGTH, Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import score
@@ -178,3 +179,36 @@ def test_the_uncertainty_of_the_reward_model_reaches_the_selection(tiny_model: P
     made = [pair for group in samples for pair in upo.select(group, chosen, 0, found)[0]]
     assert len(made) == 6  # half of 3 x 2 x 2
     assert all(0.0 <= pair.completions[0].scores["information_gain"] <= 0.6932 for pair in made)
+
+
+def _scored(*values: float) -> list[Group]:
+    return [Group(f"p{i}", (), (Completion(f"t{i}", scores={"reward": v}),)) for i, v in enumerate(values)]
+
+
+MODEL = {"module": "pipeline.rewards.model", "path": None}
+
+
+def test_a_mean_over_nothing_is_not_there():
+    numbers = score.summary(_scored(float("nan")), "reward")
+    assert "score_mean" not in numbers and "best_of_n_mean" not in numbers and numbers["unscored"] == 1
+    assert "length_mean" not in score.summary([], "reward")
+
+
+@pytest.mark.parametrize("reward, values, problem", [
+    (MODEL, [float("nan")] * 3, r"reward: the score 'reward' of all 3 completions is not finite"),
+    (RULE, [float("inf")] * 20, r"not finite"),
+    (MODEL, [0.25] * 8, r"reward: the score 'reward' of all 8 completions is 0.25; a reward model that tells no two"),
+    (MODEL, [0.25] * 7, None),
+    (MODEL, [0.25] * 30 + [0.5], None),
+    (MODEL, [float("nan")] * 30 + [0.5], None),
+    (RULE, [1.0] * 20, None),
+    (MODEL, [], None),
+])
+def test_scores_that_tell_nothing_stop_the_run(reward, values, problem):
+    """Equal ones of a rule may be right; of a reward model, with eight different answers, they are not."""
+    settings = score.Settings(reward)
+    if problem is None:
+        score.check_scores(_scored(*values), settings)
+    else:
+        with pytest.raises(UserError, match=problem):
+            score.check_scores(_scored(*values), settings)
