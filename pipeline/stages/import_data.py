@@ -76,6 +76,8 @@ def run(context: Context) -> None:
     for reason, number in imported.dropped.items():
         context.report.drop(reason, number)
     unread = {f"unread: {key}": number for key, number in imported.unread.items()}
+    if unread:  # in front, where the screen shows it
+        context.report.count(**{f"unread keys {', '.join(imported.unread)}": max(unread.values())})
     context.report.count(**imported.counts, eval_prompts_in_training=imported.overlap, **unread)
 
 

@@ -145,3 +145,11 @@ def test_checking_the_data_imports_neither_torch_nor_pyarrow(tmp_path: Path) -> 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root,
                           env={**os.environ, "PYTHONPATH": str(root)})
     assert done.stdout.strip() == "[]"
+
+
+def test_keys_that_nothing_reads_stand_first_among_the_counts(tmp_path: Path) -> None:
+    write(tmp_path / "s.jsonl", {"prompt": "q", "completion": "x", "source": "a"},
+          {"prompt": "r", "completion": "x", "source": "b", "mood": "glad"})
+    counts = run(tmp_path, Settings(JSONL), str(tmp_path / "s.jsonl")).report.counts
+    assert next(iter(counts)) == "unread keys mood, source"
+    assert (counts["unread keys mood, source"], counts["unread: mood"], counts["unread: source"]) == (2, 1, 2)
