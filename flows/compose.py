@@ -36,14 +36,12 @@ from flows import presets, settings
 from flows.renamed import problems_of_steps, renamed
 from pipeline.config import flat, problems_of, setting
 from pipeline.errors import UserError, nearest
-from pipeline.runs import NAME
+from pipeline.runs import MOVED, NAME
 
 CONF = settings.ROOT / "conf"
 COMPANIONS, STEPS = "companions", "steps"
 _NO_SETTINGS = (COMPANIONS, presets.KEY)
-PATHS = ("data.root", "model.path", "reward.path", "reward.base", "reward.weak", "reward.scorer.policy",
-         "reward.scorer.reference")
-_AS_TYPED = {"run", "workspace", "tracking.tensorboard.folder", *PATHS}  # names and paths: no grammar reads them
+_AS_TYPED = {"run", "workspace", "tracking.tensorboard.folder", *settings.PATHS}  # no grammar reads them
 
 
 @dataclass(frozen=True)
@@ -217,6 +215,8 @@ def _sort_out(overrides: list[str], conf: Path, problems: list[str]) -> tuple[di
                 choices[key] = option
         elif renamed(key) != key:
             problems.append(f"{key}: is now {renamed(key)}")
+        elif str(parsed.value()) in MOVED:
+            problems.append(f"{key}: {parsed.value()} is now {MOVED[str(parsed.value())]}")
         else:
             values.append((key, parsed.value()))
     return choices, values

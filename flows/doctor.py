@@ -1,7 +1,5 @@
 """`align doctor`: what this machine has, what is missing, what to do about it."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import shutil

@@ -1,7 +1,5 @@
 """`align status`, `explain`, `compare`, `verify`, `gc`: what is there and why. They read; only `gc --apply` removes."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping

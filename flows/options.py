@@ -7,8 +7,6 @@ Everything is read where it is true: the dataclass's fields, the string or comme
 source, and the comments of the option's file in conf. Imports no torch.
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import functools

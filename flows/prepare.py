@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import settings
-from flows.compose import PATHS, Composed, compose, is_later
+from flows.compose import Composed, compose, is_later
 from flows.inspection import FREE, compared
 from flows.renamed import translated
 from pipeline import plan, runs, tracking
@@ -260,7 +260,7 @@ def _too_many_negatives(negatives: dict[str, Any], candidates: int) -> list[str]
 def _absolute(override: str) -> str:
     """Paths as they are seen from anywhere: a run may go on from another folder."""
     key, _, value = override.partition("=")
-    local = key in PATHS and value not in ("", "null") and not value.startswith("builtin:")
+    local = key in settings.PATHS and value not in ("", "null") and not value.startswith("builtin:")
     return f"{key}={Path(value).expanduser().resolve()}" if local else override
 
 

@@ -1,15 +1,10 @@
 """Keys and names that were others once: a user who types one is told the new one, an older run's is translated."""
 
-from __future__ import annotations
+from pipeline.runs import MOVED
 
-KEYS = {
-    "stage.build_groups.settings.filters": "filters",
-    "stage.train_preference.settings.score": "train.score",
-    "stage.merge.settings.weights": "train.weights",
-    "stage.weigh_prompts.active": "train.weigh_prompts",
-    "stage.score.settings.name": "reward.name",
-    "stage.score.settings.also": "reward.also",
-}
+KEYS = {"stage.build_groups.settings.filters": "filters", "stage.train_preference.settings.score": "train.score",
+        "stage.merge.settings.weights": "train.weights", "stage.weigh_prompts.active": "train.weigh_prompts",
+        "stage.score.settings.name": "reward.name", "stage.score.settings.also": "reward.also"}
 STEPS = {"restart": "from_sft", "sampled": "from_sft_sampled", "continued": "from_previous"}  # files of conf/steps
 
 
@@ -22,9 +17,9 @@ def renamed(key: str) -> str:
 
 
 def translated(override: str) -> str:
-    """A stored `key=value` with the key of today."""
+    """A stored `key=value` with the key of today, and a module by its name of today."""
     key, equals, value = override.partition("=")
-    return f"{renamed(key)}{equals}{value}"
+    return f"{renamed(key)}{equals}{MOVED.get(value, value)}"
 
 
 def problems_of_steps(where: str, names: list[str]) -> list[str]:

@@ -1,7 +1,5 @@
 """What the terminal shows: a bar with rate and ETA in a terminal, plain lines elsewhere, tables at the end."""
 
-from __future__ import annotations
-
 import sys
 import time
 from typing import Any

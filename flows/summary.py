@@ -1,7 +1,5 @@
 """What a run ends with: report.md and report.json in its folder, a table in the terminal, where to look next."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -54,10 +52,11 @@ def _say_why(run: runs.Run, done: dict[str, store.Artifact]) -> None:
 def _samples(run: runs.Run, done: dict[str, store.Artifact]) -> str:
     """Where the last answers and their scores are."""
     scored = _folders(run, done, "score")
-    found = runs.groups_of(run.steps, scored[-1][0]["name"]) if scored else None
-    if found is None:
+    found = runs.groups_of(run.steps, scored[-1][0]["name"]) if scored else []
+    if not found:
         return "none: this recipe samples nothing"
-    return f"{done[found[0]['name']].path / found[1]}, their scores {scored[-1][1] / 'scores'}"
+    (step, part), *_ = found  # score reads one table
+    return f"{done[step['name']].path / part}, their scores {scored[-1][1] / 'scores'}"
 
 
 _LEFT_OUT = {"samples", "best of N", "peak memory"}  # in the report, too wide for a terminal

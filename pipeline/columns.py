@@ -5,8 +5,6 @@ order of the groups. A part's metadata names the tables its rows are of, by dige
 number can never be read for groups with other tokens, since a table of other bytes has another digest.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -113,9 +111,8 @@ def scored(context: Context, groups: str = "groups", scores: str = "scores") -> 
     return with_scores(source, context.inputs[scores])
 
 
-def _joined(
-    source: Source, folders: Sequence[Path], what: str, put: Callable[[Completion, dict[str, Any]], Completion]
-) -> Iterator[Group]:
+def _joined(source: Source, folders: Sequence[Path], what: str,
+            put: Callable[[Completion, dict[str, Any]], Completion]) -> Iterator[Group]:
     table, at = load(folders, source.digest), 0
     for groups in tables.batches(tables.read(source.path), _GROUPS):
         if table is None:

@@ -19,16 +19,16 @@ from typing import Any, Generic, TypeVar
 
 from pipeline.errors import UserError, nearest
 
-_META = "alignloop"
+META = "alignloop"
 _MISSING = dataclasses.MISSING
 
 
 def setting(
     default: Any = _MISSING, *, low: float | None = None, high: float | None = None, above: float | None = None,
-    below: float | None = None, choices: tuple[Any, ...] | None = None,
+    below: float | None = None, choices: tuple[Any, ...] | None = None, added: bool = False,
 ) -> Any:
-    """A dataclass field with an allowed range: low <= x <= high, above < x < below, or one of `choices`."""
-    meta = {_META: {"low": low, "high": high, "above": above, "below": below, "choices": choices}}
+    """A field with a range: low <= x <= high, above < x < below, or one of `choices`. `added`: see `stage.keyed`."""
+    meta = {META: {"low": low, "high": high, "above": above, "below": below, "choices": choices, "added": added}}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=meta)
     if default is _MISSING:
@@ -131,7 +131,7 @@ def _scalar(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
 
 
 def _check_range(spec: Any, value: Any, where: str, problems: list[str]) -> None:
-    limits = spec.metadata.get(_META)
+    limits = spec.metadata.get(META)
     if limits is None or value is None:
         return
     for item in value if isinstance(value, (list, tuple)) else (value,):
@@ -160,7 +160,7 @@ def _range(limits: dict[str, Any]) -> str:
 
 def allowed(field: Any, hint: Any) -> str:
     """What a field may be, in words: "a number, 0.0 < x"; "one of sum, avg". field None: what the type says."""
-    limits = (field.metadata.get(_META) if field else None) or {}
+    limits = (field.metadata.get(META) if field else None) or {}
     if limits.get("choices"):
         return "one of " + ", ".join(str(choice) for choice in limits["choices"])
     bounds = _range(limits) if any(limits.get(key) is not None for key in ("low", "high", "above", "below")) else ""

@@ -1,7 +1,5 @@
 """What no run needs any more, and how much space it holds."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import re

@@ -1,17 +1,13 @@
 """Logistic regression, by Newton's method."""
 
-from __future__ import annotations
-
 import numpy as np
 
 _STEPS, _TOLERANCE = 200, 1e-7  # Newton: what is left after such a step is its square
 _DAMPING = 1e-10  # added to the curvature: a direction in which nothing curves must not stop the step in the others
 
 
-def fit(
-    design: np.ndarray, outcomes: np.ndarray, ridge: float | np.ndarray, weights: np.ndarray | None = None,
-    start: np.ndarray | None = None,
-) -> np.ndarray:
+def fit(design: np.ndarray, outcomes: np.ndarray, ridge: float | np.ndarray, weights: np.ndarray | None = None,
+        start: np.ndarray | None = None) -> np.ndarray:
     """Maximise sum of weights * log-likelihood - sum of ridge / 2 * coefficients^2: (k,) coefficients.
 
     design (n, k); outcomes (n,) in [0, 1]; ridge >= 0, one for all coefficients or (k,); weights (n,), 1 where None;

@@ -19,7 +19,7 @@ from pipeline import errors, store, wiring
 from pipeline.config import build, problems_of, settled
 from pipeline.errors import UserError
 from pipeline.runs import Run
-from pipeline.stage import Kinds, Stage
+from pipeline.stage import Kinds, Stage, keyed
 from pipeline.stage import load as load_stage
 from pipeline.wiring import Ref
 
@@ -243,7 +243,7 @@ def key_parts(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> d
     if files := stage.files(step.settings, step.runtime):
         hashes = store.cached_hashes(workspace, files)
         inputs["files"] = [f"{path.name}:{digest}" for path, digest in hashes.items()]
-    return {"version": stage.version, "settings": _without_paths(dataclasses.asdict(step.settings), files),
+    return {"version": stage.version, "settings": _without_paths(keyed(step.settings), files),
             "inputs": inputs, "seed": step.seed if settled(stage.seeded, step.settings) else None}
 
 

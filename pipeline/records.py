@@ -5,13 +5,11 @@ first, 1 + M ranked candidates with the preferred first), so there is one table 
 trainer. Nothing here imports more than the standard library.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 STOP = "stop"  # the completion ended by a stop token, which is its last token id
 LENGTH = "length"  # the completion was cut at the token limit: no stop token
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
@@ -20,6 +18,7 @@ class Message:
 
     role: str
     content: str
+    more: str = ""  # JSON object of further fields for the chat template: reasoning_content, tool_calls ...
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,7 @@ class Completion:
     policy: str = ""  # output digest of the weights that wrote it; "" = the data set
     logprobs: tuple[float, ...] | None = None  # of each token under the policy that sampled it, nats; kept on request
     prompt_ids: tuple[int, ...] = ()  # its own prompt where it is not the group's: a rationale, an answer to a draft
+    more: str = ""  # of the answer's turn, as Message.more
 
 
 @dataclass(frozen=True)
@@ -55,3 +55,4 @@ class Group:
     weight: float = 1.0
     dataset: str = ""
     iteration: int = 0  # 0 = from the data set, k = sampled in iteration k
+    template: str = ""  # JSON object of what the chat template is told beside the messages: tools, enable_thinking ...

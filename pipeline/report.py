@@ -4,10 +4,8 @@ Pure functions: the flow hands over one `StepRecord` per step and writes `report
 `cells(...)` as its closing table. Numbers that no step reported stay empty; nothing is guessed.
 """
 
-from __future__ import annotations
-
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -62,8 +60,8 @@ class IterationRow:
 
 def rows(steps: Sequence[StepRecord]) -> list[IterationRow]:
     """One row per iteration, 0 first."""
-    names = {step.step: step for step in steps}
-    to_judge, to_train = _sampled_for("evaluate", names), _sampled_for("build_groups", names)
+    reads = {step.step: (step.kind, step.inputs) for step in steps}
+    to_judge, to_train = sampled_for("evaluate", reads), sampled_for("build_groups", reads)
     found = sorted({step.iteration for step in steps})
     return [_row(i, [s for s in steps if s.iteration == i], to_judge, to_train) for i in found]
 
@@ -89,15 +87,18 @@ def _row(iteration: int, steps: Sequence[StepRecord], to_judge: set[str], to_tra
         cached=sum(s.cached for s in steps))
 
 
-def _sampled_for(kind: str, steps: dict[str, StepRecord]) -> set[str]:
-    """Names of the sampling and scoring steps that steps of `kind` read from, directly or one by the other."""
+def sampled_for(kind: str, steps: Mapping[str, tuple[str, Sequence[str]]]) -> set[str]:
+    """Names of the sampling and scoring steps that steps of `kind` read from, directly or one by the other.
+
+    steps: name -> its stage, and the names of the steps it reads from.
+    """
     found: set[str] = set()
-    waiting = [name for step in steps.values() if step.kind == kind for name in step.inputs]
+    waiting = [name for stage, inputs in steps.values() if stage == kind for name in inputs]
     while waiting:
         name = waiting.pop()
-        if name in steps and steps[name].kind in _SAMPLING and name not in found:
+        if name in steps and steps[name][0] in _SAMPLING and name not in found:
             found.add(name)
-            waiting += steps[name].inputs
+            waiting += steps[name][1]
     return found
 
 
@@ -134,9 +135,8 @@ def cells(found: Sequence[IterationRow]) -> list[tuple[str, ...]]:
         for r in found]
 
 
-def to_markdown(
-    title: str, found: Sequence[IterationRow], steps: Sequence[StepRecord], sections: dict[str, str] | None = None
-) -> str:
+def to_markdown(title: str, found: Sequence[IterationRow], steps: Sequence[StepRecord],
+                sections: dict[str, str] | None = None) -> str:
     """The run's report. `sections`, by heading, come after the first table; empty ones are left out."""
     left_out = markdown.table({"iteration": RIGHT, "reason": LEFT, "rows": RIGHT}, [
         (r.iteration, reason, f"{number:,}") for r in found for reason, number in r.dropped.items()])

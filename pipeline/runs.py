@@ -9,8 +9,6 @@
 These files decide what is done; no orchestrator is asked.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -31,8 +29,8 @@ _PATIENCE = 1.0  # seconds; `align status` and the page look at the lock for a m
 RUNNING, DONE, FAILED, INTERRUPTED, STALE = "running", "done", "failed", "interrupted", "stale"
 SCHEMA = 1  # of run.json; one without is of older code
 STOPPED_BY = "stopped by "  # a gate: the outcome of a run that ended there
-# Modules that a run.json of an earlier version names by where they were.
-_MOVED = {
+# Modules by where they were: a run.json of an earlier version names them so.
+MOVED = {
     "pipeline.engines.vllm_ray": "pipeline.engines.vllm.ray",
     "pipeline.rewards.minifarm.gold": "pipeline.worlds.minifarm.gold",
     **{f"pipeline.selection.{name}": f"pipeline.negatives.{name}" for name in ("easiest", "hardest", "mc", "uniform")},
@@ -124,7 +122,7 @@ def _renamed(node: Any) -> Any:
         return {key: _renamed(value) for key, value in node.items()}
     if isinstance(node, list):
         return [_renamed(value) for value in node]
-    return _MOVED.get(node, node) if isinstance(node, str) else node
+    return MOVED.get(node, node) if isinstance(node, str) else node
 
 
 def save(workspace: Path, run: Run) -> None:
@@ -152,14 +150,11 @@ def event(workspace: Path, name: str, step: str, kind: str, **facts: Any) -> Non
     files.append_line(folder(workspace, name) / "events.jsonl", json.dumps(line))
 
 
-def groups_of(steps: Iterable[Mapping[str, Any]], name: str) -> tuple[Mapping[str, Any], str] | None:
-    """(step, part) with the groups that step `name` made a side table of: the first table among its inputs."""
+def groups_of(steps: Iterable[Mapping[str, Any]], name: str) -> list[tuple[Mapping[str, Any], str]]:
+    """(step, part) with the groups that step `name` made a side table of: every table among its inputs, in order."""
     named = {step["name"]: step for step in steps}
-    for ref in named[name].get("inputs", ()):
-        origin, _, part = ref.partition("/")
-        if part in TABLES and origin in named:
-            return named[origin], part
-    return None
+    found = (ref.partition("/") for ref in named[name].get("inputs", ()))
+    return [(named[origin], part) for origin, _, part in found if part in TABLES and origin in named]
 
 
 def log_path(workspace: Path, name: str, step: str) -> Path:

@@ -7,6 +7,7 @@ Heavy imports (torch, transformers, vllm) go inside functions: planning imports 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.config import load_plugin
+from pipeline.config import META, load_plugin
 
 STAGES = "pipeline.stages"
 
@@ -206,6 +207,25 @@ class Stage:
 
     misfit: Callable[[Any, Kinds], str | None] = lambda settings, given: None
     """(settings, kinds of its input `groups`) -> why it cannot take such groups, or None."""
+
+
+def keyed(settings: Any) -> dict[str, Any]:
+    """Settings as plain data, as an artifact's key holds them.
+
+    A setting that was added later is left out while it has its default: what was made without it stays what it is.
+    """
+    found = {}
+    for one in dataclasses.fields(settings):
+        value = getattr(settings, one.name)
+        if not one.metadata.get(META, {}).get("added") or value != one.default:
+            found[one.name] = keyed(value) if dataclasses.is_dataclass(value) else _plain(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [keyed(v) if dataclasses.is_dataclass(v) else v for v in value]
+    return value
 
 
 def load(kind: str) -> Stage:

@@ -4,8 +4,6 @@ Every comparison is a number in [0, 1]: 1 a win of the policy, 0.5 a tie, 0 a lo
 prompt's outcome is their mean. Prompts, not samples, are the independent units, so n is the number of prompts.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import random
@@ -38,9 +36,8 @@ def wilson(share: float, n: int, confidence: float = 0.95) -> tuple[float, float
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def bootstrap(
-    values: Sequence[float], seed: int, resamples: int = 2000, confidence: float = 0.95
-) -> tuple[float, float]:
+def bootstrap(values: Sequence[float], seed: int, resamples: int = 2000,
+              confidence: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval (Efron 1979) of the mean of `values`, drawn with `seed`.
 
     One value per independent unit (prompt). The same values in the same order and the same seed give the same bytes.

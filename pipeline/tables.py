@@ -41,6 +41,17 @@ SCHEMA = pa.schema([
     ("dataset", pa.string()),
     ("iteration", pa.int32()),
 ])
+_MORE = pa.field("more", pa.string())
+
+
+def _wider() -> pa.Schema:
+    """SCHEMA with what only some data have: fields of messages beside role and content, variables of the template."""
+    kinds = {"completions": pa.list_(pa.struct([*_COMPLETION, _MORE])),
+             "messages": pa.list_(pa.struct([*SCHEMA.field("messages").type.value_type, _MORE]))}
+    return pa.schema([*(pa.field(f.name, kinds.get(f.name, f.type)) for f in SCHEMA), ("template", pa.string())])
+
+
+WIDER = _wider()
 
 
 PART = 8192  # groups of a part, where nothing says otherwise
@@ -125,8 +136,10 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def to_arrow(groups: Iterable[Group]) -> pa.Table:
-    """The groups as rows of SCHEMA."""
-    return pa.Table.from_pylist([_to_row(group) for group in groups], schema=SCHEMA)
+    """The groups as rows of SCHEMA, of WIDER where one of them has what SCHEMA has no place for."""
+    rows = [_to_row(group) for group in groups]
+    wide = any(r["template"] or any(x["more"] for x in (*r["messages"], *r["completions"])) for r in rows)
+    return pa.Table.from_pylist(rows, schema=WIDER if wide else SCHEMA)
 
 
 def _to_row(group: Group) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """One HTTP request, answered whole: how this project asks the servers it starts and those it is given."""
 
-from __future__ import annotations
-
 import http.client
 import urllib.error
 import urllib.request

@@ -1,7 +1,5 @@
 """The dashboard as an application: a static page, and the workspace as JSON. Nothing here writes."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import inspect

@@ -3,8 +3,6 @@
 metrics.jsonl only grows, so what was read stays read: a poll parses the new lines.
 """
 
-from __future__ import annotations
-
 import threading
 from functools import partial
 from pathlib import Path

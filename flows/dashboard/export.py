@@ -4,8 +4,6 @@ The modules become one script: each a function of its own, its imports taken fro
 import and export that the page uses are known; another one is an error here, not in a reader's browser.
 """
 
-from __future__ import annotations
-
 import base64
 import graphlib
 import hashlib

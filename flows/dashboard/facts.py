@@ -1,7 +1,5 @@
 """What a run's record and its artifacts say about its steps and iterations. Every number names the step it is from."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,9 +7,8 @@ from typing import Any
 
 from flows.dashboard.files import Files
 from flows.inspection import FREE, compared
-from pipeline import files, runs
+from pipeline import files, report, runs
 
-_SAMPLING = ("generate", "score")
 Row = dict[str, Any]
 
 
@@ -94,16 +91,11 @@ def live_state(files: Files, record: Row) -> str:
 
 def purposes(steps: list[Row]) -> dict[str, set[str]]:
     """Sampling step -> what it was done for: "train" where groups are built from it, "judge" where it is evaluated."""
-    named = {s["name"]: s for s in steps}
+    reads = {s["name"]: (s["stage"], [ref.partition("/")[0] for ref in s["inputs"]]) for s in steps}
     found: dict[str, set[str]] = {}
-    for step in steps:
-        purpose = {"build_groups": "train", "evaluate": "judge"}.get(step["stage"])
-        waiting = [ref.partition("/")[0] for ref in step["inputs"]] if purpose else []
-        while waiting:
-            name = waiting.pop()
-            if name in named and named[name]["stage"] in _SAMPLING and purpose not in found.get(name, set()):
-                found.setdefault(name, set()).add(str(purpose))
-                waiting += [ref.partition("/")[0] for ref in named[name]["inputs"]]
+    for purpose, kind in (("train", "build_groups"), ("judge", "evaluate")):
+        for name in report.sampled_for(kind, reads):
+            found.setdefault(name, set()).add(purpose)
     return found
 
 

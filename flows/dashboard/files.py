@@ -4,8 +4,6 @@ Every path a request can name goes through `Files.path`. What is remembered is a
 the file's size and time, so a restart loses nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

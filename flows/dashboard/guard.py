@@ -4,8 +4,6 @@ A page on another site can make a visitor's browser send requests here, also und
 127.0.0.1 (DNS rebinding): so on loopback only loopback names are answered. Anywhere else every request needs the token.
 """
 
-from __future__ import annotations
-
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -25,15 +23,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self' data:; connect-src "
           "'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
           "trusted-types default")
-HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-}
+HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY",
+           "Referrer-Policy": "no-referrer", "Cross-Origin-Opener-Policy": "same-origin",
+           "Cross-Origin-Resource-Policy": "same-origin",
+           "Permissions-Policy": "camera=(), geolocation=(), microphone=()"}
 _RAW = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 
 

@@ -3,9 +3,6 @@
 And why a step was computed at all: what its key is made of, beside the nearest artifact there was before.
 """
 
-from __future__ import annotations
-
-from typing import Any
 
 from flows.dashboard import facts
 from flows.dashboard.facts import Row
@@ -26,8 +23,9 @@ def lineage(files: Files, name: str, step: str) -> Row:
         raise NotHere(f"run {name} has no step {step}")
     above = {s["name"] for s in facts.upstream(list(steps.values()), step)}
     order = [n for n in reversed(steps) if n in above]  # the record is in running order: inputs stand before
+    manifest = files.manifest(steps[step]["stage"], steps[step]["key"])
     return {"run": name, "step": step, "chain": [_link(files, steps, n) for n in order],
-            "manifest": _manifest(files, steps[step]), "rebuilt": _rebuilt(files, steps[step])}
+            "manifest": manifest and _shown(manifest), "rebuilt": _rebuilt(files, manifest)}
 
 
 def _link(files: Files, steps: dict[str, Row], name: str) -> Row:
@@ -62,14 +60,11 @@ def _digest(files: Files, step: Row | None, part: str) -> str | None:
         return None
 
 
-def _manifest(files: Files, step: Row) -> Row | None:
+def _shown(manifest: Row) -> Row:
     """The manifest in the order of reading: what made it, the numbers, the settings, the files."""
-    manifest = files.manifest(step["stage"], step["key"])
-    if manifest is None:
-        return None
     listed = sorted(manifest["files"].items())
     return {
-        "path": f"artifacts/{step['stage']}/{step['key']}",
+        "path": f"artifacts/{manifest['kind']}/{manifest['key']}",
         "about": {k: manifest.get(k) for k in ("kind", "key", "version", "seed", "run", "step", "iteration", "git",
                                                "created", "process_seconds", "peak_memory_mb", "algorithm")},
         "counts": manifest.get("counts", {}), "dropped": manifest.get("dropped", {}),
@@ -78,23 +73,18 @@ def _manifest(files: Files, step: Row) -> Row | None:
         "files": [{"file": f, **x} for f, x in listed[:_MOST_FILES]], "number_of_files": len(listed)}
 
 
-def _rebuilt(files: Files, step: Row) -> Row:
+def _rebuilt(files: Files, manifest: Row | None) -> Row:
     """What this artifact's key has in it that the nearest older artifact of its stage has not."""
-    manifest = files.manifest(step["stage"], step["key"])
     if manifest is None:
         return {"reason": "not made yet", "differences": []}
-    others = [m for m in _others(files, step) if m.get("created", 0) < manifest.get("created", 0)]
+    kind = manifest["kind"]
+    made = [files.manifest(kind, p.parent.name) for p in files.path("artifacts", kind).glob(f"*/{store.MANIFEST}")]
+    others = [m for m in made if m is not None and m.get("created", 0) < manifest.get("created", 0)]
     if not others:
-        return {"reason": f"it is the first {step['stage']} artifact of this workspace", "differences": []}
+        return {"reason": f"it is the first {kind} artifact of this workspace", "differences": []}
     compared = [(key_differences(manifest, m), m) for m in others]
     differences, nearest = min(compared, key=lambda pair: (len(pair[0]), -pair[1].get("created", 0)))
     return {"reason": "its key differs from the nearest older artifact of this stage",
             "nearest": {k: nearest.get(k) for k in ("run", "step", "key", "created")},
             "differences": [{"field": field, "there": old, "here": new} for field, old, new in differences]}
-
-
-def _others(files: Files, step: Row) -> list[dict[str, Any]]:
-    folders = files.path("artifacts", step["stage"]).glob(f"*/{store.MANIFEST}")
-    found = [files.manifest(step["stage"], p.parent.name) for p in folders if p.parent.name != step["key"]]
-    return [m for m in found if m is not None]
 

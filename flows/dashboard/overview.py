@@ -1,7 +1,5 @@
 """The list of runs, one run as it is now, and several runs side by side."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -29,7 +27,8 @@ def _summary(files: Files, name: str) -> Row:
                        if (s := signature(files.run_path(name, f)))), default=0) / 1e9
         record = files.run(name)
         path = files.run_path(name, "run.json")
-        fixed = files.remember(("summary", path), signature(path), lambda: _what(record))
+        fixed = files.remember(("summary", path), signature(path), lambda: {
+            **facts.about(record), "experiment": facts.experiment(record["config"])})
         steps, state = record["steps"], facts.live_state(files, record)
         judged = [rate for s in steps if s["stage"] == "evaluate" and (rate := _win_rate(files, s)) is not None]
         done = sum(s["state"] in ("done", "cached") for s in steps)
@@ -40,10 +39,6 @@ def _summary(files: Files, name: str) -> Row:
     return {"name": name, **fixed, "state": state, "changed": round(changed, 1), "created": record.get("created"),
             "done": done, "total": len(steps), "current": current, "progress": _progress(files, name, current),
             "win_rates": judged}
-
-
-def _what(record: Row) -> Row:
-    return {**facts.about(record), "experiment": facts.experiment(record["config"])}
 
 
 def _win_rate(files: Files, step: Row) -> Row | None:

@@ -1,7 +1,5 @@
 """`align report NAME [--html]`: a finished run's report in the terminal, or as one page to keep or send."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from flows import screen

@@ -1,7 +1,5 @@
 """Prompts with all their completions: pages, search, the chosen one, the same prompt elsewhere, token by token."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,12 +92,12 @@ def numbers_of(files: Files, step: Row) -> Table | None:
 
 
 def _shown(files: Files, steps: list[Row], step: Row, part: str) -> tuple[Table, Table | None]:
-    """The table a step shows, and the numbers beside it: its own, or that of the groups it made numbers of."""
+    """The table a step shows, and the numbers beside it: its own, or those of the groups it made numbers of."""
     side = numbers_of(files, step) if part == "groups" else None
-    found = runs.groups_of(steps, step["name"]) if side is not None else None
-    if found is None or not found[0]["key"]:
+    found = [(s["stage"], s["key"], p) for s, p in runs.groups_of(steps, step["name"]) if s["key"]] if side else []
+    if not found:
         return tables.open_table(files, files.table(step["stage"], step["key"], part)), None
-    return tables.open_table(files, files.table(found[0]["stage"], found[0]["key"], found[1])), side
+    return tables.joined([tables.open_table(files, files.table(*place)) for place in found]), side
 
 
 def _find(files: Files, name: str, step: str, part: str) -> tuple[Row, Table, Table | None]:

@@ -1,7 +1,5 @@
 """`align dashboard`: start the page over a workspace and say where it is."""
 
-from __future__ import annotations
-
 import secrets
 import socket
 import threading

@@ -3,12 +3,10 @@
 A table of a million completions is some hundred files; a page of it touches one or two row groups.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +38,7 @@ class Table:
 
     folder: Path
     blocks: tuple[Block, ...]
-    mark: tuple[int, int]  # changes when a part is added
+    mark: tuple[int, ...]  # changes when a part is added
 
     @property
     def rows(self) -> int:
@@ -65,7 +63,16 @@ def open_table(files: Files, folder: Path) -> Table:
     return made
 
 
-def _read_footers(folder: Path, mark: tuple[int, int]) -> Table:
+def joined(several: list[Table]) -> Table:
+    """Tables one after another, as one."""
+    blocks = list[Block]()
+    for table in several:
+        first = blocks[-1].first + blocks[-1].rows if blocks else 0
+        blocks += [replace(block, first=first + block.first) for block in table.blocks]
+    return Table(several[0].folder, tuple(blocks), tuple(n for table in several for n in table.mark))
+
+
+def _read_footers(folder: Path, mark: tuple[int, ...]) -> Table:
     """Links are left out: what they point to need not be the workspace's."""
     blocks, first = [], 0
     parts = [p for p in tables.parts(folder) if p.is_file() and not p.is_symlink()]

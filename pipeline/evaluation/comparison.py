@@ -3,8 +3,6 @@
 A comparison's outcome is in [0, 1]: 1 a win of the policy, 0.5 a tie, 0 a loss, anything between a judge's probability.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -131,9 +129,8 @@ def by_prompt(ids: Sequence[str], values: Sequence[float]) -> dict[str, float]:
     return {name: statistics.mean(one) for name, one in found.items()}
 
 
-def by_category(
-    pairs: Sequence[Pair], outcomes: Sequence[float], judged: Callable[[list[str], list[float]], Verdict]
-) -> dict[str, Verdict]:
+def by_category(pairs: Sequence[Pair], outcomes: Sequence[float],
+                judged: Callable[[list[str], list[float]], Verdict]) -> dict[str, Verdict]:
     """The verdict of each category, by name; nothing where there are fewer than two."""
     found: dict[str, tuple[list[str], list[float]]] = {}
     for pair, result in zip(pairs, outcomes, strict=True):

@@ -1,7 +1,5 @@
 """How much answers repeat: themselves, their prompt, each other. On token ids, the stop id included."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 

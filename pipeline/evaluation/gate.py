@@ -3,8 +3,6 @@
 A rule whose numbers are missing cannot be decided. It does not stop the run; it is reported as undecided.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -9,8 +9,6 @@ both sides wrote as much. AlpacaEval also adds rows of its baseline prompted to 
 coefficients finite where the outcomes are separable.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,10 +43,8 @@ class Comparisons:
     gamma: np.ndarray | None
 
 
-def control(
-    ids: Sequence[str], outcomes: Sequence[float], longer_by: Sequence[float], seed: int, resamples: int = 2000,
-    confidence: float = 0.95, difficulties: dict[str, float] | None = None,
-) -> Controlled:
+def control(ids: Sequence[str], outcomes: Sequence[float], longer_by: Sequence[float], seed: int, resamples: int = 2000,
+            confidence: float = 0.95, difficulties: dict[str, float] | None = None) -> Controlled:
     """The length-controlled win rate of comparisons: prompt id, outcome in [0, 1], characters the policy's is longer.
 
     Every prompt weighs the same, whatever its number of samples. The interval is the percentile bootstrap over prompts:

@@ -3,8 +3,6 @@
 Log-probs are in nats, per token, of a completion's tokens in order. "Reference" is the model training began from.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

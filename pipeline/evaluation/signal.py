@@ -1,7 +1,5 @@
 """How much there was to learn from an iteration's samples, and whether the reward that ranked them was right."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable

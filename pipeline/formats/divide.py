@@ -42,9 +42,10 @@ def divide(read: Read, shares: Shares, limits: Limits) -> Imported:
     keeps some 40 bytes of each. Raises UserError with what is wrong in the rows, and the ids that two rows of one
     split share.
     """
-    problems, dropped, index = Problems(), Counter[str](), _Index()
+    problems, dropped, unread, index = Problems(), Counter[str](), Counter[str](), _Index()
     for entry in read(problems, dropped):
         index.add(entry)
+        unread.update(entry.unread)
     _check_ids(index, read, problems)
     problems.stop()
     split = _assign(index, shares, dropped)
@@ -65,7 +66,7 @@ def divide(read: Read, shares: Shares, limits: Limits) -> Imported:
 
     counts = {name: int((split == number).sum()) for number, name in enumerate(SPLITS)}
     return Imported(counts, {reason: number for reason, number in sorted(dropped.items()) if number}, int(overlap),
-                    groups)
+                    groups, dict(sorted(unread.items())))
 
 
 class _Index:
@@ -78,10 +79,10 @@ class _Index:
 
     def add(self, entry: Entry) -> None:
         group, key = entry.group, prompt_key(entry.group)
-        turns = json.dumps([[m.role, m.content] for m in group.messages])
+        turns = json.dumps([[m.role, m.content, *([m.more] if m.more else [])] for m in group.messages])
         row = {"prompt": _mark(key), "point": _unit("split", key), "split": SPLITS.index(entry.split),
                "fixed": entry.fixed, "named": entry.named, "undesirable": group.label is False,
-               "id": _mark(group.id), "messages": _mark(turns), "rank": _unit("limit", group.id)}
+               "id": _mark(group.id), "messages": _mark(turns + group.template), "rank": _unit("limit", group.id)}
         for name, value in row.items():
             self.columns[name].append(value)
 

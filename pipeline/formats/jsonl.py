@@ -7,12 +7,16 @@
     {"prompt"}                                a prompt
     {"prompt", "completion", "label"}, {"messages", "label"}     one answer, desirable or not
 
-An optional "id" is kept; other keys are ignored. Texts are taken as they are, with their white space.
+Beside them a row may have "id", "system" (a system turn in front), "tools" and "chat_template_kwargs" (both go to the
+chat template). A message may have "reasoning_content" ("reasoning", "thinking"), "tool_calls", "tool_call_id", "name",
+and in "messages" "train": false or "weight": 0 where it is no answer to learn from. Every other key is counted by its
+name. Texts are taken as they are, with their white space.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,6 +35,14 @@ from pipeline.records import Message
 
 EXPECTED = "a .jsonl or .jsonl.gz file (one JSON object per line), or a folder of them"
 KEYS = "prompt + chosen + rejected, messages, prompt + completion, or prompt"
+UNTRAINED = "no answer that may be learnt from (train: false, weight: 0)"
+_BESIDE = ("id", "label", "system", "tools", "chat_template_kwargs")  # read whatever the shape of the row
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # names of one field; templates read the first
+_TURN = ("role", "content", "tool_calls", "tool_call_id", "name", *_THOUGHTS)
+_FLAGS = ("train", "weight")  # of a turn of "messages"
+_OURS = ("tools", "messages", "conversation", "chat_template", "add_generation_prompt", "tokenize", "strftime_now",
+         "continue_final_message", "documents")  # what a row's chat_template_kwargs may not decide
+Answered = tuple[list[Message], list[Message]]  # a prompt and its answers: two, the preferred first; one; none
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,7 @@ class Settings:
     files: str = "*.json*"  # what is read when no split is named
     identical: str = setting("error", choices=("error", "drop"))  # a pair whose sides are the same text
     empty: str = setting("error", choices=("error", "drop"))  # a row with an empty answer
+    turns: str = setting("last", choices=("last", "all"))  # of "messages": the answers to learn from, one group each
     shares: Shares = field(default_factory=Shares)
     limits: Limits = field(default_factory=Limits)
 
@@ -78,13 +91,15 @@ def _entries(root: Path, settings: Settings, problems: Problems, dropped: Counte
     for split, pattern in _patterns(settings).items():
         for row in lines.rows(lines.find(root, pattern, "data.format.files", EXPECTED), problems):
             with lines.reported(row, problems):
-                entry = _entry(row, split)
-                texts = [completion.text for completion in entry.group.completions]
-                if splits.faulty(texts, settings, row.where, problems, dropped):
-                    continue
-                if entry.split == "pref":
-                    first.setdefault(entry.group.label is not None, row.where)
-                yield entry
+                made = _entries_of(row, split, settings.turns)
+                dropped[UNTRAINED] += not made
+                for entry in made:
+                    texts = [completion.text or completion.more for completion in entry.group.completions]
+                    if splits.faulty(texts, settings, row.where, problems, dropped):
+                        continue
+                    if entry.split == "pref":
+                        first.setdefault(entry.group.label is not None, row.where)
+                    yield entry
     if len(first) > 1:  # no objective takes both: say so instead of training on half of it
         problems.add(f"{first[True]}: a labelled answer, but {first[False]} is a pair; expected one kind; "
                      "name the file with data.format.pref=FILE")
@@ -95,26 +110,68 @@ def _patterns(settings: Settings) -> dict[str, str]:
     return named or {"": settings.files}
 
 
-def _entry(row: Row, split: str) -> Entry:
-    """A row -> an entry. Raises ValueError saying what is wrong."""
-    data = row.data
-    messages, answers = _texts(data)
-    if problem := splits.message_problem(messages):
-        raise ValueError(f"prompt: {problem}")
-    for problem in (splits.text_problem(answer) for answer in answers if answer.strip()):
-        if problem:
-            raise ValueError(f"answer {problem}")
-    label = data.get("label")
-    if label is not None and not (isinstance(label, bool) and len(answers) == 1):
-        raise ValueError(f"label: {label!r}, expected true or false beside exactly one answer")
-    id = _id(data)
-    group = splits.group_of(messages, answers, label, lines.stem(row.file), id)
-    kind = {2: "pref", 1: "sft" if label is None else "pref", 0: "unlabeled"}[len(answers)]
-    if (split == "sft" and len(answers) != 1) or (split == "pref" and kind != "pref"):
-        wanted = "one answer per row" if split == "sft" else "chosen and rejected, or a label"
-        raise ValueError(f"in data.format.{split}: has the keys {', '.join(data)}, expected {wanted}")
-    derived = "eval" if lines.is_test(row.file) else kind
-    return Entry(row.where, group, split or derived, fixed=bool(split), named=bool(id))
+def _entries_of(row: Row, split: str, turns: str) -> list[Entry]:
+    """A row -> an entry for every answer to learn from. Raises ValueError saying what is wrong."""
+    data, id, template = row.data, _id(row.data), _template(row.data)
+    found, unread = _texts(data, turns), _unread(data)
+    made = []
+    for number, (messages, answers) in enumerate(found, 1):
+        messages = _with_system(messages, data)
+        if problem := splits.message_problem(messages):
+            raise ValueError(f"prompt: {problem}")
+        for problem in (splits.text_problem(answer.content) for answer in answers if answer.content.strip()):
+            if problem:
+                raise ValueError(f"answer {problem}")
+        label = data.get("label")
+        if label is not None and not (isinstance(label, bool) and len(answers) == 1):
+            raise ValueError(f"label: {label!r}, expected true or false beside exactly one answer")
+        kind = {2: "pref", 1: "sft" if label is None else "pref", 0: "unlabeled"}[len(answers)]
+        if (split == "sft" and len(answers) != 1) or (split == "pref" and kind != "pref"):
+            wanted = "one answer per row" if split == "sft" else "chosen and rejected, or a label"
+            raise ValueError(f"in data.format.{split}: has the keys {', '.join(data)}, expected {wanted}")
+        group = splits.group_of(messages, [a.content for a in answers], label, lines.stem(row.file),
+                                f"{id}/{number}" if id and len(found) > 1 else id, [a.more for a in answers], template)
+        derived = "eval" if lines.is_test(row.file) else kind
+        made.append(Entry(row.where, group, split or derived, fixed=bool(split), named=bool(id),
+                          unread=unread if number == 1 else ()))
+    return made
+
+
+def _unread(data: dict[str, Any]) -> tuple[str, ...]:
+    """The keys of a row and of its messages that nothing reads."""
+    shape = (("prompt", "chosen", "rejected") if "chosen" in data else ("messages",) if "messages" in data else
+             ("prompt", "completion"))
+    turns = [turn for key in shape if isinstance(data.get(key), list) for turn in data[key]]
+    of_turn = (*_TURN, *_FLAGS) if shape == ("messages",) else _TURN
+    return (*(key for key in data if key not in (*shape, *_BESIDE)),
+            *sorted({f"{key} of a message" for turn in turns for key in turn if key not in of_turn}))
+
+
+def _with_system(messages: list[Message], data: dict[str, Any]) -> list[Message]:
+    system = data.get("system")
+    if system is None or system == "":
+        return messages
+    if not isinstance(system, str) or (messages and messages[0].role == "system"):
+        raise ValueError(f"system: {str(system)[:60]!r}, expected a text beside a prompt without a system turn")
+    return [Message("system", system), *messages]
+
+
+def _template(data: dict[str, Any]) -> str:
+    """The row's variables of the chat template, as JSON."""
+    tools, more = data.get("tools"), data.get("chat_template_kwargs")
+    if not (tools is None or (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools))):
+        raise ValueError(f"tools: {str(tools)[:60]}, expected a list of JSON schemas")
+    if not (more is None or (isinstance(more, dict) and not {*more} & {*_OURS})):
+        raise ValueError(f"chat_template_kwargs: {str(more)[:60]}, expected an object of the template's own variables")
+    found = {**(more or {}), **({"tools": tools} if tools else {})}
+    return _json(found) if found else ""
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
+    if problem := splits.text_problem(text):
+        raise ValueError(problem)
+    return text
 
 
 def _id(data: dict[str, Any]) -> str:
@@ -126,23 +183,35 @@ def _id(data: dict[str, Any]) -> str:
     return str(id)
 
 
-def _texts(data: dict[str, Any]) -> tuple[list[Message], list[str]]:
-    """(prompt messages, answers): two answers with the preferred first, one, or none."""
+def _texts(data: dict[str, Any], turns: str) -> list[Answered]:
+    """A prompt with its answers; of "messages" one for each answer to learn from."""
     if "chosen" in data or "rejected" in data:
         if missing := [key for key in ("chosen", "rejected") if key not in data]:
             raise ValueError(f"has no {missing[0]}, expected both sides of the pair")
-        return _pair(data)
+        return [_pair(data)]
     if "messages" in data:
         messages = _messages(data["messages"], "messages")
-        last = messages[-1:] if messages and messages[-1].role == "assistant" else []
-        return messages[: len(messages) - len(last)], [m.content for m in last]
+        if not messages or messages[-1].role != "assistant":
+            return [(messages, [])]
+        answers = [i for i, m in enumerate(messages) if m.role == "assistant" and _trained(data["messages"][i], i + 1)]
+        wanted = answers if turns == "all" and data.get("label") is None else answers[-1:]
+        return [(messages[:i], [messages[i]]) for i in wanted]
     if "prompt" not in data:
         raise ValueError(f"has no prompt, found the keys {', '.join(map(str, data)) or '(none)'}; expected {KEYS}")
     prompt = _prompt(data["prompt"])
-    return prompt, [_answer(data["completion"], prompt, "completion")] if "completion" in data else []
+    return [(prompt, [_answer(data["completion"], prompt, "completion")] if "completion" in data else [])]
 
 
-def _pair(data: dict[str, Any]) -> tuple[list[Message], list[str]]:
+def _trained(item: dict[str, Any], number: int) -> bool:
+    """Whether an assistant's turn may be learnt from."""
+    flags = {key: item[key] for key in _FLAGS if item.get(key) is not None}
+    for key, value in flags.items():
+        if value not in (True, False):
+            raise ValueError(f"messages: turn {number} has {key} {value!r}, expected true or false, 1 or 0")
+    return all(flags.values())
+
+
+def _pair(data: dict[str, Any]) -> Answered:
     if "prompt" in data:
         prompt = _prompt(data["prompt"])
     elif isinstance(data["chosen"], list) and isinstance(data["rejected"], list):
@@ -159,26 +228,37 @@ def _prompt(value: Any) -> list[Message]:
     return [Message("user", value)] if isinstance(value, str) else _messages(value, "prompt")
 
 
-def _answer(value: Any, prompt: list[Message], key: str) -> str:
-    """The text of one side: a text, its assistant message, or the whole conversation that ends with it."""
+def _answer(value: Any, prompt: list[Message], key: str) -> Message:
+    """One side: a text, its assistant message, or the whole conversation that ends with it."""
     if isinstance(value, str):
-        return value
+        return Message("assistant", value)
     messages = _messages(value, key)
     if len(messages) > 1 and messages[: len(prompt)] == prompt:
         messages = messages[len(prompt):]
     if len(messages) != 1 or messages[0].role != "assistant":
         found = ", ".join(m.role for m in messages) or "nothing"
         raise ValueError(f"{key}: after the prompt comes {found}; expected exactly one assistant message")
-    return messages[0].content
+    return messages[0]
 
 
 def _messages(value: Any, key: str) -> list[Message]:
     if not isinstance(value, list):
         raise ValueError(f"{key}: {type(value).__name__}, expected a text or a list of {{role, content}}")
-    for number, item in enumerate(value, 1):
-        if not (isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)):
-            raise ValueError(f"{key}: turn {number} is {str(item)[:60]}, expected {{role: text, content: text}}")
-    return [Message(item["role"], item["content"]) for item in value]
+    return [_message(item, f"{key}: turn {number}") for number, item in enumerate(value, 1)]
+
+
+def _message(item: Any, where: str) -> Message:
+    content = item.get("content") if isinstance(item, dict) else None
+    if content is None and isinstance(item, dict) and item.get("tool_calls"):
+        content = ""
+    if not (isinstance(content, str) and isinstance(item.get("role"), str)):
+        raise ValueError(f"{where} is {str(item)[:60]}, expected {{role: text, content: text}}")
+    more = {key: item[key] for key in ("tool_calls", "tool_call_id", "name") if item.get(key)}
+    thoughts = [item[key] for key in _THOUGHTS if item.get(key)]
+    if thoughts and not isinstance(thoughts[0], str):
+        raise ValueError(f"{where} has reasoning {str(thoughts[0])[:60]}, expected a text")
+    more |= {"reasoning_content": thoughts[0]} if thoughts else {}
+    return Message(item["role"], content, _json(more) if more else "")
 
 
 FORMAT = Format(Settings, EXPECTED, files, read)

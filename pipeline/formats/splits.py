@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config import setting
@@ -51,6 +51,7 @@ class Entry:
     split: str
     fixed: bool = False  # the user named the split, so the row is not left out for a prompt that is elsewhere too
     named: bool = False  # the id comes from the row, so it has to be unique
+    unread: tuple[str, ...] = ()  # keys of the row that nothing reads: counted by name
 
 
 @dataclass(frozen=True)
@@ -65,26 +66,38 @@ class Imported:
     dropped: dict[str, int]
     overlap: int  # evaluation prompts that open like a training one: 0 unless the files themselves overlap
     groups: Callable[[], Iterator[tuple[str, Group]]]  # (split, group) in the order of the rows
+    unread: dict[str, int] = field(default_factory=dict)  # how many rows have a key that nothing reads, by its name
+
+
+_NEXT = {"": ("user",), "user": ("assistant",), "assistant": ("user",), "tool": ("assistant", "tool")}
 
 
 def message_problem(messages: Sequence[Message]) -> str:
-    """What is wrong with a prompt ('' = nothing): an optional system turn, then user and assistant, the user last."""
+    """What is wrong with a prompt ('' = nothing): an optional system turn, which may be empty, then user and assistant,
+    the user last. A tool speaks where the assistant called it, and may be the last as well.
+    """
     for number, message in enumerate(messages, 1):
         if message.role not in ROLES:
             return f"turn {number} has role {message.role!r}, expected one of {', '.join(ROLES)}"
-        if problem := text_problem(message.content):
+        bare = message.role == "system" or calls(message)
+        if (message.content.strip() or not bare) and (problem := text_problem(message.content)):
             return f"turn {number} ({message.role}) {problem}"
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     if not turns:
         return "has no prompt, expected at least one user turn"
-    first = len(messages) - len(turns) + 1
+    first, allowed = len(messages) - len(turns) + 1, _NEXT[""]
     for number, message in enumerate(turns):
-        expected = "assistant" if number % 2 else "user"
-        if message.role != expected:
-            return f"turn {first + number} is from {message.role}, expected {expected} (they speak in turn)"
-    if turns[-1].role != "user":
+        if message.role not in allowed:
+            return f"turn {first + number} is from {message.role}, expected {' or '.join(allowed)} (they speak in turn)"
+        allowed = ("tool",) if calls(message) else _NEXT[message.role]
+    if turns[-1].role == "assistant":
         return "the prompt ends with the assistant, expected the user's turn last"
     return ""
+
+
+def calls(message: Message) -> bool:
+    """Whether the turn calls tools."""
+    return bool(message.more) and "tool_calls" in json.loads(message.more)
 
 
 def text_problem(text: str) -> str:
@@ -122,12 +135,21 @@ def fault_problem(fault: str) -> str:
     return f"{FAULTS[fault]}, expected {expected}; data.format.{fault}=drop leaves such rows out and counts them"
 
 
-def group_of(messages: Sequence[Message], answers: Sequence[str], label: bool | None, dataset: str, id: str) -> Group:
-    """A group from texts. Without an `id` it gets one from its content: 16 hex digits of SHA-256."""
-    turns = [[m.role, m.content] for m in messages]
-    content = json.dumps([turns, list(answers), label], ensure_ascii=False)
+def group_of(
+    messages: Sequence[Message], answers: Sequence[str], label: bool | None, dataset: str, id: str,
+    more: Sequence[str] = (), template: str = "",
+) -> Group:
+    """A group from texts. Without an `id` it gets one from its content: 16 hex digits of SHA-256.
+
+    more: of each answer, as Message.more; none where it is empty. template: as Group.template.
+    """
+    turns = [[m.role, m.content, *([m.more] if m.more else [])] for m in messages]
+    beside = [list(more), template] if template or any(more) else []
+    content = json.dumps([turns, list(answers), label, *beside], ensure_ascii=False)
+    made = zip(answers, more or [""] * len(answers), strict=True)
     return Group(id=id or hashlib.sha256(content.encode()).hexdigest()[:16], messages=tuple(messages),
-                 completions=tuple(Completion(text=text) for text in answers), label=label, dataset=dataset)
+                 completions=tuple(Completion(text=text, more=beside) for text, beside in made), label=label,
+                 dataset=dataset, template=template)
 
 
 def prompt_key(group: Group) -> str:

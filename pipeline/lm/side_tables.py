@@ -7,17 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline import columns
 from pipeline.columns import Source
 from pipeline.lm import arrays
 from pipeline.lm.arrays import Chunk, Numbers
-
-_WANTED = {  # side table -> (what it gives to every group, the stage that makes it)
-    "reference": ("reference log-probs", "reference_logprobs"),
-    "previous": ("log-probs of the policy before", "reference_logprobs"),
-    "weights": ("weights", "weigh_prompts"),
-}
 
 
 @dataclass(frozen=True)
@@ -36,35 +31,40 @@ class SideNumbers:
 
     def __init__(self, source: Source, given: SideTables) -> None:
         self.source, self.given = source, given
-        self.tables = {name: columns.load(getattr(given, name), source.digest) for name in (*_WANTED, "scores")}
+        self.reference, self.previous, self.scores, self.factors = (
+            columns.load(folders, source.digest)
+            for folders in (given.reference, given.previous, given.scores, given.weights))
 
     def missing(self, groups: int) -> Iterator[str]:
         """A message for each side table that should know these groups and does not."""
-        for name, (what, stage) in _WANTED.items():
-            folders = getattr(self.given, name)
-            if folders and groups and self.tables[name] is None:
+        for folders, table, what, stage in (
+                (self.given.reference, self.reference, "reference log-probs", "reference_logprobs"),
+                (self.given.previous, self.previous, "log-probs of the policy before", "reference_logprobs"),
+                (self.given.weights, self.factors, "weights", "weigh_prompts")):
+            if folders and groups and table is None:
                 yield (f"{folders[0]}: no {what} for the {groups} groups of {self.source.path}; run {stage} on exactly "
                        "this table")
 
     def numbers(self, chunk: Chunk, at: int) -> dict[str, Numbers]:
         """By field of Example, for the groups from the table's completion `at` on. A group's own scores win."""
-        scores = self._column("scores", self.given.score, chunk, at)
+        scores = _column(self.scores, self.given.score, chunk, at)
         own = np.repeat(chunk.scores.present, np.diff(chunk.first))
         return {
-            "ref_logps": self._column("reference", columns.LOGP, chunk, at),
-            "previous_logps": self._column("previous", columns.LOGP, chunk, at),
+            "ref_logps": _column(self.reference, columns.LOGP, chunk, at),
+            "previous_logps": _column(self.previous, columns.LOGP, chunk, at),
             "scores": Numbers(np.where(own, chunk.scores.values, scores.values), chunk.scores.present | scores.present)}
 
     def weights(self, chunk: Chunk, at: int) -> np.ndarray | float:
         """(G,) factors; 1 where nothing weighs."""
-        if self.tables["weights"] is None:
+        if self.factors is None:
             return 1.0
-        found = self._column("weights", columns.WEIGHT, chunk, at)
+        found = _column(self.factors, columns.WEIGHT, chunk, at)
         return np.where(found.present, found.values[np.minimum(chunk.first[:-1], len(found.values) - 1)], 1.0)
 
-    def _column(self, table: str, name: str, chunk: Chunk, at: int) -> Numbers:
-        found, counts = self.tables[table], np.diff(chunk.first)
-        if found is None or name not in found.column_names:
-            return Numbers(np.full(chunk.first[-1], np.nan), np.zeros(len(chunk.ids), bool))
-        rows = columns.span(found, at, chunk.ids, counts)
-        return arrays.numbers(rows[name].combine_chunks(), chunk.first)
+
+def _column(table: pa.Table | None, name: str, chunk: Chunk, at: int) -> Numbers:
+    """One of the numbers for the groups from completion `at` on; absent everywhere where the table has none."""
+    if table is None or name not in table.column_names:
+        return Numbers(np.full(chunk.first[-1], np.nan), np.zeros(len(chunk.ids), bool))
+    rows = columns.span(table, at, chunk.ids, np.diff(chunk.first))
+    return arrays.numbers(rows[name].combine_chunks(), chunk.first)

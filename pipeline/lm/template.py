@@ -2,27 +2,29 @@
 
     prompt_ids + completion.token_ids == ids of template(prompt + answer), up to the id that ends the answer
 
-BOS exactly once; a completion ends with a stop id if and only if its finish_reason is "stop"; the boundary is a
-concatenation of ids, never of strings. What breaks it stops with the example's id and the two renderings, because
-each of these mistakes trains without any other sign.
+BOS opens the prompt, and the turns where the template opens them with it, never twice in a row; a completion ends with
+a stop id if and only if its finish_reason is "stop", with the first one the template writes: sampling goes no further,
+so what stands behind it is cut. The boundary is a concatenation of ids, never of strings. What breaks it stops with the
+example's id and the two renderings, because each of these mistakes trains without any other sign.
 
-A special token's string inside somebody's text ("<|end|>", "</s>") is text: it is tokenised as the letters it is made
-of, so that no one's words can end a turn or open another.
+Where a template writes an answer otherwise than it was given, because it leaves the reasoning of earlier turns out
+(DeepSeek-R1, Qwen3), the prompt is rendered once and the answer's own ids follow it.
 """
 
 from __future__ import annotations
 
-import re
+import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.lm.rendering import Rendering
 from pipeline.records import LENGTH, STOP, Completion, Group
 
-_OPEN, _CLOSE = "\U000f0000", "\U000f0001"  # private use: they hold the place of a special token's string in a text
-_HELD = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+_THINK, _THOUGHT = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,31 @@ class Encoder:
     stop_ids: tuple[int, ...] = ()  # none: it only shows a model what others wrote (`rows`)
     of: str = "the"  # whose chat template it is, in messages
 
+    @cached_property
+    def rendering(self) -> Rendering:
+        return Rendering(self.tokenizer, self.stop_ids, self.of)
+
     def encode(self, groups: Sequence[Group]) -> list[Group]:
         """Fill prompt_ids and token_ids of groups that have text only. Raises UserError naming every bad example."""
-        prompts = [self._render(g, None) for g in groups]
-        answers = [[self._render(g, c) for c in g.completions] for g in groups]
-        prompt_ids = self._ids(prompts)
-        full_ids = iter(self._ids([text for texts in answers for text in texts]))
-        made: list[Group] = []
+        text = self.rendering
         problems: list[str] = []
+        prompts, answers = list[str](), list[list[str]]()
+        for group in groups:
+            try:
+                prompts.append(text.prompt(group))
+                answers.append([text.answered(group, c) for c in group.completions])
+            except UserError as error:
+                problems.extend(error.problems)
+        if problems:
+            raise UserError.of(problems, 5)
+        prompt_ids = text.ids(prompts)
+        full_ids = iter(text.ids([one for texts in answers for one in texts]))
+        made: list[Group] = []
         for group, prompt, head, texts in zip(groups, prompts, prompt_ids, answers, strict=True):
             problems.extend(self._bos_problem(group, prompt, head))
             completions = []
-            for completion, text in zip(group.completions, texts, strict=True):
-                ids, problem = self._completion(group.id, prompt, head, text, next(full_ids), completion)
+            for completion, whole in zip(group.completions, texts, strict=True):
+                ids, problem = self._completion(group, prompt, head, whole, next(full_ids), completion)
                 problems.extend(problem)
                 completions.append(replace(completion, token_ids=tuple(ids)))
             made.append(replace(group, prompt_ids=tuple(head), completions=tuple(completions)))
@@ -69,8 +83,8 @@ class Encoder:
         if the tokenizer uses one, and ended as the template ends them if and only if the completion ended; the
         completion then starts where the row parts from the prompt alone.
         """
-        prompts = [self._render(g, None) for g in groups]
-        plain = self._ids(prompts)
+        prompts = [self.rendering.prompt(g) for g in groups]
+        plain = self.rendering.ids(prompts)
         heads = [self._with_one_bos(ids) for ids in plain]
         known = [g.prompt_ids in (tuple(p), tuple(h)) for g, p, h in zip(groups, plain, heads, strict=True)]
 
@@ -78,9 +92,9 @@ class Encoder:
             ids = completion.token_ids
             return known[place] and bool(ids) and max(ids) < len(self.tokenizer)
 
-        texts = [self._render(g, c) if c.finish_reason == STOP else prompts[i] + self._held(c.text)
+        texts = [self.rendering.answered(g, c) if c.finish_reason == STOP else prompts[i] + self.rendering.held(c.text)
                  for i, g in enumerate(groups) for c in g.completions if not carried(i, c)]
-        anew = map(self._with_one_bos, self._ids(texts))
+        anew = map(self._with_one_bos, self.rendering.ids(texts))
 
         def row(place: int, completion: Completion) -> Row:
             if carried(place, completion):
@@ -103,85 +117,64 @@ class Encoder:
     def _adds_bos(self) -> bool:
         return bool(self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id])
 
-    def _render(self, group: Group, completion: Completion | None) -> str:
-        messages = [{"role": m.role, "content": self._held(m.content)} for m in group.messages]
-        if completion is not None:
-            messages.append({"role": "assistant", "content": self._held(completion.text)})
-        try:
-            return str(self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=completion is None))
-        except Exception as error:  # a template may refuse a conversation (roles that do not alternate, a system turn)
-            raise UserError(
-                f"example {group.id!r}: {self.of} chat template refuses this conversation: {error}") from None
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        # the template writes BOS itself, so no special tokens are added on top of it
-        plain = [text for text in texts if _OPEN not in text]
-        ids = iter(self.tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else [])
-        return [self._pieces(text) if _OPEN in text else next(ids) for text in texts]
-
-    def _pieces(self, text: str) -> list[int]:
-        """The ids of a rendering in which strings of special tokens are held."""
-        found: list[int] = []
-        for i, piece in enumerate(_HELD.split(text)):
-            if i % 2 == 0:
-                found += self.tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
-                continue
-            name = self._specials[int(piece)]
-            letters = self.tokenizer(name, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            if set(letters) & set(self.tokenizer.all_special_ids):
-                raise UserError(f"the text holds {name!r}, a special token that this tokenizer cannot write as plain "
-                                "text; take it out of the data")
-            found += letters
-        return found
-
-    @cached_property
-    def _specials(self) -> list[str]:
-        """The strings of all special tokens, longest first."""
-        added = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
-        return sorted({*self.tokenizer.all_special_tokens, *added}, key=lambda t: (-len(t), t))
-
-    @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, self._specials)) or "(?!)")
-
-    def _held(self, text: str) -> str:
-        """Somebody's text, with a place holder for every string of a special token."""
-        return self._pattern.sub(lambda m: f"{_OPEN}{self._specials.index(m.group())}{_CLOSE}", text)
-
-    def _shown(self, text: str) -> str:
-        return _HELD.sub(lambda m: self._specials[int(m.group(1))], text)
-
     def _bos_problem(self, group: Group, rendering: str, ids: list[int]) -> list[str]:
-        bos = self.tokenizer.bos_token_id
-        if bos is None or bos in self.stop_ids or (ids.count(bos) == 1 and ids[0] == bos):
-            return []
-        if bos not in ids and not _template_writes_bos(self.tokenizer):
-            return []  # a family that has the token and was trained without it, such as Qwen
-        return [f"example {group.id!r}: {ids.count(bos)} BOS tokens in the prompt, expected exactly one, at the start; "
-                f"text: {group.messages[-1].content[:200]!r}; rendering: {self._shown(rendering)[:300]!r}"]
+        fault = bos_fault(self.tokenizer, self.stop_ids, ids)
+        return [f"example {group.id!r}: {fault}; text: {group.messages[-1].content[:200]!r}; rendering: "
+                f"{self.rendering.shown(rendering)[:300]!r}"] if fault else []
 
     def _completion(
-        self, name: str, prompt: str, head: list[int], text: str, full: list[int], completion: Completion
+        self, group: Group, prompt: str, head: list[int], text: str, full: list[int], completion: Completion
     ) -> tuple[list[int], list[str]]:
         """The ids of one answer, and what is wrong with them."""
-        both = f"prompt: {self._shown(prompt)[-200:]!r}; prompt with answer: {self._shown(text)[-300:]!r}"
-        if full[: len(head)] == head:
+        both = (f"prompt: {self.rendering.shown(prompt)[-200:]!r}; prompt with answer: "
+                f"{self.rendering.shown(text)[-300:]!r}")
+        kept = self._keeps(text[len(prompt):], completion)
+        if kept and full[: len(head)] == head:
             tail = full[len(head):]
-        elif text.startswith(prompt):  # the tokenizer merges across the boundary: tokenise the answer on its own
-            tail = self._ids([text[len(prompt):]])[0]
+        elif kept and text.startswith(prompt):  # the tokenizer merges across the boundary: the answer on its own
+            tail = self.rendering.ids([text[len(prompt):]])[0]
+        elif text.startswith(bare := self.rendering.prompt(group, generation=False)) and prompt.startswith(bare) and (
+                self.rendering.thinks):
+            tail = self._after(prompt, completion)
         else:
-            return [], [f"example {name!r}: the template changes the prompt once there is an answer, so the boundary "
-                        f"is undefined; {both}"]
-        ends = [i for i, token in enumerate(tail) if token in self.stop_ids]
-        if not ends:
-            return [], [f"example {name!r}: missing EOS, the template does not end an answer with one of the stop ids "
-                        f"{[self.tokenizer.convert_ids_to_tokens(i) for i in self.stop_ids]}; add the token it ends "
-                        f"with to eos_token_id of generation_config.json; {both}"]
-        if len(ends) > 1:
-            return [], [f"example {name!r}: the template writes {len(ends)} stop tokens after an answer (the first is "
-                        f"id {tail[ends[0]]}), expected one at its end only; {both}"]
-        return tail[: ends[0] + (completion.finish_reason == STOP)], []
+            does = "leaves out the answer's text" if text.startswith(prompt) else (
+                "changes the prompt once there is an answer, so the boundary is undefined")
+            return [], [f"example {group.id!r}: the template {does}; {both}"]
+        end = next((i for i, token in enumerate(tail) if token in self.stop_ids), None)
+        if end is None:
+            return [], [f"example {group.id!r}: missing EOS, the template does not end an answer with one of the stop "
+                        f"ids {[self.tokenizer.convert_ids_to_tokens(i) for i in self.stop_ids]}; add the token it "
+                        f"ends with to eos_token_id of generation_config.json; {both}"]
+        if self._unmarked and self._unmarked & {*self.rendering.ids([self.rendering.held(completion.text)])[0]}:
+            return [], [f"example {group.id!r}: the answer's own text holds the stop token "
+                        f"{self.tokenizer.convert_ids_to_tokens(tail[end])!r}; take it out of the data, or out of "
+                        "eos_token_id of generation_config.json"]
+        return tail[: end + (completion.finish_reason == STOP)], []
+
+    @cached_property
+    def _unmarked(self) -> set[int]:
+        """Stop ids that are ordinary entries of the vocabulary, such as a newline: a text can hold them."""
+        return {*self.stop_ids} - {*self.tokenizer.added_tokens_decoder}
+
+    def _keeps(self, tail: str, completion: Completion) -> bool:
+        """Whether the answer's text is in what the template wrote behind the prompt, and its reasoning where it has
+        some and the template knows of reasoning."""
+        held, more = self.rendering.held, json.loads(completion.more or "{}")
+        thought = more.get("reasoning_content", "") if self.rendering.thinks else ""
+        return held(completion.text).strip() in tail and held(thought).strip() in tail
+
+    def _after(self, prompt: str, completion: Completion) -> list[int]:
+        """The ids of an answer behind a prompt that may have opened its reasoning, and of the end of a turn."""
+        thought, text = json.loads(completion.more or "{}").get("reasoning_content", ""), completion.text
+        opened = prompt.rstrip().endswith(_THINK)
+        if thought:
+            text = f"{_THINK}\n{thought}\n{_THOUGHT}\n\n{text}"
+        if opened and _THOUGHT not in text:  # no reasoning at all, in the way Qwen3 writes that
+            text = f"\n{_THOUGHT}\n\n{text}"
+        elif opened:
+            text = text.lstrip().removeprefix(_THINK).lstrip("\n")
+        end = turn_end_id(self.tokenizer)
+        return [*self.rendering.ids([self.rendering.held(text)])[0], *([] if end is None else [end])]
 
 
 @dataclass(frozen=True)
@@ -210,7 +203,7 @@ def limit(group: Group, limits: Limits) -> tuple[Group | None, list[str]]:
     reasons: list[str] = []
     for k, completion in enumerate(group.completions):
         cut, reason = _limit_completion(group.id, completion, limits)
-        if cut is not None and not (cut.token_ids and completion.text.strip()):
+        if cut is not None and not (cut.token_ids and (completion.text.strip() or completion.more)):
             cut, reason = None, "empty_completion"  # nothing at all, or nothing but blanks and the stop id
         if cut is not None and any((cut.prompt_ids, cut.token_ids) == (c.prompt_ids, c.token_ids) for c in kept):
             cut, reason = None, "identical_completion"
@@ -236,15 +229,24 @@ def _limit_completion(name: str, completion: Completion, limits: Limits) -> tupl
     return replace(completion, token_ids=completion.token_ids[: limits.completion], finish_reason=LENGTH), "truncated"
 
 
+def bos_fault(tokenizer: Any, stop_ids: tuple[int, ...], ids: list[int]) -> str:
+    """What is wrong with the BOS of a prompt's ids; '' where nothing is, or where no BOS is to be there."""
+    bos = tokenizer.bos_token_id
+    if bos is None or bos in stop_ids:
+        return ""
+    if bos not in ids and not _template_writes_bos(tokenizer):
+        return ""  # a family that has the token and was trained without it, such as Qwen
+    if ids[:1] == [bos] and all(pair != (bos, bos) for pair in itertools.pairwise(ids)):
+        return ""  # no text holds the id, so what opens a later turn is the template's, as in Llama 2's
+    return f"{ids.count(bos)} BOS tokens in the prompt, expected one at its start and no two in a row"
+
+
 def turn_end_id(tokenizer: Any) -> int | None:
-    """The special id with which the template ends an assistant turn, None where it ends with plain text."""
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    answer = [i for i, token in enumerate(ids) if token not in tokenizer.all_special_ids and "b" in
-              tokenizer.decode([token])]
-    after = ids[answer[-1] + 1:] if answer else []
-    return next((i for i in after if i in tokenizer.all_special_ids), None)
+    """The added token with which the template ends an assistant turn, None where it ends with plain text."""
+    talk = [{"role": "user", "content": "zebra"}, {"role": "assistant", "content": "quince"}]
+    ends = Rendering(tokenizer).apply(talk, False).rpartition("quince")[2]
+    added = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return next((i for i in tokenizer(ends, add_special_tokens=False)["input_ids"] if i in added), None)
 
 
 def _shared(one: list[int], other: list[int]) -> int:

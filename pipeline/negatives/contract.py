@@ -1,7 +1,5 @@
 """What a draw of negatives declares: groups of 1 + L -> the M negatives of this step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,5 @@
 """Drawing M of the L candidates of each group: what mc, uniform, hardest and easiest have in common."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +50,6 @@ def log_weights(logps: Tensor | None, ref_logps: Tensor | None, present: Tensor,
     divided by the number of tokens, `lengths` (G, K), with settings.length_normalize.
     Raises UserError for "reward" without reference log-probs, ValueError without log-probs or without lengths.
     """
-    import torch
-
     if settings.length_normalize and lengths is None:
         raise ValueError("drawing negatives by length-normalised weights needs the lengths of the candidates")
     if logps is None:
@@ -66,7 +62,7 @@ def log_weights(logps: Tensor | None, ref_logps: Tensor | None, present: Tensor,
         values = values - _wide(ref_logps.detach())
     if settings.length_normalize and lengths is not None:
         values = values / lengths.clamp(min=1)
-    return torch.where(present[:, 1:], beta * values[:, 1:], float("-inf"))
+    return (beta * values[:, 1:]).where(present[:, 1:], float("-inf"))
 
 
 def gumbel(uniforms: Tensor) -> Tensor:

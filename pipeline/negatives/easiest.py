@@ -1,7 +1,5 @@
 """The easiest negatives: the M candidates of the smallest weight ("Min" in Chen et al. 2025). Deterministic."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from pipeline.negatives.contract import Draw

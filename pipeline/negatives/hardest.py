@@ -1,7 +1,5 @@
 """The hardest negatives: the M candidates of the largest weight ("Max" in Chen et al. 2025). Deterministic."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from pipeline.negatives.contract import Draw

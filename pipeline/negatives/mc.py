@@ -12,8 +12,6 @@ every pool gets good and bad ones). Step s draws M without replacement from pool
 draw counts. Over one fixed list further steps would only repeat the draw, so the pools must be disjoint.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

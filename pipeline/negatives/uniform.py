@@ -1,7 +1,5 @@
 """M candidates at random without replacement: the negatives of plain RNCE (Chen et al. 2025, Prop. 2.1)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

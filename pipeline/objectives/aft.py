@@ -5,14 +5,13 @@
 No reference. Which answers are good: completion 0 alone, or all whose score reaches `threshold`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.lists import compared_list
-from pipeline.objectives.shared.pairs import at_least_float32, averages, masked, required, softplus
+from pipeline.objectives.shared.pairs import at_least_float32, averages, masked, softplus
+from pipeline.objectives.shared.scores import scores_of
 
 
 @dataclass(frozen=True)
@@ -40,25 +39,21 @@ def aft_losses(values: Tensor, good: Tensor, bad: Tensor) -> Tensor:
 
     Returns: (G,), >= 0: log(1 + n_good n_bad) where all values agree; 0 for a group without a good or a bad one.
     """
-    import torch
-
     usable = good.any(dim=1) & bad.any(dim=1)
     kept = masked(values, good | bad)
     # The double sum is a product: log sum_l e^{s_l} + log sum_w e^{-s_w}. Unusable rows keep zeros, for their gradient.
     lowest = (-kept).masked_fill(~good & usable[:, None], float("-inf"))
     highest = kept.masked_fill(~bad & usable[:, None], float("-inf"))
-    violation = torch.logsumexp(highest, dim=1) + torch.logsumexp(lowest, dim=1)
-    return torch.where(usable, softplus(violation), 0.0)
+    violation = highest.logsumexp(dim=1) + lowest.logsumexp(dim=1)
+    return masked(softplus(violation), usable)
 
 
 def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), the metrics of a list (rewards are s) and good (how many). Raises ValueError without its scores."""
-    import torch
-
-    good = torch.zeros_like(batch.present)
+    good = batch.present.new_zeros(batch.present.shape)
     good[:, 0] = batch.present[:, 0]
     if settings.threshold is not None:
-        scores = at_least_float32(required(batch.scores, "scores", "aft"))
+        scores = at_least_float32(scores_of(batch, "aft"))
         good = batch.present & (scores >= settings.threshold)
     bad = batch.present & ~good
     values = masked(batch.logps, batch.present)

@@ -7,8 +7,6 @@ For alpha > 0 the reward of unlikely completions falls exponentially; its expone
 gives no gradient. alpha = 0 is SimPO. No reference.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

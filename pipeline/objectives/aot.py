@@ -8,20 +8,11 @@ Sorted over the pairs of the global batch, and compared rank by rank: a batch ob
 values, not through the order. The loss of a rank is given to the group whose u has it. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import (
-    at_least_float32,
-    compared,
-    log_ratios,
-    rewards_of,
-    smoothed_losses,
-    with_anchor,
-)
+from pipeline.objectives.shared.pairs import compared, log_ratios, rewards_of, smoothed_losses, with_anchor
 
 
 @dataclass(frozen=True)
@@ -49,25 +40,22 @@ def aot_losses(chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: T
 
     Returns: (G,), each > 0; ln 2 where policy and reference agree and `paired` is true.
     """
-    import torch
-
-    four = [at_least_float32(v) for v in (chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)]
-    upper, lower = (four[0] - four[1], four[2] - four[3]) if paired else log_ratios(*four)
+    # log chosen - log rejected under each model, or log policy - log reference of each answer
+    middle = (ref_chosen_logps, rejected_logps) if paired else (rejected_logps, ref_chosen_logps)
+    upper, lower = log_ratios(chosen_logps, *middle, ref_rejected_logps)
     ordered, places = upper.sort()
     losses = smoothed_losses(beta * (ordered - lower.sort().values), label_smoothing)
-    return torch.zeros_like(losses).scatter(0, places, losses)
+    return losses.new_zeros(losses.shape).scatter(0, places, losses)
 
 
 def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a comparison. Raises UserError for more than two completions."""
-    import torch
-
     pairs, four = with_anchor(batch, "aot")
     places = pairs.usable.nonzero()[:, 0]  # the others must not take part in the sort
     chosen, rejected, ref_chosen, ref_rejected = (v[places] for v in four)
     found = aot_losses(chosen, rejected, ref_chosen, ref_rejected, settings.beta, settings.paired,
                        settings.label_smoothing)
-    losses = torch.zeros_like(four[0]).to(found.dtype).scatter(0, places, found)
+    losses = found.new_zeros(four[0].shape).scatter(0, places, found)
     return compared(pairs.usable, losses, *rewards_of(four, settings.beta))
 
 

@@ -5,8 +5,6 @@
 For chosen answers better than the model's own. The gradient vanishes far out on both sides. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

@@ -6,8 +6,6 @@
 avg(y) = log pi(y) / |y|. Likelihood on the chosen answer, sequence-level unlikelihood on the rejected one.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

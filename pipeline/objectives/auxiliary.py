@@ -11,8 +11,6 @@ Rationale term (Just et al. 2024): + gamma (-log pi(rationale | its own prompt))
 of a group, with a prompt of its own.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +21,8 @@ from pipeline.objectives.shared.labelled import signs
 from pipeline.objectives.shared.pairs import at_least_float32, masked, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
+SFT = ("sum", "mean", "batch")  # normalisations, see `sft_losses`
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -31,7 +31,7 @@ class Settings:
     sft_weight: float = setting(0.0, low=0.0)
     """w of the SFT term on the preferred completion. RPO's papers: 0.005 x beta (sum), 0.2 (mean)."""
 
-    sft_normalise: str = setting("batch", choices=("sum", "mean", "batch"))
+    sft_normalise: str = setting("batch", choices=SFT)
     """sum: over the completion's tokens; mean: of them; batch: mean over all wanted tokens of the global batch."""
 
     length_alpha: float = setting(1.0, low=0.0, high=1.0)
@@ -84,7 +84,7 @@ def desensitised_sums(token_logps: Tensor, tokens: TokenInputs, lengths: Tensor,
     import torch
 
     values = at_least_float32(token_logps)
-    shortest = torch.where(lengths > 0, lengths, lengths.max()).amin(dim=1)
+    shortest = lengths.where(lengths > 0, lengths.max()).amin(dim=1)
     weights = torch.where(tokens.position < shortest[tokens.group], 1.0, alpha).to(values.dtype)
     return completion_sums(values * weights, tokens, lengths)
 

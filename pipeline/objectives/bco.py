@@ -10,8 +10,6 @@ The loss of a group is the sum over its completions, so that of a pair is the pa
 batch's loss. What the density ratio of prompts asks for (UDM) is a weight per group: stage weigh_prompts.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
@@ -52,10 +50,8 @@ def bco_losses(log_ratios: Tensor, wanted: Tensor, delta: Tensor | float, beta: 
 
     Returns: the same shape, each > 0; ln 2 where policy and reference agree and delta is 0.
     """
-    import torch
-
     logits = beta * at_least_float32(log_ratios) - delta
-    return -log_sigmoid(torch.where(wanted, logits, -logits))
+    return -log_sigmoid(logits.where(wanted, -logits))
 
 
 def state(settings: Settings) -> dict[str, float]:

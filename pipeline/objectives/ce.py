@@ -7,8 +7,6 @@ more than a short one, as in every SFT trainer. Give it groups of one: with more
 others still count in that division.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.objectives.contract import Losses, LossInputs, Objective, Tensor

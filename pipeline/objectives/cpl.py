@@ -7,13 +7,11 @@ lambda < 1 is the conservative bias: z is negative, so a rejected answer that is
 lambda = gamma = 1 it is CPO without its likelihood term.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import at_least_float32, both, compared, pairs_of, softplus
+from pipeline.objectives.shared.pairs import at_least_float32, compared, pairs_of, softplus
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 
@@ -49,7 +47,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     pairs, tokens = pairs_of(batch, "cpl"), tokens_of(batch, "cpl")
     logps = at_least_float32(tokens.logps)
     discounted = logps * settings.gamma ** tokens.position.to(logps.dtype)
-    chosen, rejected = both(completion_sums(discounted, tokens, batch.present), pairs.usable)
+    chosen, rejected = pairs.sides(completion_sums(discounted, tokens, batch.present))
     losses = cpl_losses(chosen, rejected, settings.alpha, settings.bias)
     return compared(pairs.usable, losses, settings.alpha * chosen, settings.alpha * rejected)
 

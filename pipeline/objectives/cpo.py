@@ -9,14 +9,12 @@
 Sums over tokens in the preference term, no reference.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
-from pipeline.objectives.auxiliary import sft_losses
+from pipeline.objectives.auxiliary import SFT, sft_losses
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import SFT, at_least_float32, compared, log_sigmoid, pairs_of
+from pipeline.objectives.shared.pairs import at_least_float32, compared, log_sigmoid, pairs_of
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,11 @@ negative and the completions 0, 2, 3, ... are the own samples: a pair has K = 1,
 keeps its first two places. The gradient flows through all K + 1. K = 1 with alpha = beta is DPO. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import (
-    at_least_float32,
-    column,
-    compared,
-    log_sigmoid,
-    masked,
-    reference_of,
-    row_means,
-)
+from pipeline.objectives.shared.pairs import at_least_float32, column, compared, log_sigmoid, ratios_of, row_means
 
 
 @dataclass(frozen=True)
@@ -58,7 +48,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     import torch
 
     present = batch.present
-    ratios = masked(batch.logps, present) - masked(reference_of(batch, "d2o"), present)
+    ratios = ratios_of(batch, "d2o")
     own = present & (torch.arange(present.shape[1], device=present.device) != 1)
     negative = column(present, 1, present.any(dim=1)).bool()
     usable = negative & own.any(dim=1)

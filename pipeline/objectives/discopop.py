@@ -7,8 +7,6 @@ Exponential for pairs ranked well (z >> 0), logistic for the others. The gradien
 Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

@@ -7,8 +7,6 @@
 cDPO is fitted at the finite margin h = logit(1 - eps) / beta. Sums over tokens, not averages.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

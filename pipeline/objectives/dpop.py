@@ -7,8 +7,6 @@ its own gradient says difference. Subgradient 0 at the kink, which is where ever
 about beta lambda nats per nat below the reference, so expect spikes and clip gradients. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

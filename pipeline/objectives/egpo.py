@@ -15,8 +15,6 @@ the model before it, is online IPO instead. In the tabular case with uniform rho
 ref^{c beta} exp(c P(. > pi_half)), c = 4 lr/(beta N) over N answers.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

@@ -7,8 +7,6 @@ The gradient flows through both factors of each term. 0 at z = log((1 - eps) / e
 and with it the gradient vanish: EXO cannot repair them, watch the metric vanishing. Sums over tokens.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -7,14 +7,13 @@ The gradient flows through both factors. The forward KL with the same two distri
 gives an answer almost no weight its gradient vanishes too. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.lists import comparable, compared_list, log_softmax_over, soft_labels
-from pipeline.objectives.shared.pairs import masked, reference_of, required
+from pipeline.objectives.shared.pairs import masked, ratios_of, reference_of
+from pipeline.objectives.shared.scores import scores_of
 
 
 @dataclass(frozen=True)
@@ -40,20 +39,18 @@ def exo_rw_losses(logps: Tensor, ref_logps: Tensor, scores: Tensor, present: Ten
     Returns: (G,), >= 0, KL(q || p): 0 where q = p, and -(mean_i log p_i) - ln K where policy and reference agree; 0 for
         a group without completion 0 or without any other.
     """
-    import torch
-
     log_q = log_softmax_over(beta * (masked(logps, present) - masked(ref_logps, present)), present)
     log_p = soft_labels(scores, present, reward_temperature)[1]
     divergence = masked(log_q.exp() * (log_q - log_p), present).sum(dim=1)
-    return torch.where(comparable(present), divergence, 0.0)
+    return masked(divergence, comparable(present))
 
 
 def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a list. Raises ValueError without a reference or scores."""
     reference = reference_of(batch, "exo_rw")
-    scores = required(batch.scores, "scores", "exo_rw")
+    scores = scores_of(batch, "exo_rw")
     losses = exo_rw_losses(batch.logps, reference, scores, batch.present, settings.beta, settings.reward_temperature)
-    rewards = settings.beta * (masked(batch.logps, batch.present) - masked(reference, batch.present))
+    rewards = settings.beta * ratios_of(batch, "exo_rw")
     return compared_list(comparable(batch.present), batch.present, losses, rewards)
 
 

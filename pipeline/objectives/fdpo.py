@@ -11,8 +11,6 @@ forward_kl and alpha exponentiate minus the log-ratio, which overflows once a co
 reference: their exponent is clamped, and a clamped completion gives no gradient. Sums over tokens.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

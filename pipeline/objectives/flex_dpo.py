@@ -5,14 +5,12 @@
 Equal betas are DPO. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
-from pipeline.objectives.auxiliary import sft_losses
+from pipeline.objectives.auxiliary import SFT, sft_losses
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import SFT, compared, log_ratios, log_sigmoid, with_anchor
+from pipeline.objectives.shared.pairs import compared, log_ratios, log_sigmoid, with_anchor
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,12 @@ pi_t is the policy this iteration began with; s_avg(y) the mean over the K sampl
 s(y > y_j), y itself included. Sums over tokens; at beta = 0.001 a score of 0.1 asks for 100 nats.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import (
-    at_least_float32,
-    both,
-    compared,
-    log_ratios,
-    required,
-    rewards_of,
-    with_anchor,
-)
+from pipeline.objectives.shared.pairs import at_least_float32, compared, log_ratios, rewards_of, with_anchor
+from pipeline.objectives.shared.scores import scores_of
 
 
 @dataclass(frozen=True)
@@ -55,7 +46,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     Raises UserError for more than two completions, ValueError without scores or previous log-probs.
     """
     pairs, four = with_anchor(batch, "gpo", "previous")
-    scores = both(required(batch.scores, "scores", "gpo").detach(), pairs.usable)
+    scores = pairs.sides(scores_of(batch, "gpo").detach())
     if settings.scores == "rewards":
         gap = 0.5 * (scores[0] - scores[1])
         scores = (gap, -gap)

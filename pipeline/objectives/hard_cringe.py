@@ -7,8 +7,6 @@
 A pair is learned like Binary Cringe until its margin passes b. A group of one always is (g = 1).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
@@ -63,16 +61,14 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
 
     Raises UserError for groups of more than two or a k the vocabulary cannot give, ValueError without token inputs.
     """
-    import torch
-
     usable = paired(batch, "hard_cringe")
     cross_entropy, contrastive = token_terms(batch, settings.k)
     margin = margins(batch, usable, settings.margin)
     terms = reduced(batch, cross_entropy, contrastive, settings.reduction)
     gated = hard_cringe_losses(-terms[0], terms[1], margin, settings.alpha, settings.b)
-    losses = torch.where(usable, gated, terms[0] + settings.alpha * terms[1])
+    losses = gated.where(usable, terms[0] + settings.alpha * terms[1])
     metrics = detached(margin=margin, accuracy=margin > 0,
-                       gate=torch.where(usable, hard_gates(margin, settings.b), 1.0),
+                       gate=hard_gates(margin, settings.b).where(usable, 1.0),
                        **per_token(batch, cross_entropy, contrastive))
     return losses, metrics
 

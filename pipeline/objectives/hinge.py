@@ -6,8 +6,6 @@ A pair costs nothing once its margin h reaches 1 / gamma nats. Subgradient 0 at 
 reference it is SLiC's rank loss.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

@@ -9,8 +9,6 @@ Columns of a group: chosen, rejected, then k >= 1 samples of the current policy 
 DPO, and a pair is enough.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from pipeline.config import setting
@@ -42,12 +40,10 @@ def leave_one_out(values: Tensor, present: Tensor) -> Tensor:
 
     values: (G, k), present: (G, k) bool. Returns (G, k); c_i itself where it is the only one, 0 where absent.
     """
-    import torch
-
     values = masked(values.detach(), present)
     number = present.sum(dim=1, keepdim=True)
     rest = (values.sum(dim=1, keepdim=True) - values) / (number - 1).clamp(min=1)
-    return masked(torch.where(number > 1, values - rest, values), present)
+    return masked((values - rest).where(number > 1, values), present)
 
 
 def online_kl_losses(logps: Tensor, ref_logps: Tensor, present: Tensor) -> Tensor:

@@ -7,8 +7,6 @@ A labelled single response has the one term its label says; of a pair or list th
 not, and their terms add. (The authors' README prints the loss without its minus sign.) Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
@@ -35,21 +33,17 @@ def implicit_prm_losses(logps: Tensor, ref_logps: Tensor, correct: Tensor, beta:
 
     Returns: the same shape, each > 0; ln 2 where policy and reference agree.
     """
-    import torch
-
     rewards = beta * (at_least_float32(logps) - at_least_float32(ref_logps))
-    return -log_sigmoid(torch.where(correct, rewards, -rewards))
+    return -log_sigmoid(rewards.where(correct, -rewards))
 
 
 def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and metrics: mean reward of the correct and of the others (0 where there is none), their margin,
     accuracy (share of responses on their side of 0). Raises ValueError without a reference.
     """
-    import torch
-
     examples = labelled(batch, "implicit_prm")
     ratios, wanted, unwanted = examples.ratios, examples.wanted, examples.unwanted
-    losses = masked(implicit_prm_losses(ratios, torch.zeros_like(ratios), wanted, settings.beta), batch.present)
+    losses = masked(implicit_prm_losses(ratios, ratios.new_zeros(ratios.shape), wanted, settings.beta), batch.present)
     rewards = settings.beta * ratios
     right = (wanted & (rewards > 0)) | (unwanted & (rewards < 0))
     accuracy = right.sum(dim=1) / batch.present.sum(dim=1).clamp(min=1)

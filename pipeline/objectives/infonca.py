@@ -6,14 +6,13 @@
 K = 2 with one-hot labels (alpha -> 0) is DPO. The forward-KL sibling of EXO on rewards. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.lists import comparable, compared_list, log_softmax_over, soft_labels
-from pipeline.objectives.shared.pairs import at_least_float32, masked, reference_of, required
+from pipeline.objectives.shared.pairs import at_least_float32, masked, ratios_of, reference_of
+from pipeline.objectives.shared.scores import scores_of
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,9 @@ def infonca_losses(logps: Tensor, ref_logps: Tensor, scores: Tensor, present: Te
 
     Returns: (G,), each > 0; ln K where policy and reference agree; 0 for a group without completion 0 or any other.
     """
-    import torch
-
     log_q = log_softmax_over(beta * (masked(logps, present) - masked(ref_logps, present)), present)
     labels = soft_labels(scores, present, alpha)[0]
-    return torch.where(comparable(present), -(labels * log_q).sum(dim=1), 0.0)
+    return masked(-(labels * log_q).sum(dim=1), comparable(present))
 
 
 def with_bonus(scores: Tensor, bonus: float) -> Tensor:
@@ -59,9 +56,9 @@ def with_bonus(scores: Tensor, bonus: float) -> Tensor:
 def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a list. Raises ValueError without a reference or scores."""
     reference = reference_of(batch, "infonca")
-    scores = with_bonus(required(batch.scores, "scores", "infonca"), settings.first_bonus)
+    scores = with_bonus(scores_of(batch, "infonca"), settings.first_bonus)
     losses = infonca_losses(batch.logps, reference, scores, batch.present, settings.beta, settings.alpha)
-    rewards = settings.beta * (masked(batch.logps, batch.present) - masked(reference, batch.present))
+    rewards = settings.beta * ratios_of(batch, "infonca")
     return compared_list(comparable(batch.present), batch.present, losses, rewards)
 
 

@@ -8,13 +8,11 @@ label as good as the win rate. The minimiser is pi_{t+1} ~ exp(P(y > pi_t)/eta) 
 over tokens; the target is 100 nats at the default, and the gradient linear in what is missing: clip it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import at_least_float32, both, compared, required, with_anchor
+from pipeline.objectives.shared.pairs import at_least_float32, compared, required, with_anchor
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     log-probs.
     """
     pairs, four = with_anchor(batch, "inpo")
-    previous = both(required(batch.previous_logps, "previous_logps", "inpo"), pairs.usable)
+    previous = pairs.sides(required(batch.previous_logps, "previous_logps", "inpo"))
     losses = inpo_losses(*four, *previous, settings.eta, settings.pull)
     anchors = [settings.pull * r + (1.0 - settings.pull) * t for r, t in zip(four[2:], previous, strict=True)]
     rewards = [settings.eta * (logps - anchor) for logps, anchor in zip(four[:2], anchors, strict=True)]

@@ -7,8 +7,6 @@ The target is 1 / (2 tau) nats per token or per sequence: orders of magnitude ap
 averaged form to TRL. The gradient is linear in the residual, so clip it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

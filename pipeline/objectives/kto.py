@@ -9,8 +9,6 @@ alike: a group's is the sum over its completions, divided by how many a group of
 whose groups are not looked at together, it is the mean over its own.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
@@ -18,11 +16,8 @@ from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, T
 from pipeline.objectives.shared.labelled import Labelled, labelled, labelled_metrics, mean_over, only_pairs
 from pipeline.objectives.shared.pairs import at_least_float32, required, row_means
 
-_NEEDS = {
-    "mismatched": Needs(reference=True, labels=True, mismatched=True, batch=True),
-    "pair": Needs(reference=True, pairs=True, batch=True),
-    "zero": Needs(reference=True, labels=True),
-}
+_NEEDS = {"mismatched": Needs(reference=True, labels=True, mismatched=True, batch=True),
+          "pair": Needs(reference=True, pairs=True, batch=True), "zero": Needs(reference=True, labels=True)}
 
 
 @dataclass(frozen=True)
@@ -62,13 +57,11 @@ def kto_losses(log_ratios: Tensor, wanted: Tensor, wanted_point: Tensor | float,
 
     Returns: the same shape, in [0, weight]; weight / 2 where the log-ratio is at its reference point.
     """
-    import torch
-
     log_ratios = at_least_float32(log_ratios)
     # 1 - s(z) = s(-z)
     gain = desirable_weight * (-beta * (log_ratios - wanted_point)).sigmoid()
     pain = undesirable_weight * (beta * (log_ratios - unwanted_point)).sigmoid()
-    return torch.where(wanted, gain, pain)
+    return gain.where(wanted, pain)
 
 
 def reference_points(batch: LossInputs, examples: Labelled, how: str) -> tuple[Tensor | float, Tensor | float]:

@@ -6,15 +6,13 @@ in the policy's and in the reference's sums, then DPO. alpha = 1 is DPO. The sam
 length_alpha.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.auxiliary import desensitised_sums
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective
 from pipeline.objectives.dpo import dpo_losses
-from pipeline.objectives.shared.pairs import both, compared, pairs_of, required, rewards_of
+from pipeline.objectives.shared.pairs import compared, pairs_of, required, rewards_of
 from pipeline.objectives.shared.tokenwise import tokens_of
 
 
@@ -39,7 +37,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     reference_logps = required(tokens.ref_logps, "tokens.ref_logps", "ld_dpo")
     policy = desensitised_sums(tokens.logps, tokens, batch.lengths, settings.alpha)
     reference = desensitised_sums(reference_logps, tokens, batch.lengths, settings.alpha)
-    four = (*both(policy, pairs.usable), *both(reference, pairs.usable))
+    four = (*pairs.sides(policy), *pairs.sides(reference))
     return compared(pairs.usable, dpo_losses(*four, settings.beta), *rewards_of(four, settings.beta))
 
 

@@ -5,8 +5,6 @@ same batch. A part that is divided by tokens on its own is divided by the mean n
 over a global batch is the same.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -94,9 +92,7 @@ def _tokens_per_group(batch: LossInputs, part: Part[Objective]) -> Tensor | floa
 
 def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the parts' metrics; a name that two parts report gets the part's place in front."""
-    import torch
-
-    total = torch.zeros_like(batch.logps[:, 0])
+    total = batch.logps.new_zeros(len(batch.logps))
     metrics: dict[str, Tensor] = {}
     for i, (part, weight) in enumerate(_parts(settings)):
         losses, own = part.plugin.loss(dataclasses.replace(batch, state=_own_state(batch, i)), part.settings)

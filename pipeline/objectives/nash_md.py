@@ -9,22 +9,13 @@ follows, a biased gradient of the sequence KL. P(y > y') = s(R(y) - R(y')) from 
 nothing, only their gradients do. c = 1 learns the best answer to the reference, c = 0 plays against itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import (
-    at_least_float32,
-    both,
-    compared,
-    pairs_of,
-    reference_of,
-    required,
-    win_probabilities,
-)
+from pipeline.objectives.shared.pairs import Pairs, at_least_float32, compared, pairs_of, reference_of, required
+from pipeline.objectives.shared.scores import scores_of, win_probabilities
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 
@@ -89,13 +80,12 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     Raises UserError for more than two completions, ValueError without scores or the reference.
     """
     pairs = pairs_of(batch, "nash_md")
-    scores = required(batch.scores, "scores", "nash_md")
-    first = win_probabilities(*both(scores, pairs.usable), "rewards")
+    first = win_probabilities(*pairs.sides(scores_of(batch, "nash_md")), "rewards")
     sides = (first, 1.0 - first)
     if settings.form == "token":
-        losses, ratios = _tokens(batch, pairs.usable, sides, settings)
+        losses, ratios = _tokens(batch, pairs, sides, settings)
     else:
-        anchors, mine = both(reference_of(batch, "nash_md"), pairs.usable), (pairs.chosen, pairs.rejected)
+        anchors, mine = pairs.sides(reference_of(batch, "nash_md")), (pairs.chosen, pairs.rejected)
         losses = [nash_md_losses(logps, anchor, p, settings.beta, settings.control_variate)
                   for logps, anchor, p in zip(mine, anchors, sides, strict=True)]
         ratios = [logps - anchor for logps, anchor in zip(mine, anchors, strict=True)]
@@ -104,7 +94,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     return compared(pairs.usable, total, *rewards, win_probability=first)
 
 
-def _tokens(batch: LossInputs, usable: Tensor, sides: tuple[Tensor, Tensor],
+def _tokens(batch: LossInputs, pairs: Pairs, sides: tuple[Tensor, Tensor],
             settings: Settings) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """(losses, log-ratios) of both completions, each (G,), in TRL's form."""
     import torch
@@ -114,7 +104,7 @@ def _tokens(batch: LossInputs, usable: Tensor, sides: tuple[Tensor, Tensor],
     probabilities = torch.stack(sides, dim=1)[tokens.group, tokens.column]
     losses = nash_md_token_losses(tokens.logps, reference, probabilities, settings.beta, settings.control_variate)
     sums, ratios = (completion_sums(values, tokens, batch.present) for values in (losses, tokens.logps - reference))
-    return both(sums, usable), both(ratios, usable)
+    return pairs.sides(sums), pairs.sides(ratios)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=needs)

@@ -7,15 +7,14 @@ The limit alpha -> 0 with K = 2 is NCA on pairs. Being absolute, it keeps the li
 Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.infonca import with_bonus
 from pipeline.objectives.shared.lists import comparable, compared_list, soft_labels
-from pipeline.objectives.shared.pairs import log_sigmoid, masked, reference_of, required, row_means
+from pipeline.objectives.shared.pairs import log_sigmoid, masked, ratios_of, reference_of, row_means
+from pipeline.objectives.shared.scores import scores_of
 
 
 @dataclass(frozen=True)
@@ -42,21 +41,19 @@ def nca_losses(logps: Tensor, ref_logps: Tensor, scores: Tensor, present: Tensor
 
     Returns: (G,), each > 0; 2 ln 2 where policy and reference agree; 0 for a group without completion 0 or any other.
     """
-    import torch
-
     rewards = beta * (masked(logps, present) - masked(ref_logps, present))
     labels = soft_labels(scores, present, alpha)[0]
     attract = (labels * log_sigmoid(rewards)).sum(dim=1)
     repel = row_means(log_sigmoid(-rewards), present)
-    return torch.where(comparable(present), -attract - repel, 0.0)
+    return masked(-attract - repel, comparable(present))
 
 
 def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,) and the metrics of a list. Raises ValueError without a reference or scores."""
     reference = reference_of(batch, "nca")
-    scores = with_bonus(required(batch.scores, "scores", "nca"), settings.first_bonus)
+    scores = with_bonus(scores_of(batch, "nca"), settings.first_bonus)
     losses = nca_losses(batch.logps, reference, scores, batch.present, settings.beta, settings.alpha)
-    rewards = settings.beta * (masked(batch.logps, batch.present) - masked(reference, batch.present))
+    rewards = settings.beta * ratios_of(batch, "nca")
     return compared_list(comparable(batch.present), batch.present, losses, rewards)
 
 

@@ -6,8 +6,6 @@ The limit alpha -> 0, K = 2 of NCA on rewards. It judges each answer by itself, 
 0 for free; the optimum is r_w = ln 2, r_l = -inf. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

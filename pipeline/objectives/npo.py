@@ -8,15 +8,13 @@ dL/dlog pi = 2 s(beta log-ratio) on what is to be forgotten: 1 at the start, as 
 once the policy is far below the reference, which is the model before unlearning. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
-from pipeline.objectives.auxiliary import sft_losses
+from pipeline.objectives.auxiliary import SFT, sft_losses
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.labelled import Labelled, labelled, labelled_metrics
-from pipeline.objectives.shared.pairs import SFT, at_least_float32, log_sigmoid, masked, required
+from pipeline.objectives.shared.pairs import at_least_float32, log_sigmoid, masked, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 
@@ -59,10 +57,9 @@ def npo_losses(logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
 
 def loss(batch: LossInputs, settings: Settings) -> Losses:
     """Losses (G,), sums over the group's completions, and the metrics of a comparison."""
-    import torch
-
     examples = labelled(batch, "npo")
-    forget = masked(npo_losses(examples.ratios, torch.zeros_like(examples.ratios), settings.beta), examples.unwanted)
+    ratios = examples.ratios
+    forget = masked(npo_losses(ratios, ratios.new_zeros(ratios.shape), settings.beta), examples.unwanted)
     losses = forget.sum(dim=1)
     if settings.retain_weight > 0.0:
         losses = losses + settings.retain_weight * _retain(batch, examples, settings)
@@ -71,8 +68,6 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
 
 def _retain(batch: LossInputs, examples: Labelled, settings: Settings) -> Tensor:
     """(G,) the term on the wanted completion, which can only be completion 0."""
-    import torch
-
     kept = examples.wanted[:, 0]
     if settings.retain == "gd":
         logps = masked(batch.logps[:, 0], kept)
@@ -81,7 +76,7 @@ def _retain(batch: LossInputs, examples: Labelled, settings: Settings) -> Tensor
         divergences = required(tokens.divergences, "tokens.divergences", "npo")
         logps = -completion_sums(divergences, tokens, batch.present)[:, 0]
     terms = sft_losses(logps, batch.lengths[:, 0], settings.sft_normalise, batch.mean_chosen_length)
-    return torch.where(kept, terms, 0.0)
+    return masked(terms, kept)
 
 
 OBJECTIVE = Objective(Settings, loss, needs=needs)

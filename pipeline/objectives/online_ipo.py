@@ -11,24 +11,13 @@ used). A pair without opponents has y'' = y': when all come from the same distri
 expectation, the authors' way of judging once. The loss does not care which of y and y' comes first.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.lists import compared_list
-from pipeline.objectives.shared.pairs import (
-    at_least_float32,
-    averages,
-    both,
-    masked,
-    paired,
-    reference_of,
-    required,
-    row_means,
-    win_probabilities,
-)
+from pipeline.objectives.shared.pairs import at_least_float32, averages, both, masked, paired, ratios_of, row_means
+from pipeline.objectives.shared.scores import scores_of, win_probabilities
 
 
 @dataclass(frozen=True)
@@ -74,27 +63,23 @@ def preference_differences(scores: Tensor, present: Tensor) -> Tensor:
 
     Returns: (G,) in [-1, 1], without gradient; P(y > y') - 1/2 for a group without opponents.
     """
-    import torch
-
     scores = masked(scores.detach(), present)
     first, second, opponents, there = scores[:, :1], scores[:, 1:2], scores[:, 2:], present[:, 2:]
     gaps = (first - opponents).sigmoid() - (second - opponents).sigmoid()
     against = row_means(gaps, there)
-    return torch.where(there.any(dim=1), against, (first - second).sigmoid()[:, 0] - 0.5)
+    return against.where(there.any(dim=1), (first - second).sigmoid()[:, 0] - 0.5)
 
 
 def against_opponents(batch: LossInputs, objective: str, beta: float, log_ratio: str) -> Losses:
     """Losses and metrics of version 1, (G,). Raises ValueError without a reference or scores."""
-    import torch
-
-    reference, scores = reference_of(batch, objective), required(batch.scores, "scores", objective)
+    ratios, scores = ratios_of(batch, objective), scores_of(batch, objective)
     if batch.present.shape[1] < 2:
-        usable = torch.zeros_like(batch.present[:, 0])
-        differences = torch.zeros_like(at_least_float32(batch.logps[:, 0]))
+        usable = batch.present.new_zeros(len(batch.present))
+        differences = at_least_float32(batch.logps.new_zeros(len(batch.logps)))
     else:
         usable = batch.present[:, 0] & batch.present[:, 1]
         differences = preference_differences(scores, batch.present)
-    return _regression(batch, usable, reference, differences, beta, log_ratio)
+    return _regression(batch, usable, ratios, differences, beta, log_ratio)
 
 
 def loss(batch: LossInputs, settings: Settings) -> Losses:
@@ -105,14 +90,13 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     if settings.version == 1:
         return against_opponents(batch, "online_ipo", settings.beta, settings.log_ratio)
     usable = paired(batch, "online_ipo")
-    reference, scores = reference_of(batch, "online_ipo"), required(batch.scores, "scores", "online_ipo")
-    probabilities = win_probabilities(*both(scores, usable), "rewards")
-    return _regression(batch, usable, reference, probabilities - 0.5, settings.beta, settings.log_ratio)
+    ratios = ratios_of(batch, "online_ipo")
+    probabilities = win_probabilities(*both(scores_of(batch, "online_ipo"), usable), "rewards")
+    return _regression(batch, usable, ratios, probabilities - 0.5, settings.beta, settings.log_ratio)
 
 
-def _regression(batch: LossInputs, usable: Tensor, reference: Tensor, differences: Tensor, beta: float,
+def _regression(batch: LossInputs, usable: Tensor, ratios: Tensor, differences: Tensor, beta: float,
                 log_ratio: str) -> Losses:
-    ratios = masked(batch.logps, batch.present) - masked(reference, batch.present)
     if log_ratio == "avg":
         ratios = averages(ratios, batch.lengths)
     first, second = both(ratios, usable)

@@ -6,15 +6,13 @@
 Averages over completion tokens, no reference. TRL's NLL also covers the prompt, this one does not.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
-from pipeline.objectives.auxiliary import sft_losses
+from pipeline.objectives.auxiliary import SFT, sft_losses
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.odds import log_odds
-from pipeline.objectives.shared.pairs import SFT, averages, compared, log_sigmoid, pairs_of
+from pipeline.objectives.shared.pairs import averages, compared, log_sigmoid, pairs_of
 
 
 @dataclass(frozen=True)

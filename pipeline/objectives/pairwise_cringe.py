@@ -8,8 +8,6 @@ No reference model. Once a pair is well separated (M far above b) its gate close
 of one is Binary Cringe with an open gate (g = 1).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
@@ -69,15 +67,13 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
 
     Raises UserError for groups of more than two or a k the vocabulary cannot give, ValueError without token inputs.
     """
-    import torch
-
     usable = paired(batch, "pairwise_cringe")
     cross_entropy, contrastive = token_terms(batch, settings.k)
     margin = margins(batch, usable, settings.margin)
     terms = reduced(batch, cross_entropy, contrastive, settings.reduction)
     gated = pairwise_cringe_losses(-terms[0], terms[1], margin, settings.alpha, settings.b, settings.tau)
-    losses = torch.where(usable, gated, terms[0] + settings.alpha * terms[1])
-    gate = torch.where(usable, soft_gates(margin, settings.b, settings.tau), 1.0)
+    losses = gated.where(usable, terms[0] + settings.alpha * terms[1])
+    gate = soft_gates(margin, settings.b, settings.tau).where(usable, 1.0)
     metrics = detached(margin=margin, accuracy=margin > 0, gate=gate, gate_closed=gate < 0.01,
                        **per_token(batch, cross_entropy, contrastive))
     return losses, metrics

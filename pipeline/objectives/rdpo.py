@@ -6,8 +6,6 @@ for labels that flip independently with rate eps. Unbounded below: far out it fa
 negative losses are normal, and unlike cDPO it never pulls back. eps = 0 is DPO. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

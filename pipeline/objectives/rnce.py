@@ -7,8 +7,6 @@ An (M+1)-way cross-entropy whose right answer is the preferred completion y_0; t
 M = 1 is exactly DPO. Which M of the candidates stand in the group is the negatives' part, not the loss's.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
@@ -34,8 +32,6 @@ def rnce_losses(logps: Tensor, ref_logps: Tensor, present: Tensor, beta: float) 
 
     Returns: (G,), ln(M + 1) where policy and reference agree; 0 for a group without y_0 or without any negative.
     """
-    import torch
-
     rewards = beta * (masked(logps, present) - masked(ref_logps, present))
     negatives = present[:, 1:]
     usable = present[:, 0] & negatives.any(dim=1)
@@ -43,8 +39,8 @@ def rnce_losses(logps: Tensor, ref_logps: Tensor, present: Tensor, beta: float) 
     # A group without negatives keeps zeros in the logsumexp: all -inf would put NaN into the gradient.
     differences = (rewards[:, 1:] - rewards[:, :1]).masked_fill(~negatives & usable[:, None], float("-inf"))
     if differences.shape[1] == 0:
-        return torch.zeros_like(rewards[:, 0])
-    return torch.where(usable, softplus(torch.logsumexp(differences, dim=1)), 0.0)
+        return rewards.new_zeros(len(rewards))
+    return masked(softplus(differences.logsumexp(dim=1)), usable)
 
 
 def loss(batch: LossInputs, settings: Settings) -> Losses:

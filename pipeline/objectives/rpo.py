@@ -8,15 +8,13 @@ Only the sum carries the factor beta. TRL's documented weight 0.005 on the token
 answers of 300 tokens that would be about 0.015.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
-from pipeline.objectives.auxiliary import sft_losses
+from pipeline.objectives.auxiliary import SFT, sft_losses
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.dpo import dpo_losses
-from pipeline.objectives.shared.pairs import SFT, compared, rewards_of, with_anchor
+from pipeline.objectives.shared.pairs import compared, rewards_of, with_anchor
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@
 Averages over tokens, so beta is two orders larger than DPO's.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

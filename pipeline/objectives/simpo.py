@@ -5,8 +5,6 @@
 Nothing anchors the policy: a large learning rate collapses it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

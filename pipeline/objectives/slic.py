@@ -6,14 +6,12 @@ The margin is delta = 1 / gamma nats. The full SLiC-HF has the likelihood term, 
 Sums over tokens, no reference.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
-from pipeline.objectives.auxiliary import sft_losses
+from pipeline.objectives.auxiliary import SFT, sft_losses
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import SFT, at_least_float32, compared, pairs_of
+from pipeline.objectives.shared.pairs import at_least_float32, compared, pairs_of
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,11 @@ m = k = 1 and no L1 terms is TDPO-1. The masks are heads trained with the policy
 with mask=mapo the reference's own activations (see sparse_masks).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor, TokenInputs
-from pipeline.objectives.shared.pairs import both, compared, pairs_of, required
+from pipeline.objectives.shared.pairs import compared, pairs_of, required
 from pipeline.objectives.shared.sparse_masks import activation_masks, learned_masks, new_head
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 from pipeline.objectives.tdpo import tdpo_losses
@@ -101,7 +99,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     divergence = required(tokens.divergences, "tokens.divergences", "sparsepo")
 
     def sums(values: Tensor) -> tuple[Tensor, Tensor]:
-        return both(completion_sums(values, tokens, batch.present), pairs.usable)
+        return pairs.sides(completion_sums(values, tokens, batch.present))
 
     ratios, divergences = sums(m * (tokens.logps - ref_logps)), sums(k * divergence)
     norms, kept = sums(m), sums((m > 0).to(m))

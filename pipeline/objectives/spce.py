@@ -6,24 +6,19 @@ cDPO with eps = 1 - p of the pair's own; fitted at h = logit(p) / beta, so p mus
 pulls to h = 0. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.shared.pairs import (
-    LABELS,
     at_least_float32,
-    both,
     compared,
     log_ratios,
     log_sigmoid,
-    required,
     rewards_of,
-    win_probabilities,
     with_anchor,
 )
+from pipeline.objectives.shared.scores import LABELS, scores_of, win_probabilities
 
 
 @dataclass(frozen=True)
@@ -71,8 +66,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     Raises UserError for more than two completions and for scores outside what `labels` says they are.
     """
     pairs, four = with_anchor(batch, "spce")
-    scores = both(required(batch.scores, "scores", "spce"), pairs.usable)
-    p = win_probabilities(*scores, settings.labels)
+    p = win_probabilities(*pairs.sides(scores_of(batch, "spce")), settings.labels)
     losses = spce_losses(*four, p, settings.beta, settings.clip)
     return compared(pairs.usable, losses, *rewards_of(four, settings.beta), label=p)
 

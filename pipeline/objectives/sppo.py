@@ -8,24 +8,12 @@ P_w, P_l: estimated win rates against the samples of the policy pi_t that wrote 
 taken against. Only the hard form has no 1/2. beta = 0.001 makes targets of +-500 nats. Sums over tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import (
-    Pairs,
-    at_least_float32,
-    both,
-    compared,
-    log_ratios,
-    refuse_unless_probabilities,
-    required,
-    rewards_of,
-    win_probabilities,
-    with_anchor,
-)
+from pipeline.objectives.shared.pairs import Pairs, at_least_float32, compared, log_ratios, rewards_of, with_anchor
+from pipeline.objectives.shared.scores import refuse_unless_probabilities, scores_of, win_probabilities
 
 
 @dataclass(frozen=True)
@@ -72,8 +60,7 @@ def sppo_losses(chosen_logps: Tensor, rejected_logps: Tensor, previous_chosen_lo
 def _win_rates(batch: LossInputs, pairs: Pairs, labels: str) -> tuple[Tensor | float, Tensor | float]:
     if labels == "hard":
         return 1.0, 0.0
-    scores = required(batch.scores, "scores", "sppo")
-    chosen, rejected = (score.detach() for score in both(scores, pairs.usable))
+    chosen, rejected = (score.detach() for score in pairs.sides(scores_of(batch, "sppo")))
     if labels == "single":
         p = win_probabilities(chosen, rejected, "rewards")
         return p, 1.0 - p

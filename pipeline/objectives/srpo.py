@@ -12,8 +12,6 @@ Columns of a group, each with its own prompt (Completion.prompt_ids): y_w|x, y_l
 y_l|draft y_w, y_w|draft y_w.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

@@ -6,13 +6,11 @@
     TDPO-2 (Eq. 18):  L = -log s(beta (u - alpha (D(y_l) - sg[D(y_w)])))
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import at_least_float32, both, compared, log_sigmoid, pairs_of, required
+from pipeline.objectives.shared.pairs import at_least_float32, compared, log_sigmoid, pairs_of, required
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 
@@ -55,8 +53,8 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     pairs, tokens = pairs_of(batch, "tdpo"), tokens_of(batch, "tdpo")
     apart = required(tokens.divergences, "tokens.divergences", "tdpo")
     per_token = tokens.logps - required(tokens.ref_logps, "tokens.ref_logps", "tdpo")
-    chosen, rejected = both(completion_sums(per_token, tokens, batch.present), pairs.usable)
-    of_chosen, of_rejected = both(completion_sums(apart, tokens, batch.present), pairs.usable)
+    chosen, rejected = pairs.sides(completion_sums(per_token, tokens, batch.present))
+    of_chosen, of_rejected = pairs.sides(completion_sums(apart, tokens, batch.present))
     losses = tdpo_losses(chosen, rejected, of_chosen, of_rejected, settings.beta, settings.version, settings.alpha)
     rewards = settings.beta * (chosen + of_chosen), settings.beta * (rejected + of_rejected)
     return compared(pairs.usable, losses, *rewards, divergence_chosen=of_chosen, divergence_rejected=of_rejected)

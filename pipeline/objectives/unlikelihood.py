@@ -6,8 +6,6 @@ for a pair y+ is the chosen and y- the rejected completion; a labelled single co
 says. Per-group sums, which the trainer divides by all completion tokens of the global batch: the token mean.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

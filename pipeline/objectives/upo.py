@@ -10,26 +10,15 @@ The one number of a pair is its chosen completion's score. The log-ratios are ta
 policy. The likelihood term is printed with the sign that would lower it; read as Pang et al. (2024) have it.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.errors import UserError
-from pipeline.objectives.auxiliary import sft_losses
+from pipeline.objectives.auxiliary import SFT, sft_losses
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
-from pipeline.objectives.shared.pairs import (
-    SFT,
-    at_least_float32,
-    column,
-    compared,
-    log_ratios,
-    log_sigmoid,
-    refuse_unless_probabilities,
-    required,
-    with_anchor,
-)
+from pipeline.objectives.shared.pairs import at_least_float32, compared, log_ratios, smoothed_losses, with_anchor
+from pipeline.objectives.shared.scores import refuse_unless_probabilities, scores_of
 
 
 @dataclass(frozen=True)
@@ -90,9 +79,7 @@ def upo_losses(chosen_logps: Tensor, rejected_logps: Tensor, previous_chosen_log
     Returns: (G,), each > 0; ln 2 where the two policies agree.
     """
     chosen, rejected = log_ratios(chosen_logps, rejected_logps, previous_chosen_logps, previous_rejected_logps)
-    logits = beta * (chosen - rejected)
-    alphas = at_least_float32(alphas)
-    return -(1.0 - alphas) * log_sigmoid(logits) - alphas * log_sigmoid(-logits)
+    return smoothed_losses(beta * (chosen - rejected), at_least_float32(alphas))
 
 
 def loss(batch: LossInputs, settings: Settings) -> Losses:
@@ -101,7 +88,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     Raises UserError for more than two completions and for scores out of range.
     """
     pairs, four = with_anchor(batch, "upo", settings.against)
-    alphas = flips(column(required(batch.scores, "scores", "upo"), 0, pairs.usable), settings.labels)
+    alphas = flips(pairs.sides(scores_of(batch, "upo"))[0], settings.labels)
     losses = upo_losses(*four, alphas, settings.beta)
     nll = sft_losses(pairs.chosen, pairs.chosen_lengths, settings.sft_normalise, batch.mean_chosen_length)
     chosen, rejected = log_ratios(*four)

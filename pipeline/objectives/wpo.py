@@ -6,22 +6,12 @@
 A token of the policy's own sampling has weight about 1, an unlikely one less.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Losses, LossInputs, Needs, Objective, Tensor
 from pipeline.objectives.dpo import dpo_losses
-from pipeline.objectives.shared.pairs import (
-    at_least_float32,
-    averages,
-    both,
-    compared,
-    required,
-    rewards_of,
-    with_anchor,
-)
+from pipeline.objectives.shared.pairs import at_least_float32, averages, compared, required, rewards_of, with_anchor
 from pipeline.objectives.shared.tokenwise import completion_sums, tokens_of
 
 
@@ -70,7 +60,7 @@ def loss(batch: LossInputs, settings: Settings) -> Losses:
     tokens = tokens_of(batch, "wpo")
     squares = at_least_float32(required(tokens.log_sum_squares, "tokens.log_sum_squares", "wpo").detach())
     likeness = at_least_float32(tokens.logps.detach()) - squares
-    weights = both(wpo_weights(completion_sums(likeness, tokens, batch.lengths), batch.lengths), pairs.usable)
+    weights = pairs.sides(wpo_weights(completion_sums(likeness, tokens, batch.lengths), batch.lengths))
     losses = wpo_losses(*four, *weights, settings.beta)
     return compared(pairs.usable, losses, *rewards_of(four, settings.beta), weight=weights[0] * weights[1])
 

@@ -10,8 +10,6 @@ gives it.
 Groups of three: chosen, rejected, and y~, which is one of the two, once more as the third.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

@@ -1,7 +1,5 @@
 """What a scorer declares: completions -> scores. Higher is better; the scale is the scorer's own."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -9,8 +9,6 @@ Gives the mean of the passes as the score, their standard deviation as <name>_st
 selections that want to know what the passes disagree about (pipeline.selection.upo).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

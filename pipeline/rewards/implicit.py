@@ -80,10 +80,8 @@ def suffixes(settings: Settings) -> tuple[str, ...]:
     return ("", "_decoupled") if settings.decouple > 0.0 else ("",)
 
 
-def scorer(
-    settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
-    policy: Path | None = None, reference: Path | None = None, logps: Path | None = None,
-) -> ScoreGroups:
+def scorer(settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
+           policy: Path | None = None, reference: Path | None = None, logps: Path | None = None) -> ScoreGroups:
     """See Scorer. A completion without tokens, or too long for the model, scores NaN.
 
     Raises UserError for two models with different tokenizers, and with source=table for completions without log-probs.
@@ -115,9 +113,8 @@ def carried(completion: Completion, beta: float, name: str) -> float:
     return beta * (math.fsum(completion.logprobs) - completion.ref_logp)
 
 
-def _rewards(
-    net: Any, anchor: Any, examples: list[Example], settings: Settings, runtime: ModelRuntime
-) -> list[list[Score]]:
+def _rewards(net: Any, anchor: Any, examples: list[Example], settings: Settings,
+             runtime: ModelRuntime) -> list[list[Score]]:
     from pipeline.lm import logps
 
     ours, base = (logps.token_logps(m, examples, runtime, settings.precision) for m in (net, anchor))

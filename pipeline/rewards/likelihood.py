@@ -44,10 +44,8 @@ def needs(settings: Settings) -> frozenset[str]:
     return frozenset({settings.model}) if settings.path is None else frozenset()
 
 
-def scorer(
-    settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
-    policy: Path | None = None, reference: Path | None = None,
-) -> ScoreGroups:
+def scorer(settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE,
+           policy: Path | None = None, reference: Path | None = None) -> ScoreGroups:
     """See Scorer. A completion without tokens, or too long for the model, scores NaN."""
     from pipeline.lm import folders, logps
 

@@ -66,9 +66,8 @@ def open_model(path: str | None, model: Path | None, runtime: ModelRuntime) -> t
     return encoder, net
 
 
-def score_groups(
-    encoder: Encoder, net: Any, groups: Sequence[Group], precision: str, runtime: ModelRuntime
-) -> list[list[float]]:
+def score_groups(encoder: Encoder, net: Any, groups: Sequence[Group], precision: str,
+                 runtime: ModelRuntime) -> list[list[float]]:
     """One list of scores per group; NaN for what does not fit the model's positions."""
     from pipeline.lm import folders, scores
 

@@ -13,8 +13,6 @@ the winner of iterative ranking and 0 for the others, at most 2 (N - 1) calls: t
 orders are for the challenger.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,8 +6,6 @@ gets the conversation (each turn with "role" and "content") and the completion, 
 better. It lies on the Python path, or in the folder the command is given in, and gives the same answer every time.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

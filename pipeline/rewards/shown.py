@@ -53,10 +53,9 @@ def open_causal(folder: Path, runtime: ModelRuntime) -> tuple[Encoder, Any]:
     return encoder, logps.open_frozen(folder, device, runtime)
 
 
-def scored(
-    encoder: Encoder, groups: Sequence[Group], longest: int | None,
-    scores: Callable[[list[Example]], Sequence[Sequence[Any]]], nothing: Any, fewest: int = 0,
-) -> list[list[Any]]:
+def scored(encoder: Encoder, groups: Sequence[Group], longest: int | None,
+           scores: Callable[[list[Example]], Sequence[Sequence[Any]]], nothing: Any,
+           fewest: int = 0) -> list[list[Any]]:
     """One list per group, one score per completion.
 
     Args:

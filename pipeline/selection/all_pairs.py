@@ -1,13 +1,11 @@
 """Every pair of a prompt's samples whose scores differ by more than a margin, the widest first."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import permutations
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import LOW, TOO_FEW, numbered, paired, scores_of
+from pipeline.selection.candidates import LOW, numbered, paired, scores_of
 from pipeline.selection.contract import Rule, Selected
 
 
@@ -26,10 +24,8 @@ class Settings:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See Rule. Equal margins in sample order. Reasons: too_few_samples, low_margin."""
+    """See Rule. Equal margins in sample order. Reasons: low_margin."""
     values = scores_of(group, settings.score)
-    if len(values) < 2:
-        return [], TOO_FEW
     pairs = [(i, j) for i, j in permutations(range(len(values)), 2) if values[i] - values[j] > settings.margin]
     pairs.sort(key=lambda pair: values[pair[1]] - values[pair[0]])
     made = numbered([paired(group, *pair) for pair in pairs[: settings.max_pairs]])

@@ -4,20 +4,16 @@ The UltraFeedback preparation of Tunstall et al. 2023 (Zephyr) and of the reward
 is not always the worst keeps the pair hard.
 """
 
-from __future__ import annotations
-
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, best_against_random, paired, scores_of
 from pipeline.selection.candidates import Scored as Settings
+from pipeline.selection.candidates import best_against_random, paired, scores_of
 from pipeline.selection.contract import Rule, Selected
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See Rule. Every sample but the best is equally likely. Reasons: too_few_samples."""
-    values = scores_of(group, settings.score)
-    if len(values) < 2:
-        return [], TOO_FEW
-    return [paired(group, *best_against_random(values, seed, "best_random", group))], ""
+    """See Rule. Every sample but the best is equally likely."""
+    best, other = best_against_random(scores_of(group, settings.score), seed, "best_random", group)
+    return [paired(group, best, other)], ""
 
 
 RULE = Rule(Settings, select, seeded=True)

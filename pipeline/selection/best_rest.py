@@ -4,8 +4,6 @@ The group of MC-PO (Chen et al. 2025): the first is preferred, and the negatives
 while training.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from pipeline.config import setting

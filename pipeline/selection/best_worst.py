@@ -3,20 +3,15 @@
 The others are discarded. Of equal samples the earlier one counts.
 """
 
-from __future__ import annotations
-
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, ends, paired, scores_of
 from pipeline.selection.candidates import Scored as Settings
+from pipeline.selection.candidates import ends, paired, scores_of
 from pipeline.selection.contract import Rule, Selected
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See Rule. Reasons: too_few_samples."""
-    values = scores_of(group, settings.score)
-    if len(values) < 2:
-        return [], TOO_FEW
-    return [paired(group, *ends(values))], ""
+    """See Rule."""
+    return [paired(group, *ends(scores_of(group, settings.score)))], ""
 
 
 RULE = Rule(Settings, select)

@@ -1,7 +1,5 @@
 """What the selection rules share: scores by name, order, pairs with ids of their own, randomness by group."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Iterable, Sequence

@@ -6,12 +6,10 @@ of two log-probs stored as scores (see pipeline.rewards.likelihood); the pair is
 which is stored as the score "density_ratio". An aligned model over its own SFT base is the usual choice.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, ends, paired, scored, scores_of
+from pipeline.selection.candidates import ends, paired, scored, scores_of
 from pipeline.selection.contract import Rule, Selected
 
 RATIO = "density_ratio"
@@ -36,10 +34,8 @@ class Settings:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See Rule. Reasons: too_few_samples."""
+    """See Rule."""
     strong, weak = scores_of(group, settings.strong), scores_of(group, settings.weak)
-    if len(strong) < 2:
-        return [], TOO_FEW
     tokens = [max(1, len(c.token_ids)) if settings.per_token else 1 for c in group.completions]
     ratios = [(a - b) / n for a, b, n in zip(strong, weak, tokens, strict=True)]
     return [paired(scored(group, RATIO, ratios), *ends(ratios))], ""

@@ -1,7 +1,5 @@
 """What a selection rule declares: scored samples of a prompt -> preference groups."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +14,8 @@ Selected = tuple[list[Group], str]  # see Rule.select
 class Rule:
     """What a module in pipeline/selection declares as RULE. Constants may be functions of the settings instead.
 
-    A rule meets samples that filters.clean let through: not empty, finite scores, by default no two alike.
+    A rule meets two samples or more, as filters.clean let them through: not empty, finite scores, by default no two
+    alike.
     """
 
     Settings: type

@@ -6,12 +6,10 @@ A draft is shown as the assistant's turn after x, and `text` asks for a better a
 loss compares how likely the two answers are as revisions of each other. At test time the same text asks for revisions.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from pipeline.records import Completion, Group, Message
-from pipeline.selection.candidates import TOO_FEW, ends, paired, scores_of
+from pipeline.selection.candidates import ends, paired, scores_of
 from pipeline.selection.contract import Rule, Selected
 
 
@@ -30,11 +28,8 @@ class Settings:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See Rule. Reasons: too_few_samples."""
-    values = scores_of(group, settings.score)
-    if len(values) < 2:
-        return [], TOO_FEW
-    best, worst = paired(group, *ends(values)).completions
+    """See Rule."""
+    best, worst = paired(group, *ends(scores_of(group, settings.score))).completions
     return [replace(group, completions=(best, worst, best, worst, worst, best))], ""
 
 

@@ -8,8 +8,6 @@ in. They may come from another model than the two, such as EGPO's half step: the
 numbers, which were drawn with the pair's random numbers.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from pipeline.config import setting

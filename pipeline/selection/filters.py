@@ -5,8 +5,6 @@ scores corrected (for length, for being cut). After: groups whose preferred comp
 enough. Pure functions; who counts the drops is the stage.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace

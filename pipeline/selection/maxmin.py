@@ -6,15 +6,13 @@ with the lowest mean over the table, as in the paper's update. That score is sto
 largest against the smallest.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, ends, paired, scored, scores_of
+from pipeline.selection.candidates import ends, paired, scored, scores_of
 from pipeline.selection.contract import Rule, Selected
 
 MINIMUM = "minimum"
@@ -65,13 +63,8 @@ def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> Survey
 
 
 def select(group: Group, settings: Settings, seed: int = 0, found: Survey = Survey()) -> Selected:
-    """See Rule. found: what `survey` returned; without it scores are as they are.
-
-    Reasons: too_few_samples.
-    """
+    """See Rule. found: what `survey` returned; without it scores are as they are."""
     columns = [scores_of(group, name) for name in settings.scores]
-    if len(group.completions) < 2:
-        return [], TOO_FEW
     if settings.scale == "standardise" and found.means:
         places = zip(columns, found.means, found.deviations, strict=True)
         columns = [[(value - mean) / deviation for value in column] for column, mean, deviation in places]

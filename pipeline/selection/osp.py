@@ -8,14 +8,12 @@ from Bradley-Terry transitivity:
 stored as the score "win_rate" of the chosen one, 1 - p_ij of the rejected one: the soft label of objective spce.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import combinations
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import TIED, TOO_FEW, WIN_RATE, best_first, bradley_terry, logit, scores_of, sigmoid
+from pipeline.selection.candidates import TIED, WIN_RATE, best_first, bradley_terry, logit, scores_of, sigmoid
 from pipeline.selection.contract import Rule, Selected
 
 
@@ -43,10 +41,8 @@ class Settings:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See Rule. Samples of equal p make no pair. Reasons: too_few_samples, tied_scores."""
+    """See Rule. Samples of equal p make no pair. Reasons: tied_scores."""
     values = scores_of(group, settings.score)
-    if len(values) < 2:
-        return [], TOO_FEW
     logits = [logit(p, settings.clip) for p in against_baseline(values, settings)]
     order = best_first(logits)
     last = len(order) - 1

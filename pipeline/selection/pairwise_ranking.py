@@ -7,14 +7,12 @@ the best one only if the judge is transitive and has no favourite position, whic
 is repeated in several random orders, and a prompt whose winner depends on the order is dropped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, best_first, generator, paired, scores_of
+from pipeline.selection.candidates import best_first, generator, paired, scores_of
 from pipeline.selection.contract import LISTS, PAIRS, Rule, Selected
 
 ORDER = "order_dependent"
@@ -53,10 +51,8 @@ def champion(order: Sequence[int], judge: Callable[[int, int], float]) -> int:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See Rule. Reasons: too_few_samples, order_dependent."""
+    """See Rule. Reasons: order_dependent."""
     values = scores_of(group, settings.score)
-    if len(values) < 2:
-        return [], TOO_FEW
     rng = generator(seed, "pairwise_ranking", group.id)
 
     def judge(first: int, second: int) -> float:

@@ -9,8 +9,6 @@ Sample j of both models has the same seed, and before any training they are one 
 of the policy is set against the next one of the reference.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from pipeline.config import setting

@@ -5,14 +5,12 @@ rejected side is taken at a fixed place of the score's distribution. Sigma is th
 scores (divided by n). With few samples nothing lies that low, and the rule is best against worst.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, ends, paired, scores_of
+from pipeline.selection.candidates import ends, paired, scores_of
 from pipeline.selection.contract import Rule, Selected
 
 
@@ -28,10 +26,8 @@ class Settings:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See Rule. Of equally near samples the earlier one. Reasons: too_few_samples."""
+    """See Rule. Of equally near samples the earlier one."""
     values = scores_of(group, settings.score)
-    if len(values) < 2:
-        return [], TOO_FEW
     best, _ = ends(values)
     target = fmean(values) - settings.sigmas * pstdev(values)
     others = [i for i in range(len(values)) if i != best]

@@ -7,14 +7,12 @@ for the highest score. How well an answer meets the goal is stored as the score 
 asked for. The prompts are new texts, so ids are gone: stage build_groups makes them anew.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from pipeline.config import setting
 from pipeline.records import Group, Message
-from pipeline.selection.candidates import TOO_FEW, best_against_random, ends, numbered, paired, scored, scores_of
+from pipeline.selection.candidates import best_against_random, ends, numbered, paired, scored, scores_of
 from pipeline.selection.contract import Rule, Selected
 
 GOAL = "goal"
@@ -65,10 +63,8 @@ def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> tuple[
 
 
 def select(group: Group, settings: Settings, seed: int = 0, found: tuple[float, float] | None = None) -> Selected:
-    """See Rule. found: what `survey` returned. Reasons: too_few_samples, fine_score_disagrees."""
+    """See Rule. found: what `survey` returned. Reasons: fine_score_disagrees."""
     values = scores_of(group, settings.score)
-    if len(values) < 2:
-        return [], TOO_FEW
     random = settings.rejected == "random"
     best, other = best_against_random(values, seed, "relabel", group) if random else ends(values)
     if settings.fine is not None:

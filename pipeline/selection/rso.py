@@ -6,8 +6,6 @@ reward, until n are accepted. beta -> infinity: any n; beta -> 0: the n best. Th
 pass makes progress; with fewer than n samples all of them are.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Sequence
@@ -15,7 +13,7 @@ from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, WIN_RATE, bradley_terry, generator, logit, scores_of
+from pipeline.selection.candidates import WIN_RATE, bradley_terry, generator, logit, scores_of
 from pipeline.selection.contract import Rule, Selected
 
 _CLIP = 1e-4
@@ -76,10 +74,8 @@ def tournament(players: Sequence[int], rewards: Sequence[float]) -> list[tuple[i
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See Rule. Every pair carries P(chosen better) = sigmoid(r_w - r_l). Reasons: too_few_samples."""
+    """See Rule. Every pair carries P(chosen better) = sigmoid(r_w - r_l)."""
     rewards = scores_of(group, settings.score)
-    if len(rewards) < 2:
-        return [], TOO_FEW
     if settings.given == "probabilities":
         rewards = [logit(p, _CLIP) for p in rewards]
     rng = generator(seed, "rso", group.id)

@@ -10,8 +10,6 @@ The paper takes the percentile over the last 50 micro-batches with the weights o
 takes it over the whole table with the weights that labelled it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,7 +17,7 @@ import numpy as np
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, WIN_RATE, best_against_random, ends, labelled, paired, scores_of
+from pipeline.selection.candidates import WIN_RATE, best_against_random, ends, labelled, paired, scores_of
 from pipeline.selection.contract import Rule, Selected
 
 
@@ -47,25 +45,21 @@ def survey(groups: Iterable[Group], settings: Settings, seed: int = 0) -> float:
     """The margin of `decoupled` at or below which a pair counts as noise; -inf without noise detection."""
     if settings.decoupled is None:
         return float("-inf")
-    margins = [_margin(pair, settings.decoupled) for group in groups for pair in _pair(group, settings, seed)]
+    margins = [_margin(_pair(group, settings, seed), settings.decoupled) for group in groups]
     return float(np.percentile(margins, settings.percentile)) if margins else float("-inf")
 
 
 def select(group: Group, settings: Settings, seed: int = 0, found: float = float("-inf")) -> Selected:
-    """See Rule. found: what `survey` returned. Reasons: too_few_samples."""
-    pairs = _pair(group, settings, seed)
-    if not pairs:
-        return [], TOO_FEW
-    noisy = settings.decoupled is not None and _margin(pairs[0], settings.decoupled) <= found
-    return [labelled(pairs[0], 1.0 - settings.alpha if noisy else 1.0)], ""
+    """See Rule. found: what `survey` returned."""
+    pair = _pair(group, settings, seed)
+    noisy = settings.decoupled is not None and _margin(pair, settings.decoupled) <= found
+    return [labelled(pair, 1.0 - settings.alpha if noisy else 1.0)], ""
 
 
-def _pair(group: Group, settings: Settings, seed: int) -> list[Group]:
+def _pair(group: Group, settings: Settings, seed: int) -> Group:
     values = scores_of(group, settings.score)
-    if len(values) < 2:
-        return []
     random = settings.pairing == "best_random"
-    return [paired(group, *(best_against_random(values, seed, "spa", group) if random else ends(values)))]
+    return paired(group, *(best_against_random(values, seed, "spa", group) if random else ends(values)))
 
 
 def _margin(pair: Group, name: str) -> float:

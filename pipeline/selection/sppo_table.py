@@ -6,14 +6,12 @@ The pair is the largest against the smallest score. Stored as scores: "win_rate"
 sppo; "win_rate_pair", P_wl on the chosen one and 1 - P_wl on the rejected one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.config import setting
 from pipeline.records import Group
-from pipeline.selection.candidates import TOO_FEW, WIN_RATE, ends, paired, scored, scores_of, sigmoid
+from pipeline.selection.candidates import WIN_RATE, ends, paired, scored, scores_of, sigmoid
 from pipeline.selection.contract import Rule, Selected
 
 OF_PAIR = "win_rate_pair"
@@ -36,10 +34,8 @@ def win_rates(values: Sequence[float], temperature: float = 1.0) -> list[float]:
 
 
 def select(group: Group, settings: Settings, seed: int = 0) -> Selected:
-    """See Rule. Reasons: too_few_samples."""
+    """See Rule."""
     values = scores_of(group, settings.score)
-    if len(values) < 2:
-        return [], TOO_FEW
     best, worst = ends(values)
     between = sigmoid((values[best] - values[worst]) / settings.temperature)
     rated = scored(group, WIN_RATE, win_rates(values, settings.temperature))

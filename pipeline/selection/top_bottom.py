@@ -1,7 +1,5 @@
 """k x k pairs per prompt: each of the k best samples against each of the k worst."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.config import setting

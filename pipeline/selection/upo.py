@@ -14,8 +14,6 @@ Stored as scores of the pair: "information_gain" and "sampling_share" (P_j), the
 "win_rate", the soft label 1 - IG_j / (2 ln 2), 1 when certain, 1/2 when the pair is a coin toss.
 """
 
-from __future__ import annotations
-
 import heapq
 import math
 from collections.abc import Iterable, Sequence

@@ -226,7 +226,8 @@ def prompted(groups: Iterable[Group], prompts: Prompts, model: Path) -> Iterator
     encoder = policy_encoder(model)
     for batch in tables.batches(groups, _BATCH):
         asked = [prompts(group) for group in batch]
-        bare = [Group(group.id, m) for group, own in zip(batch, asked, strict=True) for m in own if m]
+        bare = [Group(group.id, m, template=group.template) for group, own in zip(batch, asked, strict=True)
+                for m in own if m]
         ids = iter(encoder.encode(bare))
         for group, own in zip(batch, asked, strict=True):
             given = zip(group.completions, own, strict=True)

@@ -71,7 +71,8 @@ def run(context: Context) -> None:
     context.report.progress(total, total, "groups")
     for reason, number in imported.dropped.items():
         context.report.drop(reason, number)
-    context.report.count(**imported.counts, eval_prompts_in_training=imported.overlap)
+    unread = {f"unread: {key}": number for key, number in imported.unread.items()}
+    context.report.count(**imported.counts, eval_prompts_in_training=imported.overlap, **unread)
 
 
 def _import(settings: Settings, runtime: Runtime) -> Imported:

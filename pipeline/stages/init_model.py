@@ -18,6 +18,8 @@ from typing import Any
 
 from pipeline.config import setting
 from pipeline.errors import UserError
+from pipeline.lm import shapes, tiny
+from pipeline.lm.template_check import NO_TEMPLATE, template_problems
 from pipeline.stage import Context, Cost, Stage
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -49,10 +51,15 @@ class Arch:
 
 @dataclass(frozen=True)
 class Settings:
-    """`arch` and `chat_template` are for models from scratch and unused when runtime.path is given."""
+    """`arch` is for models from scratch and unused when runtime.path is given."""
 
     arch: Arch | None = None  # null: taken from path
-    chat_template: str | None = setting(None, choices=("roles", "chatml"))  # of a model made from nothing
+    chat_template: str | None = None  # roles, chatml, plain, or a file of Jinja; null: the one the model brings
+    date: str | None = setting(None, added=True)  # what a chat template that asks for the day is told; null: 2024-07-26
+
+    def check(self) -> list[tuple[str, str]]:
+        found = {"chat_template": shapes.choice_problem(self.chat_template), "date": shapes.date_problem(self.date)}
+        return [(key, problem) for key, problem in found.items() if problem]
 
 
 @dataclass(frozen=True)
@@ -65,19 +72,23 @@ class Runtime:
 def check(settings: Settings, runtime: Runtime) -> list[str]:
     """What stands in the way of this stage, as messages. Imports nothing heavy, reads no weights."""
     if runtime.path is None:
+        if settings.arch is not None and settings.chat_template not in (None, *tiny.TEMPLATES):
+            return [f"model.chat_template: {settings.chat_template}, expected {' or '.join(tiny.TEMPLATES)} for a "
+                    "model made from nothing"]
         return [] if settings.arch is not None and settings.chat_template is not None else [
             "model.path: missing, expected a Hugging Face folder (model.path=DIR) or a model from scratch (model=tiny)"]
     folder = Path(runtime.path)
     if not folder.is_dir():
         return [f"model.path: {folder} is not a folder, expected a Hugging Face model folder"]
-    return [f"model.path: {folder}: {problem}" for problem in _folder_problems(folder)]
+    return [f"model.path: {folder}: {problem}" for problem in _folder_problems(folder, settings.chat_template)]
 
 
 def files(settings: Settings, runtime: Runtime) -> list[Path]:
     """Files from outside whose content decides the result."""
     if runtime.path is None:
         return []
-    return [p for p in sorted(Path(runtime.path).iterdir()) if p.is_file() and not _skipped(p)]
+    own = [p for p in sorted(Path(runtime.path).iterdir()) if p.is_file() and not _skipped(p)]
+    return [*own, *shapes.files(settings.chat_template)]
 
 
 def run(context: Context) -> None:
@@ -89,15 +100,17 @@ def run(context: Context) -> None:
     target.mkdir(parents=True)
     if runtime.path is not None:
         for path in files(settings, runtime):
-            shutil.copyfile(path, target / path.name)
+            if path.parent == Path(runtime.path):
+                shutil.copyfile(path, target / path.name)
     else:
         _from_scratch(target, settings, context)
+    shapes.dress(target, None if runtime.path is None else settings.chat_template, settings.date)
     _write_stop_ids(target)
     context.report.count(parameters=_parameters(target))
 
 
 def _from_scratch(target: Path, settings: Settings, context: Context) -> None:
-    from pipeline.lm import folders, tiny
+    from pipeline.lm import folders
 
     folders.quiet()
 
@@ -120,15 +133,19 @@ def _write_stop_ids(folder: Path) -> None:
     path = folder / "generation_config.json"
     config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     listed = config.get("eos_token_id")
+    if problems := template_problems(tokenizer):
+        raise UserError(*(f"model.path: {problem}" for problem in problems))
     candidates = [*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id, turn_end_id(tokenizer)]
     stops = list(dict.fromkeys(i for i in candidates if i is not None))
     if not stops:
         raise UserError(f"{folder}: no id ends an answer: generation_config.json and the tokenizer name no EOS and the "
                         "chat template ends a turn with plain text; set eos_token in tokenizer_config.json")
+    if problems := template_problems(tokenizer, tuple(stops)):
+        raise UserError(*(f"model.path: {problem}" for problem in problems))
     path.write_text(json.dumps({**config, "eos_token_id": stops}, indent=2, sort_keys=True) + "\n")
 
 
-def _folder_problems(folder: Path) -> list[str]:
+def _folder_problems(folder: Path, template: str | None) -> list[str]:
     problems = []
     if not (folder / "config.json").is_file():
         problems.append("no config.json, expected the folder save_pretrained writes")
@@ -141,9 +158,8 @@ def _folder_problems(folder: Path) -> list[str]:
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         problems.append(f"no tokenizer, expected one of {', '.join(_TOKENIZER_FILES)}; copy the tokenizer files of the "
                         "model it was trained from")
-    if not _has_template(folder):
-        problems.append("no chat template, expected chat_template.jinja; a base model has none: put the template you "
-                        "want to train it with there")
+    if template is None and not _has_template(folder):
+        problems.append(NO_TEMPLATE)
     return problems
 
 

@@ -27,12 +27,17 @@ class Settings:
     max_completion_tokens: int = setting(512, low=1)  # of given second answers; longer ones are cut
 
     def check(self) -> list[tuple[str, str]]:
-        problems = part_problems(self.format, "format", Format)
-        if not problems and load_part(self.format, "format", Format).plugin.follow_ups is None:
-            problems.append(("format.module", f"{self.format['module']} has no second turns; use data=mt_bench"))
-        if not problems and self.given and self.format.get("answers") is None:
-            problems.append(("format.answers", "null, expected the file with the given answers"))
-        return problems
+        if problems := part_problems(self.format, "format", Format):
+            return problems
+        plugin, name = load_part(self.format, "format", Format).plugin, self.format["module"]
+        if plugin.follow_ups is None:
+            return [("format.module", f"{name} has no second turns; use data=mt_bench")]
+        if self.given and plugin.given_follow_ups is None:
+            return [("given", f"true, but {name} has no given answers to second turns; set it to false or use "
+                              "data=mt_bench")]
+        if self.given and self.format.get("answers") is None:
+            return [("format.answers", "null, expected the file with the given answers")]
+        return []
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,9 @@ def _asked(context: Context) -> Iterator[Group]:
     settings, root = context.settings, Path(context.runtime.root).expanduser()
     part = load_part(settings.format, "data.format", Format)
     second, answers = part.plugin.follow_ups, part.plugin.given_follow_ups
-    turns = second(root, part.settings) if second is not None else {}
-    given = answers(root, part.settings) if settings.given and answers is not None else None
+    assert second is not None  # Settings.check, which asks for the other too where it is wanted
+    turns = second(root, part.settings)
+    given = answers(root, part.settings) if answers is not None and settings.given else None
     for group in tables.read(context.one("answers")):
         if len(group.completions) > 1:
             raise UserError(f"next_turn: question {group.id!r} has {len(group.completions)} answers, expected one; "

@@ -6,7 +6,8 @@ or refused as the settings say, and every one is accounted for by split and reas
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,8 @@ class Settings:
     overlong_prompts: str = setting("drop", choices=("drop", "error"))  # error: the first one ends the stage
     overlong_sft: str = setting("truncate", choices=("drop", "truncate", "error"))  # answers to imitate
     overlong_pref: str = setting("drop", choices=("drop", "truncate", "error"))  # pairs with a longer answer
+    # Where the chat template refuses system turns or leaves them out: in front of the first user's text, or no such row
+    system_turns: str = setting("fold", choices=("fold", "drop"), added=True)
 
 
 def kinds(settings: Settings, given: Kinds) -> Kinds:
@@ -62,16 +65,30 @@ def run(context: Context) -> None:
 def _encoded(context: Context, table: Path, split: str, encoder: Encoder, limits: Limits) -> Iterator[Group]:
     from pipeline import tables
 
-    tokens = 0
-    for batch in tables.batches(tables.read(table), _BATCH):
+    tokens, noted = 0, Counter[str]()
+    for batch in tables.batches(_with_system(context, tables.read(table), split, encoder, noted), _BATCH):
         for group in encoder.encode(batch):
+            noted.update(f"{split}_unread_{name}" for name in encoder.rendering.unread(group))
             kept, reasons = limit(group, limits)
             for reason in reasons:
                 context.report.drop(f"{split}_{reason}")
             if kept is not None:
                 tokens += len(kept.prompt_ids) + sum(len(c.token_ids) for c in kept.completions)
                 yield kept
-    context.report.count(**{f"{split}_tokens": tokens})
+    context.report.count(**{f"{split}_tokens": tokens}, **+noted)
+
+
+def _with_system(
+    context: Context, groups: Iterable[Group], split: str, encoder: Encoder, noted: Counter[str]
+) -> Iterator[Group]:
+    """The groups, without those whose system turn the template refuses where the settings say so; each is counted."""
+    for group in groups:
+        refused = group.messages[0].role == "system" and encoder.rendering.refuses_system
+        if refused and context.settings.system_turns == "drop":
+            context.report.drop(f"{split}_system_turn")
+            continue
+        noted[f"{split}_system_folded"] += refused
+        yield group
 
 
 def _check_context(settings: Settings, model: Path) -> None:

@@ -8,8 +8,6 @@ nor delay them: it starts beside the run, and a run that ends waits for it no lo
 came is kept in `tracking.json`, so the same run started again sends the rest.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import json

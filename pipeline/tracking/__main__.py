@@ -1,7 +1,5 @@
 """The mirror's own process: `python -m pipeline.tracking RUN_DIR [--follow]`."""
 
-from __future__ import annotations
-
 import json
 import os
 import select

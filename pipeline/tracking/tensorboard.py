@@ -3,8 +3,6 @@
 Its own writer needs neither torch nor TensorFlow. Look at them with `tensorboard --logdir <run>/tensorboard`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

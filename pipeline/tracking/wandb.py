@@ -4,8 +4,6 @@ Numbers, a table of samples and the step's artifact go there; the artifact as a 
 copy. Without a key, or where the service cannot be reached, all of it goes to W&B's offline format for `wandb sync`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json
@@ -154,13 +152,12 @@ class Mirror:
     def _samples(self, step: str, artifact: store.Artifact) -> None:
         import wandb
 
-        found = runs.groups_of(json.loads((self.run_dir / "run.json").read_text())["steps"], step)
-        if found is None:
-            return
-        groups = store.artifact_path(self.run_dir.parent.parent, found[0]["stage"], found[0]["key"]) / found[1]
-        header, rows = sample_rows(_scored(artifact, groups), self.settings.samples)
-        if rows:
-            self.handle.log({"samples": wandb.Table(columns=header, data=rows)})
+        steps = json.loads((self.run_dir / "run.json").read_text())["steps"]
+        for origin, part in runs.groups_of(steps, step):  # score reads one table
+            groups = store.artifact_path(self.run_dir.parent.parent, origin["stage"], origin["key"]) / part
+            header, rows = sample_rows(_scored(artifact, groups), self.settings.samples)
+            if rows:
+                self.handle.log({"samples": wandb.Table(columns=header, data=rows)})
 
 
 def _scored(artifact: store.Artifact, groups: Path) -> Iterable[Group]:

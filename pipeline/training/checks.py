@@ -12,14 +12,6 @@ from pipeline.lm.examples import Example, columns, shaped, subset
 from pipeline.negatives.contract import Draw
 from pipeline.objectives.contract import Auxiliary, Needs, Objective, needs_of
 
-_TABLES = {  # need -> (the example's field, how it is called, where it comes from)
-    "reference": ("ref_logps", "reference log-probs", "give the step a `reference` input made by reference_logprobs"),
-    "previous": ("previous_logps", "log-probs of the policy before",
-                 "give the step a `previous` input made by reference_logprobs"),
-    "scores": ("scores", "the score train.score of every completion",
-               "train on groups built from scored samples, or give the step a `scored` input"),
-}
-
 
 @dataclass
 class Misfits:
@@ -38,8 +30,9 @@ class Misfits:
         self._count(needs.pairs and not needs.lists and k > 2 and not self.drawn, "long", example)
         self._count(needs.rationale and example.prompts is None, "rationale", example)
         self._count(needs.labels and k == 1 and example.label is None, "unlabeled", example)
-        for need, (name, _, _) in _TABLES.items():
-            self._count(getattr(needs, need) and getattr(example, name) is None, need, example)
+        self._count(needs.reference and example.ref_logps is None, "reference", example)
+        self._count(needs.previous and example.previous_logps is None, "previous", example)
+        self._count(needs.scores and example.scores is None, "scores", example)
 
     def _count(self, wrong: bool, kind: str, example: Example) -> None:
         if wrong:
@@ -55,7 +48,12 @@ class Misfits:
             "rationale": ("beside auxiliary.rationale_gamma needs a rationale at the end of every group, but {} have "
                           "none", "set auxiliary.rationale_gamma=0"),
             "unlabeled": ("needs labels, but {} have none", "give single completions a label"),
-            **{need: (f"needs {what}, but {{}} have none", way) for need, (_, what, way) in _TABLES.items()}}
+            "reference": ("needs reference log-probs, but {} have none",
+                          "give the step a `reference` input made by reference_logprobs"),
+            "previous": ("needs log-probs of the policy before, but {} have none",
+                         "give the step a `previous` input made by reference_logprobs"),
+            "scores": ("needs the score train.score of every completion, but {} have none",
+                       "train on groups built from scored samples, or give the step a `scored` input")}
         return [f"objective: {name} " + texts[kind][0].format(f"{number} of {self.seen} groups")
                 + f" (first {self.first[kind]!r}); {texts[kind][1]}" for kind, number in self.number.items()]
 

@@ -6,8 +6,6 @@ annotator noise) and the evaluation come from it. `scripts/make_minifarm.py` wri
 the rule knows what every prompt asks for. Pure standard library.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -49,14 +47,12 @@ OPENERS = ("of course", "gladly", "happy to help", "thank you for asking", "what
 CLOSERS = ("i hope this helps", "good luck", "let me know how it goes", "best wishes", "enjoy it", "ask me again")
 
 # What a prompt may ask an answer to mention: the request as it stands in the prompt, and the words that meet it.
-ASPECTS = {
-    "price": ("the price", ("coin", "coins")),
-    "weather": ("the weather", ("rain", "sunny", "windy", "storm", "fog", "snow")),
-    "time": ("how long it takes", ("minutes", "hours", "days", "weeks")),
-    "helper": ("who can help", ("aunt", "uncle", "cousin", "grandmother", "brother", "teacher")),
-    "season": ("the season", ("spring", "summer", "autumn", "winter")),
-    "danger": ("one danger", ("careful", "avoid", "never", "beware")),
-}
+ASPECTS = {"price": ("the price", ("coin", "coins")),
+           "weather": ("the weather", ("rain", "sunny", "windy", "storm", "fog", "snow")),
+           "time": ("how long it takes", ("minutes", "hours", "days", "weeks")),
+           "helper": ("who can help", ("aunt", "uncle", "cousin", "grandmother", "brother", "teacher")),
+           "season": ("the season", ("spring", "summer", "autumn", "winter")),
+           "danger": ("one danger", ("careful", "avoid", "never", "beware"))}
 
 BEST_WORDS = (18, 40)  # answers of this many words lose nothing for their length
 WEIGHTS = {

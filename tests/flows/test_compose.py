@@ -245,6 +245,11 @@ def test_what_was_renamed_is_told_in_one_line():
         "stage.train_preference.settings.score: is now train.score",
         "stage.build_groups.settings.filters.length_debias: is now filters.length_debias",
     ]
+    assert _problems("recipe=pco", "negatives.module=pipeline.selection.mc",
+                     "data.judge.also.gold.function=pipeline.rewards.minifarm.gold") == [
+        "negatives.module: pipeline.selection.mc is now pipeline.negatives.mc",
+        "data.judge.also.gold.function: pipeline.rewards.minifarm.gold is now pipeline.worlds.minifarm.gold",
+    ]
 
 
 def test_a_recipe_with_the_old_name_of_steps_is_told_the_new_one(tmp_path):

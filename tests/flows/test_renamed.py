@@ -47,3 +47,4 @@ def test_keys_are_renamed_whole_or_as_the_beginning_of_one() -> None:
     assert renamed("stage.train_preference.settings.scores") == "stage.train_preference.settings.scores"
     assert translated("stage.weigh_prompts.active=true") == "train.weigh_prompts=true"
     assert translated("objective=dpo") == "objective=dpo"
+    assert translated("negatives.module=pipeline.selection.mc") == "negatives.module=pipeline.negatives.mc"

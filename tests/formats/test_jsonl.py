@@ -198,3 +198,100 @@ def test_every_missing_file_is_named_by_its_key(tmp_path: Path) -> None:
     assert len(caught.value.problems) == 1
     with pytest.raises(UserError, match=r"data\.format\.sft: data\.root is the file .*, expected the folder"):
         jsonl.files(write(tmp_path / "s.jsonl", {"prompt": "q"}), Settings(sft="s.jsonl"))
+
+
+CALL = [{"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 3}}}]
+
+
+def more(group: Group) -> list[Any]:
+    """The further fields of every turn, the answers' at the end."""
+    return [json.loads(turn.more or "{}") for turn in (*group.messages, *group.completions)]
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_travels_with_its_answer(tmp_path: Path, key: str) -> None:
+    answer = [{"role": "assistant", key: "two and three", "content": "5"}]
+    group = one(tmp_path, "sft", {"messages": said("2 + 3?") + answer})
+    assert texts(group) == (["2 + 3?"], ["5"]) and more(group) == [{}, {"reasoning_content": "two and three"}]
+    pair = one(tmp_path, "pref", {"prompt": said("2 + 3?"), "chosen": answer, "rejected": bot("6")})
+    assert more(pair) == [{}, {"reasoning_content": "two and three"}, {}]
+
+
+def test_calls_of_tools_and_their_answers(tmp_path: Path) -> None:
+    """Content may be null where a tool is called, and the called tool speaks before the assistant goes on."""
+    rows = [*said("2 + 3?"), {"role": "assistant", "content": None, "tool_calls": CALL},
+            {"role": "tool", "content": "5", "tool_call_id": "c1", "name": "add"}, *bot("It is 5")]
+    group = one(tmp_path, "sft", {"messages": rows, "tools": [{"name": "add"}]})
+    assert [m.role for m in group.messages] == ["user", "assistant", "tool"]
+    assert more(group) == [{}, {"tool_calls": CALL}, {"tool_call_id": "c1", "name": "add"}, {}]
+    assert json.loads(group.template) == {"tools": [{"name": "add"}]}
+    call = one(tmp_path, "sft", {"messages": rows[:2]})
+    assert texts(call) == (["2 + 3?"], [""]) and more(call) == [{}, {"tool_calls": CALL}]
+    other = one(tmp_path, "sft", {"messages": rows})
+    assert len({group.id, call.id, other.id}) == 3, "what the template is told is part of the id"
+
+
+def test_a_system_column_and_variables_of_the_template(tmp_path: Path) -> None:
+    row = {"system": "one word", "prompt": "q", "chosen": "a", "rejected": "b",
+           "chat_template_kwargs": {"enable_thinking": False}}
+    group = one(tmp_path, "pref", row)
+    assert [(m.role, m.content) for m in group.messages] == [("system", "one word"), ("user", "q")]
+    assert json.loads(group.template) == {"enable_thinking": False}
+    assert one(tmp_path, "pref", {**row, "system": ""}).messages[0].role == "user"
+    empty = one(tmp_path, "sft", {"messages": [{"role": "system", "content": ""}, *said("q", "a")]})
+    assert texts(empty) == (["", "q"], ["a"])
+
+
+TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "train": True},
+        {"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "weight": 1},
+        {"role": "user", "content": "e"}, {"role": "assistant", "content": "f", "train": False}]
+
+
+@pytest.mark.parametrize(("turns", "cut", "found"), [
+    ("last", 4, [(["a", "b", "c"], ["d"])]),
+    ("last", 6, [(["a", "b", "c"], ["d"])]),
+    ("all", 6, [(["a"], ["b"]), (["a", "b", "c"], ["d"])]),
+])
+def test_answers_to_learn_from(tmp_path: Path, turns: str, cut: int, found: Any) -> None:
+    """The last one or all of them, without those that are marked; an id of the row's own is numbered."""
+    write(tmp_path / "rows.jsonl", {"id": "t", "messages": TALK[:cut]})
+    read = jsonl.read(tmp_path, Settings(sft="rows.jsonl", turns=turns, shares=Shares(unlabeled=0, eval=0)))
+    groups = given.splits(read)["sft"]
+    assert [texts(group) for group in groups] == found
+    assert [group.id for group in groups] == (["t"] if turns == "last" else ["t/1", "t/2"])
+
+
+def test_a_row_without_an_answer_to_learn_from_is_counted(tmp_path: Path) -> None:
+    untrained = [*said("q"), {"role": "assistant", "content": "a", "train": False}]
+    write(tmp_path / "rows.jsonl", {"messages": untrained}, {"messages": said("r", "b")})
+    read = jsonl.read(tmp_path, Settings(sft="rows.jsonl", shares=Shares(unlabeled=0, eval=0)))
+    assert read.counts["sft"] == 1 and read.dropped == {jsonl.UNTRAINED: 1}
+
+
+def test_keys_that_nothing_reads_are_counted_by_name(tmp_path: Path) -> None:
+    row = {"prompt": said("q"), "chosen": bot("a"), "rejected": bot("b"), "source": "web", "messages": said("q", "a")}
+    marked = {"messages": [*said("r"), {"role": "assistant", "content": "a", "train": True, "mood": "glad"}]}
+    write(tmp_path / "rows.jsonl", row, {**row, "prompt": said("s")}, marked)
+    read = jsonl.read(tmp_path, Settings())
+    assert read.unread == {"source": 2, "messages": 2, "mood of a message": 1}
+    flagged = {**row, "chosen": [{"role": "assistant", "content": "a", "train": False}]}
+    write(tmp_path / "rows.jsonl", flagged)
+    assert jsonl.read(tmp_path, Settings()).unread["train of a message"] == 1  # of a pair nothing would read it
+
+
+@pytest.mark.parametrize(("row", "message"), [
+    ({"messages": [*said("q"), {"role": "assistant", "content": "a", "weight": 0.5}]}, "turn 2 has weight 0.5"),
+    ({"messages": [*said("q"), {"role": "assistant", "content": "a", "thinking": 3}]}, "turn 2 has reasoning 3"),
+    ({"system": 3, "prompt": "q", "completion": "a"}, "system: '3', expected a text"),
+    ({"system": "x", "messages": [{"role": "system", "content": "y"}, *said("q", "a")]}, "without a system turn"),
+    ({"tools": "add", "prompt": "q", "completion": "a"}, "tools: add, expected a list of JSON schemas"),
+    ({"chat_template_kwargs": {"tokenize": True}, "prompt": "q", "completion": "a"}, "chat_template_kwargs: "),
+    ({"messages": [*said("q"), {"role": "tool", "content": "5"}, *bot("a")]}, "turn 2 is from tool, expected"),
+    ({"messages": [*said("q"), {"role": "assistant", "content": "", "tool_calls": CALL}, *said("r", "a")]},
+     "turn 3 is from user, expected tool"),
+])
+def test_a_field_that_cannot_be_is_told(tmp_path: Path, row: Any, message: str) -> None:
+    write(tmp_path / "rows.jsonl", row)
+    with pytest.raises(UserError) as error:
+        jsonl.read(tmp_path, Settings())
+    assert message in str(error.value)

@@ -193,7 +193,7 @@ def test_message_problems() -> None:
     problem = splits.message_problem
     assert problem([user("a")]) == problem([SYSTEM, user("a"), bot("b"), user("c")]) == ""
     assert problem([]) == problem([SYSTEM]) == "has no prompt, expected at least one user turn"
-    assert problem([Message("human", "a")]) == "turn 1 has role 'human', expected one of system, user, assistant"
+    assert problem([Message("human", "a")]) == "turn 1 has role 'human', expected one of system, user, assistant, tool"
     assert problem([user("a"), bot(" \n"), user("c")]) == "turn 2 (assistant) is empty, expected a text"
     assert problem([SYSTEM, bot("a")]) == "turn 2 is from assistant, expected user (they speak in turn)"
     assert problem([user("a"), user("b")]) == "turn 2 is from user, expected assistant (they speak in turn)"

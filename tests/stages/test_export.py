@@ -1,5 +1,6 @@
 """From answers to a benchmark's file, and from first answers to second turns."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from pipeline import tables
 from pipeline.config import build, problems_of
 from pipeline.errors import UserError
+from pipeline.formats import questions
 from pipeline.records import Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import export, next_turn
@@ -108,3 +110,11 @@ def test_given_answers_come_with_their_second_turns(tmp_path: Path, tiny_model: 
 def test_a_format_without_second_turns_is_refused():
     found = problems_of(next_turn.Settings, {"format": {"module": "pipeline.formats.alpaca_eval"}}, "s")
     assert found == ["s.format.module: pipeline.formats.alpaca_eval has no second turns; use data=mt_bench"]
+
+
+def test_given_second_answers_of_a_format_that_has_none_are_refused(monkeypatch: pytest.MonkeyPatch):
+    """A format of a user's own that knows second turns and nothing more: `given` would have been passed over."""
+    monkeypatch.setattr(questions, "FORMAT", dataclasses.replace(questions.FORMAT, given_follow_ups=None))
+    assert problems_of(next_turn.Settings, {"format": QUESTIONS, "given": True}, "s") == [
+        "s.given: true, but pipeline.formats.questions has no given answers to second turns; set it to false or use "
+        "data=mt_bench"]

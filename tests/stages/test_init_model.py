@@ -13,6 +13,8 @@ import transformers
 from pipeline import tables
 from pipeline.config import build, problems_of
 from pipeline.errors import UserError
+from pipeline.lm import folders
+from pipeline.lm.template import Encoder
 from pipeline.records import Completion, Group, Message
 from pipeline.stage import Context
 from pipeline.stages import init_model
@@ -119,3 +121,59 @@ def test_from_scratch_needs_text(tmp_path):
 def test_architecture_that_cannot_be():
     problems = problems_of(init_model.Settings, {"arch": {"hidden_size": 100, "heads": 8, "kv_heads": 3}}, "s")
     assert [p.split(":")[0] for p in problems] == ["s.arch.hidden_size", "s.arch.kv_heads"]
+
+
+def base_model(model: Path, folder: Path) -> Path:
+    shutil.copytree(model, folder)
+    (folder / "chat_template.jinja").unlink()
+    return folder
+
+
+def given_template(work: Path, folder: Path, **settings) -> Path:
+    context = Context(build(init_model.Settings, settings), init_model.Runtime(str(folder)), {}, {}, work, 0)
+    init_model.run(context)
+    return context.out / "model"
+
+
+def test_a_model_without_a_template_takes_one(model, tmp_path):
+    """Without it the ways out are named; with it the copy has the template, and the file's content is in the key."""
+    folder = base_model(model, tmp_path / "base")
+    (problem,) = init_model.check(init_model.Settings(), init_model.Runtime(str(folder)))
+    assert "model.chat_template=FILE" in problem and "model.chat_template=plain" in problem
+    for choice, text in (("plain", "User: "), ("roles", "<|' + m['role'] + '|>")):
+        made = given_template(tmp_path / choice, folder, chat_template=choice)
+        assert text in (made / "chat_template.jinja").read_text()
+    own = tmp_path / "own.jinja"
+    own.write_text((model / "chat_template.jinja").read_text() + "{# mine #}")
+    made = given_template(tmp_path / "file", folder, chat_template=str(own))
+    assert (made / "chat_template.jinja").read_text() == own.read_text() and not (made / "own.jinja").exists()
+    assert own in init_model.files(init_model.Settings(chat_template=str(own)), init_model.Runtime(str(folder)))
+
+
+def test_a_template_that_is_unfit_is_refused_before_anything_is_computed(model, tmp_path):
+    for text, found in (("{{ oops", "the chat template cannot be used: "),
+                        ("{% for m in messages %}{{ m['content'] + '<|end|>' }}{% endfor %}<|bos|>", "BOS tokens")):
+        own = tmp_path / "own.jinja"
+        own.write_text(text)
+        with pytest.raises(UserError, match=found):
+            given_template(tmp_path / "work", base_model(model, tmp_path / found[:3]), chat_template=str(own))
+    assert problems_of(init_model.Settings, {"chat_template": "chatmll"}, "s") == [
+        "s.chat_template: 'chatmll' is no file, expected a file of Jinja or one of roles, chatml, plain (did you mean "
+        "chatml?)"]
+
+
+def test_the_date_of_a_template_is_a_setting(model, tmp_path):
+    """It goes with the model's folder, so that everything that renders says the same day."""
+    folder = shutil.copytree(model, tmp_path / "dated")
+    text = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(text.replace("<|bos|>", "<|bos|>{{ strftime_now('%d %b %Y') }}", 1))
+    for date, shown in ((None, "26 Jul 2024"), ("2025-01-02", "02 Jan 2025")):
+        made = given_template(tmp_path / str(date), folder, date=date)
+        encoder = folders.policy_encoder(made)
+        assert encoder.rendering.prompt(Group("g", (Message("user", "Hi"),))).startswith(f"<|bos|>{shown}<|user|>Hi")
+        scorer = Encoder(folders.load_tokenizer(made), of="the reward model's")
+        assert scorer.rendering.prompt(Group("g", (Message("user", "Hi"),))).startswith(f"<|bos|>{shown}<|user|>Hi")
+        if date is None:
+            assert (made / "tokenizer_config.json").read_bytes() == (folder / "tokenizer_config.json").read_bytes()
+    assert problems_of(init_model.Settings, {"date": "today"}, "s") == [
+        "s.date: 'today', expected a day such as 2024-07-26"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from pipeline import tables
 from pipeline.config import build
 from pipeline.errors import UserError
+from pipeline.lm import folders
 from pipeline.records import LENGTH, Completion, Group, Message
-from pipeline.stage import Context, NoRuntime
+from pipeline.stage import Context, NoRuntime, keyed
 from pipeline.stages import init_model, tokenize
 
 ARCH = {"hidden_size": 16, "intermediate_size": 16, "layers": 1, "heads": 2, "kv_heads": 1, "max_position": 64,
@@ -86,3 +88,49 @@ def test_text_is_kept(data, model, tmp_path):
     bare = dataclasses.replace(after, prompt_ids=(), completions=tuple(
         dataclasses.replace(c, token_ids=()) for c in after.completions))
     assert bare == before
+
+
+@pytest.fixture(scope="module")
+def refusing(model, tmp_path_factory) -> Path:
+    """The model with a template that refuses system turns, as Mistral's and Gemma 2's do."""
+    folder = shutil.copytree(model, tmp_path_factory.mktemp("refusing") / "model")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + template)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory) -> Path:
+    """Two demonstrations with a system turn, one of them with reasoning no template here reads, and one without."""
+    root = tmp_path_factory.mktemp("spoken")
+    system = (Message("system", "Be brief."), *ASK)
+    thought = Completion("Five.", more='{"reasoning_content": "2 and 3"}')
+    tables.write(root / "sft", [Group("s0", system, (Completion("Six."),)), Group("s1", ASK, (Completion("Six!"),)),
+                                Group("s2", system, (thought,))])
+    return root
+
+
+def test_a_refused_system_turn_is_folded_or_its_row_left_out(spoken, refusing, model, tmp_path):
+    folded = run(spoken, refusing, tmp_path / "fold", max_prompt_tokens=34)
+    made = {g.id: g for g in tables.read(folded.out / "sft")}
+    assert list(made) == ["s0", "s1", "s2"] and folded.report.counts["sft_system_folded"] == 2
+    encoder = folders.policy_encoder(refusing)
+    shown = encoder.tokenizer.decode(made["s0"].prompt_ids)
+    assert shown == "<|bos|><|user|>Be brief.\n\nHow many?<|end|><|assistant|>"
+    left = run(spoken, refusing, tmp_path / "drop", max_prompt_tokens=34, system_turns="drop")
+    assert [g.id for g in tables.read(left.out / "sft")] == ["s1"] and left.report.dropped == {"sft_system_turn": 2}
+    taken = run(spoken, model, tmp_path / "taken", max_prompt_tokens=34, system_turns="drop")
+    assert taken.report.counts["sft"] == 3 and "sft_system_folded" not in taken.report.counts
+
+
+def test_a_field_the_template_does_not_read_is_counted(spoken, model, tmp_path):
+    context = run(spoken, model, tmp_path, max_prompt_tokens=34)
+    assert context.report.counts["sft_unread_reasoning_content"] == 1
+    assert [c.more for g in tables.read(context.out / "sft") for c in g.completions] == [
+        "", "", '{"reasoning_content": "2 and 3"}']
+
+
+def test_a_setting_that_came_later_is_not_in_the_key_at_its_default():
+    assert "system_turns" not in keyed(tokenize.Settings())
+    assert keyed(tokenize.Settings(system_turns="drop"))["system_turns"] == "drop"

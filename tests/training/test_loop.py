@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline import columns
 from pipeline.config import load_part
 from pipeline.errors import UserError
-from pipeline.lm import folders, prefix
+from pipeline.lm import examples, folders, prefix
 from pipeline.negatives.contract import Draw
 from pipeline.objectives.contract import Objective
+from pipeline.records import Completion, Group
 from pipeline.stage import Reporter
 from pipeline.training import checkpoint, optim, policy, run
 from pipeline.training.gradients import accumulate, normalised_weights
 from pipeline.training.loop import Job, fit
 from pipeline.training.settings import TrainerSettings, TrainRuntime
+from tests import given
 
 DPO = {"module": "pipeline.objectives.dpo"}
 CRINGE = {"module": "pipeline.objectives.pairwise_cringe", "alpha": 0.5}
@@ -168,3 +174,34 @@ def test_neither_recomputing_nor_compiling_changes_the_gradient(tiny, tmp_path, 
         found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert found[0].abs().max() > 0.1
     assert torch.allclose(found[0], found[1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_dpo_step_runs_through_the_ten_files_that_architecture_names(tiny, tmp_path, monkeypatch):
+    """From a row of the mapped table to optimizer.step(): every file of ours that is called on the way."""
+    root = Path(policy.__file__).parents[1]
+    table = given.write(tmp_path / "g", [
+        Group(f"g{i}", (), tuple(Completion("", ids, "length") for ids in ((5, 6, 7), (8, 9))), (1, 4))
+        for i in range(4)])
+    logps = given.side_table(tmp_path / "logps", table, columns.LOGP, [[-1.0, -2.0]] * 4)
+    rows = examples.load([table], tmp_path / "arrays", examples.SideTables(reference=[logps]))
+    seen, step = [], torch.optim.AdamW.step
+
+    def called(frame, event, _):
+        place = Path(frame.f_code.co_filename)
+        if event == "call" and place.is_relative_to(root):
+            seen.append((frame.f_code.co_name, place.relative_to(root).as_posix()))
+
+    def stepped(self, *arguments):
+        sys.setprofile(None)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
+    model = tiny.llama()
+    prefix.prepare(model)
+    sys.setprofile(called)
+    fit(model, rows, task(DPO), job(tmp_path))
+    begun = [name for name, _ in seen].index("global_batches")
+    text = (root.parent / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`([\w/]+\.py)`", text.partition("runs through ten files:")[2].partition("\n\n")[0]))
+    assert {file for _, file in seen[begun:]} == named
+    assert len(named) == 10

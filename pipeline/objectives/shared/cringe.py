@@ -9,8 +9,6 @@ The gradient flows into s* (pushed up) and s[n] (pushed down). The listings prin
 the pairs of a batch; this follows the equations and ParlAI's implementation.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from pipeline.errors import UserError

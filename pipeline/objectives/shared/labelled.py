@@ -1,11 +1,9 @@
 """What the objectives on binary labels share: who is wanted, sums over a group, the metrics of a comparison."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.objectives.contract import LossInputs, Tensor
-from pipeline.objectives.shared.pairs import comparison, masked, reference_of, row_means
+from pipeline.objectives.shared.pairs import comparison, masked, ratios_of, row_means
 
 
 @dataclass(frozen=True)
@@ -29,22 +27,17 @@ def signs(batch: LossInputs) -> tuple[Tensor, Tensor]:
     A group of one follows its label (no label: a demonstration, raised). In a larger group the first completion is
     raised and the others are lowered.
     """
-    import torch
-
     present = batch.present
-    raised = torch.ones_like(present[:, 0]) if batch.labels is None else batch.labels.bool()
+    raised = present.new_ones(len(present)) if batch.labels is None else batch.labels.bool()
     raised = raised | present[:, 1:].any(dim=1)
-    positive = torch.zeros_like(present)
+    positive = present.new_zeros(present.shape)
     positive[:, 0] = raised & present[:, 0]
     return positive, present & ~positive
 
 
 def labelled(batch: LossInputs, objective: str) -> Labelled:
     """Raises ValueError without reference log-probs."""
-    reference = reference_of(batch, objective)
-    wanted, unwanted = signs(batch)
-    ratios = masked(batch.logps, batch.present) - masked(reference, batch.present)
-    return Labelled(wanted, unwanted, ratios)
+    return Labelled(*signs(batch), ratios_of(batch, objective))
 
 
 def only_pairs(examples: Labelled) -> Labelled:

@@ -1,7 +1,5 @@
 """What the objectives on lists share: which groups count, softmax over the present completions, metrics."""
 
-from __future__ import annotations
-
 from pipeline.errors import UserError
 from pipeline.objectives.contract import Losses, Tensor
 from pipeline.objectives.shared.pairs import at_least_float32, compared, masked, row_means
@@ -29,18 +27,16 @@ def laid_out(present: Tensor, objective: str, columns: tuple[str, ...], more: bo
                         f"this order: {', '.join(columns)}; found a group of {int(widths[wrong][0])}; build such "
                         "groups or choose another objective")
     if present.shape[1] < number:
-        return torch.zeros_like(present[:, 0])
+        return present.new_zeros(len(present))
     return present[:, :number].all(dim=1)
 
 
 def log_softmax_over(values: Tensor, present: Tensor) -> Tensor:
     """Log-softmax over the present entries of each row, 0 where absent. values, present (bool), result: (G, K)."""
-    import torch
-
     logits = masked(values, present)
     # A row without any entry keeps its zeros: all -inf would put NaN into the gradient.
     logits = logits.masked_fill(~present & present.any(dim=1, keepdim=True), float("-inf"))
-    return masked(torch.log_softmax(logits, dim=1), present)
+    return masked(logits.log_softmax(dim=1), present)
 
 
 def soft_labels(scores: Tensor, present: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,5 @@
 """Odds of a length-averaged likelihood, used by ORPO and ASFT: odds(y) = p / (1 - p) with p = exp(avg(y))."""
 
-from __future__ import annotations
-
 import math
 
 from pipeline.objectives.contract import Tensor

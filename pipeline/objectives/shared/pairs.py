@@ -1,20 +1,15 @@
 """What the objectives have in common: precision, absent completions, and of those on pairs the four log-probs,
-log-ratios, soft labels and the metrics of a comparison.
+log-ratios and the metrics of a comparison.
 
 Notation: a = log pi(y_w) - log ref(y_w), b = log pi(y_l) - log ref(y_l), h = a - b; s is the logistic sigmoid. Unless a
 function says otherwise its log-probs are (G,) sums over completion tokens in nats, and it computes half precision in
 float32, float32 in float32, float64 in float64.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
 from pipeline.objectives.contract import Losses, LossInputs, Tensor
-
-SFT = ("sum", "mean", "batch")  # normalisations of `auxiliary.sft_losses`
-LABELS = ("rewards", "win_rates", "probability")  # see `win_probabilities`
 
 Four = tuple[Tensor, Tensor, Tensor, Tensor]  # log-probs: chosen, rejected; the same two under a frozen model
 
@@ -43,14 +38,17 @@ def masked(values: Tensor, keep: Tensor) -> Tensor:
 
     A `where`, not a product: an absent entry may hold inf or NaN.
     """
-    import torch
-
-    return torch.where(keep, at_least_float32(values), 0.0)
+    return at_least_float32(values).where(keep, 0.0)
 
 
 def reference_of(batch: LossInputs, objective: str) -> Tensor:
     """batch.ref_logps (G, K). Raises ValueError when the trainer did not provide them."""
     return required(batch.ref_logps, "ref_logps", objective)
+
+
+def ratios_of(batch: LossInputs, objective: str) -> Tensor:
+    """log pi - log ref of every completion, (G, K), nats; 0 where absent. Raises ValueError without a reference."""
+    return masked(batch.logps, batch.present) - masked(reference_of(batch, objective), batch.present)
 
 
 def required(value: Tensor | None, what: str, objective: str) -> Tensor:
@@ -65,11 +63,9 @@ def paired(batch: LossInputs, objective: str) -> Tensor:
 
     Raises UserError where a group has more than two completions: ignoring the others would be silent.
     """
-    import torch
-
     columns = batch.present.shape[1]
     if columns < 2:
-        return torch.zeros_like(batch.present[:, 0])
+        return batch.present.new_zeros(len(batch.present))
     if columns > 2 and bool(batch.present[:, 2:].any()):
         raise UserError(f"objective: {objective} compares pairs, but a group has up to {columns} completions; set "
                         "negatives=uniform (or mc, hardest, easiest) with negatives.m=1, or use objective=rnce")
@@ -78,10 +74,8 @@ def paired(batch: LossInputs, objective: str) -> Tensor:
 
 def column(values: Tensor, index: int, keep: Tensor) -> Tensor:
     """Column `index` of (G, K) as (G,): 0 where `keep` (G,) is False or where there is no such column."""
-    import torch
-
     if index >= values.shape[1]:
-        return torch.zeros_like(at_least_float32(values[:, 0]))
+        return at_least_float32(values.new_zeros(len(values)))
     return masked(values[:, index], keep)
 
 
@@ -120,6 +114,10 @@ class Pairs:
     def lengths(self) -> tuple[Tensor, Tensor]:
         return self.chosen_lengths, self.rejected_lengths
 
+    def sides(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What (G, K) values say of the two completions, each (G,)."""
+        return both(values, self.usable)
+
 
 def pairs_of(batch: LossInputs, objective: str) -> Pairs:
     """The policy's side of every pair. Raises UserError for groups of more than two completions."""
@@ -136,7 +134,7 @@ def with_anchor(batch: LossInputs, objective: str, against: str = "reference") -
     name = {"reference": "ref_logps", "previous": "previous_logps"}[against]
     table = required(getattr(batch, name), name, objective)
     pairs = pairs_of(batch, objective)
-    return pairs, (pairs.chosen, pairs.rejected, *both(table, pairs.usable))
+    return pairs, (pairs.chosen, pairs.rejected, *pairs.sides(table))
 
 
 def log_ratios(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,45 +154,12 @@ def averages(logps: Tensor, lengths: Tensor) -> Tensor:
     return at_least_float32(logps) / lengths.clamp(min=1)
 
 
-def smoothed_losses(logits: Tensor, label_smoothing: float) -> Tensor:
+def smoothed_losses(logits: Tensor, label_smoothing: Tensor | float) -> Tensor:
     """-(1 - eps) log s(z) - eps log s(-z), elementwise."""
     return -(1.0 - label_smoothing) * log_sigmoid(logits) - label_smoothing * log_sigmoid(-logits)
 
 
-def win_probabilities(chosen_scores: Tensor, rejected_scores: Tensor, kind: str) -> Tensor:
-    """P(y_w preferred to y_l) from what stands in the scores.
-
-    Args:
-        chosen_scores, rejected_scores: (G,).
-        kind: "rewards": s(R_w - R_l), Bradley-Terry; "win_rates": p against a common opponent, in [0, 1],
-            s(logit p_w - logit p_l); "probability": the chosen completion's score is the probability itself.
-
-    Returns: (G,) in [0, 1], without gradient. Raises UserError for win rates or probabilities outside [0, 1].
-    """
-    chosen, rejected = at_least_float32(chosen_scores.detach()), at_least_float32(rejected_scores.detach())
-    if kind == "rewards":
-        return (chosen - rejected).sigmoid()
-    refuse_unless_probabilities(chosen, kind)
-    if kind == "probability":
-        return chosen
-    refuse_unless_probabilities(rejected, kind)
-    # s(logit p - logit q) = p (1 - q) / (p (1 - q) + q (1 - p)); 0 / 0, certain against certain, is a tie
-    wins, losses = chosen * (1.0 - rejected), rejected * (1.0 - chosen)
-    tied = (wins + losses) == 0
-    return (wins + 0.5 * tied) / (wins + losses + tied)
-
-
-def refuse_unless_probabilities(values: Tensor, kind: str) -> None:
-    """Raises UserError where a score is outside [0, 1]."""
-    wrong = values[(values < 0) | (values > 1)]
-    if wrong.numel():
-        raise UserError(f"objective: with {kind} the scores are probabilities, found {wrong[0].item():g}, expected "
-                        "0 <= x <= 1; select with a rule that stores them, or take the labels from rewards")
-
-
 def compared(usable: Tensor, losses: Tensor, chosen: Tensor, rejected: Tensor, **more: Tensor) -> Losses:
     """What `loss` returns: losses and metrics of two rewards, all (G,), 0 for groups that are not `usable`."""
-    import torch
-
     metrics = comparison(chosen, rejected, **more)
-    return torch.where(usable, losses, 0.0), {k: torch.where(usable, v, 0.0) for k, v in metrics.items()}
+    return losses.where(usable, 0.0), {k: v.where(usable, 0.0) for k, v in metrics.items()}

@@ -7,8 +7,6 @@
               nothing: both are affine.)
 """
 
-from __future__ import annotations
-
 import math
 
 from pipeline.objectives.contract import Tensor
@@ -87,8 +85,6 @@ def activation_masks(hidden: Tensor, completion: Tensor, number: int, rescale: s
     Returns: (N,) in [0, 1], without gradient. A completion whose activations are all alike, such as one of a single
         token, has mask 1 (the authors' code divides 0 by 0 there).
     """
-    import torch
-
     means = at_least_float32(hidden.detach()).mean(dim=2)
     if rescale == "mean":
         means = means.mean(dim=1, keepdim=True)
@@ -96,4 +92,4 @@ def activation_masks(hidden: Tensor, completion: Tensor, number: int, rescale: s
     empty = means.new_zeros(number, means.shape[1])
     low, high = (empty.scatter_reduce(0, index, means, how, include_self=False) for how in ("amin", "amax"))
     span = (high - low)[completion]
-    return torch.where(span > 0, (means - low[completion]) / span, 1.0).mean(dim=1)
+    return ((means - low[completion]) / span).where(span > 0, 1.0).mean(dim=1)

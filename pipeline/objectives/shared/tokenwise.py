@@ -1,7 +1,5 @@
 """What the token-level objectives share: the token view, and sums per completion."""
 
-from __future__ import annotations
-
 from pipeline.objectives.contract import LossInputs, Tensor, TokenInputs
 from pipeline.objectives.shared.pairs import at_least_float32
 

@@ -135,6 +135,28 @@ def test_log_probs_of_a_side_table_and_tables_of_earlier_versions(tmp_path: Path
     assert old["rows"] == 2 and set(old["groups"][0]["completions"][0]["scores"]) == {"reward", "gold"}
 
 
+def test_log_probs_of_several_tables_show_with_all_of_them(tmp_path: Path):
+    """Two tables of pairs, one side table: three groups of the first, then the two of the second, each with its own."""
+    run = world.Maker(tmp_path, "two")
+    several = world.paired(world.prompts(3, 1)), world.paired(world.prompts(5, 1))[3:]
+    for i, pairs in enumerate(several, 1):
+        run.step(f"pairs[{i}]", "build_groups", {}, {"kept": len(pairs)}, pairs, files=[f"rows{i}:0"])
+    run.step("reference[2]", "reference_logprobs", {"groups": "pairs[1]/groups"}, {"groups": 5})
+    run.steps[-1]["inputs"] = ["pairs[1]/groups", "pairs[2]/groups"]
+    digests = [run._artifact(f"pairs[{i}]").digest("groups") for i in (1, 2)]
+    columns.write_part(tmp_path / "artifacts" / "reference_logprobs" / run.steps[-1]["key"] / "logps", 0, (
+        (digest, g.id, [{"logp": -10.0 * i}, {"logp": -10.0 * i - 1}])
+        for i, (digest, g) in enumerate(zip([*[digests[0]] * 3, *[digests[1]] * 2], [*several[0], *several[1]],
+                                                strict=True))))
+    run.save()
+    page = samples.page(Files(tmp_path), "two", "reference[2]", "groups", 0, 9, False)
+    assert page["rows"] == 5 and [g["id"] for g in page["groups"]] == [f"p00000{i}" for i in range(5)]
+    assert [[c["ref_logp"] for c in g["completions"]] for g in page["groups"]] == [
+        [-10.0 * i, -10.0 * i - 1] for i in range(5)]
+    assert tables.find_ids(Files(tmp_path), samples._find(Files(tmp_path), "two", "reference[2]", "groups")[1],
+                           ["p000004"]) == {"p000004": 4}
+
+
 def test_a_page_holds_no_more_than_it_may(files: Files):
     assert len(samples.page(files, "one", "score[2]", "groups", 0, 10_000, False)["groups"]) == 40
 

@@ -1,0 +1,187 @@
+"""Messages -> the text a chat template makes of them, and that text -> ids.
+
+A special token's string inside somebody's text ("<|end|>", "</s>") is text: a place holder stands for it while the
+template runs, and it is tokenised as the letters it is made of, so that no one's words can end a turn or open another.
+Special by its role is what ends an answer or opens a prompt, whether its tokenizer marks it or not. The characters of
+the place holders are held too, so no text forges one.
+
+A template that asks for the date is told the same one everywhere (`date_of`): ids are made once, and what is rendered
+on another day must be what was trained on.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.records import Completion, Group
+
+_OPEN, _CLOSE = "\U000f0000", "\U000f0001"  # private use: they hold the place of a special token's string in a text
+_HELD = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+DATE = "2024-07-26"  # what Llama 3.1's own template says where it is told no date
+DATE_KEY = "template_date"  # of tokenizer_config.json: the date init_model was given
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A tokenizer and its chat template. `stop_ids`: what ends an answer; `of`: whose template it is, in messages."""
+
+    tokenizer: Any
+    stop_ids: tuple[int, ...] = ()
+    of: str = "the"
+
+    def prompt(self, group: Group, generation: bool = True) -> str:
+        """The conversation, with the beginning of an answer unless `generation` is False. Raises UserError."""
+        return self._rendered(group, None, generation)
+
+    def answered(self, group: Group, completion: Completion) -> str:
+        """The conversation with the answer as its last turn. Raises UserError."""
+        return self._rendered(group, completion, False)
+
+    def _rendered(self, group: Group, completion: Completion | None, generation: bool) -> str:
+        messages = [self._message(m.role, m.content, m.more) for m in group.messages]
+        if messages[0]["role"] == "system" and self.refuses_system:
+            messages = _folded(messages)
+        if completion is not None:
+            messages.append(self._message("assistant", completion.text, completion.more))
+        try:
+            return self.apply(messages, generation, json.loads(group.template or "{}"))
+        except Exception as error:  # a template may refuse a conversation (roles that do not alternate)
+            raise UserError(
+                f"example {group.id!r}: {self.of} chat template refuses this conversation: {error}") from None
+
+    def apply(
+        self, messages: list[dict[str, Any]], generation: bool, variables: Mapping[str, Any] | None = None
+    ) -> str:
+        """The template's own output. Raises whatever the template raises."""
+        more = self._held_in(dict(variables or {}))
+        return str(self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generation, **{"strftime_now": self._clock, **more}))
+
+    @cached_property
+    def _clock(self) -> Any:
+        return date_of(self.tokenizer).strftime
+
+    @cached_property
+    def refuses_system(self) -> bool:
+        """Whether the template raises at a system turn, or leaves its text out."""
+        talk = [{"role": "system", "content": "zebra"}, {"role": "user", "content": "quince"}]
+        try:
+            return "zebra" not in self.apply(talk, True)
+        except Exception:
+            return True
+
+    @cached_property
+    def thinks(self) -> bool:
+        """Whether the template knows answers that begin with reasoning, as Qwen3's and DeepSeek-R1's do."""
+        return "</think>" in str(self.tokenizer.chat_template)
+
+    def unread(self, group: Group) -> list[str]:
+        """The names of further fields of the group (`more`, `template`) that change nothing of what is rendered, and
+        "tool" where a tool's text is not in it. Empty for a group of roles and contents only.
+        """
+        told = (*(m.more for m in group.messages), *(c.more for c in group.completions), group.template)
+        fields = {name for text in told if text for name in json.loads(text)}
+        if not fields:
+            return []
+        whole = self._renderings(group)
+        found = [name for name in sorted(fields) if self._renderings(_without(group, name)) == whole]
+        if self.thinks:  # of earlier turns it is left out on purpose, to an answer it is put back
+            found = [name for name in found if name != "reasoning_content"]
+        said = [self.held(m.content).strip() for m in group.messages if m.role == "tool"]
+        return [*found, *(["tool"] if any(text not in whole[0] for text in said) else [])]
+
+    def _renderings(self, group: Group) -> list[str]:
+        try:
+            return [self.prompt(group), *(self.answered(group, c) for c in group.completions)]
+        except UserError:  # it cannot do without the field
+            return []
+
+    def _message(self, role: str, content: str, more: str) -> dict[str, Any]:
+        return {"role": role, "content": self.held(content), **self._held_in(json.loads(more or "{}"))}
+
+    def _held_in(self, value: Any) -> Any:
+        """The same with every text in it held."""
+        if isinstance(value, str):
+            return self.held(value)
+        if isinstance(value, dict):
+            return {key: self._held_in(item) for key, item in value.items()}
+        return [self._held_in(item) for item in value] if isinstance(value, list) else value
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """Of renderings: the template writes BOS itself, so no special tokens are added on top of it."""
+        plain = [text for text in texts if _OPEN not in text]
+        ids = iter(self.tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else [])
+        return [self._pieces(text) if _OPEN in text else next(ids) for text in texts]
+
+    def _pieces(self, text: str) -> list[int]:
+        """The ids of a rendering in which strings of special tokens are held."""
+        found: list[int] = []
+        for i, piece in enumerate(_HELD.split(text)):
+            if i % 2:
+                found += self._letters(self._specials[int(piece)])
+            elif piece:
+                found += self.tokenizer(piece, add_special_tokens=False)["input_ids"]
+        return found
+
+    def _letters(self, name: str) -> list[int]:
+        """The string of a special token as the letters it is made of."""
+        for parts in ((name,), (name[:1], name[1:])):  # in two where the tokenizer does not mark the token as special
+            found = [token for part in parts if part for token in self.tokenizer(
+                part, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+            if not set(found) & self._special_ids - {self.tokenizer.unk_token_id}:
+                return found
+        raise UserError(f"the text holds {name!r}, a special token that this tokenizer cannot write as plain text; "
+                        "take it out of the data")
+
+    @cached_property
+    def _special_ids(self) -> set[int]:
+        """Marked as special, or special by role."""
+        added = self.tokenizer.added_tokens_decoder
+        marked = {i for i, token in added.items() if token.special}
+        return {*self.tokenizer.all_special_ids, *marked, *(i for i in self.stop_ids if i in added)}
+
+    @cached_property
+    def _specials(self) -> list[str]:
+        """The strings of all special tokens, longest first, and the place holders' own characters."""
+        added = self.tokenizer.added_tokens_decoder
+        names = {added[i].content for i in self._special_ids if i in added}
+        return sorted({*self.tokenizer.all_special_tokens, *names, _OPEN, _CLOSE}, key=lambda t: (-len(t), t))
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self._specials)))
+
+    def held(self, text: str) -> str:
+        """Somebody's text, with a place holder for every string of a special token."""
+        return self._pattern.sub(lambda m: f"{_OPEN}{self._specials.index(m.group())}{_CLOSE}", text)
+
+    def shown(self, text: str) -> str:
+        return _HELD.sub(lambda m: self._specials[int(m.group(1))], text)
+
+
+def date_of(tokenizer: Any) -> datetime.datetime:
+    """The date its chat template is told: the one in its tokenizer_config.json, else DATE."""
+    return datetime.datetime.fromisoformat(tokenizer.init_kwargs.get(DATE_KEY, DATE))
+
+
+def _without(group: Group, name: str) -> Group:
+    """The group without a field of its turns, or a variable of the template."""
+    def cut(text: str) -> str:
+        return json.dumps({key: value for key, value in json.loads(text or "{}").items() if key != name})
+
+    return replace(group, template=cut(group.template), messages=tuple(replace(m, more=cut(m.more)) for m in (
+        group.messages)), completions=tuple(replace(c, more=cut(c.more)) for c in group.completions))
+
+
+def _folded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The system turn at the head of the user turn behind it, which is where such families are told to put it."""
+    system, first, *rest = messages
+    texts = [text for text in (system["content"], first["content"]) if text]
+    return [{**first, "content": "\n\n".join(texts)}, *rest]
