@@ -50,8 +50,7 @@ def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = 
 
 def _composed(typed: list[str], step_overrides: dict[str, list[str]], named: runs.Run | None) -> CheckedRun:
     words = {o.partition("=")[0] for o in typed}
-    stored = [o for o in named.overrides if o.partition("=")[0] not in words] if named else []
-    overrides = stored + typed
+    overrides = [o for o in named.overrides if o.partition("=")[0] not in words] + typed if named else typed
     composed = compose(overrides)
     if composed.problems:
         expand(composed)

@@ -55,6 +55,9 @@ PACKAGES = {
 }
 
 
+# Keys whose value is a path of the user's.
+PATHS = ("data.root", "model.path", "reward.path", "reward.base", "reward.weak", "reward.scorer.policy",
+         "reward.scorer.reference")
 CONTRACTS = (*(package.contract for package in PACKAGES.values()), "BACKEND", "AUXILIARY", "JUDGMENTS")
 
 
