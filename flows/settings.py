@@ -31,6 +31,7 @@ from pipeline.errors import nearest
 from pipeline.stage import load
 
 ROOT = Path(__file__).resolve().parent.parent
+# Keys whose value is a path of the user's.
 PATHS = ("data.root", "model.path", "model.base", "reward.path", "reward.base", "reward.weak",
          "reward.scorer.policy", "reward.scorer.reference")
 BARE = "bare"  # a part with `bare: true` gets no defaults: what it names is all of it
@@ -53,11 +54,6 @@ PACKAGES = {
     "reward": Package("rewards", "SCORER", "scorer"),
     "data": Package("formats", "FORMAT", "format"),
 }
-
-
-# Keys whose value is a path of the user's.
-PATHS = ("data.root", "model.path", "reward.path", "reward.base", "reward.weak", "reward.scorer.policy",
-         "reward.scorer.reference")
 CONTRACTS = (*(package.contract for package in PACKAGES.values()), "BACKEND", "AUXILIARY", "JUDGMENTS")
 
 
