@@ -1,7 +1,5 @@
 """The README.md of an exported model: what it was trained on and how, what was measured, which bytes it came from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`align chat`: a conversation with a run's model, or any model folder, in the terminal or through a pipe."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from typing import Any

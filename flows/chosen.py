@@ -1,7 +1,5 @@
 """Which model is meant: a step of a run, or any model folder."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 Exit code 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted.
 """
 
-from __future__ import annotations
-
 import argparse
 import errno
 import importlib

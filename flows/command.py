@@ -1,7 +1,5 @@
 """`align run`, `align plan`, `align stage`: from overrides to a run that goes on in a supervised process."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -15,8 +15,6 @@ They count for options named on the command line, and for what those bring in tu
 over them; they win over the recipe and the defaults. Nothing of it reaches the settings of the option itself.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

@@ -4,8 +4,6 @@ The steps come from run.json as it was resolved; their order, what is computed a
 the files in the store. Observers are told.
 """
 
-from __future__ import annotations
-
 import shutil
 import signal
 import sys

@@ -4,8 +4,6 @@ Upper bounds from the settings (every sample as long as max_tokens allows), and 
 same stage in this workspace. What cannot be known yet is said to be unknown.
 """
 
-from __future__ import annotations
-
 import shutil
 import statistics
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What follows from this machine: options nobody chose, the precision of `auto`, the memory there is. No torch."""
 
-from __future__ import annotations
-
 import importlib.util
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """What a run says of its model before it is planned: which commit of the hub is meant, and what it will be used for."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

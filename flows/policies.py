@@ -5,8 +5,6 @@ iterations on ({1: sft, 2: previous}). A reference that changes with the iterati
 groups of earlier ones, so these are taken anew. With sft=none the model given stands where the SFT model would.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -4,8 +4,6 @@ Prefect is shown what happens and decides nothing. A thread of its own tells its
 dead costs one line, never the run.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import queue

@@ -1,7 +1,5 @@
 """From what the user typed to a run that can start: compose, expand, check, compare with the run's record."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path

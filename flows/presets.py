@@ -9,8 +9,6 @@ An option's file names them under the word's own key:
 They count as if they had been typed, but for the settings that were typed, which hold in every iteration.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

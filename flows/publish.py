@@ -1,7 +1,5 @@
 """`align export`: the model of a step as a plain folder with a model card, and on the hub where asked for."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

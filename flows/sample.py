@@ -1,7 +1,5 @@
 """`align sample`: what the start model, the SFT model and every iteration answer to the same prompts."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys

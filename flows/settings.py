@@ -9,8 +9,6 @@ Three things give a key its default, and no yaml repeats one:
 A module of a group's package is an option of the group without a file of its own: `objective=simpo`.
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """Run one planned step: its own process under a supervisor, then commit. No Prefect, no Hydra, no torch here."""
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import functools

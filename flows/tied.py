@@ -1,7 +1,5 @@
 """Adapters on the embedding or the head of a model that has one matrix for both: refused before anything is trained."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ The dataclass is the schema: its annotations are the types, `setting(...)` adds 
 `check()` method may return further problems. Each problem names the dotted key, what was found, what was expected.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import math

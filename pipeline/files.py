@@ -4,8 +4,6 @@ A reader of `path` sees the old content or the new one, never half of it, whatev
 leaves is named `.NAME.PID.tmp`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -5,8 +5,6 @@ HF_ENDPOINT). A revision is resolved to a commit once per workspace, so that a r
 with; after that only files of this commit are fetched, and none that is pickled.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

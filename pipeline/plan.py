@@ -6,8 +6,6 @@ so far; `train[i-1]/model | sft/model` is the first of them that exists. A step 
 no step that runs takes anything from it. Nothing here imports torch: planning must answer in about a second.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_

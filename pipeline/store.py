@@ -9,8 +9,6 @@ The output digest is a hash over (relative path, file hash), so a stage rebuilt 
 after it. Kill this at any moment: a directory without a manifest is not an artifact.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -10,8 +10,6 @@ it learns by looking (a parent-death signal would fire when the spawning *thread
 Exit code: the command's own; 128 + n when signal n ended it; 124 timeout; 143 or 130 when told to stop.
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import os

@@ -4,8 +4,6 @@ A part is written whole under a temporary name and renamed, so a part that exist
 generation, scoring and reference log-probs resumable shard by shard.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A folder on the Hugging Face hub, by huggingface_hub's own client: HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE count."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What the headers of safetensors files say: shapes and numbers of weights, without reading one."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -4,8 +4,6 @@
 so far; `train[i-1]/model | sft/model` is the first of them that exists.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Any

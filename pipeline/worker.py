@@ -7,8 +7,6 @@ Exit code 0 done, 1 the stage failed (traceback in the log), 2 the user's input 
 74 the disk is full.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import os

@@ -4,8 +4,6 @@ An engine is a module with `BACKEND = Backend(...)` at its end. Light: planning 
 and the like are imported inside their functions.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager

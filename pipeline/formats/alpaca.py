@@ -10,8 +10,6 @@ prompt text did. `unlabeled` prompts are taken from the demonstrations, files na
 of pairs there is no `pref` split. Rows with a `label` (LLaMA-Factory's kto files) are counted and left out.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ AlpacaFarm's protocol (Dubois et al. 2023, section 3) splits by prompt into SFT 
 first user turn: the same on every machine, in any order of the files, and unmoved when rows are added.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from array import array

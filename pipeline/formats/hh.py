@@ -9,8 +9,6 @@ A few rows are irregular (two turns of one speaker, an empty turn, a speaker's n
 before the last answer or not at all); they are left out and counted.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator

@@ -13,8 +13,6 @@ and in "messages" "train": false or "weight": 0 where it is no answer to learn f
 name. Texts are taken as they are, with their white space.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections import Counter

@@ -3,8 +3,6 @@
 How rows are divided among them: pipeline.formats.divide.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

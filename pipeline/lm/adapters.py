@@ -4,8 +4,6 @@ The layers are put into the Hugging Face model itself, without peft's wrapper ar
 model it knows. With the adapter off the model is the base it started from: the reference of a policy trained so.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ Families hand their attention more than queries, keys and values: Gemma 2 a cap 
 that does not know an argument leaves it out without a word, and computes another model. Eager is the family's own code.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any

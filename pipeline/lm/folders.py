@@ -1,7 +1,5 @@
 """Hugging Face folders in and out: float32 masters in, a plain folder anyone can load out."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -6,8 +6,6 @@ rows `prompt + completion` padded on the right: with a causal model no token see
 mask, and what padded positions hold is never read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Plain folders made of other forms of a model: a GGUF file, dequantised, and an adapter, merged on its base."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

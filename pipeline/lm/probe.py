@@ -4,8 +4,6 @@ It looks at configuration and tokenizer, never at weights, and hides torch from 
 imported in one second instead of three. Prints a JSON list of problems as its last line.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib.util
 import json

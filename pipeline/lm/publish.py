@@ -1,7 +1,5 @@
 """A model of the store as a plain folder for others: its weights, rounded if asked, and a config old readers know."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -9,8 +9,6 @@ A template that asks for the date is told the same one everywhere (`date_of`): i
 on another day must be what was trained on.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 import re

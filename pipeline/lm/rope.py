@@ -3,8 +3,6 @@
 computes another model without a word.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 _OLD = ("rope_theta", "rope_scaling", "rope_local_base_freq")

@@ -7,8 +7,6 @@ configuration that cannot be written) ends here, not after the first training. F
 than `_WHOLE` weights only the first layers are loaded: one of each kind, at least two.
 """
 
-from __future__ import annotations
-
 import copy
 import shutil
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Chat templates for models that bring none, or another than wanted: a file, or a shape by its name. Loads no torch."""
 
-from __future__ import annotations
-
 import datetime
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Numbers of groups from their side tables, chunk by chunk as the groups are read."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -11,8 +11,6 @@ Where a template writes an answer otherwise than it was given, because it leaves
 (DeepSeek-R1, Qwen3), the prompt is rendered once and the answer's own ids follow it.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ A template that leaves a text out, begins an answer where the prompt ends withou
 trains without any other sign, so it is refused before anything is computed.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from pipeline.lm.rendering import Rendering

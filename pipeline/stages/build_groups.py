@@ -7,8 +7,6 @@ Where the rule writes new prompts, they are tokenised with the template of `mode
 for the same prompts in the same order, for rules that compare the two. `scores` and `beside_scores` are their scores.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace

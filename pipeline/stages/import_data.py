@@ -3,8 +3,6 @@
 Texts only; token ids are made by the next stage. Problems of the data are reported before anything runs.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -10,8 +10,6 @@ With an input `policy`, a model whose token ids it has to share, its tokenizer i
 Output: `model/`.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import dataclass, replace

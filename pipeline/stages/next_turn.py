@@ -5,8 +5,6 @@ has no answer, which has no second turn, or which has become too long is counted
 are those that came with the data, and their second turns come along as given answers: a baseline for both turns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -4,8 +4,6 @@ The order depends on the run's seed and the prompts' ids only; the slice on the 
 takes the same prompts in its first iterations as a shorter one.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from pipeline.config import setting

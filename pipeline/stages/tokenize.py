@@ -4,8 +4,6 @@ Output: the tables of `data` (`sft/ pref/ unlabeled/ eval/`) with ids. Rows beyo
 or refused as the settings say, and every one is accounted for by split and reason.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

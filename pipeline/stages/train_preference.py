@@ -7,8 +7,6 @@ in memory: token-level objectives and KTO's KL point), `optimizer` (state of an 
 Output: `model/`, `optimizer/` with keep_optimizer, and `ema/model/` with ema.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

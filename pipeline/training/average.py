@@ -3,8 +3,6 @@
     average <- decay average + (1 - decay) weights        after every step, from the weights training starts with
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

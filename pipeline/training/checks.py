@@ -1,7 +1,5 @@
 """Groups as the objective takes them, or every reason why it cannot."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field

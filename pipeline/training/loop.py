@@ -7,8 +7,6 @@ clipping, schedule, metrics, checkpoints and resume. Killed at any point and sta
 Several processes run it side by side on the same batches; the first one reports and writes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import time

@@ -4,8 +4,6 @@
 result is computed on this machine and is not.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 

@@ -3,8 +3,6 @@
 The prompt is rendered as in training, by the folder's own template; an answer ends where the model's answers end.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

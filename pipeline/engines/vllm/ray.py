@@ -5,8 +5,6 @@ node's address with the run's key, and from there on everything is as with `pipe
 replicas. Every node must see the workspace under the same path.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import importlib.util

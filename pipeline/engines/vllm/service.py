@@ -5,8 +5,6 @@ keeper (`pipeline.engines.vllm.keeper`) that starts it again after a crash and l
 whatever ends it or the process that started it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import importlib.util
