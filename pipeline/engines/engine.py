@@ -157,17 +157,15 @@ def model_facts(model: Path) -> ModelFacts:
     stop = generation.get("eos_token_id", config.get("eos_token_id"))
     stop_ids = tuple(stop) if isinstance(stop, list) else (stop,) if isinstance(stop, int) else ()
     numbers: dict[str, Any] = {key: config.get(key) for key in ("vocab_size", "max_position_embeddings")}
-    problems = []
-    if not stop_ids:
-        problems.append(f"{model}: no eos_token_id in generation_config.json or {FACTS}, so sampling would never stop; "
-                        f"add it there")
-    try:
-        if not all(isinstance(number, int) for number in numbers.values()):
+    problems = [] if stop_ids else [
+        f"{model}: no eos_token_id in generation_config.json or {FACTS}, so sampling would never stop; add it there"]
+    if not all(isinstance(number, int) for number in numbers.values()):
+        try:
             numbers = _resolved(model, *numbers)
-        problems += [f"{model / FACTS}: no {key}, expected a whole number" for key, number in numbers.items()
-                     if not isinstance(number, int)]
-    except UserError as error:
-        problems += error.problems
+        except UserError as error:
+            raise UserError(*problems, *error.problems) from None
+    problems += [f"{model / FACTS}: no {key}, expected a whole number" for key, number in numbers.items()
+                 if not isinstance(number, int)]
     if problems:
         raise UserError(*problems)
     return ModelFacts(stop_ids, int(numbers["vocab_size"]), int(numbers["max_position_embeddings"]))
