@@ -140,6 +140,7 @@ def context_length(model: Any) -> int | None:
 def save_folder(model: Any, source: Path, target: Path, dtype: str) -> None:
     """Write `model` as a HF folder, with tokenizer, template and generation config byte for byte those of `source`.
 
+    Its weights are rounded to `dtype` in place, one after the other: a second copy of all of them may not fit.
     Where the config of `source` says rotary positions in the older keys, they stand beside those of today.
     """
     if target.exists():
@@ -148,7 +149,9 @@ def save_folder(model: Any, source: Path, target: Path, dtype: str) -> None:
     copied = copy_side_files(source, target)
     if model.can_generate():  # saving checks it by rules that published ones break; the source's is copied as it is
         model.generation_config = transformers.GenerationConfig()
-    model.to(getattr(torch, dtype)).save_pretrained(target)
+    for weights in model.parameters():  # buffers stay: rounded, the frequencies of rotary positions are another model's
+        weights.data = weights.data.to(getattr(torch, dtype))
+    model.save_pretrained(target)
     for path in copied:
         shutil.copyfile(source / path.name, path)
     if rope.has_old_words(json.loads((source / "config.json").read_text())):

@@ -66,6 +66,21 @@ def test_log_probs_for_the_probe_are_transformers_own(tiny_model, tmp_path, dtyp
     assert found == pytest.approx(expected.tolist(), abs=1e-5 if dtype == "float32" else 2e-2)
 
 
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-5), ("bfloat16", 0.03)])
+def test_opening_compares_what_is_sampled_with_what_is_trained(tiny_model, dtype, most):
+    with engine_module.open_engine(tiny_model, engine_module.Settings(dtype=dtype), tiny_model / "no.log") as engine:
+        assert 0.0 < engine.facts["logprob_gap"] < most
+
+
+def test_an_engine_that_samples_from_another_model_does_not_open(tiny_model, monkeypatch):
+    """Each token three positions further than it stands."""
+    advance = sampling._advance
+    monkeypatch.setattr(sampling, "_advance", lambda network, chosen, mask, cache: advance(
+        lambda position_ids, **rest: network(position_ids=position_ids + 3, **rest), chosen, mask, cache))
+    with pytest.raises(UserError, match=r"differ from the trainer's by 1\.\d+ nats per token, allowed are 0.0005"):
+        sample(tiny_model, [ask(PROMPTS[0])])
+
+
 def test_samples_do_not_depend_on_batch_or_order(tiny_model):
     requests = [ask(prompt, n=3, temperature=1.0, seed=100 * i) for i, prompt in enumerate(PROMPTS)]
     together = sample(tiny_model, requests)
