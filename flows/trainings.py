@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,12 +15,11 @@ from omegaconf import OmegaConf
 from flows import machine, screen
 from pipeline import outside
 from pipeline.config import flat
-from pipeline.lm import acceptance
-from pipeline.lm.acceptance import Source
 from pipeline.plan import Planned, Step
 from pipeline.wiring import Ref
 
 BLOCKS = {"sft": "sft", "train_reward": "reward", "train_preference": "preference"}  # stage -> its block of `trainer`
+_ACCEPTANCE = "pipeline.lm.acceptance"  # by name, as whatever lies below the stages; it brings no torch
 _EXTRA = ("of_size", "of_objective")  # keys of a trainer's file that are no settings
 _MOST_LR, _FEW_WEIGHTS = 1e-4, 100e6  # a higher rate ruins larger pretrained models, all weights learning
 _FULL, _FLOAT, _NF4 = 16.0, 4.0, 0.6  # bytes a weight: with gradient and moments; alone; of 4 bits, norms and head not
@@ -61,8 +61,11 @@ def share_prompts(config: dict[str, Any]) -> None:
 
 def pretrained_weights(model: Mapping[str, Any]) -> int | None:
     """Weights of the model given, by its files' headers; None where none is given or they do not tell."""
-    base = model.get("base")
-    return acceptance.parameters(Source(str(model["path"]), base and str(base))) if model.get("path") else None
+    if not model.get("path"):
+        return None
+    acceptance, base = importlib.import_module(_ACCEPTANCE), model.get("base")
+    number: int | None = acceptance.parameters(acceptance.Source(str(model["path"]), base and str(base)))
+    return number
 
 
 def _under(group: str, known: Mapping[str, Any]) -> dict[str, Any]:
