@@ -88,7 +88,8 @@ def _skip_value(file: IO[bytes], kind: int) -> None:
 
 
 def _skip_text(file: IO[bytes]) -> None:
-    file.seek(*_unpacked(file, "<Q"), 1)
+    (length,) = _unpacked(file, "<Q")
+    file.seek(length, 1)
 
 
 def _unpacked(file: IO[bytes], layout: str) -> tuple[int, ...]:
