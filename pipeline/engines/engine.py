@@ -5,6 +5,7 @@ and the like are imported inside their functions.
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -146,8 +147,9 @@ def adapter_rank(model: Path) -> int:
 def model_facts(model: Path) -> ModelFacts:
     """Stop ids, vocabulary size and context length of a Hugging Face folder; of an adapter's base if it is one.
 
-    Stop ids are every `eos_token_id` of generation_config.json, else of config.json. The other two are as config.json
-    states them, else as transformers resolves them: families name them in their own ways, and leave defaults out.
+    Stop ids are every `eos_token_id` of generation_config.json, else of config.json. The context length ends where
+    `steady_positions` do. Else the other two are as config.json states
+    them, else as transformers resolves them: families name them in their own ways, and leave defaults out.
     Raises UserError where one of the three is not to be found.
     """
     model = adapter_base(model) or model
@@ -168,7 +170,21 @@ def model_facts(model: Path) -> ModelFacts:
                  if not isinstance(number, int)]
     if problems:
         raise UserError(*problems)
-    return ModelFacts(stop_ids, int(numbers["vocab_size"]), int(numbers["max_position_embeddings"]))
+    room = min(int(numbers["max_position_embeddings"]), steady_positions(config) or sys.maxsize)
+    return ModelFacts(stop_ids, int(numbers["vocab_size"]), room)
+
+
+def steady_positions(config: Mapping[str, Any]) -> int | None:
+    """Tokens up to which a sequence's log-probs are its own, by the content of config.json; None: at any length.
+
+    LongRoPE (Ding et al. 2024, of Phi-3 128k and Phi-4-mini) has two sets of rotary factors. Transformers takes the
+    long ones for a whole batch once one sequence in it is longer than the length of pretraining, vLLM for every
+    sequence once its context is: longer than that, they are two models, and a batch mixes them.
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) != "longrope":
+        return None
+    return rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
 
 
 def _resolved(model: Path, *keys: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 
-from pipeline.engines.engine import model_facts
+from pipeline.engines.engine import model_facts, steady_positions
 from pipeline.errors import UserError, first
 from pipeline.lm import attention, forward, rope
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
@@ -131,8 +131,10 @@ def stop_ids(folder: Path) -> tuple[int, ...]:
 
 
 def context_length(model: Any) -> int | None:
-    """Positions the model has, None where its config sets no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """Positions that the model is used with (see `steady_positions`), None where its config sets no limit."""
+    config = model.config.get_text_config().to_dict()
+    limits = [n for n in (config.get("max_position_embeddings"), steady_positions(config)) if n is not None]
+    return min(limits, default=None)
 
 
 def save_folder(model: Any, source: Path, target: Path, dtype: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,6 +194,21 @@ def test_drawn_frequencies_follow_the_probabilities():
 def test_an_answer_that_breaks_the_stop_contract_is_an_error(ids, reason):
     with pytest.raises(RuntimeError, match="finish_reason"):
         finished(ids, reason, STOP)
+
+
+def test_a_longrope_model_has_the_context_of_its_pretraining(tiny_model, tmp_path):
+    """As Phi-4-mini writes it, in the keys of both kinds of reader; other scalings leave the length as it is."""
+    assert model_facts(tiny_model).max_position == 256
+    config = json.loads((tiny_model / "config.json").read_text())
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 2}')
+    for given in ({"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 96}},
+                  {"rope_parameters": None, "rope_scaling": {"type": "longrope"},
+                   "original_max_position_embeddings": 96}):
+        (tmp_path / "config.json").write_text(json.dumps(config | given))
+        assert model_facts(tmp_path).max_position == 96
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rope_parameters": {
+        "rope_type": "llama3", "original_max_position_embeddings": 96}}))
+    assert model_facts(tmp_path).max_position == 256
 
 
 def test_model_facts_and_what_is_missing(tiny_model, tmp_path):
