@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from flows import machine, screen
-from pipeline import outside
+from pipeline import hub, outside
 from pipeline.config import flat
 from pipeline.plan import Planned, Step
 from pipeline.wiring import Ref
@@ -31,9 +31,9 @@ def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tupl
     raw: the groups as composed. known: the keys that are set otherwise, which win.
     """
     # The path of a preset is an expression.
-    groups = OmegaConf.create(raw)
-    trainer, weights = raw["trainer"], pretrained_weights({
-        key: known.get(f"model.{key}", OmegaConf.select(groups, f"model.{key}")) for key in ("path", "base")})
+    groups, trainer = OmegaConf.create(raw), raw["trainer"]
+    model = {key: known.get(f"model.{key}", OmegaConf.select(groups, f"model.{key}")) for key in ("path", "base")}
+    weights = pretrained_weights(model)
     module = str({**(raw["objective"] or {}), **_under("objective", known)}.get("module"))
     name = module.rpartition(".")[2]
     found = {f"a model of {screen.number(weights)} weights": node for bound, node in
@@ -41,6 +41,9 @@ def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tupl
     if name in (trainer.get("of_objective") or {}):
         found[f"objective={name}"] = {"preference": trainer["of_objective"][name]}
     values, notes = dict[str, Any](), list[str]()
+    if weights is None and hub.named(str(model["path"] or "")) and trainer.get("of_size"):
+        notes.append(f"how many weights {model['path']} has is not told by its files: the rates are those of a model "
+                     f"below {screen.number(float(min(trainer['of_size'], key=float)))}")
     for what, node in found.items():
         brought = {key: value for key, value in flat(node, "trainer").items() if key not in known}
         values |= brought
