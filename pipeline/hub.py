@@ -100,9 +100,10 @@ def parameters(text: str) -> int | None:
         folder = fetched(text, weights=False)
         config, index = json.loads((folder / "config.json").read_text()), folder / weights_of.INDEX
         each = _BYTES[config.get("dtype") or config.get("torch_dtype")]
-        total = (json.loads(index.read_text())["metadata"]["total_size"] if index.is_file()
-                 else sizes(text)["model.safetensors"])
-        return int(total) // each
+        whole = folder / "model.safetensors"  # once it is in the cache, its size is known without the hub
+        if index.is_file():
+            return int(json.loads(index.read_text())["metadata"]["total_size"]) // each
+        return (whole.stat().st_size if whole.is_file() else sizes(text)[whole.name]) // each
     except (UserError, OSError, ValueError, KeyError, TypeError):  # what is wrong with it is told elsewhere
         return None
 
