@@ -169,7 +169,6 @@ def expand(composed: Composed, own: dict[str, Composed] | None = None) -> list[S
     countable = isinstance(iterations, int) and iterations >= 1
     readable = {"recipe": {}, **composed.config, "iterations": iterations if countable else 2}
     steps, problems = plan.try_expand(readable, {step: other.config for step, other in own.items()})
-    steps = models.with_reward_model(steps)
     problems += problems_of(tracking.Settings, composed.config["tracking"], "tracking")
     problems += _contradictions(readable)
     problems += plan.check(Path(composed.config["workspace"]), steps)

@@ -182,6 +182,26 @@ def test_a_field_the_template_does_not_read_is_counted(spoken, model, tmp_path):
         "", "", '{"reasoning_content": "2 and 3"}']
 
 
+def test_a_text_that_cannot_be_written_is_left_out_and_counted(model, tmp_path):
+    """A stop token of one letter that is not marked as special is in the text itself: nothing else writes it."""
+    folder = shutil.copytree(model, tmp_path / "model")
+    tokenizer = folders.load_tokenizer(folder)
+    tokenizer.add_tokens(["\N{PILCROW SIGN}"])
+    tokenizer.save_pretrained(folder)
+    facts = json.loads((folder / "generation_config.json").read_text())
+    stops = [*facts["eos_token_id"], tokenizer.convert_tokens_to_ids("\N{PILCROW SIGN}")]
+    (folder / "generation_config.json").write_text(json.dumps({**facts, "eos_token_id": stops}))
+    tables.write(tmp_path / "data" / "sft", [Group(f"s{i}", ASK, (Completion(text),)) for i, text in enumerate(
+        ("Six.", "Six\N{PILCROW SIGN}", "<|end|>"))])
+    answers = (Completion("Six."), Completion("Five!"))
+    tables.write(tmp_path / "data" / "pref", [
+        Group("p0", ASK, answers), Group("p1", ASK, answers, rationale=Completion("Six\N{PILCROW SIGN}"))])
+    context = run(tmp_path / "data", folder, tmp_path / "work")
+    assert [g.id for g in tables.read(context.out / "sft")] == ["s0", "s2"]
+    assert [g.id for g in tables.read(context.out / "pref")] == ["p0"]
+    assert context.report.dropped == {"sft_special_text": 1, "pref_special_text": 1}
+
+
 def test_a_setting_that_came_later_is_not_in_the_key_at_its_default():
     later = {"system_turns", "rationale_order", "max_rationale_tokens"}
     assert not later & keyed(tokenize.Settings()).keys()
