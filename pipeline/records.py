@@ -56,3 +56,4 @@ class Group:
     dataset: str = ""
     iteration: int = 0  # 0 = from the data set, k = sampled in iteration k
     template: str = ""  # JSON object of what the chat template is told beside the messages: tools, enable_thinking ...
+    rationale: Completion | None = None  # why completion 0 is better; its own prompt asks (pipeline.lm.rationales)

@@ -50,8 +50,7 @@ def _wider() -> pa.Schema:
 
 
 WIDER = _wider()
-
-
+EXPLAINED = WIDER.append(pa.field("rationale", _COMPLETION))  # of preferences with a reason beside them
 PART = 8192  # groups of a part, where nothing says otherwise
 
 
@@ -134,21 +133,31 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def to_arrow(groups: Iterable[Group]) -> pa.Table:
-    """The groups as rows of SCHEMA, of WIDER where one of them has what SCHEMA has no place for."""
+    """The groups as rows of SCHEMA, of a wider one where one of them has what SCHEMA has no place for."""
     rows = [_to_row(group) for group in groups]
     wide = any(r["template"] or any(x["more"] for x in (*r["messages"], *r["completions"])) for r in rows)
-    return pa.Table.from_pylist(rows, schema=WIDER if wide else SCHEMA)
+    schema = EXPLAINED if any(r["rationale"] for r in rows) else WIDER if wide else SCHEMA
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def _to_row(group: Group) -> dict[str, Any]:
     return {**vars(group), "messages": [vars(message) for message in group.messages],
-            "completions": [{**vars(c), "scores": list(c.scores.items())} for c in group.completions]}
+            "completions": [_to_struct(c) for c in group.completions],
+            "rationale": None if group.rationale is None else _to_struct(group.rationale)}
+
+
+def _to_struct(completion: Completion) -> dict[str, Any]:
+    return {**vars(completion), "scores": list(completion.scores.items())}
 
 
 def _from_row(row: dict[str, Any]) -> Group:
-    completions = tuple(Completion(**{**c, "token_ids": tuple(c["token_ids"]), "prompt_ids": tuple(c["prompt_ids"]),
-                                      "logprobs": None if c.get("logprobs") is None else tuple(c["logprobs"]),
-                                      "scores": dict(c["scores"])})
-                        for c in row["completions"])
-    messages = tuple(Message(**m) for m in row["messages"])
-    return Group(**{**row, "messages": messages, "completions": completions, "prompt_ids": tuple(row["prompt_ids"])})
+    messages, rationale = tuple(Message(**m) for m in row["messages"]), row.get("rationale")
+    return Group(**{**row, "messages": messages, "completions": tuple(map(_from_struct, row["completions"])),
+                    "prompt_ids": tuple(row["prompt_ids"]),
+                    "rationale": None if rationale is None else _from_struct(rationale)})
+
+
+def _from_struct(c: dict[str, Any]) -> Completion:
+    return Completion(**{**c, "token_ids": tuple(c["token_ids"]), "prompt_ids": tuple(c["prompt_ids"]),
+                         "logprobs": None if c.get("logprobs") is None else tuple(c["logprobs"]),
+                         "scores": dict(c["scores"])})

@@ -14,9 +14,18 @@ RICH = Group("r", (Message("user", "a"), Message("assistant", "", '{"tool_calls"
              (Completion("b", more='{"reasoning_content": "d"}'),), template='{"tools": []}')
 
 
+EXPLAINED = Group("e", (Message("user", "a"),), (Completion("b"), Completion("c")),
+                  rationale=Completion("b is first", (7, 2), prompt_ids=(1, 5)))
+
+
 def test_fields_of_turns_and_variables_of_the_template_come_back(tmp_path: Path) -> None:
     tables.write(tmp_path / "t", [PLAIN, RICH])
     assert list(tables.read(tmp_path / "t")) == [PLAIN, RICH]
+
+
+def test_a_rationale_comes_back(tmp_path: Path) -> None:
+    tables.write(tmp_path / "t", [PLAIN, RICH, EXPLAINED])
+    assert list(tables.read(tmp_path / "t")) == [PLAIN, RICH, EXPLAINED]
 
 
 def test_a_table_without_any_keeps_its_schema(tmp_path: Path) -> None:
@@ -24,5 +33,5 @@ def test_a_table_without_any_keeps_its_schema(tmp_path: Path) -> None:
     tables.write(tmp_path / "t", [PLAIN, RICH], part_size=1)
     narrow, wide = (pq.read_schema(part) for part in tables.parts(tmp_path / "t"))
     assert narrow == tables.SCHEMA and wide == tables.WIDER
-    assert "template" not in narrow.names and "more" not in str(narrow)
+    assert "template" not in narrow.names and "rationale" not in wide.names and "more" not in str(narrow)
     assert list(tables.read(tmp_path / "t")) == [PLAIN, RICH]

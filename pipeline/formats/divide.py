@@ -185,8 +185,8 @@ def _as(split: str, group: Group) -> Group:
     if split == "pref":
         return group
     if split == "sft":
-        return replace(group, completions=group.completions[:1], label=None)
-    return replace(group, completions=(), label=None)
+        return replace(group, completions=group.completions[:1], label=None, rationale=None)
+    return replace(group, completions=(), label=None, rationale=None)
 
 
 def _mark(text: str) -> int:

@@ -8,9 +8,10 @@
     {"prompt", "completion", "label"}, {"messages", "label"}     one answer, desirable or not
 
 Beside them a row may have "id", "system" (a system turn in front), "tools" and "chat_template_kwargs" (both go to the
-chat template). A message may have "reasoning_content" ("reasoning", "thinking"), "tool_calls", "tool_call_id", "name",
-and in "messages" "train": false or "weight": 0 where it is no answer to learn from. Every other key is counted by its
-name. Texts are taken as they are, with their white space.
+chat template); a pair may have "rationale", a text that says why chosen is better. A message may have
+"reasoning_content" ("reasoning", "thinking"), "tool_calls", "tool_call_id", "name", and in "messages" "train": false or
+"weight": 0 where it is no answer to learn from. Every other key is counted by its name. Texts are taken as they are,
+with their white space.
 """
 
 import itertools
@@ -38,6 +39,7 @@ _BESIDE = ("id", "label", "system", "tools", "chat_template_kwargs")  # read wha
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # names of one field; templates read the first
 _TURN = ("role", "content", "tool_calls", "tool_call_id", "name", *_THOUGHTS)
 _FLAGS = ("train", "weight")  # of a turn of "messages"
+_PAIR = ("prompt", "chosen", "rejected", "rationale")
 _OURS = ("tools", "messages", "conversation", "chat_template", "add_generation_prompt", "tokenize", "strftime_now",
          "continue_final_message", "documents")  # what a row's chat_template_kwargs may not decide
 Answered = tuple[list[Message], list[Message]]  # a prompt and its answers: two, the preferred first; one; none
@@ -128,7 +130,8 @@ def _entries_of(row: Row, split: str, turns: str) -> list[Entry]:
             wanted = "one answer per row" if split == "sft" else "chosen and rejected, or a label"
             raise ValueError(f"in data.format.{split}: has the keys {', '.join(data)}, expected {wanted}")
         group = splits.group_of(messages, [a.content for a in answers], label, lines.stem(row.file),
-                                f"{id}/{number}" if id and len(found) > 1 else id, [a.more for a in answers], template)
+                                f"{id}/{number}" if id and len(found) > 1 else id, [a.more for a in answers], template,
+                                _rationale(data) if len(answers) == 2 else "")
         derived = "eval" if lines.is_test(row.file) else kind
         made.append(Entry(row.where, group, split or derived, fixed=bool(split), named=bool(id),
                           unread=unread if number == 1 else ()))
@@ -137,7 +140,7 @@ def _entries_of(row: Row, split: str, turns: str) -> list[Entry]:
 
 def _unread(data: dict[str, Any]) -> tuple[str, ...]:
     """The keys of a row and of its messages that nothing reads."""
-    shape = (("prompt", "chosen", "rejected") if "chosen" in data else ("messages",) if "messages" in data else
+    shape = (_PAIR if "chosen" in data else ("messages",) if "messages" in data else
              ("prompt", "completion"))
     turns = [turn for key in shape if isinstance(data.get(key), list) for turn in data[key]]
     of_turn = (*_TURN, *_FLAGS) if shape == ("messages",) else _TURN
@@ -163,6 +166,15 @@ def _template(data: dict[str, Any]) -> str:
         raise ValueError(f"chat_template_kwargs: {str(more)[:60]}, expected an object of the template's own variables")
     found = {**(more or {}), **({"tools": tools} if tools else {})}
     return _json(found) if found else ""
+
+
+def _rationale(data: dict[str, Any]) -> str:
+    value = data.get("rationale")
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ""
+    if not isinstance(value, str) or splits.text_problem(value):
+        raise ValueError(f"rationale: {str(value)[:60]!r}, expected a text that says why chosen is better, or null")
+    return value
 
 
 def _json(value: Any) -> str:

@@ -49,6 +49,8 @@ class Chunk:
     weight: np.ndarray  # (G,) float64
     label: np.ndarray  # (G,) int8: 1, 0, -1 where there is none
     scores: Numbers
+    rationales: Ragged  # G lists of int32, empty where a group has none or nobody asked for them
+    questions: Ragged  # G lists of int32, the prompts of the rationales
 
     def group_of(self, completion: int) -> int:
         return int(np.searchsorted(self.first, completion, "right")) - 1
@@ -57,13 +59,14 @@ class Chunk:
         """(G,) int64 tokens of the longest prompt + completion; 0 for a group without completions."""
         shared = np.repeat(self.prompts.lengths, np.diff(self.first))
         rows = np.where(self.own.lengths > 0, self.own.lengths, shared) + self.tokens.lengths
-        return _largest(rows, self.first)
+        return np.maximum(_largest(rows, self.first), self.questions.lengths + self.rationales.lengths)
 
     def highest(self) -> np.ndarray:
         """(G,) int64 largest token id."""
         of_completions = np.maximum(_largest(self.tokens.values, self.tokens.starts),
                                     _largest(self.own.values, self.own.starts))
-        return np.maximum(_largest(self.prompts.values, self.prompts.starts), _largest(of_completions, self.first))
+        of_groups = (_largest(one.values, one.starts) for one in (self.prompts, self.questions, self.rationales))
+        return np.maximum.reduce([_largest(of_completions, self.first), *of_groups])
 
 
 def _largest(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -74,16 +77,17 @@ def _largest(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return found
 
 
-def read(table: Path, score: str) -> Iterator[Chunk]:
+def read(table: Path, score: str, rationales: bool = False) -> Iterator[Chunk]:
     """The columns training needs, `_BATCH` rows at a time."""
+    more = ("rationale.token_ids", "rationale.prompt_ids") if rationales else ()
     for part in tables.parts(table):
         with pq.ParquetFile(part) as file:
             paths = [file.schema.column(i).path for i in range(len(file.schema))]
             wanted = [p for p in paths if p.split(".")[0] in ("id", "prompt_ids", "label", "weight") or p.startswith(
-                tuple(_COMPLETION + n for n in ("token_ids", "finish_reason", "scores", "prompt_ids")))]
+                (*more, *(_COMPLETION + n for n in ("token_ids", "finish_reason", "scores", "prompt_ids"))))]
             for batch in file.iter_batches(batch_size=_BATCH, columns=wanted):
                 if len(batch):
-                    yield _chunk(batch, score)
+                    yield _chunk(batch, score, rationales)
 
 
 def of_groups(groups: Sequence[Group]) -> Chunk:
@@ -92,18 +96,21 @@ def of_groups(groups: Sequence[Group]) -> Chunk:
     return _chunk(batch, "")
 
 
-def _chunk(batch: pa.RecordBatch, score: str) -> Chunk:
+def _chunk(batch: pa.RecordBatch, score: str, rationales: bool = False) -> Chunk:
     groups = batch.column("completions")
     completions = groups.flatten()
     first = _starts(groups)
     made = dict(zip((f.name for f in completions.type), completions.flatten(), strict=True))
-    label = batch.column("label")
+    label, none = batch.column("label"), pa.nulls(len(batch), pa.list_(pa.int32()))
+    explained = rationales and "rationale" in batch.schema.names
+    why = {n: pc.struct_field(batch.column("rationale"), n) if explained else none for n in ("token_ids", "prompt_ids")}
     return Chunk(ids=batch.column("id").to_pylist(), prompts=_ragged(batch.column("prompt_ids")), first=first,
                  tokens=_ragged(made["token_ids"]), own=_ragged(made["prompt_ids"]),
                  stopped=pc.equal(made["finish_reason"], STOP).to_numpy(zero_copy_only=False).astype(bool),
                  weight=batch.column("weight").to_numpy(zero_copy_only=False),
                  label=pc.fill_null(label.cast(pa.int8()), -1).to_numpy(zero_copy_only=False),
-                 scores=numbers(_named(made["scores"], score), first))
+                 scores=numbers(_named(made["scores"], score), first),
+                 rationales=_ragged(why["token_ids"]), questions=_ragged(why["prompt_ids"]))
 
 
 def _starts(lists: pa.ListArray) -> np.ndarray:

@@ -32,6 +32,7 @@ class Example:
     previous_logps: tuple[float, ...] | None = None  # nats, under the policy the iteration began with
     scores: tuple[float, ...] | None = None  # one per completion
     prompts: tuple[np.ndarray, ...] | None = None  # one per completion, where they do not share `prompt`
+    rationale: "Example | None" = None  # why completion 0 is better: a prompt and one completion; where asked for
 
     def prompt_of(self, k: int) -> np.ndarray:
         """(P_k,) int32, the prompt completion k answers."""
@@ -40,7 +41,8 @@ class Example:
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt + completion row."""
-        return max(len(self.prompt_of(k)) + len(c) for k, c in enumerate(self.completions))
+        rows = [len(self.prompt_of(k)) + len(c) for k, c in enumerate(self.completions)]
+        return max(rows if self.rationale is None else [*rows, self.rationale.longest])
 
     @property
     def completion_tokens(self) -> int:
@@ -85,8 +87,10 @@ def example(of: Flat | Chunk, g: int, known: Mapping[str, Numbers]) -> Example:
     prompt, places = _list(of.prompts, g), range(low, high)
     own = bool(of.own.starts[high] > of.own.starts[low])
     numbers = {name: tuple(one.values[low:high].tolist()) for name, one in known.items() if one.present[g]}
+    why = _list(of.rationales, g)
     return Example(
         id=of.ids[g], prompt=prompt, completions=tuple(_list(of.tokens, c) for c in places),
+        rationale=Example(of.ids[g], _list(of.questions, g), (why,)) if len(why) else None,
         weight=float(of.weight[g]), label=None if of.label[g] < 0 else bool(of.label[g]),
         prompts=tuple(p if len(p) else prompt for p in (_list(of.own, c) for c in places)) if own else None, **numbers)
 
@@ -104,29 +108,30 @@ def of_chunk(chunk: Chunk) -> list[Example]:
 
 
 def load(sources: Sequence[Source], folder: Path, beside: SideTables | None = None,
-         stop_ids: Iterable[int] | None = None, weights: Sequence[float] = ()) -> Examples:
+         stop_ids: Iterable[int] | None = None, weights: Sequence[float] = (), rationales: bool = False) -> Examples:
     """Read tokenised tables into arrays under `folder`, unless they are there already, and map them.
 
-    weights: a factor on the weights of each table's groups; empty: 1. Raises UserError naming an id that occurs twice,
-    rows without ids, with empty completions, with a completion that says finish_reason "stop" and does not end with
-    one of `stop_ids`, and tables without the log-probs that a side table should have.
+    weights: a factor on the weights of each table's groups; empty: 1. rationales: read them, where there are any.
+    Raises UserError naming an id that occurs twice, rows without ids, with empty completions, with a completion that
+    says finish_reason "stop" and does not end with one of `stop_ids`, and tables without the log-probs that a side
+    table should have.
     """
     if weights and len(weights) != len(sources):
         raise UserError(f"train.weights: {len(weights)} numbers for {len(sources)} tables of "
                         "groups, expected one for each, or an empty list")
     if not mapped.finished(folder):
-        _fill(sources, folder, beside or SideTables(), stop_ids, weights or (1.0,) * len(sources))
+        _fill(sources, folder, beside or SideTables(), stop_ids, weights or (1.0,) * len(sources), rationales)
     return Examples(mapped.opened(folder))
 
 
 def _fill(sources: Sequence[Source], folder: Path, beside: SideTables, stop_ids: Iterable[int] | None,
-          weights: Sequence[float]) -> None:
+          weights: Sequence[float], rationales: bool) -> None:
     stops = None if stop_ids is None else np.array(sorted(stop_ids))
     problems, ids = Problems(_SHOWN), list[tuple[int, pa.Array]]()
     writer = mapped.Writer(folder)
     for index, (source, factor) in enumerate(zip(sources, weights, strict=True)):
         side, at, seen = SideNumbers(source, beside), 0, 0
-        for chunk in arrays.read(source.path, beside.score):
+        for chunk in arrays.read(source.path, beside.score, rationales):
             problems.add(*chunk_problems(chunk, stops))
             writer.add(chunk, chunk.weight * factor * side.weights(chunk, at), side.numbers(chunk, at))
             at, seen = at + int(chunk.first[-1]), seen + len(chunk.ids)
@@ -191,7 +196,9 @@ def _extents(examples: Sequence[Example]) -> Iterator[tuple[int, int, int]]:
     """(place, largest token id, tokens of the longest row) of every example."""
     if not isinstance(examples, Examples):
         for i, e in enumerate(examples):
-            yield i, max(int(part.max()) for part in (e.prompt, *e.completions, *(e.prompts or ()))), e.longest
+            both = [e] if e.rationale is None else [e, e.rationale]
+            parts = (part for one in both for part in (one.prompt, *one.completions, *(one.prompts or ())))
+            yield i, max(int(part.max()) for part in parts), e.longest
         return
     rows = slice(None) if examples.rows is None else examples.rows
     yield from zip(range(len(examples)), examples.flat.highest[rows].tolist(), examples.flat.longest[rows].tolist(),

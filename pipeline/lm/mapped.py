@@ -1,7 +1,8 @@
 """A table of groups as a few flat arrays on disk, mapped into memory.
 
     ids.arrow               group ids
-    <list>.values, .npy     the int32 ids of prompts, completions, completions' own prompts; where each begins
+    <list>.values, .npy     the int32 ids of prompts, completions, completions' own prompts, rationales and their
+                            questions; where each begins
     <number>.values, .present.npy   reference log-probs and scores, one per completion; which groups have them
     weight.npy, label.npy, highest.npy, longest.npy   one per group
 
@@ -20,6 +21,7 @@ import pyarrow as pa
 from pipeline.lm.arrays import Chunk, Numbers, Ragged
 
 _DONE = "done.json"
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,11 @@ class Flat:
     highest: np.ndarray  # (G,) int64, the largest token id
     longest: np.ndarray  # (G,) int64, tokens of the longest prompt + completion
     numbers: dict[str, Numbers]  # by NUMBERS
+    rationales: Ragged  # G lists
+    questions: Ragged
 
 
-_LISTS = ("prompts", "tokens", "own")
+_LISTS = ("prompts", "tokens", "own", "rationales", "questions")
 NUMBERS = ("ref_logps", "previous_logps", "scores")  # the fields of an example
 _PLAIN = ("first", "weight", "label", "highest", "longest")
 
@@ -81,11 +85,12 @@ class Writer:
             if name.endswith(".lengths"):
                 name, whole = name[: -len(".lengths")], np.concatenate([[0], np.cumsum(whole, dtype=np.int64)])
             np.save(self.folder / f"{name}.npy", whole)
-        (self.folder / _DONE).write_text(json.dumps({"format": 1}))
+        (self.folder / _DONE).write_text(json.dumps({"format": _FORMAT}))
 
 
 def finished(folder: Path) -> bool:
-    return (folder / _DONE).exists()
+    """Whether `folder` holds a whole table, as this version writes one."""
+    return (folder / _DONE).exists() and json.loads((folder / _DONE).read_text())["format"] == _FORMAT
 
 
 def opened(folder: Path) -> Flat:

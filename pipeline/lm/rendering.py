@@ -125,8 +125,10 @@ class Rendering:
 
     def unwritable(self, group: Group) -> bool:
         """Whether a text of the group holds the string of a special token that cannot be written as letters."""
+        beside = [] if group.rationale is None else [self.held(group.rationale.text)]
         return bool(self._unwritable) and any(
-            int(place) in self._unwritable for text in self._renderings(group) for place in _HELD.findall(text))
+            int(place) in self._unwritable for text in (*self._renderings(group), *beside)
+            for place in _HELD.findall(text))
 
     @cached_property
     def _unwritable(self) -> set[int]:

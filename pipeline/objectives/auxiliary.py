@@ -7,13 +7,12 @@ nll_loss_coef), or the mean over all wanted tokens of the global batch (TRL's "s
 Length desensitisation (LD-DPO, Liu et al. 2024): tokens of a pair beyond the length of its shorter side weigh alpha, in
 the sums of the policy and of the reference.
 
-Rationale term (Just et al. 2024): + gamma (-log pi(rationale | its own prompt)); the rationale is the last completion
-of a group, with a prompt of its own.
+Rationale term (Just et al. 2024): + gamma (-log pi(rationale | x, y_w, y_l)), the sum over its tokens behind a question
+of its own (pipeline.lm.rationales); 0 for a group that has none, so that beside it the mean is over all groups.
 """
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.config import setting
 from pipeline.objectives.contract import Auxiliary, Losses, LossInputs, Needs, Tensor, TokenInputs
@@ -45,7 +44,7 @@ class Settings:
 
 
 def needs(settings: Settings) -> Needs:
-    """Token-level log-probs for length desensitisation, a further completion for rationales; else nothing."""
+    """Token-level log-probs for length desensitisation, rationales for their term; else nothing."""
     by_token = settings.length_alpha < 1.0
     return Needs(token_logps=by_token, reference_tokens=by_token, rationale=settings.rationale_gamma > 0.0)
 
@@ -90,50 +89,14 @@ def desensitised_sums(token_logps: Tensor, tokens: TokenInputs, lengths: Tensor,
 
 
 def before(batch: LossInputs, settings: Settings) -> LossInputs:
-    """The batch as the objective sees it: without the rationale column, with desensitised sums."""
+    """The batch as the objective sees it: with desensitised sums."""
     if settings.length_alpha < 1.0:
         tokens = tokens_of(batch, "length_alpha")
-        places = (tokens, _compared(batch, settings), settings.length_alpha)
+        places = (tokens, batch.lengths, settings.length_alpha)
         ref = required(tokens.ref_logps, "tokens.ref_logps", "length_alpha")
         batch = dataclasses.replace(batch, logps=desensitised_sums(tokens.logps, *places),
                                     ref_logps=None if batch.ref_logps is None else desensitised_sums(ref, *places))
-    return without_last(batch) if settings.rationale_gamma > 0.0 else batch
-
-
-def _compared(batch: LossInputs, settings: Settings) -> Tensor:
-    """Lengths of the completions that are compared: a rationale is not."""
-    import torch
-
-    if settings.rationale_gamma == 0.0:
-        return batch.lengths
-    last = _last(batch)
-    return torch.where(torch.nn.functional.one_hot(last, batch.lengths.shape[1]).bool(), 0, batch.lengths)
-
-
-def _last(batch: LossInputs) -> Tensor:
-    return batch.present.sum(dim=1) - 1  # (G,), the last completion's column
-
-
-def without_last(batch: LossInputs) -> LossInputs:
-    """The batch without the last completion of every group; its tokens stay in the token view of no column."""
-    import torch
-
-    last = torch.nn.functional.one_hot(_last(batch).clamp(min=0), batch.present.shape[1]).bool()
-    kept = batch.present & ~last
-    width = int(kept.sum(dim=1).max()) if kept.numel() else 0
-
-    def cut(values: Tensor | None) -> Tensor | None:
-        return None if values is None else torch.where(kept, values, torch.zeros_like(values))[:, :width]
-
-    tokens = batch.tokens
-    if tokens is not None:
-        keep = ~last[tokens.group, tokens.column]
-        fields: dict[str, Any] = {f.name: getattr(tokens, f.name) for f in dataclasses.fields(tokens)}
-        left: dict[str, Any] = {name: None if values is None else values[keep] for name, values in fields.items()}
-        tokens = dataclasses.replace(tokens, **left)
-    names = ("logps", "lengths", "ref_logps", "previous_logps", "scores")
-    columns: dict[str, Any] = {name: cut(getattr(batch, name)) for name in names}
-    return dataclasses.replace(batch, present=kept[:, :width], tokens=tokens, **columns)
+    return batch
 
 
 def terms(batch: LossInputs, settings: Settings) -> Losses:
@@ -151,12 +114,13 @@ def terms(batch: LossInputs, settings: Settings) -> Losses:
         metrics["sft_loss"] = torch.where(there, losses, 0.0).detach()
         total = total + settings.sft_weight * torch.where(there, losses, 0.0)
     if settings.rationale_gamma > 0.0:
-        logps = masked(batch.logps, batch.present).gather(1, _last(batch).clamp(min=0)[:, None])[:, 0]
+        logps = at_least_float32(required(batch.rationale_logps, "rationale_logps", "rationale_gamma"))
+        there = required(batch.explained, "explained", "rationale_gamma")
         losses = -settings.rationale_gamma * logps
         if settings.rationale_log_sigmoid:
             losses = -torch.nn.functional.logsigmoid(settings.rationale_gamma * logps)
-        metrics["rationale_logps"] = logps.detach()
-        total = total + losses
+        metrics |= {"rationale_logps": logps.detach(), "rationale_share": there.to(logps.dtype)}
+        total = total + torch.where(there, losses, 0.0)
     return total, metrics
 
 

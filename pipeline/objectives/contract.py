@@ -58,7 +58,7 @@ class Needs:
     batch: bool = False
     """The loss of a group depends on the other groups: the trainer gives the *global* batch, however it is cut."""
     rationale: bool = False
-    """A further completion at the end of every group, with a prompt of its own: why the preferred one is better."""
+    """batch.rationale_logps, of the groups that have a rationale: why the preferred completion is better."""
 
     @property
     def compares(self) -> bool:
@@ -127,6 +127,8 @@ class LossInputs:
     scores: Tensor | None = None  # "scores": (G, K) float32, the reward of each completion; 0 where absent
     mismatched_logps: Tensor | None = None  # "mismatched": (G,) float32, mean over another group's answers, no gradient
     mismatched_ref_logps: Tensor | None = None  # "mismatched": (G,) float32
+    rationale_logps: Tensor | None = None  # "rationale": (G,) float32, sum over its tokens; 0 where a group has none
+    explained: Tensor | None = None  # (G,) bool, whether a group has a rationale
     mean_chosen_length: float | None = None  # tokens of completion 0, mean over the groups of the *global* batch
     mean_wanted_length: float | None = None  # the same, where a completion 0 labelled unwanted counts as 0 tokens
     mean_length: float | None = None  # tokens of all completions, mean over the groups of the *global* batch

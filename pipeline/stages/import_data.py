@@ -3,6 +3,7 @@
 Texts only; token ids are made by the next stage. Problems of the data are reported before anything runs.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pipeline.config import Part, load_part, part_problems, setting
 from pipeline.errors import UserError
 from pipeline.formats.contract import Format
 from pipeline.formats.splits import SPLITS, Imported
+from pipeline.records import Group
 from pipeline.stage import Context, Stage
 
 BUILTIN = "builtin:"
@@ -53,13 +55,18 @@ def check(settings: Settings, runtime: Runtime) -> list[str]:
 
 
 def lacks(settings: Settings, runtime: Runtime, wanted: dict[str, str]) -> list[str]:
-    """Pairs, where the preferences are single answers with a label. One row tells: a data set holds one kind."""
-    if "pairs" not in wanted:
-        return []
-    first = next((group for split, group in _import(settings, runtime).groups() if split == "pref"), None)
-    if first is None or first.label is None:
-        return []
-    return [f"data.root: {runtime.root} holds single answers with a label, and {wanted['pairs']}"]
+    """Pairs, where the preferences are single answers with a label (one row tells: a data set holds one kind); and
+    rationales, where no preference has one.
+    """
+    def preferences() -> Iterator[Group]:
+        return (group for split, group in imported.groups() if split == "pref")
+
+    imported, problems = _import(settings, runtime), []
+    if "pairs" in wanted and (first := next(preferences(), None)) is not None and first.label is not None:
+        problems.append(f"data.root: {runtime.root} holds single answers with a label, and {wanted['pairs']}")
+    if "rationales" in wanted and not any(group.rationale for group in preferences()):
+        problems.append(f"data.root: {runtime.root} holds no preference with a rationale, and {wanted['rationales']}")
+    return problems
 
 
 def run(context: Context) -> None:

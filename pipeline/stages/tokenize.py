@@ -6,12 +6,13 @@ or refused as the settings say, and every one is accounted for by split and reas
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config import setting
 from pipeline.engines.engine import model_facts
 from pipeline.errors import UserError
+from pipeline.lm import rationales
 from pipeline.lm.template import Encoder, Limits, limit
 from pipeline.records import Group
 from pipeline.stage import Context, Kinds, Stage
@@ -33,6 +34,9 @@ class Settings:
     overlong_pref: str = setting("drop", choices=("drop", "truncate", "error"))  # pairs with a longer answer
     # Where the chat template refuses system turns or leaves them out: in front of the first user's text, or no such row
     system_turns: str = setting("fold", choices=("fold", "drop"), added=True)
+    rationale_order: str = setting("random", choices=rationales.ORDERS, added=True)  # of the answers in its question
+    # a rationale with the question it answers: a longer one is left out and its pair stays; null: the model's context
+    max_rationale_tokens: int | None = setting(None, low=1, added=True)
 
 
 def kinds(settings: Settings, given: Kinds) -> Kinds:
@@ -65,16 +69,29 @@ def _encoded(context: Context, table: Path, split: str, encoder: Encoder, limits
     from pipeline import tables
 
     tokens, noted = 0, Counter[str]()
+    room = context.settings.max_rationale_tokens or model_facts(context.one("model")).max_position
     for batch in tables.batches(_usable(context, tables.read(table), split, encoder, noted), _BATCH):
-        for group in encoder.encode(batch):
+        for group in rationales.encoded(batch, encoder, context.settings.rationale_order):
             noted.update(f"{split}_unread_{name}" for name in encoder.rendering.unread(group))
             kept, reasons = limit(group, limits)
             for reason in reasons:
                 context.report.drop(f"{split}_{reason}")
             if kept is not None:
+                kept = _explained(context, kept, room, split, noted)
                 tokens += len(kept.prompt_ids) + sum(len(c.token_ids) for c in kept.completions)
                 yield kept
     context.report.count(**{f"{split}_tokens": tokens}, **+noted)
+
+
+def _explained(context: Context, group: Group, room: int, split: str, noted: Counter[str]) -> Group:
+    """The group, without its rationale where that is too long; either is counted."""
+    if group.rationale is None:
+        return group
+    if len(group.rationale.prompt_ids) + len(group.rationale.token_ids) > room:
+        context.report.drop(f"{split}_long_rationale")
+        return replace(group, rationale=None)
+    noted[f"{split}_rationales"] += 1
+    return group
 
 
 def _usable(

@@ -24,6 +24,9 @@ _WHY = {
     "reference_model": "the reference model itself, held in memory",
 }
 
+_RATIONALE = ("auxiliary.rationale_gamma trains on them; give pairs a `rationale` (data=jsonl, docs/data.md), or set "
+              "auxiliary.rationale_gamma=0")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -114,11 +117,12 @@ def wanted(settings: Settings) -> set[str]:
 
 
 def wants(settings: Settings) -> dict[str, str]:
-    """Pairs, where the objective compares and takes nothing else."""
+    """Pairs, where the objective compares and takes nothing else; rationales, where a term acts on them."""
     needs, name = needs_of(settings), settings.objective["module"].rpartition(".")[2]
     way = (f"objective {name} learns from pairs; give pairs (chosen, rejected), or set an objective for labels: "
            "objective=kto, bco or binary_cringe")
-    return {"pairs": way} if needs.compares and not needs.singles else {}
+    pairs = {"pairs": way} if needs.compares and not needs.singles else {}
+    return pairs | ({"rationales": _RATIONALE} if needs.rationale else {})
 
 
 def misfit(settings: Settings, given: Kinds) -> str | None:
@@ -128,11 +132,9 @@ def misfit(settings: Settings, given: Kinds) -> str | None:
     if needs.scores and given.scores and "data" not in makes and settings.score not in given.scores:
         return (f"objective {name} reads the score {settings.score!r}, which the groups do not have (scores there: "
                 f"{', '.join(sorted(given.scores))}); set train.score, or a selection that stores it")
-    if needs.rationale and makes:
-        bare = " and ".join(sorted(makes - {"data"}))
-        return ("auxiliary.rationale_gamma needs a rationale at the end of every group, but "
-                + (f"the selection makes {bare} without one" if bare else "no data format reads one")
-                + "; set auxiliary.rationale_gamma=0")
+    if needs.rationale and makes and "data" not in makes:
+        return (f"auxiliary.rationale_gamma needs rationales, but the selection makes {made} without one; set "
+                "auxiliary.rationale_gamma=0, or a recipe that trains on the data set's preferences (recipe=pco)")
     if needs.layout and makes - {needs.layout}:
         return (f"objective {name} needs a special group layout ({needs.layout}: see the docstring of "
                 f"{settings.objective['module']}), but the recipe gives it {made}; set a selection that builds them "

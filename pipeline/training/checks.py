@@ -22,11 +22,11 @@ class Misfits:
     first: dict[str, str] = field(default_factory=dict)  # a group with it
 
     def look(self, example: Example) -> None:
-        needs, k = self.needs, len(example.completions) - self.needs.rationale
+        needs, k = self.needs, len(example.completions)
         self.seen += 1
         self._count(needs.compares and k < 2 and (self.drawn or not needs.singles), "short", example)
         self._count(needs.pairs and not needs.lists and k > 2 and not self.drawn, "long", example)
-        self._count(needs.rationale and example.prompts is None, "rationale", example)
+        self._count(needs.rationale and example.rationale is None, "rationale", example)
         self._count(needs.labels and k == 1 and example.label is None, "unlabeled", example)
         self._count(needs.reference and example.ref_logps is None, "reference", example)
         self._count(needs.previous and example.previous_logps is None, "previous", example)
@@ -43,8 +43,8 @@ class Misfits:
                       "train on preference data or use an objective for demonstrations"),
             "long": ("takes pairs, but {} have more than two completions",
                      "set negatives= to draw one, or use an objective for lists"),
-            "rationale": ("beside auxiliary.rationale_gamma needs a rationale at the end of every group, but {} have "
-                          "none", "set auxiliary.rationale_gamma=0"),
+            "rationale": ("beside auxiliary.rationale_gamma needs rationales, but {} have none",
+                          "give pairs a `rationale` (docs/data.md), or set auxiliary.rationale_gamma=0"),
             "unlabeled": ("needs labels, but {} have none", "give single completions a label"),
             "reference": ("needs reference log-probs, but {} have none",
                           "give the step a `reference` input made by reference_logprobs"),
@@ -53,7 +53,8 @@ class Misfits:
             "scores": ("needs the score train.score of every completion, but {} have none",
                        "train on groups built from scored samples, or give the step a `scored` input")}
         return [f"objective: {name} " + texts[kind][0].format(f"{number} of {self.seen} groups")
-                + f" (first {self.first[kind]!r}); {texts[kind][1]}" for kind, number in self.number.items()]
+                + f" (first {self.first[kind]!r}); {texts[kind][1]}" for kind, number in self.number.items()
+                if kind != "rationale" or number == self.seen]  # the term acts on the groups that have one
 
 
 def fit_to_objective(

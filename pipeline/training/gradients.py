@@ -169,6 +169,8 @@ class WholeTask(Task, Protocol):
 
     def logps(self, model: Any, examples: Sequence[Example]) -> Tensor: ...
 
+    def rationale_logps(self, model: Any, examples: Sequence[Example]) -> Tensor: ...
+
 
 @dataclass
 class StepResult:
@@ -227,14 +229,20 @@ def _of_whole(model: Any, task: WholeTask, batch: list[Example], step: int, prec
         parts = [(world.run(task.inputs, model, [batch[i] for i in micro], step, facts), micro)
                  for micro, counts in cut if counts or world.size > 1]
     inputs = _joined_of_all(parts, [counts for _, counts in cut], world, device)
-    logps = inputs.logps.requires_grad_()
-    losses, metrics = task.loss(dataclasses.replace(inputs, logps=logps))
+    of_rationales = inputs.rationale_logps
+    wanted = [one.requires_grad_() for one in (inputs.logps, of_rationales) if one is not None]
+    losses, metrics = task.loss(inputs)
     loss = (losses * share).sum()
-    (slopes,) = torch.autograd.grad(loss, logps)
+    slopes = torch.autograd.grad(loss, wanted)
     for micro, counts in cut:
+        examples = [batch[i] for i in micro]
         with autocast(device, precision):
-            live = world.run(task.logps, model, [batch[i] for i in micro])
-        (live * slopes[micro, : live.shape[1]] * counts).sum().backward()
+            live = world.run(task.logps, model, examples)
+        (live * slopes[0][micro, : live.shape[1]] * counts).sum().backward()
+        if of_rationales is not None:
+            with autocast(device, precision):
+                live = world.run(task.rationale_logps, model, examples)
+            (live * slopes[1][micro] * counts).sum().backward()
     if world.first:  # every process has the loss of all
         found.add(loss, batch, losses, metrics)
     return found

@@ -14,7 +14,7 @@ from pipeline.objectives.contract import LossInputs
 from pipeline.stage import derive_seed
 
 _COLUMNS = ("logps", "lengths", "present", "ref_logps", "previous_logps", "scores")  # (G, K)
-_GROUPS = ("labels", "mismatched_logps", "mismatched_ref_logps")  # (G,)
+_GROUPS = ("labels", "mismatched_logps", "mismatched_ref_logps", "rationale_logps", "explained")  # (G,)
 
 
 def partners(batch: Sequence[Example]) -> dict[str, Example]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.config import Part
 from pipeline.lm import forward
-from pipeline.lm.examples import Example
+from pipeline.lm.examples import Example, columns
 from pipeline.lm.forward import Rows, device_of, padded
 from pipeline.lm.head import Reductions, reduced, token_logps
 from pipeline.lm.packed import unique_tokens
@@ -68,7 +68,8 @@ class PolicyTask:
 
     def cost(self, example: Example) -> int:
         """Unique tokens that a micro-batch has to hold for the example."""
-        return unique_tokens(example) if self.drawn_apart is None else self.drawn_apart.cost(example)
+        own = unique_tokens(example) if self.drawn_apart is None else self.drawn_apart.cost(example)
+        return own if example.rationale is None else own + unique_tokens(example.rationale)
 
     def losses(self, model: Any, examples: Sequence[Example], step: int,
                facts: BatchFacts) -> tuple[Tensor, Metrics, Sequence[Example]]:
@@ -101,7 +102,7 @@ class PolicyTask:
         return replace(known, tokens=tokens, mismatched_logps=mismatched[0], mismatched_ref_logps=mismatched[1])
 
     def _known(self, model: Any, examples: Sequence[Example], logps: Tensor, facts: BatchFacts) -> LossInputs:
-        """What the needs name where no pass is left to make: (G, K) `logps` are there, and the rest are columns."""
+        """What the needs name where (G, K) `logps` are there: columns, and a pass over the rationales."""
         needs, device = self.needs, logps.device
         lengths = forward.lengths_of(examples, device)
         labels = None  # among labelled groups one without counts as preferred
@@ -112,6 +113,9 @@ class PolicyTask:
             ref_logps=padded([e.ref_logps for e in examples], device) if needs.reference else None,
             previous_logps=padded([e.previous_logps for e in examples], device) if needs.previous else None,
             scores=padded([e.scores for e in examples], device) if needs.scores else None,
+            rationale_logps=self.rationale_logps(model, examples) if needs.rationale else None,
+            explained=torch.tensor([e.rationale is not None for e in examples], device=device) if needs.rationale
+            else None,
             mean_chosen_length=facts.mean_chosen_length, mean_wanted_length=facts.mean_wanted_length,
             mean_length=facts.mean_length, tokens_per_group=facts.tokens_per_group, state=dict(self.state),
             parameters=parameters_of(model))
@@ -144,6 +148,18 @@ class PolicyTask:
     def logps(self, model: Any, examples: Sequence[Example]) -> Tensor:
         """(G, K) log-probs with gradient, nothing else."""
         return forward.group_logps(model, forward.collate(examples, device_of(model)), self.logits_per_chunk)
+
+    def rationale_logps(self, model: Any, examples: Sequence[Example]) -> Tensor:
+        """(G,) float32 log-probs of the rationales with gradient, 0 where a group has none.
+
+        Where none has one a preferred completion runs for nothing: processes that share sharded weights make as many
+        passes each.
+        """
+        places = [i for i, e in enumerate(examples) if e.rationale is not None]
+        rationales = [e.rationale for e in examples if e.rationale is not None]
+        logps = self.logps(model, rationales or [columns(examples[0], [0])])[:len(places), 0]
+        index = torch.tensor(places, dtype=torch.int64, device=logps.device)
+        return logps.new_zeros(len(examples)).index_copy(0, index, logps)
 
     def loss(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
         """(G,) losses and metrics of inputs gathered before. Carries the objective's state on by one batch."""

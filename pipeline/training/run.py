@@ -152,7 +152,8 @@ def load_examples(
         beside = SideTables(score=score, **{field: context.inputs.get(name, ()) for field, name in (
             ("reference", "reference"), ("previous", "previous"), ("scores", "scored"), ("weights", "weights"))})
         return data.load(columns.sources(context), context.work / "examples", beside,
-                         folders.stop_ids(context.one("model")), weights)
+                         folders.stop_ids(context.one("model")), weights,
+                         needs_of(parts.objective, parts.auxiliary).rationale)
 
     return checks.fit_to_objective(
         distribute.first_then_all(world, load), parts.objective, parts.negatives, parts.auxiliary)

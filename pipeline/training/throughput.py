@@ -44,20 +44,24 @@ def weights(matrix: Tensor) -> int:
 
 def data_tokens(batch: Sequence[Example]) -> int:
     """Tokens of a batch without padding, a prompt that completions share counted once."""
-    return sum(e.completion_tokens + sum(_prompts(e)) for e in batch)
+    return sum(e.completion_tokens + sum(_prompts(e)) for e in _with_rationales(batch))
 
 
 def flops(shape: Shape, batch: Sequence[Example]) -> float:
     """Model FLOPs of one training step: 2 per weight, token and pass, the head on completion tokens only, attention on
     the pairs a causal mask allows. What is computed twice to save memory counts once.
     """
-    scored = sum(e.completion_tokens for e in batch)
+    scored = sum(e.completion_tokens for e in _with_rationales(batch))
     pairs = 0.0
-    for e in batch:
+    for e in _with_rationales(batch):
         pairs += sum(p * p for p in _prompts(e)) / 2
         pairs += sum(n * len(e.prompt_of(k)) + n * n / 2 for k, n in enumerate(map(len, e.completions)))
     forward = 2 * (shape.body * data_tokens(batch) + shape.head * scored) + 4 * shape.attention * pairs
     return shape.passes * forward
+
+
+def _with_rationales(batch: Sequence[Example]) -> list[Example]:
+    return [*batch, *(e.rationale for e in batch if e.rationale is not None)]
 
 
 def _prompts(e: Example) -> list[int]:

@@ -149,4 +149,17 @@ def test_labels_where_pairs_are_trained_on(refused, data, words, way):
 
 def test_a_rationale_that_no_data_set_brings(refused):
     (problem,) = refused("plan", "recipe=pco", "objective=dpo", "iterations=1", "auxiliary.rationale_gamma=0.1")
-    assert "no data format reads one" in problem and "auxiliary.rationale_gamma=0" in problem
+    assert "holds no preference with a rationale" in problem and "auxiliary.rationale_gamma=0" in problem
+
+
+def test_rationales_are_looked_for_in_the_preferences(refused, data, tmp_path):
+    """A demonstration has no use for one; one pair with a rationale is enough to plan."""
+    words = ["recipe=pco", "objective=dpo", "data=jsonl", f"data.root={data}", "auxiliary.rationale_gamma=0.1",
+             "data.format.shares.eval=5", f"workspace={tmp_path / 'planned'}"]
+    rows = [{**GOOD, "prompt": f"Name fruit number {i}.", "rationale": " "} for i in range(40)]
+    rows += [{"prompt": f"Say {i}.", "completion": "Yes.", "rationale": "It agrees."} for i in range(5)]
+    (data / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (problem,) = refused("plan", *words)
+    assert f"data.root: {data} holds no preference with a rationale" in problem
+    (data / "pairs.jsonl").write_text("".join(json.dumps({**r, "rationale": "It names one."}) + "\n" for r in rows))
+    subprocess.run([sys.executable, "-m", "flows.cli", "plan", *words], check=True, capture_output=True)

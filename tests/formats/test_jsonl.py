@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.formats import jsonl
 from pipeline.formats.jsonl import Settings
 from pipeline.formats.splits import Imported, Limits, Shares
-from pipeline.records import Group
+from pipeline.records import Completion, Group
 from tests import given
 
 
@@ -56,6 +57,33 @@ PAIRS = {
 @pytest.mark.parametrize("row", PAIRS.values(), ids=PAIRS)
 def test_pairs(tmp_path: Path, row: Any) -> None:
     assert texts(one(tmp_path, "pref", row)) == (["q"], ["good", "bad"])
+
+
+@pytest.mark.parametrize("value, read", [("It is right.", Completion("It is right.")), (None, None), ("", None)])
+def test_a_rationale_of_a_pair(tmp_path: Path, value: Any, read: Any) -> None:
+    """It is part of what the row is: the same pair with another rationale is another row."""
+    plain = one(tmp_path, "pref", PAIRS["plain"])
+    group = one(tmp_path, "pref", {**PAIRS["plain"], "rationale": value})
+    assert group.rationale == read and (group.id == plain.id) == (read is None)
+    assert replace(group, rationale=None, id=plain.id) == plain
+
+
+def test_a_rationale_stays_with_the_preferences(tmp_path: Path) -> None:
+    """Pairs also fill the other splits, where nothing reads it; beside one answer it is counted as unread."""
+    rows = [{**PAIRS["plain"], "prompt": f"q{i}", "rationale": "It is right."} for i in range(40)]
+    write(tmp_path / "rows.jsonl", *rows)
+    found = given.splits(jsonl.read(tmp_path, Settings(shares=Shares(eval=5))))
+    assert all(len(found[split]) > 0 for split in ("sft", "pref", "unlabeled", "eval"))
+    assert {split: {g.rationale is not None for g in groups} for split, groups in found.items()} == {
+        "sft": {False}, "pref": {True}, "unlabeled": {False}, "eval": {False}}
+    write(tmp_path / "rows.jsonl", *({"prompt": f"q{i}", "completion": "a", "rationale": "x"} for i in range(9)))
+    assert jsonl.read(tmp_path, Settings(shares=Shares(eval=5))).unread == {"rationale": 9}
+
+
+def test_a_rationale_that_is_no_text(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", {**PAIRS["plain"], "rationale": ["good", "bad"]})
+    with pytest.raises(UserError, match=r"rows.jsonl:1: rationale: .*expected a text that says why chosen is better"):
+        jsonl.read(tmp_path, Settings())
 
 
 def test_a_pair_keeps_its_turns(tmp_path: Path) -> None:

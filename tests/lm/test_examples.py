@@ -136,6 +136,25 @@ def test_completions_with_prompts_of_their_own(tmp_path):
     assert one.longest == 7 and data.columns(one, [1]).prompt_of(0).tolist() == [1, 5, 6, 4]
 
 
+def test_a_rationale_is_read_where_it_is_asked_for(tmp_path):
+    """It counts in the longest row and the largest id then, and in nothing else."""
+    group = replace(PAIR, rationale=Completion("x", (48, 2), prompt_ids=(1, 5, 6, 7, 8, 4)))
+    tables.write(tmp_path / "groups", [group, replace(PAIR, id="bare")], part_size=1)
+    tables.write(tmp_path / "mixed", [replace(PAIR, id="m"), replace(group, id="n")])
+    sources = [given.source(tmp_path / name) for name in ("groups", "mixed")]
+    one, bare, *mixed = data.load(sources, tmp_path / "b", rationales=True)
+    assert one.rationale.prompt.tolist() == [1, 5, 6, 7, 8, 4] and one.longest == 8
+    assert [c.tolist() for c in one.rationale.completions] == [[48, 2]]
+    assert bare.rationale is None and bare.longest < 8
+    assert [e.rationale is None for e in mixed] == [True, False]
+    assert len(one.completions) == 2 and one.completion_tokens == bare.completion_tokens
+    with pytest.raises(UserError, match="token id 48, but the model has a vocabulary of 40"):
+        data.check_fits(data.load(sources, tmp_path / "b"), 40, None)
+    without = data.load(sources, tmp_path / "c")
+    assert all(e.rationale is None for e in without)
+    data.check_fits(without, 40, 7)
+
+
 def random_groups(number):
     """Groups of 1 to 4 completions of 1 to 6 tokens, some with labels, scores, prompts of their own."""
     rng = np.random.default_rng(0)

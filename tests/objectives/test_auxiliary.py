@@ -55,14 +55,16 @@ def test_gradient_of_a_desensitised_token_is_alpha():
 
 
 @pytest.mark.parametrize("wrapped, expected", [(False, 0.5), (True, 0.9740769841801067)])
-def test_rationale_is_hidden_from_the_objective_and_charged(wrapped, expected):
-    """A rationale with log-prob -5 and gamma 0.1: 0.5, or -log s(-0.5) = log(1 + e^0.5)."""
-    three = pair(logps=torch.tensor([[-3.0, -10.0, -5.0]], dtype=D), lengths=torch.tensor([[2, 4, 7]]),
-                 present=torch.ones(1, 3, dtype=torch.bool), ref_logps=None, tokens=None)
+def test_a_rationale_is_charged_where_there_is_one(wrapped, expected):
+    """A rationale with log-prob -5 and gamma 0.1: 0.5, or -log s(-0.5) = log(1 + e^0.5); else nothing."""
+    batch = LossInputs(torch.tensor([[-3.0, -10.0]] * 2, dtype=D), torch.tensor([[2, 4]] * 2),
+                       torch.ones(2, 2, dtype=torch.bool), rationale_logps=torch.tensor([-5.0, 0.0], dtype=D),
+                       explained=torch.tensor([True, False]))
     settings = auxiliary.Settings(rationale_gamma=0.1, rationale_log_sigmoid=wrapped)
-    seen = auxiliary.before(three, settings)
-    assert (seen.logps.tolist(), seen.lengths.tolist(), seen.present.tolist()) == ([[-3, -10]], [[2, 4]], [[True] * 2])
-    assert auxiliary.terms(three, settings)[0].tolist() == pytest.approx([expected])
+    losses, metrics = auxiliary.terms(batch, settings)
+    assert auxiliary.before(batch, settings) is batch
+    assert losses.tolist() == pytest.approx([expected, 0.0])
+    assert metrics["rationale_logps"].tolist() == [-5.0, 0.0] and metrics["rationale_share"].tolist() == [1.0, 0.0]
     assert auxiliary.needs(settings) == Needs(rationale=True)
 
 

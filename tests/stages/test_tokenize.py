@@ -125,6 +125,56 @@ def test_a_refused_system_turn_is_folded_or_its_row_left_out(spoken, refusing, m
     assert taken.report.counts["sft"] == 3 and "sft_system_folded" not in taken.report.counts
 
 
+@pytest.fixture(scope="module")
+def reasons(tmp_path_factory) -> Path:
+    """Pairs with a rationale, the second in a talk of two turns behind a system turn; one without."""
+    root = tmp_path_factory.mktemp("reasons")
+    talk = (Message("system", "Be brief."), *ASK, Message("assistant", "Two."), Message("user", "Sure?"))
+    answers = (Completion("Six."), Completion("Five!"))
+    why = Completion("Assistant 1 counts, assistant 2 guesses.")
+    tables.write(root / "pref", [Group("p0", ASK, answers, rationale=why), Group("p1", ASK, answers),
+                                 Group("p4", talk, answers, rationale=why)])
+    return root
+
+
+@pytest.mark.parametrize("order", ["random", "chosen_first"])
+def test_a_rationale_answers_a_question_about_its_pair(reasons, model, tmp_path, order):
+    """The hash of p4 puts the preferred answer second, and the rationale's names follow."""
+    roomy = with_context(model, tmp_path / "model", 1024)
+    context = run(reasons, roomy, tmp_path / "work", rationale_order=order, max_prompt_tokens=60)
+    made, decode = {g.id: g for g in tables.read(context.out / "pref")}, folders.policy_encoder(model).tokenizer.decode
+    shown = {name: decode(g.rationale.prompt_ids + g.rationale.token_ids) for name, g in made.items() if g.rationale}
+    asks = ("Which of the following assistant's response is more preferable and strictly follows with the prompt "
+            "question?\nAssistant 1:\"{}\"\nor\nAssistant 2:\"{}\"?\nProvide a rationale of your answer.<|end|>"
+            "<|assistant|>{}<|end|>")
+    plain = ("Six.", "Five!", "Assistant 1 counts, assistant 2 guesses.")
+    turned = plain if order == "chosen_first" else ("Five!", "Six.", "Assistant 2 counts, assistant 1 guesses.")
+    assert shown == {
+        "p0": "<|bos|><|user|>Given the prompt:\nHow many?\n" + asks.format(*plain),
+        "p4": ("<|bos|><|system|>Be brief.<|end|><|user|>Given the prompt:\nuser: How many?\nassistant: Two.\n"
+               "user: Sure?\n" + asks.format(*turned))}
+    assert made["p0"].completions == made["p1"].completions and made["p0"].rationale.token_ids[-1] == 2
+    assert context.report.counts["pref_rationales"] == 2 and context.report.counts["pref"] == 3
+
+
+def test_a_rationale_beyond_its_limit_goes_and_its_pair_stays(reasons, model, tmp_path):
+    """Without a limit it is the model's context, here 64 tokens, for the question and its answer together."""
+    roomy = with_context(model, tmp_path / "model", 1024)
+    for name, folder, more in (("context", model, {}), ("limit", roomy, {"max_rationale_tokens": 40})):
+        context = run(reasons, folder, tmp_path / name, max_prompt_tokens=34, **more)
+        kept = list(tables.read(context.out / "pref"))
+        assert [g.rationale for g in kept] == [None] * len(kept) and "p0" in [g.id for g in kept]
+        assert context.report.dropped["pref_long_rationale"] >= 1 and "pref_rationales" not in context.report.counts
+
+
+def with_context(model: Path, folder: Path, tokens: int) -> Path:
+    """The model's folder with another length of its context."""
+    shutil.copytree(model, folder)
+    facts = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**facts, "max_position_embeddings": tokens}))
+    return folder
+
+
 def test_a_field_the_template_does_not_read_is_counted(spoken, model, tmp_path):
     context = run(spoken, model, tmp_path, max_prompt_tokens=34)
     assert context.report.counts["sft_unread_reasoning_content"] == 1
@@ -143,11 +193,16 @@ def test_a_text_that_cannot_be_written_is_left_out_and_counted(model, tmp_path):
     (folder / "generation_config.json").write_text(json.dumps({**facts, "eos_token_id": stops}))
     tables.write(tmp_path / "data" / "sft", [Group(f"s{i}", ASK, (Completion(text),)) for i, text in enumerate(
         ("Six.", "Six\N{PILCROW SIGN}", "<|end|>"))])
+    answers = (Completion("Six."), Completion("Five!"))
+    tables.write(tmp_path / "data" / "pref", [
+        Group("p0", ASK, answers), Group("p1", ASK, answers, rationale=Completion("Six\N{PILCROW SIGN}"))])
     context = run(tmp_path / "data", folder, tmp_path / "work")
     assert [g.id for g in tables.read(context.out / "sft")] == ["s0", "s2"]
-    assert context.report.dropped == {"sft_special_text": 1}
+    assert [g.id for g in tables.read(context.out / "pref")] == ["p0"]
+    assert context.report.dropped == {"sft_special_text": 1, "pref_special_text": 1}
 
 
 def test_a_setting_that_came_later_is_not_in_the_key_at_its_default():
-    assert "system_turns" not in keyed(tokenize.Settings())
+    later = {"system_turns", "rationale_order", "max_rationale_tokens"}
+    assert not later & keyed(tokenize.Settings()).keys()
     assert keyed(tokenize.Settings(system_turns="drop"))["system_turns"] == "drop"

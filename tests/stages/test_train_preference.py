@@ -21,7 +21,7 @@ from pipeline.config import build, problems_of
 from pipeline.errors import UserError
 from pipeline.records import Completion, Group, Message
 from pipeline.stage import Context, Reporter
-from pipeline.stages import init_model, reference_logprobs, sft, tokenize, train_preference, train_reward
+from pipeline.stages import import_data, init_model, reference_logprobs, sft, tokenize, train_preference, train_reward
 from tests import given
 
 ARCH = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2, "kv_heads": 2, "max_position": 64,
@@ -102,6 +102,36 @@ def test_dpo_starts_at_ln_2_and_learns(world, tmp_path):
     lines = metrics(tmp_path / "work")
     assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert lines[-1]["loss"] < 0.5 and lines[-1]["accuracy"] > 0.9
+
+
+def test_rationales_of_a_file_are_trained_on(tmp_path):
+    """From rows to a policy. The first loss of all 8 pairs: ln 2, and gamma times the sum over the 4 rationales' tokens
+    of -log p by the folder's own forward pass, over 8; three steps later the rationales are likelier."""
+    rows = [{"prompt": f"Say {i}.", "chosen": f"It is {i}.", "rejected": "No."} for i in range(8)]
+    (tmp_path / "pref.jsonl").write_text("".join(json.dumps(
+        row | ({"rationale": f"Assistant 1 says {i}."} if i % 2 else {})) + "\n" for i, row in enumerate(rows)))
+    spec = {"module": "pipeline.formats.jsonl", "pref": "pref.jsonl", "shares": {"sft": 0, "unlabeled": 0, "eval": 0}}
+    data = run(import_data, tmp_path / "import", {"format": spec}, {"root": str(tmp_path)})
+    arch = {**ARCH, "max_position": 256, "vocab_size": 360}
+    model = run(init_model, tmp_path / "init", {"arch": arch, "chat_template": "roles"}, data=data) / "model"
+    ids = run(tokenize, tmp_path / "tokens", {"max_prompt_tokens": 30, "max_completion_tokens": 30}, data=data,
+              model=model) / "pref"
+    refs = run(reference_logprobs, tmp_path / "refs", {"precision": "float32"}, RUNTIME, model=model, groups=ids)
+    gamma = {"module": "pipeline.objectives.auxiliary", "rationale_gamma": 0.01}
+    out = run(train_preference, tmp_path / "work", {**DPO, "auxiliary": gamma, "trainer": {**TRAINER, "epochs": 4}},
+              RUNTIME, model=model, groups=ids, reference=refs / "logps")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(model).eval()
+    logps = []
+    for why in (group.rationale for group in tables.read(ids) if group.rationale is not None):
+        whole = torch.tensor([why.prompt_ids + why.token_ids])
+        with torch.no_grad():
+            of_tokens = loaded(input_ids=whole).logits[0, :-1].log_softmax(-1).gather(1, whole[0, 1:, None])
+        logps.append(of_tokens[-len(why.token_ids):].sum().item())
+    first, *_, last = metrics(tmp_path / "work")
+    assert len(logps) == 4 and first["rationale_share"] == 0.5
+    assert first["rationale_logps"] == pytest.approx(sum(logps) / 8, rel=1e-4)
+    assert first["loss"] == pytest.approx(math.log(2) - 0.01 * sum(logps) / 8, rel=1e-4)
+    assert last["rationale_logps"] > first["rationale_logps"] + 1 and (out / "model/model.safetensors").exists()
 
 
 def test_objective_without_its_reference(world, tmp_path):

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,16 @@ CE = load_part({"module": "pipeline.objectives.ce"}, "objective", Objective)
 CRINGE = load_part({"module": "pipeline.objectives.pairwise_cringe"}, "objective", Objective)
 RNCE = load_part({"module": "pipeline.objectives.rnce"}, "objective", Objective)
 MC = load_part({"module": "pipeline.negatives.mc", "m": 2}, "negatives", Draw)
+
+
+RATIONALE = load_part({"module": "pipeline.objectives.auxiliary", "rationale_gamma": 0.1}, "auxiliary", Auxiliary)
+
+
+def explained(examples, places):
+    """The examples, those at `places` with a rationale of three tokens behind a question of four."""
+    why = (np.array([5, 9, 11], np.int32),)
+    return [replace(e, rationale=data.Example(e.id, np.array([3, 7, i + 4, 8], np.int32), why)) if i in places else e
+            for i, e in enumerate(examples)]
 
 
 def task(objective, negatives=None):
@@ -94,11 +105,40 @@ def test_demonstrations_labelled_unwanted_are_left_out(tiny):
 
 
 def test_pairs_without_a_rationale_are_named(tiny):
-    """Their last completion would be taken for one."""
-    terms = load_part({"module": "pipeline.objectives.auxiliary", "rationale_gamma": 0.1}, "auxiliary", Auxiliary)
+    """Where no group has one; one is enough, since the term acts on the groups that have one."""
     kto = load_part({"module": "pipeline.objectives.kto"}, "objective", Objective)
-    with pytest.raises(UserError, match="needs a rationale at the end of every group, but 2 of 2 groups have none"):
-        checks.fit_to_objective(tiny.examples(2), kto, None, terms)
+    with pytest.raises(UserError, match="rationale_gamma needs rationales, but 2 of 2 groups have none"):
+        checks.fit_to_objective(tiny.examples(2), kto, None, RATIONALE)
+    some = explained(tiny.examples(2), [1])
+    assert checks.fit_to_objective(some, kto, None, RATIONALE) == some
+
+
+@pytest.mark.parametrize("name, negatives, tokens", [
+    ("dpo", None, 10**6), ("dpo", None, 60), ("unlikelihood", None, 40),  # divided by groups, and by tokens
+    ("aot", None, 10**6), ("aot", None, 40),  # the loss compares the groups of the batch: two passes where it is cut
+    ("rnce", MC, 40)])  # negatives drawn at every step
+def test_the_rationale_term_is_the_log_prob_of_its_ids(tiny, name, negatives, tokens):
+    """Loss and gradient of 4 groups, two of them with a rationale and weights 1, 1, 0.5, 3: the objective's own, and
+    gamma times the sum over each rationale's tokens of -log softmax, by the model's own forward pass."""
+    part, k = load_part({"module": f"pipeline.objectives.{name}"}, "objective", Objective), 4 if negatives else 2
+    bare = [replace(e, weight=w) for e, w in zip(tiny.examples(4, k=k), (1.0, 1.0, 0.5, 3.0), strict=True)]
+    found = []
+    for examples, terms in ((bare, None), (explained(bare, [1, 3]), RATIONALE)):
+        model, made = tiny.llama(), policy.PolicyTask(part, negatives, 0, 10**6, 2**27, terms)
+        _, metrics, _ = accumulate(model, made, examples, 0, "float32", tokens)
+        found.append((metrics["loss"], {n: p.grad for n, p in model.named_parameters()}))
+    model, term = tiny.llama(), torch.zeros(())
+    for example in explained(bare, [1, 3]):
+        if example.rationale is not None:
+            ids = torch.tensor([*example.rationale.prompt, *example.rationale.completions[0]])
+            logps = model(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+            term = term - 0.1 * example.weight / 5.5 * logps[len(example.rationale.prompt) - 1:].sum()
+    term.backward()
+    (loss, without), (whole, gradient) = found
+    assert whole - loss == pytest.approx(term.item(), rel=1e-4) and term.item() > 0.1
+    for parameter, value in model.named_parameters():
+        assert torch.allclose(gradient[parameter] - without[parameter], value.grad, atol=2e-5), parameter
+    assert metrics["rationale_share"] == 0.5
 
 
 @pytest.mark.parametrize("name", ["dpo", "ce", "unlikelihood", "binary_cringe", "hard_cringe", "pairwise_cringe"])
