@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from flows import machine, screen
 from pipeline import outside
+from pipeline import weights as weight_files
 from pipeline.config import flat
-from pipeline.files import safetensors_weights
 from pipeline.plan import Planned, Step
 from pipeline.wiring import Ref
 
@@ -59,8 +59,12 @@ def share_prompts(config: dict[str, Any]) -> None:
 
 def pretrained_weights(model: Mapping[str, Any]) -> int | None:
     """Weights of the model given, by its files' headers; None where none is given or they do not lie here."""
-    folder = Path(str(model.get("path") or "")).expanduser()
-    return safetensors_weights(folder) if model.get("path") and folder.is_dir() else None
+    if not model.get("path"):
+        return None
+    try:
+        return weight_files.parameters(Path(str(model["path"])).expanduser())
+    except (OSError, ValueError):
+        return None
 
 
 def _under(group: str, known: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import errno
 import fcntl
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -73,19 +72,6 @@ def file_hash(path: Path) -> str:
     """The sha256 of a file's content, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, ALGORITHM).hexdigest()
-
-
-def safetensors_weights(folder: Path) -> int | None:
-    """Weights in a folder's *.safetensors, by their headers; None where there is none, or one that cannot be read."""
-    total, paths = 0, sorted(folder.glob("*.safetensors"))
-    for path in paths:
-        try:
-            with path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-        except (OSError, ValueError, KeyError, OverflowError, MemoryError):
-            return None
-    return total if paths else None
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,9 +14,9 @@ import pytest
 from flows import trainings
 from flows.compose import compose
 from flows.prepare import expand
+from flows.trainings import pretrained_weights
 from pipeline import plan, store
 from pipeline.errors import UserError
-from pipeline.files import safetensors_weights
 from pipeline.plan import Planned, Step
 from pipeline.stages.tokenize import STAGE as TOKENIZE
 from pipeline.wiring import Ref
@@ -34,6 +35,7 @@ def model_of(tmp_path: Path) -> Callable[[float], Path]:
         header = {"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * int(weights)]}, "__metadata__": {}}
         text = json.dumps(header).encode()
         (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+        os.truncate(folder / "model.safetensors", 8 + len(text) + 4 * int(weights))  # nothing of it is written
         return folder
 
     return make
@@ -47,10 +49,13 @@ def settings_of(*words: str) -> dict[str, Step]:
 
 
 def test_weights_are_counted_from_headers_alone(model_of, tmp_path: Path) -> None:
-    assert safetensors_weights(model_of(8e9)) == 8_000_000_000
-    assert safetensors_weights(tmp_path) is None
-    (model_of(8e9) / "broken.safetensors").write_bytes(b"12345678901")
-    assert safetensors_weights(model_of(8e9)) is None
+    folder = model_of(8e9)
+    assert pretrained_weights({"path": folder}) == 8_000_000_000
+    assert pretrained_weights({"path": tmp_path}) is pretrained_weights({"path": None}) is None
+    (folder / "other.safetensors").write_bytes(b"12345678901")  # transformers does not read it either
+    assert pretrained_weights({"path": folder}) == 8_000_000_000
+    os.truncate(folder / "model.safetensors", 1000)
+    assert pretrained_weights({"path": folder}) is None
 
 
 def test_the_kind_of_model_brings_the_trainer_and_the_users_word_wins(model_of) -> None:
