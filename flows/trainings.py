@@ -19,7 +19,7 @@ from pipeline.plan import Planned, Step
 from pipeline.wiring import Ref
 
 BLOCKS = {"sft": "sft", "train_reward": "reward", "train_preference": "preference"}  # stage -> its block of `trainer`
-_EXTRA = ("of_size", "of_objective")  # keys of a trainer's file that are no settings
+EXTRA = ("of_size", "of_objective")  # keys of a trainer's file that are no settings
 _MOST_LR, _FEW_WEIGHTS = 1e-4, 100e6  # a higher rate ruins larger pretrained models, all weights learning
 _FULL, _FLOAT, _NF4 = 16.0, 4.0, 0.6  # bytes a weight: with gradient and moments; alone; of 4 bits, norms and head not
 
@@ -48,7 +48,7 @@ def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tupl
 
 def strip(raw: dict[str, Any]) -> None:
     """Take from the composed groups what is no setting."""
-    raw["trainer"] = {key: value for key, value in raw["trainer"].items() if key not in _EXTRA}
+    raw["trainer"] = {key: value for key, value in raw["trainer"].items() if key not in EXTRA}
 
 
 def share_prompts(config: dict[str, Any]) -> None:
