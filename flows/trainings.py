@@ -119,9 +119,9 @@ def bytes_needed(weights: int, kind: str, on_cpu: bool, copies: int, devices: in
 
 def _too_large(config: dict[str, Any], weights: int, trainings: list[tuple[Step, Any]]) -> list[str]:
     hardware = config["hardware"]
-    device = str(hardware["training"].get("device", "auto"))
-    room = hardware["memory_gb"] * 1e9 if hardware.get("memory_gb") else machine.memory(device)
-    spread = hardware["training"].get("strategy") == "fsdp2"
+    device = str(hardware["training"]["device"])
+    room = hardware["memory_gb"] * 1e9 if hardware["memory_gb"] else machine.memory(device)
+    spread = hardware["training"]["strategy"] == "fsdp2"
     devices = hardware["training"]["processes"] * hardware["training"]["nodes"] if spread else 1
     on_cpu = device == "cpu" or (device == "auto" and not machine.cuda())
     needs: dict[str, float] = {}
