@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from pipeline.lm import folders, made, probe, round_trip
+from pipeline.lm import converted, folders, probe, round_trip
 from pipeline.lm.template_check import NO_TEMPLATE
 
 NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -70,7 +70,7 @@ def _as_written(name: str, tensor: np.ndarray, config: transformers.LlamaConfig)
 def test_the_folder_of_a_file_is_the_model_that_was_written(tiny_model: Path, tmp_path: Path):
     """The same log-probs, ids and template; plain text begins with BOS, as the file says."""
     target = tmp_path / "made"
-    made.from_gguf(write(tiny_model, tmp_path / "m.gguf"), target)
+    converted.from_gguf(write(tiny_model, tmp_path / "m.gguf"), target)
     given = round_trip.examples(tiny_model)
     one, other = (round_trip.own_logps(folders.load_policy(folder, torch.device("cpu")), given)
                   for folder in (tiny_model, target))
