@@ -10,7 +10,7 @@ comma  := ,
 STAMP  := $(VENV)/.installed-$(DEVICE)-$(VLLM)$(addprefix -,$(subst $(comma),-,$(EXTRAS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long check docs-check bench dashboard clean
+.PHONY: help setup demo test test-long families check docs-check bench dashboard clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +36,10 @@ test: $(STAMP) ## Run the tests, a quarter of an hour on two cores; ARGS="tests/
 
 test-long: $(STAMP) ## Run the large matrices that `make test` leaves out; adds a line to docs/test-long.md
 	$(PYTEST) -m "long and not gpu" --record=docs/test-long.md $(ARGS)
+
+families: $(STAMP) ## Prove every family of models in every column of docs/models.md, and write its table
+	$(BIN)/python -m pytest tests/lm/test_families.py tests/engines/vllm/test_families.py \
+		tests/flows/test_families.py --families=docs/models.md $(ARGS)
 
 check: $(STAMP) ## Run the linters (ruff, mypy)
 	$(BIN)/python -m ruff check .

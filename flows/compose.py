@@ -32,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flows import policies, presets, settings, trainings
 from flows.machine import automatic, precision_of
-from flows.renamed import problems_of_steps, renamed
+from flows.renamed import NEVER, problems_of_steps, renamed
 from pipeline.config import flat, problems_of, setting
 from pipeline.errors import UserError, nearest
 from pipeline.runs import MOVED, NAME
@@ -236,6 +236,8 @@ def _sort_out(overrides: list[str], conf: Path, problems: list[str]) -> tuple[di
                 choices[key] = option
         elif renamed(key) != key:
             problems.append(f"{key}: is now {renamed(key)}")
+        elif key in NEVER:
+            problems.append(f"{key}: {NEVER[key]}")
         elif str(parsed.value()) in MOVED:
             problems.append(f"{key}: {parsed.value()} is now {MOVED[str(parsed.value())]}")
         else:

@@ -1,10 +1,8 @@
 """What a run says of its model before it is planned: which commit of the hub is meant, and what it will be used for."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from pipeline import hub
-from pipeline.plan import Step
 
 KEYS = ("model.path", "model.base")
 
@@ -28,10 +26,3 @@ def pinned(typed: list[str]) -> list[str]:
     words = [word.partition("=")[::2] for word in typed]
     return [f"{key}={hub.pinned(value, workspace(typed))}" if on_hub(key, value) else word
             for word, (key, value) in zip(typed, words, strict=True)]
-
-
-def with_reward_model(steps: list[Step]) -> list[Step]:
-    """Tell the step that accepts the model whether a reward model will be trained on it: not every family has one."""
-    trained = any(step.stage == "train_reward" and step.settings.base is None for step in steps)
-    return [replace(step, runtime=replace(step.runtime, reward=trained))
-            if step.stage == "init_model" and "policy" not in step.inputs else step for step in steps]

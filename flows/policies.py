@@ -85,7 +85,7 @@ def _expressions(role: str, word: Policy, folders: dict[str, str], problems: lis
             problems.append(f"{where}: {name!r}, expected {', '.join(MODELS)} or a model's folder"
                             f"{nearest(str(name), MODELS)}")
         else:
-            step = folders.setdefault(str(Path(name).expanduser().resolve()), f"given_{'abcdefgh'[len(folders) % 8]}")
+            step = folders.setdefault(str(Path(name).expanduser().resolve()), f"given_{chr(ord('a') + len(folders))}")
             found[iteration] = f"{step}/model"
     if not found or min(found) > 1:
         found[1] = MODELS["sft"]

@@ -169,7 +169,6 @@ def expand(composed: Composed, own: dict[str, Composed] | None = None) -> list[S
     countable = isinstance(iterations, int) and iterations >= 1
     readable = {"recipe": {}, **composed.config, "iterations": iterations if countable else 2}
     steps, problems = plan.try_expand(readable, {step: other.config for step, other in own.items()})
-    steps = models.with_reward_model(steps)
     problems += problems_of(tracking.Settings, composed.config["tracking"], "tracking")
     problems += _contradictions(readable)
     problems += plan.check(Path(composed.config["workspace"]), steps)
@@ -277,7 +276,7 @@ def _same_settings(record: runs.Run, config: dict[str, Any], wired: dict[str, st
                        and (k in old or k.partition(".")[0] not in _ADDED))
     outer = [k for k in differing if not k.startswith("stage.")] or differing
     one_sided = all((k in old) != (k in new) and not is_later(k) for k in differing)
-    if one_sided and set(_started_with(record)) == set(_started_with(replace(record, overrides=words))):
+    if not outer or (one_sided and set(_started_with(record)) == set(_started_with(replace(record, overrides=words)))):
         return [f"{k}: {f'new in this version, {new[k]!r}' if k in new else f'was {old[k]!r}, is no longer there'}; "
                 f"{record.name!r} goes on" for k in outer]
     if outdated := _outdated(record):

@@ -5,6 +5,8 @@ from pipeline.runs import MOVED
 KEYS = {"stage.build_groups.settings.filters": "filters", "stage.train_preference.settings.score": "train.score",
         "stage.merge.settings.weights": "train.weights", "stage.weigh_prompts.active": "train.weigh_prompts",
         "stage.score.settings.name": "reward.name", "stage.score.settings.also": "reward.also"}
+NEVER = {"model.trust_remote_code": "code that comes with a model is never run (docs/decisions/018); take a model of a "
+         "family that transformers knows"}
 STEPS = {"restart": "from_sft", "sampled": "from_sft_sampled", "continued": "from_previous"}  # files of conf/steps
 
 

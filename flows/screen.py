@@ -61,6 +61,8 @@ class Screen(Observer):
 
     def finished(self, step: str, artifact: store.Artifact, cached: bool, seconds: float) -> None:
         word, counts = "cached" if cached else "done", brief(artifact.manifest["counts"])
+        if lost := artifact.manifest["dropped"]:
+            counts += f"; left out or cut: {brief(dict(sorted(lost.items(), key=lambda reason: -reason[1])))}"
         console.print(f"  {word:<7} {self._label(step):<28} {seconds:8.1f} s  {counts}", markup=False)
 
     def gate(self, lines: list[str]) -> None:

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 from flows import machine, screen
 from pipeline import outside
-from pipeline import weights as weight_files
 from pipeline.config import flat
+from pipeline.lm import acceptance
+from pipeline.lm.acceptance import Source
 from pipeline.plan import Planned, Step
 from pipeline.wiring import Ref
 
@@ -30,8 +31,9 @@ def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tupl
     raw: the groups as composed. known: the keys that are set otherwise, which win.
     """
     # The path of a preset is an expression.
-    place = known.get("model.path", OmegaConf.select(OmegaConf.create(raw), "model.path"))
-    trainer, weights = raw["trainer"], pretrained_weights({"path": place})
+    groups = OmegaConf.create(raw)
+    trainer, weights = raw["trainer"], pretrained_weights({
+        key: known.get(f"model.{key}", OmegaConf.select(groups, f"model.{key}")) for key in ("path", "base")})
     module = str({**(raw["objective"] or {}), **_under("objective", known)}.get("module"))
     name = module.rpartition(".")[2]
     found = {f"a model of {screen.number(weights)} weights": node for bound, node in
@@ -58,13 +60,9 @@ def share_prompts(config: dict[str, Any]) -> None:
 
 
 def pretrained_weights(model: Mapping[str, Any]) -> int | None:
-    """Weights of the model given, by its files' headers; None where none is given or they do not lie here."""
-    if not model.get("path"):
-        return None
-    try:
-        return weight_files.parameters(Path(str(model["path"])).expanduser())
-    except (OSError, ValueError):
-        return None
+    """Weights of the model given, by its files' headers; None where none is given or they do not tell."""
+    base = model.get("base")
+    return acceptance.parameters(Source(str(model["path"]), base and str(base))) if model.get("path") else None
 
 
 def _under(group: str, known: Mapping[str, Any]) -> dict[str, Any]:

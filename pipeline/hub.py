@@ -5,6 +5,7 @@ HF_ENDPOINT). A revision is resolved to a commit once per workspace, so that a r
 with; after that only files of this commit are fetched, and none that is pickled.
 """
 
+import functools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipeline import weights as weights_of
 from pipeline.errors import UserError, one_line
 from pipeline.files import write_atomic
 
@@ -20,6 +22,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _KNOWN = "hub-revisions.json"  # of a workspace: what each name meant when it was first used there
 _SMALL = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
 _WEIGHTS = ["*.safetensors"]
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of a weight
 
 
 def named(text: str) -> tuple[str, str | None] | None:
@@ -86,6 +89,22 @@ def sizes(text: str) -> dict[str, int]:
         return {entry.path: entry.size for entry in found if isinstance(entry, huggingface_hub.RepoFile)}
     except Exception as error:
         raise _problem(repo, revision, error) from None
+
+
+@functools.cache  # a commit does not change
+def parameters(text: str) -> int | None:
+    """About how many weights `org/name@commit` has, by its files' bytes and its dtype; None where they do not tell."""
+    if not _COMMIT.fullmatch((named(text) or ("", None))[1] or ""):
+        return None
+    try:
+        folder = fetched(text, weights=False)
+        config, index = json.loads((folder / "config.json").read_text()), folder / weights_of.INDEX
+        each = _BYTES[config.get("dtype") or config.get("torch_dtype")]
+        total = (json.loads(index.read_text())["metadata"]["total_size"] if index.is_file()
+                 else sizes(text)["model.safetensors"])
+        return int(total) // each
+    except (UserError, OSError, ValueError, KeyError, TypeError):  # what is wrong with it is told elsewhere
+        return None
 
 
 def copy_to(repo: str, target: Path) -> str:

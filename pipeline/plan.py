@@ -6,7 +6,7 @@ so far; `train[i-1]/model | sft/model` is the first of them that exists. A step 
 no step that runs takes anything from it. Nothing here imports torch: planning must answer in about a second.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -92,7 +92,7 @@ def try_expand(config: dict[str, Any], overrides: dict[str, dict[str, Any]]) -> 
             except UserError as error:
                 failed.add(full)  # what builds on it is not a problem of its own
                 problems += [p for p in error.problems if p not in problems]
-    return _without_unused(list(steps.values()), if_needed), problems + misfits(steps)
+    return _accepting(_without_unused(list(steps.values()), if_needed)), problems + misfits(steps)
 
 
 def misfits(steps: dict[str, Step]) -> list[str]:
@@ -111,6 +111,13 @@ def misfits(steps: dict[str, Step]) -> list[str]:
         if wrong is not None and f"stage.{step.stage}: {wrong}" not in problems:
             problems.append(f"stage.{step.stage}: {wrong}")
     return problems
+
+
+def _accepting(steps: list[Step]) -> list[Step]:
+    """Tell the step that accepts the model whether a reward model will be trained on it: not every family has one."""
+    trained = any(step.stage == "train_reward" and step.settings.base is None for step in steps)
+    return [replace(step, runtime=replace(step.runtime, reward=trained))
+            if step.stage == "init_model" and "policy" not in step.inputs else step for step in steps]
 
 
 def _without_unused(steps: list[Step], if_needed: set[str]) -> list[Step]:

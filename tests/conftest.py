@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import collections
 import datetime
 import importlib.util
 import os
@@ -18,6 +19,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from tests.lm import families
 
 ROOT = Path(__file__).parent.parent
 STARTED = time.monotonic()
@@ -37,6 +40,7 @@ SENTENCES = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--families", type=Path, help="write what was seen of families of models into a page's table")
     parser.addoption("--record", type=Path, help="add a line about this test run to a Markdown table in this file")
 
 
@@ -68,9 +72,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus: int, config: pytest.Config) -> None:
-    """With --record FILE: date, commit, machine, counts and minutes of this run as one more row of the table."""
-    file = config.getoption("record")
-    if file is None or "PYTEST_XDIST_WORKER" in os.environ:
+    """With --families PAGE: the table of tests/lm/families.py, with today's date for the columns seen for every family.
+    With --record FILE: date, commit, machine, counts and minutes of this run as one more row of the table.
+    """
+    page, file = config.getoption("families"), config.getoption("record")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    if page is not None:
+        seen = collections.defaultdict[str, set[str]](set)
+        for column, family in (pair for report in terminalreporter.getreports("passed")
+                               for pair in report.user_properties):
+            seen[column].add(family)
+        columns = families.write(page, seen, f"{datetime.date.today()}")
+        terminalreporter.write_line(f"columns written to {page}: {', '.join(columns) or 'none'}")
+    if file is None:
         return
     git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
     count = {name: len(terminalreporter.getreports(name)) for name in ("passed", "failed", "error", "skipped")}

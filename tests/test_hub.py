@@ -135,6 +135,18 @@ def test_small_files_first_then_weights_and_never_pickles(stub: Stub, tmp_path: 
     assert sizes["model.safetensors"] == (tiny_model / "model.safetensors").stat().st_size
 
 
+def test_weights_are_counted_before_they_are_fetched(stub: Stub, tmp_path: Path, tiny_model: Path):
+    """By the bytes of the one file, or the sum in the index: how large a model is decides its rates (conf/trainer)."""
+    code = f"print(hub.parameters('org/small@{FIRST}'), hub.parameters('org/small'))"
+    size = (tiny_model / "model.safetensors").stat().st_size
+    assert asked(code, tmp_path, stub.url) == f"{size // 4} None"
+    stub.files["config.json"] = json.dumps({"torch_dtype": "bfloat16"}).encode()
+    stub.files["model.safetensors.index.json"] = json.dumps({"metadata": {"total_size": 16_060_522_496}}).encode()
+    stub.commit = SECOND
+    assert asked(f"print(hub.parameters('org/small@{SECOND}'))", tmp_path, stub.url) == "8030261248"
+    assert not any("model.safetensors" in path.split("/") for path, _ in stub.asked)
+
+
 def test_offline_the_cache_is_used(stub: Stub, tmp_path: Path):
     code = (f"print(hub.pinned('org/small', Path({str(tmp_path / 'ws')!r}))); "
             f"hub.fetched('org/small@{FIRST}', weights=True)")

@@ -5,6 +5,7 @@ and the like are imported inside their functions.
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,6 +17,12 @@ from pipeline.records import LENGTH, STOP
 
 FACTS = "config.json"
 ADAPTER = "adapter_config.json"
+_PROBE_TOKENS = 16  # of prompt and answer each
+
+TOLERANCE = {"float32": 5e-4, "float16": 0.03, "bfloat16": 0.1}
+"""The largest mean difference of an engine's log-probs from the trainer's that is rounding, nats per token, by the
+engine's dtype. Measured on CPU: 5e-6 in float32; in bfloat16 0.002 with 6M weights and 0.025 to 0.065 with 135M, whose
+logits near 20 lie 0.125 apart in it."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +147,9 @@ def adapter_rank(model: Path) -> int:
 def model_facts(model: Path) -> ModelFacts:
     """Stop ids, vocabulary size and context length of a Hugging Face folder; of an adapter's base if it is one.
 
-    Stop ids are every `eos_token_id` of generation_config.json, else of config.json. The other two are as config.json
-    states them, else as transformers resolves them: families name them in their own ways, and leave defaults out.
+    Stop ids are every `eos_token_id` of generation_config.json, else of config.json. The context length ends where
+    `steady_positions` do. Else the other two are as config.json states
+    them, else as transformers resolves them: families name them in their own ways, and leave defaults out.
     Raises UserError where one of the three is not to be found.
     """
     model = adapter_base(model) or model
@@ -151,17 +159,32 @@ def model_facts(model: Path) -> ModelFacts:
     stop = generation.get("eos_token_id", config.get("eos_token_id"))
     stop_ids = tuple(stop) if isinstance(stop, list) else (stop,) if isinstance(stop, int) else ()
     numbers: dict[str, Any] = {key: config.get(key) for key in ("vocab_size", "max_position_embeddings")}
+    problems = [] if stop_ids else [
+        f"{model}: no eos_token_id in generation_config.json or {FACTS}, so sampling would never stop; add it there"]
     if not all(isinstance(number, int) for number in numbers.values()):
-        numbers = _resolved(model, *numbers)
-    problems = []
-    if not stop_ids:
-        problems.append(f"{model}: no eos_token_id in generation_config.json or {FACTS}, so sampling would never stop; "
-                        f"add it there")
+        try:
+            numbers = _resolved(model, *numbers)
+        except UserError as error:
+            raise UserError(*problems, *error.problems) from None
     problems += [f"{model / FACTS}: no {key}, expected a whole number" for key, number in numbers.items()
                  if not isinstance(number, int)]
     if problems:
         raise UserError(*problems)
-    return ModelFacts(stop_ids, int(numbers["vocab_size"]), int(numbers["max_position_embeddings"]))
+    room = min(int(numbers["max_position_embeddings"]), steady_positions(config) or sys.maxsize)
+    return ModelFacts(stop_ids, int(numbers["vocab_size"]), room)
+
+
+def steady_positions(config: Mapping[str, Any]) -> int | None:
+    """Tokens up to which a sequence's log-probs are its own, by the content of config.json; None: at any length.
+
+    LongRoPE (Ding et al. 2024, of Phi-3 128k and Phi-4-mini) has two sets of rotary factors. Transformers takes the
+    long ones for a whole batch once one sequence in it is longer than the length of pretraining, vLLM for every
+    sequence once its context is: longer than that, they are two models, and a batch mixes them.
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) != "longrope":
+        return None
+    return rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
 
 
 def _resolved(model: Path, *keys: str) -> dict[str, Any]:
@@ -186,6 +209,12 @@ def text_decoder(model: Path) -> Callable[[Iterable[int]], str]:
 
     tokenizer = Tokenizer.from_file(str(file))
     return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def probe(facts: ModelFacts) -> Request:
+    """A greedy request whose tokens show an engine's log-probs, its prompt spread over the vocabulary."""
+    prompt = tuple((7919 * i + 11) % facts.vocab_size for i in range(_PROBE_TOKENS))
+    return Request(prompt, 1, 0.0, 1.0, 0, _PROBE_TOKENS, facts.stop_ids, 0, logprobs=True)
 
 
 def overlong(request: Request, context_length: int) -> str:

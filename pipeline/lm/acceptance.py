@@ -8,8 +8,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pipeline import hub, supervisor
+from pipeline import hub, supervisor, weights
 from pipeline.errors import UserError
 from pipeline.lm import checks, probe
 
@@ -42,9 +43,18 @@ class Source:
     def adapter(self) -> bool:
         return (self.place / checks.ADAPTER).is_file()
 
+    @property
+    def adapter_config(self) -> dict[str, Any]:
+        """adapter_config.json; empty where it is no mapping, which `problems` tells."""
+        try:
+            read = json.loads((self.place / checks.ADAPTER).read_text())
+        except ValueError:
+            read = None
+        return read if isinstance(read, dict) else {}
+
     def base_of_adapter(self) -> Source | None:
-        """What the adapter is merged on; None where adapter_config.json names nothing that can be had."""
-        named = json.loads((self.place / checks.ADAPTER).read_text()).get("base_model_name_or_path")
+        """What the adapter is merged on; None where adapter_config.json names nothing that can be had, or is none."""
+        named = self.adapter_config.get("base_model_name_or_path")
         if self.base is not None:
             return Source(self.base, template=self.template)
         beside = self.place / str(named)  # an absolute path stays what it is
@@ -60,8 +70,7 @@ def problems(source: Source, reward: bool) -> list[str]:
         except UserError as error:
             return error.problems
     if source.gguf and source.place.is_file():
-        return [f"model.path: {source.place}: {problem}" for problem in (
-            _probed(source.place, reward, source.template))]
+        return _named(source.place, _probed(source.place, reward, source.template))
     if not source.place.is_dir():
         way = f"make it with: {source.made_by}" if source.made_by else (
             "expected a Hugging Face model folder, a GGUF file, or org/name of a model on the hub")
@@ -71,11 +80,33 @@ def problems(source: Source, reward: bool) -> list[str]:
     return of_folder(source.path, checks.Folder.of(source.place), reward, source.template)
 
 
+def parameters(source: Source) -> int | None:
+    """How many weights the model has, by the headers of its files; None where they do not tell."""
+    try:
+        if source.on_hub:
+            return hub.parameters(source.path)
+        if source.gguf:
+            from gguf import GGUFReader
+
+            return sum(int(tensor.n_elements) for tensor in GGUFReader(source.place).tensors)
+        if source.adapter:
+            base = source.base_of_adapter()
+            return None if base is None else parameters(base)
+        return weights.parameters(source.place)
+    except Exception:  # of a broken file, as many as there are readers: `problems` tells it
+        return None
+
+
 def of_folder(name: str, folder: checks.Folder, reward: bool, template: str | None = None) -> list[str]:
     found = checks.problems(folder, template is not None)
     if not found:
         found = _probed(folder.path, reward, template)
-    return [f"model.path: {name}: {problem}" for problem in found]
+    return _named(name, found)
+
+
+def _named(name: object, problems: list[str]) -> list[str]:
+    """With the model's place in front, where no key stands there."""
+    return [problem if problem.startswith("model.") else f"model.path: {name}: {problem}" for problem in problems]
 
 
 def _on_hub(name: str) -> checks.Folder:
@@ -97,12 +128,16 @@ def _probed(place: Path, reward: bool, template: str | None) -> list[str]:
 
 def _adapter(source: Source, reward: bool) -> list[str]:
     where = f"model.path: {source.place}"
-    read = json.loads((source.place / checks.ADAPTER).read_text())
+    read = source.adapter_config
+    if not read:
+        return [f"{where}: {checks.ADAPTER} is no mapping of settings in JSON; copy it again"]
     found = []
     if read.get("peft_type") != "LORA":
         found.append(f"{where}: adapter of type {read.get('peft_type')!r}, expected LORA; merge it where it was made")
     if not (source.place / checks.ADAPTER_WEIGHTS).is_file():
         found.append(f"{where}: an adapter without {checks.ADAPTER_WEIGHTS}; save it again with save_pretrained")
+    elif fault := checks.unreadable(source.place / checks.ADAPTER_WEIGHTS):
+        found.append(f"{where}: {fault}")
     base = source.base_of_adapter()
     if base is None:
         return [*found, f"{where}: an adapter for {read.get('base_model_name_or_path')!r}, which is no folder here; "

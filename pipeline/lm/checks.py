@@ -137,17 +137,25 @@ def _weights(folder: Folder, index: Mapping[str, Any] | None) -> list[str]:
     return _tensors(folder, wanted, index["weight_map"])
 
 
+def unreadable(path: Path) -> str:
+    """What is wrong with a safetensors file by its header; '' where nothing is."""
+    try:
+        weights.header(path)
+    except ValueError as error:
+        return f"{path.name} is cut short or no safetensors file ({error}); copy it again"
+    return ""
+
+
 def _tensors(folder: Folder, names: list[str], placed: Mapping[str, str] | None) -> list[str]:
     """What the headers say against the index, and of the weights' kind."""
     if not folder.here:
         return []
     found, kinds = list[str](), set[str]()
     for name in names:
-        try:
-            header = weights.header(folder.path / name)
-        except ValueError as error:
-            found.append(f"{name} is cut short or no safetensors file ({error}); copy it again")
+        if fault := unreadable(folder.path / name):
+            found.append(fault)
             continue
+        header = weights.header(folder.path / name)
         kinds |= {tensor["dtype"] for tensor in header.values()}
         if lost := [key for key, file in (placed or {}).items() if file == name and key not in header]:
             found.append(f"{name} lacks {', '.join(first(lost, 3))}, which {weights.INDEX} promises there; copy both "

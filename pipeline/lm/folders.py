@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 
-from pipeline.engines.engine import model_facts
+from pipeline.engines.engine import model_facts, steady_positions
 from pipeline.errors import UserError, first
 from pipeline.lm import attention, forward, rope
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
@@ -131,13 +131,16 @@ def stop_ids(folder: Path) -> tuple[int, ...]:
 
 
 def context_length(model: Any) -> int | None:
-    """Positions the model has, None where its config sets no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """Positions that the model is used with (see `steady_positions`), None where its config sets no limit."""
+    config = model.config.get_text_config().to_dict()
+    limits = [n for n in (config.get("max_position_embeddings"), steady_positions(config)) if n is not None]
+    return min(limits, default=None)
 
 
 def save_folder(model: Any, source: Path, target: Path, dtype: str) -> None:
     """Write `model` as a HF folder, with tokenizer, template and generation config byte for byte those of `source`.
 
+    Its weights are rounded to `dtype` in place, one after the other: a second copy of all of them may not fit.
     Where the config of `source` says rotary positions in the older keys, they stand beside those of today.
     """
     if target.exists():
@@ -146,7 +149,9 @@ def save_folder(model: Any, source: Path, target: Path, dtype: str) -> None:
     copied = copy_side_files(source, target)
     if model.can_generate():  # saving checks it by rules that published ones break; the source's is copied as it is
         model.generation_config = transformers.GenerationConfig()
-    model.to(getattr(torch, dtype)).save_pretrained(target)
+    for weights in model.parameters():  # buffers stay: rounded, the frequencies of rotary positions are another model's
+        weights.data = weights.data.to(getattr(torch, dtype))
+    model.save_pretrained(target)
     for path in copied:
         shutil.copyfile(source / path.name, path)
     if rope.has_old_words(json.loads((source / "config.json").read_text())):

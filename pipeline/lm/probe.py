@@ -50,8 +50,8 @@ def _config(folder: Path) -> tuple[Any, list[str]]:
     read = json.loads((folder / "config.json").read_text())
     kind = read.get("model_type")
     if kind not in CONFIG_MAPPING_NAMES and "auto_map" in read:
-        return None, ["it needs code that comes with it (auto_map in config.json), which is not run; take a model of a "
-                      f"family that transformers {transformers.__version__} knows"]
+        return None, [f"model_type {kind!r} needs code that comes with it (auto_map in config.json), which is never "
+                      f"run; take a model of a family that transformers {transformers.__version__} knows"]
     if kind not in CONFIG_MAPPING_NAMES:
         return None, [f"transformers {transformers.__version__} knows no model_type {kind!r} (config.json); take a "
                       "model of a family that it knows, or a version of alignloop with a newer transformers"]

@@ -21,6 +21,7 @@ from pipeline.errors import UserError
 from pipeline.records import Completion, Group
 
 _OPEN, _CLOSE = "\U000f0000", "\U000f0001"  # private use: they hold the place of a special token's string in a text
+_BLANK = "\u2581"  # SentencePiece's for a space
 _HELD = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 DATE = "2024-07-26"  # what Llama 3.1's own template says where it is told no date
 DATE_KEY = "template_date"  # of tokenizer_config.json: the date init_model was given
@@ -118,25 +119,52 @@ class Rendering:
         ids = iter(self.tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else [])
         return [self._pieces(text) if _OPEN in text else next(ids) for text in texts]
 
+    def unwritable(self, group: Group) -> bool:
+        """Whether a text of the group holds the string of a special token that cannot be written as letters."""
+        return bool(self._unwritable) and any(
+            int(place) in self._unwritable for text in self._renderings(group) for place in _HELD.findall(text))
+
+    @cached_property
+    def _unwritable(self) -> set[int]:
+        """Places in `_specials`; hardly any tokenizer has one."""
+        return {i for i, name in enumerate(self._specials) if self._letters(name, False) is None}
+
     def _pieces(self, text: str) -> list[int]:
         """The ids of a rendering in which strings of special tokens are held."""
         found: list[int] = []
         for i, piece in enumerate(_HELD.split(text)):
             if i % 2:
-                found += self._letters(self._specials[int(piece)])
+                letters = self._letters(name := self._specials[int(piece)], bool(found))
+                if letters is None:
+                    raise UserError(f"the text holds {name!r}, a special token that this tokenizer cannot write as "
+                                    "plain text; take it out of the data")
+                found += letters
             elif piece:
-                found += self.tokenizer(piece, add_special_tokens=False)["input_ids"]
+                found += self._piece(piece, bool(found))
         return found
 
-    def _letters(self, name: str) -> list[int]:
-        """The string of a special token as the letters it is made of."""
+    def _letters(self, name: str, within: bool) -> list[int] | None:
+        """The string of a special token as the letters it is made of; None where the tokenizer knows no such."""
         for parts in ((name,), (name[:1], name[1:])):  # in two where the tokenizer does not mark the token as special
-            found = [token for part in parts if part for token in self.tokenizer(
-                part, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+            found = [token for i, part in enumerate(parts) if part
+                     for token in self._piece(part, within or i > 0, split_special_tokens=True)]
             if not set(found) & self._special_ids - {self.tokenizer.unk_token_id}:
                 return found
-        raise UserError(f"the text holds {name!r}, a special token that this tokenizer cannot write as plain text; "
-                        "take it out of the data")
+        return None
+
+    def _piece(self, text: str, within: bool, **options: bool) -> list[int]:
+        """The ids of a text; within: it goes on from another, so the blank that SentencePiece puts before a text is
+        left out. A newline in front takes that blank.
+        """
+        def ids(text: str) -> list[int]:
+            return list(self.tokenizer(text, add_special_tokens=False, **options)["input_ids"])
+
+        head = ids("\n") if within else []
+        if head and str(self.tokenizer.convert_ids_to_tokens(head[0])).startswith(_BLANK):
+            both = ids("\n" + text)
+            if both[: len(head)] == head:
+                return both[len(head):]
+        return ids(text)
 
     @cached_property
     def _special_ids(self) -> set[int]:

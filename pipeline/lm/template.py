@@ -231,8 +231,8 @@ def _limit_completion(name: str, completion: Completion, limits: Limits) -> tupl
 def bos_fault(tokenizer: Any, stop_ids: tuple[int, ...], ids: list[int]) -> str:
     """What is wrong with the BOS of a prompt's ids; '' where nothing is, or where no BOS is to be there."""
     bos = tokenizer.bos_token_id
-    if bos is None or bos in stop_ids:
-        return ""
+    if bos is None or bos in (*stop_ids, tokenizer.eos_token_id):
+        return ""  # the one token of GPT-2 and OLMo 2 is what ends earlier answers, too
     if bos not in ids and not _template_writes_bos(tokenizer):
         return ""  # a family that has the token and was trained without it, such as Qwen
     if ids[:1] == [bos] and all(pair != (bos, bos) for pair in itertools.pairwise(ids)):

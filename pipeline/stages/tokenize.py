@@ -65,7 +65,7 @@ def _encoded(context: Context, table: Path, split: str, encoder: Encoder, limits
     from pipeline import tables
 
     tokens, noted = 0, Counter[str]()
-    for batch in tables.batches(_with_system(context, tables.read(table), split, encoder, noted), _BATCH):
+    for batch in tables.batches(_usable(context, tables.read(table), split, encoder, noted), _BATCH):
         for group in encoder.encode(batch):
             noted.update(f"{split}_unread_{name}" for name in encoder.rendering.unread(group))
             kept, reasons = limit(group, limits)
@@ -77,11 +77,15 @@ def _encoded(context: Context, table: Path, split: str, encoder: Encoder, limits
     context.report.count(**{f"{split}_tokens": tokens}, **+noted)
 
 
-def _with_system(
+def _usable(
     context: Context, groups: Iterable[Group], split: str, encoder: Encoder, noted: Counter[str]
 ) -> Iterator[Group]:
-    """The groups, without those whose system turn the template refuses where the settings say so; each is counted."""
+    """The groups, without those whose system turn the template refuses where the settings say so, and those with a text
+    that the tokenizer cannot write; each is counted."""
     for group in groups:
+        if encoder.rendering.unwritable(group):
+            context.report.drop(f"{split}_special_text")
+            continue
         refused = group.messages[0].role == "system" and encoder.rendering.refuses_system
         if refused and context.settings.system_turns == "drop":
             context.report.drop(f"{split}_system_turn")
@@ -94,7 +98,8 @@ def _check_context(settings: Settings, model: Path) -> None:
     room, wanted = model_facts(model).max_position, settings.max_prompt_tokens + settings.max_completion_tokens
     if wanted > room:
         raise UserError(f"tokenize: max_prompt_tokens + max_completion_tokens = {wanted}, but the model's context is "
-                        f"{room} tokens; lower them or take a model with a longer context")
+                        f"{room} tokens (a LongRoPE model's: the length of its pretraining); lower them or take "
+                        "a model with a longer context")
 
 
 STAGE = Stage(Settings, run, version=1, inputs={"data": "one", "model": "one"}, seeded=False, kinds=kinds)

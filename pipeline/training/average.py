@@ -39,6 +39,8 @@ def unmarked(extra: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def put(averages: dict[str, Tensor], model: Any) -> None:
-    """Give the trained parameters their averages."""
+    """Give the trained parameters their averages, in full precision: what was delivered before has rounded them."""
     for name, p in optim.trained(model).items():
+        if p.dtype != averages[name].dtype:
+            p.data = p.data.to(averages[name].dtype)
         p.copy_(averages[name])

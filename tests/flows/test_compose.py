@@ -255,6 +255,11 @@ def test_what_was_renamed_is_told_in_one_line():
     ]
 
 
+def test_code_of_a_model_has_no_switch():
+    (problem,) = _problems("recipe=sft", "model=path", "model.path=DIR", "model.trust_remote_code=true")
+    assert problem.startswith("model.trust_remote_code: code that comes with a model is never run")
+
+
 def test_a_recipe_with_the_old_name_of_steps_is_told_the_new_one(tmp_path):
     conf = tmp_path / "conf"
     shutil.copytree(CONF, conf)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from flows import presets
 from flows.compose import COMPANIONS, CONF
 from flows.settings import option_node, options
 from pipeline import columns, store, tables
@@ -36,7 +37,7 @@ OTHER_SCORES = {"best_rest", "cdr", "maxmin", "spa", "upo"}  # of another policy
 def kind(name: str) -> tuple[Any, ...]:
     """What makes the loop go another way for an objective: what it asks for, how it is averaged, what it carries."""
     node = option_node(CONF, "objective", name)
-    companions, later = node.pop(COMPANIONS, None), node.pop("later", None)
+    companions, later, _ = node.pop(COMPANIONS, None), node.pop("later", None), node.pop(presets.KEY, None)
     part = load_part(node, "objective", Objective)
     plugin = part.plugin
     carries = bool(plugin.state(part.settings)), plugin.parameters is not None

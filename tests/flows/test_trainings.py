@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +13,6 @@ import pytest
 from flows import trainings
 from flows.compose import compose
 from flows.prepare import expand
-from flows.trainings import pretrained_weights
 from pipeline import plan, store
 from pipeline.errors import UserError
 from pipeline.plan import Planned, Step
@@ -34,8 +32,9 @@ def model_of(tmp_path: Path) -> Callable[[float], Path]:
         shape = [int(weights) // 1000, 1000]
         header = {"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * int(weights)]}, "__metadata__": {}}
         text = json.dumps(header).encode()
-        (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
-        os.truncate(folder / "model.safetensors", 8 + len(text) + 4 * int(weights))  # nothing of it is written
+        with (folder / "model.safetensors").open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + 4 * int(weights))  # what is not written takes no room
         return folder
 
     return make
@@ -49,13 +48,19 @@ def settings_of(*words: str) -> dict[str, Step]:
 
 
 def test_weights_are_counted_from_headers_alone(model_of, tmp_path: Path) -> None:
-    folder = model_of(8e9)
-    assert pretrained_weights({"path": folder}) == 8_000_000_000
-    assert pretrained_weights({"path": tmp_path}) is pretrained_weights({"path": None}) is None
-    (folder / "other.safetensors").write_bytes(b"12345678901")  # transformers does not read it either
-    assert pretrained_weights({"path": folder}) == 8_000_000_000
-    os.truncate(folder / "model.safetensors", 1000)
-    assert pretrained_weights({"path": folder}) is None
+    """Of a folder, and of an adapter those of its base; what cannot be read is told by the check of the model."""
+    folder, adapter = model_of(8e9), tmp_path / "adapter"
+    assert trainings.pretrained_weights({"path": str(folder)}) == 8_000_000_000
+    assert trainings.pretrained_weights({"path": str(tmp_path)}) is trainings.pretrained_weights({}) is None
+    adapter.mkdir()
+    (folder / "config.json").write_text("{}")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    assert trainings.pretrained_weights({"path": str(adapter)}) == 8_000_000_000
+    (adapter / "adapter_config.json").write_text("{}")
+    assert trainings.pretrained_weights({"path": str(adapter)}) is None
+    assert trainings.pretrained_weights({"path": str(adapter), "base": str(folder)}) == 8_000_000_000
+    (folder / "model.safetensors").write_bytes(b"12345678901")
+    assert trainings.pretrained_weights({"path": str(folder)}) is None
 
 
 def test_the_kind_of_model_brings_the_trainer_and_the_users_word_wins(model_of) -> None:

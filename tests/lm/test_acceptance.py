@@ -186,12 +186,19 @@ def test_adapters_are_followed_to_their_base(folder: Path, tmp_path: Path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / checks.ADAPTER).write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "some/base"}))
-    (adapter / checks.ADAPTER_WEIGHTS).write_bytes(b"")
+    sparse(adapter / checks.ADAPTER_WEIGHTS, {})
     (problem,) = acceptance.problems(Source(str(adapter)), reward=False)
     assert "an adapter for 'some/base', which is no folder here" in problem and "model.base=" in problem
     (folder / "chat_template.jinja").unlink()
     (problem,) = acceptance.problems(Source(str(adapter), base=str(folder)), reward=False)
     assert problem.startswith(f"model.path: {folder}: no chat template")
+    (adapter / checks.ADAPTER_WEIGHTS).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    problem, _ = acceptance.problems(Source(str(adapter), base=str(folder)), reward=False)
+    assert "adapter_model.safetensors is cut short or no safetensors file" in problem
+    for text in ("{", "[1]"):
+        (adapter / checks.ADAPTER).write_text(text)
+        (problem,) = acceptance.problems(Source(str(adapter)), reward=False)
+        assert problem == f"model.path: {adapter}: adapter_config.json is no mapping of settings in JSON; copy it again"
 
 
 def test_the_cache_of_the_hub_may_link_within_itself(tiny_model: Path, tmp_path: Path):
@@ -253,4 +260,4 @@ def test_a_chosen_template_stands_for_the_folders_own(folder: Path):
     (folder / "chat_template.jinja").unlink()
     assert acceptance.problems(Source(str(folder), template="plain"), reward=False) == []
     (problem,) = acceptance.problems(Source(str(folder), template="chatml"), reward=False)
-    assert problem.startswith(f"model.path: {folder}: model.chat_template: chatml needs <|im_start|>")
+    assert problem.startswith("model.chat_template: chatml needs <|im_start|>")

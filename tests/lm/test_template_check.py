@@ -79,3 +79,10 @@ def test_a_name_that_does_not_fit_says_what_would(tmp_path):
     with pytest.raises(UserError, match="plain needs an eos_token"):
         named_shapes.named("plain", tokenizer)
     assert named_shapes.date_problem("26 Jul") == "'26 Jul', expected a day such as 2024-07-26"
+
+
+def test_one_token_may_be_both_bos_and_what_ends_an_answer():
+    """GPT-2's <|endoftext|>: behind an earlier answer it is an end, not a second beginning."""
+    tokenizer = tokenizer_of(SHAPES["gpt2"])
+    tokenizer.chat_template = named_shapes.named("plain", tokenizer)
+    assert template_problems(tokenizer) == template_problems(tokenizer, (tokenizer.eos_token_id,)) == []

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline.objectives
+from flows import presets
 from flows.settings import option_node, options
 from pipeline.config import Part, load_part, problems_of
 from pipeline.objectives.contract import LossInputs, Objective, TokenInputs, needs_of
@@ -38,7 +39,8 @@ def modules() -> dict[str, Any]:
 def nodes() -> dict[str, dict[str, Any]]:
     """Every option of the group, without what composing and the recipe take out."""
     found = {name: option_node(CONF, "objective", name) for name in options(CONF, "objective")}
-    return {name: {k: v for k, v in node.items() if k not in ("later", "companions")} for name, node in found.items()}
+    return {name: {k: v for k, v in node.items() if k not in ("later", "companions", presets.KEY)}
+            for name, node in found.items()}
 
 
 def choices(part: Part) -> list[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -129,6 +130,22 @@ def test_a_field_the_template_does_not_read_is_counted(spoken, model, tmp_path):
     assert context.report.counts["sft_unread_reasoning_content"] == 1
     assert [c.more for g in tables.read(context.out / "sft") for c in g.completions] == [
         "", "", '{"reasoning_content": "2 and 3"}']
+
+
+def test_a_text_that_cannot_be_written_is_left_out_and_counted(model, tmp_path):
+    """A stop token of one letter that is not marked as special is in the text itself: nothing else writes it."""
+    folder = shutil.copytree(model, tmp_path / "model")
+    tokenizer = folders.load_tokenizer(folder)
+    tokenizer.add_tokens(["\N{PILCROW SIGN}"])
+    tokenizer.save_pretrained(folder)
+    facts = json.loads((folder / "generation_config.json").read_text())
+    stops = [*facts["eos_token_id"], tokenizer.convert_tokens_to_ids("\N{PILCROW SIGN}")]
+    (folder / "generation_config.json").write_text(json.dumps({**facts, "eos_token_id": stops}))
+    tables.write(tmp_path / "data" / "sft", [Group(f"s{i}", ASK, (Completion(text),)) for i, text in enumerate(
+        ("Six.", "Six\N{PILCROW SIGN}", "<|end|>"))])
+    context = run(tmp_path / "data", folder, tmp_path / "work")
+    assert [g.id for g in tables.read(context.out / "sft")] == ["s0", "s2"]
+    assert context.report.dropped == {"sft_special_text": 1}
 
 
 def test_a_setting_that_came_later_is_not_in_the_key_at_its_default():

@@ -15,7 +15,7 @@ from pipeline.config import build
 from pipeline.errors import UserError
 from pipeline.lm import adapters, folders, forward, prefix
 from pipeline.lm.settings import AdapterSettings
-from pipeline.training import checkpoint, delivered, run
+from pipeline.training import average, checkpoint, delivered, run
 from pipeline.training.gradients import ALONE
 from pipeline.training.settings import TrainerSettings
 
@@ -74,6 +74,20 @@ def test_what_was_trained_is_delivered(tiny_model, tmp_path, probe, capsys, adap
     gap = (delivered.by_own_forward(load(folder).eval(), probe) - trained).abs().mean().item()
     assert gap < (2e-5 if dtype == "float32" else 0.02 * trained.abs().mean()), gap
     assert load(tiny_model).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_averages_are_delivered_as_they_are_not_as_the_first_delivery_rounded(tiny_model, tmp_path, probe, dtype):
+    """Both deliveries of a training with `ema`: the second is compared with the averages themselves, in float32."""
+    model, averaged = changed(load(tiny_model)), changed(load(tiny_model), size=0.2)
+    averages = {name: p.detach().clone() for name, p in averaged.named_parameters()}
+    wanted = delivered.by_training_core(averaged.eval(), probe)
+    written(model, tiny_model, tmp_path / "weights", probe, save_dtype=dtype)
+    average.put(averages, model)
+    assert torch.equal(delivered.by_training_core(model.eval(), probe), wanted)
+    again = load(written(model, tiny_model, tmp_path / "ema", probe, save_dtype=dtype))
+    rounded = {name: p.to(getattr(torch, dtype)).float() for name, p in averages.items()}
+    assert all(torch.equal(p, rounded[name]) for name, p in again.named_parameters())
 
 
 def test_bytes_are_those_of_a_run_without_the_check(tiny_model, tmp_path, probe, monkeypatch):

