@@ -20,7 +20,7 @@ from pipeline.wiring import Ref
 
 BLOCKS = {"sft": "sft", "train_reward": "reward", "train_preference": "preference"}  # stage -> its block of `trainer`
 _ACCEPTANCE = "pipeline.lm.acceptance"  # by name, as whatever lies below the stages; it brings no torch
-_EXTRA = ("of_size", "of_objective")  # keys of a trainer's file that are no settings
+EXTRA = ("of_size", "of_objective")  # keys of a trainer's file that are no settings
 _MOST_LR, _FEW_WEIGHTS = 1e-4, 100e6  # a higher rate ruins larger pretrained models, all weights learning
 _FULL, _FLOAT, _NF4 = 16.0, 4.0, 0.6  # bytes a weight: with gradient and moments; alone; of 4 bits, norms and head not
 
@@ -53,7 +53,7 @@ def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tupl
 
 def strip(raw: dict[str, Any]) -> None:
     """Take from the composed groups what is no setting."""
-    raw["trainer"] = {key: value for key, value in raw["trainer"].items() if key not in _EXTRA}
+    raw["trainer"] = {key: value for key, value in raw["trainer"].items() if key not in EXTRA}
 
 
 def share_prompts(config: dict[str, Any]) -> None:
@@ -123,9 +123,9 @@ def bytes_needed(weights: int, kind: str, on_cpu: bool, copies: int, devices: in
 
 def _too_large(config: dict[str, Any], weights: int, trainings: list[tuple[Step, Any]]) -> list[str]:
     hardware = config["hardware"]
-    device = str(hardware["training"].get("device", "auto"))
-    room = hardware["memory_gb"] * 1e9 if hardware.get("memory_gb") else machine.memory(device)
-    spread = hardware["training"].get("strategy") == "fsdp2"
+    device = str(hardware["training"]["device"])
+    room = hardware["memory_gb"] * 1e9 if hardware["memory_gb"] else machine.memory(device)
+    spread = hardware["training"]["strategy"] == "fsdp2"
     devices = hardware["training"]["processes"] * hardware["training"]["nodes"] if spread else 1
     on_cpu = device == "cpu" or (device == "auto" and not machine.cuda())
     needs: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Models by their name on the Hugging Face hub: `org/name` or `org/name@revision`. The only code that asks the hub.
+"""Models by their name on the Hugging Face hub: `org/name` or `org/name@revision`. All that is read from it.
 
 The user's cache, token, offline mode and mirror are huggingface_hub's own (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE,
 HF_ENDPOINT). A revision is resolved to a commit once per workspace, so that a run goes on with the model that it began

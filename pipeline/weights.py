@@ -19,8 +19,12 @@ def header(path: Path) -> dict[str, Any]:
         size = int.from_bytes(file.read(8), "little")
         if size > min(_MOST, total):
             raise ValueError(f"{path.name} is no safetensors file, or its header is cut short")
-        found = {name: tensor for name, tensor in json.loads(file.read(size)).items() if name != "__metadata__"}
-    end = max((tensor["data_offsets"][1] for tensor in found.values()), default=0)
+        content = json.loads(file.read(size))
+    try:
+        found = {name: tensor for name, tensor in content.items() if name != "__metadata__"}
+        end = max((tensor["data_offsets"][1] for tensor in found.values()), default=0)
+    except (AttributeError, LookupError, TypeError):
+        raise ValueError(f"{path.name} is no safetensors file: its header has no tensors with their places") from None
     if total != 8 + size + end:
         raise ValueError(f"{path.name} has {total} bytes, its header promises {8 + size + end}")
     return found

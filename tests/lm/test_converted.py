@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from pipeline import weights
-from pipeline.lm import acceptance, folders, made, probe, round_trip
+from pipeline.lm import acceptance, converted, folders, probe, round_trip
 from pipeline.lm.acceptance import Source
 from pipeline.lm.template_check import NO_TEMPLATE
 
@@ -72,7 +72,7 @@ def _as_written(name: str, tensor: np.ndarray, config: transformers.LlamaConfig)
 def test_the_folder_of_a_file_is_the_model_that_was_written(tiny_model: Path, tmp_path: Path):
     """The same log-probs, ids and template; plain text begins with BOS, as the file says."""
     target = tmp_path / "made"
-    made.from_gguf(write(tiny_model, tmp_path / "m.gguf"), target)
+    converted.from_gguf(write(tiny_model, tmp_path / "m.gguf"), target)
     given = round_trip.examples(tiny_model)
     one, other = (round_trip.own_logps(folders.load_policy(folder, torch.device("cpu")), given)
                   for folder in (tiny_model, target))
