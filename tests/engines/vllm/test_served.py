@@ -18,7 +18,7 @@ pytest.importorskip("vllm")
 def test_what_vllm_lists_is_known_without_asking(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(subprocess, "run", None)
     served.refuse_unserved(tiny_model)
-    assert {"LlamaForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM", "SmolLM3ForCausalLM"} <= served._known_classes()
+    assert {"LlamaForCausalLM", "Olmo2ForCausalLM", "SmolLM3ForCausalLM"} <= served._known_classes()
     assert "CodeGenForCausalLM" not in served._known_classes()
 
 
