@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from flows.chosen import Model
+from flows.run_models import Model
 from pipeline import __version__, markdown, store
 from pipeline.config import flat
 

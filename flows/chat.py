@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from flows import screen
-from flows.chosen import choose, find
+from flows.run_models import choose, find
 from pipeline.errors import UserError
 from pipeline.records import Message
 

@@ -24,13 +24,14 @@ from omegaconf import OmegaConf
 
 from flows import settings, trainings
 from flows.compose import COMPANIONS, CONF, Top, composed_groups
-from pipeline.config import allowed
+from pipeline.config import allowed, flat
 from pipeline.errors import UserError, nearest
 from pipeline.stage import load
 
 WIDTH = 80
 STAGE = "stage"
 _COMMENT = re.compile(r"(?:^|\s)#\s?(.*)$")
+_BESIDE = re.compile(r"^ *([\w.]+):.*? # (.*)$", re.MULTILINE)  # a key, dots and all, and the comment in its line
 _KEY = re.compile(r"^( *)(?:- )?([A-Za-z_]\w*):")
 _TAKEN = re.compile(r"\$\{(?:oc\.select:)?([a-z_][\w.]*)[,}]")  # the key in ${a.b} and ${oc.select:a.b,null}
 
@@ -102,8 +103,33 @@ def _said(conf: Path, word: str) -> list[str]:
     settings.require_part(group, option)
     lines = textwrap.wrap(f"{group}={option}: {_about(conf, group, option)}", WIDTH)
     lines += _listed(settings_of(group, option, conf))
+    return [*lines, *_apart(conf, group, option, trainings.EXTRA), *_brought(conf, group, option)]
+
+
+def _apart(conf: Path, group: str, option: str, names: tuple[str, ...]) -> list[str]:
+    """What a trainer's file has for a model's size or an objective, and its comment above them."""
+    node = composed_groups({group: option}, conf=conf)[group]
+    comments, lines = _comments(conf, group, option), list[str]()
+    for name in (name for name in names if name in node):
+        lines += ["", *textwrap.wrap(comments[f"{group}.{name}"], WIDTH)]
+        for case, values in node[name].items():
+            text = ", ".join(f"{key} = {_value(value)}" for key, value in flat(values).items())
+            lines += _indented(f"{f'{case:g}' if isinstance(case, float) else case}: {text}")
+    return lines
+
+
+def _brought(conf: Path, group: str, option: str) -> list[str]:
+    """The companions, one a line, each with its comment: a published recipe's source of the value."""
     brought = settings.option_node(conf, group, option).get(COMPANIONS)
-    return [*lines, "", *textwrap.wrap(f"brings along: {json.dumps(brought)}", WIDTH)] if brought else lines
+    if not brought:
+        return []
+    sources = dict(_BESIDE.findall((conf / group / f"{option}.yaml").read_text()))
+    texts = [f"{k} = {_value(v)}" + (f"  ({sources[k]})" if k in sources else "") for k, v in brought.items()]
+    return ["", "brings along:", *itertools.chain.from_iterable(map(_indented, texts))]
+
+
+def _indented(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="        ")
 
 
 def _rows(rows: list[tuple[str, str]]) -> list[str]:

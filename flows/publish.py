@@ -9,8 +9,8 @@ from typing import Any
 
 from flows import screen
 from flows.card import card
-from flows.chosen import Model, choose, find
 from flows.inspection import folder_of
+from flows.run_models import Model, choose, find
 from pipeline import runs, store, upload
 from pipeline.errors import UserError
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from flows import screen
 from flows.chat import TALK, problems_of_sampling
-from flows.chosen import find
+from flows.run_models import find
 from pipeline.errors import Problems, UserError
 from pipeline.records import ROLES, Message
 

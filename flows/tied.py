@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from pipeline import weights
 
 _HEADS, _EMBEDDINGS = {"lm_head", "embed_out"}, {"embed_tokens", "word_embeddings", "wte", "embed_in"}
 
@@ -36,15 +36,8 @@ def _tied(model: dict[str, Any]) -> bool:
     try:
         config = json.loads((folder / "config.json").read_text())
         said = config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings"))
-        return bool(said) if said is not None else not _has_head(folder)
-    except (OSError, ValueError, SafetensorError):  # what is wrong with the folder is said elsewhere
+        if said is not None:
+            return bool(said)
+        return not any(_HEADS & set(name.split(".")) for name in weights.tensors(folder))
+    except (OSError, ValueError):  # what is wrong with the folder is said elsewhere
         return False
-
-
-def _has_head(folder: Path) -> bool:
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, "np") as file:
-            names = file.keys()
-        if _HEADS & {part for name in names for part in name.split(".")}:
-            return True
-    return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,15 +13,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from flows import machine, screen
-from pipeline import outside
+from pipeline import hub, outside
 from pipeline.config import flat
-from pipeline.lm import acceptance
-from pipeline.lm.acceptance import Source
 from pipeline.plan import Planned, Step
 from pipeline.wiring import Ref
 
 BLOCKS = {"sft": "sft", "train_reward": "reward", "train_preference": "preference"}  # stage -> its block of `trainer`
-_EXTRA = ("of_size", "of_objective")  # keys of a trainer's file that are no settings
+_ACCEPTANCE = "pipeline.lm.acceptance"  # by name, as whatever lies below the stages; it brings no torch
+EXTRA = ("of_size", "of_objective")  # keys of a trainer's file that are no settings
 _MOST_LR, _FEW_WEIGHTS = 1e-4, 100e6  # a higher rate ruins larger pretrained models, all weights learning
 _FULL, _FLOAT, _NF4 = 16.0, 4.0, 0.6  # bytes a weight: with gradient and moments; alone; of 4 bits, norms and head not
 
@@ -31,9 +31,9 @@ def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tupl
     raw: the groups as composed. known: the keys that are set otherwise, which win.
     """
     # The path of a preset is an expression.
-    groups = OmegaConf.create(raw)
-    trainer, weights = raw["trainer"], pretrained_weights({
-        key: known.get(f"model.{key}", OmegaConf.select(groups, f"model.{key}")) for key in ("path", "base")})
+    groups, trainer = OmegaConf.create(raw), raw["trainer"]
+    model = {key: known.get(f"model.{key}", OmegaConf.select(groups, f"model.{key}")) for key in ("path", "base")}
+    weights = pretrained_weights(model)
     module = str({**(raw["objective"] or {}), **_under("objective", known)}.get("module"))
     name = module.rpartition(".")[2]
     found = {f"a model of {screen.number(weights)} weights": node for bound, node in
@@ -41,6 +41,9 @@ def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tupl
     if name in (trainer.get("of_objective") or {}):
         found[f"objective={name}"] = {"preference": trainer["of_objective"][name]}
     values, notes = dict[str, Any](), list[str]()
+    if weights is None and hub.named(str(model["path"] or "")) and trainer.get("of_size"):
+        notes.append(f"how many weights {model['path']} has is not told by its files: the rates are those of a model "
+                     f"below {screen.number(float(min(trainer['of_size'], key=float)))}")
     for what, node in found.items():
         brought = {key: value for key, value in flat(node, "trainer").items() if key not in known}
         values |= brought
@@ -50,7 +53,7 @@ def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tupl
 
 def strip(raw: dict[str, Any]) -> None:
     """Take from the composed groups what is no setting."""
-    raw["trainer"] = {key: value for key, value in raw["trainer"].items() if key not in _EXTRA}
+    raw["trainer"] = {key: value for key, value in raw["trainer"].items() if key not in EXTRA}
 
 
 def share_prompts(config: dict[str, Any]) -> None:
@@ -61,8 +64,11 @@ def share_prompts(config: dict[str, Any]) -> None:
 
 def pretrained_weights(model: Mapping[str, Any]) -> int | None:
     """Weights of the model given, by its files' headers; None where none is given or they do not tell."""
-    base = model.get("base")
-    return acceptance.parameters(Source(str(model["path"]), base and str(base))) if model.get("path") else None
+    if not model.get("path"):
+        return None
+    acceptance, base = importlib.import_module(_ACCEPTANCE), model.get("base")
+    number: int | None = acceptance.parameters(acceptance.Source(str(model["path"]), base and str(base)))
+    return number
 
 
 def _under(group: str, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,9 +123,9 @@ def bytes_needed(weights: int, kind: str, on_cpu: bool, copies: int, devices: in
 
 def _too_large(config: dict[str, Any], weights: int, trainings: list[tuple[Step, Any]]) -> list[str]:
     hardware = config["hardware"]
-    device = str(hardware["training"].get("device", "auto"))
-    room = hardware["memory_gb"] * 1e9 if hardware.get("memory_gb") else machine.memory(device)
-    spread = hardware["training"].get("strategy") == "fsdp2"
+    device = str(hardware["training"]["device"])
+    room = hardware["memory_gb"] * 1e9 if hardware["memory_gb"] else machine.memory(device)
+    spread = hardware["training"]["strategy"] == "fsdp2"
     devices = hardware["training"]["processes"] * hardware["training"]["nodes"] if spread else 1
     on_cpu = device == "cpu" or (device == "auto" and not machine.cuda())
     needs: dict[str, float] = {}

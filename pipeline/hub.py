@@ -1,4 +1,4 @@
-"""Models by their name on the Hugging Face hub: `org/name` or `org/name@revision`. The only code that asks the hub.
+"""Models by their name on the Hugging Face hub: `org/name` or `org/name@revision`. All that is read from it.
 
 The user's cache, token, offline mode and mirror are huggingface_hub's own (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE,
 HF_ENDPOINT). A revision is resolved to a commit once per workspace, so that a run goes on with the model that it began
@@ -100,9 +100,10 @@ def parameters(text: str) -> int | None:
         folder = fetched(text, weights=False)
         config, index = json.loads((folder / "config.json").read_text()), folder / weights_of.INDEX
         each = _BYTES[config.get("dtype") or config.get("torch_dtype")]
-        total = (json.loads(index.read_text())["metadata"]["total_size"] if index.is_file()
-                 else sizes(text)["model.safetensors"])
-        return int(total) // each
+        whole = folder / "model.safetensors"  # once it is in the cache, its size is known without the hub
+        if index.is_file():
+            return int(json.loads(index.read_text())["metadata"]["total_size"]) // each
+        return (whole.stat().st_size if whole.is_file() else sizes(text)[whole.name]) // each
     except (UserError, OSError, ValueError, KeyError, TypeError):  # what is wrong with it is told elsewhere
         return None
 

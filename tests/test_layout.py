@@ -28,6 +28,7 @@ HOMES = {
     "tensorboard": ("pipeline/tracking/tensorboard.py",),
     "vllm": ("pipeline/engines/",),
     "rich": ("flows/",),
+    "huggingface_hub": ("pipeline/hub.py", "pipeline/upload.py"),  # what is read from the hub, what is sent to it
     "fastapi": ("flows/dashboard/",),
     "uvicorn": ("flows/dashboard/",),
 }

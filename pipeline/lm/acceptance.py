@@ -86,9 +86,7 @@ def parameters(source: Source) -> int | None:
         if source.on_hub:
             return hub.parameters(source.path)
         if source.gguf:
-            from gguf import GGUFReader
-
-            return sum(int(tensor.n_elements) for tensor in GGUFReader(source.place).tensors)
+            return weights.gguf_parameters(source.place)
         if source.adapter:
             base = source.base_of_adapter()
             return None if base is None else parameters(base)

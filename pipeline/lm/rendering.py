@@ -119,6 +119,10 @@ class Rendering:
         ids = iter(self.tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else [])
         return [self._pieces(text) if _OPEN in text else next(ids) for text in texts]
 
+    def continuation(self, text: str) -> list[int]:
+        """The ids of a piece of a rendering that goes on from another one."""
+        return self._pieces(text, True)
+
     def unwritable(self, group: Group) -> bool:
         """Whether a text of the group holds the string of a special token that cannot be written as letters."""
         beside = [] if group.rationale is None else [self.held(group.rationale.text)]
@@ -131,18 +135,18 @@ class Rendering:
         """Places in `_specials`; hardly any tokenizer has one."""
         return {i for i, name in enumerate(self._specials) if self._letters(name, False) is None}
 
-    def _pieces(self, text: str) -> list[int]:
+    def _pieces(self, text: str, within: bool = False) -> list[int]:
         """The ids of a rendering in which strings of special tokens are held."""
         found: list[int] = []
         for i, piece in enumerate(_HELD.split(text)):
             if i % 2:
-                letters = self._letters(name := self._specials[int(piece)], bool(found))
+                letters = self._letters(name := self._specials[int(piece)], within or bool(found))
                 if letters is None:
                     raise UserError(f"the text holds {name!r}, a special token that this tokenizer cannot write as "
                                     "plain text; take it out of the data")
                 found += letters
             elif piece:
-                found += self._piece(piece, bool(found))
+                found += self._piece(piece, within or bool(found))
         return found
 
     def _letters(self, name: str, within: bool) -> list[int] | None:

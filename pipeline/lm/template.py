@@ -130,7 +130,7 @@ class Encoder:
         if kept and full[: len(head)] == head:
             tail = full[len(head):]
         elif kept and text.startswith(prompt):  # the tokenizer merges across the boundary: the answer on its own
-            tail = self.rendering.ids([text[len(prompt):]])[0]
+            tail = self.rendering.continuation(text[len(prompt):])
         elif text.startswith(bare := self.rendering.prompt(group, generation=False)) and prompt.startswith(bare) and (
                 self.rendering.thinks):
             tail = self._after(prompt, completion)
@@ -172,7 +172,7 @@ class Encoder:
         elif opened:
             text = text.lstrip().removeprefix(_THINK).lstrip("\n")
         end = turn_end_id(self.tokenizer)
-        return [*self.rendering.ids([self.rendering.held(text)])[0], *([] if end is None else [end])]
+        return [*self.rendering.continuation(self.rendering.held(text)), *([] if end is None else [end])]
 
 
 @dataclass(frozen=True)

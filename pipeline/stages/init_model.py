@@ -133,15 +133,15 @@ def run(context: Context) -> None:
 
 def _given(target: Path, source: Source, context: Context) -> None:
     """The model of `source` as a plain folder, gone through once. Raises UserError with all that is wrong."""
-    from pipeline.lm import made, round_trip
+    from pipeline.lm import converted, round_trip
 
     settings, reward = context.settings, context.runtime.reward
     if source.gguf:
-        made.from_gguf(source.place, target)
+        converted.from_gguf(source.place, target)
     elif source.adapter:
         base = source.base_of_adapter()
         assert base is not None
-        made.merged(source.place, _folder(base), target)
+        converted.merged(source.place, _folder(base), target)
     else:
         _taken(_folder(source), target)
     shapes.dress(target, settings.chat_template, settings.date)
@@ -164,9 +164,9 @@ def _taken(folder: Path, target: Path) -> None:
     if (folder / weights.INDEX).is_file() and not (folder / "model.safetensors").exists():
         shutil.copyfile(folder / weights.INDEX, target / weights.INDEX)
     if not (target / "tokenizer.json").is_file():
-        from pipeline.lm import made
+        from pipeline.lm import converted
 
-        made.fast_tokenizer(folder, target)
+        converted.fast_tokenizer(folder, target)
 
 
 def _from_scratch(target: Path, settings: Settings, context: Context) -> None:

@@ -26,7 +26,7 @@ class TrainerSettings:
     warmup_steps: int | float = setting(0, low=0)  # of a linear rise from 0 to lr; below 1: a share of all steps
     min_lr_ratio: float = setting(0.0, low=0.0, high=1.0)  # of lr, where a decaying schedule ends
     beta1: float = setting(0.9, low=0.0, below=1.0)  # of AdamW
-    beta2: float = setting(0.95, low=0.0, below=1.0)  # of AdamW (Xu et al. 2023)
+    beta2: float = setting(0.95, low=0.0, below=1.0)  # of AdamW; 0.95: Xu et al. 2023
     eps: float = setting(1e-8, above=0.0)  # of AdamW
     weight_decay: float = setting(0.0, low=0.0)  # of AdamW, decoupled
     grad_clip: float | None = setting(1.0, above=0.0)  # global norm; null: off

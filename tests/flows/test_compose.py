@@ -256,7 +256,7 @@ def test_what_was_renamed_is_told_in_one_line():
 
 
 def test_code_of_a_model_has_no_switch():
-    (problem,) = _problems("recipe=sft", "model=path", "model.path=DIR", "model.trust_remote_code=true")
+    (problem,) = _problems("recipe=sft", "model.trust_remote_code=true")
     assert problem.startswith("model.trust_remote_code: code that comes with a model is never run")
 
 

@@ -31,7 +31,8 @@ def world(tmp_path_factory) -> Path:
             good, bad = ([{"role": "assistant", "content": text}] for text in (f"It is {i % 7}.", "No idea."))
             rows.append({"sft": {"messages": [*talk, *good]}, "pref": {"prompt": talk, "chosen": good, "rejected": bad}
                          }.get(split, {"prompt": talk}))
-        (folder / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        name = f"{split}.test.jsonl" if split == "eval" else f"{split}.jsonl"
+        (folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return folder
 
 
@@ -39,7 +40,7 @@ def world(tmp_path_factory) -> Path:
 def test_a_family_goes_round_the_loop(name: str, world: Path, tmp_path: Path, record_property):
     """Two iterations: the second policy learns from what the first one sampled and a reward model scored."""
     chosen = FAMILIES[name].chat_template
-    words = ["recipe=iterative_dpo", "iterations=2", "engine=transformers", "data=minifarm", f"data.root={world}",
+    words = ["recipe=iterative_dpo", "iterations=2", "engine=transformers", "data=jsonl", f"data.root={world}",
              "model=path", f"model.path={families.make(name, tmp_path / 'published')}", *SMALL,
              *([] if chosen is None else [f"model.chat_template={chosen}"])]
     done = run(words, tmp_path / "workspace", name, "report[2]")

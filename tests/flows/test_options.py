@@ -104,9 +104,25 @@ def test_settings_fit_eighty_columns(word: str, capsys) -> None:
     assert max(map(len, lines(capsys, word))) <= WIDTH
 
 
-def test_companions_are_named(capsys) -> None:
-    brought = " ".join(lines(capsys, "objective=upo")).partition("brings along: ")[2]
-    assert brought.startswith('{"selection": "upo", "negatives": "none", "train.score": "information_gain"')
+def test_companions_are_named_each_with_its_source(capsys) -> None:
+    assert lines(capsys, "objective=upo")[-5:] == [
+        "brings along:", '    selection = "upo"', '    negatives = "none"', '    train.score = "information_gain"',
+        '    steps = {"from_sft": "from_sft_sampled"}']
+    printed = lines(capsys, "published=simpo")
+    assert "    sampling.n = 5  (on_policy_data_gen/README.md: five seeds)" in printed
+    assert max(map(len, printed)) <= WIDTH
+
+
+def test_a_trainers_values_by_size_and_objective_are_shown_and_no_value_has_anothers_source(capsys) -> None:
+    """trainer=lora stands on full: what it sets has its own comment, or none."""
+    printed = lines(capsys, "trainer=full")
+    assert "    3e+09: reward.lr = 2e-06, preference.lr = 5e-07" in printed
+    assert "    orpo: lr = 5e-06, epochs = 3" in printed
+    rate = {option: next(item for item in settings_of("trainer", option) if item.key == "trainer.sft.lr")
+            for option in ("full", "lora", "qlora")}
+    assert rate["full"].text.endswith("zephyr-7b-beta/sft/config_full.yaml")
+    assert (rate["lora"].value, rate["lora"].text) == (rate["qlora"].value, rate["qlora"].text)
+    assert rate["lora"].text.endswith("zephyr-7b-beta/sft/config_qlora.yaml")
 
 
 def test_unknown_names_get_the_nearest_ones() -> None:

@@ -87,6 +87,12 @@ def test_a_preset_whose_path_is_an_expression_is_as_large_as_what_lies_there(mod
     assert trainings.values_for(raw, {})[0] == [("trainer.reward.lr", 2e-6)]
 
 
+def test_a_model_of_the_hub_whose_size_is_not_told_is_named() -> None:
+    raw = {"trainer": {"of_size": {3e9: {"reward": {"lr": 2e-6}}}}, "objective": None, "model": {"path": "org/name"}}
+    values, (note,) = trainings.values_for(raw, {})
+    assert values == [] and note.endswith("is not told by its files: the rates are those of a model below 3 B")
+
+
 def test_an_objective_brings_its_own_values_for_pretrained_models_only(model_of) -> None:
     model = ["model=path", f"model.path={model_of(8e9)}"]
     for objective, full, lora in (("simpo", 1e-6, 1e-5), ("orpo", 5e-6, 5e-5), ("kto", 5e-7, 5e-6)):

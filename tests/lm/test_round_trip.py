@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UserError
-from pipeline.lm import checks, folders, made, round_trip
+from pipeline.lm import checks, converted, folders, round_trip
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_an_adapter_is_merged_on_its_base(folder: Path, tmp_path: Path):
     """The merged folder has the log-probs of base and adapter apart, which are not the base's."""
     adapter, target = adapter_of(folder, tmp_path / "adapter"), tmp_path / "merged"
     target.mkdir()
-    made.merged(adapter, folder, target)
+    converted.merged(adapter, folder, target)
     given = round_trip.examples(target)
     merged, base = (round_trip.own_logps(folders.load_policy(one, torch.device("cpu")), given)
                     for one in (target, folder))
@@ -114,7 +114,7 @@ def test_an_adapter_that_does_not_fit_its_base(folder: Path, tmp_path: Path, mak
     adapter = adapter_of(make_model(tmp_path / "other", hidden_size=32), tmp_path / "adapter")
     (tmp_path / "merged").mkdir()
     with pytest.raises(UserError, match=r"the adapter does not fit .*; name the model that it was trained on"):
-        made.merged(adapter, folder, tmp_path / "merged")
+        converted.merged(adapter, folder, tmp_path / "merged")
 
 
 def test_a_tokenizer_in_two_files_becomes_one(folder: Path, tmp_path: Path):
@@ -128,7 +128,7 @@ def test_a_tokenizer_in_two_files_becomes_one(folder: Path, tmp_path: Path):
     (old / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "GPT2Tokenizer"}))
     assert checks.problems(checks.Folder.of(old)) == []
     shutil.copytree(old, tmp_path / "new")
-    made.fast_tokenizer(old, tmp_path / "new")
+    converted.fast_tokenizer(old, tmp_path / "new")
     text = "Practise a little every day."
     assert folders.load_tokenizer(tmp_path / "new")(text)["input_ids"] == folders.load_tokenizer(old)(text)["input_ids"]
     assert (tmp_path / "new" / "tokenizer.json").is_file()

@@ -91,6 +91,16 @@ def test_bos_stands_where_the_template_opens_a_turn(opens):
     assert done.prompt_ids.count(made.tokenizer.bos_token_id) == {"smollm2": 5, "llama2": 2}[opens]
 
 
+def test_a_piece_of_a_text_has_no_blank_in_front():
+    """SentencePiece's way puts one before a text; GPT-2's does not, and there nothing changes."""
+    rendering = encoder("llama2").rendering
+    decode, (whole,) = rendering.tokenizer.convert_ids_to_tokens, rendering.ids(["birds"])
+    assert "".join(decode(whole)) == "\u2581birds" and "".join(decode(rendering.continuation("birds"))) == "birds"
+    assert "".join(decode(rendering.continuation(" birds"))) == "\u2581birds"
+    rendering = encoder("llama3").rendering
+    assert rendering.continuation("birds") == rendering.ids(["birds"])[0]
+
+
 def test_a_stop_token_that_is_not_marked_as_special_is_special_by_role():
     """<|im_end|> added as an ordinary token: in a text it is letters, behind an answer it ends it."""
     from dataclasses import replace

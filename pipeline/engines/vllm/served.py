@@ -1,7 +1,6 @@
 """Whether the vLLM that is installed serves a model's family, found before a server starts and anything is trained."""
 
 import ast
-import importlib.metadata
 import importlib.util
 import json
 import subprocess
@@ -30,8 +29,8 @@ def refuse_unserved(model: Path) -> None:
     asked = subprocess.run([sys.executable, "-c", _ASK, str(base)], stdin=subprocess.DEVNULL, capture_output=True,
                            text=True, timeout=_SECONDS)
     if asked.returncode and _NOT_SERVED in asked.stderr:
-        raise UserError(f"engine: vLLM {importlib.metadata.version('vllm')} does not serve {', '.join(names)} "
-                        f"({base}); take engine=transformers, or a model of another family")
+        raise UserError(f"engine: the vLLM installed here does not serve {', '.join(names)} ({base}); take "
+                        "engine=transformers, or a model of another family")
 
 
 def _own_classes() -> set[str]:

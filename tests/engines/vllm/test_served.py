@@ -28,6 +28,6 @@ def test_a_family_that_is_not_served_ends_in_one_line(tiny_model: Path, tmp_path
     (folder / "config.json").write_text(json.dumps({
         "model_type": "codegen", "architectures": ["CodeGenForCausalLM"], "vocab_size": 320, "n_positions": 256,
         "n_ctx": 256, "n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4, "bos_token_id": 1, "eos_token_id": 2}))
-    with pytest.raises(UserError, match=r"engine: vLLM .* does not serve CodeGenForCausalLM .*engine=transformers"):
+    with pytest.raises(UserError, match=r"does not serve CodeGenForCausalLM .*; take engine=transformers"):
         service.start(folder, tmp_path / "log", service.Settings())
     assert not (tmp_path / "log").exists()
