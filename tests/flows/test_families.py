@@ -46,5 +46,5 @@ def test_a_family_goes_round_the_loop(name: str, world: Path, tmp_path: Path, re
     assert done["train[2]"].manifest["counts"]["steps"] > 0
     assert done["train[2]"].manifest["counts"]["from_input_1"] > 0, "groups of its own samples"
     assert len({done[step].digest("model") for step in ("sft", "train[1]", "train[2]")}) == 3
-    assert (done["report[2]"].path / "report.md").is_file()
+    assert (done["report[2]"].path / "comparison.json").is_file()
     record_property(LOOP, name)
