@@ -128,7 +128,7 @@ def test_both_half_steps_of_egpo_start_alike() -> None:
         (["recipe=pco", "objective=bco", "selection=best_rest", "negatives=none"], r"set selection=best_worst and "),
         (["recipe=mcpo", "objective=bco"], r"^negatives: .* set negatives=none, and selection=best_worst for pairs"),
         (["sampling.temperatures=[0.0]"], r"^sampling.n: 4 samples at temperature 0 are 4 times the same answer"),
-        (["auxiliary.rationale_gamma=0.1"], r"auxiliary.rationale_gamma needs .* selection makes pairs without one"),
+        (["recipe=online_dpo", "auxiliary.rationale_gamma=0.1"], r"selection makes pairs without one; set "),
         (["objective=cpl", "auxiliary.length_alpha=0.5"], r"^auxiliary.length_alpha: cpl sums the log-probs of tokens"),
         (["objective=tdpo", "auxiliary.length_alpha=0.5"], r"^auxiliary.length_alpha: tdpo sums"),
         (["objective=sparsepo", "auxiliary.length_alpha=0.5"], r"^auxiliary.length_alpha: sparsepo sums"),

@@ -22,7 +22,7 @@ SMALL = ["trainer=scratch", "model.max_prompt_tokens=150", "model.max_completion
 def world(tmp_path_factory) -> Path:
     """Numbers to say, in every split; a third of the prompts stand behind an earlier turn."""
     folder = tmp_path_factory.mktemp("world")
-    for split, number in (("sft", 40), ("pref", 24), ("unlabeled", 24), ("eval", 6)):
+    for split, number in (("sft", 40), ("pref", 24), ("unlabeled", 24), ("eval.test", 6)):
         rows = []
         for i in range(number):
             talk = [{"role": "user", "content": f"Say {i % 7}, please, {split} {i}."}]
@@ -31,8 +31,7 @@ def world(tmp_path_factory) -> Path:
             good, bad = ([{"role": "assistant", "content": text}] for text in (f"It is {i % 7}.", "No idea."))
             rows.append({"sft": {"messages": [*talk, *good]}, "pref": {"prompt": talk, "chosen": good, "rejected": bad}
                          }.get(split, {"prompt": talk}))
-        name = f"{split}.test.jsonl" if split == "eval" else f"{split}.jsonl"
-        (folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        (folder / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return folder
 
 
@@ -47,5 +46,5 @@ def test_a_family_goes_round_the_loop(name: str, world: Path, tmp_path: Path, re
     assert done["train[2]"].manifest["counts"]["steps"] > 0
     assert done["train[2]"].manifest["counts"]["from_input_1"] > 0, "groups of its own samples"
     assert len({done[step].digest("model") for step in ("sft", "train[1]", "train[2]")}) == 3
-    assert (done["report[2]"].path / "report.md").is_file()
+    assert (done["report[2]"].path / "comparison.json").is_file()
     record_property(LOOP, name)

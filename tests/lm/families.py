@@ -2,12 +2,11 @@
 weights, and what each cannot do. Tests prove every cell of the table in docs/models.md, and write it.
 
 A family is a row, `COLUMNS` the columns. A test that has seen a cell calls `record_property(column, name)`; with
-`--families=docs/models.md` the columns seen whole get today's date (`tests/conftest.py`).
+`--families=docs/models.md` its cell is written, and the column gets today's date (`tests/conftest.py`).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,34 +102,39 @@ def make(name: str, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def table(measured: Mapping[str, str]) -> str:
-    """The table in Markdown; measured: of a column, the day its cells were last seen. A column without one is empty."""
+def table(seen: Mapping[str, Set[str]], days: Mapping[str, str]) -> str:
+    """The table in Markdown; seen: of a column, the families whose cell was proved, the last of them on its day."""
     reasons = list(dict.fromkeys(why for family in FAMILIES.values() for why in family.cannot.values()))
 
-    def cell(family: Family, column: str) -> str:
-        if column not in measured:
+    def cell(name: str, column: str) -> str:
+        if name not in seen.get(column, ()):
             return ""
-        return f"no ({reasons.index(family.cannot[column]) + 1})" if column in family.cannot else "yes"
+        cannot = FAMILIES[name].cannot
+        return f"no ({reasons.index(cannot[column]) + 1})" if column in cannot else "yes"
 
     rows = [["family", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
-    rows += [[family.title, *(cell(family, column) for column in COLUMNS)] for family in FAMILIES.values()]
-    rows += [[_MEASURED, *(measured.get(column, _NEVER) for column in COLUMNS)]]
+    rows += [[family.title, *(cell(name, column) for column in COLUMNS)] for name, family in FAMILIES.items()]
+    rows += [[_MEASURED, *(days.get(column, _NEVER) for column in COLUMNS)]]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([*lines, "", *(f"({i}) {why}  " for i, why in enumerate(reasons, 1))]).rstrip() + "\n"
 
 
-def written(page: str) -> dict[str, str]:
-    """Of every column of the page's table that was measured, the day."""
-    (row,) = re.findall(rf"^\| {_MEASURED} \|(.*)\|$", page, flags=re.MULTILINE)
-    days = [cell.strip() for cell in row.split("|")]
-    return {column: day for column, day in zip(COLUMNS, days, strict=True) if day != _NEVER}
+def written(page: str) -> tuple[dict[str, set[str]], dict[str, str]]:
+    """What `table` was given for the table that stands in the page."""
+    inside = page.partition(BEGIN)[2].partition(END)[0]
+    rows = {line.split(" | ")[0].removeprefix("| "): [cell.strip() for cell in line.split("|")[2:-1]]
+            for line in inside.splitlines() if line.startswith("| ")}
+    seen = {column: {name for name, family in FAMILIES.items() if rows[family.title][i]}
+            for i, column in enumerate(COLUMNS)}
+    days = {column: day for column, day in zip(COLUMNS, rows[_MEASURED], strict=True) if day != _NEVER}
+    return seen, days
 
 
-def write(file: Path, seen: Mapping[str, Set[str]], day: str) -> list[str]:
-    """Put the table anew into a page, with `day` for the columns that were seen for every family -> these columns."""
+def write(file: Path, new: Mapping[str, Set[str]], day: str) -> None:
+    """Add cells that were proved on `day` to the table of a page."""
     page = file.read_text()
-    whole = [column for column in COLUMNS if seen.get(column, set()) == set(FAMILIES)]
-    made = table(written(page) | dict.fromkeys(whole, day))
+    seen, days = written(page)
+    made = table({column: seen[column] | new.get(column, set()) for column in COLUMNS},
+                 days | {column: day for column in COLUMNS if new.get(column)})
     head, _, rest = page.partition(BEGIN)
     file.write_text(head + BEGIN + made + END + rest.partition(END)[2])
-    return whole

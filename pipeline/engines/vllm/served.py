@@ -10,7 +10,8 @@ from pathlib import Path
 from pipeline.engines.engine import FACTS, adapter_base
 from pipeline.errors import UserError
 
-_TABLES = {"_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS"}  # of vLLM's registry: architecture -> its own class
+# Of vLLM's registry: architecture -> a class of its own, or transformers' code where vLLM knows that it can
+_TABLES = {"_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS", "_TRANSFORMERS_SUPPORTED_MODELS"}
 _ASK = "import sys; from vllm.config import ModelConfig; ModelConfig(model=sys.argv[1], dtype='float32')"
 _NOT_SERVED = "are not supported"
 _SECONDS = 300
@@ -19,12 +20,12 @@ _SECONDS = 300
 def refuse_unserved(model: Path) -> None:
     """Raises UserError for a model of a family that vLLM does not serve.
 
-    A class of vLLM's own is known from its source at once. About other families, which it may serve with transformers'
+    What vLLM lists is known from its source at once. About other families, which it may still serve with transformers'
     code, vLLM is asked in a process of its own, which takes about 10 s.
     """
     base = adapter_base(model) or model
     names = json.loads((base / FACTS).read_text()).get("architectures") or []
-    if {*names} & _own_classes():
+    if {*names} & _known_classes():
         return
     asked = subprocess.run([sys.executable, "-c", _ASK, str(base)], stdin=subprocess.DEVNULL, capture_output=True,
                            text=True, timeout=_SECONDS)
@@ -33,7 +34,7 @@ def refuse_unserved(model: Path) -> None:
                         "engine=transformers, or a model of another family")
 
 
-def _own_classes() -> set[str]:
+def _known_classes() -> set[str]:
     """The architectures in vLLM's registry, read from its source: importing it takes seconds."""
     (place,) = importlib.util.find_spec("vllm").submodule_search_locations  # type: ignore[union-attr, misc]
     tree = ast.parse((Path(place) / "model_executor" / "models" / "registry.py").read_text())

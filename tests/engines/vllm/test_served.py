@@ -15,11 +15,11 @@ from pipeline.errors import UserError
 pytest.importorskip("vllm")
 
 
-def test_a_class_of_vllms_own_is_known_without_asking(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_vllm_lists_is_known_without_asking(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(subprocess, "run", None)
     served.refuse_unserved(tiny_model)
-    assert {"LlamaForCausalLM", "Gemma3ForCausalLM", "Phi3ForCausalLM"} <= served._own_classes()
-    assert "CodeGenForCausalLM" not in served._own_classes()
+    assert {"LlamaForCausalLM", "Olmo2ForCausalLM", "SmolLM3ForCausalLM"} <= served._known_classes()
+    assert "CodeGenForCausalLM" not in served._known_classes()
 
 
 def test_a_family_that_is_not_served_ends_in_one_line(tiny_model: Path, tmp_path: Path):
