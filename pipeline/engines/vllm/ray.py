@@ -47,6 +47,8 @@ class RayService:
     def __init__(self, model: Path, log: Path, settings: Settings) -> None:
         if importlib.util.find_spec("ray") is None:
             raise UserError("engine: ray is not installed here; install alignloop[ray], or use engine=vllm")
+        if importlib.util.find_spec("vllm") is not None:  # it may be on the nodes of the actors only
+            served.refuse_unserved(model)
         self.key, self.log, self._sleep_level = secrets.token_urlsafe(24), log, settings.sleep_level
         log.parent.mkdir(parents=True, exist_ok=True)
         self._urls = log.with_name(f"{log.stem}.{secrets.token_hex(4)}.urls.json")
@@ -111,7 +113,6 @@ def actor_log(log: Path, number: int) -> Path:
 def start_service(model: Path, log: Path, settings: Settings) -> RayService | None:
     """Start the actors that a whole run uses; None where `settings.url` names servers that already run."""
     if settings.url is None:
-        served.refuse_unserved(model)
         return RayService(model, log, settings)
     engine.start_service(model, log, settings)
     return None
