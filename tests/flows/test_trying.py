@@ -16,7 +16,7 @@ import pytest
 import torch
 import transformers
 
-from flows import chat, chosen, sample, screen
+from flows import chat, run_models, sample, screen
 from flows.cli import main
 from pipeline import runs, store, upload
 from pipeline.errors import UserError
@@ -71,20 +71,20 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_which_model_is_meant(workspace, tiny_model):
-    found = chosen.find(str(workspace), "r")
+    found = run_models.find(str(workspace), "r")
     assert [m.label for m in found] == ["start", "sft", "train[1]"]
-    assert chosen.choose(found, None, None).label == "train[1]"
-    assert chosen.choose(found, None, 0).label == "sft"
-    assert chosen.choose(found, "init", None).label == chosen.choose(found, "start", None).label == "start"
+    assert run_models.choose(found, None, None).label == "train[1]"
+    assert run_models.choose(found, None, 0).label == "sft"
+    assert run_models.choose(found, "init", None).label == run_models.choose(found, "start", None).label == "start"
     with pytest.raises(UserError, match=r"--iteration 2: no model of it; there are: start, init, sft, train\[1\]"):
-        chosen.choose(found, None, 2)
+        run_models.choose(found, None, 2)
     with pytest.raises(UserError, match=r"stf: no model of that step \(did you mean sft\?\)"):
-        chosen.choose(found, "stf", None)
+        run_models.choose(found, "stf", None)
     with pytest.raises(UserError, match="--iteration 1: given together with the step sft"):
-        chosen.choose(found, "sft", 1)
-    assert [m.folder for m in chosen.find(str(workspace), str(tiny_model))] == [tiny_model]
+        run_models.choose(found, "sft", 1)
+    assert [m.folder for m in run_models.find(str(workspace), str(tiny_model))] == [tiny_model]
     with pytest.raises(UserError, match="no run named 'rr'"):
-        chosen.find(str(workspace), "rr")
+        run_models.find(str(workspace), "rr")
 
 
 def talked(monkeypatch, capsys, text: str, *words: str) -> tuple[str, str]:
