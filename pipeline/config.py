@@ -76,6 +76,9 @@ def _dataclass(cls: Any, data: Any, where: str, problems: list[str]) -> Any:
     if len(problems) > before:
         return None
     made = cls(**values)
+    problems += [f"{cls.__module__}.{cls.__name__}: no hook {name!r} (did you mean check?)"
+                 for name, of in vars(cls).items()
+                 if callable(of) and name != "check" and "did you mean" in nearest(name, ["check"])]
     check = getattr(made, "check", None)
     if check is not None:
         problems.extend(f"{_join(where, key)}: {text}" for key, text in check())

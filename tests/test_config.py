@@ -117,3 +117,16 @@ def test_a_parts_bad_settings_carry_the_dotted_key():
     with pytest.raises(UserError) as caught:
         load_part({"module": "pipeline.objectives.dpo", "betta": 1, "beta": -1}, "objective", Objective)
     assert [p.partition(":")[0] for p in caught.value.problems] == ["objective.betta", "objective.beta"]
+
+
+def test_a_misspelt_check_of_settings_is_told_by_name():
+    """It would never be called, and the settings it forbids would pass."""
+    @dataclasses.dataclass(frozen=True)
+    class Chekd:
+        n: int = 1
+
+        def chek(self) -> list[tuple[str, str]]:
+            return [("n", "is 1")]
+
+    with pytest.raises(UserError, match=r"Chekd: no hook 'chek' \(did you mean check\?\)"):
+        build(Chekd, {})
