@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from flows import machine, screen
 from pipeline import hub, outside
 from pipeline.config import flat
 from pipeline.plan import Planned, Step
+from pipeline.source import Source, parameters
 from pipeline.wiring import Ref
 
 BLOCKS = {"sft": "sft", "train_reward": "reward", "train_preference": "preference"}  # stage -> its block of `trainer`
-_ACCEPTANCE = "pipeline.lm.acceptance"  # by name, as whatever lies below the stages; it brings no torch
 EXTRA = ("of_size", "of_objective")  # keys of a trainer's file that are no settings
 _MOST_LR, _FEW_WEIGHTS = 1e-4, 100e6  # a higher rate ruins larger pretrained models, all weights learning
 _FULL, _FLOAT, _NF4 = 16.0, 4.0, 0.6  # bytes a weight: with gradient and moments; alone; of 4 bits, norms and head not
@@ -66,9 +65,8 @@ def pretrained_weights(model: Mapping[str, Any]) -> int | None:
     """Weights of the model given, by its files' headers; None where none is given or they do not tell."""
     if not model.get("path"):
         return None
-    acceptance, base = importlib.import_module(_ACCEPTANCE), model.get("base")
-    number: int | None = acceptance.parameters(acceptance.Source(str(model["path"]), base and str(base)))
-    return number
+    base = model.get("base")
+    return parameters(Source(str(model["path"]), base and str(base)))
 
 
 def _under(group: str, known: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from typing import Any
 from pipeline import weights
 from pipeline.errors import first
 from pipeline.lm.template_check import NO_TEMPLATE
+from pipeline.source import ADAPTER
 
-ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 GENERATION = "generation_config.json"
 _JSON = ("config.json", GENERATION, "tokenizer_config.json", "special_tokens_map.json", ADAPTER, weights.INDEX)
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"), ("tekken.json",))

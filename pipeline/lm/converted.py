@@ -9,6 +9,7 @@ import transformers
 
 from pipeline.errors import UserError, one_line
 from pipeline.lm import checks, folders
+from pipeline.source import ADAPTER
 
 _CPU = torch.device("cpu")
 _TEXTS = ("The capital of France is Paris.", "  two  spaces\n\n\ttab", "naïve café, 日本語 🦆", "x = f(1) + 23;")
@@ -79,7 +80,7 @@ def merged(adapter: Path, base: Path, target: Path) -> None:
     folders.copy_side_files(base, target)
     if own == adapter:
         for path in checks.side_files(adapter):
-            if path.name != checks.ADAPTER:
+            if path.name != ADAPTER:
                 shutil.copyfile(path, target / path.name)
     model.merge_and_unload().save_pretrained(target)
     again, _ = folders.load_reported(target, _CPU)

@@ -21,8 +21,8 @@ from pipeline import hub, weights
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.lm import acceptance, checks, probe, shapes, tiny
-from pipeline.lm.acceptance import Source
 from pipeline.lm.template_check import template_problems
+from pipeline.source import Source
 from pipeline.stage import Context, Cost, Stage
 
 

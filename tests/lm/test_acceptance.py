@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from pipeline.lm import acceptance, checks, probe
-from pipeline.lm.acceptance import Source
+from pipeline.source import ADAPTER, Source
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9085657\n"
 
@@ -185,7 +185,7 @@ def test_what_planning_is_told(folder: Path, tmp_path: Path):
 def test_adapters_are_followed_to_their_base(folder: Path, tmp_path: Path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    (adapter / checks.ADAPTER).write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "some/base"}))
+    (adapter / ADAPTER).write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "some/base"}))
     sparse(adapter / checks.ADAPTER_WEIGHTS, {})
     (problem,) = acceptance.problems(Source(str(adapter)), reward=False)
     assert "an adapter for 'some/base', which is no folder here" in problem and "model.base=" in problem
@@ -196,7 +196,7 @@ def test_adapters_are_followed_to_their_base(folder: Path, tmp_path: Path):
     problem, _ = acceptance.problems(Source(str(adapter), base=str(folder)), reward=False)
     assert "adapter_model.safetensors is cut short or no safetensors file" in problem
     for text in ("{", "[1]"):
-        (adapter / checks.ADAPTER).write_text(text)
+        (adapter / ADAPTER).write_text(text)
         (problem,) = acceptance.problems(Source(str(adapter)), reward=False)
         assert problem == f"model.path: {adapter}: adapter_config.json is no mapping of settings in JSON; copy it again"
 

@@ -12,9 +12,9 @@ import torch
 import transformers
 
 from pipeline import weights
-from pipeline.lm import acceptance, converted, folders, probe, round_trip
-from pipeline.lm.acceptance import Source
+from pipeline.lm import converted, folders, probe, round_trip
 from pipeline.lm.template_check import NO_TEMPLATE
+from pipeline.source import Source, parameters
 
 NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
          "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
@@ -86,7 +86,7 @@ def test_the_folder_of_a_file_is_the_model_that_was_written(tiny_model: Path, tm
 
 def test_what_the_header_tells(tiny_model: Path, tmp_path: Path):
     assert probe.gguf_problems(write(tiny_model, tmp_path / "good.gguf")) == []
-    assert acceptance.parameters(Source(str(tmp_path / "good.gguf"))) == weights.parameters(tiny_model)
+    assert parameters(Source(str(tmp_path / "good.gguf"))) == weights.parameters(tiny_model)
     bare = write(tiny_model, tmp_path / "bare.gguf", template=False)
     assert probe.gguf_problems(bare) == [NO_TEMPLATE] and probe.gguf_problems(bare, template_given=True) == []
     (problem,) = probe.gguf_problems(write(tiny_model, tmp_path / "odd.gguf", architecture="llama99"))
@@ -97,5 +97,5 @@ def test_what_the_header_tells(tiny_model: Path, tmp_path: Path):
 def test_files_that_are_none(content: bytes, tmp_path: Path):
     (tmp_path / "m.gguf").write_bytes(content)
     (problem,) = probe.gguf_problems(tmp_path / "m.gguf")
-    assert acceptance.parameters(Source(str(tmp_path / "m.gguf"))) is None
+    assert parameters(Source(str(tmp_path / "m.gguf"))) is None
     assert problem.startswith("no GGUF file that can be read (") and problem.endswith("or take the safetensors folder")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UserError
 from pipeline.lm import checks, converted, folders, round_trip
+from pipeline.source import ADAPTER
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_an_adapter_is_merged_on_its_base(folder: Path, tmp_path: Path):
     merged, base = (round_trip.own_logps(folders.load_policy(one, torch.device("cpu")), given)
                     for one in (target, folder))
     assert round_trip.gap(merged, base) > 0.1
-    assert not (target / checks.ADAPTER).exists() and checks.problems(checks.Folder.of(target)) == []
+    assert not (target / ADAPTER).exists() and checks.problems(checks.Folder.of(target)) == []
 
 
 def test_an_adapter_that_does_not_fit_its_base(folder: Path, tmp_path: Path, make_model):
