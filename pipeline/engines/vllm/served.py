@@ -27,7 +27,7 @@ def refuse_unserved(model: Path) -> None:
     names = json.loads((base / FACTS).read_text()).get("architectures") or []
     if {*names} & _known_classes():
         return
-    asked = subprocess.run([sys.executable, "-c", _ASK, str(base)], stdin=subprocess.DEVNULL, capture_output=True,
+    asked = subprocess.run([sys.executable, "-P", "-c", _ASK, str(base)], stdin=subprocess.DEVNULL, capture_output=True,
                            text=True, timeout=_SECONDS)
     if asked.returncode and _NOT_SERVED in asked.stderr:
         raise UserError(f"engine: the vLLM installed here does not serve {', '.join(names)} ({base}); take "
