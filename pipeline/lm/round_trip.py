@@ -21,6 +21,7 @@ from pipeline import weights
 from pipeline.errors import UserError, first, one_line
 from pipeline.lm import folders, logps, prefix, scores
 from pipeline.lm.examples import Example
+from pipeline.lm.forward import device_of
 from pipeline.lm.settings import THIS_MACHINE
 
 TOLERANCE = 2e-3  # nats per token, float32: another order of summation gives 1e-5, a fault 1e-1 and more
@@ -82,12 +83,12 @@ def own_logps(model: Any, given: Sequence[Example]) -> TokenLogps:
     found: TokenLogps = []
     for example in given:
         found.append([])
-        for completion in example.completions:
-            ids = torch.from_numpy(np.concatenate([example.prompt, completion]).astype(np.int64))
+        for k, completion in enumerate(example.completions):
+            prompt = example.prompt_of(k)
+            ids = torch.from_numpy(np.concatenate([prompt, completion]).astype(np.int64)).to(device_of(model))
             with torch.no_grad():
-                logits = model(input_ids=ids[None], use_cache=False).logits[0].float()
-            at = torch.log_softmax(logits[:-1], -1).gather(1, ids[1:, None])[:, 0]
-            found[-1].append(at[len(example.prompt) - 1:].tolist())
+                logits = model(input_ids=ids[None], use_cache=False).logits[0, len(prompt) - 1:-1].float()
+            found[-1].append(logits.log_softmax(-1).gather(1, ids[len(prompt):, None])[:, 0].tolist())
     return found
 
 

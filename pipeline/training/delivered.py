@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.lm import forward
 from pipeline.lm.examples import Example
 from pipeline.lm.forward import autocast, device_of
+from pipeline.lm.round_trip import own_logps
 from pipeline.lm.scores import group_scores
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
@@ -63,16 +64,15 @@ def by_training_core(model: Any, probe: Probe) -> Tensor:
 @torch.no_grad()
 def by_own_forward(model: Any, probe: Probe) -> Tensor:
     """(N,) float32 on the CPU, by the model's own forward pass, one row after the other."""
+    if probe.pad is None:
+        found = own_logps(model, probe.examples)
+        return torch.tensor([value for row in found for completion in row for value in completion])
     values = []
     for example in probe.examples:
         for k, completion in enumerate(example.completions):
-            prompt = example.prompt_of(k)
-            ids = torch.from_numpy(np.concatenate([prompt, completion]).astype(np.int64)).to(device_of(model))
-            logits = model(input_ids=ids[None], use_cache=False).logits.float()
-            if probe.pad is None:
-                targets = ids[len(prompt):, None]
-                logits = logits[0, len(prompt) - 1:-1].log_softmax(-1).gather(1, targets)
-            values.append(logits.flatten().cpu())
+            ids = np.concatenate([example.prompt_of(k), completion]).astype(np.int64)
+            logits = model(input_ids=torch.from_numpy(ids).to(device_of(model))[None], use_cache=False).logits
+            values.append(logits.float().flatten().cpu())
     return torch.cat(values)
 
 
