@@ -3,7 +3,6 @@
 The prompt is rendered as in training, by the folder's own template; an answer ends where the model's answers end.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pipeline.engines.transformers import sampling
 from pipeline.engines.transformers.engine import Engine, Settings
 from pipeline.errors import UserError
 from pipeline.lm import folders
+from pipeline.lm.probe import stop_candidates
 from pipeline.lm.settings import ModelRuntime
 from pipeline.lm.template import Encoder, turn_end_id
 from pipeline.records import Group, Message
@@ -84,10 +84,8 @@ def opened(folder: Path, dtype: str) -> Talker:
     if tokenizer.chat_template is None:
         raise UserError(f"{place}: no chat template, so nothing says how its turns are written; put the template that "
                         "it was trained with there as chat_template.jinja")
-    config = place / "generation_config.json"  # of a folder that no run has made it may be absent, or list a part
-    listed = json.loads(config.read_text()).get("eos_token_id") if config.is_file() else None
-    ends = [*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id, turn_end_id(tokenizer)]
-    stops = dict.fromkeys(i for i in ends if i is not None)
+    # the list of a folder that no run has made may be absent, or in part
+    stops = stop_candidates(place, tokenizer, turn_end_id(tokenizer))
     network = sampling.load(folder, dtype, device)
     return Talker(network, Encoder(tokenizer, tuple(stops)), folders.context_length(network))
 
