@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline import hub, weights
 
-ADAPTER, GGUF = "adapter_config.json", ".gguf"
+ADAPTER, ADAPTER_WEIGHTS, GGUF = "adapter_config.json", "adapter_model.safetensors", ".gguf"
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 from pipeline.errors import UserError, one_line
 from pipeline.records import LENGTH, STOP
+from pipeline.source import ADAPTER
 
 FACTS = "config.json"
-ADAPTER = "adapter_config.json"
 _PROBE_TOKENS = 16  # of prompt and answer each
 
 TOLERANCE = {"float32": 5e-4, "float16": 0.03, "bfloat16": 0.1}

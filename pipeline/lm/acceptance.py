@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline import hub, supervisor
 from pipeline.errors import UserError
 from pipeline.lm import checks, probe
-from pipeline.source import ADAPTER, Source
+from pipeline.source import ADAPTER, ADAPTER_WEIGHTS, Source
 
 _PROBE_SECONDS = 300
 
@@ -71,9 +71,9 @@ def _adapter(source: Source, reward: bool) -> list[str]:
     found = []
     if read.get("peft_type") != "LORA":
         found.append(f"{where}: adapter of type {read.get('peft_type')!r}, expected LORA; merge it where it was made")
-    if not (source.place / checks.ADAPTER_WEIGHTS).is_file():
-        found.append(f"{where}: an adapter without {checks.ADAPTER_WEIGHTS}; save it again with save_pretrained")
-    elif fault := checks.unreadable(source.place / checks.ADAPTER_WEIGHTS):
+    if not (source.place / ADAPTER_WEIGHTS).is_file():
+        found.append(f"{where}: an adapter without {ADAPTER_WEIGHTS}; save it again with save_pretrained")
+    elif fault := checks.unreadable(source.place / ADAPTER_WEIGHTS):
         found.append(f"{where}: {fault}")
     base = source.base_of_adapter()
     if base is None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.lm.settings import AdapterSettings
+from pipeline.source import ADAPTER_WEIGHTS
 
 _PREFIX = "base_model.model."  # what peft's own loader expects in front of every name
 
@@ -82,7 +83,7 @@ def save(model: Any, trained: dict[str, Tensor], folder: Path) -> None:
     """Write the adapter as peft does. `trained` are the trained parameters, whole, by name."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = peft.get_peft_model_state_dict(model, state_dict=trained)
-    save_file({f"{_PREFIX}{name}": t for name, t in tensors.items()}, folder / "adapter_model.safetensors")
+    save_file({f"{_PREFIX}{name}": t for name, t in tensors.items()}, folder / ADAPTER_WEIGHTS)
     model.peft_config["default"].save_pretrained(folder)
 
 

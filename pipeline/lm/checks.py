@@ -16,7 +16,6 @@ from pipeline.errors import first
 from pipeline.lm.template_check import NO_TEMPLATE
 from pipeline.source import ADAPTER
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 GENERATION = "generation_config.json"
 _JSON = ("config.json", GENERATION, "tokenizer_config.json", "special_tokens_map.json", ADAPTER, weights.INDEX)
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"), ("tekken.json",))

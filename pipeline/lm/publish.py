@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline.lm.rope import in_old_words
+from pipeline.source import ADAPTER, ADAPTER_WEIGHTS
 
 
 def write(source: Path, target: Path, dtype: str | None) -> None:
@@ -33,14 +34,13 @@ def write(source: Path, target: Path, dtype: str | None) -> None:
 def write_adapter(source: Path, target: Path, base: str, task: str, dtype: str | None) -> None:
     """Copy the adapter folder `source` to `target`, with the model it was trained on and peft's word for its task."""
     target.mkdir(parents=True)
-    weights = "adapter_model.safetensors"
     if dtype is None:
-        shutil.copyfile(source / weights, target / weights)
+        shutil.copyfile(source / ADAPTER_WEIGHTS, target / ADAPTER_WEIGHTS)
     else:
-        _rounded(source / weights, target / weights, getattr(torch, dtype))
-    config = json.loads((source / "adapter_config.json").read_text())
+        _rounded(source / ADAPTER_WEIGHTS, target / ADAPTER_WEIGHTS, getattr(torch, dtype))
+    config = json.loads((source / ADAPTER).read_text())
     config = {**config, "base_model_name_or_path": base, "task_type": task}
-    (target / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (target / ADAPTER).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _rounded(source: Path, target: Path, dtype: torch.dtype) -> None:

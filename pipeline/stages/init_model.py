@@ -22,7 +22,7 @@ from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.lm import acceptance, checks, probe, shapes, tiny
 from pipeline.lm.template_check import template_problems
-from pipeline.source import Source
+from pipeline.source import ADAPTER_WEIGHTS, Source
 from pipeline.stage import Context, Cost, Stage
 
 
@@ -109,7 +109,7 @@ def _files(source: Source) -> list[Path]:
     if not source.adapter:
         return [*checks.side_files(source.place), *weights.files(source.place)]
     base = source.base_of_adapter()
-    own = [*checks.side_files(source.place), source.place / checks.ADAPTER_WEIGHTS]
+    own = [*checks.side_files(source.place), source.place / ADAPTER_WEIGHTS]
     return own + ([] if base is None else _files(base))
 
 

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from pipeline.lm import acceptance, checks, probe
-from pipeline.source import ADAPTER, Source
+from pipeline.source import ADAPTER, ADAPTER_WEIGHTS, Source
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9085657\n"
 
@@ -186,13 +186,13 @@ def test_adapters_are_followed_to_their_base(folder: Path, tmp_path: Path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / ADAPTER).write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "some/base"}))
-    sparse(adapter / checks.ADAPTER_WEIGHTS, {})
+    sparse(adapter / ADAPTER_WEIGHTS, {})
     (problem,) = acceptance.problems(Source(str(adapter)), reward=False)
     assert "an adapter for 'some/base', which is no folder here" in problem and "model.base=" in problem
     (folder / "chat_template.jinja").unlink()
     (problem,) = acceptance.problems(Source(str(adapter), base=str(folder)), reward=False)
     assert problem.startswith(f"model.path: {folder}: no chat template")
-    (adapter / checks.ADAPTER_WEIGHTS).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    (adapter / ADAPTER_WEIGHTS).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     problem, _ = acceptance.problems(Source(str(adapter), base=str(folder)), reward=False)
     assert "adapter_model.safetensors is cut short or no safetensors file" in problem
     for text in ("{", "[1]"):
