@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline import columns, tables
 from pipeline.columns import Source
+from pipeline.config import build
 from pipeline.formats.splits import SPLITS, Imported
 from pipeline.records import Group
+from pipeline.stage import Context, Reporter
 
 
 def digests(inputs: Mapping[str, Sequence[Path]]) -> dict[str, tuple[str, ...]]:
@@ -41,3 +45,17 @@ def splits(made: Imported) -> dict[str, tuple[Group, ...]]:
         found[name].append(group)
     assert {name: len(groups) for name, groups in found.items()} == made.counts
     return {name: tuple(groups) for name, groups in found.items()}
+
+
+def run(stage: Any, work: Path, settings: Any, runtime: Any = None, **inputs: Path) -> Path:
+    """What a stage's module writes, run in this process. Its metrics: `metrics`."""
+    report = Reporter(step="s", metrics_path=work.with_suffix(".jsonl"))
+    found = {name: (path,) for name, path in inputs.items()}
+    stage.run(Context(build(stage.Settings, settings), build(stage.STAGE.runtime, runtime or {}), found, digests(found),
+                      work, 0, report))
+    return work / "out"
+
+
+def metrics(work: Path) -> list[dict[str, Any]]:
+    """The lines that a `run` reported, in order."""
+    return [json.loads(line) for line in work.with_suffix(".jsonl").read_text().splitlines()]

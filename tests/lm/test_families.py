@@ -6,11 +6,9 @@ tests/engines/vllm and tests/flows.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +16,6 @@ import torch
 import transformers
 
 from pipeline import tables
-from pipeline.config import build
 from pipeline.engines.engine import Request, model_facts
 from pipeline.engines.transformers import engine as engine_module
 from pipeline.errors import UserError
@@ -26,9 +23,8 @@ from pipeline.lm import checks, folders, logps, prefix, probe
 from pipeline.lm.examples import Example
 from pipeline.lm.settings import THIS_MACHINE
 from pipeline.records import Completion, Group, Message
-from pipeline.stage import Context, Reporter
 from pipeline.stages import init_model, reference_logprobs, sft, tokenize, train_preference, train_reward
-from tests import given
+from tests.given import metrics, run
 from tests.lm import families
 from tests.lm.families import CHEAP, FAMILIES
 
@@ -39,17 +35,8 @@ ADAPTED = TRAINER | {"lr": 2e-2, "adapter": {"kind": "lora", "r": 4, "alpha": 8}
 DPO = {"objective": {"module": "pipeline.objectives.dpo"}}
 
 
-def run(stage: Any, work: Path, settings: dict, runtime: dict, **inputs: Path) -> Path:
-    report = Reporter(step="s", metrics_path=work.with_suffix(".jsonl"))
-    found = {name: (path,) for name, path in inputs.items()}
-    context = Context(build(stage.Settings, settings), build(stage.STAGE.runtime, runtime), found,
-                      given.digests(found), work, 0, report)
-    stage.run(context)
-    return context.out
-
-
 def losses(work: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in work.with_suffix(".jsonl").read_text().splitlines() if "loss" in line]
+    return [line["loss"] for line in metrics(work) if "loss" in line]
 
 
 @pytest.fixture(scope="module")

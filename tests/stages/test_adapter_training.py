@@ -14,14 +14,12 @@ import torch
 import transformers
 
 from pipeline import tables
-from pipeline.config import build
 from pipeline.errors import UserError
 from pipeline.lm import adapters, folders
 from pipeline.lm.settings import AdapterSettings
 from pipeline.records import Completion, Group, Message
-from pipeline.stage import Context, Reporter
 from pipeline.stages import init_model, reference_logprobs, sft, tokenize, train_preference, train_reward
-from tests import given
+from tests.given import metrics, run
 
 ARCH = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2, "kv_heads": 2, "max_position": 64,
         "vocab_size": 320}
@@ -31,17 +29,8 @@ RUNTIME = {"threads": 1, "log_every": 1, "device": "cpu"}
 DPO = {"objective": {"module": "pipeline.objectives.dpo"}, "trainer": TRAINER}
 
 
-def run(stage, work: Path, settings, runtime=None, **inputs: Path) -> Path:
-    report = Reporter(step="s", metrics_path=work.with_suffix(".jsonl"))
-    given_inputs = {name: (path,) for name, path in inputs.items()}
-    context = Context(build(stage.Settings, settings), build(stage.STAGE.runtime, runtime or {}),
-                      given_inputs, given.digests(given_inputs), work, 0, report)
-    stage.run(context)
-    return context.out
-
-
 def losses(work: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in work.with_suffix(".jsonl").read_text().splitlines() if "loss" in line]
+    return [line["loss"] for line in metrics(work) if "loss" in line]
 
 
 @pytest.fixture(scope="module")

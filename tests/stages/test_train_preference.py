@@ -20,28 +20,15 @@ from pipeline import columns, tables
 from pipeline.config import build, problems_of
 from pipeline.errors import UserError
 from pipeline.records import Completion, Group, Message
-from pipeline.stage import Context, Reporter
 from pipeline.stages import import_data, init_model, reference_logprobs, sft, tokenize, train_preference, train_reward
 from tests import given
+from tests.given import metrics, run
 
 ARCH = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2, "kv_heads": 2, "max_position": 64,
         "vocab_size": 320}
 TRAINER = {"lr": 3e-3, "batch_size": 8, "epochs": 2, "precision": "float32"}
 RUNTIME = {"threads": 1, "tokens_per_batch": 256, "log_every": 1, "device": "cpu"}
 DPO = {"objective": {"module": "pipeline.objectives.dpo"}, "trainer": TRAINER}
-
-
-def run(stage, work: Path, settings, runtime=None, **inputs: Path) -> Path:
-    report = Reporter(metrics_path=work.with_suffix(".jsonl"))
-    given_inputs = {name: (path,) for name, path in inputs.items()}
-    context = Context(build(stage.Settings, settings), build(stage.STAGE.runtime, runtime or {}),
-                      given_inputs, given.digests(given_inputs), work, 0, report)
-    stage.run(context)
-    return context.out
-
-
-def metrics(work: Path) -> list[dict]:
-    return [json.loads(line) for line in work.with_suffix(".jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
