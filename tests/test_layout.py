@@ -32,7 +32,7 @@ HOMES = {
     "fastapi": ("flows/dashboard/",),
     "uvicorn": ("flows/dashboard/",),
 }
-MOST_LINES = 19000  # of code: docs/decisions/003-size.md
+MOST_LINES = 23000  # of code: docs/decisions/003-size.md
 MOST_YAML = 90  # files of conf, those of conf/published apart: each holds one paper's values
 # Distribution name -> the name it is imported by, where they differ.
 IMPORT_NAMES = {"hydra-core": "hydra", "pyyaml": "yaml"}
