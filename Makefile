@@ -5,12 +5,14 @@ PYTHON ?=
 VLLM   ?= yes
 EXTRAS ?=
 ARGS   ?=
+SEED   ?= 1
+KILLS  ?= 300
 BIN    := $(VENV)/bin
 comma  := ,
 STAMP  := $(VENV)/.installed-$(DEVICE)-$(VLLM)$(addprefix -,$(subst $(comma),-,$(EXTRAS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long families check docs-check bench dashboard clean
+.PHONY: help setup demo test test-long chaos families check docs-check bench dashboard clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +38,9 @@ test: $(STAMP) ## Run the tests, a quarter of an hour on two cores; ARGS="tests/
 
 test-long: $(STAMP) ## Run the large matrices that `make test` leaves out; adds a line to docs/test-long.md
 	$(PYTEST) -m "long and not gpu" --record=docs/test-long.md $(ARGS)
+
+chaos: $(STAMP) ## Kill runs at random, SEED=1 KILLS=300; goes on where its ledger, build/chaos/ledger.jsonl, ends
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kills --seed $(SEED) --kills $(KILLS) $(ARGS)
 
 families: $(STAMP) ## Prove every family of models in every column of docs/models.md, and write its table
 	$(BIN)/python -m pytest tests/lm/test_families.py tests/engines/vllm/test_families.py \
