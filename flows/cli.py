@@ -1,6 +1,6 @@
 """The `align` command: which function each word stands for. Nothing here imports torch or prefect.
 
-Exit code 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted.
+Exit code 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted, 143 told to end (SIGTERM, SIGHUP).
 """
 
 import argparse
@@ -19,7 +19,7 @@ groups: recipe model data objective auxiliary negatives selection filters
         reward engine sampling trainer evaluation gate hardware tracking published
 every key of the configuration can be set:
         align run recipe=pco objective.alpha=0.02 trainer.sft.lr=3e-4 seed=1
-exit code: 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted"""
+exit code: 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted, 143 told to end"""
 
 
 def main(arguments: list[str] | None = None) -> int:

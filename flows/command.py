@@ -117,7 +117,7 @@ def _drive(prepared: CheckedRun, only: str | None, force: bool) -> int:
         runs.save(prepared.workspace, replace(record, outcome=runs.INTERRUPTED))
     if code in (130, 143):
         screen.say(f"interrupted; go on with: align run run={prepared.run.name}")
-        return 130
+        return code
     if code in (0, 1, 2):
         return code
     killed_by = -code if code < 0 else code - 128

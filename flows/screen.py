@@ -1,5 +1,7 @@
 """What the terminal shows: a bar with rate and ETA in a terminal, plain lines elsewhere, tables at the end."""
 
+import errno
+import os
 import re
 import sys
 import textwrap
@@ -77,7 +79,17 @@ class Screen(Observer):
 
 
 def say(text: str) -> None:
-    console.print(text, markup=False)
+    _print(console, text)
+
+
+def _print(where: Console, text: str) -> None:
+    """On a terminal that was closed nothing is shown from then on; the run is told so by SIGHUP, not by this."""
+    try:
+        where.print(text, markup=False)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), where.file.fileno())
 
 
 def paragraph(text: str) -> None:
@@ -95,7 +107,7 @@ def harmless(text: str) -> str:
 def problems(texts: list[str]) -> None:
     """Every problem of the user's input, one a line, to stderr."""
     for text in texts:
-        errors.print(f"error: {text}", markup=False)
+        _print(errors, f"error: {text}")
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:

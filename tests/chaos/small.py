@@ -53,11 +53,11 @@ class Warm:
     """A process that has torch imported and forks stages: tests/warm."""
 
     address: Path
-    process: subprocess.Popen[bytes]
+    pid: int
 
     def forks(self) -> list[psutil.Process]:
         """The stages that run now."""
-        return [p for p in psutil.Process(self.process.pid).children() if p.status() != psutil.STATUS_ZOMBIE]
+        return [p for p in psutil.Process(self.pid).children() if p.status() != psutil.STATUS_ZOMBIE]
 
 
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ def warm(folder: Path) -> Iterator[Warm]:
                                    env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True)
     assert process.stdin and process.stdout and process.stdout.readline() == b"ready\n"
     try:
-        yield Warm(address, process)
+        yield Warm(address, process.pid)
     finally:
         process.stdin.close()
         process.wait(30)
@@ -139,7 +139,8 @@ def differing(workspace: Path, reference: Path) -> list[str]:
         if artifact.key != wanted.key:
             problems.append(f"{name}: key {artifact.key}, undisturbed {wanted.key}")
         here, there = artifact.manifest["files"], wanted.manifest["files"]
-        problems += [f"{name}/{file}" for file in sorted(here.keys() | there.keys()) if here.get(file) != there.get(file)]
+        names = sorted(here.keys() | there.keys())
+        problems += [f"{name}/{file}" for file in names if here.get(file) != there.get(file)]
         problems += store.damage(artifact)
     return problems
 

@@ -170,6 +170,8 @@ def main() -> int:
     sys.argv = [worker.__file__, *job.argv]
     try:
         code = worker.main()
+    except SystemExit as end:
+        code = end.code
     except BaseException:
         traceback.print_exc()
         code = 1

@@ -35,7 +35,7 @@ def _forked(address: str, arguments: list[str]) -> None:
     os._exit(code)
 
 
-if "ALIGNLOOP_WARM" in os.environ and "pipeline.worker" in sys.orig_argv:
-    _at = sys.orig_argv.index("pipeline.worker")
-    if sys.orig_argv[_at - 1] == "-m":
+if "ALIGNLOOP_WARM" in os.environ and "-m" in sys.orig_argv:
+    _at = sys.orig_argv.index("-m") + 1  # the first one: a supervisor's command line has the worker's in it
+    if sys.orig_argv[_at] == "pipeline.worker":
         _forked(os.environ["ALIGNLOOP_WARM"], sys.orig_argv[_at + 1 :])
