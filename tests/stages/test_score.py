@@ -239,7 +239,7 @@ def test_what_a_judge_was_asked_stands_beside_the_scores(table: Path) -> None:
 
 def test_a_judge_that_never_decides_says_why(tmp_path: Path) -> None:
     tables.write_part(tmp_path / "in", 0, [group_of("p", "refuse", "no"), group_of("q", "refuse", "no")])
-    problem = r"^reward: none of the 4 completions has a score 'reward'; most often the reply has no verdict \(2 times\)$"
+    problem = r"none of the 4 completions has a score 'reward'; most often the reply has no verdict \(2 times\)$"
     with serving(tmp_path / "log") as url, pytest.raises(UserError, match=problem):
         judge = {"module": "pipeline.rewards.judge", "model": "judge", "base_url": url}
         score.run(context_of(tmp_path, build(score.Settings, {"reward": judge})))
