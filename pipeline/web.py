@@ -3,7 +3,7 @@
 import http.client
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from email.message import Message
 from urllib.parse import urlsplit
 
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
@@ -20,7 +20,7 @@ def fetch(url: str, seconds: float, key: str = "", body: bytes | None = None) ->
 
 
 def exchange(url: str, seconds: float, key: str = "",
-             body: bytes | None = None) -> tuple[int, Mapping[str, str], bytes]:
+             body: bytes | None = None) -> tuple[int, Message, bytes]:
     """As `fetch`, with the headers of the answer."""
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
     try:

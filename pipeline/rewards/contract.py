@@ -44,7 +44,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Desk:
-    """What a scorer that asks a server is given beside its settings."""
+    """What a scorer that asks a server, or leaves answers without a score, is given beside its settings."""
 
     limits: Limits = field(default_factory=Limits)
     answers: Path = Path("judge")
@@ -52,8 +52,8 @@ class Desk:
     run: str = ""
     """Whose budget is spent."""
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """What was asked about, a row each, as JSON takes it: {id, why: "" or why there is no verdict, ...}. The scorer
-    appends; the stage takes them away with the scores they belong to.
+    """What was asked, a row each, as JSON takes it: {id, why: "" or why there is no verdict, ...}; of a rule those
+    answers alone that have no score. The scorer appends; the stage takes them away with the scores they belong to.
     """
 
 
@@ -81,8 +81,8 @@ class Scorer:
     suffixes: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ("",)
     """The keys of its mappings, where a score comes with others."""
 
-    asks: bool = False
-    """Whether it asks a server: `scorer` then gets a Desk as `desk`."""
+    desk: bool = False
+    """Whether `scorer` gets a Desk as `desk`: it asks a server, or says why an answer has no score."""
 
     check: Callable[[Any, Limits], list[tuple[str, str]]] = lambda settings, limits: []
     """(settings, limits) -> (key, problem) of what can be known before anything runs, not from the settings alone."""

@@ -243,4 +243,4 @@ def files(settings: Settings) -> list[Path]:
     return [prompts.path_of(settings.template)]
 
 
-SCORER = Scorer(Settings, scorer, files=files, asks=True, check=check)
+SCORER = Scorer(Settings, scorer, files=files, desk=True, check=check)

@@ -185,7 +185,7 @@ def by_judge(matched: Sequence[Pair], groups: dict[str, Group], context: Context
     """Decide by asking a judge, who is shown the two answers as a group. Raises UserError where none has a verdict."""
     part, runtime = load_part(context.settings.judge, "judge", Scorer), context.runtime
     desk = Desk(runtime.judge, Path(runtime.answers), context.report.run)
-    score = part.plugin.scorer(part.settings, **({"desk": desk} if part.plugin.asks else {}))
+    score = part.plugin.scorer(part.settings, **({"desk": desk} if part.plugin.desk else {}))
     asked = [replace(groups[pair.id], completions=(pair.theirs, pair.ours)) for pair in matched]
     values = [[float(value) for value in of_pair if not isinstance(value, Mapping)] for of_pair in score(asked)]
     if desk.rows:

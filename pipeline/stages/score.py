@@ -2,8 +2,8 @@
 
 `policy` and `reference` are models for scorers that need them (the implicit reward), `logps` log-probs for one that
 needs no model then. Writes scores/, a side table (pipeline.columns) with the parts of its input; scorers that ask a
-server also judged/, a line for each question with its outcome or why there is none. A part that exists is done, so a
-killed stage goes on with the next one.
+server or check against what came with the prompt also judged/, a line for each question with its outcome, or why an
+answer has no score. A part that exists is done, so a killed stage goes on with the next one.
 """
 
 import itertools
@@ -24,6 +24,7 @@ from pipeline.stage import Context, Kinds, Stage
 from pipeline.training.settings import TrainRuntime
 
 _FEW = 8  # different completions that no reward model gives one score
+_ASKED = {"verdict", "outcome", "places"}  # what a judge said of answers; rows of rules have none of them
 _SLICE = 512  # groups between two signs of progress
 
 
@@ -90,7 +91,7 @@ def run(context: Context) -> None:
     total, done = tables.count(source.path), 0
     scorers: dict[str, ScoreGroups] = {}
     desks = {name: Desk(context.runtime.judge, Path(context.runtime.answers), context.report.run)
-             for name, made in _parts(context.settings).items() if made.plugin.asks}
+             for name, made in _parts(context.settings).items() if made.plugin.desk}
     logps = context.inputs.get("logps", ())
     groups = columns.with_logps(source, logps) if logps else tables.read(source.path)
     for part in tables.parts(source.path):
@@ -216,7 +217,10 @@ def _scorers(context: Context, desks: Mapping[str, Desk]) -> dict[str, ScoreGrou
 def _write_judged(path: Path, desks: Mapping[str, Desk]) -> None:
     """What was asked about the groups of a part, taken off the desks."""
     lines = [json.dumps({"score": name, **row}) for name, desk in desks.items() for row in desk.rows]
-    whole.write_atomic(path, "".join(f"{line}\n" for line in lines))
+    if lines:
+        whole.write_atomic(path, "".join(f"{line}\n" for line in lines))
+    else:
+        path.unlink(missing_ok=True)  # of an attempt that was killed
     for desk in desks.values():
         desk.rows.clear()
 
@@ -226,10 +230,10 @@ def count_judged(context: Context) -> Counter[str]:
     asked, disagree, missing = Counter[str](), Counter[str](), Counter[str]()
     for path in sorted((context.out / "judged").glob("*.jsonl")):
         for row in map(json.loads, path.read_text().splitlines()):
-            asked[row["score"]] += 1
+            asked[row["score"]] += bool(_ASKED & row.keys())
             disagree[row["score"]] += row.get("agree") is False
             missing.update([f"{row['score']}: {row['why']}"] if row["why"] else [])
-    for name, number in asked.items():
+    for name, number in (+asked).items():
         context.report.count(**{f"{name}_judged": number, f"{name}_orders_disagree": disagree[name]})
     for why, number in missing.items():
         context.report.drop(why, number)
