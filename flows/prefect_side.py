@@ -115,6 +115,7 @@ class _FlowRun:
         self._tasks: dict[str, str] = {}
         self._bars: dict[str, str] = {}
         self._open = ""  # the task that is running
+        self._cancelled = False
         if self._looked_at:
             from prefect.utilities.urls import url_for
 
@@ -156,7 +157,8 @@ class _FlowRun:
     def obey(self) -> None:
         """Where somebody cancels the run on Prefect's page, it stops as one that is interrupted does."""
         state = self._client.request("GET", f"/flow_runs/{self._id}").json()["state"]["type"]
-        if state in ("CANCELLING", "CANCELLED"):
+        if state in ("CANCELLING", "CANCELLED") and not self._cancelled:
+            self._cancelled = True
             os.kill(os.getpid(), signal.SIGTERM)
 
     def log(self, text: str, step: str = "") -> None:
