@@ -1,5 +1,6 @@
 """`align run`, `align plan`, `align stage`: from overrides to a run that goes on in a supervised process."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from flows import gates, screen, trainings
 from flows.estimate import estimate, shortage
 from flows.prepare import CheckedRun, prepare
 from flows.summary import conclude
-from pipeline import plan, runs, supervisor
+from pipeline import plan, runs, store, supervisor
 from pipeline.errors import UserError, nearest
 from pipeline.plan import Planned
 
@@ -94,6 +95,7 @@ def _all_cached(prepared: CheckedRun, record: runs.Run, planned: list[Planned], 
     """Nothing to run: no process, no Prefect."""
     for item in planned:
         screen.say(f"  cached  {item.step.name}")
+        store.tidy(prepared.workspace, item.step.stage, item.key or "")
         runs.event(prepared.workspace, record.name, item.step.name, "cached", key=item.key)
     record = replace(record, steps=[{**s, "state": "cached"} for s in record.steps])
     record = gates.ended(record, planned[-1].step.name if len(planned) < len(record.steps) else "")
@@ -114,7 +116,8 @@ def _drive(prepared: CheckedRun, only: str | None, force: bool) -> int:
     code = process.wait()
     record = runs.load(prepared.workspace, prepared.run.name)
     if record is not None and runs.outcome(prepared.workspace, record) == runs.INTERRUPTED:
-        runs.save(prepared.workspace, replace(record, outcome=runs.INTERRUPTED))
+        with contextlib.suppress(OSError):  # nobody holds its lock, which says the same
+            runs.save(prepared.workspace, replace(record, outcome=runs.INTERRUPTED))
     if code in (130, 143):
         screen.say(f"interrupted; go on with: align run run={prepared.run.name}")
         return code

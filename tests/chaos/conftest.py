@@ -10,6 +10,8 @@ import psutil
 import pytest
 
 from tests.chaos import kills, small
+from tests.flows.conftest import drive, prefect, two_steps  # noqa: F401  # pytest finds fixtures by name here
+from tests.flows.test_records import two_runs  # noqa: F401
 
 
 @pytest.fixture(scope="session")

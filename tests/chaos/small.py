@@ -61,14 +61,14 @@ class Warm:
 
 
 @contextlib.contextmanager
-def warm(folder: Path) -> Iterator[Warm]:
-    """Processes of stages fork from the one this starts."""
+def warm(folder: Path, **more: str) -> Iterator[Warm]:
+    """Processes of stages fork from the one this starts, with `more` in its environment."""
     folder.mkdir(parents=True, exist_ok=True)
     address = folder / f"warm-{os.getpid()}"
     server = [sys.executable, str(ROOT / "tests/warm/server.py"), str(address)]
     with address.with_suffix(".log").open("w") as log:
         process = subprocess.Popen(server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                                   env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True)
+                                   env={**os.environ, "PYTHONPATH": str(ROOT), **more}, start_new_session=True)
     assert process.stdin and process.stdout and process.stdout.readline() == b"ready\n"
     try:
         yield Warm(address, process.pid)
