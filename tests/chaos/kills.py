@@ -81,7 +81,7 @@ PROFILES = {
                         victims=("prefect", "prefect", "tracker", "tracker", "command", "driver", "everything")),
     "two": Profile(words=("engine=transformers", "hardware.training.processes=2", "hardware.training.strategy=ddp",
                           "iterations=1"), victims=("rank", "rank", "launcher", "stage supervisor", "everything")),
-    "vllm": Profile(words=("engine.max_sequences=16",),
+    "vllm": Profile(words=("engine.max_sequences=16", "model.arch.hidden_size=64", "model.arch.intermediate_size=128"),
                     victims=("engine", "core", "keeper", "engine supervisor", "stage", "driver", "everything")),
 }
 # Most runs are of the kind that costs least; one of these a turn.
