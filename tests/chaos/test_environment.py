@@ -20,8 +20,7 @@ CANARIES = {name: f"canary-{name.lower().replace('_', '-')}-7f3a9c51d2e8b604f3a9
 ANOTHER_JOB = {
     "SLURM_JOB_ID": "7", "SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_NODELIST": "n[1-4]", "RANK": "3",
     "LOCAL_RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "other",
-    "CUDA_VISIBLE_DEVICES": "", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "LC_ALL": "C", "LANG": "C",
-    "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
+    "CUDA_VISIBLE_DEVICES": "", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "LC_ALL": "C", "LANG": "C"}
 FOUND = "the key is in "
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import tables
 from pipeline.errors import UserError
 from tests.chaos import small
 from tests.flows.loops import run
@@ -49,9 +48,8 @@ def rule(function: str) -> list[str]:
     ("train[2]", rule("not_a_number"), r"score\[2\]: .*the score 'reward' of all 48 completions is not finite"),
     ("train[2]", [*rule("differing"), "sampling.max_tokens=1", "sampling.temperatures=[0.001]"],
      r"pairs\[2\]: .*none of the 12 prompts gives a group \(.*12 "),
-    ("sft", ["trainer.sft.lr=1e30"], r"sft: training stopped at step \d: loss (nan|inf)"),
-    ("sft", ["trainer.sft.lr=1e12", "trainer.sft.grad_clip=null"], r"sft: training stopped at step \d: loss .* norm"),
-], ids=["constant rewards", "NaN rewards", "identical samples", "NaN loss", "exploding norm"])
+    ("sft", ["trainer.sft.lr=1e30"], r"sft: training stopped at step \d: loss .*, gradient norm (nan|inf)"),
+], ids=["constant rewards", "NaN rewards", "identical samples", "exploding weights"])
 def test_it_is_named_and_the_next_step_does_not_run(last, words, said, loop):
     with pytest.raises(UserError, match=said):
         loop(last, *words)
@@ -68,11 +66,3 @@ def test_one_evaluation_prompt(loop, reference, tmp_path):
     assert 0 <= counts["win_rate_low"] <= counts["win_rate"] <= counts["win_rate_high"] <= 1
     assert counts["win_rate_high"] - counts["win_rate_low"] > 0.5
 
-
-def test_samples_that_collapse_to_one_token_are_counted(loop):
-    """A policy that says one token over and over: the diagnosis shows it (distinct_1 near 0, repeats high)."""
-    done = loop("diagnose[1]", "trainer.sft.lr=0.3", "trainer.sft.grad_clip=null", "evaluation.sampling.max_tokens=40")
-    counts = done["diagnose[1]"].manifest["counts"]
-    answers = list(tables.read(done["answers[1]"].path / "groups"))
-    distinct = len({i for g in answers for c in g.completions for i in c.token_ids})
-    assert distinct < 10 and counts["distinct_1"] < 0.2

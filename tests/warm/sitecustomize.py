@@ -16,7 +16,9 @@ def _forked(address: str, arguments: list[str]) -> None:
     import signal
     import socket
 
-    asked = json.dumps({"argv": arguments, "cwd": os.getcwd(), "environment": dict(os.environ)}).encode()
+    os.umask(mask := os.umask(0))
+    own = {"argv": arguments, "cwd": os.getcwd(), "environment": dict(os.environ), "umask": mask}
+    asked = json.dumps(own).encode()
     with socket.socket(socket.AF_UNIX) as link:
         link.connect(address)
         socket.send_fds(link, [len(asked).to_bytes(4, "big")], [0, 1, 2])
