@@ -50,6 +50,7 @@ class Entry:
     fixed: bool = False  # the user named the split, so the row is not left out for a prompt that is elsewhere too
     named: bool = False  # the id comes from the row, so it has to be unique
     unread: tuple[str, ...] = ()  # keys of the row that nothing reads: counted by name
+    key: str = ""  # rows with the same one go to one split; '': prompt_key of the group
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ class Imported:
     overlap: int  # evaluation prompts that open like a training one: 0 unless the files themselves overlap
     groups: Callable[[], Iterator[tuple[str, Group]]]  # (split, group) in the order of the rows
     unread: dict[str, int] = field(default_factory=dict)  # how many rows have a key that nothing reads, by its name
+    kinds: dict[str, int] = field(default_factory=dict)  # of the preferences: pairs, lists, labels
+    facts: dict[str, int] = field(default_factory=dict)  # what else is counted: "rows", "read as pairs"
+    compared: bool = False  # whether training texts are compared with evaluation prompts by their 13-grams
 
 
 _NEXT = {"": ("user",), "user": ("assistant",), "assistant": ("user",), "tool": ("assistant", "tool")}
