@@ -48,7 +48,7 @@ def _sources(word: str, value: str, place: Path) -> str:
         given = OverridesParser.create().parse_override(word).value()
     except HydraException:
         return value
-    listed = given if isinstance(given, list) else [None]
+    listed: list[Any] = given if isinstance(given, list) else [None]
     if not all(isinstance(one, dict) and isinstance(one.get("path"), str) for one in listed):
         return value
     return _written([{**one, "path": _place(one["path"], place)} for one in listed])

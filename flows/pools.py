@@ -5,7 +5,6 @@ from pathlib import Path
 from pipeline import outside, plan
 from pipeline.errors import UserError
 from pipeline.plan import Step
-from pipeline.stages.select_prompts import enough
 
 
 def problems(workspace: Path, steps: list[Step]) -> list[str]:
@@ -14,20 +13,16 @@ def problems(workspace: Path, steps: list[Step]) -> list[str]:
     """
     by_name = {step.name: step for step in steps}
     for step in steps:
-        if step.stage != "select_prompts":
-            continue
-        pool = _held(workspace, by_name, step)
-        try:
-            if pool is not None:
-                enough(pool, step.settings)
-        except UserError as error:
-            return error.problems
+        held = _held(workspace, by_name, step) if "prompts" in step.inputs else None
+        found = None if held is None else step.plugin.short(step.settings, held)
+        if found is not None:
+            return [found]
     return []
 
 
 def _held(workspace: Path, by_name: dict[str, Step], step: Step) -> int | None:
     """Prompts in the data that the step takes its own from; None where they are not known."""
-    (table,) = step.inputs["prompts"]
+    table = step.inputs["prompts"][0]
     made = by_name.get(table.step)
     data = None if made is None or made.stage != "tokenize" else by_name.get(made.inputs["data"][0].step)
     if data is None or data.stage != "import_data":

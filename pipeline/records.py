@@ -77,8 +77,9 @@ def target_of(group: Group) -> Target | None:
     """What an answer to the group's prompt is checked against; None where its row said nothing."""
     if not group.target:
         return None
-    found: dict[str, Any] = json.loads(group.target)
-    return Target(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()})
+    found = json.loads(group.target)
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+    return Target(**fields)
 
 
 def as_json(target: Target) -> str:

@@ -111,7 +111,8 @@ def _entries(root: Path, settings: Settings, tally: Counter[str], problems: Prob
                 break  # the others are not read
             columns = {**settings.columns, **source.columns}
             seen.update(key for key in columns.values() if key is not None and _at(row.data, key) is not None)
-            row = replace(row, data=_renamed(row.data, columns))
+            if columns:
+                row = replace(row, data=_renamed(row.data, columns))
             for entry in _entries_of(row, split, settings, tally, bad, dropped):
                 if source.weight < 1 and _share_of(entry.key) >= source.weight:
                     dropped[SHARE] += 1
@@ -161,7 +162,7 @@ def _entries_of(row: Row, split: str, settings: Settings, tally: Counter[str], b
             if isinstance(entry, Left):
                 dropped[str(entry)] += 1
             else:
-                yield replace(entry, unread=(*entry.unread, *unread))
+                yield replace(entry, unread=(*entry.unread, *unread)) if unread else entry
                 unread = ()  # once for a row
 
 
@@ -182,10 +183,8 @@ def _entry(row: Row, example: Example, split: str, settings: Settings, number: i
     id = f"{stem}/{own}" + (f"/{number}" if number else "") if named else ""
     group = splits.group_of(example.prompt, [a.content for a in answers], example.label, example.dataset or stem, id,
                             [a.more for a in answers], example.template or turns.template(row.data),
-                            example.rationale if len(answers) == 2 else "")
-    group = replace(group, target="" if example.target is None else as_json(example.target), completions=tuple(
-        replace(c, scores={"given": score}) for c, score in zip(group.completions, scores, strict=True)
-    ) if scores else group.completions)
+                            example.rationale if len(answers) == 2 else "", scores,
+                            "" if example.target is None else as_json(example.target))
     labelled = example.label is not None
     if {"pairs": labelled, "labels": len(answers) > 1, "all": False}[settings.only]:
         return Left(NOT_ASKED)
@@ -200,8 +199,6 @@ def _entry(row: Row, example: Example, split: str, settings: Settings, number: i
 
 def _renamed(data: dict[str, Any], columns: dict[str, str | None]) -> dict[str, Any]:
     """The row with our names for its keys; {prompt: a.b} is the key b of the mapping a."""
-    if not columns:
-        return data
     rest = {key: value for key, value in data.items() if key not in columns and key not in columns.values()}
     return rest | {ours: _at(data, theirs) for ours, theirs in columns.items() if theirs is not None}
 

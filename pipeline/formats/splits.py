@@ -139,21 +139,23 @@ def fault_problem(fault: str) -> str:
 
 def group_of(
     messages: Sequence[Message], answers: Sequence[str], label: bool | None, dataset: str, id: str,
-    more: Sequence[str] = (), template: str = "", rationale: str = "",
+    more: Sequence[str] = (), template: str = "", rationale: str = "", scores: Sequence[float] = (), target: str = "",
 ) -> Group:
     """A group from texts. Without an `id` it gets one from its content: 16 hex digits of SHA-256.
 
     more: of each answer, as Message.more; none where it is empty. template: as Group.template.
-    rationale: why the first answer is better.
+    rationale: why the first answer is better. scores: of each answer, as its score "given". target: as Group.target.
     """
     turns = [[m.role, m.content, *([m.more] if m.more else [])] for m in messages]
     beside = [list(more), template] if template or any(more) else []
     beside += [rationale] if rationale else []
     content = json.dumps([turns, list(answers), label, *beside], ensure_ascii=False)
-    made = zip(answers, more or [""] * len(answers), strict=True)
+    given = [{"given": score} for score in scores] or [{} for _ in answers]
+    made = zip(answers, more or [""] * len(answers), given, strict=True)
     return Group(id=id or hashlib.sha256(content.encode()).hexdigest()[:16], messages=tuple(messages),
-                 completions=tuple(Completion(text=text, more=beside) for text, beside in made), label=label,
-                 dataset=dataset, template=template, rationale=Completion(rationale) if rationale else None)
+                 completions=tuple(Completion(text, more=beside, scores=one) for text, beside, one in made),
+                 label=label, dataset=dataset, template=template,
+                 rationale=Completion(rationale) if rationale else None, target=target)
 
 
 def prompt_key(group: Group) -> str:

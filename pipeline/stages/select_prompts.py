@@ -78,5 +78,13 @@ def slice_of(ids: list[str], settings: Settings, seed: int) -> list[str]:
     return sorted(ids, key=lambda id: (derive_seed(seed, "select_prompts", id), id))[start:end]
 
 
-STAGE = Stage(Settings, run, version=1, inputs={"prompts": "one"}, seeded=True,
+def short(settings: Settings, held: int) -> str | None:
+    try:
+        enough(held, settings)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+STAGE = Stage(Settings, run, version=1, inputs={"prompts": "one"}, seeded=True, short=short,
               cost=lambda settings: Cost(prompts=settings.count or 0))

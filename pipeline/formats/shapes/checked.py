@@ -45,7 +45,8 @@ def final(text: str) -> str:
 
 def _choice(data: dict[str, Any], key: str) -> Example:
     """A prompt with the choices as lines A, B, C ..., and the letter of the right one."""
-    choices, letters = data[key], None
+    choices: Any = data[key]
+    letters = None
     if isinstance(choices, dict):  # ARC on the hub: {"text": [...], "label": ["A", ...]}
         choices, letters = choices.get("text"), choices.get("label")
     if not (isinstance(choices, list) and 2 <= len(choices) <= 26 and all(isinstance(one, str) for one in choices)):

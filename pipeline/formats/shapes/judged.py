@@ -40,7 +40,7 @@ def _share(data: dict[str, Any]) -> float:
     if votes := [turns.number(data[key], key) for key in data if key.startswith("annotator") and key[9:].isdigit()]:
         if any(vote not in (0, 1, 2) for vote in votes):
             raise ValueError(f"annotator: {votes}, expected 0 (a tie), 1 or 2")
-        return statistics.mean(vote - 1 if vote else 0.5 for vote in votes)
+        return statistics.mean([vote - 1 if vote else 0.5 for vote in votes])
     if "winner" in data:
         found = _WINNER.get(str(data["winner"]))
         if found is None:
