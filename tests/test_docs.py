@@ -32,7 +32,7 @@ GROUPS = {path.name for path in CONF.iterdir() if path.is_dir() and path.name !=
 READER = {"RUN": "demo", "NAME": "demo", "my-run": "demo", "STEP": "train[2]", "S": "0"}
 ELSEWHERE = re.compile(r"(data\.root|[a-z0-9_.]+\.path): .*(cannot be opened|is not a folder|no folder)|engine\.url: ")
 # They would not end, load everything, or need a trained model: only their options are checked.
-NOT_RUN = {"dashboard", "server", "doctor", "chat", "sample", "export"}
+NOT_RUN = {"dashboard", "server", "doctor", "chat", "sample", "export", "data"}
 
 
 def name_of(path: Path) -> str:
