@@ -143,7 +143,8 @@ def _entries_of(row: Row, split: str, settings: Settings, tally: Counter[str], b
     found = shape_of(tuple(key for key, value in data.items() if value is not None), tuple(data))
     if found is None:
         bad.add(f"{row.where}: has the keys {', '.join(map(str, data)) or '(none)'}, which no shape has; expected e.g. "
-                "prompt + chosen + rejected (docs/data.md); give yours our names with data.columns={prompt: KEY}")
+                "prompt + chosen + rejected (docs/data.md); give yours our names with data.columns={prompt: KEY}, or "
+                "name the files of the data with data.format.files=GLOB")
         return
     shape, keys = found
     unread = tuple(_unread(data, shape, keys))

@@ -51,7 +51,7 @@ def files(source: Source, key: str) -> list[Path]:
                  (_suffix(path) in _KINDS and path.name not in _ABOUT)]
         if not found:
             raise UserError(f"{key}: no file in {root} is of a kind that is read, expected {EXPECTED}")
-        return found
+        return [path for path in found if _suffix(path) != ".txt"] or found  # a readme.txt beside them is no data
     return lines.find(root, source.files or "", key, EXPECTED)
 
 

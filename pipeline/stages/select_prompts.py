@@ -86,5 +86,5 @@ def short(settings: Settings, held: int) -> str | None:
     return None
 
 
-STAGE = Stage(Settings, run, version=1, inputs={"prompts": "one"}, seeded=True, short=short,
+STAGE = Stage(Settings, run, version=1, inputs={"prompts": "one"}, seeded=True, seed="data", short=short,
               cost=lambda settings: Cost(prompts=settings.count or 0))

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from flows.data_read import _lines
+from flows.prepare import prepare
+from pipeline import plan as plan_of
 
 ROOT = Path(__file__).parents[2]
 PLAN = """
@@ -40,6 +42,19 @@ def test_a_set_that_was_planned_before_is_not_read_again(tmp_path: Path):
             "data: keys not read: source (10)\n")
     assert said in first and said in second
     assert "'datasets'" in first.splitlines()[-1] and second.endswith("0 []\n")
+
+
+def test_the_place_of_a_mixture_is_not_in_its_key(tmp_path: Path):
+    """Equal files elsewhere are the same artifact; another share of them is another one."""
+    keys = []
+    for place, weight in (("a", 0.5), ("b", 0.5), ("a", 0.25)):
+        (tmp_path / place).mkdir(exist_ok=True)
+        rows = "".join(f'{{"prompt": "{i}", "completion": "a"}}\n' for i in range(9))
+        (tmp_path / place / "x.jsonl").write_text(rows)
+        made = prepare(["recipe=sft", "data=files", f"data.sources=[{{path:{tmp_path / place},weight:{weight}}}]",
+                        f"workspace={tmp_path}/ws"])
+        keys.append(plan_of.look_up_all(tmp_path / "ws", made.steps)[0].key)
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_nothing_is_said_of_data_without_unread_keys_that_count_no_rows():

@@ -90,6 +90,7 @@ def test_every_kind_of_file_gives_the_same_groups(kind, tmp_path):
     wanted = load(put(tmp_path / "plain" / "a.jsonl", JSONL))
     file = MADE[kind](tmp_path / kind) if (tmp_path / kind).mkdir() is None else None
     put(tmp_path / kind / "dataset_info.json", b'{"features": {}}')
+    put(tmp_path / kind / "README.txt", b"What this is about, in many words of plain text.")
     for root in (file, tmp_path / kind):
         made = load(root)
         assert texts(made) == texts(wanted)
