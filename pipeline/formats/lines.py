@@ -127,6 +127,8 @@ def _other_text(stream: io.BufferedReader) -> str:
     """What a text is that has no JSON in its first lines, so that it is told once; '' for JSON."""
     first = [line.lstrip(b"\xef\xbb\xbf").strip() for line in stream.peek(1 << 13).split(b"\n")[:4]]
     told = [line for line in first if line]
+    if told[:1] == [b"{"]:
+        return "one JSON object written over several lines"
     if len(told) < 3 or any(line[:1] in b"{[" for line in told):
         return ""
     return "a table of texts (CSV, TSV)" if min(line.count(b",") + line.count(b"\t") for line in told) else "plain text"

@@ -132,6 +132,7 @@ def test_a_text_is_lines_or_stories(tmp_path):
     ("a.jsonl", b"<!DOCTYPE html>\n" * 50, "is a web page, expected a file"),
     ("a.jsonl", b"a,b\nc,d\ne,f\n" * 50, "is a table of texts (CSV, TSV), expected one JSON object"),
     ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "the pointer of a file that git-lfs has not fetched"),
+    ("a.json", json.dumps({"data": ROWS}, indent=1).encode(), "is one JSON object written over several lines"),
     ("a.csv", b"", "is empty, expected a header and rows"),
     ("a.csv", b"prompt,prompt\na,b\n", "two columns have one name"),
     ("a.txt", b"", "is empty, expected lines of text"),
