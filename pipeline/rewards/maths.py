@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.config import setting
 from pipeline.lm.settings import ModelRuntime
+from pipeline.records import Target
 from pipeline.rewards.checked import against
 from pipeline.rewards.contract import Desk, ScoreGroups, Scorer
 
@@ -74,12 +75,12 @@ def value(text: str) -> Fraction | str:
 def scorer(settings: Settings, *, model: Path | None = None, runtime: ModelRuntime | None = None,
            desk: Desk) -> ScoreGroups:
     """See Scorer. A prompt without a right answer scores NaN."""
-    def check(right: str, text: str) -> float:
+    def check(target: Target, text: str) -> float:
+        right = target.answer.rpartition("####")[2]  # a whole solution, as GSM8K's rows have it
         found = final(text, settings.where)
         return float(found is not None and same(found, right))
 
-    return against("answer", lambda target, text: check(final(target.answer) if "####" in target.answer
-                                                        else target.answer, text), desk)
+    return against("answer", check, desk)
 
 
 SCORER = Scorer(Settings, scorer, desk=True)

@@ -66,7 +66,7 @@ def passed(settings: Settings, target: Target, code: str) -> list[bool]:
         raise UserError(f"reward: this system does not let code be shut in ({said.decode().strip()}), so none is run; "
                         "it takes Linux with namespaces: kernel.unprivileged_userns_clone=1, or a container with them")
     lines = parsed_lines(out, token=str, passed=list)
-    found = next((line["passed"] for line in lines if line["token"] == token), [])
+    found: list[bool] = next((line["passed"] for line in lines if line["token"] == token), [])
     return [*found, *[False] * len(target.tests)][: len(target.tests)]
 
 
