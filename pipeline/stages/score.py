@@ -13,15 +13,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import files as whole
-from pipeline.config import Part, load_part, part_problems
-from pipeline.errors import UserError
+from pipeline.config import Part, load_part, part_problems, setting
+from pipeline.errors import UserError, nearest
 from pipeline.records import LENGTH, Group
 from pipeline.rewards.contract import Desk, Limits, Score, ScoreGroups, Scorer
+from pipeline.rewards.ensemble import Ensemble, combined, scales
 from pipeline.stage import Context, Kinds, Stage
 from pipeline.training.settings import TrainRuntime
+
+if TYPE_CHECKING:
+    from pipeline.columns import Source
 
 _FEW = 8  # different completions that no reward model gives one score
 _ASKED = {"verdict", "outcome", "places"}  # what a judge said of answers; rows of rules have none of them
@@ -41,10 +45,17 @@ class Settings:
     also: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Further scorers by the name of their score, to see what the first one does not: {gold: {module: ...}}."""
 
+    ensemble: Ensemble = setting(Ensemble(), added=True)  # noqa: RUF009
+    """One more score, made of several of these."""
+
     def check(self) -> list[tuple[str, str]]:
         problems = [(f"also.{n}", "the first score has this name already") for n in self.also if n == self.name]
         for where, spec in _specs(self).values():
             problems += part_problems(spec, where, Scorer)
+        if not problems:
+            known = _names(self) - {self.ensemble.name}
+            problems += [("ensemble.of", f"no score {name!r}{nearest(name, known)}") for name in self.ensemble.of
+                         if name not in known]
         return problems
 
 
@@ -80,8 +91,13 @@ def files(settings: Settings, runtime: Runtime) -> list[Path]:
 
 def kinds(settings: Settings, given: Kinds) -> Kinds:
     """The groups it is given, and the scores they then have."""
+    return given | Kinds(scores=frozenset(_names(settings)))
+
+
+def _names(settings: Settings) -> set[str]:
+    """Of all scores that are written."""
     made = {name + behind for name, part in _parts(settings).items() for behind in part.of(part.plugin.suffixes)}
-    return given | Kinds(scores=frozenset(made))
+    return made | ({settings.ensemble.name} if settings.ensemble.of else set())
 
 
 def run(context: Context) -> None:
@@ -109,10 +125,12 @@ def run(context: Context) -> None:
             context.report.metric(done + len(scored), **summary(scored, context.settings.name))
         done += len(of_part)
     context.report.progress(total, total, "prompts")
+    if context.settings.ensemble.of:
+        combine(source, target, context.settings)
     missing = count_judged(context)
     check_scores(columns.with_scores(source, [target]), context.settings, missing)
     numbers = summary(columns.with_scores(source, [target]), context.settings.name)
-    for name in context.settings.also:
+    for name in [*context.settings.also, *([context.settings.ensemble.name] if context.settings.ensemble.of else [])]:
         further = summary(columns.with_scores(source, [target]), name)
         numbers |= {f"{name}_{mean.removeprefix('score_')}": further[mean] for mean in ("score_mean", "best_of_n_mean")
                     if mean in further}
@@ -123,10 +141,24 @@ def write(target: Path, part: Path, digest: str, groups: Sequence[Group], settin
     """Write the scores these settings give to the groups of a part as the part of that name."""
     from pipeline import columns
 
-    names = {name + behind for name, made in _parts(settings).items() for behind in made.of(made.plugin.suffixes)}
+    names = _names(settings)
     columns.write_part(target, int(part.stem.removeprefix("part-")), (
         (digest, g.id, [{name: value for name, value in c.scores.items() if name in names} for c in g.completions])
         for g in groups))
+
+
+def combine(source: "Source", target: Path, settings: Settings) -> None:
+    """Put the ensemble's score into every part, made of the scores that stand there: done again it gives the same."""
+    from pipeline import columns, tables
+
+    scale = scales((c.scores for group in columns.with_scores(source, [target]) for c in group.completions),
+                   settings.ensemble)
+    groups = columns.with_scores(source, [target])
+    for part in tables.parts(source.path):
+        of_part = itertools.islice(groups, tables.rows(part))
+        write(target, part, source.digest, [replace(group, completions=tuple(
+            replace(c, scores={**c.scores, settings.ensemble.name: combined(c.scores, settings.ensemble, scale)})
+            for c in group.completions)) for group in of_part], settings)
 
 
 def score_groups(groups: Sequence[Group], scorers: dict[str, ScoreGroups]) -> list[Group]:
