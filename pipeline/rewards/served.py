@@ -27,7 +27,7 @@ _REQUEST = {"task": "classify", "use_activation": False, "add_generation_prompt"
 class Settings:
     """Whom to ask."""
 
-    model: str
+    model: str = ""
     """The name under which the server knows the model."""
 
     base_url: str = "http://localhost:8000"
@@ -41,6 +41,9 @@ class Settings:
 
     request: dict[str, Any] = field(default_factory=lambda: dict(_REQUEST))
     """What goes into the request beside model and messages; null leaves a name out."""
+
+    def check(self) -> list[tuple[str, str]]:
+        return [] if self.model else [("model", "'', expected the name under which the server knows the model")]
 
 
 def endpoint(settings: Settings) -> client.Endpoint:
