@@ -6,7 +6,7 @@ Every answer is checked by the rule for what its question brings: choices, tests
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,7 +73,7 @@ def rates(groups: Iterable[Group], desk: Desk) -> dict[str, float]:
     for rule, some in by_rule.items():
         part = load_part({"module": f"pipeline.rewards.{rule}"}, "watch", Scorer)
         for group, scores in zip(some, part.plugin.scorer(part.settings, desk=desk)(some), strict=True):
-            known = [float(score) for score in scores if not isinstance(score, dict) and math.isfinite(score)]
+            known = [float(score) for score in scores if not isinstance(score, Mapping) and math.isfinite(score)]
             found |= {group.id: statistics.mean(known)} if known else {}
     return found
 

@@ -23,7 +23,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Runtime:
-    root: str | None = None  # the file or folder with the questions
+    root: str | None = None  # the file or folder with the questions; null: none are asked
 
 
 def files(settings: Settings, runtime: Runtime) -> list[Path]:

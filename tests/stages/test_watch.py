@@ -85,7 +85,7 @@ def items(folder: Path, tiny_model: Path, number: int, **settings: int) -> tuple
 
 
 def test_questions_are_prompts_with_what_their_answers_are_checked_against(tmp_path: Path, tiny_model: Path) -> None:
-    """Their own answers are not shown; those without a known one are counted; of three, two are drawn: the same ones."""
+    """Their own answers are not shown; those without a known one are counted; of three two are drawn: the same."""
     found, report = items(tmp_path / "all", tiny_model, 4)
     assert {group.id for group in found} == {"sum", "choice", "form"}
     assert all(group.prompt_ids and not group.completions and group.target for group in found)
