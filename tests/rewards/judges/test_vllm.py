@@ -30,8 +30,8 @@ judge.scorer(judge.Settings(**settings), desk=Desk(Limits(concurrency=2), folder
 
 @pytest.mark.slow
 def test_a_vllm_server_judges_and_a_kill_costs_nothing(use_vllm, tiny_model: Path, tmp_path: Path) -> None:
-    """40 comparisons of a tiny model, held to a verdict by vLLM's own `allowed_token_ids`, killed after ten answers: the
-    next process keeps them as they are and asks the rest. A third one asks nothing, of nobody.
+    """40 comparisons of a tiny model, held to a verdict by vLLM's own `allowed_token_ids`, killed after ten answers:
+    the next process keeps them as they are and asks the rest. A third one asks nothing, of nobody.
     """
     template = tmp_path / "short.txt"
     template.write_text("asks: pairwise\nverdict: ([ABC])\n[user]\n{conversation}? A {answer_a} B {answer_b}")
