@@ -342,3 +342,16 @@ def test_an_interpolation_that_leads_nowhere_is_said_with_its_place(tmp_path):
     recipe.write_text(recipe.read_text() + "seed: ${nothing}\n")
     with pytest.raises(UserError, match=r"^seed: Interpolation key 'nothing' not found$"):
         compose(["recipe=sft"], conf=tmp_path / "conf")
+
+
+@pytest.mark.parametrize("recipe", ["online_dpo", "pco"])
+def test_a_reward_model_that_is_trained_again_scores_the_samples(recipe):
+    """On the given pairs and those of the iterations before; the evaluation keeps the first. Else nothing changes."""
+    steps = {step.name: step for step in expand(compose([f"recipe={recipe}", "iterations=3", "reward.retrain=each"]))}
+    read = [str(ref) for ref in steps["retrained[3]"].inputs["groups"]]
+    assert read == ["tokens/pref", *(f"pairs[{i}]/groups" for i in (1, 2) if f"pairs[{i}]" in steps)]
+    assert [str(ref) for ref in steps["score[3]"].inputs["model"]] == ["retrained[3]/model"]
+    assert [str(ref) for ref in steps["answer_scores[3]"].inputs["model"]] == ["reward/model"]
+    plain = {step.name: step for step in expand(compose([f"recipe={recipe}", "iterations=3"]))}
+    assert [str(ref) for ref in plain["score[3]"].inputs["model"]] == ["reward/model"]
+    assert plain.keys() == steps.keys() - {"retrained[2]", "retrained[3]"}
