@@ -12,8 +12,9 @@ Writes
 """
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ class Settings:
     resamples: int = setting(2000, low=100, high=100_000)  # of the bootstrap
     judgments: dict[str, Any] | None = None  # a part that reads preferences from a file; they decide, not the score
     difficulties: str | None = None  # JSON file {prompt id: how hard}, for the length-controlled win rate
+    # Best-of-N: of the policy's answers to a prompt only the one with the highest such score is judged; null: all are
+    best_by: str | None = setting(None, added=True)
+    left_out: int = setting(0, low=0, added=True)  # its first answers, not among the N: draws the baseline has, too
 
     def check(self) -> list[tuple[str, str]]:
         problems = part_problems(self.judgments, "judgments", Judgments) if self.judgments else []
@@ -71,7 +75,7 @@ def run(context: Context) -> None:
     from pipeline import columns
 
     settings: Settings = context.settings
-    groups = {group.id: group for group in columns.scored(context)}
+    groups = {group.id: best_of(group, settings) for group in columns.scored(context)}
     baseline = {group.id: group for group in columns.scored(context, "baseline", "baseline_scores")}
     matched, unmatched = comparison.match(groups, baseline)
     if not matched:
@@ -86,6 +90,19 @@ def run(context: Context) -> None:
     numbers = flat(result)
     context.report.count(**numbers)
     context.report.metric(0, **numbers)
+
+
+def best_of(group: Group, settings: Settings) -> Group:
+    """The group with the answer that `best_by` ranks highest alone. Raises UserError where it ranks none."""
+    if settings.best_by is None:
+        return group
+    name = settings.best_by
+    ranked = [c for c in group.completions
+              if c.sample >= settings.left_out and math.isfinite(c.scores.get(name, math.nan))]
+    if not ranked:
+        raise UserError(f"evaluate.best_by: prompt {group.id!r} has no answer with a finite score {name!r} after the "
+                        f"first {settings.left_out}")
+    return replace(group, completions=(max(ranked, key=lambda c: c.scores[name]),))
 
 
 def summary(decided: Comparison, settings: Settings, seed: int) -> dict[str, Any]:
