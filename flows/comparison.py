@@ -173,7 +173,7 @@ def _judged(record: Row, seed: str, manifest: Manifest, folder: Folder) -> list[
             key, of = done.get((kind, step["iteration"]), ("", {"counts": {}}))
             if field in of["counts"]:
                 numbers[name], origins[name] = float(of["counts"][field]), f"{kind}/{key}"
-        decided = "judgments" if facts["settings"].get("judgments") else str(facts["settings"]["score"])
+        decided = str(files.parsed((folder("evaluate", step["key"]) / "evaluation.json").read_bytes())["score"])
         outcomes = {name: statistics.mean(values) for name, values in by_prompt.items()}
         judge = (decided, " ".join(facts["inputs"]["baseline"]))
         found.append(Judged(record["name"], seed, step["iteration"], step["key"], numbers, origins, outcomes, judge))

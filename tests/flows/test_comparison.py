@@ -25,6 +25,7 @@ def finished(workspace: Path, name: str, seed: int, objective: str, *won: int, b
         out = store.work_path(workspace, "evaluate", key) / "out"
         out.mkdir(parents=True)
         (out / "outcomes.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        (out / "evaluation.json").write_text('{"score": "gold"}')
         store.commit(workspace, "evaluate", key, {
             **parts, "counts": {"length_mean": 40.0 + i}, "dropped": {}, "step": f"evaluate[{i}]", "iteration": i,
             "run": name, "process_seconds": 1.0, "peak_memory_mb": 1.0, "created": 1.0, "git": "", "versions": {},
