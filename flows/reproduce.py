@@ -101,10 +101,10 @@ def reproduce(words: list[str], quick: bool, only_plan: bool, to: str | None) ->
     place = Path(typed.get("workspace", "workspace")).expanduser().resolve()
     added = [word for word in words[1:] if word.partition("=")[0] not in ("jobs", "workspace", "sweep", "seed")]
     seeds = paper.seeds[:1] if quick else paper.seeds
-    made = sweep.Sweep(paper.name, [*paper.words, *added], [
-        Arm(run_name(paper, arm, seed), [*paper.words, *own, *added, f"seed={seed}"])
-        for seed in seeds for arm, own in paper.arms.items()])
     command = " ".join(["align reproduce", paper.name, *(["--quick"] if quick else []), *added])
+    made = sweep.Sweep(f"reproduce-{paper.name}", [*paper.words, *added], [
+        Arm(run_name(paper, arm, seed), [*paper.words, *own, *added, f"seed={seed}"])
+        for seed in seeds for arm, own in paper.arms.items()], command)
 
     def conclude(done: list[str]) -> None:
         found = decided(paper, place, done)

@@ -36,6 +36,7 @@ class Sweep:
     name: str
     words: list[str]
     arms: list[Arm]
+    command: str = ""  # that goes on with it, where it is not `align sweep sweep=NAME`
 
 
 def sweep(words: list[str], only_plan: bool) -> int:
@@ -170,7 +171,7 @@ def _compared(place: Path, done: list[str]) -> None:
 def _told(made: Sweep, place: Path, ended: dict[str, int], conclude: Callable[[list[str]], None]) -> int:
     """What became of the arms: what is done, what failed and how to go on."""
     stopped = ended.pop("", 0)
-    go_on = f"align sweep sweep={made.name} workspace={place}"
+    go_on = f"{made.command or f'align sweep sweep={made.name}'} workspace={place}"
     if stopped:
         left = len(made.arms) - sum(code == 0 for code in ended.values())
         screen.say(f"interrupted, {left} of {len(made.arms)} runs are left; go on with: {go_on}")
