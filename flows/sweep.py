@@ -157,8 +157,13 @@ def _start(arm: Arm, place: Path, folder: Path, shares: list[list[str]], job: in
 
 
 def _progress(place: Path, run: str) -> str:
-    state = runs.progress(place, run)
-    return f": {state['step']} {state['done']:g}/{state['total']:g} {state['unit']}" if state else ""
+    record, state = runs.load(place, run), runs.progress(place, run)
+    if record is None:
+        return ""
+    done = sum(step["state"] in ("done", "cached") for step in record.steps)
+    current = next((step["name"] for step in record.steps if step["state"] == runs.RUNNING), "")
+    far = f" {state['done']:g}/{state['total']:g} {state['unit']}" if state and state["step"] == current else ""
+    return f": {done} of {len(record.steps)} steps done{', ' if current else ''}{current}{far}"
 
 
 def _compared(place: Path, done: list[str]) -> None:
