@@ -152,7 +152,9 @@ def _start(arm: Arm, place: Path, folder: Path, shares: list[list[str]], job: in
     elif len(shares) > 1:
         mine = set(map(int, shares[job]))
     bind = (lambda: os.sched_setaffinity(0, mine)) if mine else None
-    watched = supervisor.command_line(command, log=folder / f"{arm.run}.log", grace=120)
+    log = folder / f"{arm.run}.log"
+    log.unlink(missing_ok=True)  # of an earlier try; what the steps printed is kept with the run
+    watched = supervisor.command_line(command, log=log, grace=120)
     return subprocess.Popen(watched, env=environment, start_new_session=True, preexec_fn=bind)
 
 
