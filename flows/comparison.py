@@ -69,14 +69,19 @@ def compare(words: list[str], to: str | None = None) -> int:
     if unknown := [key for key in typed if key not in ("workspace", "sweep")]:
         raise UserError(*(f"{key}: unknown here, expected runs, sweep=NAME or workspace=FOLDER" for key in unknown))
     place = Path(typed.get("workspace", "workspace")).expanduser().resolve()
-    names = [word for word in words if "=" not in word] + sweep_runs(place, typed.get("sweep"))
+    named = [word for word in words if "=" not in word]
+    names = list(dict.fromkeys(named + sweep_runs(place, typed.get("sweep"))))
     if not names:
         raise UserError("RUN: missing, say which runs: align compare RUN RUN ... or sweep=NAME")
-    found = of_runs(place, list(dict.fromkeys(names)))
+    found = of_runs(place, names)
+    if wrong := [text for name, text in unjudged(place, names, found).items() if name in named or not found.rates]:
+        raise UserError(*wrong)
     if to is not None:
         written = comparison_tables.written(found, Path(to).suffix)
         files.write_atomic(Path(to).expanduser(), written)
     comparison_tables.show(found)
+    for text in unjudged(place, names, found).values():
+        screen.say(f"not in it: {text.removeprefix('compare: ')}")
     if to is not None:
         screen.say(f"written to {to}")
     return 0
@@ -95,19 +100,21 @@ def sweep_runs(place: Path, name: str | None) -> list[str]:
 
 
 def of_runs(place: Path, names: Sequence[str]) -> Comparison:
-    """Read from the store. Raises UserError for runs that nothing can be said of."""
+    """Read from the store. Raises UserError for a run that is not there, and for two that differ in nothing."""
     def manifest(kind: str, key: str) -> Mapping[str, Any] | None:
         artifact = store.find(place, kind, key)
         return None if artifact is None else artifact.manifest
 
     records = [vars(load_run(place, name, "compare")) for name in names]
-    found = made(records, manifest, lambda kind, key: store.artifact_path(place, kind, key))
+    return made(records, manifest, lambda kind, key: store.artifact_path(place, kind, key))
+
+
+def unjudged(place: Path, names: Sequence[str], found: Comparison) -> dict[str, str]:
+    """Why a run is not in the comparison, by its name."""
     judged = {one.run for arm in found.arms for several in arm.judged.values() for one in several}
-    if left := [name for name in names if name not in judged]:
-        states = {name: runs.outcome(place, load_run(place, name)) for name in left}
-        raise UserError(*(f"compare: {name} has no evaluation yet, it is {state}; finish it with: align run run={name}"
-                          for name, state in states.items()))
-    return found
+    states = {name: runs.outcome(place, load_run(place, name)) for name in names if name not in judged}
+    return {name: f"compare: {name} has no evaluation yet, it is {state}; finish it with: align run run={name}"
+            for name, state in states.items()}
 
 
 def made(records: Sequence[Row], manifest: Manifest, folder: Folder) -> Comparison:

@@ -86,7 +86,9 @@ def _tables(files: Files, records: list[Row]) -> list[Row]:
     def made() -> list[Row]:
         try:
             shown = comparison_tables.tables(comparison.made(records, files.manifest, files.artifact))
-        except (UserError, KeyError, TypeError, AttributeError, ValueError, OSError):
+        except UserError as error:
+            return [vars(comparison_tables.Table("; ".join(error.problems), [], []))]
+        except (KeyError, TypeError, AttributeError, ValueError, OSError):  # a record or an artifact that is damaged
             return []
         return [vars(table) for table in shown]
 

@@ -91,6 +91,15 @@ def test_a_seed_is_called_by_what_differs():
     assert seed_names([{"seed": 0}, {"seed": 3}]) == ["0", "3"]
 
 
+def test_of_a_sweep_what_is_there_is_compared_and_the_rest_named(three: Path, capsys: pytest.CaptureFixture):
+    finished(three, "none", 0, "cpo")
+    (three / "sweeps" / "s").mkdir(parents=True)
+    listed = [{"run": name, "words": []} for name in ("a", "none", "not-begun")]
+    (three / "sweeps" / "s" / "sweep.json").write_text(json.dumps({"name": "s", "words": [], "runs": listed}))
+    assert compare(["sweep=s", f"workspace={three}"]) == 0
+    assert "not in it: none has no evaluation yet" in capsys.readouterr().out
+
+
 def test_what_cannot_be_compared_is_named(three: Path):
     finished(three, "again", 0, "dpo", 5)
     finished(three, "none", 0, "cpo")
