@@ -37,7 +37,8 @@ def status(workspace: str, name: str | None) -> int:
             old.append(step["name"])
         rows.append([step["name"], state, seconds, step.get("key") or "",
                      screen.brief(artifact.manifest["counts"]) if artifact else ""])
-    screen.table(f"run {name}: {runs.outcome(place, run)}", ["step", "state", "time", "key", "result"], rows)
+    screen.table(f"run {name}: {runs.outcome(place, run)}", ["step", "state", "time", "key", "result"], rows,
+                 spare=("key",))
     if old:
         screen.say(f"\nmade by another version of their stage, a new run makes them again: {', '.join(old)}")
     for step in run.steps:
@@ -77,7 +78,8 @@ def _all_runs(place: Path) -> int:
         choices = run.config.get("choices") or {}
         rows.append([name, choices.get("recipe", ""), choices.get("data", ""), runs.outcome(place, run),
                      f"{finished}/{len(run.steps)}", f"{screen.age(time.time() - changed)} ago"])
-    screen.table(f"runs in {place}", ["run", "recipe", "data", "state", "steps", "changed"], rows)
+    screen.table(f"runs in {place}", ["run", "recipe", "data", "state", "steps", "changed"], rows,
+                 spare=("data", "recipe"))
     for problem in damaged:
         screen.say(f"damaged: {problem}")
     return 0
