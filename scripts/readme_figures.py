@@ -29,7 +29,7 @@ from pipeline.stages.report import prompt_outcomes
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("pipeline", "flows", "conf", "data", ":!data/README.md")  # what a result depends on
-PRECISION = "float32"  # the numbers of bfloat16, which `auto` takes where a CPU has it, are others
+PRECISION = "float32"  # bfloat16, which `auto` takes where a CPU has it, gives other numbers
 HEAD, LAST = 3, 2  # steps shown at the start and at the end of the demo's output
 
 
@@ -40,6 +40,7 @@ class Origin:
     date: str  # ISO, of the run's end
     commit: str
     cores: int
+    precision: str = PRECISION
     words: tuple[str, ...] = ()  # of `align run`, beside recipe, precision and seed
 
 
@@ -61,13 +62,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--words", nargs="*", default=[], help="further words of `align run`: engine=transformers")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default=PRECISION)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "readme", help="where the runs are")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--world", type=Path, default=ROOT / "data" / "README.md", help="gets the seeds' block, too")
     options = parser.parse_args()
     commit = _clean_commit()
     for seed in options.seeds:
-        measure(options.folder.resolve(), seed, commit, options.words)
+        measure(options.folder.resolve(), seed, commit, options.precision, options.words)
     origins = [origin_of(options.folder / f"w{seed}.json") for seed in options.seeds]
     printed = (options.folder / f"w{options.seeds[0]}.txt").read_text()
     text = options.readme.read_text()
@@ -84,13 +86,13 @@ def origin_of(about: Path) -> Origin:
     return Origin(**{**found, "words": tuple(found["words"])})
 
 
-def measure(folder: Path, seed: int, commit: str, words: Sequence[str]) -> None:
+def measure(folder: Path, seed: int, commit: str, precision: str, words: Sequence[str]) -> None:
     """Run the demo with this seed unless it is there. SystemExit for a run of other code or words, or one half done."""
     about, printed, workspace = folder / f"w{seed}.json", folder / f"w{seed}.txt", folder / f"w{seed}"
     if about.exists():
-        before, others = origin_of(about).commit, list(origin_of(about).words)
-        if others != list(words):
-            raise SystemExit(f"{about}: the run has the words {others}, expected {list(words)}; give another --folder")
+        before, asked = origin_of(about).commit, [origin_of(about).precision, *origin_of(about).words]
+        if asked != [precision, *words]:
+            raise SystemExit(f"{about}: the run has {asked}, expected {[precision, *words]}; give another --folder")
         if subprocess.run(["git", "diff", "--quiet", before, commit, "--", *CODE], cwd=ROOT, check=False).returncode:
             raise SystemExit(f"{about}: the run is of commit {before}, whose {', '.join(CODE)} differ from those of "
                              f"{commit}; remove it and {workspace}, or give another --folder")
@@ -98,7 +100,7 @@ def measure(folder: Path, seed: int, commit: str, words: Sequence[str]) -> None:
     if workspace.exists():
         raise SystemExit(f"{workspace}: a run that did not end; remove the folder, its time would be of a part only")
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "flows.cli", "run", "recipe=pco", f"precision={PRECISION}", f"seed={seed}",
+    command = [sys.executable, "-m", "flows.cli", "run", "recipe=pco", f"precision={precision}", f"seed={seed}",
                "run=demo", f"workspace={workspace}", *words]
     lines = []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
@@ -110,7 +112,8 @@ def measure(folder: Path, seed: int, commit: str, words: Sequence[str]) -> None:
         raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
     printed.write_text("".join(lines))
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    origin = {"date": today, "commit": commit, "cores": os.cpu_count(), "words": list(words)}
+    origin = {"date": today, "commit": commit, "cores": os.cpu_count(), "precision": precision,
+              "words": list(words)}
     about.write_text(json.dumps(origin) + "\n")
 
 
@@ -221,8 +224,8 @@ def _means(rows: Sequence[Sequence[float]]) -> list[float]:
 def _where(origins: Sequence[Origin]) -> str:
     dates, commits = sorted({o.date for o in origins}), sorted({o.commit for o in origins})
     words = "".join(f", {word}" for word in origins[0].words)
-    return (f"{' and '.join(dates)}, commit {' and '.join(commits)}, {max(o.cores for o in origins)} cores, {PRECISION}"
-            f"{words}")
+    return (f"{' and '.join(dates)}, commit {' and '.join(commits)}, {max(o.cores for o in origins)} cores, "
+            f"{origins[0].precision}{words}")
 
 
 def _clean_commit() -> str:

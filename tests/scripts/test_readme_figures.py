@@ -11,6 +11,7 @@ import pytest
 from scripts.readme_figures import Origin, Seed, demo_block, pooled, read, rewrite, seeds_block, seen
 
 ORIGIN = Origin("2026-01-02", "abc1234", 2)
+ELSEWHERE = Origin("2026-01-02", "abc1234", 2, "bfloat16", ("engine=transformers",))
 OUTCOMES = ({"a": 0.75, "b": 0.75}, {"a": 1.0, "b": 0.5})
 
 
@@ -83,9 +84,9 @@ def test_pooled_seeds_have_prompts_as_units():
         "less iteration 1 +2.5 (-15.0 to +20.0, not clear of zero). ")
 
 
-def test_further_words_of_the_runs_are_named():
-    assert seeds_block([seed(0, 0.7, (0.0, 0.0, 0.0))], [replace(ORIGIN, words=("engine=transformers",))]).endswith(
-        "(2026-01-02, commit abc1234, 2 cores, float32, engine=transformers.)")
+def test_the_precision_and_further_words_of_the_runs_are_named():
+    assert seeds_block([seed(0, 0.7, (0.0, 0.0, 0.0))], [ELSEWHERE]).endswith(
+        "(2026-01-02, commit abc1234, 2 cores, bfloat16, engine=transformers.)")
 
 
 def test_the_demo_keeps_its_first_and_last_steps_and_no_paths():
