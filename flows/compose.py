@@ -127,7 +127,7 @@ def compose(overrides: list[str], *, conf: Path = CONF) -> Composed:
     told = {problem.partition(":")[0].partition(".")[0] for problem in wrong}
     problems += wrong + [problem for problem in policies.apply(plain) if problem.partition(":")[0] not in told]
     trainings.share_prompts(plain)
-    problems += problems_of(settings.Hardware, plain["hardware"], "hardware")
+    problems += settings.root_problems(plain, told)
     plain["workspace"] = str(Path(str(plain["workspace"])).expanduser().resolve())
     plain["choices"] = choices
     return Composed(plain, choices, origins, notes, problems, frozenset(_keys(typed)))

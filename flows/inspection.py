@@ -12,6 +12,7 @@ from pipeline.config import flat
 from pipeline.errors import UserError, nearest
 
 FREE = ("run", "workspace", "iterations", "hardware", "tracking", "choices")  # may differ between calls of one run
+SEEDS = ("seed", "seeds")  # in which the runs of one experiment may differ besides
 
 
 def status(workspace: str, name: str | None) -> int:
@@ -207,7 +208,7 @@ def compare(words: list[str]) -> int:
         groups.setdefault(_settings(run), []).append((run, rows))
     body = []
     for same in groups.values():
-        label = " ".join(o for o in same[0][0].overrides if o.partition("=")[0] not in (*FREE, "seed"))
+        label = " ".join(o for o in same[0][0].overrides if o.partition("=")[0] not in (*FREE, *SEEDS))
         seeds = [str(run.config["seed"]) for run, _ in same]
         if len(set(seeds)) < len(seeds):
             twice = ", ".join(run.name for run, _ in same)
@@ -232,7 +233,7 @@ def _reported(workspace: Path, name: str) -> tuple[runs.Run, list[dict[str, Any]
 
 def _settings(run: runs.Run) -> str:
     """Equal for two runs that differ in nothing but the seed and what cannot change a result."""
-    return files.canonical({key: value for key, value in run.config.items() if key not in (*FREE, "seed")})
+    return files.canonical({key: value for key, value in run.config.items() if key not in (*FREE, *SEEDS)})
 
 
 def compared(config: dict[str, Any], free: tuple[str, ...]) -> dict[str, Any]:

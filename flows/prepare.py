@@ -10,14 +10,15 @@ from flows.compose import Composed, compose, is_later
 from flows.inspection import FREE, compared
 from flows.renamed import translated
 from flows.tied import tied_layers
-from pipeline import plan, runs, tracking
+from pipeline import plan, runs
 from pipeline.config import build, flat, load_part, part_problems, problems_of
 from pipeline.errors import UserError, first, nearest
 from pipeline.plan import Step
 from pipeline.rewards.contract import Scorer
 from pipeline.selection.contract import LISTS, Rule
 
-_ADDED = ("sft", "start", "reference", "model", "train")  # keys of theirs came later; what they do is in the recipe
+# Keys of theirs came later; what they do is in the recipe.
+_ADDED = ("sft", "start", "reference", "model", "train", "seeds")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _composed(typed: list[str], step_overrides: dict[str, list[str]], named: run
     run = runs.Run(
         name=name, config=_as_written(config), overrides=overrides, step_overrides=changes,
         steps=_step_records(steps, record), outcome=runs.RUNNING, created=record.created if record else time.time(),
-        step_configs={step: _as_written({key: other.config[key] for key in ("recipe", "stage", "seed")})
+        step_configs={step: _as_written({key: other.config[key] for key in ("recipe", "stage", "seed", "seeds")})
                       for step, other in own.items()})
     return CheckedRun(run, workspace, steps, notes + list(map(composed.in_users_words, _by_iteration(steps))))
 
@@ -169,7 +170,6 @@ def expand(composed: Composed, own: dict[str, Composed] | None = None) -> list[S
     countable = isinstance(iterations, int) and iterations >= 1
     readable = {"recipe": {}, **composed.config, "iterations": iterations if countable else 2}
     steps, problems = plan.try_expand(readable, {step: other.config for step, other in own.items()})
-    problems += problems_of(tracking.Settings, composed.config["tracking"], "tracking")
     problems += _contradictions(readable)
     problems += plan.check(Path(composed.config["workspace"]), steps)
     given = {"": composed.given, **{step: other.given for step, other in own.items()}}

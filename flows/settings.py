@@ -24,9 +24,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pipeline import tracking
-from pipeline.config import flat, imported, load_plugin, setting
+from pipeline.config import flat, imported, load_plugin, problems_of, setting
 from pipeline.errors import nearest
-from pipeline.stage import load
+from pipeline.stage import Seeds, load
 
 ROOT = Path(__file__).resolve().parent.parent
 # Keys whose value is a path of the user's.
@@ -65,7 +65,8 @@ class Hardware:
     memory_gb: float | None = setting(None, above=0)  # of the device that trains; null: this machine's
 
 
-ROOTS: dict[str, Any] = {"hardware": Hardware, "tracking": tracking.Settings}  # keys of the configuration itself
+# Keys of the configuration itself.
+ROOTS: dict[str, Any] = {"hardware": Hardware, "tracking": tracking.Settings, "seeds": Seeds}
 
 
 def groups(conf: Path) -> list[str]:
@@ -164,6 +165,12 @@ def filled(config: Mapping[str, Any], wired: Mapping[str, str]) -> dict[str, Any
         elif given is dataclasses.MISSING and default is not dataclasses.MISSING:
             put(out, outer, default)
     return out
+
+
+def root_problems(config: Mapping[str, Any], told: set[str]) -> list[str]:
+    """Of ROOTS; of `seeds` only where `seed`, which they are by default, is not among the keys told of."""
+    return [problem for key, schema in ROOTS.items() if key != "seeds" or "seed" not in told
+            for problem in problems_of(schema, config[key], key)]
 
 
 def renewed(config: Mapping[str, Any], wired: Mapping[str, str]) -> dict[str, Any]:

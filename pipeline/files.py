@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +115,13 @@ def share(source: Path, target: Path) -> None:
             os.link(source, target)
         except OSError:
             target.symlink_to(source)
+
+
+def let_read(path: Path, like: Path) -> None:
+    """Give a file of ours the rights of `like`: safetensors writes for its owner alone. A shared file keeps its own."""
+    known = path.lstat()
+    if stat.S_ISREG(known.st_mode) and known.st_nlink == 1:
+        path.chmod(stat.S_IMODE(like.stat().st_mode))
 
 
 def sync(path: Path) -> None:

@@ -16,7 +16,7 @@ from pipeline import errors, outside, store, wiring
 from pipeline.config import build, problems_of, settled
 from pipeline.errors import UserError
 from pipeline.runs import Run
-from pipeline.stage import Kinds, Stage, keyed
+from pipeline.stage import Kinds, Stage, keyed, seed_of
 from pipeline.stage import load as load_stage
 from pipeline.wiring import Ref
 
@@ -157,7 +157,7 @@ def _step(
     if stage.wanted is not None:  # optional inputs these settings have no use for would only make keys differ
         wanted = stage.wanted(made)
         inputs = {n: refs for n, refs in inputs.items() if stage.inputs[n] != "optional" or n in wanted}
-    return Step(full, kind, iteration, inputs, made, build(stage.runtime, runtime), config["seed"])
+    return Step(full, kind, iteration, inputs, made, build(stage.runtime, runtime), seed_of(config, stage, iteration))
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

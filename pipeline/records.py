@@ -5,7 +5,9 @@ first, 1 + M ranked candidates with the preferred first), so there is one table 
 trainer. Nothing here imports more than the standard library.
 """
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 STOP = "stop"  # the completion ended by a stop token, which is its last token id
 LENGTH = "length"  # the completion was cut at the token limit: no stop token
@@ -57,3 +59,29 @@ class Group:
     iteration: int = 0  # 0 = from the data set, k = sampled in iteration k
     template: str = ""  # JSON object of what the chat template is told beside the messages: tools, enable_thinking ...
     rationale: Completion | None = None  # why completion 0 is better; its own prompt asks (pipeline.lm.rationales)
+    target: str = ""  # JSON object of what an answer is checked against: a Target's fields that are there
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a rule may check an answer to a prompt against; the row of the data set says which."""
+
+    answer: str = ""  # the right answer, as short as the data have it: "240", "B"
+    choices: tuple[str, ...] = ()  # of a multiple choice, in the prompt as A, B, C ...; `answer` is the letter
+    instructions: tuple[dict[str, Any], ...] = ()  # IFEval: {"id": "punctuation:no_comma", "kwargs": {...}}
+    tests: tuple[str, ...] = ()  # statements that raise where the answer's code is wrong
+    setup: str = ""  # code that runs before the tests
+
+
+def target_of(group: Group) -> Target | None:
+    """What an answer to the group's prompt is checked against; None where its row said nothing."""
+    if not group.target:
+        return None
+    found = json.loads(group.target)
+    return Target(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()})
+
+
+def as_json(target: Target) -> str:
+    """A target as `Group.target` holds it: without the fields that say nothing."""
+    return json.dumps({key: value for key, value in asdict(target).items() if value}, ensure_ascii=False,
+                      sort_keys=True)

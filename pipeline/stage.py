@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.config import META, load_plugin
+from pipeline.config import META, load_plugin, setting
 
 STAGES = "pipeline.stages"
 
@@ -169,6 +169,9 @@ class Stage:
     depends on them.
     """
 
+    seed: str = "train"
+    """Which of SEEDS it draws from inside the loop; before it, what would be "train" is "sft"."""
+
     runtime: type = NoRuntime
     """Frozen dataclass: what cannot change the result (batch size per device, threads, part size ...)."""
 
@@ -210,6 +213,23 @@ class Stage:
 
     misfit: Callable[[Any, Kinds], str | None] = lambda settings, given: None
     """(settings, kinds of its input `groups`) -> why it cannot take such groups, or None."""
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The run's seeds by what they are for; each is `seed` where nothing else is said."""
+
+    data: int = setting(low=0)  # which prompts each iteration samples from
+    sft: int = setting(low=0)  # a model made from nothing, its fine-tuning, and what is sampled before the loop
+    reward: int = setting(low=0)  # the reward model's training
+    train: int = setting(low=0)  # everything in the loop: training, samples, draws
+
+
+def seed_of(config: dict[str, Any], stage: Stage, iteration: int) -> int:
+    """The seed of a step of that stage, iteration 0 before the loop. A run of older code has one seed for all."""
+    name = "sft" if stage.seed == "train" and not iteration else stage.seed
+    seed: int = config["seeds"][name] if "seeds" in config else config["seed"]
+    return seed
 
 
 def keyed(settings: Any) -> dict[str, Any]:

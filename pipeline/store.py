@@ -21,7 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import ALGORITHM, Held, canonical, file_hash, is_locked, locked, parsed, sync, write_atomic
+from pipeline.files import (
+    ALGORITHM,
+    Held,
+    canonical,
+    file_hash,
+    is_locked,
+    let_read,
+    locked,
+    parsed,
+    sync,
+    write_atomic,
+)
 
 KEY_LENGTH = 20
 MANIFEST = "manifest.json"
@@ -143,6 +154,8 @@ def commit(workspace: Path, kind: str, key: str, facts: dict[str, Any]) -> Artif
     manifest = json.loads(written)  # as a reader has it: keys are text
     manifest[SEAL] = _seal(manifest)
     write_atomic(out / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+    for name in files:
+        let_read(out / name, out / MANIFEST)
     if target.exists():  # damaged, or we would not have computed it again
         trash = target.with_name(f".trash-{key}-{os.getpid()}")
         os.replace(target, trash)

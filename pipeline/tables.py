@@ -51,6 +51,7 @@ def _wider() -> pa.Schema:
 
 WIDER = _wider()
 EXPLAINED = WIDER.append(pa.field("rationale", _COMPLETION))  # of preferences with a reason beside them
+TARGETED = EXPLAINED.append(pa.field("target", pa.string()))  # of prompts whose answers a rule can check
 PART = 8192  # groups of a part, where nothing says otherwise
 
 
@@ -137,6 +138,7 @@ def to_arrow(groups: Iterable[Group]) -> pa.Table:
     rows = [_to_row(group) for group in groups]
     wide = any(r["template"] or any(x["more"] for x in (*r["messages"], *r["completions"])) for r in rows)
     schema = EXPLAINED if any(r["rationale"] for r in rows) else WIDER if wide else SCHEMA
+    schema = TARGETED if any(r["target"] for r in rows) else schema
     return pa.Table.from_pylist(rows, schema=schema)
 
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline import hub  # noqa: E402
 from pipeline.errors import UserError  # noqa: E402
+from pipeline.files import let_read  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ def main() -> int:
             print(error, file=sys.stderr)
             return 2
         (made / "README.md").write_text(f"{MODELS[options.model].name}, {source}.\n")
+        for weights in made.glob("*.safetensors"):
+            let_read(weights, made / "README.md")
         made.rename(target)
     print(f"{target}: {source}")
     return 0

@@ -63,6 +63,19 @@ def test_a_killed_writes_temporary_file_is_not_committed(tmp_path):
     assert set(_fill(tmp_path).manifest["files"]) == {"a"}
 
 
+def test_weights_are_readable_like_their_manifest_and_a_shared_file_is_left_alone(tmp_path):
+    out = store.work_path(tmp_path, "sft", "k" * 20) / "out"
+    out.mkdir(parents=True)
+    theirs = tmp_path / "model.safetensors"
+    for path in (out / "adapter.safetensors", theirs):
+        path.write_text("weights")
+        path.chmod(0o600)  # as safetensors leaves them
+    os.link(theirs, out / "model.safetensors")
+    made = store.commit(tmp_path, "sft", "k" * 20, FACTS).path
+    rights = (made / store.MANIFEST).stat().st_mode
+    assert (made / "adapter.safetensors").stat().st_mode == rights != theirs.stat().st_mode == 0o100600
+
+
 def test_the_digest_is_of_content_alone(tmp_path):
     one = _fill(tmp_path / "x", a="hello", model__w="weights")
     two = _fill(tmp_path / "y", key="j" * 20, a="hello", model__w="weights")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from pipeline import tables
-from pipeline.records import Completion, Group, Message
+from pipeline.records import Completion, Group, Message, Target, as_json, target_of
 
 PLAIN = Group("p", (Message("user", "a"),), (Completion("b"),))
 RICH = Group("r", (Message("user", "a"), Message("assistant", "", '{"tool_calls": []}'), Message("tool", "c")),
@@ -21,6 +22,16 @@ EXPLAINED = Group("e", (Message("user", "a"),), (Completion("b"), Completion("c"
 def test_fields_of_turns_and_variables_of_the_template_come_back(tmp_path: Path) -> None:
     tables.write(tmp_path / "t", [PLAIN, RICH])
     assert list(tables.read(tmp_path / "t")) == [PLAIN, RICH]
+
+
+def test_what_an_answer_is_checked_against_comes_back(tmp_path: Path) -> None:
+    target = Target(answer="B", choices=("red", "blue"), instructions=({"id": "x", "kwargs": {"n": 2}},))
+    group = Group("g", (Message("user", "q"),), target=as_json(target))
+    tables.write_part(tmp_path, 0, [group, Group("h", (Message("user", "r"),))])
+    checked, bare = tables.read(tmp_path)
+    assert (checked, target_of(checked), target_of(bare)) == (group, target, None)
+    assert json.loads(group.target) == {"answer": "B", "choices": ["red", "blue"],
+                                        "instructions": [{"id": "x", "kwargs": {"n": 2}}]}
 
 
 def test_a_rationale_comes_back(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.dashboard.files import Files
-from flows.inspection import FREE, compared
+from flows.inspection import FREE, SEEDS, compared
 from pipeline import files, report, runs
 
 Row = dict[str, Any]
@@ -162,4 +162,4 @@ def about(record: Row) -> Row:
 
 def experiment(config: Row) -> str:
     """The same for runs that differ in nothing but the seed: their numbers belong in one band."""
-    return hashlib.sha256(files.canonical(compared(config, (*FREE, "seed"))).encode()).hexdigest()[:12]
+    return hashlib.sha256(files.canonical(compared(config, (*FREE, *SEEDS))).encode()).hexdigest()[:12]

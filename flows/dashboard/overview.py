@@ -6,6 +6,7 @@ from pathlib import Path
 from flows.dashboard import facts
 from flows.dashboard.facts import Row
 from flows.dashboard.files import STEP, Files, NotHere, signature
+from flows.inspection import SEEDS
 from pipeline import runs
 from pipeline.config import flat
 from pipeline.files import parsed
@@ -95,8 +96,8 @@ def _numbers(steps: list[Row], row: Row) -> Row:
 
 def _settings(config: Row) -> Row:
     """What the user may have changed, as dotted keys. Stage settings repeat it and are left out."""
-    kept = {k: v for k, v in config.items() if k not in ("stage", "recipe", "run", "workspace", "seed", "hardware",
-                                                         "tracking", "iterations")}
+    left_out = ("stage", "recipe", "run", "workspace", *SEEDS, "hardware", "tracking", "iterations")
+    kept = {k: v for k, v in config.items() if k not in left_out}
     return {k.removeprefix("choices."): v for k, v in flat(kept).items()}
 
 

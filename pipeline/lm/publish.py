@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from pipeline.files import let_read
 from pipeline.lm.rope import in_old_words
 from pipeline.source import ADAPTER, ADAPTER_WEIGHTS
 
@@ -48,3 +49,4 @@ def _rounded(source: Path, target: Path, dtype: torch.dtype) -> None:
         metadata = file.metadata()
     save_file({name: tensor.to(dtype) if tensor.is_floating_point() else tensor
                for name, tensor in load_file(source).items()}, target, metadata)
+    let_read(target, source)

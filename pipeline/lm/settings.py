@@ -15,7 +15,7 @@ class AdapterSettings:
     # none: all weights learn; qlora: over a 4-bit base, needs bitsandbytes
     kind: str = setting("none", choices=("none", "lora", "qlora"))
     r: int = setting(16, low=1)  # rank of the update
-    alpha: int = setting(32, low=1)  # the adapter's output is multiplied by alpha / r
+    alpha: int = setting(16, low=1)  # the adapter's output is multiplied by alpha / r; equal to r in Zephyr's recipes
     dropout: float = setting(0.0, low=0.0, below=1.0)  # of the adapter's input
     target_modules: tuple[str, ...] = ("all-linear",)  # names of linear layers, or "all-linear": all but the head
 

@@ -216,6 +216,6 @@ def _made_from_nothing(settings: Settings) -> bool:
 
 STAGE = Stage(
     Settings, run, version=1, inputs={"data": "optional", "policy": "optional"}, seeded=_made_from_nothing,
-    runtime=Runtime, files=files, sources=sources, check=check,
+    seed="sft", runtime=Runtime, files=files, sources=sources, check=check,
     wanted=lambda settings: {"data", "policy"} if _made_from_nothing(settings) else {"policy"},
     cost=lambda settings: Cost(weights=1))

@@ -70,5 +70,5 @@ def slice_of(ids: list[str], settings: Settings, seed: int) -> list[str]:
     return sorted(ids, key=lambda id: (derive_seed(seed, "select_prompts", id), id))[start:end]
 
 
-STAGE = Stage(Settings, run, version=1, inputs={"prompts": "one"}, seeded=True,
+STAGE = Stage(Settings, run, version=1, inputs={"prompts": "one"}, seeded=True, seed="data",
               cost=lambda settings: Cost(prompts=settings.count or 0))

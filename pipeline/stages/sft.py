@@ -29,5 +29,5 @@ def run(context: Context) -> None:
     run.train(context, run.Parts.load(context.settings.objective))
 
 
-STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "one"}, seeded=True, runtime=TrainRuntime,
-              distributed=True, cost=lambda settings: Cost(weights=1, checkpoints=True))
+STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "one"}, seeded=True, seed="sft",
+              runtime=TrainRuntime, distributed=True, cost=lambda settings: Cost(weights=1, checkpoints=True))

@@ -102,6 +102,7 @@ def _check_pairs(training: Sequence[Example], held_out: Sequence[Example]) -> No
         raise UserError("train_reward: held_out leaves no pair to train on, lower it")
 
 
-STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "one"}, seeded=True, runtime=TrainRuntime,
-              distributed=True, files=files, check=check, wants=lambda settings: {"pairs": _PAIRS},
+STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "one"}, seeded=True, seed="reward",
+              runtime=TrainRuntime, distributed=True, files=files, check=check,
+              wants=lambda settings: {"pairs": _PAIRS},
               cost=lambda settings: Cost(weights=1, checkpoints=True))

@@ -92,7 +92,8 @@ def test_a_group_lists_its_options_sorted_and_each_with_a_sentence(group: str, c
 
 def test_the_groups_are_listed(capsys) -> None:
     printed = lines(capsys)
-    assert [line.split()[0] for line in printed[:len(GROUPS) + 3]] == [*settings.groups(CONF), "train", "stage"]
+    assert [line.split()[0] for line in printed[:len(GROUPS) + 4]] == [
+        *settings.groups(CONF), "seeds", "train", "stage"]
     top = [line.split(" = ")[0] for line in printed if line[:1].strip() and " = " in line]
     assert top == ["run", "workspace", "start", "reference", "precision", "seed", "iterations", "sft"]
     assert max(map(len, printed)) <= WIDTH
