@@ -43,14 +43,45 @@ def load_policy(
     folder: Path, device: torch.device, runtime: ModelRuntime | None = None, options: dict[str, Any] | None = None
 ) -> Any:
     """A causal LM with float32 weights (4-bit ones where `options` say so) and every dropout off, on `device`."""
-    return _ready(_loaded(transformers.AutoModelForCausalLM, folder, device, runtime, **(options or {})), runtime)
+    model, found = _loaded(transformers.AutoModelForCausalLM, folder, device, runtime, output_loading_info=True,
+                           **(options or {}))
+    if found["missing_keys"]:
+        raise UserError(f"{folder}: its weights lack {', '.join(first(sorted(found['missing_keys']), 4))}, which would "
+                        "start as random numbers; copy it again")
+    return _ready(model, runtime)
 
 
-def load_reported(folder: Path, device: torch.device, config: Any = None) -> tuple[Any, list[str]]:
-    """As `load_policy`, and the names of weights that the folder lacks; `config`: another one than the folder's."""
-    options = {} if config is None else {"config": config}
-    model, found = _loaded(transformers.AutoModelForCausalLM, folder, device, None, output_loading_info=True, **options)
-    return _ready(model, None), sorted(found["missing_keys"])
+def misfits(folder: Path) -> list[str]:
+    """Weights that a language model's folder lacks or has in another shape than its configuration asks for.
+
+    By the headers, as transformers itself matches names: no weight is read, so it takes a second at any size.
+    """
+    _, found = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, device_map="meta", use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True)
+    problems = [f"its weights lack {', '.join(first(sorted(found['missing_keys']), 4))}, which would start as random "
+                "numbers; copy it again"] if found["missing_keys"] else []
+    return problems + [f"its weights have {name} as {list(held)}, config.json asks for {list(wanted)}; take both files "
+                       "from one place" for name, held, wanted in sorted(found["mismatched_keys"])]
+
+
+def load_from_disk(folder: Path, scratch: Path) -> Any:
+    """A causal LM whose weights are read from the folder layer by layer in each forward pass: for one pass of a large
+    one. scratch: a folder for what has to be written again, which mostly is nothing.
+    """
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(folder))
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    layers = max(lists, key=lambda module: sum(weights.numel() for weights in module.parameters()))
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, device_map=_places(model, layers), offload_folder=scratch, use_safetensors=True, dtype="auto").eval()
+
+
+def _places(module: torch.nn.Module, layers: torch.nn.Module, name: str = "") -> dict[str, str]:
+    """Name of a module -> "disk" for `layers`, "cpu" for what stands beside it."""
+    if module is layers or all(inner is not layers for inner in module.modules()):
+        return {name: "disk" if module is layers else "cpu"}
+    return {place: where for child, inner in module.named_children()
+            for place, where in _places(inner, layers, f"{name}.{child}".lstrip(".")).items()}
 
 
 def load_reward(
