@@ -49,7 +49,7 @@ def show_plan(overrides: list[str]) -> int:
         inputs = ", ".join(str(ref) for refs in item.step.inputs.values() for ref in refs)
         rows.append([item.step.name, item.step.stage, state, item.key or "", origin, inputs])
     screen.table(f"run {prepared.run.name} in {prepared.workspace}",
-                 ["step", "stage", "", "key", "made by", "inputs"], rows)
+                 ["step", "stage", "state", "key", "made by", "inputs"], rows, spare=("key", "inputs"))
     if lines := trainings.rows(prepared.workspace, planned):
         screen.table("", trainings.COLUMNS, lines)
     screen.paragraph(str(estimate(prepared.run.config, planned, prepared.run.steps)))
