@@ -71,8 +71,9 @@ ROOTS: dict[str, Any] = {"hardware": Hardware, "tracking": tracking.Settings, "s
 
 
 def groups(conf: Path) -> list[str]:
-    """What a user chooses an option of; conf/steps is for recipes."""
-    return sorted(p.name for p in conf.iterdir() if p.is_dir() and not p.name.startswith("_") and p.name != "steps")
+    """What a user chooses an option of; conf/steps is for recipes, conf/reproduce for `align reproduce`."""
+    found = {p.name for p in conf.iterdir() if p.is_dir() and not p.name.startswith("_")}
+    return sorted(found - {"steps", "reproduce"})
 
 
 def options(conf: Path, group: str) -> list[str]:
