@@ -5,7 +5,7 @@ from pathlib import Path
 from flows import screen
 from flows.inspection import load_run
 from pipeline import runs
-from pipeline.errors import UserError
+from pipeline.errors import UserError, command
 
 
 def report(workspace: str, name: str | None, html: bool) -> int:
@@ -23,6 +23,6 @@ def report(workspace: str, name: str | None, html: bool) -> int:
     text = runs.folder(place, name) / "report.md"
     if not text.exists():
         raise UserError(f"run: {name} has no report yet, it is written when the run is done; "
-                        f"what there is so far: align report run={name} --html")
+                        f"what there is so far:{command(place, 'report', name, '--html')}")
     screen.say(text.read_text())
     return 0

@@ -30,6 +30,7 @@ _SOURCES = {
 ELSEWHERE = "prompt belongs to another split"
 REPEATED = "same row again"
 REPEATED_PROMPT = "same prompt again"
+OVER_LIMIT = "over data.format.limits"
 UNDESIRABLE = "answer labelled undesirable"
 
 
@@ -156,7 +157,7 @@ def _cut(index: _Index, split: np.ndarray, number: int, limit: int | None, dropp
     rows = np.flatnonzero(split == number)
     if limit is not None and len(rows) > limit:
         over = rows[np.argsort(index.column("rank")[rows], kind="stable")[limit:]]
-        dropped[f"over data.format.limits.{SPLITS[number]}"] += len(over)
+        dropped[f"{OVER_LIMIT}.{SPLITS[number]}"] += len(over)
         split[over] = -1
 
 

@@ -24,7 +24,7 @@ from pipeline.evaluation import comparison
 from pipeline.evaluation.comparison import Pair, Verdict
 from pipeline.formats.contract import Judgments
 from pipeline.records import Group
-from pipeline.stage import Context, NoRuntime, Stage, derive_seed
+from pipeline.stage import Context, NoRuntime, Stage, derive_seed, told
 
 JUDGE = "judgments"  # the name in evaluation.json of what decided where no score did
 
@@ -198,4 +198,6 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
 # seeded: the bootstrap draws
 STAGE = Stage(Settings, run, version=6,
               inputs={"groups": "one", "scores": "optional", "baseline": "one", "baseline_scores": "optional"},
-              seeded=True, files=files)
+              seeded=True, files=files,
+              says=told("win rate {win_rate:.1%} ({win_rate_low:.1%} to {win_rate_high:.1%})",
+                        "length-controlled {length_controlled_win_rate:.1%}", "length {length_mean:.1f}"))

@@ -12,9 +12,10 @@ import pipeline
 from pipeline.config import Part, load_part, part_problems, setting
 from pipeline.errors import UserError
 from pipeline.formats.contract import Format
+from pipeline.formats.divide import OVER_LIMIT
 from pipeline.formats.splits import SPLITS, Imported
 from pipeline.records import Group
-from pipeline.stage import Context, Stage
+from pipeline.stage import Context, Counts, Stage, told
 
 BUILTIN = "builtin:"
 
@@ -86,6 +87,14 @@ def run(context: Context) -> None:
     context.report.count(**imported.counts, eval_prompts_in_training=imported.overlap, **unread)
 
 
+def says(counts: Counts) -> list[str]:
+    """The groups of each split, then what needs a look: keys nobody reads, evaluation prompts seen in training."""
+    found = told(*(f"{split} {{{split}:,.0f}}" for split in SPLITS))(counts)
+    found += [f"{name} (in {number:,.0f} rows)" for name, number in counts.items() if name.startswith("unread keys")]
+    overlap = counts.get("eval_prompts_in_training")
+    return found + ([f"{overlap:,.0f} evaluation prompts are in training, too"] if overlap else [])
+
+
 def _import(settings: Settings, runtime: Runtime) -> Imported:
     part = _format(settings)
     root = _root(part, runtime)
@@ -118,4 +127,4 @@ def _root(part: Part[Format], runtime: Runtime) -> Path:
 
 # seeded: how a data set is split belongs to the data, so that runs with other seeds are comparable
 STAGE = Stage(Settings, run, version=1, inputs={}, seeded=False, runtime=Runtime, files=files, check=check,
-              foresee=foresee, lacks=lacks)
+              foresee=foresee, lacks=lacks, says=says, unsaid=OVER_LIMIT)

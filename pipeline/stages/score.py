@@ -16,7 +16,7 @@ from pipeline.config import Part, load_part, part_problems
 from pipeline.errors import UserError
 from pipeline.records import LENGTH, Group
 from pipeline.rewards.contract import Score, ScoreGroups, Scorer
-from pipeline.stage import Context, Kinds, Stage
+from pipeline.stage import Context, Kinds, Stage, told
 from pipeline.training.settings import TrainRuntime
 
 _FEW = 8  # different completions that no reward model gives one score
@@ -187,4 +187,5 @@ def _scorers(context: Context) -> dict[str, ScoreGroups]:
 STAGE = Stage(
     Settings, run, version=2,
     inputs={"groups": "one", "model": "optional", "policy": "optional", "reference": "optional", "logps": "optional"},
-    seeded=False, runtime=TrainRuntime, files=files, required=required, wanted=wanted, kinds=kinds)
+    seeded=False, runtime=TrainRuntime, files=files, required=required, wanted=wanted, kinds=kinds,
+    says=told("mean {score_mean:.3f}", "best of N {best_of_n_mean:.3f}"))
