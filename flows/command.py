@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import replace
 
-from flows import gates, progress, screen, trainings
+from flows import gates, progress, screen, trainings, watcher
 from flows.estimate import estimate, shortage
 from flows.prepare import CheckedRun, prepare
 from flows.summary import conclude
@@ -112,6 +112,7 @@ def _drive(prepared: CheckedRun, only: str | None, force: bool) -> int:
     grace = float(prepared.run.config["hardware"]["grace_seconds"]) + 15  # the stage's own grace comes first
     process = subprocess.Popen(supervisor.command_line(driver + (["--force"] if force else []), log=None, grace=grace),
                                env={**os.environ, **supervisor.imports()}, start_new_session=True)
+    watcher.start(prepared.workspace, prepared.run, process.pid)
     received: list[int] = []
 
     def stop(number: int, _frame: object) -> None:

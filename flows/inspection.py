@@ -11,7 +11,8 @@ from pipeline import files, gc, plan, report, runs, stage, store
 from pipeline.config import flat
 from pipeline.errors import UserError, command, nearest
 
-FREE = ("run", "workspace", "iterations", "hardware", "tracking", "choices")  # may differ between calls of one run
+# What may differ between calls of one run.
+FREE = ("run", "workspace", "iterations", "hardware", "tracking", "notify", "choices")
 SEEDS = ("seed", "seeds")  # in which the runs of one experiment may differ besides
 
 

@@ -37,12 +37,16 @@ _MEANING = {
 Watch = Callable[[str, dict[str, Any] | None], None]  # (step, progress.json's content) several times a second
 
 
+def meaning(code: int) -> str:
+    """Of a stage's exit code, in words."""
+    return _MEANING.get(code, f"its process ended with exit code {code}")
+
+
 class StepFailed(Exception):
     """A stage's process ended badly. Carries its exit code and the last lines it printed."""
 
-    def __init__(self, step: str, code: int, lines: list[str], log: Path) -> None:
-        why = _MEANING.get(code, f"its process ended with exit code {code}")
-        super().__init__("\n".join([f"{step} failed: {why}", *(f"    {line}" for line in lines)]))
+    def __init__(self, step: str, code: int, lines: list[str]) -> None:
+        super().__init__("\n".join([f"{step} failed: {meaning(code)}", *(f"    {line}" for line in lines)]))
 
 
 class InputDamaged(Exception):
@@ -112,7 +116,7 @@ def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], env
         if code == 2 and (work / worker.PROBLEMS).exists():
             raise UserError(*(f"{step.name}: {p}" for p in json.loads((work / worker.PROBLEMS).read_text())))
         log = log_path(launch.workspace, launch.run, step.name)
-        raise StepFailed(step.name, code, runs.tail(log, TAIL_LINES), log)
+        raise StepFailed(step.name, code, runs.tail(log, TAIL_LINES))
     facts = json.loads((work / worker.RESULT).read_text())
     parts = key_parts(launch.workspace, step, done)
     if store.fingerprint(step.stage, **parts) != key:

@@ -96,7 +96,8 @@ def _numbers(steps: list[Row], row: Row) -> Row:
 
 def _settings(config: Row) -> Row:
     """What the user may have changed, as dotted keys. Stage settings repeat it and are left out."""
-    left_out = ("stage", "recipe", "run", "workspace", *SEEDS, "hardware", "tracking", "iterations")
+    left_out = ("stage", "recipe", "run", "workspace", *SEEDS, "hardware", "tracking", "notify",
+                "iterations")
     kept = {k: v for k, v in config.items() if k not in left_out}
     return {k.removeprefix("choices."): v for k, v in flat(kept).items()}
 
