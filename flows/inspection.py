@@ -46,10 +46,20 @@ def status(workspace: str, name: str | None) -> int:
         if step["state"] == runs.FAILED:
             log = runs.log_path(place, name, step["name"])
             screen.say("\n".join([f"\nlast lines of {log}:", *(f"    {line}" for line in runs.tail(log, 10))]))
-    written = runs.folder(place, name) / "report.md"
+            screen.say(f"all of it:{command(place, 'logs', name, step['name'])}")
+    _say_what_next(place, run)
+    return 0
+
+
+def _say_what_next(place: Path, run: runs.Run) -> None:
+    """Where its report is, and the command that fits how the run stands."""
+    written, outcome = runs.folder(place, run.name) / "report.md", runs.outcome(place, run)
     if written.exists():
         screen.say(f"\nreport: {written}")
-    return 0
+    if outcome == runs.RUNNING:
+        screen.say(f"\nwatch it with:{command(place, 'logs', run.name, '-f')}")
+    elif outcome in (runs.FAILED, runs.INTERRUPTED, runs.STALE):
+        screen.say(f"\ngo on with:{command(place, 'run', f'run={run.name}')}")
 
 
 def _of_another_version(artifact: store.Artifact) -> bool:

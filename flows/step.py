@@ -46,7 +46,8 @@ class StepFailed(Exception):
     """A stage's process ended badly. Carries its exit code and the last lines it printed."""
 
     def __init__(self, step: str, code: int, lines: list[str]) -> None:
-        super().__init__("\n".join([f"{step} failed: {meaning(code)}", *(f"    {line}" for line in lines)]))
+        why = lines[-1].strip() if code == 1 and lines else meaning(code)  # the stage's own last words
+        super().__init__("\n".join([f"{step} failed: {why}", *(f"    {line}" for line in lines)]))
 
 
 class InputDamaged(Exception):

@@ -15,7 +15,7 @@ from pipeline.formats.contract import Format
 from pipeline.formats.divide import OVER_LIMIT
 from pipeline.formats.splits import SPLITS, Imported
 from pipeline.records import Group
-from pipeline.stage import Context, Counts, Stage, told
+from pipeline.stage import Context, Counts, Stage
 
 BUILTIN = "builtin:"
 
@@ -89,7 +89,7 @@ def run(context: Context) -> None:
 
 def says(counts: Counts) -> list[str]:
     """The groups of each split, then what needs a look: keys nobody reads, evaluation prompts seen in training."""
-    found = told(*(f"{split} {{{split}:,.0f}}" for split in SPLITS))(counts)
+    found = [f"{split} {counts[split]:,.0f}" for split in SPLITS if counts.get(split)]
     found += [f"{name} (in {number:,.0f} rows)" for name, number in counts.items() if name.startswith("unread keys")]
     overlap = counts.get("eval_prompts_in_training")
     return found + ([f"{overlap:,.0f} evaluation prompts are in training, too"] if overlap else [])
