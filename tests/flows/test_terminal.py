@@ -91,12 +91,11 @@ def test_explain(shown, tmp_path, small_world):
     words = [f"data.root={world}"]
     run_stages(["recipe=sft", *words], tmp_path, "first", "data")
     asked = ["recipe=sft", "run=second", f"workspace={tmp_path}", *words, "data.format.sft=other.jsonl"]
-    lines = shown(140, inspection.explain, "data", asked)
-    assert lines[-2:] == [
-        "field                there        here", "settings.format.sft  'sft.jsonl'  'other.jsonl'"]
-    assert shown(80, inspection.explain, "data", asked)[-2:] == lines[-2:]
-    assert shown(40, inspection.explain, "data", asked)[-3:] == [
-        "settings.format.sft", "    there: 'sft.jsonl'", "    here: 'other.jsonl'"]
+    for width in (80, 100, 140):
+        assert shown(width, inspection.explain, "data", asked)[-3:] == [
+            "settings.format.sft", "    there: 'sft.jsonl'", "    here: 'other.jsonl'"]
+    *_, line = shown(None, inspection.explain, "data", asked)
+    assert line.split() == ["settings.format.sft", "'sft.jsonl'", "'other.jsonl'"]
 
 
 REPORT = """# night: pco
