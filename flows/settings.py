@@ -23,6 +23,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from flows.notify import Notify
 from pipeline import tracking
 from pipeline.config import flat, imported, load_plugin, problems_of, setting
 from pipeline.errors import nearest
@@ -67,7 +68,7 @@ class Hardware:
 
 
 # Keys of the configuration itself.
-ROOTS: dict[str, Any] = {"hardware": Hardware, "tracking": tracking.Settings, "seeds": Seeds}
+ROOTS: dict[str, Any] = {"hardware": Hardware, "tracking": tracking.Settings, "notify": Notify, "seeds": Seeds}
 
 
 def groups(conf: Path) -> list[str]:

@@ -29,7 +29,7 @@ from pipeline.evaluation.logprobs import PairLogps
 from pipeline.lm.settings import PRECISIONS
 from pipeline.negatives.contract import Draw
 from pipeline.records import Group
-from pipeline.stage import Context, Stage
+from pipeline.stage import Context, Stage, told
 from pipeline.training.settings import TrainRuntime
 
 Logps = list[list[list[float]]]  # by group, completion, token
@@ -220,4 +220,6 @@ STAGE = Stage(
     inputs={"model": "one", "reference": "one", "answers": "one", "answer_scores": "optional", "baseline": "one",
             "baseline_scores": "optional", "trained": "optional", "samples": "optional", "sample_scores": "optional",
             "groups": "optional"},
-    seeded=False, runtime=TrainRuntime)
+    seeded=False, runtime=TrainRuntime,
+    says=told("KL {kl:.2f} nats an answer", "length {length_mean:.1f} ({length_drift:+.0%})",
+              "reward model right {reward_model_accuracy:.1%}"))

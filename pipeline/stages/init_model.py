@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.lm import acceptance, checks, probe, shapes, tiny
 from pipeline.lm.template_check import template_problems
 from pipeline.source import ADAPTER_WEIGHTS, Source
-from pipeline.stage import Context, Cost, Stage
+from pipeline.stage import Context, Cost, Stage, told
 
 
 @dataclass(frozen=True)
@@ -221,4 +221,5 @@ STAGE = Stage(
     Settings, run, version=1, inputs={"data": "optional", "policy": "optional"}, seeded=_made_from_nothing,
     seed="sft", runtime=Runtime, files=files, sources=sources, check=check,
     wanted=lambda settings: {"data", "policy"} if _made_from_nothing(settings) else {"policy"},
-    cost=lambda settings: Cost(weights=1))
+    cost=lambda settings: Cost(weights=1),
+    says=told("{parameters:,.0f} parameters"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.lm.settings import PRECISIONS
-from pipeline.stage import Context, Stage
+from pipeline.stage import Context, Stage, told
 from pipeline.training.settings import TrainRuntime
 
 if TYPE_CHECKING:
@@ -69,4 +69,5 @@ def _examples(sources: Sequence[Source]) -> Iterator[tuple[str, Example]]:
                 yield source.digest, example
 
 
-STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "many"}, seeded=False, runtime=TrainRuntime)
+STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "many"}, seeded=False, runtime=TrainRuntime,
+              says=told("{groups:,.0f} groups"))

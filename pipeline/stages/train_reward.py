@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.errors import UserError
-from pipeline.stage import Context, Cost, Stage, derive_seed
+from pipeline.stage import Context, Cost, Stage, derive_seed, told
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
 if TYPE_CHECKING:
@@ -108,4 +108,5 @@ def _check_pairs(training: Sequence[Example], held_out: Sequence[Example]) -> No
 STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "many"}, seeded=True, seed="reward",
               runtime=TrainRuntime, distributed=True, files=files, check=check,
               wants=lambda settings: {"pairs": _PAIRS},
-              cost=lambda settings: Cost(weights=1, checkpoints=True))
+              cost=lambda settings: Cost(weights=1, checkpoints=True),
+              says=told("held-out accuracy {held_out_accuracy:.1%}", "{steps:,.0f} steps", "{groups:,.0f} pairs"))

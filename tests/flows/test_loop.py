@@ -227,7 +227,7 @@ def test_interrupt_is_130_and_says_how_to_go_on(small_run, cold, command, tmp_pa
     _wait_for_step(tmp_path, "stopped", "sft", process)
     os.kill(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=90)
-    assert process.returncode == 130 and "go on with: align run run=stopped" in output
+    assert process.returncode == 130 and "go on with:\n    align run run=stopped" in output
     assert runs.load(tmp_path, "stopped").outcome == "interrupted"
     _wait_for_nobody(tmp_path)
 
