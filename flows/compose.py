@@ -39,7 +39,7 @@ from pipeline.runs import MOVED, NAME
 
 CONF = settings.ROOT / "conf"
 COMPANIONS, STEPS, PUBLISHED = "companions", "steps", "published"
-_NO_SETTINGS = (COMPANIONS, presets.KEY)
+_NO_SETTINGS = (COMPANIONS, *presets.WORDS.values())
 _AS_TYPED = {"run", "workspace", "tracking.tensorboard.folder", *settings.PATHS}  # no grammar reads them
 
 
@@ -97,9 +97,9 @@ def compose(overrides: list[str], *, conf: Path = CONF) -> Composed:
         problems.insert(0, f"recipe: missing, say which one: recipe=NAME with NAME one of {known}")
     notes = automatic(choices)
     along = brought(choices, {key for key, _ in typed}, conf)
-    choices, values, notes = {**choices, **along.options}, along.values + typed, notes + along.notes
-    if objective := choices.get("objective") or _recipe(conf, choices.get("recipe")).get("objective"):
-        values = presets.expanded(values, settings.option_node(conf, "objective", objective))
+    choices = {**choices, **along.options}
+    values, said = presets.expanded(along.values + typed, conf, _recipe(conf, choices.get("recipe")) | choices)
+    notes += along.notes + said
     if along.problems:
         raise UserError(*problems, *along.problems)
     try:

@@ -22,7 +22,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from flows import settings, trainings
+from flows import presets, settings, trainings
 from flows.compose import COMPANIONS, CONF, Top, composed_groups
 from pipeline.config import allowed, flat
 from pipeline.errors import UserError, nearest
@@ -103,14 +103,14 @@ def _said(conf: Path, word: str) -> list[str]:
     settings.require_part(group, option)
     lines = textwrap.wrap(f"{group}={option}: {_about(conf, group, option)}", WIDTH)
     lines += _listed(settings_of(group, option, conf))
-    return [*lines, *_apart(conf, group, option, trainings.EXTRA), *_brought(conf, group, option)]
+    return [*lines, *_apart(conf, group, option), *_brought(conf, group, option)]
 
 
-def _apart(conf: Path, group: str, option: str, names: tuple[str, ...]) -> list[str]:
-    """What a trainer's file has for a model's size or an objective, and its comment above them."""
-    node = composed_groups({group: option}, conf=conf)[group]
+def _apart(conf: Path, group: str, option: str) -> list[str]:
+    """What a file has for a model's size, an objective or a word, and its comment above them."""
+    node = settings.option_node(conf, group, option) | composed_groups({group: option}, conf=conf)[group]
     comments, lines = _comments(conf, group, option), list[str]()
-    for name in (name for name in names if name in node):
+    for name in (name for name in (*trainings.EXTRA, *presets.WORDS.values()) if name in node):
         lines += ["", *textwrap.wrap(comments[f"{group}.{name}"], WIDTH)]
         for case, values in node[name].items():
             text = ", ".join(f"{key} = {_value(value)}" for key, value in flat(values).items())

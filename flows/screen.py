@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flows import outcome
 from flows.observer import Observer
 from pipeline import store
 from pipeline.plan import Step
@@ -151,4 +152,4 @@ def brief(counts: dict[str, Any]) -> str:
     return ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in shown)
 
 
-_NUMBERS = {"size", "time", "steps", *(h for h in HEADERS if h != "iteration")}
+_NUMBERS = {"size", "time", "steps", *(h for h in (*HEADERS, *outcome.HEADERS) if h != "iteration")}

@@ -60,6 +60,7 @@ class Hardware:
     """What conf/hardware says beside what the stages take from it."""
 
     training: dict[str, Any]
+    judge: dict[str, Any] = dataclasses.field(default_factory=dict)
     grace_seconds: float = setting(20.0, low=0)  # between SIGTERM and SIGKILL when a stage is stopped
     timeout_minutes: float = setting(0.0, low=0)  # of one stage; 0: no limit
     memory_gb: float | None = setting(None, above=0)  # of the device that trains; null: this machine's

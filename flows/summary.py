@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flows import gates, screen
+from flows import gates, outcome, screen
 from pipeline import files, report, runs, store
 
 
@@ -14,18 +14,25 @@ def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], se
     found = report.rows(steps)
     folder = runs.folder(workspace, run.name)
     title = f"{run.name}: {run.config['choices']['recipe']} on {run.config['choices'].get('data', 'minifarm')}"
-    comparisons = [path / "comparison.md" for _, path in _folders(run, done, "report")]
+    compared = [path for _, path in _folders(run, done, "report")][-1:]
     diagnostics = [(s["iteration"], json.loads((path / "diagnostics.json").read_text()))
                    for s, path in _folders(run, done, "diagnose")]
-    sections = {"Evaluation": comparisons[-1].read_text() if comparisons else "",
+    sections = {"Evaluation": "".join((path / "comparison.md").read_text() for path in compared),
                 "Diagnostics": report.diagnostics_table(diagnostics), "Gates": gates.table(run, done)}
     files.write_atomic(folder / "report.md", report.to_markdown(title, found, steps, sections))
     files.write_atomic(folder / "report.json", json.dumps(report.to_json(title, found, steps), indent=1))
     screen.say("")
-    shown = [i for i, header in enumerate(report.HEADERS) if header not in _LEFT_OUT]
+    left_out = _LEFT_OUT | (set(outcome.HEADERS[1:]) if compared else set())
+    shown = [i for i, header in enumerate(report.HEADERS) if header not in left_out]
     screen.table(title, [report.HEADERS[i] for i in shown], [[row[i] for i in shown] for row in report.cells(found)])
     if run.outcome.startswith("stopped"):
         _say_why(run, done)
+    for path in compared:
+        entries = json.loads((path / "comparison.json").read_text())
+        kl = {iteration: data["kl"]["per_answer"] for iteration, data in diagnostics}
+        screen.say("")
+        screen.table(outcome.title(entries), list(outcome.HEADERS), outcome.rows(entries, kl))
+        screen.paragraph(outcome.seen(entries))
     work = sum(step.seconds for step in steps if not step.cached)
     if work:
         screen.say(f"\n{seconds:.1f} s, of them {work:.1f} s in stages (orchestration "

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from flows import machine, screen
+from flows import machine, presets, screen
 from pipeline import hub, outside
 from pipeline.config import flat
 from pipeline.plan import Planned, Step
@@ -36,16 +36,18 @@ def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tupl
     weights = pretrained_weights(model)
     module = str({**(raw["objective"] or {}), **_under("objective", known)}.get("module"))
     name = module.rpartition(".")[2]
-    found = {f"a model of {screen.number(weights)} weights": node for bound, node in
+    found = {f"a model of {screen.number(weights)} weights": {"trainer": node} for bound, node in
              sorted((trainer.get("of_size") or {}).items()) if weights is not None and weights >= float(bound)}
-    if name in (trainer.get("of_objective") or {}):
-        found[f"objective={name}"] = {"preference": trainer["of_objective"][name]}
+    if own := (trainer.get("of_objective") or {}).get(name):
+        found[f"objective={name}"] = {"trainer": {"preference": {k: v for k, v in own.items() if k != "objective"}},
+                                      "objective": own.get("objective") or {}}
     values, notes = dict[str, Any](), list[str]()
     if weights is None and hub.named(str(model["path"] or "")) and trainer.get("of_size"):
         notes.append(f"how many weights {model['path']} has is not told by its files: the rates are those of a model "
                      f"below {screen.number(float(min(trainer['of_size'], key=float)))}")
     for what, node in found.items():
-        brought = {key: value for key, value in flat(node, "trainer").items() if key not in known}
+        brought = {key: value for key, value in flat(node).items()
+                   if key not in known and presets.in_every_iteration(key) not in known}
         values |= brought
         notes += [f"{what} brings " + ", ".join(f"{k}={v}" for k, v in brought.items())] if brought else []
     return list(values.items()), notes

@@ -9,11 +9,14 @@ Writes
 
     evaluation.json    the numbers: by each score, controlled for length, by category, and of each side's answers
     outcomes.jsonl     one line per comparison: prompt id, category, sample, both values of the score, outcome, lengths
+    judged.jsonl       where a judge was asked: one line per question, with its outcome or why there is none
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,10 @@ from pipeline.evaluation import comparison
 from pipeline.evaluation.comparison import Pair, Verdict
 from pipeline.formats.contract import Judgments
 from pipeline.records import Group
-from pipeline.stage import Context, NoRuntime, Stage, derive_seed
+from pipeline.rewards.contract import Desk, Limits, Scorer
+from pipeline.stage import Context, Stage, derive_seed
 
-JUDGE = "judgments"  # the name in evaluation.json of what decided where no score did
+JUDGE, ASKED = "judgments", "judge"  # the name in evaluation.json of what decided where no score did
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,36 @@ class Settings:
     resamples: int = setting(2000, low=100, high=100_000)  # of the bootstrap
     judgments: dict[str, Any] | None = None  # a part that reads preferences from a file; they decide, not the score
     difficulties: str | None = None  # JSON file {prompt id: how hard}, for the length-controlled win rate
+    # a scorer that compares the answers of a group (pipeline.rewards.judge); it decides, not the score
+    judge: dict[str, Any] | None = setting(None, added=True)  # noqa: RUF009
 
     def check(self) -> list[tuple[str, str]]:
         problems = part_problems(self.judgments, "judgments", Judgments) if self.judgments else []
+        problems += _judge_problems(self.judge) if self.judge else []
+        if self.judge and self.judgments:
+            problems.append(("judge", "together with judgments: one of the two decides, set the other to null"))
         if self.difficulties is not None and not Path(self.difficulties).is_file():
             problems.append(("difficulties", f"{self.difficulties} is not a file, expected JSON {{prompt id: number}}"))
         return problems
+
+
+def _judge_problems(spec: dict[str, Any]) -> list[tuple[str, str]]:
+    problems = part_problems(spec, "judge", Scorer)
+    if not problems:
+        part = load_part(spec, "judge", Scorer)
+        if part.of(part.plugin.needs_model) or part.of(part.plugin.needs):
+            problems.append(("judge.module", f"{part.name} runs a model; score with it: evaluation.scoring.also"))
+        if spec.get("scheme") == "champion":
+            problems.append(("judge.scheme", "champion keeps one of two that tie, expected all or baseline"))
+    return problems
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a judge is asked."""
+
+    judge: Limits = field(default_factory=Limits)
+    answers: str = "judge"  # folder in which its answers are kept for all runs
 
 
 @dataclass(frozen=True)
@@ -58,12 +86,22 @@ class Comparison:
     benchmark: dict[str, Any] | None = None  # what a benchmark's own tools make of its judge's verdicts
 
 
-def files(settings: Settings, runtime: NoRuntime) -> list[Path]:
-    """The judgments and difficulties it reads."""
+def check(settings: Settings, runtime: Runtime) -> list[str]:
+    if settings.judge is None:
+        return []
+    part = load_part(settings.judge, "judge", Scorer)
+    return [f"evaluation.judge.{key}: {problem}" for key, problem in part.plugin.check(part.settings, runtime.judge)]
+
+
+def files(settings: Settings, runtime: Runtime) -> list[Path]:
+    """The judgments and difficulties it reads, and what its judge does."""
     found = [Path(settings.difficulties)] if settings.difficulties else []
     if settings.judgments:
         part = load_part(settings.judgments, "judgments", Judgments)
         found += part.plugin.files(part.settings)
+    if settings.judge:
+        scorer = load_part(settings.judge, "judge", Scorer)
+        found += scorer.plugin.files(scorer.settings)
     return found
 
 
@@ -78,7 +116,10 @@ def run(context: Context) -> None:
         raise UserError(f"evaluate: no prompt id and sample index of the {len(groups)} groups occurs among the "
                         f"{len(baseline)} of the baseline. Both must be sampled from the same evaluation prompts.")
     seed = derive_seed(context.seed, "evaluate", "bootstrap")
-    decided = by_judgments(matched, groups, settings, seed) if settings.judgments else by_score(matched, settings)
+    if settings.judge is not None:
+        decided = by_judge(matched, groups, context)
+    else:
+        decided = by_judgments(matched, groups, settings, seed) if settings.judgments else by_score(matched, settings)
     for why, number in {**unmatched, **decided.undecided}.items():
         context.report.drop(why, number)
     result = summary(decided, settings, seed)
@@ -140,6 +181,28 @@ def by_judgments(matched: Sequence[Pair], groups: dict[str, Group], settings: Se
     return Comparison([pair for pair, _ in known], [value for _, value in known], JUDGE, undecided, benchmark)
 
 
+def by_judge(matched: Sequence[Pair], groups: dict[str, Group], context: Context) -> Comparison:
+    """Decide by asking a judge, who is shown the two answers as a group. Raises UserError where none has a verdict."""
+    part, runtime = load_part(context.settings.judge, "judge", Scorer), context.runtime
+    desk = Desk(runtime.judge, Path(runtime.answers), context.report.run)
+    score = part.plugin.scorer(part.settings, **({"desk": desk} if part.plugin.desk else {}))
+    asked = [replace(groups[pair.id], completions=(pair.theirs, pair.ours)) for pair in matched]
+    values = [[float(value) for value in of_pair if not isinstance(value, Mapping)] for of_pair in score(asked)]
+    if desk.rows:
+        (context.out / "judged.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in desk.rows))
+    reasons = Counter(row["why"] for row in desk.rows if row["why"])
+    context.report.count(orders_disagree=sum(row.get("agree") is False for row in desk.rows),
+                         **{f"judge: {why}": number for why, number in reasons.items()})
+    known = [(pair, statistics.outcome(ours, theirs, context.settings.tie_margin))
+             for pair, (theirs, ours) in zip(matched, values, strict=True)
+             if math.isfinite(ours) and math.isfinite(theirs)]
+    if not known:
+        why = "; ".join(f"{number} times {reason}" for reason, number in reasons.most_common(3))
+        raise UserError(f"evaluation.judge: none of the {len(matched)} comparisons has a verdict ({why})")
+    return Comparison([pair for pair, _ in known], [value for _, value in known], ASKED,
+                      {"without a verdict": len(matched) - len(known)})
+
+
 def means(pairs: Sequence[Pair], name: str) -> dict[str, float | None]:
     """Mean scores over prompts of both sides and their difference, in the score's units; None where a judge decided."""
     if name not in pairs[0].ours.scores:
@@ -198,4 +261,4 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
 # seeded: the bootstrap draws
 STAGE = Stage(Settings, run, version=6,
               inputs={"groups": "one", "scores": "optional", "baseline": "one", "baseline_scores": "optional"},
-              seeded=True, files=files)
+              seeded=True, runtime=Runtime, files=files, check=check)

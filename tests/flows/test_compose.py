@@ -157,7 +157,7 @@ def test_a_comparison_with_given_answers_needs_them(tiny_model, tmp_path):
 
 def test_pco_has_the_papers_hyper_parameters_per_iteration():
     """Xu et al. 2023, table of simulated preferences: alpha, b, tau = 0.005, 0, 10, then 0.01, -10, 1; k = 5."""
-    steps = _steps("recipe=pco", "iterations=3")
+    steps = _steps("recipe=pco", "iterations=3", "objective.labels_from=simulated")
     chosen = [{k: steps[f"train[{i}]"].settings.objective[k] for k in ("alpha", "b", "tau", "k")} for i in (1, 2, 3)]
     assert chosen == [{"alpha": 0.005, "b": 0.0, "tau": 10.0, "k": 5}] + 2 * [
         {"alpha": 0.01, "b": -10.0, "tau": 1.0, "k": 5}

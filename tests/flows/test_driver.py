@@ -60,7 +60,8 @@ def _alphas(prepared) -> list[float]:
 @pytest.mark.parametrize("name", ["pairwise_cringe", "hard_cringe", "binary_cringe"])
 def test_what_the_user_sets_holds_in_every_iteration(name, words, alphas, tmp_path):
     """`later` of a yaml gives way to it; values typed for single iterations win over both, in any order."""
-    made = prepare(["recipe=pco", f"objective={name}", f"workspace={tmp_path}", "iterations=3", *words])
+    made = prepare(["recipe=pco", f"objective={name}", "objective.labels_from=simulated", f"workspace={tmp_path}",
+                    "iterations=3", *words])
     assert _alphas(made) == alphas
     told = [note for note in made.notes if note.startswith("objective.alpha: train gets ")]
     assert len(told) == (len(set(alphas)) > 1)

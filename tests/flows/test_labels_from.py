@@ -17,7 +17,7 @@ def _objectives(tmp_path: Path, *words: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("words, alphas, bs, taus", [
-    ([], [0.005, 0.01, 0.01], [0, -10, -10], [10, 1, 1]),
+    (["trainer=lora"], [0.005, 0.01, 0.01], [0, -10, -10], [10, 1, 1]),
     (["objective.labels_from=simulated"], [0.005, 0.01, 0.01], [0, -10, -10], [10, 1, 1]),
     (["objective.labels_from=human"], [0.01, 0.005, 0.005], [-10, -10, -10], [10, 1, 1]),
     (["objective.labels_from=human", "objective.alpha=0.3"], [0.3, 0.3, 0.3], [-10, -10, -10], [10, 1, 1]),
@@ -51,3 +51,25 @@ def test_the_built_in_worlds_keys_stay(tmp_path):
     assert first.settings.objective == {"module": "pipeline.objectives.pairwise_cringe", "alpha": 0.005, "b": 0.0,
                                         "tau": 10.0, "k": 5, "margin": "sum", "reduction": "tokens"}
     assert plan.look_up_all(tmp_path, made.steps)[0].key is not None
+
+
+@pytest.mark.parametrize("words, alphas, bs, taus", [
+    ([], [0.005, 0.005, 0.005], [0, 0, 0], [10, 10, 10]),
+    (["objective.later.2.tau=1"], [0.005, 0.005, 0.005], [0, 0, 0], [10, 1, 1]),
+    (["objective.alpha=0.3"], [0.3, 0.3, 0.3], [0, 0, 0], [10, 10, 10]),
+    (["data.world=hackable"], [0.005, 0.01, 0.01], [0, -10, -10], [10, 1, 1]),
+    (["data.world=hackable", "objective.tau=3"], [0.005, 0.01, 0.01], [0, -10, -10], [3, 3, 3]),
+])
+def test_a_small_model_of_ones_own_has_values_of_its_own(words, alphas, bs, taus, tmp_path):
+    """trainer=scratch brings them; data.world=hackable, the world as it was, has the paper's. What is typed wins."""
+    found = _objectives(tmp_path, *words)
+    assert [(one["alpha"], one["b"], one["tau"]) for one in found] == list(zip(alphas, bs, taus, strict=True))
+
+
+def test_what_a_word_brings_is_said_and_only_what_the_objective_has(tmp_path):
+    made = prepare(["recipe=pco", "objective=dpo", "data.world=hackable", f"workspace={tmp_path}"])
+    assert "data.world=hackable brings data.format.pref=pref.jsonl" in made.notes
+    made = prepare(["recipe=pco", f"workspace={tmp_path}"])
+    assert "objective=pairwise_cringe brings objective.alpha=0.005, objective.b=0.0, objective.tau=10.0" in made.notes
+    with pytest.raises(UserError, match=r"data.world: 'hard', expected default or hackable"):
+        _objectives(tmp_path, "data.world=hard")

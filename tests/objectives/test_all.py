@@ -39,7 +39,7 @@ def modules() -> dict[str, Any]:
 def nodes() -> dict[str, dict[str, Any]]:
     """Every option of the group, without what composing and the recipe take out."""
     found = {name: option_node(CONF, "objective", name) for name in options(CONF, "objective")}
-    return {name: {k: v for k, v in node.items() if k not in ("later", "companions", presets.KEY)}
+    return {name: {k: v for k, v in node.items() if k not in ("later", "companions", presets.WORDS["objective"])}
             for name, node in found.items()}
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from pipeline import tables
-from pipeline.config import build
+from pipeline.config import build, problems_of
 from pipeline.errors import UserError
 from pipeline.records import LENGTH, STOP, Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import evaluate
 from pipeline.stages.evaluate import Settings
 from tests import given
+from tests.rewards.judges.server import asked, serving
 
 
 def group(
@@ -29,13 +30,14 @@ def group(
     return Group(name, (Message("user", f"question {name}"),), completions)
 
 
-def run(folder: Path, ours: list[Group], theirs: list[Group], **settings: object) -> tuple[dict, Reporter, Path]:
+def run(folder: Path, ours: list[Group], theirs: list[Group], runtime: evaluate.Runtime | None = None,
+        **settings: object) -> tuple[dict, Reporter, Path]:
     for name, groups in (("ours", ours), ("theirs", theirs)):
         tables.write(folder / name, groups)
     report = Reporter()
     inputs = {"groups": (folder / "ours",), "baseline": (folder / "theirs",)}
     made = build(Settings, {"score": "gold", "resamples": 200, **settings})
-    context = Context(made, evaluate.STAGE.runtime(), inputs, given.digests(inputs), folder / "work", seed=3,
+    context = Context(made, runtime or evaluate.STAGE.runtime(), inputs, given.digests(inputs), folder / "work", seed=3,
                       report=report)
     evaluate.run(context)
     return json.loads((context.out / "evaluation.json").read_text()), report, context.out
@@ -214,3 +216,39 @@ def test_tables_of_other_prompts_are_refused(tmp_path: Path):
         run(tmp_path / "2", [group("a", 1.0)], [other])
     with pytest.raises(UserError, match="finite number for neither"):
         run(tmp_path / "3", [group("a", math.nan)], [group("a", 1.0)])
+
+
+def test_a_judge_is_shown_both_answers_and_decides(tmp_path: Path):
+    """The longer answer wins: a a win, b a loss, c equal texts and so a tie unasked; d refused, left out and counted.
+    The scores are compared beside it, and the same evaluation again asks nothing.
+    """
+    texts = {"a": ("longer", "long"), "b": ("no", "much"), "c": ("same", "same"), "d": ("refuse", "some")}
+    ours = [group(name, 1.0, text=one) for name, (one, _) in texts.items()]
+    theirs = [group(name, 0.0, text=other) for name, (_, other) in texts.items()]
+    with serving(tmp_path / "log") as url:
+        spec = {"module": "pipeline.rewards.judge", "model": "judge", "base_url": url}
+        runtime = evaluate.Runtime(answers=str(tmp_path / "kept"))
+        result, report, out = run(tmp_path / "1", ours, theirs, judge=spec, runtime=runtime)
+        assert len(asked(tmp_path / "log")) == 6
+        again, _, _ = run(tmp_path / "2", ours, theirs, judge=spec, runtime=runtime)
+        assert len(asked(tmp_path / "log")) == 6
+    assert again == result
+    assert list(result["scores"]) == ["judge", "gold"]
+    judged = result["scores"]["judge"]
+    assert (judged["wins"], judged["ties"], judged["losses"], judged["win_rate"]) == (1, 1, 1, 0.5)
+    assert result["scores"]["gold"]["win_rate"] == 1.0
+    assert report.dropped == {"without a verdict": 1}
+    assert report.counts["judge: the reply has no verdict"] == 1
+    rows = [json.loads(line) for line in (out / "judged.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["outcome"]) for row in rows] == [("a", 1.0), ("b", 0.0), ("c", 0.5), ("d", None)]
+
+
+def test_a_judge_that_cannot_decide_is_refused_at_plan():
+    judge = {"module": "pipeline.rewards.judge", "model": "m"}
+    wrong = [problems_of(Settings, {"score": "gold", **more}, "e")[0] for more in (
+        {"judge": {**judge, "scheme": "champion"}}, {"judge": {"module": "pipeline.rewards.model"}},
+        {"judge": judge, "judgments": {"module": "pipeline.formats.alpaca_eval_judgments", "path": __file__}})]
+    assert [problem.partition(",")[0] for problem in wrong] == [
+        "e.judge.scheme: champion keeps one of two that tie",
+        "e.judge.module: pipeline.rewards.model runs a model; score with it: evaluation.scoring.also",
+        "e.judge: together with judgments: one of the two decides"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.records import LENGTH, Completion, Group, Message
 from pipeline.stage import Context, Reporter
 from pipeline.stages import score
-from pipeline.training.settings import TrainRuntime
+from tests.rewards.judges.server import asked, serving
 
 RULE = {"module": "pipeline.rewards.rule", "function": "pipeline.rewards.rule.fresh_trigrams"}
 
@@ -27,7 +28,8 @@ def group_of(name: str, *texts: str, finish: str = "stop") -> Group:
 
 
 def context_of(tmp_path: Path, settings: Any, report: Reporter | None = None) -> Context:
-    return Context(settings, TrainRuntime(), {"groups": (tmp_path / "in",)}, {"groups": ("in",)}, tmp_path / "work", 0,
+    runtime = score.Runtime(answers=str(tmp_path / "kept"))
+    return Context(settings, runtime, {"groups": (tmp_path / "in",)}, {"groups": ("in",)}, tmp_path / "work", 0,
                    report or Reporter())
 
 
@@ -119,7 +121,7 @@ def test_a_model_is_wanted_only_where_one_is_used(tmp_path: Path) -> None:
     assert score.wanted(build(score.Settings, {"reward": RULE})) == set()
     assert score.wanted(build(score.Settings, {"reward": learned})) == {"model"}
     assert score.wanted(build(score.Settings, {"reward": RULE, "also": {"learned": learned}})) == {"model"}
-    assert [p.name for p in score.files(build(score.Settings, {"reward": RULE}), TrainRuntime())] == ["rule.py"]
+    assert [p.name for p in score.files(build(score.Settings, {"reward": RULE}), score.Runtime())] == ["rule.py"]
 
 
 @pytest.mark.parametrize("hardware", ["cpu", "cuda"])
@@ -127,7 +129,7 @@ def test_the_device_is_the_hardwares(hardware: str) -> None:
     """Of whatever runs a model: training, scoring, sampling by transformers."""
     words = ["recipe=pco", f"hardware={hardware}", "engine=transformers"]
     steps = {step.name: step for step in expand(compose(words))}
-    assert steps["train[2]"].runtime.device == steps["score[2]"].runtime.device == hardware
+    assert steps["train[2]"].runtime.device == steps["score[2]"].runtime.models.device == hardware
     assert steps["generate[2]"].runtime.engine["device"] == hardware
 
 
@@ -143,7 +145,7 @@ def test_models_go_to_the_scorers_that_need_them(tiny_model: Path, make_model: A
     pairwise = {"module": "pipeline.rewards.pairwise", "function": "pipeline.rewards.pairwise.fresher"}
     settings = build(score.Settings, {"reward": IMPLICIT, "name": "own", "also": {"judge": pairwise, "fresh": RULE}})
     inputs = {"groups": (tmp_path / "in",), "policy": (tiny_model,), "reference": (tiny_model,)}
-    context = Context(settings, TrainRuntime(), inputs, {"groups": ("in",)}, tmp_path / "work", 0, Reporter())
+    context = Context(settings, score.Runtime(), inputs, {"groups": ("in",)}, tmp_path / "work", 0, Reporter())
     score.run(context)
     (group,) = scored(context)
     for completion, judged in zip(group.completions, (0.75, 0.25), strict=True):
@@ -171,7 +173,7 @@ def test_the_uncertainty_of_the_reward_model_reaches_the_selection(tiny_model: P
                                    for i in range(3)])
     settings = build(score.Settings, {"reward": {"module": "pipeline.rewards.dropout", "passes": 3}})
     inputs = {"groups": (tmp_path / "in",), "model": (tmp_path / "reward",)}
-    context = Context(settings, TrainRuntime(), inputs, {"groups": ("in",)}, tmp_path / "work", 0, Reporter())
+    context = Context(settings, score.Runtime(), inputs, {"groups": ("in",)}, tmp_path / "work", 0, Reporter())
     score.run(context)
     samples = scored(context)
     chosen = upo.Settings(share=0.5)
@@ -212,3 +214,32 @@ def test_scores_that_tell_nothing_stop_the_run(reward, values, problem):
     else:
         with pytest.raises(UserError, match=problem):
             score.check_scores(_scored(*values), settings)
+
+
+def test_what_a_judge_was_asked_stands_beside_the_scores(table: Path) -> None:
+    """A part that exists is not judged again, and its questions count; a watcher beside the reward judges too."""
+    tables.write_part(table / "in", 5, [group_of("p5", "mumble", "no")])
+    report = Reporter()
+    with serving(table / "log") as url:
+        judge = {"module": "pipeline.rewards.judge", "model": "judge", "base_url": url}
+        settings = build(score.Settings, {"reward": RULE, "also": {"gold": judge}})
+        score.run(context_of(table, settings))
+        (table / "work" / "out" / "scores" / "part-00003.parquet").unlink()
+        context = context_of(table, settings, report)
+        score.run(context)
+        assert len(asked(table / "log")) == 6
+    assert [group.completions[0].scores["gold"] for group in scored(context) if group.completions][:2] == [0.75, 0.25]
+    assert report.counts["gold_judged"] == 3
+    assert report.dropped == {"gold: the reply has no verdict": 1}
+    lines = (context.out / "judged" / "part-00005.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{
+        "score": "gold", "id": "p5", "first": 1, "second": 0, "outcome": None, "why": "the reply has no verdict",
+        "reply": "Both have their merits.", "agree": True}]
+
+
+def test_a_judge_that_never_decides_says_why(tmp_path: Path) -> None:
+    tables.write_part(tmp_path / "in", 0, [group_of("p", "refuse", "no"), group_of("q", "refuse", "no")])
+    problem = r"none of the 4 completions has a score 'reward'; most often the reply has no verdict \(2 times\)$"
+    with serving(tmp_path / "log") as url, pytest.raises(UserError, match=problem):
+        judge = {"module": "pipeline.rewards.judge", "model": "judge", "base_url": url}
+        score.run(context_of(tmp_path, build(score.Settings, {"reward": judge})))
