@@ -243,7 +243,8 @@ def _needs(config: Mapping[str, Any], step: Step, shape: Shape, weights: float,
         function: Callable[[How], Need] = lambda how: replace(training(shape, weights, how), engine=awake)  # noqa: E731
     elif (models := _models(step)) is not None:
         precision, number, kind = models
-        how = replace(_how(step.runtime, cuda, precision), models=number, adapter=kind, shards=1)
+        runtime = step.runtime.models if step.stage == "score" else step.runtime
+        how = replace(_how(runtime, cuda, precision), models=number, adapter=kind, shards=1)
         function = lambda how: replace(reading(shape, weights, how), engine=awake)  # noqa: E731
     else:
         return []
