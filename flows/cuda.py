@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from flows import machine, memory, trainings
 from pipeline.errors import UserError
@@ -22,13 +24,20 @@ _TENSOR_PARALLEL = re.compile(r"--tensor-parallel-size(?:=(\d+))?$")
 def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tuple[str, Any]], list[str]]:
     """What the devices bring along, (key, value), and a remark. raw: the groups; known: keys set otherwise."""
     groups = OmegaConf.create(raw)
+    for key, value in known.items():
+        with contextlib.suppress(OmegaConfBaseException, AttributeError):  # a wrong key is told of elsewhere
+            OmegaConf.update(groups, key, value, force_add=True)
 
     def chosen(key: str) -> Any:
-        return known.get(key, OmegaConf.select(groups, key, default=None))
+        try:
+            return OmegaConf.select(groups, key, default=None)
+        except OmegaConfBaseException:
+            return None
 
     if not machine.on_cuda(str(chosen("hardware.training.device"))):
         return [], []
-    devices = int(chosen("hardware.devices") or len(machine.devices()) or 1)
+    given = chosen("hardware.devices")
+    devices = given if isinstance(given, int) and given > 0 else len(machine.devices()) or 1
     wanted: dict[str, Any] = {f"engine.{key}": value for key, value in _engine(chosen, devices).items()
                               if key in raw["engine"]}
     processes = known.get("hardware.training.processes", devices)
@@ -39,7 +48,7 @@ def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tupl
     if weights is not None and weights >= _LARGE:
         wanted["hardware.training.gradient_checkpointing"] = True
     values = [(key, value) for key, value in wanted.items() if key not in known]
-    here = "" if chosen("hardware.devices") or machine.devices() else _planned_for_one()
+    here = "" if given or machine.devices() else _planned_for_one()
     said = ", ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in values)
     return values, [f"{devices} CUDA device{'s' if devices > 1 else ''}{here}: {said}"] if said or here else []
 
@@ -64,8 +73,10 @@ def _longest(chosen: Any) -> int | None:
     prompt, answer = chosen("model.max_prompt_tokens"), chosen("sampling.max_tokens")
     if not isinstance(prompt, int) or not isinstance(answer, int):
         return None
-    later = [node.get("max_tokens", 0) for node in (chosen("sampling.later") or {}).values()]
-    longest = max(_FEWEST, prompt + max([answer, *later]))
+    later = chosen("sampling.later")
+    nodes = later.values() if isinstance(later, Mapping) else ()
+    answers = [node["max_tokens"] for node in nodes if isinstance(node, Mapping) and "max_tokens" in node]
+    longest = max(_FEWEST, prompt + max([answer, *answers]))
     room = memory.positions({key: chosen(f"model.{key}") for key in ("path", "base", "arch")})
     return longest if room is None else min(longest, room)
 
@@ -75,7 +86,8 @@ def _split(arguments: list[str]) -> int:
     for i, word in enumerate(map(str, arguments)):
         if match := _TENSOR_PARALLEL.match(word):
             following = arguments[i + 1] if i + 1 < len(arguments) else "1"
-            return max(1, int(match[1] or following))
+            number = match[1] or str(following)
+            return max(1, int(number)) if number.isdigit() else 1
     return 1
 
 

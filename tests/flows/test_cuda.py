@@ -44,7 +44,8 @@ def test_the_engine_is_one_for_a_gpu(devices) -> None:
         "dtype": "bfloat16", "eager": False, "chunked_prefill": True, "sleep_level": 2}
     longest = compose(RECIPE).config["sampling"]["max_tokens"]
     assert engine["context_length"] == min(1024, 384 + longest) and engine["gpu_memory_utilization"] == 0.85
-    assert brought("sampling.max_tokens=5000")["context_length"] == 1024 if longest else True
+    assert brought("sampling.max_tokens=500", "model.max_prompt_tokens=100")["context_length"] == 600
+    assert brought("sampling.max_tokens=5000")["context_length"] == 1024
     steps, problems = plan.try_expand(compose(RECIPE).config, {})
     assert problems == [] and next(s for s in steps if s.stage == "generate").settings.dtype == "bfloat16"
 
@@ -77,6 +78,11 @@ def test_engines_that_lack_a_setting_do_not_get_it(devices) -> None:
 def test_a_cpu_gets_nothing(devices) -> None:
     engine = compose(["recipe=pco", "hardware=cpu"]).config["engine"]
     assert (engine["dtype"], engine["eager"], engine["sleep_level"], engine["replicas"]) == ("float32", True, 0, 1)
+
+
+def test_wrong_values_are_told_by_their_own_check(devices) -> None:
+    composed = compose([*RECIPE, "hardware.devices=many", "engine.arguments=[--tensor-parallel-size,all]"])
+    assert [problem.partition(":")[0] for problem in composed.problems] == ["hardware.devices"]
 
 
 def test_layers_are_computed_twice_above_a_billion_weights(devices, tmp_path: Path) -> None:
