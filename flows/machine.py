@@ -87,3 +87,12 @@ def memory(device: str) -> int:
     if on_cuda(device):
         return min((one.memory for one in devices()), default=0)
     return int(psutil.virtual_memory().total)
+
+
+def gpus() -> list[str]:
+    """The CUDA devices this process may use, by what CUDA_VISIBLE_DEVICES calls them."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    here = cuda() and shutil.which(query[0]) is not None
+    return subprocess.run(query, capture_output=True, text=True).stdout.split() if here else []

@@ -1,32 +1,24 @@
 """What the terminal shows: a bar with rate and ETA in a terminal, plain lines elsewhere, tables at the end."""
 
 import re
-import sys
-import textwrap
 import time
 from typing import Any
 
 from rich import progress
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from flows import outcome
+from flows import layout
 from flows.observer import Observer
 from pipeline import store
 from pipeline.plan import Step
-from pipeline.report import HEADERS
 
 _PLAIN_EVERY = 15.0  # seconds between progress lines where there is no terminal
-
-_WIDE = 220  # where there is no terminal, a table is not cut
-_SHORTEST = 8  # characters of a key or a remark that are worth showing
 
 # C0 but tab and newline, DEL and C1, separators of lines, marks of direction, halves of surrogate pairs
 _ACTING = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
+console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -82,8 +74,8 @@ def say(text: str) -> None:
 
 
 def paragraph(text: str) -> None:
-    """A sentence, broken between words where a terminal is narrower."""
-    say(textwrap.fill(text, console.width, subsequent_indent="  ") if console.is_terminal else text)
+    """Sentences, folded between words where a terminal is narrower; a line that begins with blanks stays whole."""
+    say("\n".join(layout.wrapped(text, width(), below="  ")))
 
 
 def harmless(text: str) -> str:
@@ -99,28 +91,20 @@ def problems(texts: list[str]) -> None:
         errors.print(f"error: {text}", markup=False)
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print it as wide as the terminal is. Where that is too narrow, the last column and keys are cut short, then
-    columns are left out from the right, by name."""
-    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-    for i in [len(columns) - 1, *(i for i, name in enumerate(columns) if name == "key")]:
-        widths[i] = min(widths[i], max(_SHORTEST, widths[i] - _excess(widths)))
-    shown = len(columns)
-    while shown > 1 and _excess(widths[:shown]) > 0:
-        shown -= 1
-    made = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column, width in zip(columns[:shown], widths, strict=False):
-        made.add_column(Text(column), justify="right" if column in _NUMBERS else "left", no_wrap=True, max_width=width)
-    for row in rows:
-        made.add_row(*map(Text, row[:shown]))
-    console.print(made)
-    if shown < len(columns):
-        say(f"(no room for {', '.join(columns[shown:])}; with | cat every column is shown)")
+def table(title: str, columns: list[str], rows: list[list[str]], spare: tuple[str, ...] = ()) -> None:
+    """Print it as flows/layout.py lays it out in this terminal; `spare`: columns that go first. Elsewhere a row is a
+    line, however long."""
+    head, *body = layout.lines(columns, rows, width(), spare)
+    if title:
+        paragraph(title)
+    console.print(head, markup=False, style="bold")
+    for line in body:
+        say(line)
 
 
-def _excess(widths: list[int]) -> int:
-    """By how many characters columns two apart exceed the terminal; below 0 where there is room left."""
-    return sum(widths) + 2 * (len(widths) - 1) - console.width
+def width() -> int | None:
+    """Of the terminal; None where what is printed goes elsewhere."""
+    return console.width if console.is_terminal else None
 
 
 def size(number: float) -> str:
@@ -151,5 +135,3 @@ def brief(counts: dict[str, Any]) -> str:
     shown = [(k, v) for k, v in counts.items() if isinstance(v, (int, float))][:4]
     return ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in shown)
 
-
-_NUMBERS = {"size", "time", "steps", *(h for h in (*HEADERS, *outcome.HEADERS) if h != "iteration")}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 INDEX = "model.safetensors.index.json"
+_HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # of sequence classifiers
 _GGUF_BYTES = (1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8)  # of a value, by its type; a text and an array say their own
 _TEXT, _ARRAY = 8, 9
 _MOST = 100 * 2**20  # bytes of a header; safetensors itself takes no longer ones
@@ -46,6 +47,14 @@ def files(folder: Path) -> list[Path]:
 def tensors(folder: Path) -> dict[str, Any]:
     """Every tensor of a model folder, by name. Raises ValueError as `header` does, OSError for a missing file."""
     return {name: tensor for path in files(folder) for name, tensor in header(path).items()}
+
+
+def outputs(folder: Path) -> int | None:
+    """Outputs of a sequence classifier, told from its head's shape: config.json may say otherwise, or nothing. None: it
+    has no head of a known name. Raises what `tensors` raises.
+    """
+    found = tensors(folder)
+    return next((int(found[name]["shape"][0]) for name in _HEADS if name in found), None)
 
 
 def parameters(folder: Path) -> int:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.errors import UserError, first
 from pipeline.lm import attention, devices, forward, rope
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.lm.template import Encoder
+from pipeline.weights import outputs
 
 _MEMORY = ("every weight takes 4 bytes; choose a smaller model, set the stage's trainer.adapter.kind=qlora (4-bit "
            "weights), or hardware.training.device=cpu where that has more memory")
@@ -86,20 +88,38 @@ def frozen(device: torch.device, precision: str) -> dict[str, Any]:
 
 
 def load_scorer(folder: Path, device: torch.device, runtime: ModelRuntime | None = None,
-                options: dict[str, Any] | None = None) -> Any:
-    """A trained one-score classifier as it scores: in evaluation mode.
+                mix: Sequence[float] = (1.0,), options: dict[str, Any] | None = None) -> Any:
+    """A trained classifier as it scores: in evaluation mode, with one output, the sum of its own with these weights.
 
-    Raises UserError for a folder that is none: more than one output, or a head without trained weights.
+    The number of outputs is that of the head in the file. Raises UserError for a folder that is no reward model:
+    another number of outputs than weights given, or a head without trained weights.
     """
-    labels = transformers.AutoConfig.from_pretrained(folder).num_labels
-    if labels != 1:
-        raise UserError(f"reward: the model in {folder} has {labels} outputs, expected one (a scalar reward model)")
+    labels = outputs(folder) or transformers.AutoConfig.from_pretrained(folder).num_labels
+    if labels != len(mix):
+        raise UserError(f"reward: the model in {folder} has {labels} outputs, expected "
+                        f"{'one (a scalar reward model)' if len(mix) == 1 else len(mix)}; with several, reward=heads "
+                        "takes a weight for each")
     model, found = _loaded(transformers.AutoModelForSequenceClassification, folder, device, runtime,
-                           output_loading_info=True, **(options or {}))
+                           output_loading_info=True, num_labels=labels, **(options or {}))
     if found["missing_keys"]:  # a language model's folder loads too, with a head of random numbers
         missing = ", ".join(sorted(found["missing_keys"]))
         raise UserError(f"reward: {folder} is no trained reward model, these weights are missing: {missing}")
-    return model.eval()
+    return (model if labels == 1 else _mixed(model, mix)).eval()
+
+
+@torch.no_grad()
+def _mixed(model: Any, mix: Sequence[float]) -> Any:
+    """Its last layer is linear: the weighted sum of its outputs is one output, of the weighted sum of their weights."""
+    name, head = [(n, m) for n, m in model.named_modules()
+                  if isinstance(m, torch.nn.Linear) and m.out_features == len(mix)][-1]
+    shares = torch.tensor([mix], dtype=head.weight.dtype, device=head.weight.device)
+    one = torch.nn.Linear(head.in_features, 1, bias=head.bias is not None).to(head.weight)
+    one.weight.copy_(shares @ head.weight)
+    if head.bias is not None:
+        one.bias.copy_(shares @ head.bias)
+    model.set_submodule(name, one)
+    model.config.num_labels = model.num_labels = 1
+    return model
 
 
 def _loaded(kind: Any, folder: Path, device: torch.device, runtime: ModelRuntime | None, **options: Any) -> Any:

@@ -14,27 +14,13 @@ def printed(monkeypatch: pytest.MonkeyPatch):
     """printed(width, columns, rows) -> the lines of the table in a terminal that wide."""
 
     def call(width: int, columns: list[str], rows: list[list[str]]) -> list[str]:
-        console = Console(width=width, highlight=False, soft_wrap=True, record=True, file=io.StringIO())
+        console = Console(width=width, highlight=False, soft_wrap=True, record=True, file=io.StringIO(),
+                          force_terminal=True)
         monkeypatch.setattr(screen, "console", console)
         screen.table("", columns, rows)
         return [line.rstrip() for line in console.export_text().splitlines() if line.strip()]
 
     return call
-
-
-def test_the_last_column_and_keys_are_cut_before_anything_else(printed):
-    """Widths 5 + 16 + 12 and two gaps of 2 are 37 characters: in 25, both give up what they have above 8."""
-    columns, rows = ["step", "key", "result"], [["train", "0123456789abcdef", "twelve chars"]]
-    assert printed(37, columns, rows) == ["step   key               result", "train  0123456789abcdef  twelve chars"]
-    assert printed(34, columns, rows)[1] == "train  0123456789abcdef  twelve c…"
-    assert printed(25, columns, rows)[1] == "train  0123456…  twelve …"
-
-
-def test_what_still_has_no_room_is_left_out_by_name(printed):
-    columns, row = ["step", "key", "state", "inputs"], ["evaluate[1]", "0123456789", "waiting", "train[1]/model"]
-    lines = printed(20, columns, [row])
-    assert lines[0].split() == ["step"] and lines[1] == "evaluate[1]"
-    assert lines[2] == "(no room for key, state, inputs; with | cat every column is shown)"
 
 
 def test_brackets_stand_as_they_are(printed):
