@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import replace
 
-from flows import data_read, gates, progress, screen, trainings, watcher
+from flows import cuda, data_read, gates, memory, progress, screen, trainings, watcher
 from flows.estimate import estimate, shortage
 from flows.prepare import CheckedRun, prepare
 from flows.summary import conclude
@@ -52,6 +52,11 @@ def show_plan(overrides: list[str]) -> int:
                  ["step", "stage", "state", "key", "made by", "inputs"], rows, spare=("key", "inputs"))
     if lines := trainings.rows(prepared.workspace, planned):
         screen.table("", trainings.COLUMNS, lines)
+    lines, ways = memory.rows(prepared.run.config, prepared.steps)
+    if lines:
+        screen.table("", memory.COLUMNS, lines)
+    for way in ways:
+        screen.paragraph(way)
     screen.paragraph(str(estimate(prepared.run.config, planned, prepared.run.steps)))
     for problem in shortage(prepared.run.config, prepared.workspace, planned, prepared.run.steps):
         screen.say(f"warning: {problem}")
@@ -108,6 +113,7 @@ def _all_cached(prepared: CheckedRun, record: runs.Run, planned: list[Planned], 
 
 def _drive(prepared: CheckedRun, only: str | None, force: bool) -> int:
     """The flow in a process of its own, under a supervisor that leaves nothing behind."""
+    cuda.require(prepared.run.config)
     driver = [sys.executable, "-m", "flows.driver", str(prepared.workspace), prepared.run.name, only or ""]
     grace = float(prepared.run.config["hardware"]["grace_seconds"]) + 15  # the stage's own grace comes first
     process = subprocess.Popen(supervisor.command_line(driver + (["--force"] if force else []), log=None, grace=grace),
