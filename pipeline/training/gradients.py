@@ -15,7 +15,7 @@ import bisect
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -27,6 +27,8 @@ from pipeline.lm.examples import Example
 from pipeline.lm.forward import autocast, device_of
 from pipeline.objectives.contract import LossInputs
 from pipeline.training.inputs import joined, moved, normalised_weights, partners
+
+T = TypeVar("T")
 
 Metrics = dict[str, Tensor]
 
@@ -87,8 +89,8 @@ class World:
         distributed.all_gather_object(found, value)
         return found
 
-    def agree(self, value: bool) -> bool:
-        """What the first process says: for decisions by the clock."""
+    def agree(self, value: T) -> T:
+        """What the first process says: for decisions by the clock, or by a signal."""
         if self.size == 1:
             return value
         told = [value]
