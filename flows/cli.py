@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, command, nearest
 
 _EPILOG = """\
 groups: recipe model data objective auxiliary negatives selection filters
-        reward engine sampling trainer evaluation gate hardware tracking published
+        reward engine sampling trainer evaluation gate hardware tracking notify published
 every key of the configuration can be set:
         align run recipe=pco objective.alpha=0.02 trainer.sft.lr=3e-4 seed=1
 exit code: 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted, 143 told to end"""
@@ -50,7 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        way = "; make room: align gc --apply removes what no run needs" if error.errno == errno.ENOSPC else ""
+        place = next((word.partition("=")[2] for word in words if word.startswith("workspace=")), "workspace")
+        way = f"; make room, this removes what no run needs:{command(place, 'gc', '--apply')}"
+        way = way if error.errno == errno.ENOSPC else ""
         screen.problems([f"{error.filename or 'disk'}: {error.strerror or error}{way}"])
         return 1
 
@@ -93,9 +95,9 @@ class Command:
 
 def _help() -> str:
     lines = ["usage: align COMMAND ...", ""]
-    for name, command in _COMMANDS.items():
-        start = f"  {name:<10}{command.usage}"
-        lines += [f"{start:<38}{command.help}"] if len(start) < 38 else [start, f"{'':<38}{command.help}"]
+    for name, known in _COMMANDS.items():
+        start = f"  {name:<10}{known.usage}"
+        lines += [f"{start:<38}{known.help}"] if len(start) < 38 else [start, f"{'':<38}{known.help}"]
     return "\n".join([*lines, "", _EPILOG])
 
 
@@ -130,12 +132,12 @@ def _place_and_name(words: list[str]) -> tuple[str, str | None]:
 
 
 def _model(words: list[str]) -> tuple[str, str, str | None]:
-    """A run's name or a model's folder, the step whose model is meant, and workspace=FOLDER."""
+    """workspace=FOLDER, a run's name (or a model's folder), and the step that is meant."""
     bare = [word for word in words if "=" not in word]
     workspace, named = _place_and_name([word for word in words if "=" in word])
     bare = bare if named is None else [named, *bare]
     if not bare:
-        raise UserError("RUN: missing, say which run's model, or a model's folder; align status lists the runs")
+        raise UserError("RUN: missing, say which run, or for its model a model's folder; align status lists the runs")
     if len(bare) > 2:
         raise UserError(f"{bare[2]}: unknown here, expected RUN [STEP]")
     return workspace, bare[0], bare[1] if len(bare) == 2 else None
@@ -146,6 +148,14 @@ def _all_models(words: list[str]) -> tuple[str, str]:
     if step is not None:
         raise UserError(f"{step}: unknown here, every model of the run answers; align chat {name} {step} talks to one")
     return workspace, name
+
+
+def _look(words: list[str]) -> tuple[str, list[str]]:
+    """show or check, and whose data: a file, a folder or a data set of the hub by itself, else the words of a run."""
+    if not words or words[0] not in ("show", "check"):
+        raise UserError("data: say what to do, show or check: align data show PATH")
+    place = [f"data.root={word}" for word in words[1:] if "=" not in word]
+    return words[0], [*(["data=files"] if place else []), *place, *(word for word in words[1:] if "=" in word)]
 
 
 def _action(words: list[str]) -> tuple[str, str]:
@@ -164,13 +174,27 @@ _COMMANDS = {
     "run": Command("flows.command:run", _overrides, "recipe=NAME [run=NAME] [group=option] [key=value]",
                    "run, or go on: the same command resumes"),
     "plan": Command("flows.command:show_plan", _overrides, "recipe=NAME ...", "steps, what is cached, an estimate"),
+    "data": Command("flows.data:data", _look, "show|check PATH [--rows N]", "a look at the data; every row's tokens",
+                    {"--rows": {"type": int, "default": 1, "help": "examples of each split (1)"}}),
     "stage": Command("flows.command:run_stage", _step, "STEP run=NAME [key=value] [--force]",
                      "rerun one step, with changed settings",
                      {"--force": {"action": "store_true", "help": "compute it again even if nothing changed"}}),
+    "sweep": Command("flows.sweep:sweep", _overrides, "recipe=NAME KEY=A,B seed=0,1,2 ...",
+                     "a run for each combination of values, over one store",
+                     {"--plan": {"action": "store_true", "dest": "only_plan", "help": "what they share and cost"}}),
+    "reproduce": Command("flows.reproduce:reproduce", _overrides, "NAME [--quick] [--plan] [--to FILE]",
+                         "a paper's table in miniature, with its claims decided",
+                         {"--quick": {"action": "store_true", "help": "one seed"},
+                          "--plan": {"action": "store_true", "dest": "only_plan", "help": "what it takes; then stop"},
+                          "--to": {"metavar": "FILE", "help": "a Markdown file whose section NAME is written anew"}}),
     "status": Command("flows.inspection:status", _place_and_name, "[NAME]", "the runs, or one run's steps"),
+    "logs": Command("flows.watching:logs", _model, "RUN [STEP] [-f]", "what a step has printed; -f: go on as it does",
+                    {"-f": {"action": "store_true", "dest": "follow", "help": "go on until the run ends"}}),
+    "stop": Command("flows.watching:stop", _place_and_name, "RUN", "end a run that is going on; it can be resumed"),
     "explain": Command("flows.inspection:explain", _step, "STEP run=NAME", "why a step is stale or was rebuilt"),
-    "compare": Command("flows.inspection:compare", _overrides, "NAME NAME ...",
-                       "several runs; seeds as mean and deviation"),
+    "compare": Command("flows.comparison:compare", _overrides, "RUN RUN ... | sweep=NAME [--to FILE]",
+                       "runs side by side: rates over seeds, paired tests",
+                       {"--to": {"metavar": "FILE", "help": "write it as well: .csv, .md or .tex"}}),
     "verify": Command("flows.inspection:verify", _place_and_name, "[NAME]", "check every hash of every artifact"),
     "gc": Command("flows.inspection:collect", _place, "[--apply]", "what no run needs any more; or remove it",
                   {"--apply": {"action": "store_true", "help": "remove it"}}),

@@ -8,12 +8,12 @@ import sys
 import time
 from dataclasses import replace
 
-from flows import gates, screen, trainings
+from flows import cuda, data_read, gates, memory, progress, screen, trainings, watcher
 from flows.estimate import estimate, shortage
 from flows.prepare import CheckedRun, prepare
 from flows.summary import conclude
 from pipeline import plan, runs, store, supervisor
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, command, nearest
 from pipeline.plan import Planned
 
 
@@ -22,7 +22,7 @@ def run(overrides: list[str]) -> int:
     prepared = prepare(overrides)
     started = time.monotonic()
     planned = plan.look_up_all(prepared.workspace, prepared.steps)
-    _say_notes(prepared)
+    _say_notes(prepared, planned)
     screen.say(f"run {prepared.run.name}: {len(planned)} steps, {sum(item.cached for item in planned)} cached, "
                f"in {runs.folder(prepared.workspace, prepared.run.name)}")
     if problems := shortage(prepared.run.config, prepared.workspace, planned, prepared.run.steps):
@@ -42,7 +42,7 @@ def show_plan(overrides: list[str]) -> int:
     """Print the steps, what is cached, what must run, and an estimate. Writes nothing but file hashes."""
     prepared = prepare(overrides)
     planned = plan.look_up_all(prepared.workspace, prepared.steps)
-    _say_notes(prepared)
+    _say_notes(prepared, planned)
     rows = []
     for item in planned:
         state = "cached" if item.cached else "run" if item.key or not item.step.inputs else "run, after its inputs"
@@ -50,9 +50,14 @@ def show_plan(overrides: list[str]) -> int:
         inputs = ", ".join(str(ref) for refs in item.step.inputs.values() for ref in refs)
         rows.append([item.step.name, item.step.stage, state, item.key or "", origin, inputs])
     screen.table(f"run {prepared.run.name} in {prepared.workspace}",
-                 ["step", "stage", "", "key", "made by", "inputs"], rows)
+                 ["step", "stage", "state", "key", "made by", "inputs"], rows, spare=("key", "inputs"))
     if lines := trainings.rows(prepared.workspace, planned):
         screen.table("", trainings.COLUMNS, lines)
+    lines, ways = memory.rows(prepared.run.config, prepared.steps)
+    if lines:
+        screen.table("", memory.COLUMNS, lines)
+    for way in ways:
+        screen.paragraph(way)
     screen.paragraph(str(estimate(prepared.run.config, planned, prepared.run.steps)))
     for problem in shortage(prepared.run.config, prepared.workspace, planned, prepared.run.steps):
         screen.say(f"warning: {problem}")
@@ -82,19 +87,22 @@ def run_stage(step: str, overrides: list[str], force: bool) -> int:
         steps = [{**s, "state": "stale"} if s["name"] in stale else s for s in record.steps]
         runs.save(prepared.workspace, replace(record, steps=steps, outcome=runs.STALE if stale else runs.DONE))
         if stale:
-            screen.say(f"stale now: {', '.join(stale)}\nbring them up to date with: align run run={record.name}")
+            screen.say(f"stale now: {', '.join(stale)}\nbring them up to date with:"
+                       f"{command(prepared.workspace, 'run', f'run={record.name}')}")
     return code
 
 
-def _say_notes(prepared: CheckedRun) -> None:
-    for note in prepared.notes:
-        screen.paragraph(f"note: {note}")
+def _say_notes(prepared: CheckedRun, planned: list[Planned]) -> None:
+    for line in [*(f"note: {note}" for note in prepared.notes), *data_read.notes(prepared.workspace, planned)]:
+        screen.paragraph(line)
 
 
 def _all_cached(prepared: CheckedRun, record: runs.Run, planned: list[Planned], started: float) -> int:
     """Nothing to run: no process, no Prefect."""
+    width = max(len(item.step.name) for item in planned)
     for item in planned:
-        screen.say(f"  cached  {item.step.name}")
+        if item.artifact is not None:
+            progress.say_finished("cached", item.step.name.ljust(width), "", item.artifact)
         store.tidy(prepared.workspace, item.step.stage, item.key or "")
         runs.event(prepared.workspace, record.name, item.step.name, "cached", key=item.key)
     record = replace(record, steps=[{**s, "state": "cached"} for s in record.steps])
@@ -107,19 +115,32 @@ def _all_cached(prepared: CheckedRun, record: runs.Run, planned: list[Planned], 
 
 def _drive(prepared: CheckedRun, only: str | None, force: bool) -> int:
     """The flow in a process of its own, under a supervisor that leaves nothing behind."""
-    command = [sys.executable, "-m", "flows.driver", str(prepared.workspace), prepared.run.name, only or ""]
+    cuda.require(prepared.run.config)
+    driver = [sys.executable, "-m", "flows.driver", str(prepared.workspace), prepared.run.name, only or ""]
     grace = float(prepared.run.config["hardware"]["grace_seconds"]) + 15  # the stage's own grace comes first
-    process = subprocess.Popen(supervisor.command_line(command + (["--force"] if force else []), log=None, grace=grace),
+    process = subprocess.Popen(supervisor.command_line(driver + (["--force"] if force else []), log=None, grace=grace),
                                env={**os.environ, **supervisor.imports()}, start_new_session=True)
+    watcher.start(prepared.workspace, prepared.run, process.pid)
+    received: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        process.send_signal(number)
+        if not received:
+            os.write(2, f"\nstopping, at most {grace:.0f} s\n".encode())  # a print may be what was interrupted
+        received.append(number)
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _frame: process.send_signal(received))
+        signal.signal(number, stop)
     code = process.wait()
     record = runs.load(prepared.workspace, prepared.run.name)
     if record is not None and runs.outcome(prepared.workspace, record) == runs.INTERRUPTED:
         with contextlib.suppress(OSError):  # nobody holds its lock, which says the same
             runs.save(prepared.workspace, replace(record, outcome=runs.INTERRUPTED))
+    go_on = f"go on with:{command(prepared.workspace, 'run', f'run={prepared.run.name}')}"
     if code in (130, 143):
-        screen.say(f"interrupted; go on with: align run run={prepared.run.name}")
+        by = signal.Signals(received[0]).name if received else "align stop, or a signal to its process"
+        by = by.replace("SIGINT", "Ctrl-C")
+        screen.paragraph(f"interrupted by {by}; every finished step, part and checkpoint is kept, {go_on}")
         return code
     if code in (0, 1, 2):
         return code
@@ -127,5 +148,5 @@ def _drive(prepared: CheckedRun, only: str | None, force: bool) -> int:
     known = killed_by in set(signal.Signals)
     how = f"was killed by {signal.Signals(killed_by).name}" if known else f"ended with code {code}"
     screen.problems([f"the run's process {how}: memory ran out, or somebody ended it; every finished step, part and "
-                     f"checkpoint is kept, go on with: align run run={prepared.run.name}"])
+                     f"checkpoint is kept, {go_on}"])
     return 1

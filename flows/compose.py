@@ -30,7 +30,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flows import policies, presets, settings, trainings
+from flows import cuda, policies, presets, settings, trainings
 from flows.machine import automatic, precision_of
 from flows.renamed import NEVER, problems_of_steps, renamed
 from pipeline.config import flat, problems_of, setting
@@ -108,7 +108,7 @@ def compose(overrides: list[str], *, conf: Path = CONF) -> Composed:
         raise UserError(*problems, _first_line(error.__cause__ or error)) from None
     origins = settings.wires(raw["stage"])
     taken = _keys(values)
-    for bring in (policies.values_for, trainings.values_for):
+    for bring in (policies.values_for, trainings.values_for, cuda.values_for):
         more, said = bring(raw, taken)
         values, notes = more + values, notes + said
     trainings.strip(raw)
@@ -227,7 +227,7 @@ def _sort_out(overrides: list[str], conf: Path, problems: list[str]) -> tuple[di
             continue
         key = parsed.key_or_group
         if parsed.is_add() or parsed.is_force_add() or parsed.is_delete() or parsed.is_sweep_override():
-            problems.append(f"{text}: expected plain key=value (no +, ~ or list of values to sweep over)")
+            problems.append(f"{text}: expected plain key=value (no + or ~; several values are for align sweep)")
         elif key in groups:
             option = str(parsed.value())
             if wrong := settings.unknown(conf, key, option):

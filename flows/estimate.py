@@ -6,12 +6,14 @@ same stage in this workspace. What cannot be known yet is said to be unknown.
 
 import shutil
 import statistics
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flows import screen, trainings
 from pipeline import store
+from pipeline.errors import command
 from pipeline.gc import size
 from pipeline.plan import Planned
 from pipeline.stage import Cost, load
@@ -32,6 +34,12 @@ class Estimate:
     seconds: float
     unmeasured: list[str]  # stages nothing in this workspace has been measured for
 
+    def __add__(self, other: "Estimate") -> "Estimate":
+        """Of two plans that share none of these steps."""
+        return Estimate(self.steps + other.steps, max(filter(None, (self.parameters, other.parameters)), default=None),
+                        self.sampled_tokens + other.sampled_tokens, self.flops + other.flops, self.disk + other.disk,
+                        self.seconds + other.seconds, [*dict.fromkeys(self.unmeasured + other.unmeasured)])
+
     def __str__(self) -> str:
         if not self.steps:
             return "nothing to run"
@@ -47,15 +55,16 @@ class Estimate:
 Records = list[dict[str, Any]]  # the steps of run.json
 
 
-def disk_needed(config: dict[str, Any], workspace: Path, planned: list[Planned], records: Records) -> float:
-    """Bytes that the steps still to run may write, less what their unfinished work holds already.
+def disk_needed(config: dict[str, Any], workspace: Path, planned: list[Planned], records: Records,
+                only: Set[str] | None = None) -> float:
+    """Bytes that the steps still to run may write, less what their unfinished work holds already. only: of these steps.
 
     A step whose inputs are made again, most often to the same bytes, is still to run only where
     the artifact it had is gone, too.
     """
     had = {record["name"]: record.get("key") for record in records}
     parameters, total, checkpoints = count_parameters(config["model"]) or 0.0, 0.0, 0.0
-    for item in planned:
+    for item in planned if only is None else [item for item in planned if item.step.name in only]:
         key, stage, cost = had.get(item.step.name), item.step.stage, _cost(item)
         if item.cached or (item.key is None and key and store.find(workspace, stage, key) is not None):
             continue
@@ -67,12 +76,13 @@ def disk_needed(config: dict[str, Any], workspace: Path, planned: list[Planned],
     return total + checkpoints
 
 
-def estimate(config: dict[str, Any], planned: list[Planned], records: Records | None = None) -> Estimate:
-    """Add up what the uncached steps may need."""
-    todo = [item for item in planned if not item.cached]
+def estimate(config: dict[str, Any], planned: list[Planned], records: Records | None = None,
+             only: Set[str] | None = None) -> Estimate:
+    """Add up what the uncached steps may need; only: the names of those that count."""
+    todo = [item for item in planned if not item.cached and (only is None or item.step.name in only)]
     parameters = count_parameters(config["model"])
     workspace = Path(config["workspace"])
-    measured = _measured(workspace)
+    known = measured(workspace)
     tokens = flops = seconds = 0.0
     unmeasured = []
     longest = (config["model"]["max_prompt_tokens"] or 0) + (config["model"]["max_completion_tokens"] or 0)
@@ -81,11 +91,11 @@ def estimate(config: dict[str, Any], planned: list[Planned], records: Records | 
         pairs = trainings.pairs(workspace, planned, item) if item.step.stage == "train_preference" else 0
         tokens += sampled
         flops += (parameters or 0) * (2 * sampled + 6 * pairs * 2 * longest)
-        if item.step.stage in measured:
-            seconds += measured[item.step.stage]
+        if item.step.stage in known:
+            seconds += known[item.step.stage]
         elif item.step.stage not in unmeasured:
             unmeasured.append(item.step.stage)
-    disk = disk_needed(config, workspace, planned, records or [])
+    disk = disk_needed(config, workspace, planned, records or [], only)
     return Estimate(len(todo), parameters, tokens, flops, disk, seconds, unmeasured)
 
 
@@ -96,7 +106,7 @@ def shortage(config: dict[str, Any], workspace: Path, planned: list[Planned], re
     if needed <= free:
         return []
     return [f"workspace: the plan needs about {screen.size(needed)}, only {screen.size(free)} are free in {existing};"
-            " free some (align gc), give another workspace=FOLDER, or fewer iterations"]
+            f" give another workspace=FOLDER, fewer iterations, or free some:{command(workspace, 'gc')}"]
 
 
 def count_parameters(model: dict[str, Any]) -> float | None:
@@ -123,7 +133,8 @@ def _sampled(item: Planned, planned: list[Planned], workspace: Path) -> float:
     return each * (trainings.seen(workspace, planned, item.step.inputs["prompts"]).groups or 0) if each else 0.0
 
 
-def _measured(workspace: Path) -> dict[str, float]:
+def measured(workspace: Path) -> dict[str, float]:
+    """Stage -> seconds that one such step took, the median over every artifact there."""
     found: dict[str, list[float]] = {}
     for artifact in store.artifacts(workspace):
         found.setdefault(artifact.kind, []).append(artifact.manifest["process_seconds"])

@@ -1,4 +1,4 @@
-"""`align status`, `explain`, `compare`, `verify`, `gc`: what is there and why. They read; only `gc --apply` removes."""
+"""`align status`, `explain`, `verify`, `gc`: what is there and why. They read; only `gc --apply` removes."""
 
 import json
 import time
@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows import screen
-from pipeline import files, gc, plan, report, runs, stage, store
+from flows import results, screen
+from pipeline import files, gc, plan, runs, stage, store
 from pipeline.config import flat
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, command, nearest
 
-FREE = ("run", "workspace", "iterations", "hardware", "tracking", "choices")  # may differ between calls of one run
+# What may differ between calls of one run.
+FREE = ("run", "workspace", "iterations", "hardware", "tracking", "notify", "choices")
 SEEDS = ("seed", "seeds")  # in which the runs of one experiment may differ besides
 
 
@@ -36,18 +37,29 @@ def status(workspace: str, name: str | None) -> int:
         if artifact is not None and _of_another_version(artifact):
             old.append(step["name"])
         rows.append([step["name"], state, seconds, step.get("key") or "",
-                     screen.brief(artifact.manifest["counts"]) if artifact else ""])
-    screen.table(f"run {name}: {runs.outcome(place, run)}", ["step", "state", "time", "key", "result"], rows)
+                     results.of(artifact) if artifact else ""])
+    screen.table(f"run {name}: {runs.outcome(place, run)}", ["step", "state", "time", "key", "result"], rows,
+                 spare=("key",))
     if old:
         screen.say(f"\nmade by another version of their stage, a new run makes them again: {', '.join(old)}")
     for step in run.steps:
         if step["state"] == runs.FAILED:
             log = runs.log_path(place, name, step["name"])
             screen.say("\n".join([f"\nlast lines of {log}:", *(f"    {line}" for line in runs.tail(log, 10))]))
-    written = runs.folder(place, name) / "report.md"
+            screen.say(f"all of it:{command(place, 'logs', name, step['name'])}")
+    _say_what_next(place, run)
+    return 0
+
+
+def _say_what_next(place: Path, run: runs.Run) -> None:
+    """Where its report is, and the command that fits how the run stands."""
+    written, outcome = runs.folder(place, run.name) / "report.md", runs.outcome(place, run)
     if written.exists():
         screen.say(f"\nreport: {written}")
-    return 0
+    if outcome == runs.RUNNING:
+        screen.say(f"\nwatch it with:{command(place, 'logs', run.name, '-f')}")
+    elif outcome in (runs.FAILED, runs.INTERRUPTED, runs.STALE):
+        screen.say(f"\ngo on with:{command(place, 'run', f'run={run.name}')}")
 
 
 def _of_another_version(artifact: store.Artifact) -> bool:
@@ -61,7 +73,7 @@ def _of_another_version(artifact: store.Artifact) -> bool:
 def _all_runs(place: Path) -> int:
     names = runs.names(place)
     if not names:
-        screen.say(f"no run in {place} yet; start one with: align run recipe=pco")
+        screen.say(f"no run in {place} yet; start one with:{command(place, 'run', 'recipe=pco')}")
         return 0
     rows, damaged = [], []
     for name in names:
@@ -77,7 +89,8 @@ def _all_runs(place: Path) -> int:
         choices = run.config.get("choices") or {}
         rows.append([name, choices.get("recipe", ""), choices.get("data", ""), runs.outcome(place, run),
                      f"{finished}/{len(run.steps)}", f"{screen.age(time.time() - changed)} ago"])
-    screen.table(f"runs in {place}", ["run", "recipe", "data", "state", "steps", "changed"], rows)
+    screen.table(f"runs in {place}", ["run", "recipe", "data", "state", "steps", "changed"], rows,
+                 spare=("data", "recipe"))
     for problem in damaged:
         screen.say(f"damaged: {problem}")
     return 0
@@ -128,7 +141,7 @@ def collect(workspace: str, apply: bool) -> int:
         screen.say(f"freed {screen.size(gc.remove(place, garbage))}")
     else:
         total = screen.size(sum(item.size for item in garbage))
-        screen.say(f"would free {total}; remove it with: align gc --apply")
+        screen.say(f"would free {total}; remove it with:{command(place, 'gc', '--apply')}")
     return 0
 
 
@@ -164,7 +177,7 @@ def explain(step: str, overrides: list[str]) -> int:
             return 0
         screen.say(f"{step} has no key yet: its inputs {', '.join(waiting)} do not exist")
         for name in dict.fromkeys(w.partition("/")[0] for w in waiting):
-            screen.say(f"look there first: align explain {name} run={prepared.run.name}")
+            screen.say(f"look there first:{command(prepared.workspace, 'explain', name, f'run={prepared.run.name}')}")
         return 0
     done = {name: other.artifact for name, other in planned.items() if other.artifact is not None}
     now = plan.key_parts(prepared.workspace, item.step, done)
@@ -193,58 +206,9 @@ def key_differences(mine: Mapping[str, Any], others: Mapping[str, Any]) -> list[
     return [(n, there.get(n, "absent"), here.get(n, "absent")) for n in names if here.get(n) != there.get(n)]
 
 
-def compare(words: list[str]) -> int:
-    """Print the table of the runs named by `words` (and workspace=FOLDER) and return exit code 0.
-
-    Raises UserError for a run that is not there or has no report yet, and for two that are the same.
-    """
-    settings = dict(word.split("=", 1) for word in words if "=" in word)
-    unknown = [f"{key}: unknown here, expected names or workspace=FOLDER" for key in settings if key != "workspace"]
-    if unknown:
-        raise UserError(*unknown)
-    workspace = Path(settings["workspace"] if settings else "workspace").expanduser().resolve()
-    groups: dict[str, list[tuple[runs.Run, list[dict[str, Any]]]]] = {}
-    for run, rows in [_reported(workspace, word) for word in words if "=" not in word]:
-        groups.setdefault(_settings(run), []).append((run, rows))
-    body = []
-    for same in groups.values():
-        label = " ".join(o for o in same[0][0].overrides if o.partition("=")[0] not in (*FREE, *SEEDS))
-        seeds = [str(run.config["seed"]) for run, _ in same]
-        if len(set(seeds)) < len(seeds):
-            twice = ", ".join(run.name for run, _ in same)
-            raise UserError(f"compare: {twice} differ in nothing, not even the seed; name one of each")
-        for line in report.over_seeds([rows for _, rows in same]):
-            numbers = [_cell(line[key]) for key in report.COMPARED]
-            body.append([label, ", ".join(seeds), str(line["iteration"]), *numbers])
-    screen.table("mean ± standard deviation over seeds",
-                 ["settings", "seeds", "iteration", *report.COMPARED.values()], body)
-    return 0
-
-
-def _reported(workspace: Path, name: str) -> tuple[runs.Run, list[dict[str, Any]]]:
-    """The run and the rows of its report, one an iteration."""
-    run = load_run(workspace, name, "compare")
-    path = runs.folder(workspace, name) / "report.json"
-    if not path.exists():
-        raise UserError(f"compare: {name} has no report yet, it is {runs.outcome(workspace, run)}; finish it with: "
-                        f"align run run={name}")
-    return run, json.loads(path.read_text())["iterations"]
-
-
-def _settings(run: runs.Run) -> str:
-    """Equal for two runs that differ in nothing but the seed and what cannot change a result."""
-    return files.canonical({key: value for key, value in run.config.items() if key not in (*FREE, *SEEDS)})
-
-
 def compared(config: dict[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
-    """A configuration without the keys `free` and without what says how a stage is run."""
+    """A configuration without the keys `free`, what says how a stage is run, and how many servers the devices have."""
     stages = {name: {k: v for k, v in (node or {}).items() if k != "runtime"}
               for name, node in (config.get("stage") or {}).items()}
-    return {**{k: v for k, v in config.items() if k not in free}, "stage": stages}
-
-
-def _cell(found: tuple[float, float, int] | None) -> str:
-    if found is None:
-        return ""
-    mean, sd, seeds = found
-    return f"{mean:.3f} ± {sd:.3f}" if seeds > 1 else f"{mean:.3f}"
+    engine = {k: v for k, v in (config.get("engine") or {}).items() if k != "replicas"}
+    return {**{k: v for k, v in config.items() if k not in free}, "engine": engine, "stage": stages}

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from flows import screen
+from flows import results, screen
 from flows.dashboard import PORT
 from flows.observer import Observer
 from pipeline import files, runs, store, web
-from pipeline.errors import UserError
+from pipeline.errors import UserError, command
 from pipeline.plan import Step
 
 _EVERY = 2.0  # seconds between two updates of a step's progress
@@ -140,7 +140,7 @@ class _FlowRun:
         """The task is done: its counts as a log line and a table, links to its folder and to the dashboard's page."""
         counts = artifact.manifest["counts"]
         self.progress(step, 100.0)
-        self.log(f"{step}: {screen.brief(counts)}", step)
+        self.log(f"{step}: {results.of(artifact)}", step)
         if self._looked_at:
             where = f"[{artifact.kind}/{artifact.key}]({artifact.path.as_uri()})"
             folder = runs.folder(self._workspace, self._run)
@@ -216,7 +216,8 @@ def server(action: str, workspace: str, port: int) -> int:
         return _up(place, record, port)
     url = _url(record)
     if action == "status":
-        screen.say(f"up at {url}" if url and _answers(url) else "not running; start it with: align server up")
+        screen.say(f"up at {url}" if url and _answers(url) else
+                   f"not running; start it with:{command(place, 'server', 'up')}")
     elif url is None:
         screen.say("not running")
     else:
@@ -243,7 +244,8 @@ def _up(place: Path, record: Path, port: int) -> int:
     while started.returncode == 0 and time.monotonic() < deadline:
         if _answers(url):
             files.write_atomic(record, json.dumps({"url": url}))
-            screen.say(f"up at {url}; runs in {place} report to it; stop it with: align server down")
+            screen.say(f"up at {url}; runs in {place} report to it; stop it with:"
+                       f"{command(place, 'server', 'down')}")
             return 0
         time.sleep(0.3)
     said = (started.stderr or started.stdout).strip()[-400:]

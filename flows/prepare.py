@@ -12,7 +12,7 @@ from flows.renamed import translated
 from flows.tied import tied_layers
 from pipeline import plan, runs
 from pipeline.config import build, flat, load_part, part_problems, problems_of
-from pipeline.errors import UserError, first, nearest
+from pipeline.errors import UserError, command, first, nearest
 from pipeline.plan import Step
 from pipeline.rewards.contract import Scorer
 from pipeline.selection.contract import LISTS, Rule
@@ -36,8 +36,8 @@ def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = 
 
     A run that is only named goes on with the configuration it was started with, even where the defaults have changed.
     """
-    typed = models.pinned([_absolute(o) for o in overrides])
-    changed = {step: [_absolute(o) for o in words] for step, words in (step_overrides or {}).items()}
+    typed = models.pinned([absolute(o) for o in overrides])
+    changed = {step: [absolute(o) for o in words] for step, words in (step_overrides or {}).items()}
     record = _named(typed)
     try:
         return _composed(typed, changed, record)
@@ -259,7 +259,7 @@ def _too_many_negatives(negatives: dict[str, Any], candidates: int) -> list[str]
             if key in negatives and isinstance(negatives[key], int) and negatives[key] > candidates]
 
 
-def _absolute(override: str) -> str:
+def absolute(override: str) -> str:
     """Paths as they are seen from anywhere: a run may go on from another folder."""
     key, _, value = override.partition("=")
     if key in policies.ROLES and not value.startswith("{") and ("/" in value or Path(value).is_dir()):
@@ -284,13 +284,13 @@ def _same_settings(record: runs.Run, config: dict[str, Any], wired: dict[str, st
             f"run: {record.name!r} in {workspace} was made by another version, and this one cannot go on with it:",
             *(f"    {line}" for line in first(outdated, 5)),
             "  way out: start it under a new name; artifacts that are still what this version makes come from the "
-            "store:", f"    align run {' '.join(_started_with(record))} workspace={workspace} run={record.name}-2"]))
+            "store:" + command(workspace, "run", *_started_with(record), f"run={record.name}-2")]))
     lines = [f"{k}: {old.get(k, 'absent')!r} in the run, {new.get(k, 'absent')!r} now" for k in outer]
     why = f"the name {record.name!r} is in use with other settings" if given else (
         f"the defaults have changed since {record.name!r} was started")
-    old_settings = f", go on with the old ones (align run run={record.name})" if given else ""
+    old_settings = f", go on with the old ones:{command(workspace, 'run', f'run={record.name}')}\n" if given else ", "
     raise UserError("\n".join([
         f"run: {why} in {workspace}:", *(f"    {line}" for line in first(lines, 20)),
-        f"  ways out: give another name (run=NAME; what is unchanged comes from the store){old_settings},",
+        f"  ways out: give another name (run=NAME; what is unchanged comes from the store){old_settings}"
         f"  or change one step only (align stage STEP run={record.name} key=value)"]))
 

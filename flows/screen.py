@@ -1,82 +1,20 @@
-"""What the terminal shows: a bar with rate and ETA in a terminal, plain lines elsewhere, tables at the end."""
+"""What the terminal shows: sentences and tables that fit it, sizes, ages and numbers in few characters."""
 
 import errno
 import os
 import re
-import sys
-import textwrap
-import time
 from typing import Any
 
-from rich import progress
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from flows import outcome
-from flows.observer import Observer
-from pipeline import store
-from pipeline.plan import Step
-from pipeline.report import HEADERS
-
-_PLAIN_EVERY = 15.0  # seconds between progress lines where there is no terminal
-
-_WIDE = 220  # where there is no terminal, a table is not cut
-_SHORTEST = 8  # characters of a key or a remark that are worth showing
+from flows import layout
 
 # C0 but tab and newline, DEL and C1, separators of lines, marks of direction, halves of surrogate pairs
 _ACTING = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
+console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-class Screen(Observer):
-    """Progress of one run."""
-
-    def __init__(self, number_of_steps: int) -> None:
-        self._total = number_of_steps
-        self._position = 0
-        self._last_line = 0.0
-        self._progress = progress.Progress(
-            progress.SpinnerColumn(), progress.TextColumn("{task.description}"), progress.BarColumn(bar_width=24),
-            progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[unit]}"), progress.TimeElapsedColumn(),
-            progress.TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-        self._progress.start()
-        self._task: Any = None
-
-    def started(self, step: Step) -> None:
-        self._position += 1
-        self._last_line = time.monotonic()
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(self._label(step.name), total=None, unit="")
-
-    def progress(self, step: str, state: dict[str, Any] | None) -> None:
-        if state is None or state.get("step") != step:
-            return
-        done, total, unit = state["done"], state["total"], state["unit"]
-        self._progress.update(self._task, completed=done, total=total or None, unit=unit)
-        if not console.is_terminal and time.monotonic() - self._last_line > _PLAIN_EVERY:
-            self._last_line = time.monotonic()
-            console.print(f"  ...     {step:<20} {done}/{total} {unit}", markup=False)
-
-    def finished(self, step: str, artifact: store.Artifact, cached: bool, seconds: float) -> None:
-        word, counts = "cached" if cached else "done", brief(artifact.manifest["counts"])
-        if lost := artifact.manifest["dropped"]:
-            counts += f"; left out or cut: {brief(dict(sorted(lost.items(), key=lambda reason: -reason[1])))}"
-        console.print(f"  {word:<7} {self._label(step):<28} {seconds:8.1f} s  {counts}", markup=False)
-
-    def gate(self, lines: list[str]) -> None:
-        for line in lines:
-            say(line)
-
-    def ended(self, outcome: str) -> None:
-        self._progress.stop()
-
-    def _label(self, step: str) -> str:
-        return f"{self._position:>2}/{self._total} {step}"
 
 
 def say(text: str) -> None:
@@ -94,8 +32,8 @@ def _print(where: Console, text: str) -> None:
 
 
 def paragraph(text: str) -> None:
-    """A sentence, broken between words where a terminal is narrower."""
-    say(textwrap.fill(text, console.width, subsequent_indent="  ") if console.is_terminal else text)
+    """Sentences, folded between words where a terminal is narrower; a line that begins with blanks stays whole."""
+    say("\n".join(layout.wrapped(text, width(), below="  ")))
 
 
 def harmless(text: str) -> str:
@@ -106,33 +44,26 @@ def harmless(text: str) -> str:
 
 
 def problems(texts: list[str]) -> None:
-    """Every problem of the user's input, one a line, to stderr."""
+    """Every problem of the user's input, to stderr; in a terminal folded between words."""
+    fitting = errors.width if errors.is_terminal else None
     for text in texts:
-        _print(errors, f"error: {text}")
+        _print(errors, "\n".join(layout.wrapped(f"error: {text}", fitting, below="  ")))
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print it as wide as the terminal is. Where that is too narrow, the last column and keys are cut short, then
-    columns are left out from the right, by name."""
-    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-    for i in [len(columns) - 1, *(i for i, name in enumerate(columns) if name == "key")]:
-        widths[i] = min(widths[i], max(_SHORTEST, widths[i] - _excess(widths)))
-    shown = len(columns)
-    while shown > 1 and _excess(widths[:shown]) > 0:
-        shown -= 1
-    made = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column, width in zip(columns[:shown], widths, strict=False):
-        made.add_column(Text(column), justify="right" if column in _NUMBERS else "left", no_wrap=True, max_width=width)
-    for row in rows:
-        made.add_row(*map(Text, row[:shown]))
-    console.print(made)
-    if shown < len(columns):
-        say(f"(no room for {', '.join(columns[shown:])}; with | cat every column is shown)")
+def table(title: str, columns: list[str], rows: list[list[str]], spare: tuple[str, ...] = ()) -> None:
+    """Print it as flows/layout.py lays it out in this terminal; `spare`: columns that go first. Elsewhere a row is a
+    line, however long."""
+    head, *body = layout.lines(columns, rows, width(), spare)
+    if title:
+        paragraph(title)
+    console.print(head, markup=False, style="bold")
+    for line in body:
+        say(line)
 
 
-def _excess(widths: list[int]) -> int:
-    """By how many characters columns two apart exceed the terminal; below 0 where there is room left."""
-    return sum(widths) + 2 * (len(widths) - 1) - console.width
+def width() -> int | None:
+    """Of the terminal; None where what is printed goes elsewhere."""
+    return console.width if console.is_terminal else None
 
 
 def size(number: float) -> str:
@@ -158,10 +89,15 @@ def age(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def clock(seconds: float) -> str:
+    """0:07, 12:31, 3:05:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def brief(counts: dict[str, Any]) -> str:
     """A step's most telling counts in a few words."""
     shown = [(k, v) for k, v in counts.items() if isinstance(v, (int, float))][:4]
     return ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in shown)
 
-
-_NUMBERS = {"size", "time", "steps", *(h for h in (*HEADERS, *outcome.HEADERS) if h != "iteration")}

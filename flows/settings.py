@@ -23,6 +23,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from flows.notify import Notify
 from pipeline import tracking
 from pipeline.config import flat, imported, load_plugin, problems_of, setting
 from pipeline.errors import nearest
@@ -31,7 +32,7 @@ from pipeline.stage import Seeds, load
 ROOT = Path(__file__).resolve().parent.parent
 # Keys whose value is a path of the user's.
 PATHS = ("data.root", "model.path", "model.base", "reward.path", "reward.base", "reward.weak",
-         "reward.scorer.policy", "reward.scorer.reference")
+         "reward.scorer.policy", "reward.scorer.reference", "evaluation.watch.root")
 BARE = "bare"  # a part with `bare: true` gets no defaults: what it names is all of it
 _WIRE = re.compile(r"^\$\{([a-z_][\w.]*)\}$")
 
@@ -64,15 +65,17 @@ class Hardware:
     grace_seconds: float = setting(20.0, low=0)  # between SIGTERM and SIGKILL when a stage is stopped
     timeout_minutes: float = setting(0.0, low=0)  # of one stage; 0: no limit
     memory_gb: float | None = setting(None, above=0)  # of the device that trains; null: this machine's
+    devices: int | None = setting(None, low=1)  # CUDA devices of a node; null: those that torch can use here
 
 
 # Keys of the configuration itself.
-ROOTS: dict[str, Any] = {"hardware": Hardware, "tracking": tracking.Settings, "seeds": Seeds}
+ROOTS: dict[str, Any] = {"hardware": Hardware, "tracking": tracking.Settings, "notify": Notify, "seeds": Seeds}
 
 
 def groups(conf: Path) -> list[str]:
-    """What a user chooses an option of; conf/steps is for recipes."""
-    return sorted(p.name for p in conf.iterdir() if p.is_dir() and not p.name.startswith("_") and p.name != "steps")
+    """What a user chooses an option of; conf/steps is for recipes, conf/reproduce for `align reproduce`."""
+    found = {p.name for p in conf.iterdir() if p.is_dir() and not p.name.startswith("_")}
+    return sorted(found - {"steps", "reproduce"})
 
 
 def options(conf: Path, group: str) -> list[str]:

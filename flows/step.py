@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files, runs, store, supervisor, worker
-from pipeline.errors import UserError
+from pipeline.errors import UserError, command
 from pipeline.plan import Planned, Step, key_parts, look_up
 from pipeline.runs import log_path
 
@@ -38,22 +38,27 @@ _MEANING = {
 Watch = Callable[[str, dict[str, Any] | None], None]  # (step, progress.json's content) several times a second
 
 
+def meaning(code: int) -> str:
+    """Of a stage's exit code, in words."""
+    return _MEANING.get(code, f"its process ended with exit code {code}")
+
+
 class StepFailed(Exception):
     """A stage's process ended badly. Carries its exit code and the last lines it printed."""
 
-    def __init__(self, step: str, code: int, lines: list[str], log: Path) -> None:
-        why = _MEANING.get(code, f"its process ended with exit code {code}")
-        super().__init__("\n".join([f"{step} failed: {why}", *(f"    {line}" for line in lines), f"whole log: {log}"]))
+    def __init__(self, step: str, code: int, lines: list[str]) -> None:
+        why = lines[-1].strip() if code == 1 and lines else meaning(code)  # the stage's own last words
+        super().__init__("\n".join([f"{step} failed: {why}", *(f"    {line}" for line in lines)]))
 
 
 class InputDamaged(Exception):
     """A stage read files whose bytes are not those the store promises. Nothing was made of them."""
 
-    def __init__(self, step: str, run: str, files: list[str]) -> None:
+    def __init__(self, step: str, workspace: Path, run: str, files: list[str]) -> None:
         super().__init__("\n".join([
             f"{step}: what it reads was damaged on the disk; nothing was made of it",
             *(f"    {line}" for line in files),
-            f"it was set aside; the same command makes it again: align run run={run}"]))
+            f"it was set aside; the same command makes it again:{command(workspace, 'run', f'run={run}')}"]))
 
 
 @dataclass(frozen=True)
@@ -108,12 +113,13 @@ def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], env
         shutil.rmtree(work)
         for name in problems:
             store.set_aside(launch.workspace, done[name])
-        raise InputDamaged(step.name, launch.run, [line for lines in problems.values() for line in lines])
+        raise InputDamaged(step.name, launch.workspace, launch.run,
+                           [line for lines in problems.values() for line in lines])
     if code != 0:
         if code == 2 and (work / worker.PROBLEMS).exists():
             raise UserError(*(f"{step.name}: {p}" for p in json.loads((work / worker.PROBLEMS).read_text())))
         log = log_path(launch.workspace, launch.run, step.name)
-        raise StepFailed(step.name, code, runs.tail(log, TAIL_LINES), log)
+        raise StepFailed(step.name, code, runs.tail(log, TAIL_LINES))
     facts = json.loads((work / worker.RESULT).read_text())
     parts = key_parts(launch.workspace, step, done)
     if store.fingerprint(step.stage, **parts) != key:

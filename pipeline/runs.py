@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.errors import UserError
+from pipeline.errors import UserError, command
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 TABLES = ("groups", "pref", "sft", "unlabeled", "eval")  # the parts of artifacts that are tables of groups
@@ -211,8 +211,8 @@ def hold(workspace: Path, name: str) -> Iterator[None]:
                 with contextlib.suppress(OSError):  # a disk that turned read-only
                     reserve.unlink(missing_ok=True)
     except files.Held as holder:
-        raise UserError(f"run {name!r} is going on in process {holder}; watch it with `align status {name}` or stop "
-                        "that process first") from None
+        raise UserError(f"run {name!r} is going on in process {holder}; watch it or stop it with:"
+                        f"{command(workspace, 'logs', name, '-f')}{command(workspace, 'stop', name)}") from None
 
 
 def _reserve(path: Path) -> None:
@@ -222,7 +222,8 @@ def _reserve(path: Path) -> None:
         if not files.no_room(error):
             raise
         raise UserError(f"workspace: the disk of {path.parent} is full, a run needs {_RESERVED} bytes for its record "
-                        "alone; make room: align gc --apply removes what no run needs") from None
+                        "alone; make room, this removes what no run needs:"
+                        f"{command(path.parents[2], 'gc', '--apply')}") from None
 
 
 def outcome(workspace: Path, run: Run) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import weights
 from pipeline.errors import UserError
 from pipeline.lm.settings import ModelRuntime
 from pipeline.records import Group
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.lm.examples import Example
     from pipeline.lm.template import Encoder, Row
 
+_LANGUAGE = ("lm_head.weight", "model.embed_tokens.weight")
 _SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 
 
@@ -31,6 +33,28 @@ def folder_problems(key: str, path: str | None, what: str) -> list[tuple[str, st
     return [(key, f"{path!r} has no {' and no '.join(missing)}{way_out if pickled else ''}")] if missing else []
 
 
+def head_problems(key: str, path: str | None, number: int) -> list[tuple[str, str]]:
+    """What a folder's files tell against a reward model with so many outputs: its head, its chat template."""
+    if path is None or folder_problems(key, path, ""):
+        return []
+    folder, problems = Path(path), []
+    try:
+        found = weights.outputs(folder)
+    except (OSError, ValueError) as error:
+        return [(key, f"{path}: the weights cannot be read ({error})")]
+    if found is not None and found != number:
+        ways = "one: reward=heads takes several, with a weight for each" if number == 1 else f"{number}, one per weight"
+        problems.append((key, f"{path} has {found} outputs, expected {ways}"))
+    if found is None and any(name in weights.tensors(folder) for name in _LANGUAGE):
+        problems.append((key, f"{path} is a language model, it has no head that gives a score"))
+    settings = folder / "tokenizer_config.json"
+    told = settings.is_file() and "chat_template" in settings.read_text()
+    if not told and not any(folder.glob("chat_template*")) and not any(folder.glob("additional_chat_templates/*")):
+        problems.append((key, f"{path} has no chat template, so it cannot be shown a conversation; put a "
+                         "chat_template.jinja into the folder"))
+    return problems
+
+
 def folder_files(path: str | None) -> list[Path]:
     """The files of a model folder that make its scores; none where no path is given."""
     return [] if path is None else sorted(p for p in Path(path).iterdir() if p.is_file() and p.suffix in _SUFFIXES)
@@ -44,12 +68,12 @@ def folder_of(path: str | None, given: Path | None, which: str) -> Path:
     return folder
 
 
-def open_causal(folder: Path, runtime: ModelRuntime) -> tuple[Encoder, Any]:
-    """Encoder and frozen language model of a folder, float32 weights, on the runtime's device."""
+def open_causal(folder: Path, runtime: ModelRuntime, precision: str) -> tuple[Encoder, Any]:
+    """Encoder and frozen language model of a folder, on the runtime's device; precision: of the products."""
     from pipeline.lm import folders, logps
 
     device = folders.prepare_machine(runtime)
-    return reader(folder, "the scoring model's"), logps.open_frozen(folder, device, runtime)
+    return reader(folder, "the scoring model's"), logps.open_frozen(folder, device, runtime, precision)
 
 
 def reader(folder: Path, of: str) -> Encoder:

@@ -15,7 +15,7 @@ from pipeline.negatives.contract import Draw
 from pipeline.objectives import contract
 from pipeline.objectives.contract import Auxiliary, Needs, Objective
 from pipeline.selection.contract import LISTS, PAIRS
-from pipeline.stage import Context, Cost, Kinds, Stage
+from pipeline.stage import Context, Cost, Kinds, Stage, told
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
 _WHY = {
@@ -117,11 +117,14 @@ def wanted(settings: Settings) -> set[str]:
 
 
 def wants(settings: Settings) -> dict[str, str]:
-    """Pairs, where the objective compares and takes nothing else; rationales, where a term acts on them."""
+    """Pairs, where the objective compares and takes nothing else; no lists; rationales, where a term acts on them."""
     needs, name = needs_of(settings), settings.objective["module"].rpartition(".")[2]
     way = (f"objective {name} learns from pairs; give pairs (chosen, rejected), or set an objective for labels: "
            "objective=kto, bco or binary_cringe")
     pairs = {"pairs": way} if needs.compares and not needs.singles else {}
+    two = {"two": f"objective {name} learns from pairs; set data.format.lists=best_worst for the best and the worst of "
+                  "each, negatives=uniform (or mc, hardest, easiest) to draw one, or an objective for lists"}
+    pairs |= two if needs.pairs and not needs.lists and settings.drawn is None else {}
     return pairs | ({"rationales": _RATIONALE} if needs.rationale else {})
 
 
@@ -172,4 +175,5 @@ STAGE = Stage(
     inputs={"model": "one", "groups": "many", "reference": "optional", "previous": "optional", "scored": "optional",
             "weights": "optional", "reference_model": "optional", "optimizer": "optional"},
     seeded=True, runtime=TrainRuntime, distributed=True, required=required, wanted=wanted, misfit=misfit, wants=wants,
-    cost=cost)
+    cost=cost,
+    says=told("{steps:,.0f} steps", "{groups:,.0f} groups"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.errors import UserError
-from pipeline.stage import Context, Cost, Stage, derive_seed
+from pipeline.stage import Context, Cost, Stage, derive_seed, told
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ _PAIRS = ("this run trains a reward model on pairs; give pairs (chosen, rejected
 class Settings:
     trainer: TrainerSettings = field(default_factory=TrainerSettings)  # one training run
     held_out: float = setting(0.05, low=0.0, below=1.0)  # share of pairs that only measure accuracy
+    label_smoothing: float = setting(0.0, low=0.0, below=0.5, added=True)  # share of labels taken to be wrong
+    centring: float = setting(0.0, low=0.0, added=True)  # c of c (score(chosen) + score(rejected))^2 beside the loss
     base: str | None = None  # a folder to train it on instead of the input `model`; with the same tokenizer
 
 
@@ -49,13 +51,14 @@ def run(context: Context) -> None:
         settings.held_out)
     _check_pairs(training, held_out)
     model = folders.load_reward(source, device, head, pad, runtime,
-                                adapters.quantisation(trainer.adapter, trainer.precision))
+                                adapters.base(trainer.adapter, trainer.precision, device))
     for part in (training, held_out):
         examples.check_fits(part, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
     scores.prepare(model, runtime.share_prefix)
     run.adapt(model, trainer, runtime, context.seed, whole=("score",))
-    world = distribute.spread(world, model, runtime)
-    outcome = fit(model, training, reward.RewardTask(pad), Job(
+    world = distribute.spread(world, model, runtime, trainer.precision)
+    task = reward.RewardTask(pad, settings.label_smoothing, settings.centring)
+    outcome = fit(model, training, task, Job(
         trainer, runtime, context.seed, context.work / "checkpoints", context.report, world=world))
     if held_out:
         with forward.enough_memory("on the held-out pairs", forward.smaller_pass(runtime)), \
@@ -102,7 +105,8 @@ def _check_pairs(training: Sequence[Example], held_out: Sequence[Example]) -> No
         raise UserError("train_reward: held_out leaves no pair to train on, lower it")
 
 
-STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "one"}, seeded=True, seed="reward",
+STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "many"}, seeded=True, seed="reward",
               runtime=TrainRuntime, distributed=True, files=files, check=check,
               wants=lambda settings: {"pairs": _PAIRS},
-              cost=lambda settings: Cost(weights=1, checkpoints=True))
+              cost=lambda settings: Cost(weights=1, checkpoints=True),
+              says=told("held-out accuracy {held_out_accuracy:.1%}", "{steps:,.0f} steps", "{groups:,.0f} pairs"))

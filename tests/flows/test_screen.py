@@ -6,7 +6,6 @@ import pytest
 from rich.console import Console
 
 from flows import screen
-from pipeline import store
 
 
 @pytest.fixture
@@ -14,7 +13,8 @@ def printed(monkeypatch: pytest.MonkeyPatch):
     """printed(width, columns, rows) -> the lines of the table in a terminal that wide."""
 
     def call(width: int, columns: list[str], rows: list[list[str]]) -> list[str]:
-        console = Console(width=width, highlight=False, soft_wrap=True, record=True, file=io.StringIO())
+        console = Console(width=width, highlight=False, soft_wrap=True, record=True, file=io.StringIO(),
+                          force_terminal=True)
         monkeypatch.setattr(screen, "console", console)
         screen.table("", columns, rows)
         return [line.rstrip() for line in console.export_text().splitlines() if line.strip()]
@@ -22,34 +22,10 @@ def printed(monkeypatch: pytest.MonkeyPatch):
     return call
 
 
-def test_the_last_column_and_keys_are_cut_before_anything_else(printed):
-    """Widths 5 + 16 + 12 and two gaps of 2 are 37 characters: in 25, both give up what they have above 8."""
-    columns, rows = ["step", "key", "result"], [["train", "0123456789abcdef", "twelve chars"]]
-    assert printed(37, columns, rows) == ["step   key               result", "train  0123456789abcdef  twelve chars"]
-    assert printed(34, columns, rows)[1] == "train  0123456789abcdef  twelve c…"
-    assert printed(25, columns, rows)[1] == "train  0123456…  twelve …"
-
-
-def test_what_still_has_no_room_is_left_out_by_name(printed):
-    columns, row = ["step", "key", "state", "inputs"], ["evaluate[1]", "0123456789", "waiting", "train[1]/model"]
-    lines = printed(20, columns, [row])
-    assert lines[0].split() == ["step"] and lines[1] == "evaluate[1]"
-    assert lines[2] == "(no room for key, state, inputs; with | cat every column is shown)"
-
-
 def test_brackets_stand_as_they_are(printed):
     """Names of folders and of settings, not marks of a style."""
     assert printed(40, ["file [b]", "is"], [["/a [x]/b", "[bold]"]]) == ["file [b]  is", "/a [x]/b  [bold]"]
 
 
-def test_a_finished_step_says_what_it_left_out_and_why_the_most_first(monkeypatch: pytest.MonkeyPatch, tmp_path):
-    console = Console(width=200, highlight=False, soft_wrap=True, record=True, file=io.StringIO())
-    monkeypatch.setattr(screen, "console", console)
-    shown = screen.Screen(3)
-    for dropped in ({}, {"pref_long_prompt": 7, "sft_long_prompt": 119}):
-        shown.finished("tokens", store.Artifact("tokenize", "k", tmp_path, {"counts": {"sft": 81}, "dropped": dropped}),
-                       False, 2.0)
-    shown.ended("done")
-    lines = console.export_text().splitlines()
-    assert lines[0].endswith("2.0 s  sft 81")
-    assert lines[1].endswith("2.0 s  sft 81; left out or cut: sft long prompt 119, pref long prompt 7")
+def test_times_are_read_at_a_glance():
+    assert [screen.clock(s) for s in (6.6, 59.7, 751, 11100)] == ["0:07", "1:00", "12:31", "3:05:00"]
