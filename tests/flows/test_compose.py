@@ -92,7 +92,8 @@ def test_single_wrong_values(override, key):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize(
-    "extra", [(), ("iterations=4",), ("reward=rule",), ("engine=transformers",), ("hardware=cuda",)]
+    "extra", [(), ("iterations=4", "sampling.prompts_per_iteration=500"), ("reward=rule",), ("engine=transformers",),
+              ("hardware=cuda",)]
 )
 def test_every_recipe_can_be_planned(recipe, extra, tiny_model, tmp_path):
     (tmp_path / "model_outputs.json").write_text('[{"instruction": "Why?"}]')

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.formats import files, hh
+from pipeline.formats import files, hh, shapes
 from pipeline.formats.contract import Example, Left, Shape
 from pipeline.formats.shapes import pairs
 from pipeline.records import Target
@@ -267,3 +268,32 @@ def test_no_two_shapes_claim_the_same_keys():
     claims = [frozenset(keys) for one in files.shapes() for keys in one.needs]
     assert len(claims) == len(set(claims))
     assert {one.name for one in files.shapes()} >= {"pairs", "ranked lists", "labelled answers", "plain text"}
+
+
+NEWCOMER = '''
+"""Riddles: {"riddle", "solution"}."""
+from pipeline.formats.contract import Example, Shape
+from pipeline.records import Message
+
+
+def read(data, settings):
+    return [Example([Message("user", data["riddle"])], [Message("assistant", data["solution"])])]
+
+
+SHAPE = Shape("riddles", (("riddle", "solution"),), read)
+'''
+
+
+def test_a_new_shape_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "riddles.py").write_text(NEWCOMER)
+    (tmp_path / "a.jsonl").write_text('{"riddle": "What is it?", "solution": "A pear."}\n')
+    monkeypatch.setattr(shapes, "__path__", [*shapes.__path__, str(tmp_path)])
+    for remembered in (files.shapes, files.shape_of):
+        remembered.cache_clear()
+    try:
+        made = files.read(tmp_path / "a.jsonl", files.Settings(needed=("sft",)))
+    finally:
+        monkeypatch.undo()
+        for remembered in (files.shapes, files.shape_of):
+            remembered.cache_clear()
+    assert (made.counts["sft"], made.facts["read as riddles"]) == (1, 1)
