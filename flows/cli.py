@@ -140,6 +140,14 @@ def _all_models(words: list[str]) -> tuple[str, str]:
     return workspace, name
 
 
+def _look(words: list[str]) -> tuple[str, list[str]]:
+    """show or check, and whose data: a file, a folder or a data set of the hub by itself, else the words of a run."""
+    if not words or words[0] not in ("show", "check"):
+        raise UserError("data: say what to do, show or check: align data show PATH")
+    place = [f"data.root={word}" for word in words[1:] if "=" not in word]
+    return words[0], [*(["data=files"] if place else []), *place, *(word for word in words[1:] if "=" in word)]
+
+
 def _action(words: list[str]) -> tuple[str, str]:
     known = ("up", "down", "status")
     if not words or words[0] not in known:
@@ -156,16 +164,27 @@ _COMMANDS = {
     "run": Command("flows.command:run", _overrides, "recipe=NAME [run=NAME] [group=option] [key=value]",
                    "run, or go on: the same command resumes"),
     "plan": Command("flows.command:show_plan", _overrides, "recipe=NAME ...", "steps, what is cached, an estimate"),
+    "data": Command("flows.data:data", _look, "show|check PATH [--rows N]", "a look at the data; every row's tokens",
+                    {"--rows": {"type": int, "default": 1, "help": "examples of each split (1)"}}),
     "stage": Command("flows.command:run_stage", _step, "STEP run=NAME [key=value] [--force]",
                      "rerun one step, with changed settings",
                      {"--force": {"action": "store_true", "help": "compute it again even if nothing changed"}}),
+    "sweep": Command("flows.sweep:sweep", _overrides, "recipe=NAME KEY=A,B seed=0,1,2 ...",
+                     "a run for each combination of values, over one store",
+                     {"--plan": {"action": "store_true", "dest": "only_plan", "help": "what they share and cost"}}),
+    "reproduce": Command("flows.reproduce:reproduce", _overrides, "NAME [--quick] [--plan] [--to FILE]",
+                         "a paper's table in miniature, with its claims decided",
+                         {"--quick": {"action": "store_true", "help": "one seed"},
+                          "--plan": {"action": "store_true", "dest": "only_plan", "help": "what it takes; then stop"},
+                          "--to": {"metavar": "FILE", "help": "a Markdown file whose section NAME is written anew"}}),
     "status": Command("flows.inspection:status", _place_and_name, "[NAME]", "the runs, or one run's steps"),
     "logs": Command("flows.watching:logs", _model, "RUN [STEP] [-f]", "what a step has printed; -f: go on as it does",
                     {"-f": {"action": "store_true", "dest": "follow", "help": "go on until the run ends"}}),
     "stop": Command("flows.watching:stop", _place_and_name, "RUN", "end a run that is going on; it can be resumed"),
     "explain": Command("flows.inspection:explain", _step, "STEP run=NAME", "why a step is stale or was rebuilt"),
-    "compare": Command("flows.inspection:compare", _overrides, "NAME NAME ...",
-                       "several runs; seeds as mean and deviation"),
+    "compare": Command("flows.comparison:compare", _overrides, "RUN RUN ... | sweep=NAME [--to FILE]",
+                       "runs side by side: rates over seeds, paired tests",
+                       {"--to": {"metavar": "FILE", "help": "write it as well: .csv, .md or .tex"}}),
     "verify": Command("flows.inspection:verify", _place_and_name, "[NAME]", "check every hash of every artifact"),
     "gc": Command("flows.inspection:collect", _place, "[--apply]", "what no run needs any more; or remove it",
                   {"--apply": {"action": "store_true", "help": "remove it"}}),

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import replace
 
-from flows import gates, progress, screen, trainings, watcher
+from flows import data_read, gates, progress, screen, trainings, watcher
 from flows.estimate import estimate, shortage
 from flows.prepare import CheckedRun, prepare
 from flows.summary import conclude
@@ -21,7 +21,7 @@ def run(overrides: list[str]) -> int:
     prepared = prepare(overrides)
     started = time.monotonic()
     planned = plan.look_up_all(prepared.workspace, prepared.steps)
-    _say_notes(prepared)
+    _say_notes(prepared, planned)
     screen.paragraph(f"run {prepared.run.name}: {len(planned)} steps, {sum(item.cached for item in planned)} cached, "
                      f"in {runs.folder(prepared.workspace, prepared.run.name)}")
     if problems := shortage(prepared.run.config, prepared.workspace, planned, prepared.run.steps):
@@ -41,7 +41,7 @@ def show_plan(overrides: list[str]) -> int:
     """Print the steps, what is cached, what must run, and an estimate. Writes nothing but file hashes."""
     prepared = prepare(overrides)
     planned = plan.look_up_all(prepared.workspace, prepared.steps)
-    _say_notes(prepared)
+    _say_notes(prepared, planned)
     rows = []
     for item in planned:
         state = "cached" if item.cached else "run" if item.key or not item.step.inputs else "run, after its inputs"
@@ -86,9 +86,9 @@ def run_stage(step: str, overrides: list[str], force: bool) -> int:
     return code
 
 
-def _say_notes(prepared: CheckedRun) -> None:
-    for note in prepared.notes:
-        screen.paragraph(f"note: {note}")
+def _say_notes(prepared: CheckedRun, planned: list[Planned]) -> None:
+    for line in [*(f"note: {note}" for note in prepared.notes), *data_read.notes(prepared.workspace, planned)]:
+        screen.paragraph(line)
 
 
 def _all_cached(prepared: CheckedRun, record: runs.Run, planned: list[Planned], started: float) -> int:

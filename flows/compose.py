@@ -227,7 +227,7 @@ def _sort_out(overrides: list[str], conf: Path, problems: list[str]) -> tuple[di
             continue
         key = parsed.key_or_group
         if parsed.is_add() or parsed.is_force_add() or parsed.is_delete() or parsed.is_sweep_override():
-            problems.append(f"{text}: expected plain key=value (no +, ~ or list of values to sweep over)")
+            problems.append(f"{text}: expected plain key=value (no + or ~; several values are for align sweep)")
         elif key in groups:
             option = str(parsed.value())
             if wrong := settings.unknown(conf, key, option):

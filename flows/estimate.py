@@ -6,6 +6,7 @@ same stage in this workspace. What cannot be known yet is said to be unknown.
 
 import shutil
 import statistics
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ class Estimate:
     seconds: float
     unmeasured: list[str]  # stages nothing in this workspace has been measured for
 
+    def __add__(self, other: "Estimate") -> "Estimate":
+        """Of two plans that share none of these steps."""
+        return Estimate(self.steps + other.steps, max(filter(None, (self.parameters, other.parameters)), default=None),
+                        self.sampled_tokens + other.sampled_tokens, self.flops + other.flops, self.disk + other.disk,
+                        self.seconds + other.seconds, [*dict.fromkeys(self.unmeasured + other.unmeasured)])
+
     def __str__(self) -> str:
         if not self.steps:
             return "nothing to run"
@@ -48,15 +55,16 @@ class Estimate:
 Records = list[dict[str, Any]]  # the steps of run.json
 
 
-def disk_needed(config: dict[str, Any], workspace: Path, planned: list[Planned], records: Records) -> float:
-    """Bytes that the steps still to run may write, less what their unfinished work holds already.
+def disk_needed(config: dict[str, Any], workspace: Path, planned: list[Planned], records: Records,
+                only: Set[str] | None = None) -> float:
+    """Bytes that the steps still to run may write, less what their unfinished work holds already. only: of these steps.
 
     A step whose inputs are made again, most often to the same bytes, is still to run only where
     the artifact it had is gone, too.
     """
     had = {record["name"]: record.get("key") for record in records}
     parameters, total, checkpoints = count_parameters(config["model"]) or 0.0, 0.0, 0.0
-    for item in planned:
+    for item in planned if only is None else [item for item in planned if item.step.name in only]:
         key, stage, cost = had.get(item.step.name), item.step.stage, _cost(item)
         if item.cached or (item.key is None and key and store.find(workspace, stage, key) is not None):
             continue
@@ -68,9 +76,10 @@ def disk_needed(config: dict[str, Any], workspace: Path, planned: list[Planned],
     return total + checkpoints
 
 
-def estimate(config: dict[str, Any], planned: list[Planned], records: Records | None = None) -> Estimate:
-    """Add up what the uncached steps may need."""
-    todo = [item for item in planned if not item.cached]
+def estimate(config: dict[str, Any], planned: list[Planned], records: Records | None = None,
+             only: Set[str] | None = None) -> Estimate:
+    """Add up what the uncached steps may need; only: the names of those that count."""
+    todo = [item for item in planned if not item.cached and (only is None or item.step.name in only)]
     parameters = count_parameters(config["model"])
     workspace = Path(config["workspace"])
     known = measured(workspace)
@@ -86,7 +95,7 @@ def estimate(config: dict[str, Any], planned: list[Planned], records: Records | 
             seconds += known[item.step.stage]
         elif item.step.stage not in unmeasured:
             unmeasured.append(item.step.stage)
-    disk = disk_needed(config, workspace, planned, records or [])
+    disk = disk_needed(config, workspace, planned, records or [], only)
     return Estimate(len(todo), parameters, tokens, flops, disk, seconds, unmeasured)
 
 

@@ -1,4 +1,4 @@
-"""`align status`, `explain`, `compare`, `verify`, `gc`: what is there and why. They read; only `gc --apply` removes."""
+"""`align status`, `explain`, `verify`, `gc`: what is there and why. They read; only `gc --apply` removes."""
 
 import json
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import results, screen
-from pipeline import files, gc, plan, report, runs, stage, store
+from pipeline import files, gc, plan, runs, stage, store
 from pipeline.config import flat
 from pipeline.errors import UserError, command, nearest
 
@@ -206,58 +206,8 @@ def key_differences(mine: Mapping[str, Any], others: Mapping[str, Any]) -> list[
     return [(n, there.get(n, "absent"), here.get(n, "absent")) for n in names if here.get(n) != there.get(n)]
 
 
-def compare(words: list[str]) -> int:
-    """Print the table of the runs named by `words` (and workspace=FOLDER) and return exit code 0.
-
-    Raises UserError for a run that is not there or has no report yet, and for two that are the same.
-    """
-    settings = dict(word.split("=", 1) for word in words if "=" in word)
-    unknown = [f"{key}: unknown here, expected names or workspace=FOLDER" for key in settings if key != "workspace"]
-    if unknown:
-        raise UserError(*unknown)
-    workspace = Path(settings["workspace"] if settings else "workspace").expanduser().resolve()
-    groups: dict[str, list[tuple[runs.Run, list[dict[str, Any]]]]] = {}
-    for run, rows in [_reported(workspace, word) for word in words if "=" not in word]:
-        groups.setdefault(_settings(run), []).append((run, rows))
-    body = []
-    for same in groups.values():
-        label = " ".join(o for o in same[0][0].overrides if o.partition("=")[0] not in (*FREE, *SEEDS))
-        seeds = [str(run.config["seed"]) for run, _ in same]
-        if len(set(seeds)) < len(seeds):
-            twice = ", ".join(run.name for run, _ in same)
-            raise UserError(f"compare: {twice} differ in nothing, not even the seed; name one of each")
-        for line in report.over_seeds([rows for _, rows in same]):
-            numbers = [_cell(line[key]) for key in report.COMPARED]
-            body.append([label, ", ".join(seeds), str(line["iteration"]), *numbers])
-    screen.table("mean ± standard deviation over seeds",
-                 ["settings", "seeds", "iteration", *report.COMPARED.values()], body)
-    return 0
-
-
-def _reported(workspace: Path, name: str) -> tuple[runs.Run, list[dict[str, Any]]]:
-    """The run and the rows of its report, one an iteration."""
-    run = load_run(workspace, name, "compare")
-    path = runs.folder(workspace, name) / "report.json"
-    if not path.exists():
-        raise UserError(f"compare: {name} has no report yet, it is {runs.outcome(workspace, run)}; finish it with: "
-                        f"align run run={name}")
-    return run, json.loads(path.read_text())["iterations"]
-
-
-def _settings(run: runs.Run) -> str:
-    """Equal for two runs that differ in nothing but the seed and what cannot change a result."""
-    return files.canonical({key: value for key, value in run.config.items() if key not in (*FREE, *SEEDS)})
-
-
 def compared(config: dict[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
     """A configuration without the keys `free` and without what says how a stage is run."""
     stages = {name: {k: v for k, v in (node or {}).items() if k != "runtime"}
               for name, node in (config.get("stage") or {}).items()}
     return {**{k: v for k, v in config.items() if k not in free}, "stage": stages}
-
-
-def _cell(found: tuple[float, float, int] | None) -> str:
-    if found is None:
-        return ""
-    mean, sd, seeds = found
-    return f"{mean:.3f} ± {sd:.3f}" if seeds > 1 else f"{mean:.3f}"

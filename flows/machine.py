@@ -1,6 +1,7 @@
 """What follows from this machine: options nobody chose, the precision of `auto`, the memory there is. No torch."""
 
 import importlib.util
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -46,3 +47,12 @@ def memory(device: str) -> int:
         found = subprocess.run(query, capture_output=True, text=True).stdout.split() if shutil.which(query[0]) else []
         return int(found[0]) * 2**20 if found and found[0].isdigit() else 0
     return int(psutil.virtual_memory().total)
+
+
+def gpus() -> list[str]:
+    """The CUDA devices this process may use, by what CUDA_VISIBLE_DEVICES calls them."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    here = cuda() and shutil.which(query[0]) is not None
+    return subprocess.run(query, capture_output=True, text=True).stdout.split() if here else []

@@ -1,15 +1,21 @@
-"""What a run says of its model before it is planned: which commit of the hub is meant, and what it will be used for."""
+"""What a run says of its model and data before it is planned: which commit of the hub is meant, which place."""
 
+import json
 from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from pipeline import hub
 
 KEYS = ("model.path", "model.base")
+DATA, SOURCES = "data.root", "data.sources"
 
 
 def on_hub(key: str, value: str) -> bool:
-    """Whether the word names a model of the hub, not a path."""
-    return key in KEYS and hub.named(value) is not None
+    """Whether the word names a model or a data set of the hub, not a path."""
+    return (key in KEYS and hub.named(value) is not None) or (key == DATA and value.startswith(hub.DATA))
 
 
 def workspace(typed: list[str]) -> Path:
@@ -19,10 +25,43 @@ def workspace(typed: list[str]) -> Path:
 
 
 def pinned(typed: list[str]) -> list[str]:
-    """Models of the hub with the commit they mean in this workspace: a run goes on with the one it began with.
+    """Models and data of the hub with the commit they mean in this workspace: a run goes on with the one it began with.
+    Paths in data.sources as they are seen from anywhere.
 
     Raises UserError where the hub has no such model, wants a token, or cannot be reached.
     """
-    words = [word.partition("=")[::2] for word in typed]
-    return [f"{key}={hub.pinned(value, workspace(typed))}" if on_hub(key, value) else word
-            for word, (key, value) in zip(typed, words, strict=True)]
+    return [_pinned(word, workspace(typed)) for word in typed]
+
+
+def _pinned(word: str, place: Path) -> str:
+    key, _, value = word.partition("=")
+    if key == SOURCES:
+        return f"{key}={_sources(word, value, place)}"
+    if not on_hub(key, value):
+        return word
+    return f"{key}={hub.pinned_data(value, place, key) if key == DATA else hub.pinned(value, place)}"
+
+
+def _sources(word: str, value: str, place: Path) -> str:
+    """What is no list of places stays as it is: composing tells."""
+    try:
+        given = OverridesParser.create().parse_override(word).value()
+    except HydraException:
+        return value
+    listed: list[Any] = given if isinstance(given, list) else [None]
+    if not all(isinstance(one, dict) and isinstance(one.get("path"), str) for one in listed):
+        return value
+    return _written([{**one, "path": _place(one["path"], place)} for one in listed])
+
+
+def _place(path: str, place: Path) -> str:
+    if path.startswith(hub.DATA):
+        return hub.pinned_data(path, place, SOURCES)
+    return str(Path(path).expanduser().resolve())
+
+
+def _written(value: Any) -> str:
+    """A value as Hydra's grammar writes it."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_written(one)}" for key, one in value.items()) + "}"
+    return "[" + ",".join(map(_written, value)) + "]" if isinstance(value, list) else json.dumps(value)

@@ -36,8 +36,8 @@ def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = 
 
     A run that is only named goes on with the configuration it was started with, even where the defaults have changed.
     """
-    typed = models.pinned([_absolute(o) for o in overrides])
-    changed = {step: [_absolute(o) for o in words] for step, words in (step_overrides or {}).items()}
+    typed = models.pinned([absolute(o) for o in overrides])
+    changed = {step: [absolute(o) for o in words] for step, words in (step_overrides or {}).items()}
     record = _named(typed)
     try:
         return _composed(typed, changed, record)
@@ -259,7 +259,7 @@ def _too_many_negatives(negatives: dict[str, Any], candidates: int) -> list[str]
             if key in negatives and isinstance(negatives[key], int) and negatives[key] > candidates]
 
 
-def _absolute(override: str) -> str:
+def absolute(override: str) -> str:
     """Paths as they are seen from anywhere: a run may go on from another folder."""
     key, _, value = override.partition("=")
     if key in policies.ROLES and not value.startswith("{") and ("/" in value or Path(value).is_dir()):

@@ -6,7 +6,6 @@ An option's file names them under the word's own key:
       human: {alpha: 0.01, later: {2: {alpha: 0.005}}}       # settings of the file's own group
     world:
       hackable:
-        format: {pref: pref.jsonl}
         of_objective: {pairwise_cringe: {labels_from: simulated}}  # and of the objective, where it is this one
 
 They count as if they had been typed, but for the settings that were typed, which hold in every iteration.

@@ -32,7 +32,7 @@ from pipeline.stage import Seeds, load
 ROOT = Path(__file__).resolve().parent.parent
 # Keys whose value is a path of the user's.
 PATHS = ("data.root", "model.path", "model.base", "reward.path", "reward.base", "reward.weak",
-         "reward.scorer.policy", "reward.scorer.reference")
+         "reward.scorer.policy", "reward.scorer.reference", "evaluation.watch.root")
 BARE = "bare"  # a part with `bare: true` gets no defaults: what it names is all of it
 _WIRE = re.compile(r"^\$\{([a-z_][\w.]*)\}$")
 
@@ -72,8 +72,9 @@ ROOTS: dict[str, Any] = {"hardware": Hardware, "tracking": tracking.Settings, "n
 
 
 def groups(conf: Path) -> list[str]:
-    """What a user chooses an option of; conf/steps is for recipes."""
-    return sorted(p.name for p in conf.iterdir() if p.is_dir() and not p.name.startswith("_") and p.name != "steps")
+    """What a user chooses an option of; conf/steps is for recipes, conf/reproduce for `align reproduce`."""
+    found = {p.name for p in conf.iterdir() if p.is_dir() and not p.name.startswith("_")}
+    return sorted(found - {"steps", "reproduce"})
 
 
 def options(conf: Path, group: str) -> list[str]:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flows import gates, outcome, screen
+from flows import gates, outcome, screen, watched
 from pipeline import files, report, runs, store
 from pipeline.errors import command
 
@@ -19,7 +19,9 @@ def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], se
     diagnostics = [(s["iteration"], json.loads((path / "diagnostics.json").read_text()))
                    for s, path in _folders(run, done, "diagnose")]
     sections = {"Evaluation": "".join((path / "comparison.md").read_text() for path in compared),
-                "Diagnostics": report.diagnostics_table(diagnostics), "Gates": gates.table(run, done)}
+                "Diagnostics": report.diagnostics_table(diagnostics), "Gates": gates.table(run, done),
+                "What it still can": watched.table([(s["iteration"], json.loads((path / "watch.json").read_text()))
+                                                    for s, path in _folders(run, done, "watch")])}
     files.write_atomic(folder / "report.md", report.to_markdown(title, found, steps, sections))
     files.write_atomic(folder / "report.json", json.dumps(report.to_json(title, found, steps), indent=1))
     screen.say("")

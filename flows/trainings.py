@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from flows import machine, presets, screen
+from flows import machine, pools, presets, screen
 from pipeline import hub, outside
 from pipeline.config import flat
 from pipeline.plan import Planned, Step
@@ -84,15 +84,17 @@ def _trainer_of(step: Step) -> Any:
 
 
 def problems(config: dict[str, Any], steps: Iterable[Step], given: Mapping[str, frozenset[str]]) -> list[str]:
-    """Trainings that would ruin the model given or do not fit into the device's memory.
+    """Trainings that would ruin the model given or do not fit into the device's memory, too few prompts to sample from.
 
     given: the keys the user set, by step; "" for those of every step.
     """
+    steps = list(steps)
+    few = pools.problems(Path(config["workspace"]), steps)
     weights = pretrained_weights(config["model"])
     if weights is None:
-        return []
+        return few
     kept = [(step, trainer) for step in steps if (trainer := _trainer_of(step)) is not None]
-    return [*_ruinous(weights, kept, given), *_too_large(config, weights, kept)]
+    return [*few, *_ruinous(weights, kept, given), *_too_large(config, weights, kept)]
 
 
 def _ruinous(weights: int, trainings: list[tuple[Step, Any]], given: Mapping[str, frozenset[str]]) -> list[str]:

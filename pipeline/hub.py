@@ -1,4 +1,6 @@
-"""Models by their name on the Hugging Face hub: `org/name` or `org/name@revision`. All that is read from it.
+"""Models and data sets by their name on the Hugging Face hub: `org/name` or `org/name@revision`.
+
+Of models all that is read from it; a data set's files are read by `datasets` (formats/reader.py), its commit here.
 
 The user's cache, token, offline mode and mirror are huggingface_hub's own (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE,
 HF_ENDPOINT). A revision is resolved to a commit once per workspace, so that a run goes on with the model that it began
@@ -19,6 +21,7 @@ from pipeline.files import write_atomic
 
 _NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+DATA = "hf:"  # in front of a data set's name, which could be a folder's
 _KNOWN = "hub-revisions.json"  # of a workspace: what each name meant when it was first used there
 _SMALL = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
 _WEIGHTS = ["*.safetensors"]
@@ -38,29 +41,46 @@ def presets_folder() -> Path:
     return Path(os.environ.get("ALIGNLOOP_MODELS", "~/.cache/alignloop")).expanduser()
 
 
+def pinned_data(text: str, workspace: Path, key: str) -> str:
+    """As `pinned`, of a data set: `hf:org/name@commit` for hf:org/name or hf:org/name@revision."""
+    parts = _NAME.fullmatch(text.removeprefix(DATA))
+    if parts is None:
+        raise UserError(f"{key}: {text!r}, expected hf:org/name or hf:org/name@revision")
+    return DATA + _pinned(parts["repo"], parts["revision"], text, workspace, key)
+
+
 def pinned(text: str, workspace: Path) -> str:
     """`org/name@commit` for a hub name, with the commit that it first meant in this workspace; a path as it is.
 
     Raises UserError where the hub has no such model or revision, wants a token, or cannot be reached.
     """
-    if (parts := named(text)) is None or _COMMIT.fullmatch(parts[1] or ""):
-        return text
+    parts = named(text)
+    return text if parts is None else _pinned(*parts, text, workspace, "model.path")
+
+
+def _pinned(repo: str, revision: str | None, text: str, workspace: Path, key: str) -> str:
+    if _COMMIT.fullmatch(revision or ""):
+        return f"{repo}@{revision}"
     path = workspace / _KNOWN
     known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
     if text not in known:
-        known[text] = commit_of(*parts)
+        known[text] = commit_of(repo, revision, key)
         write_atomic(path, json.dumps(known, indent=1, sort_keys=True))
-    return f"{parts[0]}@{known[text]}"
+    return f"{repo}@{known[text]}"
 
 
-def commit_of(repo: str, revision: str | None) -> str:
-    """The commit a revision means today, or meant when the cache saw it last where the hub cannot be reached."""
+def commit_of(repo: str, revision: str | None, key: str = "model.path") -> str:
+    """The commit a revision means today, or meant when the cache saw it last where the hub cannot be reached.
+
+    key: the setting that names it; a data set's is data.root or data.sources.
+    """
     import huggingface_hub
 
+    kind = None if key.startswith("model") else "dataset"
     try:
-        return str(huggingface_hub.HfApi().resolve_revision(repo, revision=revision).resolved)
+        return str(huggingface_hub.HfApi().resolve_revision(repo, revision=revision, repo_type=kind).resolved)
     except Exception as error:
-        raise _problem(repo, revision, error) from None
+        raise _problem(repo, revision, error, key) from None
 
 
 def fetched(text: str, weights: bool) -> Path:
@@ -80,15 +100,30 @@ def fetched(text: str, weights: bool) -> Path:
 
 
 def sizes(text: str) -> dict[str, int]:
-    """Bytes of every file at the top of `org/name@commit`, as the hub or the cache knows them."""
+    """Bytes of every file at the top of `org/name@commit`: by the cache where it has all of them, else by the hub."""
     import huggingface_hub
 
     repo, revision = named(text) or (text, None)
+    if cached := _cached(repo, revision):
+        return cached
     try:
-        found = huggingface_hub.HfApi().list_repo_tree(repo, revision=revision)
-        return {entry.path: entry.size for entry in found if isinstance(entry, huggingface_hub.RepoFile)}
+        found = huggingface_hub.HfApi().model_info(repo, revision=revision, files_metadata=True).siblings or []
+        return {one.rfilename: one.size or 0 for one in found if "/" not in one.rfilename}
     except Exception as error:
         raise _problem(repo, revision, error) from None
+
+
+def _cached(repo: str, revision: str | None) -> dict[str, int]:
+    """Bytes of every file of a model that is wholly in the user's cache; nothing of one that is not."""
+    import huggingface_hub
+
+    try:
+        folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True,
+                                                        allow_patterns=[*_SMALL, *_WEIGHTS], ignore_patterns=["*/*"]))
+        whole = all(path.is_file() for path in weights_of.files(folder))
+    except Exception:  # not there, or its index cannot be read: what the hub has is asked for
+        return {}
+    return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()} if whole else {}
 
 
 @functools.cache  # a commit does not change
@@ -115,19 +150,26 @@ def copy_to(repo: str, target: Path) -> str:
     return commit
 
 
-def _problem(repo: str, revision: str | None, error: Exception) -> UserError:
+def _unreached(error: Exception) -> list[type]:
+    """The kinds of error by which the client's HTTP library, whichever it is, says that nothing answered."""
+    return [kind for kind in type(error).__mro__ if kind.__name__ in ("TransportError", "ConnectionError")]
+
+
+def _problem(repo: str, revision: str | None, error: Exception, key: str = "model.path") -> UserError:
     """What huggingface_hub met, in one line with the way out."""
     from huggingface_hub import errors
 
-    where = f"model.path: {repo}" + (f"@{revision}" if revision else "")
+    what = "model" if key.startswith("model") else "data set"
+    where = f"{key}: {repo}" + (f"@{revision}" if revision else "")
     texts: list[tuple[Any, str]] = [
         (errors.GatedRepoError, "the hub gives it only to those who accepted its terms: accept them on its page, then "
          "set HF_TOKEN (or hf auth login)"),
-        (errors.RepositoryNotFoundError, "no folder here and no model on the hub has this name, or it is private; "
+        (errors.RepositoryNotFoundError, f"no folder here and no {what} on the hub has this name, or it is private; "
          "check the spelling, or set HF_TOKEN (or hf auth login) for a private one"),
-        (errors.RevisionNotFoundError, "the hub's model has no such revision; give a branch, tag or commit"),
-        ((errors.RevisionResolutionError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled),
-         "no folder here has this name, the hub cannot be reached (or HF_HUB_OFFLINE is set), and the model is not "
+        (errors.RevisionNotFoundError, f"the hub's {what} has no such revision; give a branch, tag or commit"),
+        ((errors.RevisionResolutionError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled,
+          *_unreached(error)),
+         f"no folder here has this name, the hub cannot be reached (or HF_HUB_OFFLINE is set), and the {what} is not "
          "in the cache; give a folder, or fetch it once online (hf download)")]
     for kind, text in texts:
         if isinstance(error, kind):

@@ -260,6 +260,8 @@ def _without_paths(node: Any, files: list[Path]) -> Any:
     """Settings with the paths of hashed files left out: their content is in the key, where they lie is not."""
     if isinstance(node, dict):
         return {key: _without_paths(value, files) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_without_paths(value, files) for value in node]
     if isinstance(node, str) and "/" in node and files:
         place = Path(node).expanduser().resolve()
         return "(its files)" if any(place in (f.resolve(), *f.resolve().parents) for f in files) else node

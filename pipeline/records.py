@@ -78,7 +78,8 @@ def target_of(group: Group) -> Target | None:
     if not group.target:
         return None
     found = json.loads(group.target)
-    return Target(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()})
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+    return Target(**fields)
 
 
 def as_json(target: Target) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline import markdown, statistics
+from pipeline import markdown
 from pipeline.markdown import LEFT, RIGHT
 
 SCHEMA = 1  # of report.json
@@ -179,29 +179,6 @@ def to_json(title: str, found: Sequence[IterationRow], steps: Sequence[StepRecor
     """The same as plain data."""
     return {"schema": SCHEMA, "title": title, "iterations": [asdict(r) for r in found],
             "steps": [asdict(s) for s in steps]}
-
-
-COMPARED = {
-    "win_rate": "win rate", "length_controlled": "length-controlled", "reward_mean": "reward mean", "margin": "margin",
-    "length": "length", "truncated": "truncated",
-}  # fields of an IterationRow that `align compare` shows
-
-
-def over_seeds(reports: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The `iterations` of several report.json, one per seed -> one line per iteration from 1 on.
-
-    {"iteration": i, field: (mean, sd, seeds), ...}; None where no seed has the number. sd with n - 1, 0 of one seed.
-    """
-    found = sorted({row["iteration"] for rows in reports for row in rows} - {0})
-    lines = []
-    for iteration in found:
-        line: dict[str, Any] = {"iteration": iteration}
-        for name in COMPARED:
-            values = [row[name] for rows in reports for row in rows if row["iteration"] == iteration]
-            known = [value for value in values if value is not None]
-            line[name] = (*statistics.spread(known), len(known)) if known else None
-        lines.append(line)
-    return lines
 
 
 def _number(value: float | None, form: str = ",d") -> str:

@@ -215,6 +215,9 @@ class Stage:
     lacks: Callable[[Any, Any, dict[str, str]], list[str]] = lambda settings, runtime, wanted: []
     """(settings, runtime, what later steps want) -> problems of a data set that does not have it."""
 
+    short: Callable[[Any, int], str | None] = lambda settings, held: None
+    """(settings, prompts that its input holds) -> why they are too few, or None."""
+
     cost: Callable[[Any], Cost] = lambda settings: Cost()
     """settings -> what it takes and makes."""
 

@@ -1,5 +1,9 @@
 """Write the built-in world: `python -m scripts.make_minifarm [FOLDER]`, default data/minifarm.
 
+`--pairs 6000` writes so many pairs; the first are the same. `--validation` writes further prompts in place of those for
+evaluation: defaults are chosen on them, and tables are made of the others. Rows that are not asked for are drawn all
+the same, so that no other row changes.
+
 The AlpacaFarm protocol (Dubois et al. 2023) in miniature: SFT demonstrations, PREF pairs, unlabeled prompts and
 evaluation prompts in the proportions 10 : 10 : 20 : 0.8, no prompt used twice. Every answer is put together from
 parts; a hidden skill between 0 and 1 makes each good part more likely and each bad one less. Demonstrations have
@@ -13,6 +17,7 @@ the same bytes everywhere.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,6 +30,7 @@ from pipeline.worlds.minifarm import ASPECTS, COUNTS, NUMBERS, TOPICS, Topic, go
 
 SEED = 20231116
 SIZES = {"sft": 1750, "pref": 1750, "unlabeled": 3500, "eval": 140}
+FURTHER = {"pref": 4250, "validation": 300}  # rows drawn after them
 FLIPPED = 0.2  # share of PREF labels turned around
 SFT_SKILL = (0.15, 0.65)  # uniform range of the hidden skill
 PREF_SKILL = (0.0, 1.0)
@@ -267,28 +273,43 @@ def make_row(rng: Random, split: str, number: int, prompt: Prompt, flipped: bool
     return name | {"prompt": asked}
 
 
-def make_split(rng: Random, prompts: Iterator[Prompt], split: str, size: int) -> str:
-    """The text of one jsonl file. Exactly FLIPPED of the rows, rounded, have a flipped label; only pref uses it."""
+def make_split(rng: Random, prompts: Iterator[Prompt], split: str, size: int, first: int = 0) -> str:
+    """The text of one jsonl file. Exactly FLIPPED of the rows, rounded, have a flipped label; only pref uses it.
+
+    first: the number of the first row, in its id.
+    """
     turned = round(FLIPPED * size)
     flips = shuffled(rng, (True,) * turned + (False,) * (size - turned))
-    rows = [make_row(rng, split, i, next(prompts), flipped) for i, flipped in enumerate(flips)]
+    rows = [make_row(rng, split, i, next(prompts), flipped) for i, flipped in enumerate(flips, first)]
     return "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
 
 
 def make_world(seed: int, sizes: dict[str, int]) -> dict[str, str]:
-    """Split name -> the text of its jsonl file. Same seed and sizes, same text."""
+    """Split name -> the text of its jsonl file; `pref` has FURTHER pairs at its end, `validation` prompts of its own.
+
+    Same seed and sizes, same text.
+    """
     rng = Random(seed)
     prompts = unique_prompts(rng)
-    return {split: make_split(rng, prompts, split, size) for split, size in sizes.items()}
+    made = {split: make_split(rng, prompts, split, size) for split, size in sizes.items()}
+    made["pref"] += make_split(rng, prompts, "pref", FURTHER["pref"], sizes["pref"])
+    return made | {"validation": make_split(rng, prompts, "eval", FURTHER["validation"])}
 
 
 def main(arguments: Sequence[str]) -> None:
     """Write the four files into the folder named on the command line."""
-    default = Path(__file__).resolve().parent.parent / "data" / "minifarm"
-    folder = Path(arguments[0]) if arguments else default
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, text in make_world(SEED, SIZES).items():
-        (folder / f"{split}.jsonl").write_bytes(text.encode())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default, most = Path(__file__).resolve().parent.parent / "data" / "minifarm", SIZES["pref"] + FURTHER["pref"]
+    parser.add_argument("folder", type=Path, nargs="?", default=default)
+    parser.add_argument("--pairs", type=int, choices=range(1, most + 1), default=SIZES["pref"], metavar=f"1..{most}")
+    parser.add_argument("--validation", action="store_true", help="other prompts in place of those for evaluation")
+    options = parser.parse_args(arguments)
+    made = make_world(SEED, SIZES)
+    texts = {**made, "pref": "".join(made["pref"].splitlines(keepends=True)[:options.pairs]),
+             "eval": made["validation"] if options.validation else made["eval"]}
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for split in SIZES:
+        (options.folder / f"{split}.jsonl").write_bytes(texts[split].encode())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""Regenerate the figures of README.md: run the demo for several seeds and rewrite the marked blocks.
+"""Regenerate the figures of README.md and data/README.md: run the demo for several seeds, rewrite the marked blocks.
 
-    python scripts/readme_figures.py                  # seeds 0, 1 and 2: three whole runs
+    python scripts/readme_figures.py                  # seeds 0 to 4: five whole runs
     python scripts/readme_figures.py --seeds 0        # one run
+    python scripts/readme_figures.py --words engine=transformers     # further words of `align run`, named in the blocks
+
+Both differences, iteration 1 less the SFT model and iteration 2 less iteration 1, are also given with the seeds pooled:
+a prompt's value is its mean over seeds and samples, and the interval is a bootstrap over prompts.
 
 Every seed has a workspace of its own, FOLDER/w<seed>. A run that is finished is read, not repeated: what it printed is
 in FOLDER/w<seed>.txt, when and where it ran in FOLDER/w<seed>.json. A run of other code is refused.
@@ -20,9 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import statistics
+from pipeline.stages.report import prompt_outcomes
+
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("pipeline", "flows", "conf", "data")  # what a result depends on
-PRECISION = "float32"  # the numbers of bfloat16, which `auto` takes where a CPU has it, are others
+CODE = ("pipeline", "flows", "conf", "data", ":!data/README.md")  # what a result depends on
+PRECISION = "float32"  # bfloat16, which `auto` takes where a CPU has it, gives other numbers
 HEAD, LAST = 3, 2  # steps shown at the start and at the end of the demo's output
 
 
@@ -33,6 +40,8 @@ class Origin:
     date: str  # ISO, of the run's end
     commit: str
     cores: int
+    precision: str = PRECISION
+    words: tuple[str, ...] = ()  # of `align run`, beside recipe, precision and seed
 
 
 @dataclass(frozen=True)
@@ -45,31 +54,45 @@ class Seed:
     learned: tuple[float, ...]  # win rate by the learned reward
     length: tuple[float, ...]  # SFT model, iteration 1, iteration 2
     kl: tuple[float, ...]  # to the SFT model
+    controlled: tuple[float, ...]  # win rate at the same length
+    outcomes: tuple[dict[str, float], ...]  # prompt -> mean outcome against the SFT model
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--words", nargs="*", default=[], help="further words of `align run`: engine=transformers")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default=PRECISION)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "readme", help="where the runs are")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--world", type=Path, default=ROOT / "data" / "README.md", help="gets the seeds' block, too")
     options = parser.parse_args()
     commit = _clean_commit()
     for seed in options.seeds:
-        measure(options.folder.resolve(), seed, commit)
-    origins = [Origin(**json.loads((options.folder / f"w{seed}.json").read_text())) for seed in options.seeds]
+        measure(options.folder.resolve(), seed, commit, options.precision, options.words)
+    origins = [origin_of(options.folder / f"w{seed}.json") for seed in options.seeds]
     printed = (options.folder / f"w{options.seeds[0]}.txt").read_text()
     text = options.readme.read_text()
     text = rewrite(text, "demo", demo_block(printed, origins[0]))
-    text = rewrite(text, "seeds", seeds_block([read(options.folder / f"w{s}", s) for s in options.seeds], origins))
-    options.readme.write_text(text)
+    block = seeds_block([read(options.folder / f"w{s}", s) for s in options.seeds], origins)
+    options.readme.write_text(rewrite(text, "seeds", block))
+    options.world.write_text(rewrite(options.world.read_text(), "seeds", block))
+    print(block)
     return 0
 
 
-def measure(folder: Path, seed: int, commit: str) -> None:
-    """Run the demo with this seed unless it is there. SystemExit for a run of other code, or one half done."""
+def origin_of(about: Path) -> Origin:
+    found = json.loads(about.read_text())
+    return Origin(**{**found, "words": tuple(found["words"])})
+
+
+def measure(folder: Path, seed: int, commit: str, precision: str, words: Sequence[str]) -> None:
+    """Run the demo with this seed unless it is there. SystemExit for a run of other code or words, or one half done."""
     about, printed, workspace = folder / f"w{seed}.json", folder / f"w{seed}.txt", folder / f"w{seed}"
     if about.exists():
-        before = Origin(**json.loads(about.read_text())).commit
+        before, asked = origin_of(about).commit, [origin_of(about).precision, *origin_of(about).words]
+        if asked != [precision, *words]:
+            raise SystemExit(f"{about}: the run has {asked}, expected {[precision, *words]}; give another --folder")
         if subprocess.run(["git", "diff", "--quiet", before, commit, "--", *CODE], cwd=ROOT, check=False).returncode:
             raise SystemExit(f"{about}: the run is of commit {before}, whose {', '.join(CODE)} differ from those of "
                              f"{commit}; remove it and {workspace}, or give another --folder")
@@ -77,8 +100,8 @@ def measure(folder: Path, seed: int, commit: str) -> None:
     if workspace.exists():
         raise SystemExit(f"{workspace}: a run that did not end; remove the folder, its time would be of a part only")
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "flows.cli", "run", "recipe=pco", f"precision={PRECISION}", f"seed={seed}",
-               "run=demo", f"workspace={workspace}"]
+    command = [sys.executable, "-m", "flows.cli", "run", "recipe=pco", f"precision={precision}", f"seed={seed}",
+               "run=demo", f"workspace={workspace}", *words]
     lines = []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -89,7 +112,9 @@ def measure(folder: Path, seed: int, commit: str) -> None:
         raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
     printed.write_text("".join(lines))
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    about.write_text(json.dumps({"date": today, "commit": commit, "cores": os.cpu_count()}) + "\n")
+    origin = {"date": today, "commit": commit, "cores": os.cpu_count(), "precision": precision,
+              "words": list(words)}
+    about.write_text(json.dumps(origin) + "\n")
 
 
 def read(workspace: Path, seed: int) -> Seed:
@@ -104,11 +129,27 @@ def read(workspace: Path, seed: int) -> Seed:
     diagnosed = [artifact(f"diagnose[{i}]", "diagnostics.json") for i in (1, 2)]
     gold = [entry["scores"][entry["score"]] for entry in entries]
     gain = entries[1]["gain"]
+    judged = [steps[f"evaluate[{i}]"] for i in (1, 2)]
     return Seed(
         seed, tuple((v["win_rate"], v["low"], v["high"]) for v in gold), (gain["mean"], gain["low"], gain["high"]),
         tuple(entry["scores"]["reward"]["win_rate"] for entry in entries),
         (entries[0]["baseline"]["tokens"], *(entry["policy"]["tokens"] for entry in entries)),
-        tuple(found["kl"]["per_answer"] for found in diagnosed))
+        tuple(found["kl"]["per_answer"] for found in diagnosed),
+        tuple(entry["length_controlled"]["win_rate"] for entry in entries),
+        tuple(prompt_outcomes(workspace / "artifacts" / step["kind"] / step["key"] / "outcomes.jsonl")
+              for step in judged))
+
+
+def pooled(seeds: Sequence[Seed]) -> list[tuple[float, float, float]]:
+    """Iteration 1 less the SFT model, iteration 2 less iteration 1, in win rate: mean, lower and upper end of the 95 %
+    interval. A prompt's value is its mean over the seeds, and prompts are what is drawn."""
+    found = []
+    for before, after in (None, 0), (0, 1):
+        names = sorted(set.intersection(*(set(seed.outcomes[after]) for seed in seeds)))
+        values = [statistics.mean([seed.outcomes[after][name] - (0.5 if before is None else seed.outcomes[before][name])
+                                   for seed in seeds]) for name in names]
+        found.append((statistics.mean(values), *statistics.bootstrap(values, 0, 10_000)))
+    return found
 
 
 # ---- from numbers to Markdown ----------------------------------------------------------------------------------------
@@ -127,15 +168,15 @@ def demo_block(printed: str, origin: Origin) -> str:
 def seeds_block(seeds: Sequence[Seed], origins: Sequence[Origin]) -> str:
     """The table over seeds, its mean, and what it shows."""
     head = ["seed", "iteration 1", "iteration 2", "gain of 2 on 1", "learned reward's win rate, 1 and 2",
-            "answer length in tokens: SFT, 1, 2", "KL to the SFT model, 1 and 2"]
+            "at the same length, 1 and 2", "answer length in tokens: SFT, 1, 2", "KL to the SFT model, 1 and 2"]
     rows = [[str(s.seed), *(f"{p:.1%} ({low:.1%} to {high:.1%})" for p, low, high in s.gold),
              f"{100 * s.gain[0]:+.1f} ({100 * s.gain[1]:+.1f} to {100 * s.gain[2]:+.1f})",
-             *_rest(s.learned, s.length, s.kl)] for s in seeds]
+             *_rest(s.learned, s.controlled, s.length, s.kl)] for s in seeds]
     if len(seeds) > 1:
         rows.append(["mean", *(f"{rate:.1%}" for rate in _means([[v[0] for v in s.gold] for s in seeds])),
                      f"{100 * _means([s.gain for s in seeds])[0]:+.1f}",
-                     *_rest(_means([s.learned for s in seeds]), _means([s.length for s in seeds]),
-                            _means([s.kl for s in seeds]))])
+                     *_rest(*(_means([getattr(s, name) for s in seeds])
+                              for name in ("learned", "controlled", "length", "kl")))])
     rule = ["---:", *["---"] * (len(head) - 1)]
     table = "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
     return f"{table}\n\n{seen(seeds)} ({_where(origins)}.)"
@@ -146,8 +187,17 @@ def seen(seeds: Sequence[Seed]) -> str:
     n = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
     clear = sum(s.gold[0][1] > 0.5 for s in seeds)
     above, below = sum(s.gain[1] > 0 for s in seeds), sum(s.gain[2] < 0 for s in seeds)
-    return (f"The whole interval of iteration 1 is above 50 % with {clear} of {n}. The interval of the gain is above "
-            f"zero with {above} of {n}, below with {below}, and holds zero with {len(seeds) - above - below}.")
+    first, second = map(_points, pooled(seeds))
+    return (f"{n} pooled, in points: iteration 1 less the SFT model {first}, iteration 2 less iteration 1 {second}. "
+            f"Seed by seed, the whole interval of iteration 1 is above 50 % with {clear} of {n}; the interval of the "
+            f"gain is above zero with {above} of {n}, below with {below}, and holds zero with "
+            f"{len(seeds) - above - below}.")
+
+
+def _points(found: tuple[float, float, float]) -> str:
+    mean, low, high = (100 * value for value in found)
+    clear = "clear of zero" if low > 0 or high < 0 else "not clear of zero"
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f}, {clear})"
 
 
 def rewrite(text: str, name: str, block: str) -> str:
@@ -160,9 +210,10 @@ def rewrite(text: str, name: str, block: str) -> str:
     return f"{before}{start}\n{block}\n{end}{after}"
 
 
-def _rest(learned: Sequence[float], length: Sequence[float], kl: Sequence[float]) -> list[str]:
-    return [", ".join(f"{v:.1%}" for v in learned), ", ".join(f"{v:.1f}" for v in length),
-            ", ".join(f"{v:.1f}" for v in kl)]
+def _rest(learned: Sequence[float], controlled: Sequence[float], length: Sequence[float],
+          kl: Sequence[float]) -> list[str]:
+    return [*(", ".join(f"{v:.1%}" for v in rates) for rates in (learned, controlled)),
+            *(", ".join(f"{v:.1f}" for v in values) for values in (length, kl))]
 
 
 def _means(rows: Sequence[Sequence[float]]) -> list[float]:
@@ -172,7 +223,9 @@ def _means(rows: Sequence[Sequence[float]]) -> list[float]:
 
 def _where(origins: Sequence[Origin]) -> str:
     dates, commits = sorted({o.date for o in origins}), sorted({o.commit for o in origins})
-    return f"{' and '.join(dates)}, commit {' and '.join(commits)}, {max(o.cores for o in origins)} cores, {PRECISION}"
+    words = "".join(f", {word}" for word in origins[0].words)
+    return (f"{' and '.join(dates)}, commit {' and '.join(commits)}, {max(o.cores for o in origins)} cores, "
+            f"{origins[0].precision}{words}")
 
 
 def _clean_commit() -> str:

@@ -30,10 +30,11 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "da
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "__pycache__"}
 # What a placeholder is run as. Folders and servers that are not here are the one thing a plan may complain about.
 READER = {"RUN": "demo", "NAME": "demo", "my-run": "demo", "STEP": "train[2]", "S": "0"}
-ELSEWHERE = re.compile(r"(data\.root|[a-z0-9_.]+\.path): .*(cannot be opened|is not a folder|no folder)|engine\.url: |"
-                       r"[a-z0-9_.]+\.key: the environment variable|notify\.[a-z_.]+: the environment has no ")
+ELSEWHERE = re.compile(
+    r"(data\.root|evaluation\.watch\.root|[a-z0-9_.]+\.path): .*(cannot be opened|is not a folder|no folder)|"
+    r"engine\.url: |[a-z0-9_.]+\.key: the environment variable|notify\.[a-z_.]+: the environment has no ")
 # They would not end, load everything, or need a trained model: only their options are checked.
-NOT_RUN = {"dashboard", "server", "doctor", "chat", "sample", "export"}
+NOT_RUN = {"dashboard", "server", "doctor", "chat", "sample", "export", "data"}
 
 
 def name_of(path: Path) -> str:
@@ -97,6 +98,12 @@ def called(words: list[str]) -> tuple[int, str]:
     return code, out.getvalue()
 
 
+@functools.cache
+def planned(*words: str) -> tuple[int, str]:
+    """As `called`, once for commands that differ in what they do after planning."""
+    return called(list(words))
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace in which run demo is planned and nothing is computed."""
@@ -150,7 +157,11 @@ def test_every_align_command_runs(words: tuple[str, ...], workspace: Path):
         assert complaints(rest[1:], workspace, rest[0]) == []
     elif command in ("report", "compare"):
         code, shown = called([command, *dict.fromkeys(rest), f"workspace={workspace}"])
-        assert code == 0 or "no report yet" in shown, shown
+        assert code == 0 or re.search("no (report|evaluation) yet|no sweep named", shown), shown
+    elif command in ("sweep", "reproduce"):
+        quick = ["--quick"] if command == "reproduce" else []
+        code, shown = planned(command, *rest, *quick, "--plan", f"workspace={workspace.parent / 'other'}")
+        assert code == 0 or re.search("no (sweep|table) named '(demo|NAME)'", shown), shown
     elif command == "logs":
         code, shown = called([command, *rest, f"workspace={workspace}"])
         assert code == 0 or "no log" in shown, shown

@@ -1,14 +1,13 @@
 """The list of runs, one run as it is now, and several runs side by side."""
 
-import json
 from pathlib import Path
 
+from flows import comparison, comparison_tables
 from flows.dashboard import facts
 from flows.dashboard.facts import Row
 from flows.dashboard.files import STEP, Files, NotHere, signature
-from flows.inspection import SEEDS
 from pipeline import runs
-from pipeline.config import flat
+from pipeline.errors import UserError
 from pipeline.files import parsed
 
 _TAIL = 12  # lines of a failed or running step
@@ -70,18 +69,31 @@ def one_run(files: Files, name: str) -> Row:
 
 def compare(files: Files, names: list[str]) -> Row:
     """The iteration rows of several runs, grouped into experiments, with the settings in which these differ."""
-    found, configs = [], {}
+    found, records = [], []
     for name in names[:_MOST_COMPARED]:
         record = files.run(name)
-        steps, config = facts.steps_of(files, record), record["config"]
-        mark = facts.experiment(config)
-        configs[mark] = _settings(config)
+        records.append(record)
+        steps, mark = facts.steps_of(files, record), facts.experiment(record["config"])
         numbers = {str(r["iteration"]): _numbers(steps, r) for r in facts.iterations(steps)}
         found.append({"name": name, **facts.about(record), "experiment": mark, "numbers": numbers})
-    names_differing = sorted(k for k in {k for c in configs.values() for k in c}
-                             if len({json.dumps(c.get(k), sort_keys=True) for c in configs.values()}) > 1)
-    return {"runs": found, "columns": [vars(c) for c in facts.COLUMNS],
-            "differing": {mark: {k: c.get(k) for k in names_differing} for mark, c in configs.items()}}
+    return {"runs": found, "columns": [vars(c) for c in facts.COLUMNS], "tables": _tables(files, records)}
+
+
+def _tables(files: Files, records: list[Row]) -> list[Row]:
+    """What `align compare` prints of these runs; it draws no sample twice while no step of them ends."""
+    keys = tuple((record["name"], tuple(str(step.get("key")) for step in record["steps"])) for record in records)
+
+    def made() -> list[Row]:
+        try:
+            shown = comparison_tables.tables(comparison.made(records, files.manifest, files.artifact))
+        except UserError as error:
+            return [vars(comparison_tables.Table("; ".join(error.problems), [], []))]
+        except (KeyError, TypeError, AttributeError, ValueError, OSError):  # a record or an artifact that is damaged
+            return []
+        return [vars(table) for table in shown]
+
+    found: list[Row] = files.remember(("compared", tuple(name for name, _ in keys)), keys, made)
+    return found
 
 
 def _numbers(steps: list[Row], row: Row) -> Row:
@@ -92,14 +104,6 @@ def _numbers(steps: list[Row], row: Row) -> Row:
             found |= {f"{step['base']}.{field}": {"value": value, "step": step["name"], "field": field}
                       for field, value in step["counts"].items()}
     return found
-
-
-def _settings(config: Row) -> Row:
-    """What the user may have changed, as dotted keys. Stage settings repeat it and are left out."""
-    left_out = ("stage", "recipe", "run", "workspace", *SEEDS, "hardware", "tracking", "notify",
-                "iterations")
-    kept = {k: v for k, v in config.items() if k not in left_out}
-    return {k.removeprefix("choices."): v for k, v in flat(kept).items()}
 
 
 def log_tail(files: Files, name: str, step: str, lines: int) -> list[str]:

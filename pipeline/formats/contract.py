@@ -1,12 +1,12 @@
-"""What a data format declares, and what a source of published judgments does."""
+"""What a data format declares, what a shape of rows does, and what a source of published judgments does."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.formats.splits import Imported
-from pipeline.records import Completion, Group
+from pipeline.records import Completion, Group, Message, Target
 
 Asked = Sequence[tuple[Group, Completion, Completion]]
 
@@ -26,6 +26,12 @@ class Format:
     read: Callable[[Path, Any], Imported]
     """(root, settings) -> the groups of every split. Raises UserError naming every bad row by file:line."""
 
+    sources: Callable[[Path, Any], list[str]] = lambda root, settings: []
+    """(root, settings) -> names that stand for content elsewhere (a hub's, with its commit): part of the key too."""
+
+    rootless: Callable[[Any], bool] = lambda settings: False
+    """settings -> whether they say themselves where the data are, so that data.root may be null."""
+
     follow_ups: Callable[[Path, Any], dict[str, str]] | None = None
     """(root, settings) -> second turns by question, for benchmarks that have them."""
 
@@ -34,6 +40,48 @@ class Format:
 
     export: Callable[[Iterable[Group], dict[str, Group], str, Path, Any], int] | None = None
     """(groups, second turns, model's name, folder, settings) -> answers written in the benchmark's own format."""
+
+
+class Left(Exception):
+    """Of a row that is as its data set means it and teaches nothing: it is left out and counted by this text."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a row says: a prompt with its answers."""
+
+    prompt: list[Message]
+    answers: list[Message] = field(default_factory=list)
+    """Two or more: the preferred first. One: a demonstration, or one with a label. None: a prompt to sample from."""
+
+    label: bool | None = None
+    scores: list[float] = field(default_factory=list)  # of the answers, larger is better; empty: none are known
+    target: Target | None = None
+    rationale: str = ""
+    id: str = ""  # of the row's own
+    template: str = ""  # as Group.template
+    split: str = ""  # "eval" for a benchmark's question; '' as the number of answers says
+    dataset: str = ""  # '': the file's name
+    unread: tuple[str, ...] = ()  # parts of the row that are left behind
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a module in pipeline/formats/shapes declares as SHAPE: one way in which rows are written."""
+
+    name: str
+    """What the rows are called on the screen: "ranked lists"."""
+
+    needs: tuple[tuple[str, ...], ...]
+    """Keys that tell the shape, one group or another. Of all shapes the one with the most of them in a row reads it."""
+
+    read: Callable[[dict[str, Any], Any], Sequence[Example | Left]]
+    """(row, Settings of pipeline.formats.files) -> its examples, a Left for each that teaches nothing. Raises
+    ValueError saying what is wrong with the row, Left where all of it teaches nothing.
+    """
+
+    reads: tuple[str, ...] = ()
+    """Further keys that it reads. Every other key of a row is named and counted."""
 
 
 @dataclass(frozen=True)

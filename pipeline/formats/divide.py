@@ -7,9 +7,10 @@ first user turn: the same on every machine, in any order of the files, and unmov
 
 import hashlib
 import json
+import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,9 @@ _SOURCES = {
     "unlabeled": ("unlabeled", "sft", "pref"),
     "eval": ("eval", "unlabeled", "sft", "pref"),
 }
+KINDS = ("prompts", "demonstrations", "pairs", "lists", "labels")  # of groups, by their completions and label
+LIST, LABEL = 3, 4
+_SHARED = 6  # words: "hello", "write a poem about love" open many conversations
 ELSEWHERE = "prompt belongs to another split"
 REPEATED = "same row again"
 REPEATED_PROMPT = "same prompt again"
@@ -34,8 +38,10 @@ OVER_LIMIT = "over data.format.limits"
 UNDESIRABLE = "answer labelled undesirable"
 
 
-def divide(read: Read, shares: Shares, limits: Limits) -> Imported:
+def divide(read: Read, shares: Shares, limits: Limits, needed: Sequence[str] = ()) -> Imported:
     """Put every entry into one split, fill the splits that have none of their own, cut to the limits.
+
+    needed: the splits that rows are for, each with a prompt at least if any can serve there; empty: all, as they fall.
 
     Entries of one prompt go to one split together; those that cannot serve there are dropped. Reads the rows once and
     keeps some 40 bytes of each. Raises UserError with what is wrong in the rows, and the ids that two rows of one
@@ -47,7 +53,7 @@ def divide(read: Read, shares: Shares, limits: Limits) -> Imported:
         unread.update(entry.unread)
     _check_ids(index, read, problems)
     problems.stop()
-    split = _assign(index, shares, dropped)
+    split = _assign(index, shares, dropped, needed)
     for number, name in enumerate(SPLITS):
         _unique(index, split, number, dropped)
         _cut(index, split, number, getattr(limits, name), dropped)
@@ -64,8 +70,9 @@ def divide(read: Read, shares: Shares, limits: Limits) -> Imported:
                             "changed in between; run the same command again")
 
     counts = {name: int((split == number).sum()) for number, name in enumerate(SPLITS)}
+    kinds = np.bincount(index.column("kind")[split == SPLITS.index("pref")], minlength=LABEL + 1).tolist()
     return Imported(counts, {reason: number for reason, number in sorted(dropped.items()) if number}, int(overlap),
-                    groups, dict(sorted(unread.items())))
+                    groups, dict(sorted(unread.items())), dict(zip(KINDS, kinds, strict=True)))
 
 
 class _Index:
@@ -74,14 +81,15 @@ class _Index:
     def __init__(self) -> None:
         self.columns: dict[str, array[Any]] = {name: array(kind) for name, kind in (
             ("prompt", "Q"), ("point", "d"), ("split", "b"), ("fixed", "b"), ("named", "b"), ("undesirable", "b"),
-            ("id", "Q"), ("messages", "Q"), ("rank", "d"))}
+            ("id", "Q"), ("messages", "Q"), ("rank", "d"), ("kind", "b"))}
 
     def add(self, entry: Entry) -> None:
-        group, key = entry.group, prompt_key(entry.group)
+        group, key = entry.group, entry.key or prompt_key(entry.group)
         turns = json.dumps([[m.role, m.content, *([m.more] if m.more else [])] for m in group.messages])
-        row = {"prompt": _mark(key), "point": _unit("split", key), "split": SPLITS.index(entry.split),
+        row = {"prompt": _mark(key), "point": unit("split", key), "split": SPLITS.index(entry.split),
                "fixed": entry.fixed, "named": entry.named, "undesirable": group.label is False,
-               "id": _mark(group.id), "messages": _mark(turns + group.template), "rank": _unit("limit", group.id)}
+               "id": _mark(group.id), "messages": _mark(turns + group.template), "rank": unit("limit", group.id),
+               "kind": LABEL if group.label is not None else min(len(group.completions), LIST)}
         for name, value in row.items():
             self.columns[name].append(value)
 
@@ -89,10 +97,10 @@ class _Index:
         return np.array(self.columns[name])
 
 
-def _assign(index: _Index, shares: Shares, dropped: Counter[str]) -> np.ndarray:
+def _assign(index: _Index, shares: Shares, dropped: Counter[str], needed: Sequence[str]) -> np.ndarray:
     """(rows,) int8, the place in SPLITS of each row's split, -1 where it is left out."""
     own = index.column("split")
-    feeds = _feeds({SPLITS[number] for number in np.unique(own).tolist()})
+    feeds = _feeds({SPLITS[number] for number in np.unique(own).tolist()}, needed)
     prompts, first, of = np.unique(index.column("prompt"), return_index=True, return_inverse=True)
     here, fixed = np.zeros(len(prompts), np.int8), np.zeros(len(prompts), np.int8)
     np.bitwise_or.at(here, of, (1 << own).astype(np.int8))
@@ -101,6 +109,7 @@ def _assign(index: _Index, shares: Shares, dropped: Counter[str]) -> np.ndarray:
     for bound, rows in {*zip(fixed.tolist(), here.tolist(), strict=True)}:
         same = (fixed == bound) & (here == rows)
         chosen[same] = _choose(points[same], _splits_in(bound), _splits_in(rows), feeds, shares)
+    _give_one(chosen, points, here, feeds, needed)
     split = chosen[of]
     serves = np.array([[to in feeds.get(name, ()) for to in SPLITS] for name in SPLITS])
     elsewhere = ~serves[own, split]
@@ -113,14 +122,33 @@ def _assign(index: _Index, shares: Shares, dropped: Counter[str]) -> np.ndarray:
     return split
 
 
+def _give_one(chosen: np.ndarray, points: np.ndarray, here: np.ndarray, feeds: dict[str, tuple[str, ...]],
+              needed: Sequence[str]) -> None:
+    """Give every needed split that has no prompt one that can serve there, of a split that has two at least."""
+    for split in needed:
+        number = SPLITS.index(split)
+        sources = [SPLITS.index(own) for own, fed in feeds.items() if split in fed]
+        serves = np.isin(here, [1 << own for own in sources])  # prompts of one kind of row, which all can serve there
+        many = np.bincount(chosen, minlength=len(SPLITS)) > 1
+        if number not in chosen and (spare := np.flatnonzero(serves & many[chosen])).size:
+            chosen[spare[np.argmin(points[spare])]] = number
+
+
 def _splits_in(bits: int) -> set[str]:
     return {name for number, name in enumerate(SPLITS) if bits >> number & 1}
 
 
-def _feeds(there: set[str]) -> dict[str, tuple[str, ...]]:
-    """For each split that has rows, the splits its rows go to: its own and those nobody better can fill."""
+def _feeds(there: set[str], needed: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """For each split that has rows, the splits its rows go to: its own and those nobody better can fill. Of these the
+    needed ones (empty: all); rows that evaluation alone needs keep their own split beside it.
+    """
     source = {split: next((s for s in _SOURCES[split] if s in there), "") for split in SPLITS}
-    return {split: tuple(s for s in SPLITS if source[s] == split) for split in there}
+    fed = {split: tuple(s for s in SPLITS if source[s] == split) for split in there}
+    if not needed:
+        return fed
+    used = {split: tuple(s for s in to if s in needed) for split, to in fed.items()}
+    return {split: to if set(to) - {"eval"} else tuple(s for s in SPLITS if s in (*to, split))
+            for split, to in used.items()}
 
 
 def _choose(
@@ -190,12 +218,21 @@ def _as(split: str, group: Group) -> Group:
     return replace(group, completions=(), label=None, rationale=None)
 
 
+def full_key(group: Group) -> str:
+    """The prompt as text, symbols kept: NFKC, lower case, single spaces. The opening stands for a conversation, so that
+    two depths of it stay on one side; an opening of fewer than _SHARED words is many people's, there all turns count.
+    """
+    texts = [m.content for m in group.messages if m.role != "system"]
+    plain = [" ".join(unicodedata.normalize("NFKC", text).lower().split()) for text in texts]
+    return plain[0] if plain[0].count(" ") + 1 >= _SHARED else "\x1f".join(plain)
+
+
 def _mark(text: str) -> int:
     """64 bits that stand for a text: two of a million share them with probability 3e-8."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
-def _unit(*parts: str) -> float:
+def unit(*parts: str) -> float:
     """A number in [0, 1) from texts, the same on every machine."""
     digest = hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:7], "big") / 2**56

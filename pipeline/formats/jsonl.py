@@ -112,11 +112,11 @@ def _patterns(settings: Settings) -> dict[str, str]:
 
 def _entries_of(row: Row, split: str, turns: str) -> list[Entry]:
     """A row -> an entry for every answer to learn from. Raises ValueError saying what is wrong."""
-    data, id, template = row.data, _id(row.data), _template(row.data)
+    data, id, template = row.data, id_of(row.data), template_of(row.data)
     found, unread = _texts(data, turns), _unread(data)
     made = []
     for number, (messages, answers) in enumerate(found, 1):
-        messages = _with_system(messages, data)
+        messages = with_system(messages, data)
         if problem := splits.message_problem(messages):
             raise ValueError(f"prompt: {problem}")
         for problem in (splits.text_problem(answer.content) for answer in answers if answer.content.strip()):
@@ -131,7 +131,7 @@ def _entries_of(row: Row, split: str, turns: str) -> list[Entry]:
             raise ValueError(f"in data.format.{split}: has the keys {', '.join(data)}, expected {wanted}")
         group = splits.group_of(messages, [a.content for a in answers], label, lines.stem(row.file),
                                 f"{id}/{number}" if id and len(found) > 1 else id, [a.more for a in answers], template,
-                                _rationale(data) if len(answers) == 2 else "")
+                                rationale_of(data) if len(answers) == 2 else "")
         derived = "eval" if lines.is_test(row.file) else kind
         made.append(Entry(row.where, group, split or derived, fixed=bool(split), named=bool(id),
                           unread=unread if number == 1 else ()))
@@ -148,7 +148,7 @@ def _unread(data: dict[str, Any]) -> tuple[str, ...]:
             *sorted({f"{key} of a message" for turn in turns for key in turn if key not in of_turn}))
 
 
-def _with_system(messages: list[Message], data: dict[str, Any]) -> list[Message]:
+def with_system(messages: list[Message], data: dict[str, Any]) -> list[Message]:
     system = data.get("system")
     if system is None or system == "":
         return messages
@@ -157,7 +157,7 @@ def _with_system(messages: list[Message], data: dict[str, Any]) -> list[Message]
     return [Message("system", system), *messages]
 
 
-def _template(data: dict[str, Any]) -> str:
+def template_of(data: dict[str, Any]) -> str:
     """The row's variables of the chat template, as JSON."""
     tools, more = data.get("tools"), data.get("chat_template_kwargs")
     if not (tools is None or (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools))):
@@ -165,10 +165,10 @@ def _template(data: dict[str, Any]) -> str:
     if not (more is None or (isinstance(more, dict) and not {*more} & {*_OURS})):
         raise ValueError(f"chat_template_kwargs: {str(more)[:60]}, expected an object of the template's own variables")
     found = {**(more or {}), **({"tools": tools} if tools else {})}
-    return _json(found) if found else ""
+    return as_json(found) if found else ""
 
 
-def _rationale(data: dict[str, Any]) -> str:
+def rationale_of(data: dict[str, Any]) -> str:
     value = data.get("rationale")
     if value is None or (isinstance(value, str) and not value.strip()):
         return ""
@@ -177,14 +177,14 @@ def _rationale(data: dict[str, Any]) -> str:
     return value
 
 
-def _json(value: Any) -> str:
+def as_json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, sort_keys=True)
     if problem := splits.text_problem(text):
         raise ValueError(problem)
     return text
 
 
-def _id(data: dict[str, Any]) -> str:
+def id_of(data: dict[str, Any]) -> str:
     id = data.get("id")
     if id is None:
         return ""
@@ -203,7 +203,7 @@ def _texts(data: dict[str, Any], turns: str) -> list[Answered]:
         messages = _messages(data["messages"], "messages")
         if not messages or messages[-1].role != "assistant":
             return [(messages, [])]
-        answers = [i for i, m in enumerate(messages) if m.role == "assistant" and _trained(data["messages"][i], i + 1)]
+        answers = [i for i, m in enumerate(messages) if m.role == "assistant" and trained(data["messages"][i], i + 1)]
         wanted = answers if turns == "all" and data.get("label") is None else answers[-1:]
         return [(messages[:i], [messages[i]]) for i in wanted]
     if "prompt" not in data:
@@ -212,7 +212,7 @@ def _texts(data: dict[str, Any], turns: str) -> list[Answered]:
     return [(prompt, [_answer(data["completion"], prompt, "completion")] if "completion" in data else [])]
 
 
-def _trained(item: dict[str, Any], number: int) -> bool:
+def trained(item: dict[str, Any], number: int) -> bool:
     """Whether an assistant's turn may be learnt from."""
     flags = {key: item[key] for key in _FLAGS if item.get(key) is not None}
     for key, value in flags.items():
@@ -254,10 +254,11 @@ def _answer(value: Any, prompt: list[Message], key: str) -> Message:
 def _messages(value: Any, key: str) -> list[Message]:
     if not isinstance(value, list):
         raise ValueError(f"{key}: {type(value).__name__}, expected a text or a list of {{role, content}}")
-    return [_message(item, f"{key}: turn {number}") for number, item in enumerate(value, 1)]
+    return [message(item, f"{key}: turn {number}") for number, item in enumerate(value, 1)]
 
 
-def _message(item: Any, where: str) -> Message:
+def message(item: Any, where: str) -> Message:
+    """A turn {role, content} and what else a template may read of it. Raises ValueError."""
     content = item.get("content") if isinstance(item, dict) else None
     if content is None and isinstance(item, dict) and item.get("tool_calls"):
         content = ""
@@ -268,7 +269,7 @@ def _message(item: Any, where: str) -> Message:
     if thoughts and not isinstance(thoughts[0], str):
         raise ValueError(f"{where} has reasoning {str(thoughts[0])[:60]}, expected a text")
     more |= {"reasoning_content": thoughts[0]} if thoughts else {}
-    return Message(item["role"], content, _json(more) if more else "")
+    return Message(item["role"], content, as_json(more) if more else "")
 
 
 FORMAT = Format(Settings, EXPECTED, files, read)

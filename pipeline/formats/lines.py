@@ -1,14 +1,15 @@
 """Reading rows of JSON from files people have, with the file and line of everything that is wrong.
 
 `.jsonl` is one object per line that ends with \\n and nothing else (texts may hold U+2028 or U+0085); `.json` may also
-be one list of objects; both may be gzipped. Only the standard library is imported: planning reads the data too.
+be one list of objects; both may be packed or UTF-16 (opening.py). Planning reads the data too: heavy packages are
+imported where a file needs one.
 """
 
 import contextlib
 import glob
-import gzip
 import io
 import json
+import lzma
 import re
 import zlib
 from collections.abc import Iterator
@@ -16,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import Problems, UserError
+from pipeline.errors import Problems, UserError, one_line
+from pipeline.formats.opening import kind_of, opened
 
 _PIECE = 1 << 16  # characters of a list read at once
 _SPACE = re.compile(r"[ \t\r\n]*")
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError)  # what reading a broken file raises
 _TEST_NAME = re.compile(r"(^|[._-])(test|eval|valid|validation)([._-]|$)")
 
 
@@ -50,10 +53,12 @@ def find(root: Path, pattern: str, key: str, expected: str) -> list[Path]:
     return files
 
 
-def rows(files: list[Path], problems: Problems) -> Iterator[Row]:
-    """Every row of the files, in order. Bad rows are reported in `problems`, one "file:line: ..." each."""
+def rows(files: list[Path], problems: Problems, bad: Problems | None = None) -> Iterator[Row]:
+    """Every row of the files, in order. Files that cannot be read are reported in `problems`, rows in `bad` (None:
+    there as well), one "file:line: ..." each.
+    """
     for file in files:
-        yield from _rows(file, problems)
+        yield from _rows(file, problems, problems if bad is None else bad)
 
 
 @contextlib.contextmanager
@@ -84,41 +89,49 @@ def is_test(file: Path) -> bool:
 
 def stem(file: Path) -> str:
     """The file's name without .jsonl, .json and .gz: what goes into a group's `dataset`."""
-    return re.sub(r"(\.jsonl?)?(\.gz)?$", "", file.name)
+    return re.sub(r"(\.(jsonl?|parquet|csv|tsv|arrow|txt))?(\.(gz|zst|xz|bz2))?$", "", file.name)
 
 
-def _rows(file: Path, problems: Problems) -> Iterator[Row]:
+def _rows(file: Path, problems: Problems, bad: Problems) -> Iterator[Row]:
     before, number, seen = len(problems), 0, 0
     try:
-        with _open(file) as stream:
+        with opened(file) as stream:
+            if kind := kind_of(stream) or _other_text(stream):
+                problems.add(f"{file}: is {kind}, expected one JSON object per line; data=files reads Parquet, CSV, "
+                             "TSV, Arrow and text files, too")
+                return
             if ".json" in file.suffixes and stream.peek(64).lstrip()[:1] == b"[":
                 for number, data in enumerate(_list(file, stream, problems), 1):
                     seen += 1
-                    yield from _row(f"{file}:row {number}", file, data, problems)
+                    yield from _row(f"{file}:row {number}", file, data, bad)
             else:
                 for number, raw in enumerate(stream, 1):
                     if raw.strip():
                         seen += 1
-                        yield from _line(f"{file}:{number}", file, raw, number == 1, problems)
-    except (OSError, EOFError, zlib.error) as error:
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        problems.add(f"{file}:{number + 1}: cannot be read from here on ({text}), expected a whole, readable file; "
-                        "fetch or copy it again")
-    if not seen and len(problems) == before:
-        problems.add(f"{file}: is empty, expected one JSON object per line")
+                        yield from _line(f"{file}:{number}", file, raw, number == 1, bad)
+    except DAMAGED as error:
+        problems.add(damage(file, number, error))
+    else:
+        if not seen and len(problems) == before:
+            problems.add(f"{file}: is empty, expected one JSON object per line")
 
 
-def _open(file: Path) -> io.BufferedReader | gzip.GzipFile:
-    stream = file.open("rb")
-    try:
-        zipped = file.suffix == ".gz" or stream.peek(2)[:2] == b"\x1f\x8b"
-    except OSError:
-        stream.close()
-        raise
-    if not zipped:
-        return stream
-    stream.close()
-    return gzip.open(file, "rb")
+def damage(file: Path, number: int, error: Exception) -> str:
+    """What is wrong with a file that can be read up to row `number` only."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+    return (f"{file}:{number + 1}: cannot be read from here on ({text}), expected a whole, readable file; "
+            "fetch or copy it again")
+
+
+def _other_text(stream: io.BufferedReader) -> str:
+    """What a text is that has no JSON in its first lines, so that it is told once; '' for JSON."""
+    first = [line.lstrip(b"\xef\xbb\xbf").strip() for line in stream.peek(1 << 13).split(b"\n")[:4]]
+    told = [line for line in first if line]
+    if told[:1] == [b"{"]:
+        return "one JSON object written over several lines"
+    if len(told) < 3 or any(line[:1] in b"{[" for line in told):
+        return ""
+    return "a table of texts (CSV, TSV)" if min(line.count(b",") + line.count(b"\t") for line in told) else "plain text"
 
 
 def _line(where: str, file: Path, raw: bytes, first: bool, problems: Problems) -> Iterator[Row]:
@@ -137,10 +150,10 @@ def _line(where: str, file: Path, raw: bytes, first: bool, problems: Problems) -
         yield from _row(where, file, data, problems)
 
 
-def _list(file: Path, stream: io.BufferedReader | gzip.GzipFile, problems: Problems) -> Iterator[Any]:
+def _list(file: Path, stream: io.BufferedReader, problems: Problems) -> Iterator[Any]:
     """The items of a JSON list, each as soon as it is read."""
     try:
-        yield from _items(io.TextIOWrapper(stream, "utf-8-sig"))  # type: ignore[arg-type]
+        yield from _items(io.TextIOWrapper(stream, "utf-8-sig"))
     except (ValueError, RecursionError) as error:
         problems.add(_list_problem(file, error))
 
@@ -178,7 +191,7 @@ def _items(text: io.TextIOWrapper) -> Iterator[Any]:
 def _list_problem(file: Path, error: Exception) -> str:
     """Where in the file the first error is; read whole, since it has to be named."""
     try:
-        with _open(file) as stream:
+        with opened(file) as stream:
             raw = stream.read()
         json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as found:

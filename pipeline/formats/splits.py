@@ -50,6 +50,7 @@ class Entry:
     fixed: bool = False  # the user named the split, so the row is not left out for a prompt that is elsewhere too
     named: bool = False  # the id comes from the row, so it has to be unique
     unread: tuple[str, ...] = ()  # keys of the row that nothing reads: counted by name
+    key: str = ""  # rows with the same one go to one split; '': prompt_key of the group
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ class Imported:
     overlap: int  # evaluation prompts that open like a training one: 0 unless the files themselves overlap
     groups: Callable[[], Iterator[tuple[str, Group]]]  # (split, group) in the order of the rows
     unread: dict[str, int] = field(default_factory=dict)  # how many rows have a key that nothing reads, by its name
+    kinds: dict[str, int] = field(default_factory=dict)  # of the preferences: pairs, lists, labels
+    facts: dict[str, int] = field(default_factory=dict)  # what else is counted: "rows", "read as pairs"
+    compared: bool = False  # whether training texts are compared with evaluation prompts by their 13-grams
 
 
 _NEXT = {"": ("user",), "user": ("assistant",), "assistant": ("user",), "tool": ("assistant", "tool")}
@@ -135,21 +139,23 @@ def fault_problem(fault: str) -> str:
 
 def group_of(
     messages: Sequence[Message], answers: Sequence[str], label: bool | None, dataset: str, id: str,
-    more: Sequence[str] = (), template: str = "", rationale: str = "",
+    more: Sequence[str] = (), template: str = "", rationale: str = "", scores: Sequence[float] = (), target: str = "",
 ) -> Group:
     """A group from texts. Without an `id` it gets one from its content: 16 hex digits of SHA-256.
 
     more: of each answer, as Message.more; none where it is empty. template: as Group.template.
-    rationale: why the first answer is better.
+    rationale: why the first answer is better. scores: of each answer, as its score "given". target: as Group.target.
     """
     turns = [[m.role, m.content, *([m.more] if m.more else [])] for m in messages]
     beside = [list(more), template] if template or any(more) else []
     beside += [rationale] if rationale else []
     content = json.dumps([turns, list(answers), label, *beside], ensure_ascii=False)
-    made = zip(answers, more or [""] * len(answers), strict=True)
+    given = [{"given": score} for score in scores] or [{} for _ in answers]
+    made = zip(answers, more or [""] * len(answers), given, strict=True)
     return Group(id=id or hashlib.sha256(content.encode()).hexdigest()[:16], messages=tuple(messages),
-                 completions=tuple(Completion(text=text, more=beside) for text, beside in made), label=label,
-                 dataset=dataset, template=template, rationale=Completion(rationale) if rationale else None)
+                 completions=tuple(Completion(text, more=beside, scores=one) for text, beside, one in made),
+                 label=label, dataset=dataset, template=template,
+                 rationale=Completion(rationale) if rationale else None, target=target)
 
 
 def prompt_key(group: Group) -> str:

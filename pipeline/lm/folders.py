@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.errors import UserError, first
 from pipeline.lm import attention, forward, rope
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.lm.template import Encoder
+from pipeline.weights import outputs
 
 _MEMORY = ("every weight takes 4 bytes; choose a smaller model, set the stage's trainer.adapter.kind=qlora (4-bit "
            "weights), or hardware.training.device=cpu where that has more memory")
@@ -41,14 +43,45 @@ def load_policy(
     folder: Path, device: torch.device, runtime: ModelRuntime | None = None, options: dict[str, Any] | None = None
 ) -> Any:
     """A causal LM with float32 weights (4-bit ones where `options` say so) and every dropout off, on `device`."""
-    return _ready(_loaded(transformers.AutoModelForCausalLM, folder, device, runtime, **(options or {})), runtime)
+    model, found = _loaded(transformers.AutoModelForCausalLM, folder, device, runtime, output_loading_info=True,
+                           **(options or {}))
+    if found["missing_keys"]:
+        raise UserError(f"{folder}: its weights lack {', '.join(first(sorted(found['missing_keys']), 4))}, which would "
+                        "start as random numbers; copy it again")
+    return _ready(model, runtime)
 
 
-def load_reported(folder: Path, device: torch.device, config: Any = None) -> tuple[Any, list[str]]:
-    """As `load_policy`, and the names of weights that the folder lacks; `config`: another one than the folder's."""
-    options = {} if config is None else {"config": config}
-    model, found = _loaded(transformers.AutoModelForCausalLM, folder, device, None, output_loading_info=True, **options)
-    return _ready(model, None), sorted(found["missing_keys"])
+def misfits(folder: Path) -> list[str]:
+    """Weights that a language model's folder lacks or has in another shape than its configuration asks for.
+
+    By the headers, as transformers itself matches names: no weight is read, so it takes a second at any size.
+    """
+    _, found = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, device_map="meta", use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True)
+    problems = [f"its weights lack {', '.join(first(sorted(found['missing_keys']), 4))}, which would start as random "
+                "numbers; copy it again"] if found["missing_keys"] else []
+    return problems + [f"its weights have {name} as {list(held)}, config.json asks for {list(wanted)}; take both files "
+                       "from one place" for name, held, wanted in sorted(found["mismatched_keys"])]
+
+
+def load_from_disk(folder: Path, scratch: Path) -> Any:
+    """A causal LM whose weights are read from the folder layer by layer in each forward pass: for one pass of a large
+    one. scratch: a folder for what has to be written again, which mostly is nothing.
+    """
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(folder))
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    layers = max(lists, key=lambda module: sum(weights.numel() for weights in module.parameters()))
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, device_map=_places(model, layers), offload_folder=scratch, use_safetensors=True, dtype="auto").eval()
+
+
+def _places(module: torch.nn.Module, layers: torch.nn.Module, name: str = "") -> dict[str, str]:
+    """Name of a module -> "disk" for `layers`, "cpu" for what stands beside it."""
+    if module is layers or all(inner is not layers for inner in module.modules()):
+        return {name: "disk" if module is layers else "cpu"}
+    return {place: where for child, inner in module.named_children()
+            for place, where in _places(inner, layers, f"{name}.{child}".lstrip(".")).items()}
 
 
 def load_reward(
@@ -61,20 +94,39 @@ def load_reward(
                           pad_token_id=pad, **(options or {})), runtime)
 
 
-def load_scorer(folder: Path, device: torch.device, runtime: ModelRuntime | None = None) -> Any:
-    """A trained one-score classifier as it scores: in evaluation mode.
+def load_scorer(folder: Path, device: torch.device, runtime: ModelRuntime | None = None,
+                mix: Sequence[float] = (1.0,)) -> Any:
+    """A trained classifier as it scores: in evaluation mode, with one output, the sum of its own with these weights.
 
-    Raises UserError for a folder that is none: more than one output, or a head without trained weights.
+    The number of outputs is that of the head in the file. Raises UserError for a folder that is no reward model:
+    another number of outputs than weights given, or a head without trained weights.
     """
-    labels = transformers.AutoConfig.from_pretrained(folder).num_labels
-    if labels != 1:
-        raise UserError(f"reward: the model in {folder} has {labels} outputs, expected one (a scalar reward model)")
+    labels = outputs(folder) or transformers.AutoConfig.from_pretrained(folder).num_labels
+    if labels != len(mix):
+        raise UserError(f"reward: the model in {folder} has {labels} outputs, expected "
+                        f"{'one (a scalar reward model)' if len(mix) == 1 else len(mix)}; with several, reward=heads "
+                        "takes a weight for each")
     model, found = _loaded(transformers.AutoModelForSequenceClassification, folder, device, runtime,
-                           output_loading_info=True)
+                           output_loading_info=True, num_labels=labels)
     if found["missing_keys"]:  # a language model's folder loads too, with a head of random numbers
         missing = ", ".join(sorted(found["missing_keys"]))
         raise UserError(f"reward: {folder} is no trained reward model, these weights are missing: {missing}")
-    return model.eval()
+    return (model if labels == 1 else _mixed(model, mix)).eval()
+
+
+@torch.no_grad()
+def _mixed(model: Any, mix: Sequence[float]) -> Any:
+    """Its last layer is linear: the weighted sum of its outputs is one output, of the weighted sum of their weights."""
+    name, head = [(n, m) for n, m in model.named_modules()
+                  if isinstance(m, torch.nn.Linear) and m.out_features == len(mix)][-1]
+    shares = torch.tensor([mix], dtype=head.weight.dtype, device=head.weight.device)
+    one = torch.nn.Linear(head.in_features, 1, bias=head.bias is not None).to(head.weight)
+    one.weight.copy_(shares @ head.weight)
+    if head.bias is not None:
+        one.bias.copy_(shares @ head.bias)
+    model.set_submodule(name, one)
+    model.config.num_labels = model.num_labels = 1
+    return model
 
 
 def _loaded(kind: Any, folder: Path, device: torch.device, runtime: ModelRuntime | None, **options: Any) -> Any:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.lm import varlen
 from pipeline.lm.examples import Example
 
 ALONE = -1  # root of a segment that sees no other
@@ -59,6 +61,13 @@ class Packed:
     cache: StemCache = field(default_factory=StemCache)  # of a stem
     windows: set[int] = field(default_factory=set)  # sliding windows that layers asked for
     masks: dict[int | None, Tensor] = field(default_factory=dict)  # window -> band, see `_mask`
+
+    @cached_property
+    def spans(self) -> varlen.Spans:
+        """Which keys each segment sees, those of the stem first; made once for all layers."""
+        before = [s.length for s in self.stem.segments] if self.stem else []
+        return varlen.spans_of([s.length for s in self.segments], [s.root for s in self.segments], before,
+                               self.input_ids.device)
 
 
 def pack(examples: Sequence[Example], device: torch.device | str, stem: Packed | None = None) -> Packed:
@@ -181,6 +190,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: f
     if packed.stem is not None:
         before_keys, before_values = packed.stem.cache.of[module]
         keys, values = (*before_keys, *keys), (*before_values, *values)
+    if varlen.serves(query, dropout):
+        return varlen.attend(query, torch.cat(keys, dim=2), torch.cat(values, dim=2), packed.spans, scaling, window)
     first = len(keys) - len(sizes)
     grouped = query.shape[1] != key.shape[1]
     outputs = []
@@ -194,10 +205,19 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: f
         for start, end in [(0, segment.length)] if plain else _blocks(segment.length):
             seen = before + end  # keys: behind these a mask hides everything
             mask = None if plain else _mask(packed, end - start, seen, limit, value)
-            outputs.append(functional.scaled_dot_product_attention(
-                queries[i][:, :, start:end], k[:, :, :seen], v[:, :, :seen], attn_mask=mask, dropout_p=dropout,
-                is_causal=plain, scale=scaling, enable_gqa=grouped))
+            outputs.append(_attention(queries[i][:, :, start:end], k[:, :, :seen], v[:, :, :seen], mask, dropout,
+                                      scaling, grouped))
     return torch.cat(outputs, dim=2)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scaling: float | None,
+               grouped: bool) -> Tensor:
+    """Of queries on the keys that `mask` leaves, else causal. No fast kernel of CUDA takes a mask and grouped heads."""
+    if mask is not None and grouped and query.is_cuda:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+        grouped = False
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout,
+                                                   is_causal=mask is None, scale=scaling, enable_gqa=grouped)
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
@@ -212,17 +232,19 @@ def _mask(packed: Packed, rows: int, columns: int, window: int | None, like: Ten
     """(rows, columns) additive mask for the last `rows` of `columns` tokens.
 
     Whether a token is seen depends on the distance alone, so every mask is a piece of one band per window, made once
-    per micro-batch for all layers.
+    per micro-batch for all layers: as wide as the longest sequence, as high as a block.
     """
     band = packed.masks.get(window)
     most = max(s.length for s in packed.segments)
     counted = (*packed.stem.segments, *packed.segments) if packed.stem else packed.segments  # by `Segment.root`
-    before = max([0, *(counted[s.root].length for s in packed.segments if s.root != ALONE)])
+    before = most + max([0, *(counted[s.root].length for s in packed.segments if s.root != ALONE)])
     if band is None or band.dtype != like.dtype:
-        distance = (torch.arange(most)[:, None] + before) - torch.arange(before + most)[None]
+        height = min(most, _ROWS + _ROWS // 2)
+        distance = (torch.arange(height, dtype=torch.int32, device=like.device)[:, None] + before
+                    - torch.arange(before + height, dtype=torch.int32, device=like.device))
         seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-        band = torch.zeros(seen.shape).masked_fill(~seen, float("-inf")).to(like.device, like.dtype)
+        band = torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, float("-inf"))
         packed.masks[window] = band
     first = before - (columns - rows)
-    row, column = max(0, -first), max(0, first)
-    return band[row:row + rows, column:column + columns]
+    piece = band[:rows, first:first + columns]
+    return piece.contiguous() if piece.is_cuda else piece  # its kernels want 16-byte edges, which any column misses

@@ -1,4 +1,4 @@
-"""Rules that look at one answer at a time, and those that check it against what came with its prompt (records.Target)."""
+"""Rules that look at one answer at a time, and those that check it against what came with its prompt."""
 
 import math
 from collections.abc import Callable

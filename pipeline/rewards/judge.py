@@ -42,7 +42,7 @@ _SHOWN = 100  # characters of a reply
 class Settings:
     """Whom to ask, and what."""
 
-    model: str
+    model: str = ""
     """The name under which the server knows the judge."""
 
     base_url: str = "http://localhost:8000/v1"

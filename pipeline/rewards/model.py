@@ -6,6 +6,7 @@ template (lm/template.Encoder.rows). What comes out is what its own forward give
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
-from pipeline.records import Group
+from pipeline.records import Completion, Group, Message
 from pipeline.rewards.contract import ScoreGroups, Scorer
-from pipeline.rewards.shown import folder_files, folder_problems, reader, scored
+from pipeline.rewards.shown import folder_files, folder_problems, head_problems, reader, scored
 
 if TYPE_CHECKING:
     from pipeline.lm.examples import Example
     from pipeline.lm.template import Encoder
+
+_PROBES = ("b", "a b", "ab ba")  # answers that any reward model has a score for
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,12 @@ def scorer(settings: Settings, *, model: Path | None = None, runtime: ModelRunti
     return lambda groups: score_groups(encoder, net, groups, settings.precision, runtime)
 
 
-def open_model(path: str | None, model: Path | None, runtime: ModelRuntime) -> tuple[Encoder, Any]:
-    """Encoder and network of the folder the settings name, else of `model`. Raises UserError where there is none."""
+def open_model(path: str | None, model: Path | None, runtime: ModelRuntime,
+               mix: Sequence[float] = (1.0,)) -> tuple[Encoder, Any]:
+    """Encoder and network of the folder the settings name, else of `model`. mix: the weights of its outputs.
+
+    Raises UserError where there is none, and for one that gives no number for a short text.
+    """
     from pipeline.lm import folders, scores
 
     folder = Path(path) if path is not None else model
@@ -60,9 +67,14 @@ def open_model(path: str | None, model: Path | None, runtime: ModelRuntime) -> t
         raise UserError("reward: there is no reward model; set reward.path to a folder, or train one in the loop")
     device = folders.prepare_machine(runtime)
     encoder = reader(folder, "the reward model's")
-    net = folders.load_scorer(folder, device, runtime)
+    net = folders.load_scorer(folder, device, runtime, mix)
     scores.float32_head(net)
     scores.prepare(net, runtime.share_prefix)
+    probe = Group("probe", (Message("user", "a"),), tuple(map(Completion, _PROBES)))
+    (found,) = score_groups(encoder, net, [probe], "float32", runtime)
+    if bad := [text for text, value in zip(_PROBES, found, strict=True) if not math.isfinite(value)]:
+        raise UserError(f"reward: {folder} scores {', '.join(map(repr, bad))} with no finite number, so it would score "
+                        "nothing: its weights overflow, or it is no reward model; take another one")
     return encoder, net
 
 
@@ -77,4 +89,5 @@ def score_groups(encoder: Encoder, net: Any, groups: Sequence[Group], precision:
     return scored(encoder, groups, folders.context_length(net), run, float("nan"))
 
 
-SCORER = Scorer(Settings, scorer, needs_model=lambda s: s.path is None, files=lambda s: folder_files(s.path))
+SCORER = Scorer(Settings, scorer, needs_model=lambda s: s.path is None, files=lambda s: folder_files(s.path),
+                check=lambda s, limits: head_problems("path", s.path, 1))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import weights
 from pipeline.errors import UserError
 from pipeline.lm.settings import ModelRuntime
 from pipeline.records import Group
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.lm.examples import Example
     from pipeline.lm.template import Encoder, Row
 
+_LANGUAGE = ("lm_head.weight", "model.embed_tokens.weight")
 _SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 
 
@@ -29,6 +31,28 @@ def folder_problems(key: str, path: str | None, what: str) -> list[tuple[str, st
     pickled = "weights" in missing and any(folder.glob("*.bin"))
     way_out = "; its *.bin files are pickled and are not read: load the model and save_pretrained it again"
     return [(key, f"{path!r} has no {' and no '.join(missing)}{way_out if pickled else ''}")] if missing else []
+
+
+def head_problems(key: str, path: str | None, number: int) -> list[tuple[str, str]]:
+    """What a folder's files tell against a reward model with so many outputs: its head, its chat template."""
+    if path is None or folder_problems(key, path, ""):
+        return []
+    folder, problems = Path(path), []
+    try:
+        found = weights.outputs(folder)
+    except (OSError, ValueError) as error:
+        return [(key, f"{path}: the weights cannot be read ({error})")]
+    if found is not None and found != number:
+        ways = "one: reward=heads takes several, with a weight for each" if number == 1 else f"{number}, one per weight"
+        problems.append((key, f"{path} has {found} outputs, expected {ways}"))
+    if found is None and any(name in weights.tensors(folder) for name in _LANGUAGE):
+        problems.append((key, f"{path} is a language model, it has no head that gives a score"))
+    settings = folder / "tokenizer_config.json"
+    told = settings.is_file() and "chat_template" in settings.read_text()
+    if not told and not any(folder.glob("chat_template*")) and not any(folder.glob("additional_chat_templates/*")):
+        problems.append((key, f"{path} has no chat template, so it cannot be shown a conversation; put a "
+                         "chat_template.jinja into the folder"))
+    return problems
 
 
 def folder_files(path: str | None) -> list[Path]:

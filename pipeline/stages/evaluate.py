@@ -43,6 +43,9 @@ class Settings:
     resamples: int = setting(2000, low=100, high=100_000)  # of the bootstrap
     judgments: dict[str, Any] | None = None  # a part that reads preferences from a file; they decide, not the score
     difficulties: str | None = None  # JSON file {prompt id: how hard}, for the length-controlled win rate
+    # Best-of-N: of the policy's answers to a prompt only the one with the highest such score is judged; null: all are
+    best_by: str | None = setting(None, added=True)
+    left_out: int = setting(0, low=0, added=True)  # its first answers, not among the N: draws the baseline has, too
     # a scorer that compares the answers of a group (pipeline.rewards.judge); it decides, not the score
     judge: dict[str, Any] | None = setting(None, added=True)  # noqa: RUF009
 
@@ -109,7 +112,7 @@ def run(context: Context) -> None:
     from pipeline import columns
 
     settings: Settings = context.settings
-    groups = {group.id: group for group in columns.scored(context)}
+    groups = {group.id: best_of(group, settings) for group in columns.scored(context)}
     baseline = {group.id: group for group in columns.scored(context, "baseline", "baseline_scores")}
     matched, unmatched = comparison.match(groups, baseline)
     if not matched:
@@ -127,6 +130,19 @@ def run(context: Context) -> None:
     numbers = flat(result)
     context.report.count(**numbers)
     context.report.metric(0, **numbers)
+
+
+def best_of(group: Group, settings: Settings) -> Group:
+    """The group with the answer that `best_by` ranks highest alone. Raises UserError where it ranks none."""
+    if settings.best_by is None:
+        return group
+    name = settings.best_by
+    ranked = [c for c in group.completions
+              if c.sample >= settings.left_out and math.isfinite(c.scores.get(name, math.nan))]
+    if not ranked:
+        raise UserError(f"evaluate.best_by: prompt {group.id!r} has no answer with a finite score {name!r} after the "
+                        f"first {settings.left_out}")
+    return replace(group, completions=(max(ranked, key=lambda c: c.scores[name]),))
 
 
 def summary(decided: Comparison, settings: Settings, seed: int) -> dict[str, Any]:

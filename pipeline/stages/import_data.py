@@ -3,7 +3,6 @@
 Texts only; token ids are made by the next stage. Problems of the data are reported before anything runs.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from pipeline.errors import UserError
 from pipeline.formats.contract import Format
 from pipeline.formats.divide import OVER_LIMIT
 from pipeline.formats.splits import SPLITS, Imported
-from pipeline.records import Group
 from pipeline.stage import Context, Counts, Stage
 
 BUILTIN = "builtin:"
@@ -42,10 +40,20 @@ def files(settings: Settings, runtime: Runtime) -> list[Path]:
     return part.plugin.files(_root(part, runtime), part.settings)
 
 
+def sources(settings: Settings, runtime: Runtime) -> list[str]:
+    """The names of data sets that are no files here."""
+    part = _format(settings)
+    return part.plugin.sources(_root(part, runtime), part.settings)
+
+
 def foresee(settings: Settings, runtime: Runtime) -> tuple[list[str], dict[str, int]]:
-    """Every problem of the data, found by reading all of it, and the groups of each split."""
+    """Every problem of the data, found by reading all of it, and what it counts there: the groups of each split, rows,
+    what was read as what, keys that were not read, what is left out by reason.
+    """
     try:
-        return [], _import(settings, runtime).counts
+        made = _import(settings, runtime)
+        left_out = {f"left out: {reason}": number for reason, number in made.dropped.items()}
+        return [], {**made.counts, **made.facts, **unread_of(made), **left_out}
     except UserError as error:
         return error.problems, {}
 
@@ -56,23 +64,24 @@ def check(settings: Settings, runtime: Runtime) -> list[str]:
 
 
 def lacks(settings: Settings, runtime: Runtime, wanted: dict[str, str]) -> list[str]:
-    """Pairs, where the preferences are single answers with a label (one row tells: a data set holds one kind); and
-    rationales, where no preference has one.
-    """
-    def preferences() -> Iterator[Group]:
-        return (group for split, group in imported.groups() if split == "pref")
-
-    imported, problems = _import(settings, runtime), []
-    if "pairs" in wanted and (first := next(preferences(), None)) is not None and first.label is not None:
-        problems.append(f"data.root: {runtime.root} holds single answers with a label, and {wanted['pairs']}")
-    if "rationales" in wanted and not any(group.rationale for group in preferences()):
-        problems.append(f"data.root: {runtime.root} holds no preference with a rationale, and {wanted['rationales']}")
+    """Two answers or more ("pairs"), no more than two ("two"), rationales: where the preferences are otherwise."""
+    imported, where, problems = _import(settings, runtime), f"data.root: {runtime.root}", []
+    pairs, lists, labels = (imported.kinds.get(kind, 0) for kind in ("pairs", "lists", "labels"))
+    if "pairs" in wanted and labels:
+        apart = "; data.format.only=pairs leaves them out" if pairs + lists and imported.compared else ""
+        beside = f" beside {pairs + lists} pairs and lists" if pairs + lists else ""
+        problems.append(f"{where} holds single answers with a label{beside}, and {wanted['pairs']}{apart}")
+    if "two" in wanted and lists:
+        problems.append(f"{where} holds {lists} lists of more than two answers, and {wanted['two']}")
+    if "rationales" in wanted and not any(g.rationale for split, g in imported.groups() if split == "pref"):
+        problems.append(f"{where} holds no preference with a rationale, and {wanted['rationales']}")
     return problems
 
 
 def run(context: Context) -> None:
     """Write the tables sft/ (K=1), pref/ (K=2 or labelled), unlabeled/ and eval/ (K=0), part by part as rows come."""
     from pipeline import tables
+    from pipeline.formats import overlap
 
     imported = _import(context.settings, context.runtime)
     total = sum(imported.counts.values())
@@ -81,10 +90,17 @@ def run(context: Context) -> None:
     context.report.progress(total, total, "groups")
     for reason, number in imported.dropped.items():
         context.report.drop(reason, number)
-    unread = {f"unread: {key}": number for key, number in imported.unread.items()}
+    unread = unread_of(imported)
+    if imported.compared:
+        context.report.count(**overlap.shared(context.out))
     if unread:  # in front, where the screen shows it
         context.report.count(**{f"unread keys {', '.join(imported.unread)}": max(unread.values())})
-    context.report.count(**imported.counts, eval_prompts_in_training=imported.overlap, **unread)
+    context.report.count(**imported.counts, **imported.facts, eval_prompts_in_training=imported.overlap, **unread)
+
+
+def unread_of(imported: Imported) -> dict[str, int]:
+    """How many rows have each key that nothing reads."""
+    return {f"unread: {key}": number for key, number in imported.unread.items()}
 
 
 def says(counts: Counts) -> list[str]:
@@ -118,6 +134,8 @@ def _format(settings: Settings) -> Part[Format]:
 
 
 def _root(part: Part[Format], runtime: Runtime) -> Path:
+    if not runtime.root and part.plugin.rootless(part.settings):
+        return Path()
     if not runtime.root:
         raise UserError(f"data.root: not set, expected {part.plugin.expected}; give data.root=PATH")
     if runtime.root.startswith(BUILTIN):
@@ -127,4 +145,4 @@ def _root(part: Part[Format], runtime: Runtime) -> Path:
 
 # seeded: how a data set is split belongs to the data, so that runs with other seeds are comparable
 STAGE = Stage(Settings, run, version=1, inputs={}, seeded=False, runtime=Runtime, files=files, check=check,
-              foresee=foresee, lacks=lacks, says=says, unsaid=OVER_LIMIT)
+              sources=sources, foresee=foresee, lacks=lacks, says=says, unsaid=OVER_LIMIT)

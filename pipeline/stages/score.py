@@ -2,29 +2,31 @@
 
 `policy` and `reference` are models for scorers that need them (the implicit reward), `logps` log-probs for one that
 needs no model then. Writes scores/, a side table (pipeline.columns) with the parts of its input; scorers that ask a
-server or check against what came with the prompt also judged/, a line for each question with its outcome, or why an
-answer has no score. A part that exists is done, so a killed stage goes on with the next one.
+server or check against what came with the prompt also judged/ (pipeline.rewards.judged). A part that exists is done, so
+a killed stage goes on with the next one. Several processes share the slices of a table.
 """
 
 import itertools
-import json
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline import files as whole
-from pipeline.config import Part, load_part, part_problems
-from pipeline.errors import UserError
+from pipeline.config import Part, load_part, part_problems, setting
+from pipeline.errors import UserError, nearest
 from pipeline.records import LENGTH, Group
+from pipeline.rewards import judged, slices
 from pipeline.rewards.contract import Desk, Limits, Score, ScoreGroups, Scorer
+from pipeline.rewards.ensemble import Ensemble, combined, scales
 from pipeline.stage import Context, Kinds, Stage, told
 from pipeline.training.settings import TrainRuntime
 
+if TYPE_CHECKING:
+    from pipeline.columns import Source
+
 _FEW = 8  # different completions that no reward model gives one score
-_ASKED = {"verdict", "outcome", "places"}  # what a judge said of answers; rows of rules have none of them
 _SLICE = 512  # groups between two signs of progress
 
 
@@ -41,10 +43,17 @@ class Settings:
     also: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Further scorers by the name of their score, to see what the first one does not: {gold: {module: ...}}."""
 
+    ensemble: Ensemble = setting(Ensemble(), added=True)  # noqa: RUF009
+    """One more score, made of several of these."""
+
     def check(self) -> list[tuple[str, str]]:
         problems = [(f"also.{n}", "the first score has this name already") for n in self.also if n == self.name]
         for where, spec in _specs(self).values():
             problems += part_problems(spec, where, Scorer)
+        if not problems:
+            known = _names(self) - {self.ensemble.name}
+            problems += [("ensemble.of", f"no score {name!r}{nearest(name, known)}") for name in self.ensemble.of
+                         if name not in known]
         return problems
 
 
@@ -55,6 +64,11 @@ class Runtime:
     models: TrainRuntime = field(default_factory=TrainRuntime)
     judge: Limits = field(default_factory=Limits)
     answers: str = "judge"  # folder in which a judge's answers are kept for all runs
+
+    @property
+    def torchrun(self) -> list[str]:
+        """Arguments that start the processes which share a table; empty where one is enough."""
+        return self.models.torchrun
 
 
 def wanted(settings: Settings) -> set[str]:
@@ -80,8 +94,13 @@ def files(settings: Settings, runtime: Runtime) -> list[Path]:
 
 def kinds(settings: Settings, given: Kinds) -> Kinds:
     """The groups it is given, and the scores they then have."""
+    return given | Kinds(scores=frozenset(_names(settings)))
+
+
+def _names(settings: Settings) -> set[str]:
+    """Of all scores that are written."""
     made = {name + behind for name, part in _parts(settings).items() for behind in part.of(part.plugin.suffixes)}
-    return given | Kinds(scores=frozenset(made))
+    return made | ({settings.ensemble.name} if settings.ensemble.of else set())
 
 
 def run(context: Context) -> None:
@@ -92,41 +111,93 @@ def run(context: Context) -> None:
     scorers: dict[str, ScoreGroups] = {}
     desks = {name: Desk(context.runtime.judge, Path(context.runtime.answers), context.report.run)
              for name, made in _parts(context.settings).items() if made.plugin.desk}
-    logps = context.inputs.get("logps", ())
-    groups = columns.with_logps(source, logps) if logps else tables.read(source.path)
-    for part in tables.parts(source.path):
-        of_part = list(itertools.islice(groups, tables.rows(part)))
+    shared = frozenset(_parts(context.settings)) - desks.keys() if context.runtime.torchrun else frozenset[str]()
+    if context.runtime.torchrun and not _share(context, source, target, desks.keys()):
+        return
+    for part, of_part in _tables(context, source):
         if not (target / part.name).exists():
-            scorers = scorers or _scorers(context, desks)
+            scorers = scorers or _scorers(context, desks, shared)
             context.report.progress(done, total, "prompts")
             scored: list[Group] = []
             for start in range(0, len(of_part), _SLICE):
-                scored += score_groups(of_part[start : start + _SLICE], scorers)
+                made = slices.read(slices.place(context.work, part, start), _parts(context.settings), scorers
+                                   ) if shared else scorers
+                scored += score_groups(of_part[start : start + _SLICE], made)
                 context.report.progress(done + len(scored), total, "prompts")
             if desks:
-                _write_judged(context.out / "judged" / f"{part.stem}.jsonl", desks)
+                judged.write(context.out / "judged" / f"{part.stem}.jsonl", desks)
             write(target, part, source.digest, scored, context.settings)
             context.report.metric(done + len(scored), **summary(scored, context.settings.name))
         done += len(of_part)
     context.report.progress(total, total, "prompts")
-    missing = count_judged(context)
-    check_scores(columns.with_scores(source, [target]), context.settings, missing)
-    numbers = summary(columns.with_scores(source, [target]), context.settings.name)
-    for name in context.settings.also:
-        further = summary(columns.with_scores(source, [target]), name)
-        numbers |= {f"{name}_{mean.removeprefix('score_')}": further[mean] for mean in ("score_mean", "best_of_n_mean")
-                    if mean in further}
+    if context.settings.ensemble.of:
+        combine(source, target, context.settings)
+    numbers, missing = judged.counted(context.out / "judged")
     context.report.count(**numbers)
+    for why, times in missing.items():
+        context.report.drop(why, times)
+    check_scores(columns.with_scores(source, [target]), context.settings, missing)
+    means = summary(columns.with_scores(source, [target]), context.settings.name)
+    for name in [*context.settings.also, *([context.settings.ensemble.name] if context.settings.ensemble.of else [])]:
+        further = summary(columns.with_scores(source, [target]), name)
+        means |= {f"{name}_{mean.removeprefix('score_')}": further[mean] for mean in ("score_mean", "best_of_n_mean")
+                    if mean in further}
+    context.report.count(**means)
+
+
+def _tables(context: Context, source: "Source") -> Iterator[tuple[Path, list[Group]]]:
+    """The parts of the input and their groups, with log-probs where they are given."""
+    from pipeline import columns, tables
+
+    logps = context.inputs.get("logps", ())
+    groups = columns.with_logps(source, logps) if logps else tables.read(source.path)
+    for part in tables.parts(source.path):
+        yield part, list(itertools.islice(groups, tables.rows(part)))
+
+
+def _share(context: Context, source: "Source", target: Path, desks: AbstractSet[str]) -> bool:
+    """Score every so many-th slice of the parts that are not there yet, with the scorers that need no desk, into files
+    that the first process puts together: slices are the same however many share them, and so are scores. Returns, once
+    all are done, whether this is the first process.
+    """
+    from pipeline.lm import folders
+    from pipeline.training import distribute
+
+    world, device = distribute.join(context.runtime.models, folders.prepare_machine(context.runtime.models))
+    own, scorers, number = replace(context.runtime.models, device=str(device)), dict[str, ScoreGroups](), 0
+    for part, of_part in _tables(context, source):
+        for start in range(0, len(of_part) if not (target / part.name).exists() else 0, _SLICE):
+            number += 1
+            place = slices.place(context.work, part, start)
+            if number % world.size == world.rank and not place.exists():
+                scorers = scorers or _scorers(replace(context, runtime=replace(context.runtime, models=own)), {}, desks)
+                slices.write(place, of_part[start : start + _SLICE], scorers)
+    world.wait()
+    return world.first
 
 
 def write(target: Path, part: Path, digest: str, groups: Sequence[Group], settings: Settings) -> None:
     """Write the scores these settings give to the groups of a part as the part of that name."""
     from pipeline import columns
 
-    names = {name + behind for name, made in _parts(settings).items() for behind in made.of(made.plugin.suffixes)}
+    names = _names(settings)
     columns.write_part(target, int(part.stem.removeprefix("part-")), (
         (digest, g.id, [{name: value for name, value in c.scores.items() if name in names} for c in g.completions])
         for g in groups))
+
+
+def combine(source: "Source", target: Path, settings: Settings) -> None:
+    """Put the ensemble's score into every part, made of the scores that stand there: done again it gives the same."""
+    from pipeline import columns, tables
+
+    scale = scales((c.scores for group in columns.with_scores(source, [target]) for c in group.completions),
+                   settings.ensemble)
+    groups = columns.with_scores(source, [target])
+    for part in tables.parts(source.path):
+        of_part = itertools.islice(groups, tables.rows(part))
+        write(target, part, source.digest, [replace(group, completions=tuple(
+            replace(c, scores={**c.scores, settings.ensemble.name: combined(c.scores, settings.ensemble, scale)})
+            for c in group.completions)) for group in of_part], settings)
 
 
 def score_groups(groups: Sequence[Group], scorers: dict[str, ScoreGroups]) -> list[Group]:
@@ -207,41 +278,16 @@ def _parts(settings: Settings) -> dict[str, Part[Scorer]]:
     return {name: load_part(spec, where, Scorer) for name, (where, spec) in _specs(settings).items()}
 
 
-def _scorers(context: Context, desks: Mapping[str, Desk]) -> dict[str, ScoreGroups]:
+def _scorers(context: Context, desks: Mapping[str, Desk], without: AbstractSet[str]) -> dict[str, ScoreGroups]:
     return {name: part.plugin.scorer(part.settings, model=context.optional("model"), runtime=context.runtime.models,
                                      **{needed: context.optional(needed) for needed in part.of(part.plugin.needs)},
                                      **({"desk": desks[name]} if name in desks else {}))
-            for name, part in _parts(context.settings).items()}
-
-
-def _write_judged(path: Path, desks: Mapping[str, Desk]) -> None:
-    """What was asked about the groups of a part, taken off the desks."""
-    lines = [json.dumps({"score": name, **row}) for name, desk in desks.items() for row in desk.rows]
-    if lines:
-        whole.write_atomic(path, "".join(f"{line}\n" for line in lines))
-    else:
-        path.unlink(missing_ok=True)  # of an attempt that was killed
-    for desk in desks.values():
-        desk.rows.clear()
-
-
-def count_judged(context: Context) -> Counter[str]:
-    """Counts of what was asked, and why there is no verdict, for the manifest; the latter are returned."""
-    asked, disagree, missing = Counter[str](), Counter[str](), Counter[str]()
-    for path in sorted((context.out / "judged").glob("*.jsonl")):
-        for row in map(json.loads, path.read_text().splitlines()):
-            asked[row["score"]] += bool(_ASKED & row.keys())
-            disagree[row["score"]] += row.get("agree") is False
-            missing.update([f"{row['score']}: {row['why']}"] if row["why"] else [])
-    for name, number in (+asked).items():
-        context.report.count(**{f"{name}_judged": number, f"{name}_orders_disagree": disagree[name]})
-    for why, number in missing.items():
-        context.report.drop(why, number)
-    return missing
+            for name, part in _parts(context.settings).items() if name not in without}
 
 
 STAGE = Stage(
     Settings, run, version=2,
     inputs={"groups": "one", "model": "optional", "policy": "optional", "reference": "optional", "logps": "optional"},
-    seeded=False, runtime=Runtime, files=files, check=check, required=required, wanted=wanted, kinds=kinds,
+    seeded=False, runtime=Runtime, distributed=True, files=files, check=check, required=required, wanted=wanted,
+    kinds=kinds,
     says=told("mean {score_mean:.3f}", "best of N {best_of_n_mean:.3f}"))

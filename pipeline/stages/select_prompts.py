@@ -56,20 +56,36 @@ def share_of(pool: int, settings: Settings) -> int:
     return share
 
 
-def slice_of(ids: list[str], settings: Settings, seed: int) -> list[str]:
-    """The ids of one iteration in shuffled order. Raises UserError where too few are left."""
-    count, number = share_of(len(ids), settings), settings.iteration - settings.first + 1
+def enough(pool: int, settings: Settings) -> tuple[int, int]:
+    """Where the slice of one iteration begins and ends in a pool of so many prompts. Raises UserError where too few are
+    left.
+    """
+    count, number = share_of(pool, settings), settings.iteration - settings.first + 1
     start, end = (number - 1) * count, number * count
-    if end > len(ids):
-        most, possible = len(ids) // number, len(ids) // count and len(ids) // count + settings.first - 1
+    if end > pool:
+        most, possible = pool // number, pool // count and pool // count + settings.first - 1
         lower = f"set sampling.prompts_per_iteration={most} or less, " if most else ""
         fewer = f"iterations={possible} or less, " if possible else ""
         raise UserError(f"sampling.prompts_per_iteration: iteration {settings.iteration} needs {count} new prompts, "
-                        f"but of {len(ids)} unlabeled prompts {max(0, len(ids) - start)} are left; {lower}{fewer}or "
+                        f"but of {pool} unlabeled prompts {max(0, pool - start)} are left; {lower}{fewer}or "
                         "give more unlabeled prompts (data.root, data.format.limits.unlabeled)")
+    return start, end
+
+
+def slice_of(ids: list[str], settings: Settings, seed: int) -> list[str]:
+    """The ids of one iteration in shuffled order. Raises UserError where too few are left."""
+    start, end = enough(len(ids), settings)
     return sorted(ids, key=lambda id: (derive_seed(seed, "select_prompts", id), id))[start:end]
 
 
-STAGE = Stage(Settings, run, version=1, inputs={"prompts": "one"}, seeded=True, seed="data",
+def short(settings: Settings, held: int) -> str | None:
+    try:
+        enough(held, settings)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+STAGE = Stage(Settings, run, version=1, inputs={"prompts": "one"}, seeded=True, seed="data", short=short,
               cost=lambda settings: Cost(prompts=settings.count or 0),
               says=told("{prompts:,.0f} prompts of {pool:,.0f}"))

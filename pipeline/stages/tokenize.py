@@ -115,7 +115,7 @@ def _check_context(settings: Settings, model: Path) -> None:
     room, wanted = model_facts(model).max_position, settings.max_prompt_tokens + settings.max_completion_tokens
     if wanted > room:
         raise UserError(f"tokenize: max_prompt_tokens + max_completion_tokens = {wanted}, but the model's context is "
-                        f"{room} tokens (a LongRoPE model's: the length of its pretraining); lower them or take "
+                        f"{room} tokens; lower them or take "
                         "a model with a longer context")
 
 

@@ -117,11 +117,14 @@ def wanted(settings: Settings) -> set[str]:
 
 
 def wants(settings: Settings) -> dict[str, str]:
-    """Pairs, where the objective compares and takes nothing else; rationales, where a term acts on them."""
+    """Pairs, where the objective compares and takes nothing else; no lists; rationales, where a term acts on them."""
     needs, name = needs_of(settings), settings.objective["module"].rpartition(".")[2]
     way = (f"objective {name} learns from pairs; give pairs (chosen, rejected), or set an objective for labels: "
            "objective=kto, bco or binary_cringe")
     pairs = {"pairs": way} if needs.compares and not needs.singles else {}
+    two = {"two": f"objective {name} learns from pairs; set data.format.lists=best_worst for the best and the worst of "
+                  "each, negatives=uniform (or mc, hardest, easiest) to draw one, or an objective for lists"}
+    pairs |= two if needs.pairs and not needs.lists and settings.drawn is None else {}
     return pairs | ({"rationales": _RATIONALE} if needs.rationale else {})
 
 

@@ -27,6 +27,8 @@ _PAIRS = ("this run trains a reward model on pairs; give pairs (chosen, rejected
 class Settings:
     trainer: TrainerSettings = field(default_factory=TrainerSettings)  # one training run
     held_out: float = setting(0.05, low=0.0, below=1.0)  # share of pairs that only measure accuracy
+    label_smoothing: float = setting(0.0, low=0.0, below=0.5, added=True)  # share of labels taken to be wrong
+    centring: float = setting(0.0, low=0.0, added=True)  # c of c (score(chosen) + score(rejected))^2 beside the loss
     base: str | None = None  # a folder to train it on instead of the input `model`; with the same tokenizer
 
 
@@ -55,7 +57,8 @@ def run(context: Context) -> None:
     scores.prepare(model, runtime.share_prefix)
     run.adapt(model, trainer, runtime, context.seed, whole=("score",))
     world = distribute.spread(world, model, runtime)
-    outcome = fit(model, training, reward.RewardTask(pad), Job(
+    task = reward.RewardTask(pad, settings.label_smoothing, settings.centring)
+    outcome = fit(model, training, task, Job(
         trainer, runtime, context.seed, context.work / "checkpoints", context.report, world=world))
     if held_out:
         with forward.enough_memory("on the held-out pairs", forward.smaller_pass(runtime)), \
@@ -102,7 +105,7 @@ def _check_pairs(training: Sequence[Example], held_out: Sequence[Example]) -> No
         raise UserError("train_reward: held_out leaves no pair to train on, lower it")
 
 
-STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "one"}, seeded=True, seed="reward",
+STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "many"}, seeded=True, seed="reward",
               runtime=TrainRuntime, distributed=True, files=files, check=check,
               wants=lambda settings: {"pairs": _PAIRS},
               cost=lambda settings: Cost(weights=1, checkpoints=True),

@@ -1,7 +1,9 @@
 """A scalar reward model from pairs: Bradley-Terry on the score of a sequence-classification head (lm/scores)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -13,14 +15,21 @@ from pipeline.lm.examples import Example, ids_of, subset
 from pipeline.lm.packed import unique_tokens
 from pipeline.lm.scores import group_scores
 from pipeline.stage import derive_seed
+from pipeline.statistics import outcome, wilson
 from pipeline.training.gradients import BatchFacts, Metrics
 
 
 @dataclass(frozen=True)
 class RewardTask:
-    """L = -log sigmoid(score(chosen) - score(rejected)), averaged over the rejected completions of a group."""
+    """L = -log sigmoid(score(chosen) - score(rejected)), averaged over the rejected completions of a group.
+
+    label_smoothing = e: (1 - e) of that and e of the loss of the pair turned round. centring = c: and c times
+    (score(chosen) + score(rejected))^2, which keeps scores around 0 (Eisenstein et al. 2023: 0.01).
+    """
 
     pad: int
+    label_smoothing: float = 0.0
+    centring: float = 0.0
     normalise: str = "groups"
     whole: bool = False
     state: dict[str, Tensor] = field(default_factory=dict)  # none
@@ -41,7 +50,12 @@ class RewardTask:
         margins = scores[:, :1] - scores[:, 1:]  # (G, K - 1)
         others = present[:, 1:]
         number = others.sum(1)
-        losses = (functional.softplus(-margins) * others).sum(1) / number
+        each = functional.softplus(-margins)
+        if self.label_smoothing > 0.0:
+            each = (1.0 - self.label_smoothing) * each + self.label_smoothing * functional.softplus(margins)
+        if self.centring > 0.0:
+            each = each + self.centring * (scores[:, :1] + scores[:, 1:]).square()
+        losses = (each * others).sum(1) / number
         with torch.no_grad():
             right = ((margins > 0) & others).sum(1) / number
             metrics = {"accuracy": right, "margin": (margins * others).sum(1) / number,
@@ -60,10 +74,43 @@ def split(examples: Sequence[Example], fraction: float) -> tuple[Sequence[Exampl
 
 @torch.no_grad()
 def accuracy(model: Any, examples: Sequence[Example], pad: int, tokens_per_batch: int) -> dict[str, float]:
-    """Share of comparisons where the preferred completion scores higher, and the mean margin."""
-    right, margin, number = 0.0, 0.0, 0
+    """What held-out comparisons say of the scores: see `measured`."""
+    margins, longer = list[float](), list[int]()
     for micro in packed.micro_batches(examples, tokens_per_batch):
-        scores, present = group_scores(model, [examples[i] for i in micro], pad)
-        margins = (scores[:, :1] - scores[:, 1:])[present[:, 1:]]
-        right, margin, number = right + (margins > 0).sum().item(), margin + margins.sum().item(), number + len(margins)
-    return {"accuracy": right / number, "margin": margin / number}
+        some = [examples[i] for i in micro]
+        scores, present = group_scores(model, some, pad)
+        margins += (scores[:, :1] - scores[:, 1:])[present[:, 1:]].tolist()
+        longer += [len(e.completions[0]) - len(other) for e in some for other in e.completions[1:]]
+    return measured(margins, longer, len(examples))
+
+
+def measured(margins: Sequence[float], longer: Sequence[int], groups: int) -> dict[str, float]:
+    """Numbers of comparisons with these margins, score(preferred) - score(other).
+
+    accuracy             share with a margin above 0; _low, _high: its Wilson interval, 95 %, over `groups`
+    margin               its mean
+    ece                  expected calibration error (Guo et al. 2017): in 10 bins of confidence sigmoid(|margin|), the
+                         mean distance between confidence and accuracy
+    length_accuracy      share right of "the longer one is better", a tie a half: what no model at all is right about
+    controlled_accuracy  mean of the accuracies where the preferred one is longer and where it is shorter: length alone
+                         gives 1/2. Not there where one of the two never occurs
+
+    longer: tokens of the preferred one less those of the other.
+    """
+    right = [float(margin > 0) for margin in margins]
+    share = fmean(right)
+    low, high = wilson(share, groups)
+    sides = [[one for one, more in zip(right, longer, strict=True) if sign * more > 0] for sign in (1, -1)]
+    controlled = {"controlled_accuracy": fmean(map(fmean, sides))} if all(sides) else {}
+    return {"accuracy": share, "accuracy_low": low, "accuracy_high": high, "margin": fmean(margins),
+            "ece": calibration_error(margins), "length_accuracy": fmean(outcome(more, 0) for more in longer),
+            **controlled}
+
+
+def calibration_error(margins: Sequence[float], bins: int = 10) -> float:
+    """sum over bins of |number of right ones - sum of confidences| / all; confidence lies in [1/2, 1]."""
+    gaps = [0.0] * bins
+    for margin in margins:
+        sure = 1.0 / (1.0 + math.exp(-abs(margin)))
+        gaps[min(bins - 1, int((sure - 0.5) * 2 * bins))] += float(margin > 0) - sure
+    return sum(map(abs, gaps)) / len(margins)

@@ -155,7 +155,7 @@ def test_a_rationale_that_no_data_set_brings(refused):
 def test_rationales_are_looked_for_in_the_preferences(refused, data, tmp_path):
     """A demonstration has no use for one; one pair with a rationale is enough to plan."""
     words = ["recipe=pco", "objective=dpo", "data=jsonl", f"data.root={data}", "auxiliary.rationale_gamma=0.1",
-             "data.format.shares.eval=5", f"workspace={tmp_path / 'planned'}"]
+             "data.format.shares.eval=5", "sampling.prompts_per_iteration=10", f"workspace={tmp_path / 'planned'}"]
     rows = [{**GOOD, "prompt": f"Name fruit number {i}.", "rationale": " "} for i in range(40)]
     rows += [{"prompt": f"Say {i}.", "completion": "Yes.", "rationale": "It agrees."} for i in range(100)]
     (data / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -13,7 +13,7 @@ import yaml
 from flows import settings
 from flows.compose import CONF, compose
 from flows.machine import precision_of
-from flows.prepare import _absolute, expand
+from flows.prepare import absolute, expand
 from pipeline.errors import UserError
 from pipeline.plan import _without_paths
 
@@ -45,7 +45,7 @@ def test_every_problem_of_the_command_line_at_once():
     assert problems == [
         "recipe: no recipe named 'pcoo' (did you mean pco?)",
         "model: no model named 'tinny' (did you mean tiny?)",
-        "+x=1: expected plain key=value (no +, ~ or list of values to sweep over)",
+        "+x=1: expected plain key=value (no + or ~; several values are for align sweep)",
         problems[3],
         "modell: unknown key, there is no 'modell' (did you mean model?)",
         "objective.betta: unknown key, objective has no 'betta' (did you mean beta?)",
@@ -92,7 +92,8 @@ def test_single_wrong_values(override, key):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize(
-    "extra", [(), ("iterations=4",), ("reward=rule",), ("engine=transformers",), ("hardware=cuda",)]
+    "extra", [(), ("iterations=4", "sampling.prompts_per_iteration=500"), ("reward=rule",), ("engine=transformers",),
+              ("hardware=cuda",)]
 )
 def test_every_recipe_can_be_planned(recipe, extra, tiny_model, tmp_path):
     (tmp_path / "model_outputs.json").write_text('[{"instruction": "Why?"}]')
@@ -271,8 +272,8 @@ def test_a_recipe_with_the_old_name_of_steps_is_told_the_new_one(tmp_path):
 
 def test_a_path_is_the_same_from_everywhere_and_its_place_is_not_in_the_key(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert _absolute("data.root=rows") == f"data.root={tmp_path / 'rows'}"
-    assert _absolute("data.root=builtin:minifarm") == "data.root=builtin:minifarm"
+    assert absolute("data.root=rows") == f"data.root={tmp_path / 'rows'}"
+    assert absolute("data.root=builtin:minifarm") == "data.root=builtin:minifarm"
     settings = {"reward": {"module": "pipeline.rewards.model", "path": str(tmp_path / "rm")}}
     assert _without_paths(settings, [tmp_path / "rm" / "config.json"])["reward"] == {
         "module": "pipeline.rewards.model", "path": "(its files)"}
@@ -342,3 +343,16 @@ def test_an_interpolation_that_leads_nowhere_is_said_with_its_place(tmp_path):
     recipe.write_text(recipe.read_text() + "seed: ${nothing}\n")
     with pytest.raises(UserError, match=r"^seed: Interpolation key 'nothing' not found$"):
         compose(["recipe=sft"], conf=tmp_path / "conf")
+
+
+@pytest.mark.parametrize("recipe", ["online_dpo", "pco"])
+def test_a_reward_model_that_is_trained_again_scores_the_samples(recipe):
+    """On the given pairs and those of the iterations before; the evaluation keeps the first. Else nothing changes."""
+    steps = {step.name: step for step in expand(compose([f"recipe={recipe}", "iterations=3", "reward.retrain=each"]))}
+    read = [str(ref) for ref in steps["retrained[3]"].inputs["groups"]]
+    assert read == ["tokens/pref", *(f"pairs[{i}]/groups" for i in (1, 2) if f"pairs[{i}]" in steps)]
+    assert [str(ref) for ref in steps["score[3]"].inputs["model"]] == ["retrained[3]/model"]
+    assert [str(ref) for ref in steps["answer_scores[3]"].inputs["model"]] == ["reward/model"]
+    plain = {step.name: step for step in expand(compose([f"recipe={recipe}", "iterations=3"]))}
+    assert [str(ref) for ref in plain["score[3]"].inputs["model"]] == ["reward/model"]
+    assert plain.keys() == steps.keys() - {"retrained[2]", "retrained[3]"}

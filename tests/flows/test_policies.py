@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.compose import compose
-from flows.prepare import _absolute, expand
+from flows.prepare import absolute, expand
 from pipeline import plan
 from pipeline.errors import UserError
 from pipeline.plan import Step
@@ -134,6 +134,6 @@ def test_a_folder_with_another_tokenizer_is_refused(make_model: Callable[..., Pa
 def test_a_folder_is_the_same_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "policy").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert _absolute("start=policy") == f"start={tmp_path / 'policy'}"
-    assert [_absolute(word) for word in ("start=previous", "reference={1: sft, 2: ema}")] == [
+    assert absolute("start=policy") == f"start={tmp_path / 'policy'}"
+    assert [absolute(word) for word in ("start=previous", "reference={1: sft, 2: ema}")] == [
         "start=previous", "reference={1: sft, 2: ema}"]

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 import conf
 from pipeline.config import build
 from pipeline.errors import UserError
+from pipeline.formats import files
 from pipeline.formats.splits import SPLITS, Imported, message_problem, prompt_key
-from pipeline.records import Group
+from pipeline.records import Group, target_of
 from pipeline.stages import import_data
 from tests import given
 
@@ -129,3 +130,48 @@ def test_unpaired_feedback() -> None:
     assert {g.label for g in given.splits(made)["pref"]} == {True, False}
     assert {len(g.completions) for g in given.splits(made)["pref"]} == {1}
     assert sizes(made)["eval"] > 20
+
+
+# What a run with everything gets of each folder by `data=files data.root=FOLDER`, and what its README counts.
+FOLDERS = {
+    "alpaca_eval": (4985, {"eval": 805}), "arc": (2279, {"unlabeled": 2000, "eval": 279}),
+    "arena_hard": (1576, {"eval": 394}), "dolly-hhrlhf-sample": (811, {"sft": 230, "unlabeled": 469, "eval": 112}),
+    "gpteacher": (2800, {"sft": 836, "unlabeled": 1664, "eval": 300}),
+    "gsm8k": (4100, {"sft": 1010, "unlabeled": 1990, "eval": 600}),
+    "hellaswag-sample": (826, {"unlabeled": 721, "eval": 105}),
+    "hh-rlhf": (6270, {"sft": 1575, "pref": 1555, "unlabeled": 2389, "eval": 650}),
+    "ifeval-single": (266, {"unlabeled": 258, "eval": 8}),
+    "llamafactory-demos": (1261, {"sft": 256, "pref": 405, "unlabeled": 440, "eval": 144}),
+    "llmbar": (343, {"sft": 78, "pref": 82, "unlabeled": 172, "eval": 11}), "mt_bench": (164, {"eval": 130}),
+    "nectar-sample": (314, {"sft": 62, "pref": 69, "unlabeled": 141, "eval": 38}),
+    "oasst-sample": (278, {"sft": 32, "pref": 79, "unlabeled": 180, "eval": 30}),
+    "pandalm-testset": (799, {"sft": 142, "pref": 149, "unlabeled": 66, "eval": 1}),
+    "self-instruct-seeds": (133, {"sft": 39, "unlabeled": 90, "eval": 4}),
+    "text": (43482, {"sft": 3376, "unlabeled": 6736, "eval": 2213}),
+    "ultrafeedback-binarized-sample": (962, {"sft": 189, "pref": 176, "unlabeled": 388, "eval": 93}),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_every_folder_is_read_whole(name: str) -> None:
+    """Rows as its README counts them; what is kept and what is left out, by reason, are all of them."""
+    rows, kept = FOLDERS[name]
+    made = files.read(data(name), files.Settings())
+    assert made.facts["rows"] == rows
+    assert {split: number for split, number in made.counts.items() if number} == kept
+    further = made.facts["further examples of a row"]
+    assert rows + further == sum(made.counts.values()) + sum(made.dropped.values())
+    assert (further > 0) == (name == "oasst-sample")
+
+
+def test_shapes_of_real_rows_read_by_hand() -> None:
+    """Nectar's seven answers by rank, UltraFeedback's scores, GSM8K's number, Dolly's instruction without its frame."""
+    nectar = next(iter(given.splits(files.read(data("nectar-sample"), files.Settings()))["pref"]))
+    ranks = [c.scores["given"] for c in nectar.completions]
+    assert len(ranks) > 2 and ranks == sorted(ranks, reverse=True)
+    scored = given.splits(files.read(data("ultrafeedback-binarized-sample"), files.Settings()))["pref"]
+    assert all(g.completions[0].scores["given"] > g.completions[1].scores["given"] for g in scored)
+    maths = given.splits(files.read(data("gsm8k"), files.Settings()))["eval"]
+    assert all(re.fullmatch(r"-?[$]?[\d.]+%?", target_of(g).answer) for g in maths)  # type: ignore[union-attr]
+    dolly = given.splits(files.read(data("dolly-hhrlhf-sample"), files.Settings()))["sft"]
+    assert not [g.id for g in dolly if "###" in g.messages[0].content]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -23,7 +24,8 @@ from pipeline.lm import folders
 from pipeline.lm.settings import ModelRuntime
 from pipeline.lm.template import Encoder
 from pipeline.records import LENGTH, STOP, Completion, Group, Message
-from pipeline.rewards import dropout, model
+from pipeline.rewards import dropout, heads, model
+from pipeline.rewards.contract import Limits
 
 WORDS = ["<pad>", "<s>", "</s>", "<user>", "<bot>", "<unk>", *"abcdefgh"]
 TEMPLATE = (
@@ -326,3 +328,85 @@ def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
     assert "no weights" in problem and "*.bin files are pickled and are not read" in problem
     with pytest.raises(OSError, match="safetensors"):
         folders.load_scorer(pickled, torch.device("cpu"))
+
+
+def with_heads(folder: Path, target: Path, rows: int, named: bool) -> tuple[Path, torch.Tensor]:
+    """The folder's model with a head of `rows` outputs, which config.json names or does not know of; and the head."""
+    shutil.copytree(folder, target)
+    tensors = load_file(target / "model.safetensors")
+    tensors["score.weight"] = torch.linspace(-1, 1, rows * 32).reshape(rows, 32).sin()
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((target / "config.json").read_text())
+    for key in ("id2label", "label2id", "num_labels"):
+        config.pop(key, None)
+    if named:
+        config["id2label"] = {str(i): f"of{i}" for i in range(rows)}
+        config["label2id"] = {f"of{i}": i for i in range(rows)}
+    (target / "config.json").write_text(json.dumps(config))
+    return target, tensors["score.weight"]
+
+
+def test_the_number_of_outputs_is_that_of_the_weights(folder: Path, tmp_path: Path) -> None:
+    """A published layout whose config says nothing of labels, for which transformers would make two outputs."""
+    plain, _ = with_heads(folder, tmp_path / "plain", 1, named=False)
+    assert transformers.AutoConfig.from_pretrained(plain).num_labels == 2
+    ((score,),) = model.scorer(model.Settings(str(plain), "float32"))([group_of("abc")])
+    assert math.isfinite(score)
+    assert model.SCORER.check(model.Settings(str(plain)), Limits()) == []
+
+
+def test_several_outputs_with_weights(folder: Path, tmp_path: Path) -> None:
+    """The sum 0.5 of0 - 2 of2 of the outputs that transformers' own forward gives."""
+    several, _ = with_heads(folder, tmp_path / "several", 3, named=True)
+    net = transformers.AutoModelForSequenceClassification.from_pretrained(several, dtype=torch.float32)
+    groups = [group_of("abc", "d"), group_of("eeeee")]
+    found = heads.scorer(heads.Settings(str(several), {"of0": 0.5, "2": -2.0}, "float32"))(groups)
+    with torch.no_grad():
+        own = [[net(input_ids=torch.tensor([ids])).logits[0] @ torch.tensor([0.5, 0.0, -2.0])
+                for ids in shown(tokenizer_of(), group)] for group in groups]
+    for scores, wanted in zip(found, own, strict=True):
+        assert scores == pytest.approx([float(one) for one in wanted], abs=1e-5)
+    (unknown,) = problems_of(heads.Settings, {"path": str(several), "weights": {"of9": 1}}, "r")
+    assert unknown.startswith("r.weights.of9: no such output (did you mean of")
+    assert problems_of(heads.Settings, {"path": str(several)}, "r") == [
+        "r.weights: expected a weight for some of of0, of1, of2"]
+    assert heads.SCORER.check(heads.Settings(str(several), {"of0": 1.0}), Limits()) == []
+
+
+def test_what_no_reward_model_is_is_said_at_plan(folder: Path, tmp_path: Path, tiny_model: Path) -> None:
+    several, _ = with_heads(folder, tmp_path / "several", 3, named=True)
+    silent = tmp_path / "silent"
+    shutil.copytree(folder, silent)
+    for file in [*silent.glob("chat_template*")]:
+        file.unlink()
+    settings = silent / "tokenizer_config.json"
+    said = json.loads(settings.read_text())
+    said.pop("chat_template", None)
+    settings.write_text(json.dumps(said))
+    problems = [model.SCORER.check(model.Settings(str(path)), Limits())[0][1] for path in (several, silent, tiny_model)]
+    assert "has 3 outputs, expected one: reward=heads takes several" in problems[0]
+    assert "has no chat template" in problems[1]
+    assert "is a language model, it has no head that gives a score" in problems[2]
+
+
+def test_a_model_that_gives_no_number_for_a_short_text_stops_at_the_start(folder: Path, tmp_path: Path) -> None:
+    """Weights that are finite, and a score that is not."""
+    broken = tmp_path / "model"
+    shutil.copytree(folder, broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["score.weight"] = torch.full_like(tensors["score.weight"], 3e38)
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 3e38)
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"scores 'b', 'a b', 'ab ba' with no finite number"):
+        model.scorer(model.Settings(str(broken), "float32"))
+
+
+def test_a_long_row_changes_no_other_score_and_is_not_waited_for_twice(folder: Path) -> None:
+    """A row that does not fit the 40 positions scores NaN, one that just fits its own; the short ones stay the same."""
+    score = model.scorer(model.Settings(str(folder), "float32"))
+    short = [group_of("abc", "d"), group_of("eeeee", "ab")]
+    alone = score(short)
+    mixed = score([short[0], group_of("a" * 500, "b" * 30), short[1]])
+    assert [mixed[0], mixed[2]] == [pytest.approx(one, abs=1e-6) for one in alone]
+    assert math.isnan(mixed[1][0])
+    assert math.isfinite(mixed[1][1])

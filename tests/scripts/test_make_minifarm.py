@@ -8,7 +8,7 @@ from statistics import fmean
 import pytest
 
 from pipeline.worlds.minifarm import gold, words_of
-from scripts.make_minifarm import FLIPPED, SEED, SIZES, main, make_world
+from scripts.make_minifarm import FLIPPED, FURTHER, SEED, SIZES, main, make_world
 
 FOLDER = Path(__file__).parent.parent.parent / "data" / "minifarm"
 # Of the four files joined in the order of SIZES; data/README.md states it too.
@@ -42,6 +42,19 @@ def test_the_script_makes_the_committed_bytes(tmp_path: Path):
     main([str(tmp_path)])
     for split in SIZES:
         assert (tmp_path / f"{split}.jsonl").read_bytes() == (FOLDER / f"{split}.jsonl").read_bytes(), split
+
+
+def test_more_pairs_go_on_after_the_others_and_validation_prompts_are_in_no_split(tmp_path: Path, rows):
+    """What defaults are chosen on: the same world, other evaluation prompts; a fifth of all labels is turned around."""
+    main([str(tmp_path), "--pairs", "6000", "--validation"])
+    pairs = [json.loads(line) for line in (tmp_path / "pref.jsonl").read_text().splitlines()]
+    assert (len(pairs), pairs[:1750], pairs[1750]["id"]) == (6000, rows["pref"], "pref-1750")
+    assert sum(m < 0 for m in margins(pairs)) == FLIPPED * 6000 == 1200
+    prompts = {asked(json.loads(line))[0]["content"] for line in (tmp_path / "eval.jsonl").read_text().splitlines()}
+    others = {asked(row)[0]["content"] for row in (*pairs, *rows["sft"], *rows["unlabeled"], *rows["eval"])}
+    assert len(prompts) == FURTHER["validation"] and not prompts & others and len(others) == 1750 + 6000 + 3500 + 140
+    for name in ("sft.jsonl", "unlabeled.jsonl"):
+        assert (tmp_path / name).read_bytes() == (FOLDER / name).read_bytes()
 
 
 def test_another_seed_makes_another_world():

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -225,3 +226,33 @@ def wait_for(done, seconds: float = 240) -> None:
     while not done():
         assert time.monotonic() < deadline, "nothing came of it"
         time.sleep(0.01)
+
+
+def test_two_processes_score_as_one(world, finish, tmp_path):
+    """1,100 prompts in two parts are three slices: the same bytes, though two processes took them in turn."""
+    made = list(tables.read(world.groups))
+    groups = [replace(made[i % 48], id=f"n{i}") for i in range(1100)]
+    tables.write(tmp_path / "groups", groups, part_size=600)
+    settings = {"reward": {"module": "pipeline.rewards.likelihood"},
+                "also": {"fresh": {"module": "pipeline.rewards.repetition"}}}
+
+    def spec_of(folder: Path, **runtime) -> Path:
+        folder.mkdir()
+        path, own = folder / "step.json", {key: RUNTIME[key] for key in ("threads", "device")}
+        path.write_text(json.dumps({
+            "stage": "score", "step": "score", "run": "r", "settings": settings,
+            "runtime": {"models": {**own, **runtime}}, "inputs": {
+                "policy": [str(world.model)], "groups": [str(tmp_path / "groups")]},
+            "digests": {"policy": ["m"], "groups": ["g"]}, "work": str(folder), "seed": 0,
+            "metrics": str(folder / "metrics.jsonl"), "progress": str(folder / "progress.json")}))
+        return path
+
+    for name, runtime in (("one", {}), ("two", {"processes": 2, "strategy": "ddp"})):
+        code, said = finish(spec_of(tmp_path / name, **runtime))
+        assert code == 0, said
+    parts = [sorted((tmp_path / name / "out" / "scores").glob("*.parquet")) for name in ("one", "two")]
+    assert [part.read_bytes() for part in parts[0]] == [part.read_bytes() for part in parts[1]]
+    assert len(parts[0]) == 2
+    facts = [json.loads((tmp_path / name / "result.json").read_text())["counts"] for name in ("one", "two")]
+    assert facts[0] == facts[1]
+    assert len(list((tmp_path / "two" / "slices").iterdir())) == 3

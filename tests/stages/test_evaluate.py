@@ -73,6 +73,16 @@ def test_prompts_not_samples_are_the_independent_units(tmp_path: Path):
         assert many["scores"]["gold"][bound] == one["scores"]["gold"][bound]
 
 
+def test_best_of_n_judges_the_answer_that_is_ranked_first(tmp_path: Path):
+    """Of 5, 0, 2, 1 without the first, which is the baseline's own draw: 2, against each of 1 and 3. One win in two."""
+    ours, theirs = [group("a", 5.0, 0.0, 2.0, 1.0)], [group("a", 1.0, 3.0)]
+    result, _, out = run(tmp_path / "n", ours, theirs, best_by="gold", left_out=1)
+    assert (result["comparisons"], result["scores"]["gold"]["win_rate"]) == (2, 0.5)
+    assert [json.loads(line)["score"] for line in (out / "outcomes.jsonl").read_text().splitlines()] == [2.0, 2.0]
+    with pytest.raises(UserError, match=r"prompt 'a' has no answer with a finite score 'reward' after the first 1"):
+        run(tmp_path / "x", ours, theirs, best_by="reward", left_out=1)
+
+
 def test_other_scores_are_compared_beside_the_deciding_one(tmp_path: Path):
     """A reward that is being gamed: the learned score rises (1.0 > 0.5 everywhere) while gold falls."""
     ours = [group(name, 0.0, reward=1.0) for name in "abc"]

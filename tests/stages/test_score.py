@@ -15,7 +15,7 @@ from pipeline import columns, tables
 from pipeline.config import build, problems_of
 from pipeline.errors import UserError
 from pipeline.records import LENGTH, Completion, Group, Message
-from pipeline.stage import Context, Reporter
+from pipeline.stage import Context, Kinds, Reporter, keyed
 from pipeline.stages import score
 from tests.rewards.judges.server import asked, serving
 
@@ -243,3 +243,27 @@ def test_a_judge_that_never_decides_says_why(tmp_path: Path) -> None:
     with serving(tmp_path / "log") as url, pytest.raises(UserError, match=problem):
         judge = {"module": "pipeline.rewards.judge", "model": "judge", "base_url": url}
         score.run(context_of(tmp_path, build(score.Settings, {"reward": judge})))
+
+
+def test_an_ensemble_stands_beside_the_scores_and_a_second_pass_changes_nothing(table: Path) -> None:
+    """Fresh shares 0.75, 1, 0.5, 0.75 and words 6, 2, 4, 6 against a window of at most 4: 2/3, 1, 1, 2/3."""
+    words = {"module": "pipeline.rewards.length", "high": 4}
+    given = {"reward": RULE, "also": {"words": words}, "ensemble": {"of": ["reward", "words"], "combine": "minimum"}}
+    plain = {**given, "ensemble": {**given["ensemble"], "zscore": False}}
+    context = context_of(table, build(score.Settings, plain))
+    score.run(context)
+    assert [c.scores["ensemble"] for group in scored(context) for c in group.completions] == [2 / 3, 1.0, 0.5, 2 / 3]
+    assert context.report.counts["ensemble_mean"] == pytest.approx((2 / 3 + 1 + 0.5 + 2 / 3) / 4)
+    before = [part.read_bytes() for part in tables.parts(context.out / "scores")]
+    score.run(context)
+    assert [part.read_bytes() for part in tables.parts(context.out / "scores")] == before
+    wrong = {**given, "ensemble": {"of": ["reward", "word"]}}
+    assert problems_of(score.Settings, wrong, "s") == ["s.ensemble.of: no score 'word' (did you mean words or reward?)"]
+    assert "ensemble" in score.kinds(build(score.Settings, given), Kinds()).scores
+
+
+def test_no_ensemble_is_no_part_of_the_key() -> None:
+    """A setting that came later leaves the keys of what was made without it."""
+    assert "ensemble" not in keyed(build(score.Settings, {"reward": RULE}))
+    some = {"reward": RULE, "ensemble": {"of": ["a", "b"]}, "also": {"a": RULE, "b": RULE}}
+    assert keyed(build(score.Settings, some))["ensemble"]["of"] == ["a", "b"]

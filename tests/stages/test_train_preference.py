@@ -20,6 +20,7 @@ from pipeline import columns, tables
 from pipeline.config import build, problems_of
 from pipeline.errors import UserError
 from pipeline.records import Completion, Group, Message
+from pipeline.stage import Context
 from pipeline.stages import import_data, init_model, reference_logprobs, sft, tokenize, train_preference, train_reward
 from tests import given
 from tests.given import metrics, run
@@ -197,6 +198,24 @@ def test_kill_9_and_go_on_gives_the_same_bytes(world, tmp_path, objective):
     files = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(resumed) for p in resumed.rglob("*") if p.is_file())
     assert [f.name for f in files if (whole / f).read_bytes() != (resumed / f).read_bytes()] == []
+
+
+def test_a_reward_model_of_two_tables_is_that_of_one(world, tmp_path):
+    """What was labelled in several iterations: the order of training goes by ids, wherever they stand."""
+    groups = list(tables.read(world.ids / "pref"))
+    for name, some in (("a", groups[:7]), ("b", groups[7:]), ("whole", groups)):
+        tables.write(tmp_path / name, some)
+    settings = build(train_reward.Settings, {"trainer": {**TRAINER, "epochs": 1}, "held_out": 0.2})
+    made = []
+    for number, names in enumerate((("a", "b"), ("whole",))):
+        inputs = {"model": (world.sft,), "groups": tuple(tmp_path / name for name in names)}
+        digests = {"model": ("m",), "groups": names}
+        context = Context(settings, build(train_reward.STAGE.runtime, RUNTIME), inputs, digests,
+                          tmp_path / f"work{number}", 0)
+        train_reward.run(context)
+        made.append((context.out / "model" / "model.safetensors").read_bytes())
+        assert context.report.counts["groups"] + context.report.counts["held_out_groups"] == len(groups)
+    assert made[0] == made[1]
 
 
 def test_reward_model_learns_and_its_folder_scores(world, tmp_path):

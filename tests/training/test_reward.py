@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pipeline.statistics import wilson
 from pipeline.training import reward
 from pipeline.training.gradients import BatchFacts
 
@@ -34,6 +35,38 @@ def test_bradley_terry_by_hand(tiny):
     measured = reward.accuracy(Summing(0.1), examples, 0, tokens_per_batch=40)
     assert measured["margin"] == pytest.approx(sum(margins) / 6, abs=1e-4)
     assert measured["accuracy"] == pytest.approx(sum(m > 0 for m in margins) / 6)
+
+
+def test_label_smoothing_and_centring_by_hand(tiny):
+    """0.8 log(1 + e^-m) + 0.2 log(1 + e^m) + 0.5 (sum of the two scores)^2."""
+    examples = tiny.examples(4)
+    scores = [[0.01 * int(e.prompt.sum() + c.sum()) for c in e.completions] for e in examples]
+    task = reward.RewardTask(pad=0, label_smoothing=0.2, centring=0.5)
+    losses, _, _ = task.losses(Summing(0.01), examples, 0, BatchFacts.of(examples))
+    by_hand = [0.8 * math.log1p(math.exp(r - w)) + 0.2 * math.log1p(math.exp(w - r)) + 0.5 * (w + r) ** 2
+               for w, r in scores]
+    assert losses.tolist() == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_what_held_out_comparisons_say_by_hand():
+    """Margins ln 3 (sure 0.75) twice right, once wrong, and ln 9 (0.9) right. In the bin of 0.75: 2 right against
+    3 x 0.75 expected, 0.25 too few; in that of 0.9: 0.1 more: (0.25 + 0.1) / 4. The longer one is preferred in 2 of 4,
+    of which 1 is right; of the 2 others both are.
+    """
+    found = reward.measured([math.log(3), math.log(3), -math.log(3), math.log(9)], [5, -1, 2, -3], 4)
+    assert found["accuracy"] == 0.75
+    assert (found["accuracy_low"], found["accuracy_high"]) == wilson(0.75, 4)
+    assert found["ece"] == pytest.approx(0.35 / 4)
+    assert found["length_accuracy"] == 0.5
+    assert found["controlled_accuracy"] == 0.75
+    assert found["margin"] == pytest.approx((math.log(3) + math.log(9)) / 4)
+
+
+def test_a_scorer_by_length_alone_is_right_about_nothing_else():
+    """It is right where the preferred one is longer, 3 of 4 times, wrong elsewhere: one half at equal length."""
+    found = reward.measured([4.0, 2.0, 1.0, -3.0], [4, 2, 1, -3], 4)
+    assert (found["accuracy"], found["length_accuracy"], found["controlled_accuracy"]) == (0.75, 0.75, 0.5)
+    assert "controlled_accuracy" not in reward.measured([1.0], [1], 1)
 
 
 def test_several_rejected_are_averaged(tiny):

@@ -2,13 +2,12 @@
 import { h, card, empty, FORMS, levelOf, number, tick, words } from "./dom.js";
 import { ask } from "./data.js";
 import { band, chart, series } from "./chart.js";
-import { line } from "./text.js";
 import { go } from "./frame.js";
 
 export const compareView = {
   async load(place) {
     const names = place.parameters.getAll("run");
-    return [names.length ? await ask("compare", { run: names }) : { runs: [], columns: [], differing: {} }];
+    return [names.length ? await ask("compare", { run: names }) : { runs: [], columns: [], tables: [] }];
   },
   lively: () => true,
   draw(place, data) {
@@ -27,7 +26,7 @@ export const compareView = {
       h("label", {}, h("input", { type: "checkbox", "data-focus": "apart", ...(place.parameters.get("apart") && { checked: true }), onchange: (e) => go({ apart: e.target.checked }) }), "seeds apart")),
     card(label(y, data), { note: groups.some((g) => g.runs.length > 1) ? "mean over seeds, the band from the lowest to the highest seed" : x === "iteration" ? null : `each point is an iteration, over ${label(x, data).toLowerCase()}` },
       chart(`compare/${data.runs.map((r) => r.name)}`, () => picture(groups, shown, x, y, data), { height: 380, label: `${label(y, data)} of ${data.runs.map((r) => r.name).join(", ")}` })),
-    table(groups, shown, y, data), settings(groups, data)];
+    table(groups, shown, y, data), data.tables.map(printed)];
   },
 };
 
@@ -129,12 +128,7 @@ function cell(group, i, y, write, spread) {
     found.low !== undefined ? h("span.interval", {}, `${write(found.low).replace(" %", "")} to ${write(found.high)}`) : null);
 }
 
-function settings(groups, data) {
-  const marks = [...new Map(groups.map((g) => [g.mark, g])).values()];
-  const fields = Object.keys(data.differing[marks[0]?.mark] || {});
-  if (marks.length < 2 || !fields.length) return null;
-  const text = (v) => (v === null || v === undefined ? "–" : typeof v === "object" ? JSON.stringify(v) : String(v));
-  return card("Settings that differ", {}, h("div.scroll", { "data-scroll": "settings" }, h("table", {},
-    h("thead", {}, h("tr", {}, h("th", {}, "Setting"), marks.map((g) => h("th", {}, g.name)))),
-    h("tbody", {}, fields.map((f) => h("tr", {}, h("td.mono", {}, f), marks.map((g) => h("td.wrap", {}, line(text(data.differing[g.mark][f]), 80)))))))));
-}
+// What `align compare` prints of the same runs.
+const printed = (table) => card(table.title[0].toUpperCase() + table.title.slice(1), {}, h("div.scroll", { "data-scroll": table.title }, h("table", {},
+  h("thead", {}, h("tr", {}, table.headers.map((t) => h(table.left.includes(t) ? "th" : "th.r", {}, t)))),
+  h("tbody", {}, table.rows.map((row) => h("tr", {}, row.map((text, i) => h(table.left.includes(table.headers[i]) ? "td" : "td.r", {}, text))))))));

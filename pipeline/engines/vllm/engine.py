@@ -15,14 +15,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pipeline import files
 from pipeline.engines.engine import Answer, Backend, Request, model_facts, overlong, probe, text_decoder
 from pipeline.engines.vllm import client
 from pipeline.engines.vllm import service as vllm_service
@@ -36,6 +39,8 @@ __all__ = ["Settings", "check_service", "findings", "open_engine", "start_servic
 
 ProbeLogps = dict[tuple[int, ...], list[float]]  # the probe's completion -> transformers' log-probs of its tokens, nats
 _BATCHES = 8  # calls that together fill a server
+_PAUSE = 0.5  # seconds between two tries at a probe
+_AT_START = 5.0  # times the gap of a run's first weights that later ones may have: a family's rounding hardly changes
 _TRIES = 3  # at getting a server back that is lost again while it gets its weights
 
 
@@ -79,19 +84,29 @@ def open_engine(model: Path, settings: Settings, log: Path) -> Iterator[Engine]:
         recovered: set[str] = set()
         gaps = pool.submit(lambda: max(_first_gap(server, model, settings, known, recovered) for server in servers))
         context = min(server.context_length for server in servers)
-        yield Engine(servers, keepers, model, settings, context, {}, gaps, known, recovered)
+        yield Engine(servers, keepers, model, settings, context, {}, gaps, known, recovered, keepers.first_gap)
 
 
 def _first_gap(server: Server, model: Path, settings: Settings, known: ProbeLogps, recovered: set[str]) -> float:
-    """`gap`; 0 for a server that was lost meanwhile, which is looked at again before it serves (`Engine._recover`)."""
-    try:
-        return gap(server, model, settings, known)
-    except OSError:
-        return 0.0
-    except UserError:  # another load: our own after a loss, or somebody else's
-        if server.url not in recovered:
-            raise
-        return 0.0
+    """`gap`; 0 for a server that was lost meanwhile, which is looked at again before it serves (`Engine._recover`).
+
+    Raises RuntimeError where nobody answers and nobody misses it: what it serves is not known.
+    """
+    deadline = time.monotonic() + settings.silence_timeout
+    while True:
+        try:
+            return gap(server, model, settings, known)
+        except OSError as error:
+            if server.url not in recovered and time.monotonic() > deadline:
+                raise RuntimeError(f"the vLLM server does not answer the probe of its weights, so that nobody knows "
+                                   f"which it serves ({error}); engine.silence_timeout is "
+                                   f"{settings.silence_timeout:g} s") from None
+        except UserError:  # another load: our own after a loss, or somebody else's
+            if server.url not in recovered:
+                raise
+        if server.url in recovered:
+            return 0.0
+        time.sleep(_PAUSE)
 
 
 def findings(settings: Settings) -> tuple[list[tuple[str, str]], list[str]]:
@@ -137,6 +152,7 @@ class Engine:
     gaps: Future[float]
     known: ProbeLogps
     recovered: set[str]  # addresses of servers that were lost: their weights were loaded a second time
+    first_gap: Path | None = None  # where the gap of the run's first weights stands; None: of nothing that lasts
 
     def sample(self, requests: Iterable[Request]) -> Iterator[Answer]:
         """Raises RuntimeError when all servers are lost or one serves other weights, UserError when another run loaded
@@ -177,11 +193,24 @@ class Engine:
         raise ServerLost(f"the vLLM server at {server.url} is lost ({why})\n{self.keepers.tail(server.url, 30)}")
 
     def _check(self, found: float) -> None:
-        if not found <= self.settings.tolerance:
+        limit = allowed(self.first_gap, self.settings)
+        if not found <= limit:
             raise UserError(
                 f"the vLLM server does not serve the weights of {self.model}: its log-probs differ from transformers' "
-                f"by {found:.4f} nats per token, allowed are {self.settings.tolerance} (engine.probe_tolerance). "
+                f"by {found:.4f} nats per token, allowed are {limit:.4g} (engine.probe_tolerance). "
                 "Either it kept other weights, or vLLM computes this family differently: take engine=transformers")
+        if self.first_gap is not None and not self.first_gap.exists():
+            files.write_atomic(self.first_gap, json.dumps({self.settings.dtype: found}))
+
+
+def allowed(first: Path | None, settings: Settings) -> float:
+    """The largest gap that is rounding, nats per token: `_AT_START` times that of the run's first weights, within a
+    quarter of the tolerance and all of it; engine.probe_tolerance itself where it is given.
+    """
+    known = json.loads(first.read_text()) if first is not None and first.exists() else {}
+    if settings.probe_tolerance is not None or settings.dtype not in known:
+        return settings.tolerance
+    return min(settings.tolerance, max(settings.tolerance / 4, _AT_START * known[settings.dtype]))
 
 
 def gap(server: Server, model: Path, settings: Settings, known: ProbeLogps) -> float:

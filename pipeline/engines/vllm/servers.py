@@ -41,6 +41,7 @@ class Keepers:
         self.pids = dict(zip(self.urls, map(int, pids), strict=False))
         logs = [log for log in environment.get(service.LOGS, "").split(os.pathsep) if log]
         self.logs = dict(zip(self.urls, map(Path, logs), strict=False))
+        self.first_gap = Path(logs[0]).with_suffix(".gap.json") if logs else None  # of the run: its log is
         self.timeout = settings.start_timeout
 
     def connect(self) -> list[Server]:

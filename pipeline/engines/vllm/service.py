@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -126,13 +127,17 @@ class Service:
             self._each("/wake_up")
 
     def _each(self, path: str) -> None:
-        for url in self.urls:
+        """All at once: each moves gigabytes. Raises RuntimeError where one refuses."""
+        def post(url: str) -> None:
             try:
                 status, _ = web.fetch(url + path, 600, self.key, b"")
             except OSError as error:
                 raise RuntimeError(f"{url}{path}: {error}\n{tail(self.log)}") from None
             if status >= 400 and status != _CANNOT:
                 raise RuntimeError(f"{url}{path}: vLLM answered {status}\n{tail(self.log)}")
+
+        with ThreadPoolExecutor(len(self.urls)) as pool:
+            list(pool.map(post, self.urls))
 
     def stop(self) -> None:
         """End every process of it. Safe to call twice."""
@@ -199,7 +204,7 @@ def arguments(model: Path, host: str, port: int, settings: Settings) -> list[str
         made += ["--gpu-memory-utilization", str(settings.gpu_memory_utilization)]
     if settings.lora_rank:
         made += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(settings.lora_rank)]
-    if settings.sleep_level and shutil.which("nvidia-smi"):
+    if settings.sleep_level and not on_cpu():
         made += ["--enable-sleep-mode"]
     return made + (["--enforce-eager"] if settings.eager else []) + [*settings.arguments]
 

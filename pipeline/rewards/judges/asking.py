@@ -64,7 +64,7 @@ class Asker:
         self._next = 0.0  # when the next call may begin
         self._inbox: queue.Queue[tuple[int, Reply | Exception]] = queue.Queue()
         self._flying: dict[int, tuple[_Pending, float]] = {}  # call -> what it asks, when it began
-        self._given_up: dict[int, _Pending] = {}
+        self._given_up: dict[int, tuple[_Pending, float]] = {}  # likewise, of those that are waited for no longer
         self._calls = 0
         self._spent = Spent()
         self._deadline = 0.0
@@ -148,18 +148,16 @@ class Asker:
             self._inbox.put((call, error))
 
     def _land(self, call: int, outcome: Reply | Exception) -> None:
-        pending, began = self._flying.pop(call, (None, 0.0))
-        late = pending is None
-        pending = pending or self._given_up.pop(call, None)
-        if pending is None:  # of a run that is over
+        late = call in self._given_up
+        if not late and call not in self._flying:  # of a run that is over
             return
+        pending, began = (self._given_up if late else self._flying).pop(call)
         if isinstance(outcome, Reply):
             kept.pay(self._folder, self.desk.run, self.endpoint.model, outcome)
             kept.keep(self._folder, pending.key, outcome)
             self._spent += self._cost(outcome.prompt_tokens, outcome.reply_tokens)
             self._answered += 1
-            if not late:
-                self._took.append(time.monotonic() - began)
+            self._took.append(time.monotonic() - began)  # of a late one too: the server may have become slow
             self._settle(pending, outcome)
         elif late or pending.done:
             return  # it is being asked again already
@@ -225,8 +223,7 @@ class Asker:
         now = time.monotonic()
         for call, due in self._due().items():
             if now >= due:
-                pending, began = self._flying.pop(call)
-                self._given_up[call] = pending
+                pending, began = self._given_up[call] = self._flying.pop(call)
                 self._retry(pending, Again(f"no answer within {now - began:.1f} s", lost=True))
 
     def _wait(self) -> float:

@@ -1,4 +1,4 @@
-"""One call of an OpenAI-compatible chat endpoint, and what its answer means.
+"""One call of an OpenAI-compatible endpoint, and what its answer means.
 
 The key comes from an environment variable and goes into the request's header only: a message of the server that repeats
 it is shown without it.
@@ -6,7 +6,7 @@ it is shown without it.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +28,8 @@ class Endpoint:
     base_url: str  # up to /v1
     key: str | None  # the environment variable that holds it; None: none is sent
     model: str
+    path: str = "chat/completions"
+    read: Callable[[dict[str, Any]], Reply] | None = None  # of an answer that is no chat completion
 
 
 class Again(Exception):
@@ -58,8 +60,8 @@ def problems(endpoint: Endpoint) -> list[tuple[str, str]]:
 
 
 def ask(endpoint: Endpoint, messages: Any, sampling: Mapping[str, Any], seconds: float) -> Reply:
-    """One chat completion. Raises Again, Refused, and UserError where no request of this kind will ever be answered."""
-    url, key = f"{endpoint.base_url.rstrip('/')}/chat/completions", os.environ.get(endpoint.key or "", "")
+    """One request. Raises Again, Refused, and UserError where no request of this kind will ever be answered."""
+    url, key = f"{endpoint.base_url.rstrip('/')}/{endpoint.path}", os.environ.get(endpoint.key or "", "")
     body = {"model": endpoint.model, "messages": messages, **{k: v for k, v in sampling.items() if v is not None}}
     try:
         status, headers, text = web.exchange(url, seconds, key, json.dumps(body).encode())
@@ -92,6 +94,8 @@ def _final(endpoint: Endpoint, status: int, said: str) -> Exception:
 def _reply(endpoint: Endpoint, body: Mapping[str, Any], text: bytes) -> Reply:
     try:
         answer = parsed(text)
+        if endpoint.read is not None:
+            return endpoint.read(answer)
         choice, usage = answer["choices"][0], answer.get("usage") or {}
         message = choice["message"]
         said = message.get("content") or ""
@@ -99,8 +103,8 @@ def _reply(endpoint: Endpoint, body: Mapping[str, Any], text: bytes) -> Reply:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         start = text[:_SHOWN].decode(errors="replace").strip().split("\n")[0]
         kind = "HTML" if start.lower().startswith(("<!doctype", "<html")) else "something else"
-        raise UserError(f"judge: {endpoint.base_url} answered {kind} where a chat completion as JSON was expected "
-                        f"({start[:60]!r}); give the address of an OpenAI-compatible server, which mostly ends with /v1"
+        raise UserError(f"judge: {endpoint.base_url} answered {kind} where JSON of /{endpoint.path} was expected "
+                        f"({start[:60]!r}); give the address of an OpenAI-compatible server, of a chat one with its /v1"
                         ) from None
     finish = "refusal" if message.get("refusal") else str(choice.get("finish_reason") or "")
     sizes = [tokens(str(body["messages"])), tokens(str(said))]

@@ -176,6 +176,13 @@ def test_comparing_groups_the_seeds(workspace: Path):
     assert "train.steps" in found["runs"][0]["numbers"]["2"]
 
 
+def test_the_page_shows_what_align_compare_prints(workspace: Path):
+    """The world's outcomes, by hand: 7 of 10 prompts won in iteration 1 (8 by seed 1: 0.71), 8 (9) in iteration 2."""
+    rates, tests = get(workspace, "compare", run=["good", "good-1"])["tables"]
+    assert [row[:4] for row in rates["rows"]] == [["A", "1", "2", "75.0 ± 7.1"], ["A", "2", "2", "85.0 ± 7.1"]]
+    assert [row[:2] for row in tests["rows"]] == [["A2 - A1", "+10.0"]]
+
+
 def test_lineage_reaches_the_raw_file_and_says_why(workspace: Path):
     found = get(workspace, "runs/good/lineage", step="evaluate[2]")
     chain = [link["step"] for link in found["chain"]]

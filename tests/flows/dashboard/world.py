@@ -96,6 +96,9 @@ class Maker:
                 _write_scores(out / "scores", digests["groups"][0], groups)
             elif groups is not None:
                 tables.write(out / part, groups)
+            if stage == "evaluate":  # of ten prompts, one outcome each
+                rows = [{"id": f"p{i}", "outcome": float(i < 10 * counts["win_rate"])} for i in range(10)]
+                (out / "outcomes.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
             (out / (document_name if document else "note.txt")).write_text(json.dumps(document or {"n": name}))
             store.commit(self.workspace, stage, key, {
                 **parts, "counts": counts or {}, "dropped": dropped or {}, "step": name, "iteration": iteration,

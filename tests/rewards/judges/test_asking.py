@@ -127,7 +127,7 @@ def test_a_rate_limit_holds(tmp_path: Path, plain: str) -> None:
     ({}, "wrong", r"refuses the key in the environment variable ALIGNLOOP_JUDGE_KEY \(401: Incorrect API key "
                   r"provided: \(the key\)\.\)"),
     ({"model": "gpt-none"}, "", r"has no model 'gpt-none', or is no OpenAI-compatible address \(404: The model"),
-    ({"model": "html"}, "", r"answered HTML where a chat completion as JSON was expected \('<!DOCTYPE html>"),
+    ({"model": "html"}, "", r"answered HTML where JSON of /chat/completions was expected \('<!DOCTYPE html>"),
     ({"base_url": "http://127.0.0.1:9/v1"}, "", r"127.0.0.1:9/v1 cannot be reached .* nothing was ever answered"),
 ])
 def test_what_cannot_be_asked_is_one_clear_line(settings: dict[str, str], key: str, problem: str, tmp_path: Path,

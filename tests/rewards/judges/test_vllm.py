@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from pipeline.rewards import judge
 from pipeline.rewards.contract import Desk
@@ -28,13 +29,14 @@ judge.scorer(judge.Settings(**settings), desk=Desk(Limits(concurrency=2), folder
 
 
 @pytest.mark.slow
-def test_a_vllm_server_judges_and_a_kill_costs_nothing(use_vllm, tmp_path: Path) -> None:
-    """40 comparisons of a tiny model, held to a verdict by vLLM's own `structured_outputs`, killed after ten answers:
+def test_a_vllm_server_judges_and_a_kill_costs_nothing(use_vllm, tiny_model: Path, tmp_path: Path) -> None:
+    """40 comparisons of a tiny model, held to a verdict by vLLM's own `allowed_token_ids`, killed after ten answers:
     the next process keeps them as they are and asks the rest. A third one asks nothing, of nobody.
     """
     template = tmp_path / "short.txt"
-    template.write_text("asks: pairwise\n[user]\n{conversation}? A {answer_a} B {answer_b}")
-    sampling = {"temperature": 0.0, "max_tokens": 16, "structured_outputs": {"choice": ["[[A]]", "[[B]]", "[[C]]"]}}
+    template.write_text("asks: pairwise\nverdict: ([ABC])\n[user]\n{conversation}? A {answer_a} B {answer_b}")
+    letters = AutoTokenizer.from_pretrained(tiny_model).convert_tokens_to_ids(["A", "B", "C"])
+    sampling = {"temperature": 0.0, "max_tokens": 1, "allowed_token_ids": letters}
     settings = {"model": "policy", "base_url": f"{use_vllm.url}/v1", "key": "ALIGNLOOP_ENGINE_KEY",
                 "template": str(template), "sampling": sampling, "scheme": "baseline"}
     folder = tmp_path / "kept"

@@ -1,0 +1,78 @@
+"""`align reproduce`: the files of conf/reproduce are whole, claims go by the interval, sections stay in their place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows import reproduce, sweep
+from flows.compose import CONF
+from flows.reproduce import Claim, difference, into, load, run_name, verdict
+from flows.sweep_plan import sweep_plan
+from flows.sweep_words import Arm
+from pipeline.arms import Judged
+from pipeline.errors import UserError
+
+NAMES = sorted(path.stem for path in (CONF / "reproduce").glob("*.yaml"))
+
+
+def judged(seed: str, *outcomes: float) -> Judged:
+    named = {f"p{i}": value for i, value in enumerate(outcomes)}
+    return Judged(f"r-{seed}", seed, 1, "0" * 20, {}, {}, named, ("gold", "b"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_table_plans_and_shares_what_comes_before_the_loop(name: str, tmp_path: Path):
+    """One seed: one SFT model, one reward model and one baseline for all of its runs."""
+    paper = load(name)
+    made = sweep.Sweep(name, [], [Arm(run_name(paper, arm, 0), [*paper.words, *own, "engine=transformers", "seed=0"])
+                                  for arm, own in paper.arms.items()])
+    lines = {line.step: line for line in sweep_plan(sweep.checked(made, tmp_path)).lines}
+    assert {lines[step].different for step in ("data", "sft", "reward", "baseline")} == {1}
+    assert lines["sft"].runs == len(paper.arms)
+    assert {row.arm for row in paper.rows} - {"sft"} == set(paper.arms)
+
+
+def test_a_claim_is_decided_by_its_interval():
+    low, high, mixed = [0.0] * 8, [1.0] * 8, [0.0, 1.0] * 4
+    arms = {name: {1: [judged("0", *values)]} for name, values in (("a", low), ("b", high), ("c", mixed))}
+
+    def said(ours: str, theirs: str) -> list[str]:
+        return verdict(Claim("x", (ours, 1), (theirs, 1)), arms)
+
+    assert said("b", "a") == ["+100.0", "+100.0 to +100.0", "reproduced"]
+    assert said("a", "b")[2] == "not reproduced"
+    assert said("a", "a")[2] == "undecided at this size"
+    assert said("b", "sft") == ["+50.0", "+50.0 to +50.0", "reproduced"]
+    assert said("c", "sft")[0] == "+0.0" and said("c", "sft")[2] == "undecided at this size"
+    assert difference(Claim("x", ("a", 2), ("b", 1)), arms) == "not run"
+
+
+def test_how_many_seeds_would_tell_by_hand():
+    """Differences 1, 0, 0, 0 of four prompts: +25 points, interval 0 to 75. Half its width is 1.5 times the mean: 2.25
+    times the seeds, were each as good as new prompts."""
+    arms = {"a": {1: [judged("0", 1, 0, 0, 0)]}, "b": {1: [judged("0", 0, 0, 0, 0)]}}
+    assert verdict(Claim("x", ("a", 1), ("b", 1)), arms) == [
+        "+25.0", "+0.0 to +75.0", "undecided at this size; were it so large, 3 seeds or more would tell"]
+
+
+def test_a_section_takes_the_place_of_the_one_before(tmp_path: Path):
+    page = tmp_path / "page.md"
+    for name, text in (("pco", "old\n"), ("baselines", "kept\n"), ("pco", "new\n")):
+        into(page, name, text)
+    written = page.read_text()
+    assert "old" not in written and written.index("new") < written.index("kept")
+    assert written.startswith("# Reproduction\n")
+
+
+def test_a_table_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no table named 'pc' \(did you mean pco\?\)"):
+        load("pc")
+    with pytest.raises(UserError, match="NAME: missing"):
+        reproduce.reproduce([], False, True, None)
+    (tmp_path / "reproduce").mkdir()
+    text = (CONF / "reproduce" / "baselines.yaml").read_text().replace("[DPO, dpo, 1", "[DPO, dop, 1")
+    (tmp_path / "reproduce" / "x.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"conf/reproduce/x.yaml: no arm named 'dop' \(did you mean dpo\?\)"):
+        load("x", tmp_path)
