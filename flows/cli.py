@@ -1,6 +1,6 @@
 """The `align` command: which function each word stands for. Nothing here imports torch or prefect.
 
-Exit code 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted.
+Exit code 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted, 143 told to end (SIGTERM, SIGHUP).
 """
 
 import argparse
@@ -19,7 +19,10 @@ groups: recipe model data objective auxiliary negatives selection filters
         reward engine sampling trainer evaluation gate hardware tracking notify published
 every key of the configuration can be set:
         align run recipe=pco objective.alpha=0.02 trainer.sft.lr=3e-4 seed=1
-exit code: 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted"""
+exit code: 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted, 143 told to end"""
+
+
+_JOB = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         if name not in _COMMANDS:
             raise UserError(f"{name}: no such command{nearest(name, _COMMANDS)}; align --help lists them")
         reach_this_machine_directly()
+        leave_another_job()
         return _COMMANDS[name].call(name, words)
     except UserError as error:
         screen.problems(error.problems)
@@ -59,6 +63,12 @@ def reach_this_machine_directly() -> None:
     if given.strip() != "*":
         hosts = dict.fromkeys([*(host.strip() for host in given.split(",") if host.strip()), "127.0.0.1", "localhost"])
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
+
+
+def leave_another_job() -> None:
+    """What a job around this process says of ranks is not of the processes that a run starts."""
+    for name in [*_JOB, *(name for name in os.environ if name.startswith("TORCHELASTIC_"))]:
+        os.environ.pop(name, None)
 
 
 @dataclass(frozen=True)

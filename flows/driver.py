@@ -4,6 +4,8 @@ The steps come from run.json as it was resolved; their order, what is computed a
 the files in the store. Observers are told.
 """
 
+import errno
+import os
 import shutil
 import signal
 import sys
@@ -56,13 +58,17 @@ class Driver:
             self.run = gates.ended(self.run, self.stopped_by)
         except BaseException as error:
             self.run = _broken(self.run, error)
-            if files.no_room(error):
-                raise DiskFull(self._full()) from None
+            if fault := files.disk_fault(error):
+                raise DiskFull(self._why(fault)) from None
             raise
         finally:
-            runs.save(self.workspace, self.run)
-            self.engine.close()
-            self.tell(lambda observer: observer.ended(self.run.outcome))
+            try:
+                runs.save(self.workspace, self.run)
+            except OSError as error:
+                raise DiskFull(self._why(files.disk_fault(error) or errno.EIO)) from None
+            finally:
+                self.engine.close()
+                self.tell(lambda observer: observer.ended(self.run.outcome))
 
     def step(self, step: Step) -> None:
         """Make sure the step's artifact is there; update the record either way."""
@@ -83,6 +89,7 @@ class Driver:
         self.done[step.name] = artifact
         seconds = time.monotonic() - started
         if cached:
+            store.tidy(self.workspace, step.stage, artifact.key)
             runs.event(self.workspace, self.run.name, step.name, "cached", key=artifact.key)
             self._mark(step, state="cached", key=artifact.key)
         else:
@@ -111,7 +118,12 @@ class Driver:
                 self.observers = tuple(other for other in self.observers if other is not observer)
                 screen.say(f"note: {type(observer).__name__} failed and is left out ({error!r}); the run goes on")
 
-    def _full(self) -> str:
+    def _why(self, fault: int) -> str:
+        """What is wrong with the disk, and how to go on. fault: an errno."""
+        if fault != errno.ENOSPC:
+            return (f"the disk of {self.workspace}, or of what the step reads, fails ({os.strerror(fault)}); what is "
+                    f"finished is kept; once it can be used, go on with:"
+                    f"{command(self.workspace, 'run', f'run={self.run.name}')}")
         planned, free = plan.look_up_all(self.workspace, self.steps), shutil.disk_usage(self.workspace).free
         needed = max(_LEAST, disk_needed(self.run.config, self.workspace, planned, self.run.steps))
         room = command(self.workspace, "gc", "--apply")
@@ -169,6 +181,12 @@ def main(workspace: Path, name: str, only: str | None, force: bool) -> int:
         return 1
     except (InputDamaged, DiskFull) as error:
         screen.problems([str(error)])
+        return 1
+    except OSError as error:
+        if not files.disk_fault(error):
+            raise
+        screen.problems([f"{error.filename or workspace}: {error.strerror}; once it can be written, go on with: align "
+                         f"run run={name}"])
         return 1
     return 0
 

@@ -207,7 +207,8 @@ def key_differences(mine: Mapping[str, Any], others: Mapping[str, Any]) -> list[
 
 
 def compared(config: dict[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
-    """A configuration without the keys `free` and without what says how a stage is run."""
+    """A configuration without the keys `free`, what says how a stage is run, and how many servers the devices have."""
     stages = {name: {k: v for k, v in (node or {}).items() if k != "runtime"}
               for name, node in (config.get("stage") or {}).items()}
-    return {**{k: v for k, v in config.items() if k not in free}, "stage": stages}
+    engine = {k: v for k, v in (config.get("engine") or {}).items() if k != "replicas"}
+    return {**{k: v for k, v in config.items() if k not in free}, "engine": engine, "stage": stages}

@@ -9,6 +9,7 @@ import os
 import queue
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -88,7 +89,13 @@ class PrefectPage(Observer):
 
             with get_client(sync_client=True) as client:
                 page = _FlowRun(client, workspace, run)
-                while (event := self._events.get()) is not None:
+                while True:
+                    try:
+                        event = self._events.get(timeout=_EVERY)
+                    except queue.Empty:
+                        event = _FlowRun.obey
+                    if event is None:
+                        return
                     event(page)
         except Exception as error:  # whatever Prefect raises: the files are the record
             if not self._given_up:
@@ -108,6 +115,7 @@ class _FlowRun:
         self._tasks: dict[str, str] = {}
         self._bars: dict[str, str] = {}
         self._open = ""  # the task that is running
+        self._cancelled = False
         if self._looked_at:
             from prefect.utilities.urls import url_for
 
@@ -126,6 +134,7 @@ class _FlowRun:
     def progress(self, step: str, share: float) -> None:
         if step in self._bars:
             self._client.request("PATCH", f"/artifacts/{self._bars[step]}", json={"data": share})
+            self.obey()
 
     def finish(self, step: str, artifact: store.Artifact, how: str) -> None:
         """The task is done: its counts as a log line and a table, links to its folder and to the dashboard's page."""
@@ -144,6 +153,13 @@ class _FlowRun:
                 self._artifact(step, "counts", "table", json.dumps(table), step)
         self._set("task_runs", self._tasks[step], "COMPLETED", how)
         self._open = ""
+
+    def obey(self) -> None:
+        """Where somebody cancels the run on Prefect's page, it stops as one that is interrupted does."""
+        state = self._client.request("GET", f"/flow_runs/{self._id}").json()["state"]["type"]
+        if state in ("CANCELLING", "CANCELLED") and not self._cancelled:
+            self._cancelled = True
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def log(self, text: str, step: str = "") -> None:
         own = {"task_run_id": self._tasks[step]} if step else {}

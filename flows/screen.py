@@ -1,5 +1,7 @@
 """What the terminal shows: sentences and tables that fit it, sizes, ages and numbers in few characters."""
 
+import errno
+import os
 import re
 from typing import Any
 
@@ -16,7 +18,17 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
-    console.print(text, markup=False)
+    _print(console, text)
+
+
+def _print(where: Console, text: str) -> None:
+    """On a terminal that was closed nothing is shown from then on; the run is told so by SIGHUP, not by this."""
+    try:
+        where.print(text, markup=False)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), where.file.fileno())
 
 
 def paragraph(text: str) -> None:
@@ -35,7 +47,7 @@ def problems(texts: list[str]) -> None:
     """Every problem of the user's input, to stderr; in a terminal folded between words."""
     fitting = errors.width if errors.is_terminal else None
     for text in texts:
-        errors.print("\n".join(layout.wrapped(f"error: {text}", fitting, below="  ")), markup=False)
+        _print(errors, "\n".join(layout.wrapped(f"error: {text}", fitting, below="  ")))
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], spare: tuple[str, ...] = ()) -> None:

@@ -26,6 +26,7 @@ TAIL_LINES = 40
 _QUIET_THREADS = {"GOMP_SPINCOUNT": "3000"}
 _POLL_SECONDS = 0.1
 _CUT_SHORT, _NOTHING = 135, 2**20  # SIGBUS: a file mapped into memory that the disk, with so few bytes, did not hold
+_DISK = {code: fault for fault, code in files.EXIT.items()}
 _STOPPED = (130, 143)  # exit codes of a stage that somebody stopped
 _MEANING = {
     124: "it ran longer than hardware.timeout_minutes allows",
@@ -101,10 +102,11 @@ def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], env
     damaged = _hashing(step, done)
     code = _run_worker(launch, item, done, work, environment, watch)
     problems = {} if code in _STOPPED else damaged()
-    if code == worker.FULL or (code == _CUT_SHORT and shutil.disk_usage(work).free < _NOTHING):
+    full = code == _CUT_SHORT and shutil.disk_usage(work).free < _NOTHING
+    if fault := errno.ENOSPC if full else _DISK.get(code, 0):
         for left_over in list(work.rglob(".*.tmp")):
             shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work))
+        raise OSError(fault, os.strerror(fault), str(work))
     if code != 0 or problems:
         runs.event(launch.workspace, launch.run, step.name, "failed", key=key, code=code)
     if problems:

@@ -114,7 +114,7 @@ def _checked(folder: Path, scratch: Path, reward: bool) -> dict[str, float]:
     found = {"trainer_gap": same_logprobs(own, core, "the training core against transformers' own forward pass")}
     folders.save_folder(model, folder, scratch / "model", "float32")
     del model
-    again = logps.open_frozen(scratch / "model", _CPU, THIS_MACHINE)
+    again = logps.open_frozen(scratch / "model", _CPU, THIS_MACHINE, "float32")
     found["saved_gap"] = same_logprobs(core, core_logps(again, given), "the folder saved and loaded against itself")
     del again
     if reward:

@@ -205,7 +205,8 @@ def _token_logps(context: Context, name: str, wanted: Sequence[Sequence[Group]],
     from pipeline.lm import examples as data
 
     runtime = context.runtime
-    model = logps.open_frozen(context.one(name), folders.prepare_machine(runtime), runtime)
+    model = logps.open_frozen(context.one(name), folders.prepare_machine(runtime), runtime,
+                              context.settings.precision)
     found = []
     for index, groups in enumerate(wanted):
         examples = data.of_chunk(arrays.of_groups(groups)) if groups else []

@@ -41,7 +41,7 @@ def run(context: Context) -> None:
     whole, total = len(tables.parts(target)), sum(tables.count(source.path) for source in sources)
     kind = AdapterSettings(kind={"full": "none", "nf4": "qlora"}[context.settings.weights])
     adapters.require(kind, device)
-    model = passes.open_frozen(context.one("model"), device, runtime,
+    model = passes.open_frozen(context.one("model"), device, runtime, context.settings.precision,
                                adapters.quantisation(kind, context.settings.precision))
     for index, part in enumerate(tables.batches(_examples(sources), _PART)):
         if index >= whole:

@@ -289,5 +289,4 @@ STAGE = Stage(
     Settings, run, version=2,
     inputs={"groups": "one", "model": "optional", "policy": "optional", "reference": "optional", "logps": "optional"},
     seeded=False, runtime=Runtime, distributed=True, files=files, check=check, required=required, wanted=wanted,
-    kinds=kinds,
-    says=told("mean {score_mean:.3f}", "best of N {best_of_n_mean:.3f}"))
+    kinds=kinds, says=told("mean {score_mean:.3f}", "best of N {best_of_n_mean:.3f}"))

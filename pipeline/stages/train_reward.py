@@ -51,12 +51,12 @@ def run(context: Context) -> None:
         settings.held_out)
     _check_pairs(training, held_out)
     model = folders.load_reward(source, device, head, pad, runtime,
-                                adapters.quantisation(trainer.adapter, trainer.precision))
+                                adapters.base(trainer.adapter, trainer.precision, device))
     for part in (training, held_out):
         examples.check_fits(part, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
     scores.prepare(model, runtime.share_prefix)
     run.adapt(model, trainer, runtime, context.seed, whole=("score",))
-    world = distribute.spread(world, model, runtime)
+    world = distribute.spread(world, model, runtime, trainer.precision)
     task = reward.RewardTask(pad, settings.label_smoothing, settings.centring)
     outcome = fit(model, training, task, Job(
         trainer, runtime, context.seed, context.work / "checkpoints", context.report, world=world))
