@@ -215,7 +215,8 @@ def test_every_make_target_has_a_description_and_help_prints_it():
     text = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^([a-z-]+):(?!=)(.*)$", text, flags=re.MULTILINE)
     assert {name for name, _ in targets} == {
-        "help", "setup", "demo", "test", "test-long", "chaos", "families", "check", "docs-check", "bench", "dashboard", "clean"}
+        "help", "setup", "demo", "test", "test-long", "chaos", "families", "check", "docs-check", "bench",
+        "dashboard", "clean"}
     assert [name for name, rest in targets if "## " not in rest] == []
     command = ["make", "--no-print-directory", "help"]
     printed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
