@@ -5,12 +5,15 @@ PYTHON ?=
 VLLM   ?= yes
 EXTRAS ?=
 ARGS   ?=
+SEED   ?= 1
+KILLS  ?= 300
+FAULTS ?= 60
 BIN    := $(VENV)/bin
 comma  := ,
 STAMP  := $(VENV)/.installed-$(DEVICE)-$(VLLM)$(addprefix -,$(subst $(comma),-,$(EXTRAS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long families check docs-check bench dashboard clean
+.PHONY: help setup demo test test-long chaos families check docs-check bench dashboard clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +39,10 @@ test: $(STAMP) ## Run the tests, a quarter of an hour on two cores; ARGS="tests/
 
 test-long: $(STAMP) ## Run the large matrices that `make test` leaves out; adds a line to docs/test-long.md
 	$(PYTEST) -m "long and not gpu" --record=docs/test-long.md $(ARGS)
+
+chaos: $(STAMP) ## Kill runs, and fail their disks: SEED=1 KILLS=300 FAULTS=60; kills go on where build/chaos/ledger.jsonl ends
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kills --seed $(SEED) --kills $(KILLS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.disk --seed $(SEED) --faults $(FAULTS)
 
 families: $(STAMP) ## Prove every family of models in every column of docs/models.md, and write its table
 	$(BIN)/python -m pytest tests/lm/test_families.py tests/engines/vllm/test_families.py \

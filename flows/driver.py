@@ -4,6 +4,8 @@ The steps come from run.json as it was resolved; their order, what is computed a
 the files in the store. Observers are told.
 """
 
+import errno
+import os
 import shutil
 import signal
 import sys
@@ -15,14 +17,16 @@ from typing import Any
 
 from flows import gates, screen
 from flows.engine_service import EngineFailed, EngineHolder
-from flows.estimate import disk_needed
+from flows.estimate import disk_needed, measured
+from flows.forecast import Forecast
 from flows.observer import Observer
 from flows.prefect_side import PrefectPage
+from flows.progress import Screen
 from flows.step import InputDamaged, Launch, StepFailed, ensure
 from flows.summary import conclude
 from pipeline import files, plan, runs, store, tracking
 from pipeline.config import build
-from pipeline.errors import UserError
+from pipeline.errors import UserError, command
 from pipeline.plan import Step
 
 _LEAST = 1e6  # bytes any step may take
@@ -54,13 +58,17 @@ class Driver:
             self.run = gates.ended(self.run, self.stopped_by)
         except BaseException as error:
             self.run = _broken(self.run, error)
-            if files.no_room(error):
-                raise DiskFull(self._full()) from None
+            if fault := files.disk_fault(error):
+                raise DiskFull(self._why(fault)) from None
             raise
         finally:
-            runs.save(self.workspace, self.run)
-            self.engine.close()
-            self.tell(lambda observer: observer.ended(self.run.outcome))
+            try:
+                runs.save(self.workspace, self.run)
+            except OSError as error:
+                raise DiskFull(self._why(files.disk_fault(error) or errno.EIO)) from None
+            finally:
+                self.engine.close()
+                self.tell(lambda observer: observer.ended(self.run.outcome))
 
     def step(self, step: Step) -> None:
         """Make sure the step's artifact is there; update the record either way."""
@@ -71,7 +79,8 @@ class Driver:
         if item.artifact is not None and not force:
             artifact, cached = item.artifact, True
         elif self.only not in (None, step.name):
-            raise UserError(f"{self.only}: {step.name} must run first; run it with: align run run={self.run.name}")
+            raise UserError(f"{self.only}: {step.name} must run first; run it with:"
+                            f"{command(self.workspace, 'run', f'run={self.run.name}')}")
         else:
             self._mark(step, state="running", key=item.key)
             self.engine.warm_up([step] if self.only else self.steps[self.steps.index(step):], self.done)
@@ -80,6 +89,7 @@ class Driver:
         self.done[step.name] = artifact
         seconds = time.monotonic() - started
         if cached:
+            store.tidy(self.workspace, step.stage, artifact.key)
             runs.event(self.workspace, self.run.name, step.name, "cached", key=artifact.key)
             self._mark(step, state="cached", key=artifact.key)
         else:
@@ -108,12 +118,17 @@ class Driver:
                 self.observers = tuple(other for other in self.observers if other is not observer)
                 screen.say(f"note: {type(observer).__name__} failed and is left out ({error!r}); the run goes on")
 
-    def _full(self) -> str:
+    def _why(self, fault: int) -> str:
+        """What is wrong with the disk, and how to go on. fault: an errno."""
+        if fault != errno.ENOSPC:
+            return (f"the disk of {self.workspace}, or of what the step reads, fails ({os.strerror(fault)}); what is "
+                    f"finished is kept; once it can be used, go on with: align run run={self.run.name}")
         planned, free = plan.look_up_all(self.workspace, self.steps), shutil.disk_usage(self.workspace).free
         needed = max(_LEAST, disk_needed(self.run.config, self.workspace, planned, self.run.steps))
+        room = command(self.workspace, "gc", "--apply")
         return (f"the disk of {self.workspace} is full: {screen.size(free)} free, the steps still to run need about "
-                f"{screen.size(needed)}; make room (align gc --apply removes what no run needs), then go on with: "
-                f"align run run={self.run.name}")
+                f"{screen.size(needed)}; make room, this removes what no run needs:{room}\n"
+                f"then go on with:{command(self.workspace, 'run', f'run={self.run.name}')}")
 
     def _progress(self, step: str, state: dict[str, Any] | None) -> None:
         self.tell(lambda observer: observer.progress(step, state))
@@ -129,27 +144,48 @@ def _broken(run: runs.Run, error: BaseException) -> runs.Run:
                                               for s in run.steps])
 
 
+def _way(workspace: Path, name: str, log: str) -> str:
+    """How to go on with a run that has failed. log: which one tells more, "" for that of the step that failed."""
+    logs = command(workspace, "logs", name, *([log] if log else []))
+    return f"what was done before is kept; the whole log:{logs}\ngo on with:{command(workspace, 'run', f'run={name}')}"
+
+
 def main(workspace: Path, name: str, only: str | None, force: bool) -> int:
     """Exit code of the run: 0 done, 1 a stage failed, 2 the user's input is wrong, 143 stopped."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that observers are told of the end
-    started = time.monotonic()
+    started, begun = time.monotonic(), False
     try:
         with runs.hold(workspace, name):
             run = runs.load(workspace, name)
             assert run is not None
             steps = plan.steps_of(run)
             mirror = build(tracking.Settings, run.config["tracking"], "tracking")
-            observers = (screen.Screen(len(steps)), PrefectPage(workspace, name))
+            waiting = {s["name"]: s["stage"] for s in run.steps if s["state"] != "cached"}
+            expected = Forecast(waiting, measured(workspace)) if only is None else None
+            observers = (Screen([step.name for step in steps], expected), PrefectPage(workspace, name))
             driver = Driver(workspace, run, steps, only, force, observers)
             with tracking.mirrored(mirror, runs.folder(workspace, name), screen.say):
+                begun = True
                 driver.walk()
             if only is None:
                 conclude(workspace, driver.run, driver.done, time.monotonic() - started)
     except UserError as error:
         screen.problems(error.problems)
+        if begun:
+            screen.errors.print(_way(workspace, name, ""), markup=False)
         return 2
-    except (StepFailed, InputDamaged, EngineFailed, DiskFull) as error:
+    except (StepFailed, EngineFailed) as error:
         screen.problems([str(error)])
+        screen.errors.print(_way(workspace, name, "engine" if isinstance(error, EngineFailed) else ""), markup=False)
+        return 1
+    except (InputDamaged, DiskFull) as error:
+        screen.problems([str(error)])
+        return 1
+    except OSError as error:
+        if not files.disk_fault(error):
+            raise
+        screen.problems([f"{error.filename or workspace}: {error.strerror}; once it can be written, go on with: align "
+                         f"run run={name}"])
         return 1
     return 0
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from flows import screen, trainings
 from pipeline import store
+from pipeline.errors import command
 from pipeline.gc import size
 from pipeline.plan import Planned
 from pipeline.stage import Cost, load
@@ -81,7 +82,7 @@ def estimate(config: dict[str, Any], planned: list[Planned], records: Records | 
     todo = [item for item in planned if not item.cached and (only is None or item.step.name in only)]
     parameters = count_parameters(config["model"])
     workspace = Path(config["workspace"])
-    measured = _measured(workspace)
+    known = measured(workspace)
     tokens = flops = seconds = 0.0
     unmeasured = []
     longest = (config["model"]["max_prompt_tokens"] or 0) + (config["model"]["max_completion_tokens"] or 0)
@@ -90,8 +91,8 @@ def estimate(config: dict[str, Any], planned: list[Planned], records: Records | 
         pairs = trainings.pairs(workspace, planned, item) if item.step.stage == "train_preference" else 0
         tokens += sampled
         flops += (parameters or 0) * (2 * sampled + 6 * pairs * 2 * longest)
-        if item.step.stage in measured:
-            seconds += measured[item.step.stage]
+        if item.step.stage in known:
+            seconds += known[item.step.stage]
         elif item.step.stage not in unmeasured:
             unmeasured.append(item.step.stage)
     disk = disk_needed(config, workspace, planned, records or [], only)
@@ -105,7 +106,7 @@ def shortage(config: dict[str, Any], workspace: Path, planned: list[Planned], re
     if needed <= free:
         return []
     return [f"workspace: the plan needs about {screen.size(needed)}, only {screen.size(free)} are free in {existing};"
-            " free some (align gc), give another workspace=FOLDER, or fewer iterations"]
+            f" give another workspace=FOLDER, fewer iterations, or free some:{command(workspace, 'gc')}"]
 
 
 def count_parameters(model: dict[str, Any]) -> float | None:
@@ -132,7 +133,8 @@ def _sampled(item: Planned, planned: list[Planned], workspace: Path) -> float:
     return each * (trainings.seen(workspace, planned, item.step.inputs["prompts"]).groups or 0) if each else 0.0
 
 
-def _measured(workspace: Path) -> dict[str, float]:
+def measured(workspace: Path) -> dict[str, float]:
+    """Stage -> seconds that one such step took, the median over every artifact there."""
     found: dict[str, list[float]] = {}
     for artifact in store.artifacts(workspace):
         found.setdefault(artifact.kind, []).append(artifact.manifest["process_seconds"])

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows import screen
+from flows import results, screen
 from pipeline import files, gc, plan, runs, stage, store
 from pipeline.config import flat
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, command, nearest
 
-FREE = ("run", "workspace", "iterations", "hardware", "tracking", "choices")  # may differ between calls of one run
+# What may differ between calls of one run.
+FREE = ("run", "workspace", "iterations", "hardware", "tracking", "notify", "choices")
 SEEDS = ("seed", "seeds")  # in which the runs of one experiment may differ besides
 
 
@@ -36,7 +37,7 @@ def status(workspace: str, name: str | None) -> int:
         if artifact is not None and _of_another_version(artifact):
             old.append(step["name"])
         rows.append([step["name"], state, seconds, step.get("key") or "",
-                     screen.brief(artifact.manifest["counts"]) if artifact else ""])
+                     results.of(artifact) if artifact else ""])
     screen.table(f"run {name}: {runs.outcome(place, run)}", ["step", "state", "time", "key", "result"], rows,
                  spare=("key",))
     if old:
@@ -45,10 +46,20 @@ def status(workspace: str, name: str | None) -> int:
         if step["state"] == runs.FAILED:
             log = runs.log_path(place, name, step["name"])
             screen.say("\n".join([f"\nlast lines of {log}:", *(f"    {line}" for line in runs.tail(log, 10))]))
-    written = runs.folder(place, name) / "report.md"
+            screen.say(f"all of it:{command(place, 'logs', name, step['name'])}")
+    _say_what_next(place, run)
+    return 0
+
+
+def _say_what_next(place: Path, run: runs.Run) -> None:
+    """Where its report is, and the command that fits how the run stands."""
+    written, outcome = runs.folder(place, run.name) / "report.md", runs.outcome(place, run)
     if written.exists():
         screen.say(f"\nreport: {written}")
-    return 0
+    if outcome == runs.RUNNING:
+        screen.say(f"\nwatch it with:{command(place, 'logs', run.name, '-f')}")
+    elif outcome in (runs.FAILED, runs.INTERRUPTED, runs.STALE):
+        screen.say(f"\ngo on with:{command(place, 'run', f'run={run.name}')}")
 
 
 def _of_another_version(artifact: store.Artifact) -> bool:
@@ -62,7 +73,7 @@ def _of_another_version(artifact: store.Artifact) -> bool:
 def _all_runs(place: Path) -> int:
     names = runs.names(place)
     if not names:
-        screen.say(f"no run in {place} yet; start one with: align run recipe=pco")
+        screen.say(f"no run in {place} yet; start one with:{command(place, 'run', 'recipe=pco')}")
         return 0
     rows, damaged = [], []
     for name in names:
@@ -130,7 +141,7 @@ def collect(workspace: str, apply: bool) -> int:
         screen.say(f"freed {screen.size(gc.remove(place, garbage))}")
     else:
         total = screen.size(sum(item.size for item in garbage))
-        screen.say(f"would free {total}; remove it with: align gc --apply")
+        screen.say(f"would free {total}; remove it with:{command(place, 'gc', '--apply')}")
     return 0
 
 
@@ -166,7 +177,7 @@ def explain(step: str, overrides: list[str]) -> int:
             return 0
         screen.say(f"{step} has no key yet: its inputs {', '.join(waiting)} do not exist")
         for name in dict.fromkeys(w.partition("/")[0] for w in waiting):
-            screen.say(f"look there first: align explain {name} run={prepared.run.name}")
+            screen.say(f"look there first:{command(prepared.workspace, 'explain', name, f'run={prepared.run.name}')}")
         return 0
     done = {name: other.artifact for name, other in planned.items() if other.artifact is not None}
     now = plan.key_parts(prepared.workspace, item.step, done)
@@ -196,7 +207,8 @@ def key_differences(mine: Mapping[str, Any], others: Mapping[str, Any]) -> list[
 
 
 def compared(config: dict[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
-    """A configuration without the keys `free` and without what says how a stage is run."""
+    """A configuration without the keys `free`, what says how a stage is run, and how many servers the devices have."""
     stages = {name: {k: v for k, v in (node or {}).items() if k != "runtime"}
               for name, node in (config.get("stage") or {}).items()}
-    return {**{k: v for k, v in config.items() if k not in free}, "stage": stages}
+    engine = {k: v for k, v in (config.get("engine") or {}).items() if k != "replicas"}
+    return {**{k: v for k, v in config.items() if k not in free}, "engine": engine, "stage": stages}

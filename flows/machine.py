@@ -1,12 +1,18 @@
 """What follows from this machine: options nobody chose, the precision of `auto`, the memory there is. No torch."""
 
+import functools
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from pipeline import supervisor
 
 
 def automatic(choices: dict[str, str]) -> list[str]:
@@ -14,7 +20,7 @@ def automatic(choices: dict[str, str]) -> list[str]:
     notes = []
     if "hardware" not in choices and cuda():
         choices["hardware"] = "cuda"
-        notes.append("a CUDA device is here: hardware=cuda")
+        notes.append(f"{len(devices())} x {devices()[0].name} here: hardware=cuda")
     if "engine" not in choices and importlib.util.find_spec("vllm") is None:
         choices["engine"] = "transformers"
         notes.append("vllm is not installed here: engine=transformers samples instead, slower")
@@ -26,26 +32,60 @@ def precision_of(device: str, cpu: Path = Path("/proc/cpuinfo")) -> str:
 
     device: "cpu", "cuda" or "auto". CUDA devices that can run the engine all have it.
     """
-    if device == "cuda" or (device == "auto" and cuda()):
+    if on_cuda(device):
         return "bfloat16"
     words = set(cpu.read_text().split()) if cpu.exists() else set()
     return "bfloat16" if words & {"avx512_bf16", "amx_bf16", "bf16", "asimdbf16"} else "float32"
 
 
+@dataclass(frozen=True)
+class Device:
+    """A CUDA device as torch sees it."""
+
+    name: str
+    memory: int  # bytes
+
+
 def cuda() -> bool:
-    """Whether a CUDA device is here."""
-    return Path("/dev/nvidia0").exists()
+    """Whether torch can use a CUDA device here."""
+    return bool(devices())
+
+
+def on_cuda(device: str) -> bool:
+    """Whether `device` ("cpu", "cuda" or "auto") is a CUDA device."""
+    return device == "cuda" or (device == "auto" and cuda())
+
+
+def devices() -> tuple[Device, ...]:
+    """The CUDA devices that torch can use here: those that CUDA_VISIBLE_DEVICES leaves it."""
+    places = (*Path("/dev").glob("nvidia*"), *Path("/dev").glob("dxg"))  # of any driver; dxg: Windows' Linux
+    return _asked()[0] if places or shutil.which("nvidia-smi") else ()
+
+
+def why_none() -> str:
+    """Why torch can use no CUDA device here, and which driver it wants."""
+    return _asked()[1]
+
+
+@functools.cache
+def _asked() -> tuple[tuple[Device, ...], str]:
+    """What torch says, in a process of its own: seconds, and planning imports no torch."""
+    done = subprocess.run([sys.executable, "-P", "-m", "pipeline.lm.devices"], capture_output=True, text=True,
+                          env={**os.environ, **supervisor.imports()})
+    lines = done.stdout.splitlines()
+    if done.returncode != 0 or not lines:
+        return (), f"torch cannot be asked: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+    told = json.loads(lines[-1])
+    return tuple(Device(name, memory) for name, memory in told["devices"]), told["why"]
 
 
 def memory(device: str) -> int:
-    """Bytes of one device: of the first CUDA device, or of this machine; 0 where it cannot be told.
+    """Bytes of one device: of the smallest CUDA device, or of this machine; 0 where it cannot be told.
 
     device: "cpu", "cuda" or "auto".
     """
-    if device == "cuda" or (device == "auto" and cuda()):
-        query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-        found = subprocess.run(query, capture_output=True, text=True).stdout.split() if shutil.which(query[0]) else []
-        return int(found[0]) * 2**20 if found and found[0].isdigit() else 0
+    if on_cuda(device):
+        return min((one.memory for one in devices()), default=0)
     return int(psutil.virtual_memory().total)
 
 

@@ -9,6 +9,7 @@ import os
 import queue
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -18,11 +19,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from flows import screen
+from flows import results, screen
 from flows.dashboard import PORT
 from flows.observer import Observer
 from pipeline import files, runs, store, web
-from pipeline.errors import UserError
+from pipeline.errors import UserError, command
 from pipeline.plan import Step
 
 _EVERY = 2.0  # seconds between two updates of a step's progress
@@ -88,7 +89,13 @@ class PrefectPage(Observer):
 
             with get_client(sync_client=True) as client:
                 page = _FlowRun(client, workspace, run)
-                while (event := self._events.get()) is not None:
+                while True:
+                    try:
+                        event = self._events.get(timeout=_EVERY)
+                    except queue.Empty:
+                        event = _FlowRun.obey
+                    if event is None:
+                        return
                     event(page)
         except Exception as error:  # whatever Prefect raises: the files are the record
             if not self._given_up:
@@ -108,6 +115,7 @@ class _FlowRun:
         self._tasks: dict[str, str] = {}
         self._bars: dict[str, str] = {}
         self._open = ""  # the task that is running
+        self._cancelled = False
         if self._looked_at:
             from prefect.utilities.urls import url_for
 
@@ -126,12 +134,13 @@ class _FlowRun:
     def progress(self, step: str, share: float) -> None:
         if step in self._bars:
             self._client.request("PATCH", f"/artifacts/{self._bars[step]}", json={"data": share})
+            self.obey()
 
     def finish(self, step: str, artifact: store.Artifact, how: str) -> None:
         """The task is done: its counts as a log line and a table, links to its folder and to the dashboard's page."""
         counts = artifact.manifest["counts"]
         self.progress(step, 100.0)
-        self.log(f"{step}: {screen.brief(counts)}", step)
+        self.log(f"{step}: {results.of(artifact)}", step)
         if self._looked_at:
             where = f"[{artifact.kind}/{artifact.key}]({artifact.path.as_uri()})"
             folder = runs.folder(self._workspace, self._run)
@@ -144,6 +153,13 @@ class _FlowRun:
                 self._artifact(step, "counts", "table", json.dumps(table), step)
         self._set("task_runs", self._tasks[step], "COMPLETED", how)
         self._open = ""
+
+    def obey(self) -> None:
+        """Where somebody cancels the run on Prefect's page, it stops as one that is interrupted does."""
+        state = self._client.request("GET", f"/flow_runs/{self._id}").json()["state"]["type"]
+        if state in ("CANCELLING", "CANCELLED") and not self._cancelled:
+            self._cancelled = True
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def log(self, text: str, step: str = "") -> None:
         own = {"task_run_id": self._tasks[step]} if step else {}
@@ -200,7 +216,8 @@ def server(action: str, workspace: str, port: int) -> int:
         return _up(place, record, port)
     url = _url(record)
     if action == "status":
-        screen.say(f"up at {url}" if url and _answers(url) else "not running; start it with: align server up")
+        screen.say(f"up at {url}" if url and _answers(url) else
+                   f"not running; start it with:{command(place, 'server', 'up')}")
     elif url is None:
         screen.say("not running")
     else:
@@ -227,7 +244,8 @@ def _up(place: Path, record: Path, port: int) -> int:
     while started.returncode == 0 and time.monotonic() < deadline:
         if _answers(url):
             files.write_atomic(record, json.dumps({"url": url}))
-            screen.say(f"up at {url}; runs in {place} report to it; stop it with: align server down")
+            screen.say(f"up at {url}; runs in {place} report to it; stop it with:"
+                       f"{command(place, 'server', 'down')}")
             return 0
         time.sleep(0.3)
     said = (started.stderr or started.stdout).strip()[-400:]

@@ -12,7 +12,7 @@ from flows.renamed import translated
 from flows.tied import tied_layers
 from pipeline import plan, runs
 from pipeline.config import build, flat, load_part, part_problems, problems_of
-from pipeline.errors import UserError, first, nearest
+from pipeline.errors import UserError, command, first, nearest
 from pipeline.plan import Step
 from pipeline.rewards.contract import Scorer
 from pipeline.selection.contract import LISTS, Rule
@@ -284,13 +284,13 @@ def _same_settings(record: runs.Run, config: dict[str, Any], wired: dict[str, st
             f"run: {record.name!r} in {workspace} was made by another version, and this one cannot go on with it:",
             *(f"    {line}" for line in first(outdated, 5)),
             "  way out: start it under a new name; artifacts that are still what this version makes come from the "
-            "store:", f"    align run {' '.join(_started_with(record))} workspace={workspace} run={record.name}-2"]))
+            "store:" + command(workspace, "run", *_started_with(record), f"run={record.name}-2")]))
     lines = [f"{k}: {old.get(k, 'absent')!r} in the run, {new.get(k, 'absent')!r} now" for k in outer]
     why = f"the name {record.name!r} is in use with other settings" if given else (
         f"the defaults have changed since {record.name!r} was started")
-    old_settings = f", go on with the old ones (align run run={record.name})" if given else ""
+    old_settings = f", go on with the old ones:{command(workspace, 'run', f'run={record.name}')}\n" if given else ", "
     raise UserError("\n".join([
         f"run: {why} in {workspace}:", *(f"    {line}" for line in first(lines, 20)),
-        f"  ways out: give another name (run=NAME; what is unchanged comes from the store){old_settings},",
+        f"  ways out: give another name (run=NAME; what is unchanged comes from the store){old_settings}"
         f"  or change one step only (align stage STEP run={record.name} key=value)"]))
 

@@ -23,6 +23,9 @@ def export(
     """Write the folder, say what is in it, and send it to the hub. Raises UserError before anything is written."""
     target = _free(to)
     model = choose(find(workspace, name, rewards=step is not None), step, None)
+    if step is None and model.label == "start":
+        raise UserError(f"{name}: nothing of it is trained yet; go on with align run run={name}, or export the start "
+                        f"model as it is: align export {name} start --to {to}")
     if model.run is None or model.step is None or model.artifact is None:
         raise UserError(f"{name}: a folder, expected a run, whose steps the model card names")
     part = "adapter" if adapter else "model"

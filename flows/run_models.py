@@ -7,7 +7,7 @@ from typing import Any
 
 from flows.inspection import folder_of, load_run
 from pipeline import runs, store
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, command, nearest
 
 _MAKE_POLICIES = ("init_model", "sft", "train_preference")
 DTYPE = "float32"  # of a folder that belongs to no run
@@ -44,8 +44,8 @@ def find(workspace: str, name: str, rewards: bool = False) -> list[Model]:
             label = "start" if step["stage"] == "init_model" else step["name"]
             found.append(Model(label, artifact.path / "model", dtype, run, step, artifact))
     if not found:
-        raise UserError(f"{name}: no model yet, the run is {runs.outcome(place, run)}; go on with: "
-                        f"align run run={name}")
+        raise UserError(f"{name}: no model yet, the run is {runs.outcome(place, run)}; go on with:"
+                        f"{command(place, 'run', f'run={name}')}")
     return found
 
 

@@ -1,18 +1,13 @@
-"""What the terminal shows: a bar with rate and ETA in a terminal, plain lines elsewhere, tables at the end."""
+"""What the terminal shows: sentences and tables that fit it, sizes, ages and numbers in few characters."""
 
+import errno
+import os
 import re
-import time
 from typing import Any
 
-from rich import progress
 from rich.console import Console
 
 from flows import layout
-from flows.observer import Observer
-from pipeline import store
-from pipeline.plan import Step
-
-_PLAIN_EVERY = 15.0  # seconds between progress lines where there is no terminal
 
 # C0 but tab and newline, DEL and C1, separators of lines, marks of direction, halves of surrogate pairs
 _ACTING = re.compile(
@@ -22,55 +17,18 @@ console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-class Screen(Observer):
-    """Progress of one run."""
-
-    def __init__(self, number_of_steps: int) -> None:
-        self._total = number_of_steps
-        self._position = 0
-        self._last_line = 0.0
-        self._progress = progress.Progress(
-            progress.SpinnerColumn(), progress.TextColumn("{task.description}"), progress.BarColumn(bar_width=24),
-            progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[unit]}"), progress.TimeElapsedColumn(),
-            progress.TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-        self._progress.start()
-        self._task: Any = None
-
-    def started(self, step: Step) -> None:
-        self._position += 1
-        self._last_line = time.monotonic()
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(self._label(step.name), total=None, unit="")
-
-    def progress(self, step: str, state: dict[str, Any] | None) -> None:
-        if state is None or state.get("step") != step:
-            return
-        done, total, unit = state["done"], state["total"], state["unit"]
-        self._progress.update(self._task, completed=done, total=total or None, unit=unit)
-        if not console.is_terminal and time.monotonic() - self._last_line > _PLAIN_EVERY:
-            self._last_line = time.monotonic()
-            console.print(f"  ...     {step:<20} {done}/{total} {unit}", markup=False)
-
-    def finished(self, step: str, artifact: store.Artifact, cached: bool, seconds: float) -> None:
-        word, counts = "cached" if cached else "done", brief(artifact.manifest["counts"])
-        if lost := artifact.manifest["dropped"]:
-            counts += f"; left out or cut: {brief(dict(sorted(lost.items(), key=lambda reason: -reason[1])))}"
-        console.print(f"  {word:<7} {self._label(step):<28} {seconds:8.1f} s  {counts}", markup=False)
-
-    def gate(self, lines: list[str]) -> None:
-        for line in lines:
-            say(line)
-
-    def ended(self, outcome: str) -> None:
-        self._progress.stop()
-
-    def _label(self, step: str) -> str:
-        return f"{self._position:>2}/{self._total} {step}"
-
-
 def say(text: str) -> None:
-    console.print(text, markup=False)
+    _print(console, text)
+
+
+def _print(where: Console, text: str) -> None:
+    """On a terminal that was closed nothing is shown from then on; the run is told so by SIGHUP, not by this."""
+    try:
+        where.print(text, markup=False)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), where.file.fileno())
 
 
 def paragraph(text: str) -> None:
@@ -86,9 +44,10 @@ def harmless(text: str) -> str:
 
 
 def problems(texts: list[str]) -> None:
-    """Every problem of the user's input, one a line, to stderr."""
+    """Every problem of the user's input, to stderr; in a terminal folded between words."""
+    fitting = errors.width if errors.is_terminal else None
     for text in texts:
-        errors.print(f"error: {text}", markup=False)
+        _print(errors, "\n".join(layout.wrapped(f"error: {text}", fitting, below="  ")))
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], spare: tuple[str, ...] = ()) -> None:
@@ -128,6 +87,13 @@ def age(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def clock(seconds: float) -> str:
+    """0:07, 12:31, 3:05:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def brief(counts: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from flows.notify import Notify
 from pipeline import tracking
 from pipeline.config import flat, imported, load_plugin, problems_of, setting
 from pipeline.errors import nearest
@@ -64,10 +65,11 @@ class Hardware:
     grace_seconds: float = setting(20.0, low=0)  # between SIGTERM and SIGKILL when a stage is stopped
     timeout_minutes: float = setting(0.0, low=0)  # of one stage; 0: no limit
     memory_gb: float | None = setting(None, above=0)  # of the device that trains; null: this machine's
+    devices: int | None = setting(None, low=1)  # CUDA devices of a node; null: those that torch can use here
 
 
 # Keys of the configuration itself.
-ROOTS: dict[str, Any] = {"hardware": Hardware, "tracking": tracking.Settings, "seeds": Seeds}
+ROOTS: dict[str, Any] = {"hardware": Hardware, "tracking": tracking.Settings, "notify": Notify, "seeds": Seeds}
 
 
 def groups(conf: Path) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files, runs, store, supervisor, worker
-from pipeline.errors import UserError
+from pipeline.errors import UserError, command
 from pipeline.plan import Planned, Step, key_parts, look_up
 from pipeline.runs import log_path
 
@@ -26,6 +26,7 @@ TAIL_LINES = 40
 _QUIET_THREADS = {"GOMP_SPINCOUNT": "3000"}
 _POLL_SECONDS = 0.1
 _CUT_SHORT, _NOTHING = 135, 2**20  # SIGBUS: a file mapped into memory that the disk, with so few bytes, did not hold
+_DISK = {code: fault for fault, code in files.EXIT.items()}
 _STOPPED = (130, 143)  # exit codes of a stage that somebody stopped
 _MEANING = {
     124: "it ran longer than hardware.timeout_minutes allows",
@@ -37,22 +38,27 @@ _MEANING = {
 Watch = Callable[[str, dict[str, Any] | None], None]  # (step, progress.json's content) several times a second
 
 
+def meaning(code: int) -> str:
+    """Of a stage's exit code, in words."""
+    return _MEANING.get(code, f"its process ended with exit code {code}")
+
+
 class StepFailed(Exception):
     """A stage's process ended badly. Carries its exit code and the last lines it printed."""
 
-    def __init__(self, step: str, code: int, lines: list[str], log: Path) -> None:
-        why = _MEANING.get(code, f"its process ended with exit code {code}")
-        super().__init__("\n".join([f"{step} failed: {why}", *(f"    {line}" for line in lines), f"whole log: {log}"]))
+    def __init__(self, step: str, code: int, lines: list[str]) -> None:
+        why = lines[-1].strip() if code == 1 and lines else meaning(code)  # the stage's own last words
+        super().__init__("\n".join([f"{step} failed: {why}", *(f"    {line}" for line in lines)]))
 
 
 class InputDamaged(Exception):
     """A stage read files whose bytes are not those the store promises. Nothing was made of them."""
 
-    def __init__(self, step: str, run: str, files: list[str]) -> None:
+    def __init__(self, step: str, workspace: Path, run: str, files: list[str]) -> None:
         super().__init__("\n".join([
             f"{step}: what it reads was damaged on the disk; nothing was made of it",
             *(f"    {line}" for line in files),
-            f"it was set aside; the same command makes it again: align run run={run}"]))
+            f"it was set aside; the same command makes it again:{command(workspace, 'run', f'run={run}')}"]))
 
 
 @dataclass(frozen=True)
@@ -96,22 +102,24 @@ def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], env
     damaged = _hashing(step, done)
     code = _run_worker(launch, item, done, work, environment, watch)
     problems = {} if code in _STOPPED else damaged()
-    if code == worker.FULL or (code == _CUT_SHORT and shutil.disk_usage(work).free < _NOTHING):
+    full = code == _CUT_SHORT and shutil.disk_usage(work).free < _NOTHING
+    if fault := errno.ENOSPC if full else _DISK.get(code, 0):
         for left_over in list(work.rglob(".*.tmp")):
             shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work))
+        raise OSError(fault, os.strerror(fault), str(work))
     if code != 0 or problems:
         runs.event(launch.workspace, launch.run, step.name, "failed", key=key, code=code)
     if problems:
         shutil.rmtree(work)
         for name in problems:
             store.set_aside(launch.workspace, done[name])
-        raise InputDamaged(step.name, launch.run, [line for lines in problems.values() for line in lines])
+        raise InputDamaged(step.name, launch.workspace, launch.run,
+                           [line for lines in problems.values() for line in lines])
     if code != 0:
         if code == 2 and (work / worker.PROBLEMS).exists():
             raise UserError(*(f"{step.name}: {p}" for p in json.loads((work / worker.PROBLEMS).read_text())))
         log = log_path(launch.workspace, launch.run, step.name)
-        raise StepFailed(step.name, code, runs.tail(log, TAIL_LINES), log)
+        raise StepFailed(step.name, code, runs.tail(log, TAIL_LINES))
     facts = json.loads((work / worker.RESULT).read_text())
     parts = key_parts(launch.workspace, step, done)
     if store.fingerprint(step.stage, **parts) != key:

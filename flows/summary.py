@@ -6,6 +6,7 @@ from typing import Any
 
 from flows import gates, outcome, screen, watched
 from pipeline import files, report, runs, store
+from pipeline.errors import command
 
 
 def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], seconds: float) -> None:
@@ -42,7 +43,11 @@ def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], se
     else:
         screen.say(f"\nevery step cached, {seconds:.1f} s")
     screen.say(f"report    {folder / 'report.md'}\nmetrics   {folder / 'metrics.jsonl'}\nlogs      {folder / 'logs'}\n"
-                f"status    align status {run.name}\nsamples   {_samples(run, done)}")
+               f"samples   {_samples(run, done)}\nto read   docs/reading-a-run.md: what the numbers mean\n")
+    ways = {"see it in the browser": ("dashboard",), "keep or send it as one page": ("report", run.name, "--html"),
+            "see its steps": ("status", run.name)}
+    for what, words in ways.items():
+        screen.say(f"{what}:{command(workspace, *words)}")
 
 
 def _folders(run: runs.Run, done: dict[str, store.Artifact], stage: str) -> list[tuple[dict[str, Any], Path]]:

@@ -21,7 +21,8 @@ from pipeline.wiring import Ref
 BLOCKS = {"sft": "sft", "train_reward": "reward", "train_preference": "preference"}  # stage -> its block of `trainer`
 EXTRA = ("of_size", "of_objective")  # keys of a trainer's file that are no settings
 _MOST_LR, _FEW_WEIGHTS = 1e-4, 100e6  # a higher rate ruins larger pretrained models, all weights learning
-_FULL, _FLOAT, _NF4 = 16.0, 4.0, 0.6  # bytes a weight: with gradient and moments; alone; of 4 bits, norms and head not
+# Bytes a weight: with gradient and moments; alone; in bfloat16; of 4 bits, norms and head not.
+_FULL, _FLOAT, _HALF, _NF4 = 16.0, 4.0, 2.0, 0.6
 
 
 def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tuple[str, Any]], list[str]]:
@@ -75,7 +76,7 @@ def _under(group: str, known: Mapping[str, Any]) -> dict[str, Any]:
     return {key.partition(".")[2]: value for key, value in known.items() if key.partition(".")[0] == group}
 
 
-def _trainer_of(step: Step) -> Any:
+def trainer_of(step: Step) -> Any:
     """The TrainerSettings of a step that trains, else None."""
     return step.settings.trainer if step.stage in BLOCKS else None
 
@@ -93,7 +94,7 @@ def problems(config: dict[str, Any], steps: Iterable[Step], given: Mapping[str, 
     weights = pretrained_weights(config["model"])
     if weights is None:
         return few
-    kept = [(step, trainer) for step in steps if (trainer := _trainer_of(step)) is not None]
+    kept = [(step, trainer) for step in steps if (trainer := trainer_of(step)) is not None]
     return [*few, *_ruinous(weights, kept, given), *_too_large(config, weights, kept)]
 
 
@@ -110,17 +111,18 @@ def _ruinous(weights: int, trainings: list[tuple[Step, Any]], given: Mapping[str
     return list(found.values())
 
 
-def bytes_needed(weights: int, kind: str, on_cpu: bool, copies: int, devices: int) -> float:
+def bytes_needed(weights: int, kind: str, on_cpu: bool, copies: int, devices: int, each: float = _FLOAT) -> float:
     """Memory of one device for a training, activations not counted, bytes.
 
     kind: "none" (all weights), "lora", "qlora". copies: frozen models beside it. devices: the weights are spread over.
+    each: bytes of a weight that nothing trains.
     """
-    frozen = {"none": _FULL, "lora": _FLOAT, "qlora": _NF4}[kind]
-    beside = copies * (_NF4 if kind == "qlora" else _FLOAT)
+    frozen = {"none": _FULL, "lora": each, "qlora": _NF4}[kind]
+    beside = copies * (_NF4 if kind == "qlora" else each)
     training = weights * (frozen + beside) / devices
     # Float32 weights are loaded whole before they are spread; an adapter is merged into them at the end, on the CPU.
     merging = weights * (frozen + _FLOAT) if kind != "none" and on_cpu else 0.0
-    return max(training, merging, weights * (_NF4 if kind == "qlora" else _FLOAT))
+    return max(training, merging, weights * {"none": _FLOAT, "lora": each, "qlora": _NF4}[kind])
 
 
 def _too_large(config: dict[str, Any], weights: int, trainings: list[tuple[Step, Any]]) -> list[str]:
@@ -129,14 +131,15 @@ def _too_large(config: dict[str, Any], weights: int, trainings: list[tuple[Step,
     room = hardware["memory_gb"] * 1e9 if hardware["memory_gb"] else machine.memory(device)
     spread = hardware["training"]["strategy"] == "fsdp2"
     devices = hardware["training"]["processes"] * hardware["training"]["nodes"] if spread else 1
-    on_cpu = device == "cpu" or (device == "auto" and not machine.cuda())
+    on_cpu = not machine.on_cuda(device)
     needs: dict[str, float] = {}
     large = {}
     for step, trainer in trainings:
         copies = 1 if "reference_model" in step.inputs else 0
+        each = _FLOAT if on_cpu or trainer.precision == "float32" else _HALF
         for kind in ("none", "lora", "qlora"):
-            needs[kind] = max(needs.get(kind, 0.0), bytes_needed(weights, kind, on_cpu, copies, devices))
-        own = bytes_needed(weights, trainer.adapter.kind, on_cpu, copies, devices)
+            needs[kind] = max(needs.get(kind, 0.0), bytes_needed(weights, kind, on_cpu, copies, devices, each))
+        own = bytes_needed(weights, trainer.adapter.kind, on_cpu, copies, devices, each)
         if own > room > 0:
             large[f"trainer.{BLOCKS[step.stage]}"] = (own, trainer.adapter.kind)
     if not large:
@@ -173,7 +176,7 @@ def rows(workspace: Path, planned: list[Planned]) -> list[list[str]]:
     """One line for each training of the plan, as COLUMNS has it: ~ marks what the data decide, ? what is not known."""
     found = []
     for item in planned:
-        trainer = _trainer_of(item.step)
+        trainer = trainer_of(item.step)
         if trainer is None:
             continue
         here = seen(workspace, planned, item.step.inputs["groups"])
@@ -192,7 +195,7 @@ def rows(workspace: Path, planned: list[Planned]) -> list[list[str]]:
 
 def pairs(workspace: Path, planned: list[Planned], item: Planned) -> int:
     """Groups a training sees, passes over the data counted; 0 where they are not known."""
-    groups, trainer = seen(workspace, planned, item.step.inputs["groups"]).groups, _trainer_of(item.step)
+    groups, trainer = seen(workspace, planned, item.step.inputs["groups"]).groups, trainer_of(item.step)
     return trainer.steps(groups) * trainer.batch_size if groups else (trainer.max_steps or 0) * trainer.batch_size
 
 

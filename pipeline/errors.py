@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -44,6 +46,15 @@ class Problems:
         """Raise UserError where there is one."""
         if self.number:
             raise UserError.of(self.shown, self.most, self.number)
+
+
+def command(workspace: Path | str, *words: str) -> str:
+    """`align WORDS` on a line of its own, as it can be typed where the user is: it names a workspace that is not the
+    usual one.
+    """
+    place = Path(workspace).expanduser().resolve()
+    elsewhere = [] if place == Path("workspace").resolve() else [f"workspace={place}"]
+    return "\n    " + shlex.join(["align", *(word for word in words if not word.startswith("workspace=")), *elsewhere])
 
 
 def one_line(error: BaseException, most: int = 300) -> str:

@@ -18,7 +18,9 @@ from typing import IO, Any
 
 ALGORITHM = "sha256"
 _CLONE = 0x40049409  # FICLONE: the new file shares the old one's blocks until either is written to
-_FULL = os.strerror(errno.ENOSPC)
+_FAULTS = {errno.ENOSPC: errno.ENOSPC, errno.EDQUOT: errno.ENOSPC, errno.EIO: errno.EIO, errno.EROFS: errno.EROFS}
+# Exit codes of a process, by disk_fault; 74 as sysexits' EX_IOERR: there may be no disk to write more on
+EXIT = {errno.ENOSPC: 74, errno.EIO: 73, errno.EROFS: 72}
 
 
 class Held(Exception):
@@ -60,13 +62,33 @@ def append_line(path: Path, text: str) -> None:
         file.write(f"{text}\n".encode())
 
 
-def no_room(error: BaseException | None) -> bool:
-    """Whether the error, or one that it came from, says that a disk is full; safetensors' own says it in words only."""
+def disk_fault(error: BaseException | None) -> int:
+    """ENOSPC, EIO or EROFS where the error, or one that it came from, says that a disk is full, broken or read-only;
+    else 0. safetensors' own says it in words only.
+    """
     while error is not None:
-        if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or _FULL in str(error):
-            return True
+        for number, meant in _FAULTS.items():
+            if (isinstance(error, OSError) and error.errno == number) or os.strerror(number) in str(error):
+                return meant
         error = error.__cause__ or error.__context__
-    return False
+    return 0
+
+
+def no_room(error: BaseException | None) -> bool:
+    """Whether the error, or one that it came from, says that a disk is full."""
+    return disk_fault(error) == errno.ENOSPC
+
+
+def seal(content: dict[str, Any], name: str) -> str:
+    """Hash of a JSON file's mapping, as it is read from the file, without the hash it carries as `name`."""
+    rest = {key: value for key, value in content.items() if key != name}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """The mapping as a reader of its JSON will have it, with its hash as `name`."""
+    content = json.loads(json.dumps(content))
+    return {**content, name: seal(content, name)}
 
 
 def file_hash(path: Path) -> str:

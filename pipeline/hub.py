@@ -100,15 +100,30 @@ def fetched(text: str, weights: bool) -> Path:
 
 
 def sizes(text: str) -> dict[str, int]:
-    """Bytes of every file at the top of `org/name@commit`, as the hub or the cache knows them."""
+    """Bytes of every file at the top of `org/name@commit`: by the cache where it has all of them, else by the hub."""
     import huggingface_hub
 
     repo, revision = named(text) or (text, None)
+    if cached := _cached(repo, revision):
+        return cached
     try:
-        found = huggingface_hub.HfApi().list_repo_tree(repo, revision=revision)
-        return {entry.path: entry.size for entry in found if isinstance(entry, huggingface_hub.RepoFile)}
+        found = huggingface_hub.HfApi().model_info(repo, revision=revision, files_metadata=True).siblings or []
+        return {one.rfilename: one.size or 0 for one in found if "/" not in one.rfilename}
     except Exception as error:
         raise _problem(repo, revision, error) from None
+
+
+def _cached(repo: str, revision: str | None) -> dict[str, int]:
+    """Bytes of every file of a model that is wholly in the user's cache; nothing of one that is not."""
+    import huggingface_hub
+
+    try:
+        folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True,
+                                                        allow_patterns=[*_SMALL, *_WEIGHTS], ignore_patterns=["*/*"]))
+        whole = all(path.is_file() for path in weights_of.files(folder))
+    except Exception:  # not there, or its index cannot be read: what the hub has is asked for
+        return {}
+    return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()} if whole else {}
 
 
 @functools.cache  # a commit does not change
@@ -135,6 +150,11 @@ def copy_to(repo: str, target: Path) -> str:
     return commit
 
 
+def _unreached(error: Exception) -> list[type]:
+    """The kinds of error by which the client's HTTP library, whichever it is, says that nothing answered."""
+    return [kind for kind in type(error).__mro__ if kind.__name__ in ("TransportError", "ConnectionError")]
+
+
 def _problem(repo: str, revision: str | None, error: Exception, key: str = "model.path") -> UserError:
     """What huggingface_hub met, in one line with the way out."""
     from huggingface_hub import errors
@@ -147,7 +167,8 @@ def _problem(repo: str, revision: str | None, error: Exception, key: str = "mode
         (errors.RepositoryNotFoundError, f"no folder here and no {what} on the hub has this name, or it is private; "
          "check the spelling, or set HF_TOKEN (or hf auth login) for a private one"),
         (errors.RevisionNotFoundError, f"the hub's {what} has no such revision; give a branch, tag or commit"),
-        ((errors.RevisionResolutionError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled),
+        ((errors.RevisionResolutionError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled,
+          *_unreached(error)),
          f"no folder here has this name, the hub cannot be reached (or HF_HUB_OFFLINE is set), and the {what} is not "
          "in the cache; give a folder, or fetch it once online (hf download)")]
     for kind, text in texts:

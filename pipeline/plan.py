@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline import errors, outside, store, wiring
 from pipeline.config import build, problems_of, settled
-from pipeline.errors import UserError
+from pipeline.errors import UserError, command
 from pipeline.runs import Run
 from pipeline.stage import Kinds, Stage, keyed, seed_of
 from pipeline.stage import load as load_stage
@@ -64,12 +64,13 @@ def steps_of(run: Run) -> list[Step]:
     missing += [f"the settings of {step}" for step in run.step_overrides if step not in run.step_configs]
     if missing:
         raise UserError(f"run: run.json of {run.name!r} was written by an older version and lacks {', '.join(missing)};"
-                        f" write it anew and go on with: align run run={run.name}")
+                        f" write it anew and go on with:"
+                        f"{command(run.config['workspace'], 'run', f'run={run.name}')}")
     try:
         return expand(run.config, run.step_configs)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"run: the configuration in run.json of {run.name!r} is damaged ({error!r}); write it anew and "
-                        f"go on with: align run {' '.join(run.overrides)}") from None
+                        f"go on with:{command(run.config['workspace'], 'run', *run.overrides)}") from None
 
 
 def try_expand(config: dict[str, Any], overrides: dict[str, dict[str, Any]]) -> tuple[list[Step], list[str]]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.errors import UserError
+from pipeline.errors import UserError, command
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 TABLES = ("groups", "pref", "sft", "unlabeled", "eval")  # the parts of artifacts that are tables of groups
@@ -28,6 +28,7 @@ _RESERVE, _RESERVED = ".reserve", 2**18  # bytes on the disk for the last words 
 _PATIENCE = 1.0  # seconds; `align status` and the page look at the lock for a moment, too
 RUNNING, DONE, FAILED, INTERRUPTED, STALE = "running", "done", "failed", "interrupted", "stale"
 SCHEMA = 1  # of run.json; one without is of older code
+SEAL = "record_hash"  # of the rest of run.json; those of older code have none
 STOPPED_BY = "stopped by "  # a gate: the outcome of a run that ended there
 # Modules by where they were: a run.json of an earlier version names them so.
 MOVED = {
@@ -91,6 +92,8 @@ def record_problem(data: Any, name: str) -> str:
     schema = data.get("schema", 0)
     if not isinstance(schema, int) or schema > SCHEMA:
         return f"its schema is {schema!r}, this version reads up to {SCHEMA}: use the newer version that wrote it"
+    if SEAL in data and data[SEAL] != files.seal(data, SEAL):
+        return "its content changed, its hash is not the one it carries"
     if wrong := [key for key, kind in _KINDS.items() if not isinstance(data.get(key), kind)]:
         return f"{', '.join(wrong)} missing or of another kind"
     if data["name"] != name:
@@ -127,7 +130,7 @@ def _renamed(node: Any) -> Any:
 
 def save(workspace: Path, run: Run) -> None:
     """Write run.json; on a full disk in the room that `hold` keeps for it."""
-    path, text = folder(workspace, run.name) / "run.json", json.dumps(vars(run), indent=1)
+    path, text = folder(workspace, run.name) / "run.json", json.dumps(files.sealed(vars(run), SEAL), indent=1)
     try:
         files.write_atomic(path, text)
     except OSError as error:
@@ -199,14 +202,17 @@ def hold(workspace: Path, name: str) -> Iterator[None]:
     try:
         with files.locked(folder(workspace, name) / ".lock", str(os.getpid()), _PATIENCE):
             reserve = folder(workspace, name) / _RESERVE
+            for torn in folder(workspace, name).glob(".*.tmp"):  # of a write that was killed
+                torn.unlink(missing_ok=True)
             try:
                 _reserve(reserve)
                 yield
             finally:
-                reserve.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # a disk that turned read-only
+                    reserve.unlink(missing_ok=True)
     except files.Held as holder:
-        raise UserError(f"run {name!r} is going on in process {holder}; watch it with `align status {name}` or stop "
-                        "that process first") from None
+        raise UserError(f"run {name!r} is going on in process {holder}; watch it or stop it with:"
+                        f"{command(workspace, 'logs', name, '-f')}{command(workspace, 'stop', name)}") from None
 
 
 def _reserve(path: Path) -> None:
@@ -216,7 +222,8 @@ def _reserve(path: Path) -> None:
         if not files.no_room(error):
             raise
         raise UserError(f"workspace: the disk of {path.parent} is full, a run needs {_RESERVED} bytes for its record "
-                        "alone; make room: align gc --apply removes what no run needs") from None
+                        "alone; make room, this removes what no run needs:"
+                        f"{command(path.parents[2], 'gc', '--apply')}") from None
 
 
 def outcome(workspace: Path, run: Run) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import hub, weights
+from pipeline import gguf_header, hub, weights
 
 ADAPTER, ADAPTER_WEIGHTS, GGUF = "adapter_config.json", "adapter_model.safetensors", ".gguf"
 
@@ -62,7 +62,7 @@ def parameters(source: Source) -> int | None:
         if source.on_hub:
             return hub.parameters(source.path)
         if source.gguf:
-            return weights.gguf_parameters(source.place)
+            return gguf_header.read(source.place).parameters
         if source.adapter:
             base = source.base_of_adapter()
             return None if base is None else parameters(base)

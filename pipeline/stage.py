@@ -13,9 +13,10 @@ import hashlib
 import json
 import re
 import resource
+import string
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,15 @@ class Cost:
     """It keeps checkpoints while it runs."""
 
 
+Counts = Mapping[str, float]  # of a manifest
+
+
+def told(*templates: str) -> Callable[[Counts], list[str]]:
+    """What a stage says: those of the templates, such as "win rate {win_rate:.1%}", whose counts are all there."""
+    named = {text: {name for _, name, _, _ in string.Formatter().parse(text) if name} for text in templates}
+    return lambda counts: [text.format_map(counts) for text, names in named.items() if names <= counts.keys()]
+
+
 @dataclass(frozen=True)
 class Stage:
     """What a module in pipeline/stages declares as STAGE."""
@@ -213,6 +223,12 @@ class Stage:
 
     kinds: Callable[[Any, Kinds], Kinds] = lambda settings, given: Kinds()
     """(settings, kinds of its input `groups`) -> what groups it makes."""
+
+    says: Callable[[Counts], list[str]] | None = None
+    """The counts of its manifest -> what stands behind the step in a terminal; None: its first counts."""
+
+    unsaid: str = ""
+    """How the reasons begin for which rows are left out as the user has set it: they need no words."""
 
     misfit: Callable[[Any, Kinds], str | None] = lambda settings, given: None
     """(settings, kinds of its input `groups`) -> why it cannot take such groups, or None."""

@@ -30,6 +30,8 @@ from pipeline.files import (
     let_read,
     locked,
     parsed,
+    seal,
+    sealed,
     sync,
     write_atomic,
 )
@@ -37,6 +39,7 @@ from pipeline.files import (
 KEY_LENGTH = 20
 MANIFEST = "manifest.json"
 SEAL = "manifest_hash"  # of the rest of the manifest; manifests of older code have none
+_HASH = "hash of the rest"  # of file-hashes.json
 SCHEMA = 1  # of a manifest
 _NUMBER = (int, float)
 _SHAPE: dict[str, type | tuple[type, ...]] = {  # of a manifest without a hash of its own
@@ -110,7 +113,7 @@ def manifest_problems(kind: str, key: str, manifest: Any) -> list[str]:
         return ["is no manifest"]
     named = f"{manifest.get('kind', kind)}/{manifest.get('key', key)}"
     problems = [] if named == f"{kind}/{key}" else [f"is of {named}, its folder is {kind}/{key}"]
-    if SEAL in manifest and manifest[SEAL] != _seal(manifest):
+    if SEAL in manifest and manifest[SEAL] != seal(manifest, SEAL):
         problems.append("content changed (its hash is not the one it carries)")
     if SEAL not in manifest:
         problems += [f"{name} is {manifest.get(name)!r}"[:80] for name, kind in _SHAPE.items()
@@ -122,12 +125,6 @@ def manifest_problems(kind: str, key: str, manifest: Any) -> list[str]:
         problems += [f"inputs: {name} is no list of digests" for name, digests in inputs.items()
                      if not (isinstance(digests, list) and all(isinstance(digest, str) for digest in digests))]
     return problems
-
-
-def _seal(manifest: dict[str, Any]) -> str:
-    """Hash of a manifest, as it is read from its file, without the hash it carries."""
-    content = {name: value for name, value in manifest.items() if name != SEAL}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def artifacts(workspace: Path) -> Iterator[Artifact]:
@@ -150,9 +147,8 @@ def commit(workspace: Path, kind: str, key: str, facts: dict[str, Any]) -> Artif
         sync(out / name)
     for folder in [p for p in out.rglob("*") if p.is_dir()]:
         sync(folder)
-    written = json.dumps({"schema": SCHEMA, "kind": kind, "key": key, "algorithm": ALGORITHM, **facts, "files": files})
-    manifest = json.loads(written)  # as a reader has it: keys are text
-    manifest[SEAL] = _seal(manifest)
+    manifest = sealed({"schema": SCHEMA, "kind": kind, "key": key, "algorithm": ALGORITHM, **facts, "files": files},
+                      SEAL)
     write_atomic(out / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
     for name in files:
         let_read(out / name, out / MANIFEST)
@@ -164,6 +160,16 @@ def commit(workspace: Path, kind: str, key: str, facts: dict[str, Any]) -> Artif
     sync(target.parent)
     shutil.rmtree(work)
     return Artifact(kind, key, target, manifest)
+
+
+def tidy(workspace: Path, kind: str, key: str) -> None:
+    """Remove what a commit that was killed left beside its artifact: its work folder, the one it replaced."""
+    beside = artifact_path(workspace, kind, key).parent
+    for folder in [work_path(workspace, kind, key), *beside.glob(f".trash-{key}-*")]:
+        if folder.is_dir():
+            with contextlib.suppress(Busy), lock(workspace, kind, key):
+                if find(workspace, kind, key) is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def damage(artifact: Artifact) -> list[str]:
@@ -261,10 +267,12 @@ def _remembered(workspace: Path) -> dict[str, str]:
         known = parsed((workspace / "file-hashes.json").read_bytes())
     except (OSError, ValueError):
         return {}
-    return {k: v for k, v in known.items() if isinstance(v, str)} if isinstance(known, dict) else {}
+    if not isinstance(known, dict) or (_HASH in known and known[_HASH] != seal(known, _HASH)):
+        return {}  # of a byte that flipped, too: the files are read again
+    return {k: v for k, v in known.items() if isinstance(v, str) and k != _HASH}
 
 
 def _remember(workspace: Path, known: dict[str, str], new: dict[str, str]) -> None:
     if not new.keys() <= known.keys():
         with contextlib.suppress(OSError):  # a full disk, one that is read only: the files are read again
-            write_atomic(workspace / "file-hashes.json", json.dumps({**known, **new}, indent=0))
+            write_atomic(workspace / "file-hashes.json", json.dumps(sealed({**known, **new}, _HASH), indent=0))

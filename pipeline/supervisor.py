@@ -21,6 +21,8 @@ from pathlib import Path
 
 import psutil
 
+from pipeline import files
+
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _POLL_SECONDS = 0.5
@@ -137,8 +139,12 @@ def _main() -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         parser.error("no command given")
-    if options.log:
-        _redirect(options.log)
+    try:
+        if options.log:
+            _redirect(options.log)
+    except OSError as error:
+        print(f"{options.log}: {error.strerror}", file=sys.stderr)
+        return files.EXIT.get(files.disk_fault(error), 1)
     return supervise(command, grace=options.grace, timeout=options.timeout, parent=options.parent)
 
 

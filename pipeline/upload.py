@@ -28,15 +28,15 @@ def send(name: str, folder: Path) -> str:
 
 def _asked(ask: Any, state: str) -> Any:
     import huggingface_hub
+    from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.errors import LocalTokenNotFoundError
 
-    where = huggingface_hub.constants.ENDPOINT
     try:
         return ask(huggingface_hub.HfApi())
     except LocalTokenNotFoundError:
         raise UserError(f"--hub: no token, expected HF_TOKEN or `hf auth login`; {state}") from None
     except Exception as error:  # of the network, the hub, the client's own checks
-        raise UserError(f"--hub: {where} said no or nothing ({_first_line(error)}); {state}") from None
+        raise UserError(f"--hub: {ENDPOINT} said no or nothing ({_first_line(error)}); {state}") from None
 
 
 def _first_line(error: Exception) -> str:

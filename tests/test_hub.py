@@ -53,7 +53,7 @@ class Stub:
             entries = [{"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
                        for name, data in self.files.items()]
             return 200, {"Content-Type": "application/json"}, json.dumps(entries).encode()
-        siblings = [{"rfilename": name} for name in self.files]
+        siblings = [{"rfilename": name, "size": len(data)} for name, data in self.files.items()]
         facts = {"id": "org/small", "sha": self.commit, "siblings": siblings, "tags": [], "private": False}
         return 200, {"Content-Type": "application/json"}, json.dumps(facts).encode()
 
@@ -161,6 +161,17 @@ def test_offline_the_cache_is_used(stub: Stub, tmp_path: Path):
     assert asked(code.replace("other", "third"), tmp_path, "http://127.0.0.1:9") == f"org/small@{FIRST}"
 
 
+def test_a_model_in_the_cache_is_accepted_without_the_hub(stub: Stub, tmp_path: Path):
+    """In a workspace that never saw it. With its small files alone the hub is asked, and told to be out of reach."""
+    check = ("from pipeline.stages import init_model as m; "
+             f"print(m.check(m.Settings(), m.Runtime('org/small@{FIRST}')))")
+    asked(f"hub.fetched('org/small@{FIRST}', weights=False)", tmp_path, stub.url)
+    assert "the hub cannot be reached" in asked(check, tmp_path, "http://127.0.0.1:9")
+    asked(f"hub.fetched('org/small@{FIRST}', weights=True)", tmp_path, stub.url)
+    assert asked(check, tmp_path, "http://127.0.0.1:9") == "[]"
+    assert asked(check, tmp_path, stub.url, HF_HUB_OFFLINE="1") == "[]"
+
+
 def test_what_the_hub_refuses_is_one_line(stub: Stub, tmp_path: Path):
     def refusal(name: str, url: str = stub.url, **environment: str) -> str:
         text = asked(f"print(hub.pinned({name!r}, Path({str(tmp_path)!r})))", tmp_path / "cache", url, **environment)
@@ -190,8 +201,8 @@ def test_a_model_of_the_hub_is_taken_whole(stub: Stub, tmp_path: Path, tiny_mode
     made = tmp_path / "work" / "out" / "model"
     assert (made / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
     assert not (made / "model.safetensors").is_symlink()
-    stub.files["model.safetensors.index.json"] = json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}
-                                                            ).encode()
+    stub.files["model.safetensors.index.json"] = json.dumps(
+        {"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}).encode()
     del stub.files["model.safetensors"]
     stub.files["model-00002-of-00002.safetensors"] = b""
     assert "model-00001-of-00002.safetensors missing" in asked(check, tmp_path / "again", stub.url)

@@ -337,3 +337,16 @@ def test_gc_needs_no_disk_and_its_dry_run_writes_nothing(tmp_path):
         assert done.returncode == 0, done.stderr
         assert loose.path.exists() == left
         assert not left or sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_killed_commit_left_goes_when_its_artifact_is_found(tmp_path):
+    """Killed behind the rename: the work folder, and the damaged artifact that was replaced."""
+    made = _fill(tmp_path)
+    work, trash = store.work_path(tmp_path, "score", made.key), made.path.with_name(f".trash-{made.key}-7")
+    other = store.work_path(tmp_path, "score", "j" * 20)
+    for folder in (work, trash, other):
+        folder.mkdir()
+        (folder / "left").touch()
+    store.tidy(tmp_path, "score", made.key)
+    store.tidy(tmp_path, "score", "j" * 20)  # not finished: its work stays
+    assert (work.exists(), trash.exists(), other.exists()) == (False, False, True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import tables
+from pipeline import supervisor, tables
 from pipeline.records import Completion, Group, Message
 
 RULE = """
@@ -41,6 +41,7 @@ def start(warm: dict[str, str], tmp_path: Path):
         return subprocess.Popen([sys.executable, "-m", "pipeline.worker", "step.json"], cwd=tmp_path, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
 
+    begin.environment = {**warm, "PYTHONPATH": f"{tmp_path}:{warm['PYTHONPATH']}"}
     return begin
 
 
@@ -71,3 +72,15 @@ def test_killed_itself_its_place_ends_by_the_same_signal(start):
     process = start(600)
     os.kill(int(process.stdout.readline().split()[0]), signal.SIGKILL)
     assert process.wait(30) == -signal.SIGKILL
+
+
+def test_a_supervisor_of_it_stays_one(start, tmp_path):
+    """Its command line holds the worker's: what the stage prints is in the log that the supervisor was told of."""
+    worker = start(600)
+    worker.kill()
+    worker.wait()
+    log = tmp_path / "stage.log"
+    command = supervisor.command_line(worker.args, log=log, grace=5)
+    environment = {**os.environ, **start.environment, "SECONDS": "0"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b"") and len(log.read_text().split()) == 4

@@ -1,11 +1,12 @@
 """`align report NAME [--html]`: a finished run's report in the terminal, or as one page to keep or send."""
 
+import itertools
 from pathlib import Path
 
-from flows import screen
+from flows import layout, screen
 from flows.inspection import load_run
 from pipeline import runs
-from pipeline.errors import UserError
+from pipeline.errors import UserError, command
 
 
 def report(workspace: str, name: str | None, html: bool) -> int:
@@ -23,6 +24,22 @@ def report(workspace: str, name: str | None, html: bool) -> int:
     text = runs.folder(place, name) / "report.md"
     if not text.exists():
         raise UserError(f"run: {name} has no report yet, it is written when the run is done; "
-                        f"what there is so far: align report run={name} --html")
-    screen.say(text.read_text())
+                        f"what there is so far:{command(place, 'report', name, '--html')}")
+    width = screen.width()
+    screen.say(text.read_text() if width is None else fitted(text.read_text(), width))
     return 0
+
+
+def fitted(text: str, width: int) -> str:
+    """Markdown for a terminal that wide: its tables laid out, its paragraphs folded between words."""
+    found = list[str]()
+    for is_table, block in itertools.groupby(text.splitlines(), lambda line: line.startswith("|")):
+        lines = list(block)
+        head, *rows = [[cell.strip().strip("`") for cell in line.split("|")[1:-1]] for line in lines]
+        if not is_table:
+            found += layout.wrapped("\n".join(lines), width)
+        elif all(len(row) == len(head) for row in rows):
+            found += layout.lines(head, rows[1:], width, spare=("artifact",))
+        else:  # a bar within a cell
+            found += lines
+    return "\n".join(found)

@@ -34,6 +34,7 @@ _SHARED = 6  # words: "hello", "write a poem about love" open many conversations
 ELSEWHERE = "prompt belongs to another split"
 REPEATED = "same row again"
 REPEATED_PROMPT = "same prompt again"
+OVER_LIMIT = "over data.format.limits"
 UNDESIRABLE = "answer labelled undesirable"
 
 
@@ -184,7 +185,7 @@ def _cut(index: _Index, split: np.ndarray, number: int, limit: int | None, dropp
     rows = np.flatnonzero(split == number)
     if limit is not None and len(rows) > limit:
         over = rows[np.argsort(index.column("rank")[rows], kind="stable")[limit:]]
-        dropped[f"over data.format.limits.{SPLITS[number]}"] += len(over)
+        dropped[f"{OVER_LIMIT}.{SPLITS[number]}"] += len(over)
         split[over] = -1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +15,17 @@ from pipeline.lm import checks, probe
 from pipeline.source import ADAPTER, ADAPTER_WEIGHTS, Source
 
 _PROBE_SECONDS = 300
+_SETTING = re.compile(r"model\.(?!safetensors)\w+: ")
 
 
-def problems(source: Source, reward: bool) -> list[str]:
-    """Everything in the way of this model, each with the way out. reward: whether a reward model is trained on it."""
+def problems(source: Source, reward: bool, longest: int = 0) -> list[str]:
+    """Everything in the way of this model, each with the way out.
+
+    reward: whether a reward model is trained on it. longest: tokens that prompt and completion may have together.
+    """
     if source.on_hub:
         try:
-            return of_folder(source.path, _on_hub(source.path), reward, source.template)
+            return of_folder(source.path, _on_hub(source.path), reward, source.template, longest)
         except UserError as error:
             return error.problems
     if source.gguf and source.place.is_file():
@@ -30,20 +35,21 @@ def problems(source: Source, reward: bool) -> list[str]:
             "expected a Hugging Face model folder, a GGUF file, or org/name of a model on the hub")
         return [f"model.path: {source.place} is not a folder; {way}"]
     if source.adapter:
-        return _adapter(source, reward)
-    return of_folder(source.path, checks.Folder.of(source.place), reward, source.template)
+        return _adapter(source, reward, longest)
+    return of_folder(source.path, checks.Folder.of(source.place), reward, source.template, longest)
 
 
-def of_folder(name: str, folder: checks.Folder, reward: bool, template: str | None = None) -> list[str]:
+def of_folder(name: str, folder: checks.Folder, reward: bool, template: str | None = None, longest: int = 0
+              ) -> list[str]:
     found = checks.problems(folder, template is not None)
-    if not found:
-        found = _probed(folder.path, reward, template)
+    if checks.small_files_whole(folder):
+        found += _probed(folder.path, reward, template, longest)
     return _named(name, found)
 
 
 def _named(name: object, problems: list[str]) -> list[str]:
-    """With the model's place in front, where no key stands there."""
-    return [problem if problem.startswith("model.") else f"model.path: {name}: {problem}" for problem in problems]
+    """With the model's place in front, where no setting stands there."""
+    return [problem if _SETTING.match(problem) else f"model.path: {name}: {problem}" for problem in problems]
 
 
 def _on_hub(name: str) -> checks.Folder:
@@ -51,9 +57,10 @@ def _on_hub(name: str) -> checks.Folder:
     return checks.Folder(hub.fetched(name, weights=False), sizes, here=False)
 
 
-def _probed(place: Path, reward: bool, template: str | None) -> list[str]:
+def _probed(place: Path, reward: bool, template: str | None, longest: int = 0) -> list[str]:
     """What transformers finds, in a process of its own that nothing of the folder can ask anything."""
-    asked = json.dumps({"place": str(place.resolve()), "reward": reward, "template": template})
+    asked = json.dumps({"place": str(place.resolve()), "reward": reward, "template": template,
+                        "longest": longest})
     done = subprocess.run(
         [sys.executable, "-P", "-m", probe.__name__, asked], stdin=subprocess.DEVNULL, capture_output=True, text=True,
         timeout=_PROBE_SECONDS, env={**os.environ, **supervisor.imports()})
@@ -63,7 +70,7 @@ def _probed(place: Path, reward: bool, template: str | None) -> list[str]:
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _adapter(source: Source, reward: bool) -> list[str]:
+def _adapter(source: Source, reward: bool, longest: int) -> list[str]:
     where = f"model.path: {source.place}"
     read = source.adapter_config
     if not read:
@@ -79,4 +86,4 @@ def _adapter(source: Source, reward: bool) -> list[str]:
     if base is None:
         return [*found, f"{where}: an adapter for {read.get('base_model_name_or_path')!r}, which is no folder here; "
                 "name the model to merge it on: model.base=DIR or model.base=org/name"]
-    return found + problems(base, reward)
+    return found + problems(base, reward, longest)

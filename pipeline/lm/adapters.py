@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.lm import folders
 from pipeline.lm.settings import AdapterSettings
 from pipeline.source import ADAPTER_WEIGHTS
 
@@ -44,6 +45,11 @@ def quantisation(settings: AdapterSettings, precision: str) -> dict[str, Any]:
     return {"quantization_config": transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, precision))}
+
+
+def base(settings: AdapterSettings, precision: str, device: torch.device) -> dict[str, Any]:
+    """How the weights that training starts from are loaded: those an adapter learns over stay frozen."""
+    return {**(folders.frozen(device, precision) if settings.on else {}), **quantisation(settings, precision)}
 
 
 def add(model: Any, settings: AdapterSettings, seed: int, whole: tuple[str, ...] = ()) -> None:

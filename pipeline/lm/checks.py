@@ -6,7 +6,7 @@ Messages say what is wrong and the way out; `acceptance` sets the setting and th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,12 @@ def problems(folder: Folder, template_given: bool = False) -> list[str]:
     return found
 
 
+def small_files_whole(folder: Folder) -> bool:
+    """Whether configuration and tokenizer can be looked at further: what is wrong with their bytes is told already."""
+    return "config.json" in folder.sizes and not _json_files(folder.path)[1] and not any(
+        not name.endswith(".safetensors") for name in _pointer_names(folder.path))
+
+
 def _links(path: Path) -> list[str]:
     """A link out of the folder would carry another file into the store, and with an export to others."""
     blobs = path.resolve().parent.parent / "blobs"  # where the hub's cache keeps what its snapshots link to
@@ -70,9 +76,13 @@ def _links(path: Path) -> list[str]:
             for name in out]
 
 
+def _pointer_names(path: Path) -> list[str]:
+    return [file.name for file in sorted(path.iterdir())
+            if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(_POINTER)]
+
+
 def _pointers(path: Path) -> list[str]:
-    found = [file.name for file in sorted(path.iterdir())
-             if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(_POINTER)]
+    found = _pointer_names(path)
     return [f"{', '.join(first(found, 5))}: a git-lfs pointer instead of the file; run `git lfs pull` in the folder"
             ] if found else []
 
@@ -103,8 +113,13 @@ def _quantised(config: Mapping[str, Any]) -> list[str]:
             "made from (trainer.adapter.kind=qlora quantises that itself)"]
 
 
+def has_tokenizer(names: Collection[str]) -> bool:
+    """Whether files of these names hold a tokenizer."""
+    return any(all(name in names for name in wanted) for wanted in _TOKENIZERS)
+
+
 def _tokenizer(sizes: Mapping[str, int]) -> list[str]:
-    if any(all(name in sizes for name in names) for names in _TOKENIZERS):
+    if has_tokenizer(sizes):
         return []
     wanted = ", ".join(" + ".join(names) for names in _TOKENIZERS[:3])
     return [f"no tokenizer, expected one of {wanted}; copy the tokenizer files of the model it was trained from"]
@@ -124,8 +139,11 @@ def _weights(folder: Folder, index: Mapping[str, Any] | None) -> list[str]:
         old = any(name.endswith(_PICKLES) for name in folder.sizes)
         return ["no *.safetensors weights" + ("; there are pickled ones, which are not read: load the model and "
                 "save_pretrained it again, where you would run a program of its maker" if old else ", expected a file")]
-    if index is not None and not isinstance(index.get("weight_map"), dict):
+    if index is not None and not (isinstance(index.get("weight_map"), dict) and index["weight_map"]):
         return [f"{weights.INDEX} has no weight_map; copy it again"]
+    if index is not None and not isinstance(index.get("metadata"), dict):
+        return [f'{weights.INDEX} has no metadata, without which transformers does not read it; copy it again, or '
+                'write "metadata": {} into it']
     if "model.safetensors" not in names and index is None:
         return [f"{', '.join(first(names, 3))} without {weights.INDEX}, which says what is where; copy it too"]
     if "model.safetensors" in names or index is None:

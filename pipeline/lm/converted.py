@@ -66,7 +66,7 @@ def merged(adapter: Path, base: Path, target: Path) -> None:
 
     folders.quiet()
     own = adapter if (adapter / "tokenizer_config.json").is_file() else base
-    model, _ = folders.load_reported(base, _CPU)
+    model = folders.load_policy(base, _CPU)
     rows, tokens = model.get_input_embeddings().weight.shape[0], len(folders.load_tokenizer(own))
     if own == adapter and tokens > rows:
         model.resize_token_embeddings(tokens)
@@ -83,7 +83,7 @@ def merged(adapter: Path, base: Path, target: Path) -> None:
             if path.name != ADAPTER:
                 shutil.copyfile(path, target / path.name)
     model.merge_and_unload().save_pretrained(target)
-    again, _ = folders.load_reported(target, _CPU)
+    again = folders.load_policy(target, _CPU)
     round_trip.same_logprobs(apart, round_trip.own_logps(again, given), f"model.path: {adapter}: merged on {base}, "
                              "saved and loaded, against base and adapter apart")
 

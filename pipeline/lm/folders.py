@@ -1,6 +1,7 @@
 """Hugging Face folders in and out: float32 masters in, a plain folder anyone can load out."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import transformers
 
 from pipeline.engines.engine import model_facts, steady_positions
 from pipeline.errors import UserError, first
-from pipeline.lm import attention, forward, rope
+from pipeline.lm import attention, devices, forward, rope
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.lm.template import Encoder
 from pipeline.weights import outputs
@@ -28,8 +29,12 @@ def prepare_machine(runtime: ModelRuntime) -> torch.device:
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
     if runtime.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("runtime.device: cuda, but torch sees no CUDA device here; use hardware=cpu")
+        raise UserError("runtime.device: cuda, but torch sees no CUDA device here; use hardware=cpu, or make it see "
+                        f"one: {devices.why_none()}")
     wanted = "cuda" if runtime.device == "auto" and torch.cuda.is_available() else runtime.device
+    if wanted == "cuda" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
+        # Read when the device is first used; micro-batches of many lengths leave fewer gaps.
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     return torch.device("cpu" if wanted == "auto" else wanted)
 
 
@@ -43,14 +48,46 @@ def load_policy(
     folder: Path, device: torch.device, runtime: ModelRuntime | None = None, options: dict[str, Any] | None = None
 ) -> Any:
     """A causal LM with float32 weights (4-bit ones where `options` say so) and every dropout off, on `device`."""
-    return _ready(_loaded(transformers.AutoModelForCausalLM, folder, device, runtime, **(options or {})), runtime)
+    model, found = _loaded(transformers.AutoModelForCausalLM, folder, device, runtime, output_loading_info=True,
+                           **(options or {}))
+    if found["missing_keys"]:
+        raise UserError(f"{folder}: its weights lack {', '.join(first(sorted(found['missing_keys']), 4))}, which would "
+                        "start as random numbers; copy it again")
+    return _ready(model, runtime)
 
 
-def load_reported(folder: Path, device: torch.device, config: Any = None) -> tuple[Any, list[str]]:
-    """As `load_policy`, and the names of weights that the folder lacks; `config`: another one than the folder's."""
-    options = {} if config is None else {"config": config}
-    model, found = _loaded(transformers.AutoModelForCausalLM, folder, device, None, output_loading_info=True, **options)
-    return _ready(model, None), sorted(found["missing_keys"])
+def misfits(folder: Path) -> list[str]:
+    """Weights that a language model's folder lacks or has in another shape than its configuration asks for.
+
+    By the headers, as transformers itself matches names: no weight is read, so it takes a second at any size.
+    """
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, device_map="meta", use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True)
+    found = loaded[1]
+    problems = [f"its weights lack {', '.join(first(sorted(found['missing_keys']), 4))}, which would start as random "
+                "numbers; copy it again"] if found["missing_keys"] else []
+    return problems + [f"its weights have {name} as {list(held)}, config.json asks for {list(wanted)}; take both files "
+                       "from one place" for name, held, wanted in sorted(found["mismatched_keys"])]
+
+
+def load_from_disk(folder: Path, scratch: Path) -> Any:
+    """A causal LM whose weights are read from the folder layer by layer in each forward pass: for one pass of a large
+    one. scratch: a folder for what has to be written again, which mostly is nothing.
+    """
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(folder))
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    layers = max(lists, key=lambda module: sum(weights.numel() for weights in module.parameters()))
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, device_map=_places(model, layers), offload_folder=scratch, use_safetensors=True, dtype="auto").eval()
+
+
+def _places(module: torch.nn.Module, layers: torch.nn.Module, name: str = "") -> dict[str, str]:
+    """Name of a module -> "disk" for `layers`, "cpu" for what stands beside it."""
+    if module is layers or all(inner is not layers for inner in module.modules()):
+        return {name: "disk" if module is layers else "cpu"}
+    return {place: where for child, inner in module.named_children()
+            for place, where in _places(inner, layers, f"{name}.{child}".lstrip(".")).items()}
 
 
 def load_reward(
@@ -59,12 +96,31 @@ def load_reward(
 ) -> Any:
     """A one-score sequence classifier on the weights of `folder`; a head that is not there yet is drawn from `seed`."""
     torch.manual_seed(seed)
-    return _ready(_loaded(transformers.AutoModelForSequenceClassification, folder, device, runtime, num_labels=1,
-                          pad_token_id=pad, **(options or {})), runtime)
+    model, found = _loaded(transformers.AutoModelForSequenceClassification, folder, device, runtime, num_labels=1,
+                           pad_token_id=pad, output_loading_info=True, **(options or {}))
+    if device.type != "cpu":  # another generator than the CPU's would make another head under the same key
+        drawn = first_head(model, seed)
+        for name in found["missing_keys"]:
+            model.get_parameter(name).data.copy_(drawn)
+    return _ready(model, runtime)
+
+
+def first_head(model: Any, seed: int) -> torch.Tensor:
+    """(1, H) float32 on the CPU, as transformers draws a head of one score there."""
+    torch.manual_seed(seed)
+    config = model.config.get_text_config()
+    return torch.empty(1, config.hidden_size).normal_(0.0, config.initializer_range)
+
+
+def frozen(device: torch.device, precision: str) -> dict[str, Any]:
+    """How weights are loaded that nothing trains: on CUDA in the precision of the products, as memory is what lacks
+    there; as ever on a CPU.
+    """
+    return {"dtype": torch.bfloat16} if device.type == "cuda" and precision == "bfloat16" else {}
 
 
 def load_scorer(folder: Path, device: torch.device, runtime: ModelRuntime | None = None,
-                mix: Sequence[float] = (1.0,)) -> Any:
+                mix: Sequence[float] = (1.0,), options: dict[str, Any] | None = None) -> Any:
     """A trained classifier as it scores: in evaluation mode, with one output, the sum of its own with these weights.
 
     The number of outputs is that of the head in the file. Raises UserError for a folder that is no reward model:
@@ -76,7 +132,7 @@ def load_scorer(folder: Path, device: torch.device, runtime: ModelRuntime | None
                         f"{'one (a scalar reward model)' if len(mix) == 1 else len(mix)}; with several, reward=heads "
                         "takes a weight for each")
     model, found = _loaded(transformers.AutoModelForSequenceClassification, folder, device, runtime,
-                           output_loading_info=True, num_labels=labels)
+                           output_loading_info=True, num_labels=labels, **(options or {}))
     if found["missing_keys"]:  # a language model's folder loads too, with a head of random numbers
         missing = ", ".join(sorted(found["missing_keys"]))
         raise UserError(f"reward: {folder} is no trained reward model, these weights are missing: {missing}")

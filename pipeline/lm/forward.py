@@ -6,6 +6,7 @@ rows `prompt + completion` padded on the right: with a causal model no token see
 mask, and what padded positions hold is never read.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ ATTENTION = "packed_tree"
 # What families hand to every attention function and what changes nothing in ours.
 _HARMLESS = frozenset({"position_ids", "cache_position", "use_cache", "is_causal", "output_attentions",
                        "output_hidden_states", "return_dict", "sliding_window"})
+
+_NO_MEMORY = re.compile(r"allocate memory|CUDA error: out of memory|_STATUS_(ALLOC_FAILED|NOT_ENOUGH_MEMORY)|"
+                        r"ALLOCATION_FAILED|Failed to (CUDA|Cuda|cuda) (host )?(c|m)alloc|CUDA failure.*out of memory|"
+                        r"CUDA driver error: out of memory|not enough memory", re.IGNORECASE)
 
 Layout = Callable[[Sequence[Example], torch.device], Packed]
 
@@ -246,5 +251,7 @@ def enough_memory(when: str, ways: str) -> Iterator[None]:
 
 
 def ran_out(error: Exception) -> bool:
-    """Whether it says that memory ran out. On a CPU torch has no class of its own for it, and mapping a file none."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+    """Whether it says that memory ran out. On a CPU torch has no class of its own for it, and mapping a file none;
+    CUDA's libraries and NCCL allocate for themselves.
+    """
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or bool(_NO_MEMORY.search(str(error)))

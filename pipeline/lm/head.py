@@ -157,7 +157,8 @@ class FusedHead(torch.autograd.Function):
         own = Linear(low, weight, bias, ctx.scale).narrowed(ctx.narrow)
         soft, hard, top, apart = _slopes(Reductions(*slopes), ctx.scale, totals)  # type: ignore[arg-type]
         to_hidden = torch.empty_like(low) if ctx.needs_input_grad[0] else None
-        to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        wide = torch.promote_types(weight.dtype, torch.float32)  # sums over chunks, where FSDP2 gathers in bfloat16
+        to_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
         to_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         each = 1 if reference is None else 2
         for index, place in enumerate(_places(len(low), ctx.plan.rows)):
@@ -177,7 +178,8 @@ class FusedHead(torch.autograd.Function):
                 torch.mm(full, own.weight, out=to_hidden[place])
             if to_weight is not None:
                 _add_product(to_weight, full, low[place])
-        return None if to_hidden is None else to_hidden.to(ctx.kind), to_weight, to_bias, None, None, None
+        return (None if to_hidden is None else to_hidden.to(ctx.kind),
+                None if to_weight is None else to_weight.to(weight.dtype), to_bias, None, None, None)
 
 
 def _places(number: int, rows: int) -> Iterator[slice]:

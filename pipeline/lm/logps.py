@@ -13,10 +13,10 @@ from pipeline.lm.forward import Rows, autocast, device_of
 from pipeline.lm.settings import ModelRuntime
 
 
-def open_frozen(folder: Path, device: torch.device, runtime: ModelRuntime,
+def open_frozen(folder: Path, device: torch.device, runtime: ModelRuntime, precision: str,
                 options: dict[str, Any] | None = None) -> Any:
     """A causal LM that nothing trains, ready for these passes. Raises UserError as `prefix.prepare` does."""
-    model = folders.load_policy(folder, device, runtime, options)
+    model = folders.load_policy(folder, device, runtime, {**folders.frozen(device, precision), **(options or {})})
     prefix.prepare(model, runtime.share_prefix)
     return model.requires_grad_(False)  # in training mode, as what it is compared with: 4-bit layers round by mode
 

@@ -21,6 +21,7 @@ from pipeline.lm.forward import ATTENTION, NotShareable, backbone, device_of, hi
 from pipeline.lm.head import head_logits
 from pipeline.lm.packed import Packed, pack, pack_stem
 
+_ROUNDING = {torch.bfloat16: 5e-2}  # of states and scores, relative; float32: 1e-3
 _PROBED_WINDOW = 64  # a longer sliding window is not reached by the probe; that its layers hand it over is enough
 
 
@@ -57,7 +58,7 @@ def check_head(model: Any) -> None:
     ids = torch.arange(8, device=device)[None] % model.get_input_embeddings().weight.shape[0]
     own = model(input_ids=ids, use_cache=False).logits.float()
     ours = head_logits(model, backbone(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
-    if not torch.allclose(own, ours, atol=1e-3, rtol=1e-3):
+    if not torch.allclose(own, ours, atol=rounding(model), rtol=rounding(model)):
         name = type(model).__name__
         raise UserError(f"model: {name} changes its logits after the LM head in a way the training core does not know "
                         f"(largest difference {(own - ours).abs().max():.3g}); use another architecture")
@@ -91,7 +92,7 @@ def _probe(model: Any) -> None:
     def check(packed: Packed, theirs: list[Tensor]) -> None:
         rows = torch.cat(theirs)
         gap = (hidden_states(model, packed).index_select(0, packed.predict) - rows).abs().max() / rows.abs().max()
-        if not gap <= 1e-3:
+        if not gap <= rounding(model):
             raise NotShareable(f"its hidden states differ from those of separate rows by {gap:.2g} of the largest")
 
     packed = pack(examples, device)
@@ -102,6 +103,11 @@ def _probe(model: Any) -> None:
           [states for of_group in rows for states in of_group[1:]])
     if window is not None and not packed.windows:
         raise NotShareable("its layers do not hand their sliding window to the attention function")
+
+
+def rounding(model: Any) -> float:
+    """The largest relative difference between two passes of this model that is rounding, by the dtype it is held in."""
+    return _ROUNDING.get(model.get_input_embeddings().weight.dtype, 1e-3)
 
 
 def _alone(model: Any, ids: np.ndarray, last: int, device: torch.device) -> Tensor:

@@ -7,11 +7,16 @@ imported in one second instead of three. Prints a JSON list of problems as its l
 import ast
 import importlib.util
 import json
+import struct
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
+from pipeline import gguf_header, weights
+from pipeline.engines.engine import steady_positions
 from pipeline.errors import UserError, first, one_line
 from pipeline.lm import checks, shapes
 from pipeline.lm.template import turn_end_id
@@ -21,13 +26,13 @@ from pipeline.lm.template_check import NO_TEMPLATE, template_problems
 _OF_OTHER_INPUTS = ("image_token", "boi_token", "eoi_token", "audio_token", "boa_token", "eoa_token", "video_token")
 
 
-def problems(folder: Path, reward: bool, template: str | None = None) -> list[str]:
+def problems(folder: Path, reward: bool, template: str | None = None, longest: int = 0) -> list[str]:
     """Everything wrong with configuration and tokenizer. reward: whether a reward model is to be trained on it;
-    template: the chosen one, None: the tokenizer's own.
+    template: the chosen one, None: the tokenizer's own; longest: tokens of prompt and completion together.
     """
     config, found = _config(folder)
     if config is not None:
-        found = _family(config, reward)
+        found = _family(config, reward) + _context(config, longest) + _rows(config, folder)
     tokenizer, unreadable = _tokenizer(folder)
     found += unreadable
     if tokenizer is None:
@@ -52,6 +57,8 @@ def _config(folder: Path) -> tuple[Any, list[str]]:
     if kind not in CONFIG_MAPPING_NAMES and "auto_map" in read:
         return None, [f"model_type {kind!r} needs code that comes with it (auto_map in config.json), which is never "
                       f"run; take a model of a family that transformers {transformers.__version__} knows"]
+    if kind is None:
+        return None, ["config.json has no model_type, which says what family it is of; copy it again"]
     if kind not in CONFIG_MAPPING_NAMES:
         return None, [f"transformers {transformers.__version__} knows no model_type {kind!r} (config.json); take a "
                       "model of a family that it knows, or a version of alignloop with a newer transformers"]
@@ -66,6 +73,9 @@ def _family(config: Any, reward: bool) -> list[str]:
     text = config.get_text_config()
     if kind not in _classes("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"):
         return [f"a {kind} is no causal language model, expected one (a decoder that continues text)"]
+    if getattr(text, "is_decoder", True) is False and kind in _classes("MODEL_FOR_MASKED_LM_MAPPING_NAMES"):
+        return [f"a {kind} whose config.json says is_decoder=false reads both ways, expected a decoder that continues "
+                "text; take another family"]
     if not isinstance(getattr(text, "max_position_embeddings", None), int):
         found.append(f"a {kind} has no context length in its configuration: families without positions (state-space "
                      "models) are not trained here; take a transformer")
@@ -73,6 +83,26 @@ def _family(config: Any, reward: bool) -> list[str]:
         found.append(f"transformers has no sequence classifier for {kind}, so no reward model can be trained on it; "
                      "choose another scorer (reward=implicit), a trained one (reward.path=DIR), or another model")
     return found
+
+
+def _context(config: Any, longest: int) -> list[str]:
+    """Rows longer than the model's positions: every later step would refuse them."""
+    text = config.get_text_config()
+    steady, most = steady_positions(text.to_dict()), getattr(text, "max_position_embeddings", None)
+    room = min([n for n in (steady, most) if isinstance(n, int)], default=longest)
+    if longest <= room:
+        return []
+    kind = "the length of its pretraining, beyond which LongRoPE is another model" if room == steady else "its context"
+    return [f"model.max_prompt_tokens: with model.max_completion_tokens {longest} tokens, the model has {room} "
+            f"({kind}); lower them: model.max_prompt_tokens={room // 2} model.max_completion_tokens={room - room // 2}"]
+
+
+def _rows(config: Any, folder: Path) -> list[str]:
+    """The embedding's rows by its weights, where they are here, against config.json."""
+    said, held = getattr(config.get_text_config(), "vocab_size", None), weights.rows(folder)
+    return [] if held in (None, said) else [
+        f"config.json says vocab_size {said}, the embedding has {held} rows; correct vocab_size, or take both files "
+        "from one place"]
 
 
 def _classes(name: str) -> dict[str, Any]:
@@ -87,11 +117,13 @@ def _classes(name: str) -> dict[str, Any]:
 def _tokenizer(folder: Path) -> tuple[Any, list[str]]:
     import transformers
 
+    if not checks.has_tokenizer([path.name for path in folder.iterdir()]):
+        return None, []  # told by the check of the files
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # a broken file, an unknown class, code of its own ...
-        return None, [f"transformers cannot load its tokenizer ({one_line(error)}); copy the tokenizer files of the "
-                      "model it was trained from"]
+        return None, [f"transformers cannot load its tokenizer ({type(error).__name__}: {one_line(error)}); copy the "
+                      "tokenizer files of the model it was trained from"]
     if not tokenizer.is_fast:
         return None, [f"its tokenizer ({type(tokenizer).__name__}) has no tokenizer.json form, which every engine "
                       "needs; take a model of a family that has one"]
@@ -150,35 +182,57 @@ def _ids(tokenizer: Any, config: Any, stops: Iterable[int], rows: int, folder: P
 def gguf_problems(file: Path, template_given: bool = False) -> list[str]:
     """Everything wrong with a GGUF file that its header tells."""
     try:
-        from gguf import GGUFReader, dequantize
+        import gguf  # noqa: F401  # what a run will read the weights with
     except ImportError:
         return ["reading a GGUF file needs the package gguf: pip install 'alignloop[gguf]'"]
     try:
-        reader = GGUFReader(file)
-    except Exception as error:  # cut short, another version, a type that this package does not know: of all kinds
+        header = gguf_header.read(file)
+    except (ValueError, struct.error, MemoryError, OverflowError) as error:
         return [f"no GGUF file that can be read ({one_line(error)}); copy it again, or take the safetensors folder"]
-    found, odd = list[str](), list[str]()
-    for tensor in {one.tensor_type: one for one in reader.tensors}.values():
+    return _gguf_types(file, header) + _gguf_fields(header, template_given)
+
+
+def _gguf_types(file: Path, header: gguf_header.Header) -> list[str]:
+    """Kinds of weights that cannot be read, and a file that ends before they do."""
+    import numpy as np
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+
+    odd, end = set[str](), header.start
+    for tensor in header.tensors:
         try:
-            dequantize(tensor.data[:1], tensor.tensor_type)
+            kind = GGMLQuantizationType(tensor.type)
+        except ValueError:
+            odd.add(f"number {tensor.type}")
+            continue
+        each, size = GGML_QUANT_SIZES[kind]
+        end = max(end, header.start + tensor.offset + tensor.weights // each * size)
+        try:
+            dequantize(np.zeros((1, size), np.uint8), kind)
         except NotImplementedError:
-            odd.append(tensor.tensor_type.name)
-    if odd:
-        found.append(f"weights of type {', '.join(sorted(odd))} cannot be read; take a file of another type (Q8_0, "
-                     "F16), or the safetensors folder")
-    return found + _gguf_header(reader, template_given)
+            odd.add(kind.name)
+    found = [f"weights of type {', '.join(sorted(odd))} cannot be read; take a file of another type (Q8_0, F16), or "
+             "the safetensors folder"] if odd else []
+    held = file.stat().st_size
+    return found + ([f"it is cut short: {held} bytes, its header promises {end}; copy it again"] if held < end else [])
 
 
-def _gguf_header(reader: Any, template_given: bool) -> list[str]:
+def _gguf_fields(header: gguf_header.Header, template_given: bool) -> list[str]:
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+    from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    kind, template = (reader.get_field(key) for key in ("general.architecture", "tokenizer.chat_template"))
-    known = {name.replace("_", "") for name in GGUF_SUPPORTED_ARCHITECTURES}
-    name = "" if kind is None else str(kind.contents())
+    name, template = header.texts.get("general.architecture", ""), header.texts.get("tokenizer.chat_template")
+    known = {one.replace("_", "") for one in GGUF_SUPPORTED_ARCHITECTURES}
     found = [] if name.translate({ord("_"): "", ord("-"): ""}) in known else [
         f"architecture {name!r} is not one that transformers reads from GGUF files; take the safetensors folder"]
-    if template is None and not template_given:
-        found.append(NO_TEMPLATE)
+    if template_given:
+        return found
+    if template is None:
+        return [*found, NO_TEMPLATE]
+    try:
+        _compile_jinja_template(template)
+    except jinja2.TemplateSyntaxError as error:
+        found.append(f"its chat template is no Jinja template (line {error.lineno}: {one_line(error)}); give one: "
+                     "model.chat_template=FILE")
     return found
 
 
@@ -191,7 +245,7 @@ def main() -> int:
     place = Path(wanted["place"])
     template = wanted["template"]
     print(json.dumps(gguf_problems(place, template is not None) if place.is_file() else problems(
-        place, wanted["reward"], template)))
+        place, wanted["reward"], template, wanted["longest"])))
     return 0
 
 

@@ -3,11 +3,13 @@
     transformers' own forward == the training core's log-probs == those of the saved folder, loaded again
 
 What a family does not survive (weights that are missing, a head that is not known, tied weights that come apart, a
-configuration that cannot be written) ends here, not after the first training. Float32 on the CPU. Of a model of more
-than `_WHOLE` weights only the first layers are loaded: one of each kind, at least two.
+configuration that cannot be written, a tokenizer of another model) ends here, not after the first training. Float32 on
+the CPU. Of a model of more than `_WHOLE` weights only the first layers make the round: one of each kind, at least two;
+that its tokenizer fits is asked of the whole model, whose weights are read layer by layer.
 """
 
 import copy
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ import torch
 import transformers
 
 from pipeline import weights
-from pipeline.errors import UserError, first, one_line
+from pipeline.errors import UserError, one_line
 from pipeline.lm import folders, logps, prefix, scores
 from pipeline.lm.examples import Example
 from pipeline.lm.forward import device_of
@@ -26,6 +28,7 @@ from pipeline.lm.settings import THIS_MACHINE
 
 TOLERANCE = 2e-3  # nats per token, float32: another order of summation gives 1e-5, a fault 1e-1 and more
 _WHOLE = 600_000_000
+_WORSE = 2.0  # nats per token beyond chance that a model of random numbers or another language stays below
 _CPU = torch.device("cpu")
 _TEXT = ("The capital of France is", " Paris, a city on the river Seine.", " a large town; two and two are four.")
 
@@ -100,22 +103,34 @@ def core_logps(model: Any, given: Sequence[Example]) -> TokenLogps:
 def _checked(folder: Path, scratch: Path, reward: bool) -> dict[str, float]:
     cut = _first_layers(folder)
     given = examples(folder)
-    model, missing = folders.load_reported(folder, _CPU, cut)
-    if missing:
-        raise UserError(f"its weights lack {', '.join(first(missing, 4))}; copy it again")
+    if problems := folders.misfits(folder):
+        raise UserError(*problems)
+    model = folders.load_policy(folder, _CPU, options={} if cut is None else {"config": cut})
     own = own_logps(model, given)
+    whole = own if cut is None else own_logps(folders.load_from_disk(folder, scratch / "offload"), given[:1])
+    english = _english(whole, weights.rows(folder))
     prefix.prepare(model)
     core = core_logps(model, given)
     found = {"trainer_gap": same_logprobs(own, core, "the training core against transformers' own forward pass")}
     folders.save_folder(model, folder, scratch / "model", "float32")
     del model
-    again = logps.open_frozen(scratch / "model", _CPU, THIS_MACHINE)
+    again = logps.open_frozen(scratch / "model", _CPU, THIS_MACHINE, "float32")
     found["saved_gap"] = same_logprobs(core, core_logps(again, given), "the folder saved and loaded against itself")
     del again
     if reward:
         found["reward_gap"] = _reward_gap(scratch, given)
-    found["english"] = round(-float(np.mean(own[0][0])), 4)  # nats per token: a wrong tokenizer shows here
-    return found
+    return found | {"english": english}
+
+
+def _english(found: TokenLogps, rows: int | None) -> float:
+    """Nats per token of plain English, 2 to 4 for a pretrained model. Raises UserError where the whole model is worse
+    at it than one that knows nothing, log(rows): then its ids are another tokenizer's.
+    """
+    nats, chance = -float(np.mean(found[0][0])), math.log(rows or 1)
+    if rows is not None and nats > chance + _WORSE:
+        raise UserError(f"plain English costs it {nats:.1f} nats a token, more than chance ({chance:.1f}): the "
+                        "tokenizer is another model's; copy the tokenizer files of the model it was trained from")
+    return round(nats, 4)
 
 
 def _reward_gap(scratch: Path, given: Sequence[Example]) -> float:

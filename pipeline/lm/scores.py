@@ -56,7 +56,7 @@ def prepare(model: Any, share_prefix: bool = True) -> None:
 
 def float32_head(model: Any) -> None:
     """Take the layer that gives the score out of autocast: scores rounded to bfloat16 would be full of ties."""
-    head = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1][-1]
+    head = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1][-1].float()
 
     def in_float32(hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
@@ -114,6 +114,7 @@ def _differs(model: Any) -> str | None:
     with _padding(model, probe) as pad:
         own = _row_scores(model, forward.collate(probe, device_of(model), pad))
         packed = _packed_scores(model, probe, pad)
-    if torch.allclose(own, packed, atol=1e-3, rtol=1e-3):
+    limit = prefix.rounding(model)
+    if torch.allclose(own, packed, atol=limit, rtol=limit):
         return None
     return f"its packed scores differ from its own by {(own - packed).abs().max():.2g}"

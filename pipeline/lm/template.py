@@ -235,7 +235,8 @@ def bos_fault(tokenizer: Any, stop_ids: tuple[int, ...], ids: list[int]) -> str:
         return ""  # the one token of GPT-2 and OLMo 2 is what ends earlier answers, too
     if bos not in ids and not _template_writes_bos(tokenizer):
         return ""  # a family that has the token and was trained without it, such as Qwen
-    if ids[:1] == [bos] and all(pair != (bos, bos) for pair in itertools.pairwise(ids)):
+    opens = ids[:1] == [bos] or ids.count(bos) > 1  # of a template that opens every turn with it, as ChatML's
+    if opens and all(pair != (bos, bos) for pair in itertools.pairwise(ids)):
         return ""  # no text holds the id, so what opens a later turn is the template's, as in Llama 2's
     return f"{ids.count(bos)} BOS tokens in the prompt, expected one at its start and no two in a row"
 

@@ -54,7 +54,7 @@ def suffixes(settings: Settings) -> tuple[str, ...]:
 
 def scorer(settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE) -> ScoreGroups:
     """See Scorer and pipeline.rewards.model, whose arguments and errors these are."""
-    encoder, net = open_model(settings.path, model, runtime)
+    encoder, net = open_model(settings.path, model, runtime, settings.precision)
 
     def score(groups: Sequence[Group]) -> list[list[Mapping[str, float]]]:
         passes = []

@@ -55,7 +55,8 @@ def mix(path: str, weights: Mapping[str, float]) -> list[float]:
 
 def scorer(settings: Settings, *, model: Path | None = None, runtime: ModelRuntime = THIS_MACHINE) -> ScoreGroups:
     """See Scorer and pipeline.rewards.model, whose errors these are."""
-    encoder, net = open_model(settings.path, None, runtime, mix(settings.path, settings.weights))
+    encoder, net = open_model(settings.path, None, runtime, settings.precision,
+                              mix(settings.path, settings.weights))
     return lambda groups: score_groups(encoder, net, groups, settings.precision, runtime)
 
 

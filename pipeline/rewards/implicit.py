@@ -90,8 +90,8 @@ def scorer(settings: Settings, *, model: Path | None = None, runtime: ModelRunti
         return lambda groups: [[carried(c, settings.beta, g.id) for c in g.completions] for g in groups]
     from pipeline.lm import folders
 
-    encoder, net = open_causal(folder_of(settings.policy, policy, "policy"), runtime)
-    other, anchor = open_causal(folder_of(settings.reference, reference, "reference"), runtime)
+    encoder, net = open_causal(folder_of(settings.policy, policy, "policy"), runtime, settings.precision)
+    other, anchor = open_causal(folder_of(settings.reference, reference, "reference"), runtime, settings.precision)
     if encoder.tokenizer.get_vocab() != other.tokenizer.get_vocab():
         raise UserError("reward: policy and reference have different tokenizers, so their log-probs are not of the "
                         "same tokens; score with reward=density_ratio and select with selection=cdr")

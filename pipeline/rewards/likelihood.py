@@ -50,7 +50,7 @@ def scorer(settings: Settings, *, model: Path | None = None, runtime: ModelRunti
     from pipeline.lm import folders, logps
 
     given = policy if settings.model == "policy" else reference
-    encoder, net = open_causal(folder_of(settings.path, given, settings.model), runtime)
+    encoder, net = open_causal(folder_of(settings.path, given, settings.model), runtime, settings.precision)
     skipped = frozenset(encoder.tokenizer.all_special_ids) if settings.special_tokens == "drop" else frozenset[int]()
 
     def sums(examples: list[Example]) -> list[list[float]]:

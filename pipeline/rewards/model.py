@@ -34,7 +34,8 @@ class Settings:
     """A folder with a trained reward model; null: the one an earlier step trained."""
 
     precision: str = setting("bfloat16", choices=("bfloat16", "float32"))
-    """Of the matrix products. Weights and the last layer stay in float32: scores in bfloat16 would be full of ties."""
+    """Of the matrix products, and of the weights on CUDA. The last layer's stay in float32: scores in bfloat16 would be
+    full of ties."""
 
     def check(self) -> list[tuple[str, str]]:
         return folder_problems("path", self.path, "a reward model")
@@ -50,11 +51,11 @@ def scorer(settings: Settings, *, model: Path | None = None, runtime: ModelRunti
     A completion that does not fit the model's positions scores NaN. Raises UserError for a folder that is no reward
     model: more than one output, a head without trained weights, no chat template.
     """
-    encoder, net = open_model(settings.path, model, runtime)
+    encoder, net = open_model(settings.path, model, runtime, settings.precision)
     return lambda groups: score_groups(encoder, net, groups, settings.precision, runtime)
 
 
-def open_model(path: str | None, model: Path | None, runtime: ModelRuntime,
+def open_model(path: str | None, model: Path | None, runtime: ModelRuntime, precision: str,
                mix: Sequence[float] = (1.0,)) -> tuple[Encoder, Any]:
     """Encoder and network of the folder the settings name, else of `model`. mix: the weights of its outputs.
 
@@ -67,7 +68,7 @@ def open_model(path: str | None, model: Path | None, runtime: ModelRuntime,
         raise UserError("reward: there is no reward model; set reward.path to a folder, or train one in the loop")
     device = folders.prepare_machine(runtime)
     encoder = reader(folder, "the reward model's")
-    net = folders.load_scorer(folder, device, runtime, mix)
+    net = folders.load_scorer(folder, device, runtime, mix, folders.frozen(device, precision))
     scores.float32_head(net)
     scores.prepare(net, runtime.share_prefix)
     probe = Group("probe", (Message("user", "a"),), tuple(map(Completion, _PROBES)))

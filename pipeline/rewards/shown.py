@@ -68,12 +68,12 @@ def folder_of(path: str | None, given: Path | None, which: str) -> Path:
     return folder
 
 
-def open_causal(folder: Path, runtime: ModelRuntime) -> tuple[Encoder, Any]:
-    """Encoder and frozen language model of a folder, float32 weights, on the runtime's device."""
+def open_causal(folder: Path, runtime: ModelRuntime, precision: str) -> tuple[Encoder, Any]:
+    """Encoder and frozen language model of a folder, on the runtime's device; precision: of the products."""
     from pipeline.lm import folders, logps
 
     device = folders.prepare_machine(runtime)
-    return reader(folder, "the scoring model's"), logps.open_frozen(folder, device, runtime)
+    return reader(folder, "the scoring model's"), logps.open_frozen(folder, device, runtime, precision)
 
 
 def reader(folder: Path, of: str) -> Encoder:

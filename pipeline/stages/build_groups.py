@@ -21,7 +21,7 @@ from pipeline.records import LENGTH, Group, Message
 from pipeline.selection.candidates import TOO_FEW
 from pipeline.selection.contract import LISTS, PAIRS, Rule
 from pipeline.selection.filters import Correction, Filters, clean, compared, length_of, lines
-from pipeline.stage import Context, Kinds, Stage
+from pipeline.stage import Context, Kinds, Stage, told
 
 _BATCH = 512  # groups tokenised at once
 
@@ -261,4 +261,5 @@ STAGE = Stage(
     Settings, run, version=5,
     inputs={"groups": "one", "scores": "optional", "beside": "optional", "beside_scores": "optional",
             "model": "optional"},
-    seeded=seeded, required=required, wanted=wanted, kinds=kinds, misfit=misfit)
+    seeded=seeded, required=required, wanted=wanted, kinds=kinds, misfit=misfit,
+    says=told("{kept:,.0f} groups of {read:,.0f} prompts", "margin {margin_mean:.3f}"))

@@ -29,7 +29,7 @@ from pipeline.evaluation.logprobs import PairLogps
 from pipeline.lm.settings import PRECISIONS
 from pipeline.negatives.contract import Draw
 from pipeline.records import Group
-from pipeline.stage import Context, Stage
+from pipeline.stage import Context, Stage, told
 from pipeline.training.settings import TrainRuntime
 
 Logps = list[list[list[float]]]  # by group, completion, token
@@ -205,7 +205,8 @@ def _token_logps(context: Context, name: str, wanted: Sequence[Sequence[Group]],
     from pipeline.lm import examples as data
 
     runtime = context.runtime
-    model = logps.open_frozen(context.one(name), folders.prepare_machine(runtime), runtime)
+    model = logps.open_frozen(context.one(name), folders.prepare_machine(runtime), runtime,
+                              context.settings.precision)
     found = []
     for index, groups in enumerate(wanted):
         examples = data.of_chunk(arrays.of_groups(groups)) if groups else []
@@ -220,4 +221,6 @@ STAGE = Stage(
     inputs={"model": "one", "reference": "one", "answers": "one", "answer_scores": "optional", "baseline": "one",
             "baseline_scores": "optional", "trained": "optional", "samples": "optional", "sample_scores": "optional",
             "groups": "optional"},
-    seeded=False, runtime=TrainRuntime)
+    seeded=False, runtime=TrainRuntime,
+    says=told("KL {kl:.2f} nats an answer", "length {length_mean:.1f} ({length_drift:+.0%})",
+              "reward model right {reward_model_accuracy:.1%}"))

@@ -28,7 +28,7 @@ from pipeline.evaluation.comparison import Pair, Verdict
 from pipeline.formats.contract import Judgments
 from pipeline.records import Group
 from pipeline.rewards.contract import Desk, Limits, Scorer
-from pipeline.stage import Context, Stage, derive_seed
+from pipeline.stage import Context, Stage, derive_seed, told
 
 JUDGE, ASKED = "judgments", "judge"  # the name in evaluation.json of what decided where no score did
 
@@ -277,4 +277,6 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
 # seeded: the bootstrap draws
 STAGE = Stage(Settings, run, version=6,
               inputs={"groups": "one", "scores": "optional", "baseline": "one", "baseline_scores": "optional"},
-              seeded=True, runtime=Runtime, files=files, check=check)
+              seeded=True, runtime=Runtime, files=files, check=check,
+              says=told("win rate {win_rate:.1%} ({win_rate_low:.1%} to {win_rate_high:.1%})",
+                        "length-controlled {length_controlled_win_rate:.1%}", "length {length_mean:.1f}"))

@@ -19,7 +19,7 @@ from pipeline.engines.sampling import Draw, GroupSettings, draws, requests_for
 from pipeline.engines.tally import REFUSED, TOO_LONG, Tally, read_tally, write_tally
 from pipeline.errors import UserError
 from pipeline.records import LENGTH, Completion, Group
-from pipeline.stage import Context, Cost, Stage
+from pipeline.stage import Context, Cost, Stage, told
 
 _SHOWN = 10  # problems of one kind shown at once
 
@@ -250,4 +250,6 @@ def _report(tally: Tally, context: Context) -> None:
 # samples: a run keeps one engine service alive for the steps that say so
 STAGE = Stage(Settings, run, version=1, inputs={"model": "one", "prompts": "one"}, seeded=True, runtime=Runtime,
               samples=True, check=check,
-              cost=lambda settings: Cost(sampled_tokens=sum(draw.n * draw.max_tokens for draw in settings.draws)))
+              cost=lambda settings: Cost(sampled_tokens=sum(draw.n * draw.max_tokens for draw in settings.draws)),
+              says=told("{completions:,.0f} samples of {prompts:,.0f} prompts", "{tokens_per_second:,.0f} tokens/s",
+                        "length {mean_length:.1f}", "truncated {truncated_share:.1%}"))

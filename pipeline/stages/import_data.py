@@ -11,8 +11,9 @@ import pipeline
 from pipeline.config import Part, load_part, part_problems, setting
 from pipeline.errors import UserError
 from pipeline.formats.contract import Format
+from pipeline.formats.divide import OVER_LIMIT
 from pipeline.formats.splits import SPLITS, Imported
-from pipeline.stage import Context, Stage
+from pipeline.stage import Context, Counts, Stage
 
 BUILTIN = "builtin:"
 
@@ -102,6 +103,14 @@ def unread_of(imported: Imported) -> dict[str, int]:
     return {f"unread: {key}": number for key, number in imported.unread.items()}
 
 
+def says(counts: Counts) -> list[str]:
+    """The groups of each split, then what needs a look: keys nobody reads, evaluation prompts seen in training."""
+    found = [f"{split} {counts[split]:,.0f}" for split in SPLITS if counts.get(split)]
+    found += [f"{name} (in {number:,.0f} rows)" for name, number in counts.items() if name.startswith("unread keys")]
+    overlap = counts.get("eval_prompts_in_training")
+    return found + ([f"{overlap:,.0f} evaluation prompts are in training, too"] if overlap else [])
+
+
 def _import(settings: Settings, runtime: Runtime) -> Imported:
     part = _format(settings)
     root = _root(part, runtime)
@@ -136,4 +145,4 @@ def _root(part: Part[Format], runtime: Runtime) -> Path:
 
 # seeded: how a data set is split belongs to the data, so that runs with other seeds are comparable
 STAGE = Stage(Settings, run, version=1, inputs={}, seeded=False, runtime=Runtime, files=files, check=check,
-              sources=sources, foresee=foresee, lacks=lacks)
+              sources=sources, foresee=foresee, lacks=lacks, says=says, unsaid=OVER_LIMIT)

@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.lm import acceptance, checks, probe, shapes, tiny
 from pipeline.lm.template_check import template_problems
 from pipeline.source import ADAPTER_WEIGHTS, Source
-from pipeline.stage import Context, Cost, Stage
+from pipeline.stage import Context, Cost, Stage, told
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ class Runtime:
     base: str | None = None  # what an adapter is merged on, where the folder it names is not here
     made_by: str | None = None  # the command that makes the folder, where it is a preset's
     reward: bool = False  # whether a reward model will be trained on it; the recipe says
+    max_prompt_tokens: int = 0  # that later steps will ask of it; 0: not known
+    max_completion_tokens: int = 0
 
     @property
     def source(self) -> Source | None:
@@ -80,7 +82,8 @@ class Runtime:
 def check(settings: Settings, runtime: Runtime) -> list[str]:
     """What stands in the way of this stage, as messages. Imports nothing heavy, reads no weights."""
     if runtime.source is not None:
-        return acceptance.problems(replace(runtime.source, template=settings.chat_template), runtime.reward)
+        return acceptance.problems(replace(runtime.source, template=settings.chat_template), runtime.reward,
+                                   runtime.max_prompt_tokens + runtime.max_completion_tokens)
     if settings.arch is not None and settings.chat_template not in (None, *tiny.TEMPLATES):
         return [f"model.chat_template: {settings.chat_template}, expected {' or '.join(tiny.TEMPLATES)} for a model "
                 "made from nothing"]
@@ -218,4 +221,5 @@ STAGE = Stage(
     Settings, run, version=1, inputs={"data": "optional", "policy": "optional"}, seeded=_made_from_nothing,
     seed="sft", runtime=Runtime, files=files, sources=sources, check=check,
     wanted=lambda settings: {"data", "policy"} if _made_from_nothing(settings) else {"policy"},
-    cost=lambda settings: Cost(weights=1))
+    cost=lambda settings: Cost(weights=1),
+    says=told("{parameters:,.0f} parameters"))

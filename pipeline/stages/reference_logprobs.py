@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.lm.settings import PRECISIONS
-from pipeline.stage import Context, Stage
+from pipeline.stage import Context, Stage, told
 from pipeline.training.settings import TrainRuntime
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def run(context: Context) -> None:
     whole, total = len(tables.parts(target)), sum(tables.count(source.path) for source in sources)
     kind = AdapterSettings(kind={"full": "none", "nf4": "qlora"}[context.settings.weights])
     adapters.require(kind, device)
-    model = passes.open_frozen(context.one("model"), device, runtime,
+    model = passes.open_frozen(context.one("model"), device, runtime, context.settings.precision,
                                adapters.quantisation(kind, context.settings.precision))
     for index, part in enumerate(tables.batches(_examples(sources), _PART)):
         if index >= whole:
@@ -69,4 +69,5 @@ def _examples(sources: Sequence[Source]) -> Iterator[tuple[str, Example]]:
                 yield source.digest, example
 
 
-STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "many"}, seeded=False, runtime=TrainRuntime)
+STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "many"}, seeded=False, runtime=TrainRuntime,
+              says=told("{groups:,.0f} groups"))

@@ -22,7 +22,7 @@ from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.evaluation import comparison
 from pipeline.markdown import LEFT, RIGHT
-from pipeline.stage import Context, Stage, derive_seed
+from pipeline.stage import Context, Stage, derive_seed, told
 
 
 @dataclass(frozen=True)
@@ -150,4 +150,5 @@ def _number(value: float | None) -> str:
 
 
 # seeded: the bootstrap draws
-STAGE = Stage(Settings, run, version=4, inputs={"evaluations": "many"}, seeded=True)
+STAGE = Stage(Settings, run, version=4, inputs={"evaluations": "many"}, seeded=True,
+              says=told("win rate {win_rate:.1%}", "gain {gain:+.1%}-points ({gain_low:+.1%} to {gain_high:+.1%})"))

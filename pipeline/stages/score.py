@@ -20,7 +20,7 @@ from pipeline.records import LENGTH, Group
 from pipeline.rewards import judged, slices
 from pipeline.rewards.contract import Desk, Limits, Score, ScoreGroups, Scorer
 from pipeline.rewards.ensemble import Ensemble, combined, scales
-from pipeline.stage import Context, Kinds, Stage
+from pipeline.stage import Context, Kinds, Stage, told
 from pipeline.training.settings import TrainRuntime
 
 if TYPE_CHECKING:
@@ -289,4 +289,4 @@ STAGE = Stage(
     Settings, run, version=2,
     inputs={"groups": "one", "model": "optional", "policy": "optional", "reference": "optional", "logps": "optional"},
     seeded=False, runtime=Runtime, distributed=True, files=files, check=check, required=required, wanted=wanted,
-    kinds=kinds)
+    kinds=kinds, says=told("mean {score_mean:.3f}", "best of N {best_of_n_mean:.3f}"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import setting
 from pipeline.errors import UserError
-from pipeline.stage import Context, Cost, Stage, derive_seed
+from pipeline.stage import Context, Cost, Stage, derive_seed, told
 
 
 @dataclass(frozen=True)
@@ -87,4 +87,5 @@ def short(settings: Settings, held: int) -> str | None:
 
 
 STAGE = Stage(Settings, run, version=1, inputs={"prompts": "one"}, seeded=True, seed="data", short=short,
-              cost=lambda settings: Cost(prompts=settings.count or 0))
+              cost=lambda settings: Cost(prompts=settings.count or 0),
+              says=told("{prompts:,.0f} prompts of {pool:,.0f}"))

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.lm import rationales
 from pipeline.lm.template import Encoder, Limits, limit
 from pipeline.records import Group
-from pipeline.stage import Context, Kinds, Stage
+from pipeline.stage import Context, Kinds, Stage, told
 
 SPLITS = ("sft", "pref", "unlabeled", "eval")
 _BATCH = 2048  # groups tokenised at once
@@ -115,8 +115,9 @@ def _check_context(settings: Settings, model: Path) -> None:
     room, wanted = model_facts(model).max_position, settings.max_prompt_tokens + settings.max_completion_tokens
     if wanted > room:
         raise UserError(f"tokenize: max_prompt_tokens + max_completion_tokens = {wanted}, but the model's context is "
-                        f"{room} tokens (a LongRoPE model's: the length of its pretraining); lower them or take "
+                        f"{room} tokens; lower them or take "
                         "a model with a longer context")
 
 
-STAGE = Stage(Settings, run, version=1, inputs={"data": "one", "model": "one"}, seeded=False, kinds=kinds)
+STAGE = Stage(Settings, run, version=1, inputs={"data": "one", "model": "one"}, seeded=False, kinds=kinds,
+              says=told("sft {sft:,.0f}", "pref {pref:,.0f}", "unlabeled {unlabeled:,.0f}", "eval {eval:,.0f}"))

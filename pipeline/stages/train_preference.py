@@ -15,7 +15,7 @@ from pipeline.negatives.contract import Draw
 from pipeline.objectives import contract
 from pipeline.objectives.contract import Auxiliary, Needs, Objective
 from pipeline.selection.contract import LISTS, PAIRS
-from pipeline.stage import Context, Cost, Kinds, Stage
+from pipeline.stage import Context, Cost, Kinds, Stage, told
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
 _WHY = {
@@ -175,4 +175,5 @@ STAGE = Stage(
     inputs={"model": "one", "groups": "many", "reference": "optional", "previous": "optional", "scored": "optional",
             "weights": "optional", "reference_model": "optional", "optimizer": "optional"},
     seeded=True, runtime=TrainRuntime, distributed=True, required=required, wanted=wanted, misfit=misfit, wants=wants,
-    cost=cost)
+    cost=cost,
+    says=told("{steps:,.0f} steps", "{groups:,.0f} groups"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import setting
 from pipeline.errors import UserError
-from pipeline.stage import Context, Cost, Stage, derive_seed
+from pipeline.stage import Context, Cost, Stage, derive_seed, told
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ def run(context: Context) -> None:
         settings.held_out)
     _check_pairs(training, held_out)
     model = folders.load_reward(source, device, head, pad, runtime,
-                                adapters.quantisation(trainer.adapter, trainer.precision))
+                                adapters.base(trainer.adapter, trainer.precision, device))
     for part in (training, held_out):
         examples.check_fits(part, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
     scores.prepare(model, runtime.share_prefix)
     run.adapt(model, trainer, runtime, context.seed, whole=("score",))
-    world = distribute.spread(world, model, runtime)
+    world = distribute.spread(world, model, runtime, trainer.precision)
     task = reward.RewardTask(pad, settings.label_smoothing, settings.centring)
     outcome = fit(model, training, task, Job(
         trainer, runtime, context.seed, context.work / "checkpoints", context.report, world=world))
@@ -108,4 +108,5 @@ def _check_pairs(training: Sequence[Example], held_out: Sequence[Example]) -> No
 STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "many"}, seeded=True, seed="reward",
               runtime=TrainRuntime, distributed=True, files=files, check=check,
               wants=lambda settings: {"pairs": _PAIRS},
-              cost=lambda settings: Cost(weights=1, checkpoints=True))
+              cost=lambda settings: Cost(weights=1, checkpoints=True),
+              says=told("held-out accuracy {held_out_accuracy:.1%}", "{steps:,.0f} steps", "{groups:,.0f} pairs"))

@@ -69,7 +69,7 @@ def rates(groups: Iterable[Group], desk: Desk) -> dict[str, float]:
         rule = next((rule for name, rule in _RULES.items() if target is not None and vars(target)[name]), "")
         if rule and group.completions:
             by_rule.setdefault(rule, []).append(group)
-    found = {}
+    found: dict[str, float] = {}
     for rule, some in by_rule.items():
         part = load_part({"module": f"pipeline.rewards.{rule}"}, "watch", Scorer)
         for group, scores in zip(some, part.plugin.scorer(part.settings, desk=desk)(some), strict=True):

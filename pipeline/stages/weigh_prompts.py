@@ -99,7 +99,7 @@ def _embeddings(context: Context, groups: Sequence[Group]) -> Tensor:
     from pipeline.lm.examples import Example
 
     device, runtime = folders.prepare_machine(context.runtime), context.runtime
-    model = logps.open_frozen(context.one("model"), device, runtime)
+    model = logps.open_frozen(context.one("model"), device, runtime, "float32")
     prompts = [np.asarray(group.prompt_ids, np.int32) for group in groups]
     examples = [Example(g.id, ids, (ids[:1],)) for g, ids in zip(groups, prompts, strict=True)]  # any one more token
     found, done = torch.empty(len(groups), model.config.get_text_config().hidden_size), 0

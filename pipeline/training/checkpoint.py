@@ -6,9 +6,13 @@ renamed. Order of data and random numbers are functions of (seed, step), so the 
 Tensors are whole, however many processes trained them, so any number can go on.
 """
 
+import contextlib
 import json
 import os
 import shutil
+import signal
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +83,30 @@ def load(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> Loaded:
     put(model, load_file(path / _MODEL))
     optim.load_state(model, optimizer, load_file(path / _OPTIMIZER), manifest["updates"])
     return Loaded(int(manifest["step"]), int(manifest["updates"]), load_file(path / _EXTRA))
+
+
+@contextlib.contextmanager
+def told_to_stop() -> Iterator[list[int]]:
+    """A list that SIGTERM is put into, so that the step that is being made is ended and kept. A second one ends the
+    process at once, as does the first where the body comes to its end first. Outside the main thread nothing changes.
+    """
+    told: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def note(number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, before)
+        told.append(number)
+
+    signal.signal(signal.SIGTERM, note)
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if told:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def weights(model: Any) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import torch
 from accelerate import PartialState
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pipeline.errors import UserError
@@ -18,6 +18,9 @@ from pipeline.training.gradients import World
 from pipeline.training.settings import TrainRuntime
 
 T = TypeVar("T")
+# Layers are gathered in bfloat16, half the bytes, and none outlives its pass. Autocast, which stays on for what a loss
+# computes, would keep a copy of every layer that was gathered in float32 until the backward pass.
+BF16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 LAUNCHED = "TORCHELASTIC_RUN_ID"  # torchrun sets it in every process it starts
 
 
@@ -39,19 +42,27 @@ def first_then_all(world: World, make: Callable[[], T]) -> T:
     return make() if made is None else made
 
 
-def spread(world: World, model: Any, runtime: TrainRuntime) -> World:
-    """Shard the weights of `model` over the processes, layer by layer (FSDP2), where the strategy says so.
+def spread(world: World, model: Any, runtime: TrainRuntime, precision: str) -> World:
+    """Shard the weights of `model` over the processes, layer by layer (FSDP2), where the strategy says so."""
+    if world.size == 1 or runtime.strategy != "fsdp2":
+        return world
+    device = device_of(model)
+    low = device.type == "cuda" and precision == "bfloat16"
+    shell = shard(model, init_device_mesh(device.type, (world.size,)), BF16 if low else MixedPrecisionPolicy())
+    return replace(world, shell=shell, low=low)
+
+
+def shard(model: Any, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> Any:
+    """The shell of `model`, its weights sharded over `mesh`.
 
     By torch's own `fully_shard`: accelerate shards on accelerators only, and what runs there is to be tested here.
     """
-    if world.size == 1 or runtime.strategy != "fsdp2":
-        return world
-    mesh, shell = init_device_mesh(device_of(model).type, (world.size,)), ForwardShell(model)
+    shell = ForwardShell(model)
     for module in (*layers_of(model), shell):  # embeddings, head and whatever else is left go with the shell
-        fully_shard(module, mesh=mesh)
+        fully_shard(module, mesh=mesh, mp_policy=policy)
         module.set_gradient_divide_factor(1.0)  # the loss is normalised over the global batch: sums, not means
         module.set_force_sum_reduction_for_comms(True)
-    return replace(world, shell=shell)
+    return shell
 
 
 def layers_of(model: Any) -> list[Any]:

@@ -15,19 +15,20 @@ import bisect
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, distributed
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from pipeline.errors import UserError
 from pipeline.lm import packed
 from pipeline.lm.examples import Example
 from pipeline.lm.forward import autocast, device_of
 from pipeline.objectives.contract import LossInputs
-from pipeline.training.inputs import joined, moved, partners
+from pipeline.training.inputs import joined, moved, normalised_weights, partners
+
+T = TypeVar("T")
 
 Metrics = dict[str, Tensor]
 
@@ -39,6 +40,7 @@ class World:
     rank: int = 0
     size: int = 1
     shell: Any = None  # of a model whose weights, gradients and moments are spread over the processes
+    low: bool = False  # its weights are gathered in bfloat16
 
     @property
     def first(self) -> bool:
@@ -87,8 +89,8 @@ class World:
         distributed.all_gather_object(found, value)
         return found
 
-    def agree(self, value: bool) -> bool:
-        """What the first process says: for decisions by the clock."""
+    def agree(self, value: T) -> T:
+        """What the first process says: for decisions by the clock, or by a signal."""
         if self.size == 1:
             return value
         told = [value]
@@ -180,14 +182,22 @@ class StepResult:
     bad: list[str] = field(default_factory=list)  # ids of groups whose loss is not finite
     metrics: dict[str, list[Tensor]] = field(default_factory=dict)  # (G,) float32 parts of each
     trained: list[Example] = field(default_factory=list)  # groups with the completions that were trained on
+    unread: list[tuple[Tensor, Sequence[Example], Tensor]] = field(default_factory=list)  # losses on the device
 
     def add(self, loss: Tensor, groups: Sequence[Example], losses: Tensor, metrics: Metrics) -> None:
-        """Count the (G,) losses of `groups`, which are `loss` of the global batch's."""
-        self.loss += float(loss.detach())
-        self.bad += [e.id for e, ok in zip(groups, losses.detach().isfinite().tolist(), strict=True) if not ok]
+        """Count the (G,) losses of `groups`, which are `loss` of the global batch's; `read` them when all are there."""
+        self.unread.append((loss.detach(), groups, losses.detach()))
         self.trained += groups
         for name, value in metrics.items():
             self.metrics.setdefault(name, []).append(value.detach().float())
+
+    def read(self) -> StepResult:
+        """Wait for the device, which had no reason to stop between two micro-batches."""
+        for loss, groups, losses in self.unread:
+            self.loss += float(loss)
+            self.bad += [e.id for e, ok in zip(groups, losses.isfinite().tolist(), strict=True) if not ok]
+        self.unread = []
+        return self
 
 
 def accumulate(model: Any, task: Any, batch: list[Example], step: int, precision: str, tokens_per_batch: int,
@@ -211,15 +221,21 @@ def accumulate(model: Any, task: Any, batch: list[Example], step: int, precision
 def _of_parts(model: Any, task: Task, batch: list[Example], step: int, precision: str, facts: BatchFacts,
               cut: list[tuple[list[int], bool]], share: Tensor, world: World) -> StepResult:
     found = StepResult()
-    for micro, counts in cut:
+    for (micro, counts), part_of_all in zip(cut, _shares(share, cut), strict=True):
         examples = [batch[i] for i in micro]
         with autocast(device_of(model), precision):
             losses, metrics, trained = world.run(task.losses, model, examples, step, facts)
-        part = (losses * share[micro] * counts).sum()
+        part = (losses * part_of_all * counts).sum()
         part.backward()
         if counts:
             found.add(part, trained, losses, metrics)
-    return found
+    return found.read()
+
+
+def _shares(share: Tensor, cut: list[tuple[list[int], bool]]) -> Sequence[Tensor]:
+    """What each micro-batch's groups count for, by one copy to the device."""
+    order = torch.tensor([i for micro, _ in cut for i in micro]).to(share.device)
+    return share[order].split([len(micro) for micro, _ in cut])
 
 
 def _of_whole(model: Any, task: WholeTask, batch: list[Example], step: int, precision: str, facts: BatchFacts,
@@ -245,7 +261,7 @@ def _of_whole(model: Any, task: WholeTask, batch: list[Example], step: int, prec
             (live * slopes[1][micro] * counts).sum().backward()
     if world.first:  # every process has the loss of all
         found.add(loss, batch, losses, metrics)
-    return found
+    return found.read()
 
 
 def _joined_of_all(parts: list[tuple[LossInputs, list[int]]], counts: list[bool], world: World,
@@ -272,19 +288,6 @@ def _of_all(own: StepResult, world: World) -> StepResult:
         for name, parts in found.metrics.items():
             total.metrics.setdefault(name, []).extend(parts)
     return total
-
-
-def normalised_weights(batch: Sequence[Example], normalise: str) -> list[float]:
-    """What each group's loss is multiplied by, so that the sum over the global batch is its loss.
-
-    "groups": sum of w L / sum of w. "tokens": sum of w L / sum of w n, n the group's scored completion tokens.
-    """
-    sizes = {"groups": [1] * len(batch), "tokens": [e.completion_tokens for e in batch]}[normalise]
-    total = sum(e.weight * n for e, n in zip(batch, sizes, strict=True))
-    if not total > 0 or any(e.weight < 0 for e in batch):
-        raise UserError(f"weights: those of a batch of {len(batch)} groups (first {batch[0].id!r}) add up to {total:g} "
-                        "or are negative; expected weights of at least 0, some above")
-    return [e.weight / total for e in batch]
 
 
 def _evenly(batch: Sequence[Example], tokens: int, number: int, costs: Sequence[int] | None) -> list[list[int]]:

@@ -9,6 +9,7 @@ Several processes run it side by side on the same batches; the first one reports
 
 import hashlib
 import math
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -102,23 +103,27 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
     window, saved = _Window(throughput.shape_of(model), peak), time.monotonic()
     ids, learned = ids_of(examples), list(optim.trained(model).values())
     job.report.progress(at.step, steps, "steps")
-    for step, chosen in enumerate(global_batches(ids, job.seed, settings.batch_size, at.step, steps), at.step):
-        lr = settings.lr * lr_factor(settings, first + step, last)
-        batch, values = _step(model, optimizer, learned, task, [examples[i] for i in chosen], step, lr, job)
-        window.add(values, batch)
-        if job.ema is not None:
-            average.follow(averages, model, job.ema)
-        now = step + 1
-        if now % runtime.log_every == 0 or now == steps:
-            if now > reported:  # a step made again after a crash has been reported, with the same numbers
-                job.report.metric(now, **window.means(steps - now), lr=lr)
-            window = _Window(window.shape, peak)
-        job.report.progress(now, steps, "steps")
-        if now < steps and _due(runtime, now, saved, world):
-            state = Loaded(now, first + now, {**task.state, **average.marked(averages)})
-            with forward.enough_memory(f"in the checkpoint of step {now}", WRITING):
-                checkpoint.save(job.checkpoints, model, optimizer, state, runtime.keep_checkpoints, world)
-            saved = time.monotonic()
+    with checkpoint.told_to_stop() as told:
+        for step, chosen in enumerate(global_batches(ids, job.seed, settings.batch_size, at.step, steps), at.step):
+            lr = settings.lr * lr_factor(settings, first + step, last)
+            batch, values = _step(model, optimizer, learned, task, [examples[i] for i in chosen], step, lr, job)
+            window.add(values, batch)
+            if job.ema is not None:
+                average.follow(averages, model, job.ema)
+            now = step + 1
+            if now % runtime.log_every == 0 or now == steps:
+                if now > reported:  # a step made again after a crash has been reported, with the same numbers
+                    job.report.metric(now, **window.means(steps - now), lr=lr)
+                window = _Window(window.shape, peak)
+            job.report.progress(now, steps, "steps")
+            stop, late = world.agree((bool(told), _late(runtime, saved)))
+            if now < steps and (stop or late or _every(runtime, now)):
+                state = Loaded(now, first + now, {**task.state, **average.marked(averages)})
+                with forward.enough_memory(f"in the checkpoint of step {now}", WRITING):
+                    checkpoint.save(job.checkpoints, model, optimizer, state, runtime.keep_checkpoints, world)
+                saved = time.monotonic()
+                if stop:
+                    raise SystemExit(128 + signal.SIGTERM)
     world.settle()
     return Outcome(optimizer, steps, first + steps, averages)
 
@@ -176,11 +181,12 @@ def _start(model: Any, optimizer: torch.optim.Optimizer, task: gradients.Task, j
     return Loaded(0, optim.load_folder(job.optimizer, model, optimizer) if job.optimizer is not None else 0, {})
 
 
-def _due(runtime: TrainRuntime, done: int, saved: float, world: World) -> bool:
-    if runtime.checkpoint_every_steps is not None and done % runtime.checkpoint_every_steps == 0:
-        return True
-    seconds = runtime.checkpoint_every_seconds
-    return seconds is not None and world.agree(time.monotonic() - saved >= seconds)
+def _every(runtime: TrainRuntime, done: int) -> bool:
+    return runtime.checkpoint_every_steps is not None and done % runtime.checkpoint_every_steps == 0
+
+
+def _late(runtime: TrainRuntime, saved: float) -> bool:
+    return runtime.checkpoint_every_seconds is not None and time.monotonic() - saved >= runtime.checkpoint_every_seconds
 
 
 def _step(

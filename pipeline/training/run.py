@@ -55,12 +55,12 @@ def train(
                         "steps: each starts a new adapter, whose moments start at nothing; set it to none")
     needs = needs_of(parts.objective, parts.auxiliary)
     examples = load_examples(context, parts, score, weights, world)
-    model = folders.load_policy(source, device, runtime, adapters.quantisation(trainer.adapter, trainer.precision))
+    model = folders.load_policy(source, device, runtime, adapters.base(trainer.adapter, trainer.precision, device))
     data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
     prefix.prepare(model, runtime.share_prefix)
     adapt(model, trainer, runtime, context.seed)
     policy.add_parameters(model, parts.objective)
-    world = distribute.spread(world, model, runtime)
+    world = distribute.spread(world, model, runtime, trainer.precision)
     task = policy.PolicyTask(
         parts.objective, parts.negatives, context.seed, runtime.tokens_per_batch, runtime.logits_per_chunk,
         parts.auxiliary, reference_model(context, device) if needs.live_reference else None,
@@ -119,6 +119,7 @@ def deliver(
         four = trainer.adapter.kind == "qlora"  # delivered over full weights, which is not what it learned over
         model.zero_grad(set_to_none=True)  # room for the folder that is loaded back
         model.eval()  # an adapter's dropout is off
+        low = world.low or any(weights.dtype == torch.bfloat16 for weights in model.parameters())
         values = torch.empty(0) if four else world.run(delivered.by_training_core, model, probe)
         world.settle()  # a pass without gradient leaves some weights gathered, in memory that the next call would free
         trained = world.whole(checkpoint.weights(model))
@@ -134,13 +135,13 @@ def deliver(
             model = origin.load(origin.folder)
             checkpoint.put(model, trained)
         folders.save_folder(model, origin.folder, out / "model", trainer.save_dtype)
-        delivered.check(values, out / "model", origin.load, probe, trainer.save_dtype)
+        delivered.check(values, out / "model", origin.load, probe, trainer.save_dtype, low and not four)
 
 
 def reference_model(context: Context, device: Any) -> Any:
     """The frozen reference, for objectives that need more of it than sums of log-probs; of 4 bits as the policy is."""
     trainer = context.settings.trainer
-    return logps.open_frozen(context.one("reference_model"), device, context.runtime,
+    return logps.open_frozen(context.one("reference_model"), device, context.runtime, trainer.precision,
                              adapters.quantisation(trainer.adapter, trainer.precision))
 
 

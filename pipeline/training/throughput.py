@@ -1,5 +1,6 @@
 """How fast a step is, against what the machine could do: model FLOPs, device peak, memory."""
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pipeline.stage import peak_memory
 
 # Dense bf16 TFLOP/s by what the device's name holds, from NVIDIA's data sheets (half of the figures "with sparsity").
 _BF16_TFLOPS = {"B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0,
-                "L4": 121.0, "A10": 125.0}
+                "L40": 181.0, "L4": 121.0, "A10": 125.0}
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,18 @@ def _prompts(e: Example) -> list[int]:
     return [len(e.prompt)] if e.prompts is None else [len(p) for p in e.prompts]
 
 
+def known_tflops(name: str) -> float | None:
+    """Dense bf16 TFLOP/s of a CUDA device of this name, None where the table lacks it: an L4 is no L40."""
+    return next((value for part, value in _BF16_TFLOPS.items() if re.search(rf"\b{part}\b", name)), None)
+
+
 def peak_flops(device: torch.device, precision: str, declared_tflops: float | None) -> float:
     """FLOP/s one device can do in matrix products: as declared, from the table of known devices, or measured."""
     if declared_tflops is not None:
         return declared_tflops * 1e12
     if device.type == "cuda" and precision == "bfloat16":
         name = torch.cuda.get_device_name(device)
-        known = next((value for part, value in _BF16_TFLOPS.items() if part in name), None)
-        if known is not None:
+        if (known := known_tflops(name)) is not None:
             return known * 1e12
     return measured_flops(device, torch.bfloat16 if precision == "bfloat16" else torch.float32)
 

@@ -29,7 +29,8 @@ def test_a_flipped_byte_is_found_before_anything_made_from_it_is_committed(two_s
     bad = bytearray(good)
     bad[len(bad) // 4] ^= 1
     file.write_bytes(bad)
-    with pytest.raises(InputDamaged, match=rf"(?s)^scores: .*{file}: content changed.*align run run=shown$"):
+    again = f"align run run=shown workspace={workspace}"
+    with pytest.raises(InputDamaged, match=rf"(?s)^scores: .*{file}: content changed.*{again}$"):
         _walk(workspace)
     assert runs.load(workspace, "shown").outcome == runs.FAILED
     assert list((workspace / "artifacts" / "score").iterdir()) == [] and not data.artifact.path.exists()

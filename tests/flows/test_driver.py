@@ -101,7 +101,7 @@ def test_a_run_json_of_older_code_goes_on_with_its_own_settings(old_run):
     assert steps[3].settings.trainer.lr == 0.002
     again = prepare(["run=old", f"workspace={old_run}"])
     assert again.steps == steps
-    with pytest.raises(UserError, match=r"(?s)in use with other settings.*old ones \(align run run=old\)"):
+    with pytest.raises(UserError, match=r"(?s)in use with other settings.*old ones:\n    align run run=old"):
         prepare(["run=old", f"workspace={old_run}", "trainer.sft.lr=0.003"])
     done = subprocess.run([sys.executable, "-m", "flows.driver", str(old_run), "old", "data"], capture_output=True,
                           text=True, env={**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api"})
@@ -117,7 +117,7 @@ def test_what_older_code_did_not_record_is_said_in_one_line(old_run):
         plan.steps_of(replace(run, step_overrides={"sft": ["trainer.sft.lr=1e-3"]}))
     assert caught.value.problems == [
         "run: run.json of 'old' was written by an older version and lacks the settings of sft; write it anew and go on "
-        "with: align run run=old"]
+        f"with:\n    align run run=old workspace={old_run}"]
 
 
 class _Listener(Observer):

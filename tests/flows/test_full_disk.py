@@ -58,7 +58,7 @@ def test_a_disk_that_is_really_full(two_steps, tmp_path):
     assert "Traceback" not in done.stderr and "Traceback" not in done.stdout, done.stderr + done.stdout
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert f"the disk of {mounted} is full: " in line and "need about 1.0 MB" in line
-    assert line.endswith("go on with: align run run=shown")
+    assert f"\nthen go on with:\n    align run run=shown workspace={mounted}\n" in done.stderr
     said = done.stdout
     assert [line for line in said.splitlines() if line.startswith("code")] == ["code 1", "code 0"]
     assert "left []" in said and "run shown: failed" in said and "gc 0" in said
@@ -86,7 +86,7 @@ def test_no_room_for_what_the_driver_writes(place, two_steps, monkeypatch):
         if place == "record":  # the room kept for it suffices
             _walk(workspace)
         else:
-            with pytest.raises(DiskFull, match=r"is full: .* go on with: align run run=shown"):
+            with pytest.raises(DiskFull, match=r"(?s)is full: .* go on with:\n    align run run=shown"):
                 _walk(workspace)
             assert runs.load(workspace, "shown").outcome == runs.FAILED
     _walk(workspace)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import gates, screen, summary
+from flows import gates, progress, summary
 from flows.driver import Driver
 from pipeline import plan, runs, store
 
@@ -76,7 +76,7 @@ def driver(workspace: Path, world: Path, action: str) -> Driver:
         {"name": s.name, "stage": s.stage, "iteration": s.iteration, "key": None, "state": "waiting",
          "inputs": [str(r) for refs in s.inputs.values() for r in refs]} for s in steps], runs.RUNNING, 1.0)
     runs.save(workspace, run)
-    return Driver(workspace, run, steps, observers=(screen.Screen(len(steps)),))
+    return Driver(workspace, run, steps, observers=(progress.Screen([step.name for step in steps]),))
 
 
 @pytest.mark.slow

@@ -1,18 +1,15 @@
-"""The whole loop on a smaller world, as a user runs it: real vLLM, a learned reward model, real Prefect, real kills."""
+"""The whole loop on a smaller world, as a user runs it: real vLLM, a learned reward model, real Prefect.
+
+What kills and stops do to a run is in tests/chaos.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import random
-import shutil
-import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pipeline import columns, runs, store, tables
@@ -174,80 +171,6 @@ def test_verify_finds_one_changed_byte_and_the_run_heals(finished, align):
     assert healed.returncode == 0 and file.read_bytes() == content
     rows = [line.split()[:3] for line in healed.stdout.splitlines() if line.startswith("  done")]
     assert [row[2] for row in rows] == ["prompts[2]"]
-
-
-def test_killed_at_random_it_goes_on_to_the_same_weights(finished, cold, command, tmp_path):
-    """kill -9 of the command at a random moment of three steps; go on; the SFT weights and those of both iterations'
-    policies are byte for byte those of the undisturbed run, every artifact verifies, no process is left.
-
-    It begins with a copy of what the undisturbed run left, less what is to be computed again.
-    """
-    workspace, words = finished
-    copy = tmp_path / "workspace"
-    shutil.copytree(workspace / "artifacts", copy / "artifacts")
-    again = ("sft", "train[1]", "generate[2]", "score[2]", "pairs[2]", "train[2]")
-    for manifest in copy.glob("artifacts/*/*/manifest.json"):
-        if json.loads(manifest.read_text())["step"] in again:
-            shutil.rmtree(manifest.parent)
-    run_it = command("run", "recipe=pco", "run=first", f"workspace={copy}", *words[3:])
-    rng = random.Random(1)
-    for step in ("sft", "generate[2]", "train[2]"):
-        process = subprocess.Popen(run_it, env=cold, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _wait_for_step(copy, "first", step, process)
-        time.sleep(rng.uniform(0, 3))
-        assert process.poll() is None
-        process.kill()
-        process.wait()
-        _wait_for_nobody(copy)
-    last = subprocess.run(run_it, env=cold, capture_output=True, text=True, timeout=600)
-    assert last.returncode == 0, last.stdout + last.stderr
-    for step in ("sft", "train[1]", "train[2]"):
-        made = _artifact(copy, "first", step)
-        undisturbed = store.find(workspace, made.kind, made.key)
-        assert undisturbed is not None and made.path != undisturbed.path
-        assert made.digest("model") == undisturbed.digest("model")
-    checked = subprocess.run(command("verify", f"workspace={copy}"), env=cold, capture_output=True, text=True)
-    assert checked.returncode == 0, checked.stdout
-
-
-def _wait_for_step(workspace: Path, run: str, step: str, process: subprocess.Popen) -> None:
-    """Until the run's record says that the step is being computed."""
-    deadline = time.monotonic() + 120
-    while True:
-        record = runs.load(workspace, run)
-        if record is not None and any(s["name"] == step and s["state"] == "running" for s in record.steps):
-            return
-        assert process.poll() is None and time.monotonic() < deadline, record
-        time.sleep(0.05)
-
-
-def test_interrupt_is_130_and_says_how_to_go_on(small_run, cold, command, tmp_path):
-    words = ["run", "recipe=sft", "run=stopped", f"workspace={tmp_path}", *small_run]
-    process = subprocess.Popen(command(*words), env=cold, stdout=subprocess.PIPE, text=True)
-    _wait_for_step(tmp_path, "stopped", "sft", process)
-    os.kill(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=90)
-    assert process.returncode == 130 and "go on with: align run run=stopped" in output
-    assert runs.load(tmp_path, "stopped").outcome == "interrupted"
-    _wait_for_nobody(tmp_path)
-
-
-def _wait_for_nobody(workspace: Path) -> None:
-    """Every process that names the workspace is gone within a minute."""
-    deadline = time.monotonic() + 60
-    while True:
-        mine = os.getpid()
-        left = [
-            p.info["cmdline"]
-            for p in psutil.process_iter(["cmdline", "pid", "status"])
-            if p.info["pid"] != mine
-            and str(workspace) in " ".join(p.info["cmdline"] or [])
-            and p.info["status"] != psutil.STATUS_ZOMBIE
-        ]
-        if not left:
-            return
-        assert time.monotonic() < deadline, left
-        time.sleep(0.3)
 
 
 def _plan_states(text: str) -> dict[str, str]:

@@ -108,6 +108,30 @@ def test_prefects_temporary_server_may_die_in_mid_run(two_steps, drive, tmp_path
     assert {step["state"] for step in runs.load(workspace, "shown").steps} == {"done"}
 
 
+@pytest.mark.slow
+def test_a_cancel_on_its_page_stops_the_run(two_steps, drive, prefect, tmp_path, monkeypatch):
+    """The second step waits for ever; the button sets the flow run's state, the run ends as by SIGTERM."""
+    (tmp_path / "world").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "world")
+    (tmp_path / "world" / "endless.py").write_text("import time\ndef waits(messages, text):\n    time.sleep(600)\n")
+    workspace, api = two_steps("endless.waits"), prefect["PREFECT_API_URL"]
+    before = {flow["id"] for flow in _ask(f"{api}/flow_runs/filter")}
+    process = drive(workspace, **prefect)
+    try:
+        deadline = time.monotonic() + 120
+        while not (mine := [flow for flow in _ask(f"{api}/flow_runs/filter") if flow["id"] not in before]):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        _ask(f"{api}/flow_runs/{mine[0]['id']}/set_state", state={"type": "CANCELLING"}, force=True)
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 143, output
+    assert runs.load(workspace, "shown").outcome == runs.INTERRUPTED
+    (flow,) = (flow for flow in _ask(f"{api}/flow_runs/filter") if flow["id"] == mine[0]["id"])
+    assert flow["state_type"] == "CANCELLED"
+
+
 def _temporary_server(driver: int) -> psutil.Process:
     """The server the driver started, once it has been told of the flow and answers."""
     deadline = time.monotonic() + 180
@@ -183,7 +207,8 @@ def test_a_run_beside_a_server_leaves_states_progress_links_and_counts(two_steps
     assert counts["sft"] == 5
 
 
-def _ask(url: str) -> list[dict]:
-    request = urllib.request.Request(url, data=b"{}", headers={"Content-Type": "application/json"})
+def _ask(url: str, **content: object) -> list[dict]:
+    body, kind = json.dumps(content).encode(), {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, data=body, headers=kind)
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.loads(answer.read())

@@ -13,7 +13,7 @@ from flows import estimate, inspection, prepare
 from flows.dashboard import app
 from flows.dashboard.files import Files, NotHere
 from flows.driver import Driver
-from pipeline import plan, runs, store
+from pipeline import files, plan, runs, store
 from pipeline.errors import UserError
 
 STORES = Path(__file__).parent / "stores"
@@ -164,7 +164,7 @@ def test_settings_an_upgrade_added_or_took_away_do_not_stop_a_run(tmp_path):
     del record["config"]["filters"]["near_duplicates"]
     del record["config"]["stage"]["build_groups"]["settings"]["filters"]["near_duplicates"]
     record["of_old"] = True
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(files.sealed(record, runs.SEAL)))
     for again in (words, words[1:]):
         made = prepare.prepare(again)
         assert any(note.startswith("trainer.sft.gone: was 1, is no longer there; 'r' goes on") for note in made.notes)

@@ -6,7 +6,6 @@ import pytest
 from rich.console import Console
 
 from flows import screen
-from pipeline import store
 
 
 @pytest.fixture
@@ -28,14 +27,5 @@ def test_brackets_stand_as_they_are(printed):
     assert printed(40, ["file [b]", "is"], [["/a [x]/b", "[bold]"]]) == ["file [b]  is", "/a [x]/b  [bold]"]
 
 
-def test_a_finished_step_says_what_it_left_out_and_why_the_most_first(monkeypatch: pytest.MonkeyPatch, tmp_path):
-    console = Console(width=200, highlight=False, soft_wrap=True, record=True, file=io.StringIO())
-    monkeypatch.setattr(screen, "console", console)
-    shown = screen.Screen(3)
-    for dropped in ({}, {"pref_long_prompt": 7, "sft_long_prompt": 119}):
-        shown.finished("tokens", store.Artifact("tokenize", "k", tmp_path, {"counts": {"sft": 81}, "dropped": dropped}),
-                       False, 2.0)
-    shown.ended("done")
-    lines = console.export_text().splitlines()
-    assert lines[0].endswith("2.0 s  sft 81")
-    assert lines[1].endswith("2.0 s  sft 81; left out or cut: sft long prompt 119, pref long prompt 7")
+def test_times_are_read_at_a_glance():
+    assert [screen.clock(s) for s in (6.6, 59.7, 751, 11100)] == ["0:07", "1:00", "12:31", "3:05:00"]

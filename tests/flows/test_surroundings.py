@@ -70,7 +70,7 @@ def test_a_killed_driver_says_what_happened_and_how_to_go_on(two_steps, tmp_path
                           capture_output=True, env=environment)
     assert done.returncode == 1
     assert "error: the run's process was killed by SIGKILL: " in done.stderr
-    assert done.stderr.strip().endswith("go on with: align run run=shown")
+    assert done.stderr.strip().endswith("go on with:\n    align run run=shown")
     assert runs.load(workspace, "shown").outcome == runs.INTERRUPTED
 
 

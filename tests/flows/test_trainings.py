@@ -148,7 +148,7 @@ def test_what_does_not_fit_into_memory_is_refused_with_what_would(model_of) -> N
         "the device has 80.0 GB; set trainer=lora (64.0 GB), more devices (hardware.training.strategy=fsdp2) or take "
         "a smaller model")
     assert wrong(*cpu, "trainer=lora") == []
-    assert "set trainer=qlora (9.6 GB)" in wrong("hardware=cuda", "hardware.memory_gb=33", "trainer=lora",
+    assert "set trainer=qlora (9.6 GB)" in wrong("hardware=cuda", "hardware.memory_gb=31", "trainer=lora",
                                                   "objective=kto")[0]
     spread = ["hardware.training.processes=8", "hardware.training.strategy=fsdp2"]
     assert wrong("hardware=cuda", "hardware.memory_gb=80", *spread) == []
@@ -163,6 +163,7 @@ def test_bytes_of_a_training() -> None:
     assert [bytes_of("none"), bytes_of("none", copies=1), bytes_of("none", devices=8)] == [16e3, 20e3, 4e3]
     assert [bytes_of("lora"), bytes_of("lora", on_cpu=True), bytes_of("lora", copies=1)] == [4e3, 8e3, 8e3]
     assert bytes_of("qlora") == pytest.approx(600)
+    assert trainings.bytes_needed(1000, "lora", False, 1, 1, each=2.0) == 4e3  # bfloat16, on CUDA
 
 
 def test_rates_of_adapters_cannot_go_on_with_an_optimizer_and_the_plan_says_so() -> None:

@@ -238,7 +238,7 @@ def eight_billion(folder: Path) -> Path:
         file = f"model-{i + 1:05}-of-00004.safetensors"
         sparse(folder / file, {name: shapes[name] for name in names[i::4]})
         placed |= dict.fromkeys(names[i::4], file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": placed}))
     return folder
 
 
@@ -261,3 +261,50 @@ def test_a_chosen_template_stands_for_the_folders_own(folder: Path):
     assert acceptance.problems(Source(str(folder), template="plain"), reward=False) == []
     (problem,) = acceptance.problems(Source(str(folder), template="chatml"), reward=False)
     assert problem.startswith("model.chat_template: chatml needs <|im_start|>")
+
+
+def test_faults_of_files_and_of_the_family_are_told_together(folder: Path):
+    """Whoever fetches a missing shard should not learn of the unknown family after that."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "foonet"}))
+    (folder / "model.safetensors").unlink()
+    problems = acceptance.problems(Source(str(folder)), reward=False)
+    assert len(problems) == 2 and "no *.safetensors weights" in problems[0] and "'foonet'" in problems[1]
+    assert all(problem.startswith(f"model.path: {folder}: ") for problem in problems)
+
+
+def test_a_problem_that_begins_with_a_files_name_still_names_the_folder(folder: Path):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    (problem,) = acceptance.problems(Source(str(folder)), reward=False)
+    assert problem.startswith(f"model.path: {folder}: model.safetensors: a git-lfs pointer instead of the file")
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    ({"metadata": None}, "model.safetensors.index.json has no metadata"),
+    ({"weight_map": {}}, "model.safetensors.index.json has no weight_map")])
+def test_an_index_that_transformers_cannot_use(eight_billion: Path, change: dict, told: str):
+    path = eight_billion / "model.safetensors.index.json"
+    path.write_text(json.dumps({k: v for k, v in {**json.loads(path.read_text()), **change}.items() if v is not None}))
+    (problem,) = acceptance.problems(Source(str(eight_billion)), reward=False)
+    assert told in problem
+
+
+def test_rows_longer_than_the_models_positions_are_told_at_plan(folder: Path):
+    """GPT-2 calls them n_positions; a LongRoPE model has those of its pretraining."""
+    assert acceptance.problems(Source(str(folder)), reward=False, longest=256) == []
+    gpt2 = transformers.GPT2Config(vocab_size=320, n_positions=128, bos_token_id=1, eos_token_id=2)
+    gpt2.save_pretrained(folder)
+    (problem,) = acceptance.problems(Source(str(folder)), reward=False, longest=200)
+    assert problem == ("model.max_prompt_tokens: with model.max_completion_tokens 200 tokens, the model has 128 (its "
+                       "context); lower them: model.max_prompt_tokens=64 model.max_completion_tokens=64")
+
+
+def test_a_model_that_reads_both_ways_is_no_policy(folder: Path):
+    transformers.BertConfig(vocab_size=320).save_pretrained(folder)
+    (problem,) = acceptance.problems(Source(str(folder)), reward=False)
+    assert "a bert whose config.json says is_decoder=false reads both ways" in problem
+    config = json.loads((folder / "config.json").read_text())
+    del config["model_type"]
+    (folder / "config.json").write_text(json.dumps(config))
+    (problem,) = acceptance.problems(Source(str(folder)), reward=False)
+    assert "config.json has no model_type" in problem

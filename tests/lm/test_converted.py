@@ -93,6 +93,25 @@ def test_what_the_header_tells(tiny_model: Path, tmp_path: Path):
     assert "architecture 'llama99' is not one that transformers reads" in problem
 
 
+def test_a_file_that_is_cut_short_a_strange_type_and_a_broken_template(tiny_model: Path, tmp_path: Path):
+    file = write(tiny_model, tmp_path / "m.gguf")
+    content = bytearray(file.read_bytes())
+    file.write_bytes(content[:-100])
+    (problem,) = probe.gguf_problems(file)
+    assert problem == f"it is cut short: {len(content) - 100} bytes, its header promises {len(content)}; copy it again"
+    place = content.index(b"output_norm.weight") + len(b"output_norm.weight") + 4 + 8  # the type is behind the shape
+    content[place:place + 4] = (99).to_bytes(4, "little")
+    file.write_bytes(content)
+    (problem,) = probe.gguf_problems(file)
+    assert problem.startswith("weights of type number 99 cannot be read; take a file of another type")
+    broken = tmp_path / "broken.gguf"
+    template = (tiny_model / "chat_template.jinja").read_bytes()
+    at = write(tiny_model, broken).read_bytes()
+    broken.write_bytes(at.replace(template, template.replace(b"{%", b"{?", 1)))
+    (problem,) = probe.gguf_problems(broken)
+    assert problem.startswith("its chat template is no Jinja template (line ")
+
+
 @pytest.mark.parametrize("content", [b"GGUF", b"", b"no such file at all " * 100])
 def test_files_that_are_none(content: bytes, tmp_path: Path):
     (tmp_path / "m.gguf").write_bytes(content)

@@ -27,6 +27,12 @@ ERRORS = [
     RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to "
                  "allocate 4503599627370496 bytes. Error code 12 (Cannot allocate memory)"),
 ]  # fmt: skip
+WORDINGS = [
+    "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDA driver error: out of memory",
+    "NCCL error: Failed to CUDA calloc 6291456 bytes", "ncclUnhandledCudaError: Cuda failure 2 'out of memory'",
+    "DefaultCPUAllocator: not enough memory: you tried to allocate 4 bytes.",
+]  # fmt: skip
 every_error = pytest.mark.parametrize("error", ERRORS, ids=["device", "CPU"])
 
 
@@ -163,3 +169,9 @@ def test_the_error_is_one_line():
     with pytest.raises(UserError) as caught, forward.enough_memory("here", "do less"):
         raise ERRORS[0]
     assert caught.value.__suppress_context__ and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("words", WORDINGS)
+def test_every_allocators_wording_is_known(words):
+    assert forward.ran_out(RuntimeError(words))
+    assert not forward.ran_out(RuntimeError("CUDA error: an illegal memory access was encountered"))

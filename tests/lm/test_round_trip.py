@@ -7,14 +7,15 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UserError
-from pipeline.lm import checks, converted, folders, round_trip
-from pipeline.source import ADAPTER
+from pipeline.lm import acceptance, checks, converted, folders, round_trip
+from pipeline.source import ADAPTER, Source
 
 
 @pytest.fixture
@@ -39,6 +40,32 @@ def test_a_model_that_is_sound_makes_the_round(folder: Path, tmp_path: Path):
     assert not (tmp_path / "scratch").exists()
 
 
+def taught(folder: Path) -> None:
+    """The folder's model after it has learned the round trip's own text."""
+    model, (example, _) = folders.load_policy(folder, torch.device("cpu")), round_trip.examples(folder)
+    ids = torch.from_numpy(np.concatenate([example.prompt_of(0), example.completions[0]]).astype(np.int64))[None]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    folders.save_folder(model, shutil.copytree(folder, folder.parent / "source"), folder, "float32")
+
+
+@pytest.mark.parametrize("whole", [round_trip._WHOLE, 1000])
+def test_the_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path, monkeypatch, whole: int):
+    """It knows the text, and with its ids in another order it is worse at it than chance; of a large model, too."""
+    monkeypatch.setattr(round_trip, "_WHOLE", whole)
+    taught(folder)
+    assert round_trip.check(folder, tmp_path / "scratch", reward=False, name="it")["english"] < 1
+    tensors = load_file(folder / "model.safetensors")
+    order = torch.randperm(320, generator=torch.Generator().manual_seed(0))
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][order].contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"it: plain English costs it [\d.]+ nats a token, more than chance \(5.8\)"):
+        round_trip.check(folder, tmp_path / "scratch", reward=False, name="it")
+
+
 def test_gpt2_makes_the_round(folder: Path, tmp_path: Path):
     save_net(folder, transformers.GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=2, n_positions=128,
                                              bos_token_id=1, eos_token_id=2))
@@ -59,12 +86,27 @@ def test_a_generation_config_that_transformers_will_not_save_is_copied(folder: P
     assert round_trip.check(folder, tmp_path / "scratch", reward=False, name="it")["saved_gap"] == 0.0
 
 
-def test_weights_that_are_missing(folder: Path, tmp_path: Path):
+def test_weights_that_are_missing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"model.path: it: its weights lack model.layers.1.mlp.up_proj.weight; copy"):
+    lack = r"its weights lack model.layers.1.mlp.up_proj.weight, which would start as random numbers; copy it again"
+    with pytest.raises(UserError, match=f"model.path: it: {lack}"):
         round_trip.check(folder, tmp_path / "scratch", reward=False, name="it")
+    monkeypatch.setattr(round_trip, "_WHOLE", 1000)  # of a large one too, of which only the first layers are loaded
+    with pytest.raises(UserError, match=lack):
+        round_trip.check(folder, tmp_path / "scratch", reward=False, name="it")
+    with pytest.raises(UserError, match=lack):
+        folders.load_policy(folder, torch.device("cpu"))
+
+
+def test_weights_of_another_shape_than_the_configuration_asks_for(folder: Path, tmp_path: Path):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 400}))
+    with pytest.raises(UserError, match=r"it: its weights have model.embed_tokens.weight as \[320, \d+\], config.json"):
+        round_trip.check(folder, tmp_path / "scratch", reward=False, name="it")
+    problems = acceptance.problems(Source(str(folder)), reward=False)
+    assert any("config.json says vocab_size 400, the embedding has 320 rows" in problem for problem in problems)
 
 
 def test_a_large_model_is_cut_to_one_layer_of_each_kind(folder: Path, monkeypatch: pytest.MonkeyPatch):

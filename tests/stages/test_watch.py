@@ -93,3 +93,15 @@ def test_questions_are_prompts_with_what_their_answers_are_checked_against(tmp_p
     assert [group.id for group in items(tmp_path / "two", tiny_model, 4, count=2)[0]] == [g.id for g in found[:2]]
     with pytest.raises(UserError, match="has no question with a known answer"):
         items(tmp_path / "none", tiny_model, 0)
+
+
+def test_what_cannot_be_watched_is_said_at_plan(tmp_path: Path) -> None:
+    """Under the key the user gave: rows without a known answer, and a place that is not there."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "What is it?"}\n')
+    files = build(watch_items.Settings, {"format": {"module": "pipeline.formats.files"}})
+    assert watch_items.check(files, watch_items.Runtime(str(tmp_path)))[0].startswith(
+        f"evaluation.watch.root: {tmp_path} has no question with a known answer")
+    assert watch_items.check(files, watch_items.Runtime("/no/such"))[0].startswith(
+        "evaluation.watch.root: /no/such cannot be opened")
+    (tmp_path / "rows.jsonl").write_text('{"question": "2 + 2?", "answer": "It is 4.\\n#### 4"}\n')
+    assert watch_items.check(files, watch_items.Runtime(str(tmp_path))) == []

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
+import pytest
 import torch
 
 from pipeline.training import checkpoint, optim
@@ -36,3 +40,27 @@ def test_damaged_or_half_written_is_passed_over(tiny, tmp_path):
     newest = checkpoint.newest(tmp_path)
     assert newest is not None and newest.name == "step-00000001"
     assert checkpoint.newest(tmp_path / "nothing") is None
+
+
+def test_a_signal_waits_for_the_step_and_is_not_lost():
+    """The first SIGTERM is told of; the second, and one that came with the last step, do what they did before."""
+    class Ended(Exception):
+        pass
+
+    def end(*_: object) -> None:
+        raise Ended
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(Ended), checkpoint.told_to_stop() as told:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert told == [signal.SIGTERM]
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Ended), checkpoint.told_to_stop() as told:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert told == [signal.SIGTERM]
+        with checkpoint.told_to_stop():
+            pass
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -6,10 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from pipeline.errors import UserError
-from pipeline.lm import packed
-from pipeline.training import distribute
+from pipeline.lm import forward, packed, prefix
+from pipeline.training import distribute, gradients
 from pipeline.training.gradients import World
 from pipeline.training.settings import TrainRuntime
 
@@ -54,3 +56,68 @@ def test_a_model_that_does_not_name_its_layers(tiny):
     model._no_split_modules = None
     with pytest.raises(UserError, match=r"model: LlamaForCausalLM does not say what its layers are"):
         distribute.layers_of(model)
+
+
+@pytest.fixture
+def mesh():
+    """Of this one process, over gloo."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def _pass(shell, examples):
+    """Log-probs of the examples in bfloat16, and the bytes of copies of layers' weights that the pass leaves."""
+    wide, kept = {tuple(p.shape) for layer in distribute.layers_of(shell.model) for p in layer.parameters()}, {}
+
+    def pack(tensor):
+        if tensor.dtype == torch.bfloat16 and ({tuple(tensor.shape), tuple(tensor.T.shape)} & wide):
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with forward.autocast(torch.device("cpu"), "bfloat16"):
+            logps = shell(forward.group_logps, forward.collate(examples, "cpu"), 2**27)
+        return logps, sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def test_no_layers_copy_in_bfloat16_outlives_it(tiny, mesh):
+    """What a forward pass leaves of the layers' weights until the backward pass: every one in bfloat16 by autocast,
+    none by FSDP2's own policy. Values and gradients are those of autocast, up to bfloat16.
+    """
+    examples, found = tiny.examples(4), {}
+    for name, policy in (("autocast", MixedPrecisionPolicy()), ("policy", distribute.BF16)):
+        model = tiny.llama()
+        prefix.prepare(model)
+        matrices = sum(p.numel() for layer in distribute.layers_of(model) for p in layer.parameters() if p.ndim == 2)
+        shell = distribute.shard(model, mesh, policy)
+        logps, left = _pass(shell, examples)
+        logps.sum().backward()
+        gradients_of = {name: p.grad.full_tensor() for name, p in model.named_parameters()}
+        assert {g.dtype for g in gradients_of.values()} == {torch.float32}  # masters and their gradients
+        found[name] = logps.detach(), left, gradients_of
+    assert found["autocast"][1] >= 2 * matrices and found["policy"][1] == 0
+    torch.testing.assert_close(found["policy"][0], found["autocast"][0], atol=0.3, rtol=0.02)
+    for name, gradient in found["autocast"][2].items():
+        other = found["policy"][2][name]
+        assert torch.nn.functional.cosine_similarity(gradient.flatten(), other.flatten(), dim=0) > 0.99, name
+
+
+def test_on_a_cpu_nothing_is_gathered_in_bfloat16(tiny, mesh, monkeypatch):
+    """A CPU run computes what it did."""
+    monkeypatch.setattr(distribute, "init_device_mesh", lambda *_: mesh)
+    seen = []
+    monkeypatch.setattr(distribute, "shard", lambda model, mesh, policy: seen.append(policy))
+    runtime = TrainRuntime(processes=2, strategy="fsdp2")
+    assert not distribute.spread(World(0, 2), tiny.llama(), runtime, "bfloat16").low
+    assert seen == [MixedPrecisionPolicy()] and distribute.BF16.param_dtype == torch.bfloat16
+
+
+def test_losses_are_read_once_all_micro_batches_are_queued(tiny):
+    """`add` asks nothing of the device; `read` gives the sum in order, and the groups whose loss is not finite."""
+    a, b, c = tiny.examples(3)
+    found = gradients.StepResult()
+    found.add(torch.tensor(0.5), [a, b], torch.tensor([1.0, float("nan")]), {})
+    found.add(torch.tensor(0.25), [c], torch.tensor([2.0]), {})
+    assert (found.loss, found.bad, found.trained) == (0.0, [], [a, b, c])
+    assert (found.read().loss, found.bad, found.unread) == (0.75, [b.id], [])

@@ -11,7 +11,8 @@ from pipeline.config import Part
 from pipeline.errors import UserError
 from pipeline.objectives.contract import Needs, Objective
 from pipeline.training import inputs, policy
-from pipeline.training.gradients import BatchFacts, accumulate, normalised_weights
+from pipeline.training.gradients import BatchFacts, accumulate
+from pipeline.training.inputs import normalised_weights
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,8 @@ from pipeline.objectives.contract import Objective
 from pipeline.records import Completion, Group
 from pipeline.stage import Reporter
 from pipeline.training import checkpoint, optim, policy, run
-from pipeline.training.gradients import accumulate, normalised_weights
+from pipeline.training.gradients import accumulate
+from pipeline.training.inputs import normalised_weights
 from pipeline.training.loop import Job, fit
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 from tests import given

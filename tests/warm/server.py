@@ -36,6 +36,7 @@ class Job:
     argv: list[str]
     cwd: str
     environment: dict[str, str]
+    umask: int
     files: list[int]  # its standard input, output and error
 
 
@@ -145,6 +146,7 @@ def become(job: Job) -> None:
     for file in job.files:
         os.close(file)
     os.chdir(job.cwd)
+    os.umask(job.umask)
     os.environ.clear()
     os.environ.update(job.environment)
     own = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
@@ -170,6 +172,8 @@ def main() -> int:
     sys.argv = [worker.__file__, *job.argv]
     try:
         code = worker.main()
+    except SystemExit as end:
+        code = end.code
     except BaseException:
         traceback.print_exc()
         code = 1

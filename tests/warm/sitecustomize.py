@@ -16,7 +16,9 @@ def _forked(address: str, arguments: list[str]) -> None:
     import signal
     import socket
 
-    asked = json.dumps({"argv": arguments, "cwd": os.getcwd(), "environment": dict(os.environ)}).encode()
+    os.umask(mask := os.umask(0))
+    own = {"argv": arguments, "cwd": os.getcwd(), "environment": dict(os.environ), "umask": mask}
+    asked = json.dumps(own).encode()
     with socket.socket(socket.AF_UNIX) as link:
         link.connect(address)
         socket.send_fds(link, [len(asked).to_bytes(4, "big")], [0, 1, 2])
@@ -35,7 +37,7 @@ def _forked(address: str, arguments: list[str]) -> None:
     os._exit(code)
 
 
-if "ALIGNLOOP_WARM" in os.environ and "pipeline.worker" in sys.orig_argv:
-    _at = sys.orig_argv.index("pipeline.worker")
-    if sys.orig_argv[_at - 1] == "-m":
+if "ALIGNLOOP_WARM" in os.environ and "-m" in sys.orig_argv:
+    _at = sys.orig_argv.index("-m") + 1  # the first one: a supervisor's command line has the worker's in it
+    if sys.orig_argv[_at] == "pipeline.worker":
         _forked(os.environ["ALIGNLOOP_WARM"], sys.orig_argv[_at + 1 :])

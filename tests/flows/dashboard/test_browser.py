@@ -243,6 +243,7 @@ def test_two_hundred_runs_paint_within_a_second(page, serve: Callable[..., str],
     """200 run folders, each with its own 15 artifacts' manifests to read. First contentful paint of the list."""
     made = world.whole_run(tmp_path, "run-000", number=4)
     record = json.loads((made.folder / "run.json").read_text())
+    del record[runs.SEAL]
     for i in range(1, 200):
         steps = []
         for step in record["steps"]:

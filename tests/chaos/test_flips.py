@@ -1,0 +1,105 @@
+"""One bit of a file that flipped on the disk: found before anything made from it is committed, whatever file it is."""
+
+from __future__ import annotations
+
+import collections
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flows import step as launch
+from pipeline import plan, runs, store
+from pipeline.errors import UserError
+from tests.chaos import small
+from tests.flows.loops import in_this_process
+
+pytestmark = pytest.mark.slow
+SEED = 1
+
+
+@pytest.fixture(scope="module")
+def copied(reference, tmp_path_factory) -> tuple[Path, Path]:
+    """A copy of the undisturbed run's workspace to damage, and the original."""
+    copy = tmp_path_factory.mktemp("flips") / "workspace"
+    shutil.copytree(reference[1], copy)
+    return copy, reference[1]
+
+
+def flip(file: Path, rng: random.Random) -> None:
+    """One seeded bit of it."""
+    content = bytearray(file.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    file.write_bytes(content)
+
+
+def read_files(workspace: Path) -> dict[str, list[tuple[plan.Step, str, str]]]:
+    """Kind of file -> (step that reads it, step that made it, its name in that one's artifact), all there are."""
+    made, found = small.made(workspace), collections.defaultdict(list)
+    for step in plan.steps_of(runs.load(workspace, "small")):
+        for ref in {ref for refs in step.inputs.values() for ref in refs}:
+            for name in made[ref.step].manifest["files"]:
+                if not ref.part or name.startswith(f"{ref.part}/"):
+                    kind = re.sub(r"\d+", "*", f"{made[ref.step].kind}/{name}")
+                    found[kind].append((step, ref.step, name))
+    return found
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.long)])
+def test_a_flipped_bit_of_what_a_step_reads_is_found_before_it_commits(times, copied, monkeypatch):
+    """Every kind of file that any stage reads, by seed: its maker is set aside, its reader commits nothing."""
+    workspace, original = copied
+    monkeypatch.setattr(launch, "_run_worker", in_this_process)
+    kinds, rng = read_files(workspace), random.Random(SEED)
+    assert len(kinds) >= 20, sorted(kinds)
+    place = launch.Launch(workspace, "small", 5.0, 0.0)
+    for kind, read in sorted(kinds.items()):
+        for reader, maker, name in rng.choices(read, k=times):
+            done = small.made(workspace)
+            bad, lost = done[maker], done.pop(reader.name)
+            shutil.rmtree(lost.path)
+            flip(bad.path / name, rng)
+            with pytest.raises(launch.InputDamaged, match=re.escape(f"{bad.path / name}: content changed")):
+                launch.ensure(place, plan.look_up(workspace, reader, done), done, {}, lambda *_: None)
+            assert not lost.path.exists() and not bad.path.exists(), kind
+            assert not list(lost.path.parent.glob(".work-*")), kind
+            for artifact in (bad, lost):
+                shutil.copytree(original / artifact.path.relative_to(workspace), artifact.path)
+    assert small.differing(workspace, original) == []
+
+
+@pytest.mark.parametrize("times", [200, pytest.param(5000, marks=pytest.mark.long)])
+def test_a_flipped_bit_of_a_record_is_found(times, copied):
+    """Manifests, so that the artifact is no longer taken for done; run.json, so that the run is refused; remembered
+    hashes, so that the files are read again. A flip in the name of the hash leaves what it guards as it was."""
+    workspace, original = copied
+    rng, manifests = random.Random(SEED), sorted((workspace / "artifacts").glob("*/*/manifest.json"))
+    for _ in range(times):
+        manifest = rng.choice(manifests)
+        flip(manifest, rng)
+        found = store.find(workspace, manifest.parent.parent.name, manifest.parent.name)
+        good = json.loads((original / manifest.relative_to(workspace)).read_bytes())
+        assert found is None or same(found.manifest, good, store.SEAL)
+        shutil.copy(original / manifest.relative_to(workspace), manifest)
+    record, hashes = workspace / "runs/small/run.json", workspace / "file-hashes.json"
+    remembered, good_run = store._remembered(workspace), vars(runs.load(workspace, "small"))
+    assert remembered
+    for _ in range(times):
+        flip(record, rng)
+        try:
+            assert vars(runs.load(workspace, "small")) == good_run
+        except UserError as error:
+            assert "not a run record" in str(error)
+        shutil.copy(original / "runs/small/run.json", record)
+        flip(hashes, rng)
+        found = store._remembered(workspace)
+        assert found == {} or same(found, remembered, store._HASH)
+        shutil.copy(original / "file-hashes.json", hashes)
+
+
+def same(found: dict, good: dict, seal: str) -> bool:
+    """They differ in the name of the hash alone, which the bit flipped in: every other byte is as it was."""
+    return {k: v for k, v in found.items() if k in good and k != seal} == {k: v for k, v in good.items() if k != seal}
