@@ -23,8 +23,8 @@ def run(overrides: list[str]) -> int:
     started = time.monotonic()
     planned = plan.look_up_all(prepared.workspace, prepared.steps)
     _say_notes(prepared, planned)
-    screen.say(f"run {prepared.run.name}: {len(planned)} steps, {sum(item.cached for item in planned)} cached, "
-               f"in {runs.folder(prepared.workspace, prepared.run.name)}")
+    screen.paragraph(f"run {prepared.run.name}: {len(planned)} steps, {sum(item.cached for item in planned)} cached, "
+                     f"in {runs.folder(prepared.workspace, prepared.run.name)}")
     if problems := shortage(prepared.run.config, prepared.workspace, planned, prepared.run.steps):
         raise UserError(*problems)
     with runs.hold(prepared.workspace, prepared.run.name):

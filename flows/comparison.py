@@ -16,7 +16,7 @@ from flows.inspection import FREE, SEEDS, compared, load_run
 from pipeline import arms, files, runs, statistics, store
 from pipeline.arms import Judged, Rate
 from pipeline.config import flat
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, command, nearest
 
 # Name -> the stage whose count it is, and the count; the win rate is of the outcomes themselves.
 NUMBERS = {"length_controlled": ("evaluate", "length_controlled_win_rate"),
@@ -113,8 +113,8 @@ def unjudged(place: Path, names: Sequence[str], found: Comparison) -> dict[str, 
     """Why a run is not in the comparison, by its name."""
     judged = {one.run for arm in found.arms for several in arm.judged.values() for one in several}
     states = {name: runs.outcome(place, load_run(place, name)) for name in names if name not in judged}
-    return {name: f"compare: {name} has no evaluation yet, it is {state}; finish it with: align run run={name}"
-            for name, state in states.items()}
+    return {name: f"compare: {name} has no evaluation yet, it is {state}; finish it with:"
+            f"{command(place, 'run', f'run={name}')}" for name, state in states.items()}
 
 
 def made(records: Sequence[Row], manifest: Manifest, folder: Folder) -> Comparison:

@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline import outside
 from pipeline.plan import Planned
 
-_AS, _UNREAD, _LEFT = "read as ", "unread: ", "left out: "
+_AS, _UNREAD, _LEFT, _RIGHT = "read as ", "unread: ", "left out: ", "put right: "
 
 
 def notes(workspace: Path, planned: list[Planned]) -> list[str]:
@@ -27,6 +27,8 @@ def _lines(counts: dict[str, int]) -> list[str]:
         found.append(f"data: {counts['rows']} rows, read as: {_listed(counts, _AS)}; kept: {splits}")
         if left := _listed(counts, _LEFT):
             found.append(f"data: left out: {left}")
+    if right := _listed(counts, _RIGHT):
+        found.append(f"data: put right: {right}")
     if unread := _listed(counts, _UNREAD):
         found.append(f"data: keys not read: {unread}")
     return found

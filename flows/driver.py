@@ -122,7 +122,8 @@ class Driver:
         """What is wrong with the disk, and how to go on. fault: an errno."""
         if fault != errno.ENOSPC:
             return (f"the disk of {self.workspace}, or of what the step reads, fails ({os.strerror(fault)}); what is "
-                    f"finished is kept; once it can be used, go on with: align run run={self.run.name}")
+                    f"finished is kept; once it can be used, go on with:"
+                    f"{command(self.workspace, 'run', f'run={self.run.name}')}")
         planned, free = plan.look_up_all(self.workspace, self.steps), shutil.disk_usage(self.workspace).free
         needed = max(_LEAST, disk_needed(self.run.config, self.workspace, planned, self.run.steps))
         room = command(self.workspace, "gc", "--apply")

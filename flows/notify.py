@@ -43,7 +43,7 @@ class Email:
     to: str = ""  # addresses, with commas between them
     sender: str = ""  # empty: the first of `to`
     host: str = "localhost"  # the SMTP server
-    port: int = setting(587, low=1, high=65535)
+    port: int = setting(587, low=1, high=65535)  # of that server
     security: str = setting("starttls", choices=("starttls", "tls", "none"))  # of the connection
     user: str = ""  # empty: no login
     password_from: str = "ALIGNLOOP_SMTP_PASSWORD"  # the variable with the password

@@ -12,7 +12,7 @@ from flows.card import card
 from flows.inspection import folder_of
 from flows.run_models import Model, choose, find
 from pipeline import runs, store, upload
-from pipeline.errors import UserError
+from pipeline.errors import UserError, command
 
 _PUBLISH = "pipeline.lm.publish"  # imported by name: it brings torch
 
@@ -24,8 +24,9 @@ def export(
     target = _free(to)
     model = choose(find(workspace, name, rewards=step is not None), step, None)
     if step is None and model.label == "start":
-        raise UserError(f"{name}: nothing of it is trained yet; go on with align run run={name}, or export the start "
-                        f"model as it is: align export {name} start --to {to}")
+        raise UserError(f"{name}: nothing of it is trained yet; go on with:"
+                        f"{command(workspace, 'run', f'run={name}')}\nor export the start model as it is:"
+                        f"{command(workspace, 'export', name, 'start', '--to', str(to))}")
     if model.run is None or model.step is None or model.artifact is None:
         raise UserError(f"{name}: a folder, expected a run, whose steps the model card names")
     part = "adapter" if adapter else "model"

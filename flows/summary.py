@@ -70,7 +70,7 @@ def _samples(run: runs.Run, done: dict[str, store.Artifact]) -> str:
     if not found:
         return "none: this recipe samples nothing"
     (step, part), *_ = found  # score reads one table
-    return f"{done[step['name']].path / part}, their scores {scored[-1][1] / 'scores'}"
+    return f"{done[step['name']].path / part}\nscores    {scored[-1][1] / 'scores'}"
 
 
 _LEFT_OUT = {"samples", "best of N", "peak memory"}  # in the report, too wide for a terminal

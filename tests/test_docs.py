@@ -32,8 +32,7 @@ GROUPS = {path.name for path in CONF.iterdir() if path.is_dir() and path.name !=
 READER = {"RUN": "demo", "NAME": "demo", "my-run": "demo", "STEP": "train[2]", "S": "0"}
 ELSEWHERE = re.compile(
     r"(data\.root|evaluation\.watch\.root|[a-z0-9_.]+\.path): .*(cannot be opened|is not a folder|no folder)|"
-    r"engine\.url: |"
-    r"[a-z0-9_.]+\.key: the environment variable")
+    r"engine\.url: |[a-z0-9_.]+\.key: the environment variable|notify\.[a-z_.]+: the environment has no ")
 # They would not end, load everything, or need a trained model: only their options are checked.
 NOT_RUN = {"dashboard", "server", "doctor", "chat", "sample", "export", "data"}
 
@@ -163,6 +162,9 @@ def test_every_align_command_runs(words: tuple[str, ...], workspace: Path):
         quick = ["--quick"] if command == "reproduce" else []
         code, shown = planned(command, *rest, *quick, "--plan", f"workspace={workspace.parent / 'other'}")
         assert code == 0 or re.search("no (sweep|table) named '(demo|NAME)'", shown), shown
+    elif command == "logs":
+        code, shown = called([command, *rest, f"workspace={workspace}"])
+        assert code == 0 or "no log" in shown, shown
     elif command == "options":
         assert called([command, *rest])[0] == 0
     elif command not in NOT_RUN:
@@ -251,7 +253,7 @@ def known_keys() -> frozenset[str]:
             if isinstance(data, dict):
                 found |= {str(key) for key in data}
                 waiting += data.values()
-    for file in [*(ROOT / "pipeline").rglob("*.py"), ROOT / "flows" / "settings.py"]:
+    for file in [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "flows" / name for name in ("settings.py", "notify.py"))]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ClassDef):
                 found |= {ast.unparse(field.target) for field in node.body if isinstance(field, ast.AnnAssign)}

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PARTS = ("objectives", "selection", "negatives", "rewards", "engines", "training", "formats", "evaluation", "worlds")
 # What every part may stand on. "" is the package itself (its version, its place on disk).
 BASE = {"", "errors", "files", "records", "tables", "columns", "config", "stage", "statistics", "logistic", "markdown",
-        "web", "supervisor", "hub", "weights", "source"}
+        "web", "supervisor", "hub", "weights", "gguf_header", "source"}
 # What both sides of a contract stand on.
 CONTRACTS = tuple(f"{part}.contract" for part in ("objectives", "selection", "negatives", "rewards")) + (
     "engines.engine",)
@@ -32,8 +32,8 @@ HOMES = {
     "fastapi": ("flows/dashboard/",),
     "uvicorn": ("flows/dashboard/",),
 }
-MOST_LINES = 23000  # of code: docs/decisions/003-size.md
-MOST_YAML = 90  # files of conf, those of conf/published apart: each holds one paper's values
+MOST_LINES = 25000  # of code: docs/decisions/003-size.md
+MOST_YAML = 90  # files of conf; those of published and reproduce hold one paper's values or claims each
 # Distribution name -> the name it is imported by, where they differ.
 IMPORT_NAMES = {"hydra-core": "hydra", "pyyaml": "yaml"}
 
@@ -101,7 +101,7 @@ def test_imports_go_one_way(path: Path):
 LOOKED_UP = {
     "flows/doctor.py": {"sched_getaffinity"},
     "pipeline/config.py": {"check", "__name__"},
-    "pipeline/lm/probe.py": {"max_position_embeddings"},
+    "pipeline/lm/probe.py": {"max_position_embeddings", "vocab_size", "is_decoder"},
     "pipeline/lm/round_trip.py": {"layer_types"},
     "pipeline/engines/vllm/service.py": {"sched_getaffinity"},
     "pipeline/engines/vllm/worker.py": {"cpu_linear"},
@@ -215,7 +215,8 @@ def test_every_make_target_has_a_description_and_help_prints_it():
     text = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^([a-z-]+):(?!=)(.*)$", text, flags=re.MULTILINE)
     assert {name for name, _ in targets} == {
-        "help", "setup", "demo", "test", "test-long", "families", "check", "docs-check", "bench", "dashboard", "clean"}
+        "help", "setup", "demo", "test", "test-long", "chaos", "families", "check", "docs-check", "bench",
+        "dashboard", "clean"}
     assert [name for name, rest in targets if "## " not in rest] == []
     command = ["make", "--no-print-directory", "help"]
     printed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
@@ -240,5 +241,5 @@ def test_what_conf_says_of_stages_is_of_stages_that_are_there():
 
 def test_conf_stays_small():
     """A file stands where it differs from a dataclass's defaults, brings companions, or explains."""
-    files = [path for path in (ROOT / "conf").rglob("*.yaml") if path.parent.name != "published"]
+    files = [path for path in (ROOT / "conf").rglob("*.yaml") if path.parent.name not in ("published", "reproduce")]
     assert len(files) <= MOST_YAML

@@ -63,6 +63,7 @@ class Example:
     split: str = ""  # "eval" for a benchmark's question; '' as the number of answers says
     dataset: str = ""  # '': the file's name
     unread: tuple[str, ...] = ()  # parts of the row that are left behind
+    fixed: str = ""  # what had to be put right, counted by this text
 
 
 @dataclass(frozen=True)

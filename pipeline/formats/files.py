@@ -159,6 +159,7 @@ def _entries_of(row: Row, split: str, settings: Settings, tally: Counter[str], b
         bad.add(f"{row.where}: {error}")
     else:
         tally["further examples of a row"] += len(made) - 1
+        tally.update(f"put right: {one.fixed}" for one in examples if isinstance(one, Example) and one.fixed)
         for entry in made:
             if isinstance(entry, Left):
                 dropped[str(entry)] += 1

@@ -61,8 +61,9 @@ def misfits(folder: Path) -> list[str]:
 
     By the headers, as transformers itself matches names: no weight is read, so it takes a second at any size.
     """
-    _, found = transformers.AutoModelForCausalLM.from_pretrained(
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder, device_map="meta", use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True)
+    found = loaded[1]
     problems = [f"its weights lack {', '.join(first(sorted(found['missing_keys']), 4))}, which would start as random "
                 "numbers; copy it again"] if found["missing_keys"] else []
     return problems + [f"its weights have {name} as {list(held)}, config.json asks for {list(wanted)}; take both files "

@@ -14,8 +14,8 @@ from pipeline.rewards.contract import ScoreGroups, Scorer
 @dataclass(frozen=True)
 class Settings:
     low: int = setting(1, low=0)  # of the window, in `unit`
-    high: int = setting(200, low=1)
-    unit: str = setting("words", choices=("words", "characters"))
+    high: int = setting(200, low=1)  # of the window, in `unit`
+    unit: str = setting("words", choices=("words", "characters"))  # what is counted
 
     def check(self) -> list[tuple[str, str]]:
         return [("high", f"{self.high} is below low, {self.low}")] if self.high < self.low else []

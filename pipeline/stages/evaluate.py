@@ -74,7 +74,7 @@ def _judge_problems(spec: dict[str, Any]) -> list[tuple[str, str]]:
 class Runtime:
     """How a judge is asked."""
 
-    judge: Limits = field(default_factory=Limits)
+    judge: Limits = field(default_factory=Limits)  # how servers are asked
     answers: str = "judge"  # folder in which its answers are kept for all runs
 
 

@@ -61,8 +61,8 @@ class Settings:
 class Runtime:
     """How the scorers run: models on this machine, and judges."""
 
-    models: TrainRuntime = field(default_factory=TrainRuntime)
-    judge: Limits = field(default_factory=Limits)
+    models: TrainRuntime = field(default_factory=TrainRuntime)  # how scoring models run here, and in how many processes
+    judge: Limits = field(default_factory=Limits)  # how servers are asked
     answers: str = "judge"  # folder in which a judge's answers are kept for all runs
 
     @property

@@ -120,7 +120,8 @@ def two_steps(tmp_path: Path) -> Callable[..., Path]:
                       "score": {"settings": {"reward": {"module": "pipeline.rewards.rule", "function": function}}}},
             "iterations": 1, "seed": 0, "tracking": {}, "model": {},
             "engine": {"module": "pipeline.engines.transformers"},
-            "hardware": {"grace_seconds": 5.0, "timeout_minutes": 2.0}, "choices": {"recipe": "two steps"},
+            "hardware": {"grace_seconds": 5.0, "timeout_minutes": 2.0, "devices": None,
+                         "training": {"device": "cpu", "processes": 1}}, "choices": {"recipe": "two steps"},
         }
         fresh = {"iteration": 0, "key": None, "state": "waiting", "inputs": []}
         steps = [{"name": s.name, "stage": s.stage, **fresh} for s in plan.expand(config)]

@@ -30,7 +30,7 @@ def readers(workspace: Path) -> dict[str, Callable[[], object]]:
 
     def planned() -> object:
         steps = plan.steps_of(runs.load(workspace, "good"))
-        return estimate._measured(workspace), plan.check(workspace, steps), plan.look_up_all(workspace, steps)
+        return estimate.measured(workspace), plan.check(workspace, steps), plan.look_up_all(workspace, steps)
 
     return {"status": lambda: inspection.status(place, None), "status good": lambda: inspection.status(place, "good"),
             "status bad": lambda: inspection.status(place, "bad"), "verify": lambda: inspection.verify(place, None),

@@ -1,5 +1,6 @@
 """Every command that is printed works as it is printed, from any folder."""
 
+import errno
 import re
 import shlex
 from dataclasses import replace
@@ -58,7 +59,8 @@ def printed(tmp_path: Path, small_world: Path, capsys: pytest.CaptureFixture) ->
     wrong(prepare, [*words, "trainer.sft.lr=1"])
     texts.append(str(step.InputDamaged("tokens", place, "first", [])))
     texts.append(driver._way(place, "first", ""))
-    texts.append(driver.Driver(place, replace(run, config={**run.config, "workspace": str(place)}), [])._full())
+    disk = driver.Driver(place, replace(run, config={**run.config, "workspace": str(place)}), [])
+    texts += [disk._why(errno.ENOSPC), disk._why(errno.EIO)]
     return set(COMMAND.findall("\n".join([*texts, capsys.readouterr().out])))
 
 

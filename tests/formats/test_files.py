@@ -188,6 +188,20 @@ def test_rows_that_teach_nothing_are_left_out_and_counted(tmp_path):
     assert made.counts["pref"] == 1 and balanced(made)
 
 
+def test_what_is_put_right_is_counted(tmp_path):
+    def talk(*texts: str) -> list[dict[str, str]]:
+        roles = ("system", "user", "assistant")[-len(texts):]
+        return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+
+    rows = [{"prompt": "q ", "chosen": talk("q", "a"), "rejected": talk("q", "b")},
+            {"prompt": "r", "chosen": talk("s", "r", "a"), "rejected": talk("s", "r", "b")},
+            {"prompt": "t", "chosen": talk("t", "a"), "rejected": talk("t", "b")}]
+    made = load(put(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode()))
+    assert {key: n for key, n in made.facts.items() if key.startswith("put right")} == {
+        "put right: a system turn that stood in the sides alone": 1,
+        "put right: prompt and sides that differ in white space": 1}
+
+
 def test_columns_of_other_names(tmp_path):
     rows = [{"Q": "q", "x": {"good": "a", "bad": "b"}, "prompt": "something else"}]
     file = put(tmp_path / "a.jsonl", json.dumps(rows[0]).encode())

@@ -14,6 +14,7 @@ from pipeline.records import Message
 
 SCORES = ("score_{}", "{}_score", "{}_rating", "rating_{}", "{}-rating", "{}_reward", "reward_{}")
 TIED, REVERSED = "chosen and rejected have the same score", "the rejected answer has the higher score"
+SYSTEM, SPACE = "a system turn that stood in the sides alone", "prompt and sides that differ in white space"
 DIFFER = "the two sides differ before the last answer"
 
 
@@ -21,10 +22,15 @@ def read(data: dict[str, Any], settings: Any) -> list[Example]:
     sides = [_side(data, key) for key in ("chosen", "rejected")]
     prompt = turns.prompt(data)
     found = _common(*sides) if prompt is None else _agreed(prompt, sides)
+    fixed = ""
     if prompt is None:
         found = jsonl.with_system(found, data)
+    elif len(found) > len(prompt):
+        fixed = SYSTEM
+    elif any(found[-len(side) + 1:] != side[:-1] for side in sides if len(side) > 1):
+        fixed = SPACE
     return [Example(found, [side[-1] for side in sides], scores=_scores(data, settings),
-                    rationale=jsonl.rationale_of(data))]
+                    rationale=jsonl.rationale_of(data), fixed=fixed)]
 
 
 def _side(data: dict[str, Any], key: str) -> list[Message]:

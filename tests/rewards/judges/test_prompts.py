@@ -59,7 +59,7 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "problem"), [
     ("[user]\n{conversation} {answer}", "asks: missing, expected a line asks: rubric, pairwise, listwise"),
     ("asks: pairwise\n[user]\n{conversation} {answer_a}", r"\{answer_b\} stand in no turn"),
-    ("asks: rubric\n{conversation} {answer}", r"\{conversation\} and \{answer\} stand in no turn; which begins"),
+    ("asks: rubric\n{conversation} {answer}", r"\{conversation\} and \{answer\} stand in no turn, which begins"),
     ("asks: rubric\nverdict: no bracket\n[user]\n{conversation} {answer}", "a regular expression with a bracket"),
 ])
 def test_what_is_no_template(text: str, problem: str, tmp_path: Path) -> None:
