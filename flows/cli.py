@@ -30,6 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
     if name in ("-h", "--help"):
         print(_help())
         return 0
+    try:
+        return _call(name, words)
+    except KeyboardInterrupt:  # while it is imported, too
+        return 130
+
+
+def _call(name: str, words: list[str]) -> int:
     from flows import screen
 
     try:
@@ -41,8 +48,6 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         screen.problems(error.problems)
         return 2
-    except KeyboardInterrupt:
-        return 130
     except PermissionError as error:
         screen.problems([f"{error.filename}: {error.strerror}; give a folder you may write: workspace=FOLDER"])
         return 2

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 ROWS = {"sft": 32, "pref": 24, "unlabeled": 32, "eval": 4}
 NOWHERE = {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
 MARK = "ALIGNLOOP_CHAOS"  # in the environment of every process of a run under test: how those left over are found
+_LETS_GO = 5.0  # seconds in which the kernel closes the files of a process that was killed; it has no words by then
 SMALL = (
     "model.arch.hidden_size=32", "model.arch.intermediate_size=64", "model.arch.layers=1", "model.arch.heads=2",
     "model.arch.kv_heads=2", "model.arch.vocab_size=384", "model.max_prompt_tokens=250",
@@ -148,7 +149,10 @@ def differing(workspace: Path, reference: Path) -> list[str]:
 def left_over(workspace: Path, temporary: Path, finished: bool) -> list[str]:
     """Locks that are held although nobody runs; of a finished run also temporary files and unfinished work."""
     locks = [*(workspace / "locks").glob("*.lock"), *(workspace / "runs").glob("*/.lock")]
-    problems = [f"{path} is held" for path in locks if files.is_locked(path)]
+    deadline = time.monotonic() + _LETS_GO
+    while (held := [path for path in locks if files.is_locked(path)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    problems = [f"{path} is held" for path in held]
     if finished:
         odd = [*workspace.rglob(".*.tmp"), *workspace.rglob("*.tmp"), *(workspace / "artifacts").glob("*/.*"),
                *workspace.rglob(".reserve")]

@@ -100,7 +100,7 @@ def test_stopped_while_it_starts(after, start, forking, tidy, tmp_path):
     assert process.returncode in (130, -signal.SIGINT), output
     _, left = small.until_nobody(tidy, forking, 10)
     assert left == []
-    assert "Traceback" not in output or "flows" not in output, output
+    assert "Traceback" not in output or "in main" not in output, output  # the interpreter's own start is not ours
 
 
 def test_a_terminal_that_is_closed_ends_the_run(start, forking, tidy, tmp_path):
