@@ -170,7 +170,7 @@ def one_run(profile: str, seed: int, index: int, folder: Path, reference: Path, 
             break
     else:
         seen.faults.append("the run did not come to its end")
-    if not seen.faults:
+    if code == 0:
         seen.differing = small.differing(workspace, reference)
         seen.faults += small.odd_numbers(workspace, reference, len(seen.kills))
         seen.faults += small.left_over(workspace, folder / "tmp", True)

@@ -24,6 +24,7 @@ ROWS = {"sft": 32, "pref": 24, "unlabeled": 32, "eval": 4}
 NOWHERE = {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
 MARK = "ALIGNLOOP_CHAOS"  # in the environment of every process of a run under test: how those left over are found
 _LETS_GO = 5.0  # seconds in which the kernel closes the files of a process that was killed; it has no words by then
+RESUMED = ("generate", "score", "reference_logprobs")
 SMALL = (
     "model.arch.hidden_size=32", "model.arch.intermediate_size=64", "model.arch.layers=1", "model.arch.heads=2",
     "model.arch.kv_heads=2", "model.arch.vocab_size=384", "model.max_prompt_tokens=250",
@@ -193,10 +194,14 @@ def commit() -> str:
 
 
 def parts(workspace: Path) -> dict[str, tuple[int, int]]:
-    """Every finished part and checkpoint of work that is not: its inode and time of change, by its place."""
+    """Every finished part and checkpoint of work that is not: its inode and time of change, by its place.
+
+    Of the stages that go on part by part; those that only convert or select tables begin anew.
+    """
     found = {}
     for work in (workspace / "artifacts").glob("*/.work-*"):
-        for path in [*work.glob("out/**/part-*"), *work.glob("checkpoints/step-*"), *work.glob("**/step-*")]:
+        finished = work.glob("out/**/part-*") if work.parent.name in RESUMED else ()
+        for path in [*finished, *work.glob("**/step-*")]:
             with contextlib.suppress(FileNotFoundError):
                 at = path.stat()
                 found[str(path)] = (at.st_ino, at.st_mtime_ns)

@@ -32,7 +32,7 @@ def test_what_a_run_left_is_compared(reference, tmp_path):
     metrics.write_text("\n".join([*lines[1:], ""]))
     assert "1 lines lacking" in small.odd_numbers(copy, undisturbed, 0)[0]
     assert small.odd_numbers(copy, undisturbed, 1) == []
-    left = copy / "artifacts/sft/.work-x/.a.1.tmp"
+    left = copy / "artifacts/score/.work-x/.a.1.tmp"
     left.parent.mkdir()
     left.touch()
     (tmp_path / "tmp").mkdir()
