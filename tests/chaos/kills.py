@@ -78,12 +78,14 @@ class Profile:
 PROFILES = {
     "plain": Profile(),
     "cold": Profile(warm=False, kills=4),
-    "observed": Profile(foreign=True, words=("engine=transformers", "tracking=wandb"), kills=5, environment={"WANDB_MODE": "offline"},
-                        victims=("prefect", "prefect", "tracker", "tracker", "command", "driver", "everything")),
+    "observed": Profile(
+        words=("engine=transformers", "tracking=wandb"), kills=5, environment={"WANDB_MODE": "offline"}, foreign=True,
+        victims=("prefect", "prefect", "tracker", "tracker", "command", "driver", "everything")),
     "two": Profile(words=("engine=transformers", "hardware.training.processes=2", "hardware.training.strategy=ddp",
                           "iterations=1"), victims=("rank", "rank", "launcher", "stage supervisor", "everything")),
-    "vllm": Profile(foreign=True, words=("engine.max_sequences=16", "model.arch.hidden_size=64", "model.arch.intermediate_size=128"),
-                    victims=("engine", "core", "keeper", "engine supervisor", "stage", "driver", "everything")),
+    "vllm": Profile(
+        words=("engine.max_sequences=16", "model.arch.hidden_size=64", "model.arch.intermediate_size=128"), foreign=True,
+        victims=("engine", "core", "keeper", "engine supervisor", "stage", "driver", "everything")),
 }
 # Most runs are of the kind that costs least; one of these a turn.
 TURN = ("plain", "plain", "plain", "observed", "plain", "plain", "two", "plain", "plain", "cold")
