@@ -84,7 +84,8 @@ PROFILES = {
     "two": Profile(words=("engine=transformers", "hardware.training.processes=2", "hardware.training.strategy=ddp",
                           "iterations=1"), victims=("rank", "rank", "launcher", "stage supervisor", "everything")),
     "vllm": Profile(
-        words=("engine.max_sequences=16", "model.arch.hidden_size=64", "model.arch.intermediate_size=128"), foreign=True,
+        words=("engine.max_sequences=16", "model.arch.hidden_size=64", "model.arch.intermediate_size=128"),
+        foreign=True,
         victims=("engine", "core", "keeper", "engine supervisor", "stage", "driver", "everything")),
 }
 # Most runs are of the kind that costs least; one of these a turn.
