@@ -131,10 +131,10 @@ def decided(paper: Paper, place: Path, done: Sequence[str]) -> list[Table]:
     found = comparison.of_runs(place, done)
     judged = {arm: _judged(found, {run_name(paper, arm, seed) for seed in paper.seeds}) for arm in paper.arms}
     rows = [[row.title, str(row.iteration), row.paper, *_ours(row, judged)] for row in paper.rows]
-    claims = [[claim.says, f"{claim.ours[1]}, {claim.theirs[1]}", *verdict(claim, judged)] for claim in paper.claims]
+    claims = [[claim.says, str(claim.ours[1]), *verdict(claim, judged)] for claim in paper.claims]
     return [Table(f"{paper.about}; win % against the SFT model, by {found.score}",
                   ["row", "iter", "paper", "ours", "95%", "seeds", "artifacts"], rows, ("row", "95%", "artifacts")),
-            Table("claims", ["claim", "iter", "points", "95%", "verdict"], claims, ("claim", "95%", "verdict"))]
+            Table("claims", ["claim", "it.", "points", "95%", "verdict", "seeds"], claims, ("claim", "95%", "verdict"))]
 
 
 def _judged(found: Comparison, names: set[str]) -> dict[int, list[Judged]]:
@@ -154,15 +154,18 @@ def _ours(row: Row, judged: dict[str, dict[int, list[Judged]]]) -> list[str]:
 
 
 def verdict(claim: Claim, judged: dict[str, dict[int, list[Judged]]]) -> list[str]:
-    """Difference in points, its interval, and what the rule says of it."""
+    """Difference in points, its interval, what the rule says of it, and the seeds: those it has, or, undecided, those
+    that would tell at least, were the difference the one seen and a further seed worth as much as new prompts.
+    """
     found = difference(claim, judged)
     if isinstance(found, str):
-        return ["", "", found]
-    said = {1: "reproduced", -1: "not reproduced", 0: "undecided at this size"}[found.clear]
+        return ["", "", found, ""]
+    said, seeds = {1: "reproduced", -1: "not reproduced", 0: "undecided at this size"}[found.clear], len(found.seeds)
+    needed = str(seeds) if found.clear else "?"
     if not found.clear and found.mean:
         times = ((found.high - found.low) / 2 / found.mean) ** 2
-        said += f"; were it so large, {max(2, round(times * len(found.seeds) + 0.5))} seeds or more would tell"
-    return [f"{100 * found.mean:+.1f}", f"{100 * found.low:+.1f} to {100 * found.high:+.1f}", said]
+        needed = f"{seeds}, takes {max(seeds + 1, round(times * seeds + 0.5))}"
+    return [f"{100 * found.mean:+.1f}", f"{100 * found.low:+.1f} to {100 * found.high:+.1f}", said, needed]
 
 
 def difference(claim: Claim, judged: dict[str, dict[int, list[Judged]]]) -> Rate | str:

@@ -37,7 +37,8 @@ OTHER_SCORES = {"best_rest", "cdr", "maxmin", "spa", "upo"}  # of another policy
 def kind(name: str) -> tuple[Any, ...]:
     """What makes the loop go another way for an objective: what it asks for, how it is averaged, what it carries."""
     node = option_node(CONF, "objective", name)
-    companions, later, _ = node.pop(COMPANIONS, None), node.pop("later", None), node.pop(presets.KEY, None)
+    node.pop(presets.WORDS["objective"], None)
+    companions, later = node.pop(COMPANIONS, None), node.pop("later", None)
     part = load_part(node, "objective", Objective)
     plugin = part.plugin
     carries = bool(plugin.state(part.settings)), plugin.parameters is not None

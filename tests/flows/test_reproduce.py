@@ -41,10 +41,10 @@ def test_a_claim_is_decided_by_its_interval():
     def said(ours: str, theirs: str) -> list[str]:
         return verdict(Claim("x", (ours, 1), (theirs, 1)), arms)
 
-    assert said("b", "a") == ["+100.0", "+100.0 to +100.0", "reproduced"]
+    assert said("b", "a") == ["+100.0", "+100.0 to +100.0", "reproduced", "1"]
     assert said("a", "b")[2] == "not reproduced"
-    assert said("a", "a")[2] == "undecided at this size"
-    assert said("b", "sft") == ["+50.0", "+50.0 to +50.0", "reproduced"]
+    assert said("a", "a")[2:] == ["undecided at this size", "?"]
+    assert said("b", "sft") == ["+50.0", "+50.0 to +50.0", "reproduced", "1"]
     assert said("c", "sft")[0] == "+0.0" and said("c", "sft")[2] == "undecided at this size"
     assert difference(Claim("x", ("a", 2), ("b", 1)), arms) == "not run"
 
@@ -54,7 +54,7 @@ def test_how_many_seeds_would_tell_by_hand():
     times the seeds, were each as good as new prompts."""
     arms = {"a": {1: [judged("0", 1, 0, 0, 0)]}, "b": {1: [judged("0", 0, 0, 0, 0)]}}
     assert verdict(Claim("x", ("a", 1), ("b", 1)), arms) == [
-        "+25.0", "+0.0 to +75.0", "undecided at this size; were it so large, 3 seeds or more would tell"]
+        "+25.0", "+0.0 to +75.0", "undecided at this size", "1, takes 3"]
 
 
 def test_a_section_takes_the_place_of_the_one_before(tmp_path: Path):

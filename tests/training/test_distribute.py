@@ -66,10 +66,9 @@ def mesh():
     torch.distributed.destroy_process_group()
 
 
-def _pass(shell, examples):
-    """Log-probs of the examples in bfloat16, and the bytes of copies of layers' weights that the pass leaves."""
-    layers, kept = distribute.layers_of(shell.model), {}
-    wide = {tuple(p.shape) for layer in layers for p in layer.parameters() if p.ndim == 2}
+def _pass(shell, examples, wide):
+    """Log-probs of the examples in bfloat16, and the bytes left of copies of weights of the shapes `wide`."""
+    kept = {}
 
     def pack(tensor):
         if tensor.dtype == torch.bfloat16 and {tuple(tensor.shape), tuple(tensor.shape)[::-1]} & wide:
@@ -90,14 +89,15 @@ def test_no_layers_copy_in_bfloat16_outlives_it(tiny, mesh):
     for name, policy in (("autocast", MixedPrecisionPolicy()), ("policy", distribute.BF16)):
         model = tiny.llama()
         prefix.prepare(model)
-        matrices = sum(p.numel() for layer in distribute.layers_of(model) for p in layer.parameters() if p.ndim == 2)
+        matrices = [p for layer in distribute.layers_of(model) for p in layer.parameters() if p.ndim == 2]
+        wide, size = {tuple(p.shape) for p in matrices}, sum(p.numel() for p in matrices)
         shell = distribute.shard(model, mesh, policy)
-        logps, left = _pass(shell, examples)
+        logps, left = _pass(shell, examples, wide)
         logps.sum().backward()
         gradients_of = {name: p.grad.full_tensor() for name, p in model.named_parameters()}
         assert {g.dtype for g in gradients_of.values()} == {torch.float32}  # masters and their gradients
         found[name] = logps.detach(), left, gradients_of
-    assert found["autocast"][1] >= 2 * matrices and found["policy"][1] == 0
+    assert found["autocast"][1] >= 2 * size and found["policy"][1] == 0
     torch.testing.assert_close(found["policy"][0], found["autocast"][0], atol=0.5, rtol=0.05)
     for name, gradient in found["autocast"][2].items():
         other = found["policy"][2][name]
