@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline import runs, store
@@ -114,7 +116,8 @@ def test_shared_steps_are_computed_once_though_the_first_run_is_killed(start, re
     assert same.returncode == 2 and "run 'small' is going on in process" in refused
     for process in small.marked(tidy):
         if "run=other" not in small.words(process) and str(workspace) + " other" not in " ".join(small.words(process)):
-            process.send_signal(signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):  # gone with the one before it
+                process.send_signal(signal.SIGKILL)
     first.wait(30)
     environment = {**os.environ, "PYTHONPATH": str(small.ROOT)}
     while second.poll() is None:

@@ -152,7 +152,7 @@ def test_one_step_with_changed_settings_makes_what_follows_stale(finished, align
     assert "stale now: answers[2], answer_scores[2], evaluate[2], diagnose[2], report[2]" in changed.stdout
     assert _artifact(workspace, "first", "train[2]").key != before
     why = align("explain", "train[2]", *where)
-    assert "settings.objective.alpha" in why.stdout and "0.01" in why.stdout and "0.02" in why.stdout
+    assert "settings.objective.alpha" in why.stdout and "0.005" in why.stdout and "0.02" in why.stdout
     back = align("run", *where)
     assert back.returncode == 0, back.stdout + back.stderr
     assert runs.load(workspace, "first").outcome == "done"
