@@ -130,7 +130,8 @@ def _drive(prepared: CheckedRun, only: str | None, force: bool) -> int:
         received.append(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup
+            signal.signal(number, stop)
     code = process.wait()
     record = runs.load(prepared.workspace, prepared.run.name)
     if record is not None and runs.outcome(prepared.workspace, record) == runs.INTERRUPTED:

@@ -117,7 +117,8 @@ def _run(made: Sweep, place: Path, folder: Path, shares: list[list[str]]) -> dic
     running: dict[int, tuple[Arm, subprocess.Popen[bytes]]] = {}
     stopped: list[int] = []
     before = {number: signal.signal(number, lambda received, _frame: stopped.append(received))
-              for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+              for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+              if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN}  # ignored under nohup
     said, number = time.monotonic(), 0
     while running or (waiting and not stopped):
         for job in (job for job in range(len(shares)) if job not in running and waiting and not stopped):

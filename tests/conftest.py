@@ -11,6 +11,7 @@ import importlib.util
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -42,6 +43,14 @@ SENTENCES = (
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--families", type=Path, help="write what was seen of families of models into a page's table")
     parser.addoption("--record", type=Path, help="add a line about this test run to a Markdown table in this file")
+
+
+def pytest_configure() -> None:
+    """A suite that runs in the background (a script's &, nohup) ignores signals, and all that it starts would, too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)  # not for itself
 
 
 def needs_vllm(file: Path) -> bool:

@@ -226,3 +226,16 @@ def shaped(examples: Sequence[Example], cut: Callable[[Example], Example]) -> Se
         return [cut(e) for e in examples]
     assert examples.cut is None, "cut once"
     return replace(examples, cut=cut)
+
+
+def normalised_weights(batch: Sequence[Example], normalise: str) -> list[float]:
+    """What each group's loss is multiplied by, so that the sum over the global batch is its loss.
+
+    "groups": sum of w L / sum of w. "tokens": sum of w L / sum of w n, n the group's scored completion tokens.
+    """
+    sizes = {"groups": [1] * len(batch), "tokens": [e.completion_tokens for e in batch]}[normalise]
+    total = sum(e.weight * n for e, n in zip(batch, sizes, strict=True))
+    if not total > 0 or any(e.weight < 0 for e in batch):
+        raise UserError(f"weights: those of a batch of {len(batch)} groups (first {batch[0].id!r}) add up to {total:g} "
+                        "or are negative; expected weights of at least 0, some above")
+    return [e.weight / total for e in batch]

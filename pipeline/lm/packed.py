@@ -190,7 +190,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: f
     if packed.stem is not None:
         before_keys, before_values = packed.stem.cache.of[module]
         keys, values = (*before_keys, *keys), (*before_values, *values)
-    if varlen.serves(query, dropout):
+    if query.is_cuda and varlen.serves(query, dropout):
         return varlen.attend(query, torch.cat(keys, dim=2), torch.cat(values, dim=2), packed.spans, scaling, window)
     first = len(keys) - len(sizes)
     grouped = query.shape[1] != key.shape[1]

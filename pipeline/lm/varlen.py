@@ -51,9 +51,9 @@ def spans_of(lengths: Sequence[int], roots: Sequence[int], before: Sequence[int]
 
 
 def serves(query: Tensor, dropout: float) -> bool:
-    """Whether the kernel takes such queries: on CUDA, in half precision, on a device from Ampere on."""
+    """Whether the kernel takes such queries on CUDA: in half precision, on a device from Ampere on."""
     size = query.shape[-1]
-    return (query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0
+    return (query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0
             and size % 8 == 0 and size <= _LARGEST_HEAD and _ampere(query.device))
 
 

@@ -23,10 +23,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from pipeline.lm import packed
-from pipeline.lm.examples import Example
+from pipeline.lm.examples import Example, normalised_weights
 from pipeline.lm.forward import autocast, device_of
 from pipeline.objectives.contract import LossInputs
-from pipeline.training.inputs import joined, moved, normalised_weights, partners
+from pipeline.training.inputs import joined, moved, partners
 
 T = TypeVar("T")
 

@@ -34,19 +34,6 @@ def partners(batch: Sequence[Example]) -> dict[str, Example]:
     return found
 
 
-def normalised_weights(batch: Sequence[Example], normalise: str) -> list[float]:
-    """What each group's loss is multiplied by, so that the sum over the global batch is its loss.
-
-    "groups": sum of w L / sum of w. "tokens": sum of w L / sum of w n, n the group's scored completion tokens.
-    """
-    sizes = {"groups": [1] * len(batch), "tokens": [e.completion_tokens for e in batch]}[normalise]
-    total = sum(e.weight * n for e, n in zip(batch, sizes, strict=True))
-    if not total > 0 or any(e.weight < 0 for e in batch):
-        raise UserError(f"weights: those of a batch of {len(batch)} groups (first {batch[0].id!r}) add up to {total:g} "
-                        "or are negative; expected weights of at least 0, some above")
-    return [e.weight / total for e in batch]
-
-
 def token_uniforms(examples: Sequence[Example], seed: int, step: int) -> np.ndarray:
     """(N,) float32 in [0, 1) for every completion token, group after group, completion after completion."""
     drawn = [generator(seed, "tokens", step, e.id).random(e.completion_tokens, np.float32) for e in examples]

@@ -97,7 +97,8 @@ def test_single_wrong_values(override, key):
 )
 def test_every_recipe_can_be_planned(recipe, extra, tiny_model, tmp_path):
     (tmp_path / "model_outputs.json").write_text('[{"instruction": "Why?"}]')
-    given = [f"data.root={tmp_path}", f"model.path={tiny_model}"] if recipe == "benchmark" else []
+    given = [f"data.root={tmp_path}", f"model.path={tiny_model}", "model.max_prompt_tokens=128",
+             "model.max_completion_tokens=128"] if recipe == "benchmark" else []
     assert _steps(f"recipe={recipe}", *given, *extra)
 
 

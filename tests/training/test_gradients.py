@@ -9,10 +9,10 @@ import torch
 
 from pipeline.config import Part
 from pipeline.errors import UserError
+from pipeline.lm.examples import normalised_weights
 from pipeline.objectives.contract import Needs, Objective
 from pipeline.training import inputs, policy
 from pipeline.training.gradients import BatchFacts, accumulate
-from pipeline.training.inputs import normalised_weights
 
 
 @dataclasses.dataclass(frozen=True)

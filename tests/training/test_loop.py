@@ -16,13 +16,13 @@ from pipeline import columns
 from pipeline.config import load_part
 from pipeline.errors import UserError
 from pipeline.lm import examples, folders, prefix
+from pipeline.lm.examples import normalised_weights
 from pipeline.negatives.contract import Draw
 from pipeline.objectives.contract import Objective
 from pipeline.records import Completion, Group
 from pipeline.stage import Reporter
 from pipeline.training import checkpoint, optim, policy, run
 from pipeline.training.gradients import accumulate
-from pipeline.training.inputs import normalised_weights
 from pipeline.training.loop import Job, fit
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 from tests import given
