@@ -71,8 +71,7 @@ class Runtime:
     base: str | None = None  # what an adapter is merged on, where the folder it names is not here
     made_by: str | None = None  # the command that makes the folder, where it is a preset's
     reward: bool = False  # whether a reward model will be trained on it; the recipe says
-    max_prompt_tokens: int = 0  # that later steps will ask of it; 0: not known
-    max_completion_tokens: int = 0
+    longest: tuple[int, ...] = ()  # tokens of a prompt and of a completion that later steps will ask of it
 
     @property
     def source(self) -> Source | None:
@@ -83,7 +82,7 @@ def check(settings: Settings, runtime: Runtime) -> list[str]:
     """What stands in the way of this stage, as messages. Imports nothing heavy, reads no weights."""
     if runtime.source is not None:
         return acceptance.problems(replace(runtime.source, template=settings.chat_template), runtime.reward,
-                                   runtime.max_prompt_tokens + runtime.max_completion_tokens)
+                                   sum(runtime.longest))
     if settings.arch is not None and settings.chat_template not in (None, *tiny.TEMPLATES):
         return [f"model.chat_template: {settings.chat_template}, expected {' or '.join(tiny.TEMPLATES)} for a model "
                 "made from nothing"]

@@ -149,7 +149,7 @@ def test_a_comparison_with_given_answers_needs_them(tiny_model, tmp_path):
     row = {"question_id": 81, "category": "writing", "turns": ["a", "b"]}
     (tmp_path / "question.jsonl").write_text(json.dumps(row))
     given = ("recipe=benchmark", "data=mt_bench", f"data.root={tmp_path}", f"model.path={tiny_model}", "reward=rule",
-             "data.compare=true")
+             "data.compare=true", "model.max_prompt_tokens=128", "model.max_completion_tokens=128")
     assert _problems(*given) == ["data.format.answers: null, expected the file with the given answers"]
     (tmp_path / "given.jsonl").write_text(json.dumps({"question_id": 81, "choices": [{"turns": ["c", "d"]}]}))
     answers = "data.format.answers=given.jsonl"

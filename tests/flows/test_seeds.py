@@ -41,7 +41,8 @@ def test_a_seed_that_is_none_is_told_once():
 def test_a_model_that_is_given_is_the_same_for_every_seed(tiny_model: Path, tmp_path: Path):
     """Its folder is not copied for each: the key holds no seed. One made from nothing is drawn anew."""
     def init(*words: str) -> object:
-        steps = expand(compose(["recipe=pco", "engine=transformers", "trainer=scratch", *words]))
+        steps = expand(compose(["recipe=pco", "engine=transformers", "trainer=scratch",
+                                 "model.max_prompt_tokens=64", "model.max_completion_tokens=64", *words]))
         (step,) = (step for step in steps if step.name == "init")
         return plan.key_parts(tmp_path, step, {})["seed"]
 

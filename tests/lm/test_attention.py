@@ -76,7 +76,7 @@ def test_every_option_gives_the_log_probs_of_the_familys_own_code(family, tiny, 
         wanted.append([p.gather(1, torch.from_numpy(c).long()[:, None]).sum().item()
                        for p, c in zip(kept, example.completions, strict=True)])
     for runtime in OPTIONS:
-        found = logps.completion_logps(logps.open_frozen(folder, CPU, runtime), examples, runtime, "float32")
+        found = logps.completion_logps(logps.open_frozen(folder, CPU, runtime, "float32"), examples, runtime, "float32")
         assert np.allclose(found, wanted, atol=2e-4), runtime
     said = capsys.readouterr().err
     assert ("would compute another model" in said) == (name in REFUSED) and REFUSED.get(name, "") in said
@@ -92,7 +92,7 @@ def test_the_engine_samples_with_the_same_model(family):
     made = sampling.generate(network, [Request(tuple(prompt.tolist()), 2, 1.0, 1.0, 0, 8, (2,), 7, True)])[0]
     example = Example("a", prompt, tuple(np.array(m.token_ids, np.int32) for m in made))
     for runtime in OPTIONS:
-        found = logps.token_logps(logps.open_frozen(folder, CPU, runtime), [example], runtime, "float32")[0]
+        found = logps.token_logps(logps.open_frozen(folder, CPU, runtime, "float32"), [example], runtime, "float32")[0]
         assert all(np.allclose(m.logprobs, ours, atol=1e-4) for m, ours in zip(made, found, strict=True)), runtime
 
 

@@ -85,7 +85,7 @@ def test_longrope_is_used_up_to_the_length_of_its_pretraining(data: Path, tmp_pa
     assert (together - alone).abs().max() > 0.1
     assert model.config.max_position_embeddings == 256
     assert folders.context_length(model) == model_facts(folder).max_position == 192
-    with pytest.raises(UserError, match=r"= 193, but the model's context is 192 tokens \(a LongRoPE model's: the len"):
+    with pytest.raises(UserError, match=r"= 193, but the model's context is 192 tokens; lower them"):
         run(tokenize, tmp_path / "tokens", {"max_prompt_tokens": 153, "max_completion_tokens": 40}, {}, data=data,
             model=folder)
 
@@ -152,7 +152,7 @@ def samples(family: SimpleNamespace) -> None:
         answers = [answer.samples[0] for answer in engine.sample(asked[:4])]
     oracle = transformers.AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager").eval()
     oracle.generation_config = transformers.GenerationConfig(pad_token_id=0, eos_token_id=list(stops))
-    network = logps.open_frozen(model, CPU, THIS_MACHINE)
+    network = logps.open_frozen(model, CPU, THIS_MACHINE, "float32")
     for request, answer in zip(asked, answers, strict=False):
         prompt = torch.tensor([request.prompt_ids])
         ids = oracle.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False)
