@@ -40,10 +40,10 @@ def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tupl
     devices = given if isinstance(given, int) and given > 0 else len(machine.devices()) or 1
     wanted: dict[str, Any] = {f"engine.{key}": value for key, value in _engine(chosen, devices).items()
                               if key in raw["engine"]}
-    processes = known.get("hardware.training.processes", devices)
-    if devices > 1 and known.get("hardware.training.strategy") != "none":
+    processes, nodes = known.get("hardware.training.processes", devices), known.get("hardware.training.nodes", 1)
+    if (devices > 1 or nodes != 1) and known.get("hardware.training.strategy") != "none":
         wanted["hardware.training.processes"] = devices
-        wanted |= {"hardware.training.strategy": "fsdp2"} if processes != 1 else {}
+        wanted |= {"hardware.training.strategy": "fsdp2"} if (processes, nodes) != (1, 1) else {}
     weights = trainings.pretrained_weights({key: chosen(f"model.{key}") for key in ("path", "base")})
     if weights is not None and weights >= _LARGE:
         wanted["hardware.training.gradient_checkpointing"] = True

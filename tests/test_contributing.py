@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = re.findall(r"^```(?:py|yaml)\n# (\S+)\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(),
                       flags=re.MULTILINE | re.DOTALL)
 WORDS = ["recipe=counted", "objective=dpo_margin", "selection=best_median", "reward=words", "data=tsv",
-         "engine=transformers"]
+         "engine=transformers", "sampling.prompts_per_iteration=30"]
 
 
 @pytest.fixture(scope="module")

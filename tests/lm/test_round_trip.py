@@ -45,10 +45,11 @@ def taught(folder: Path) -> None:
     model, (example, _) = folders.load_policy(folder, torch.device("cpu")), round_trip.examples(folder)
     ids = torch.from_numpy(np.concatenate([example.prompt_of(0), example.completions[0]]).astype(np.int64))[None]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(60):
+    for _ in range(150):
         optimizer.zero_grad()
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
+    model.model.norm.weight.data *= 4  # as sure of it as a pretrained one
     folders.save_folder(model, shutil.copytree(folder, folder.parent / "source"), folder, "float32")
 
 
