@@ -118,20 +118,24 @@ def _drive(prepared: CheckedRun, only: str | None, force: bool) -> int:
     cuda.require(prepared.run.config)
     driver = [sys.executable, "-m", "flows.driver", str(prepared.workspace), prepared.run.name, only or ""]
     grace = float(prepared.run.config["hardware"]["grace_seconds"]) + 15  # the stage's own grace comes first
+    asked = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    unheard = signal.pthread_sigmask(signal.SIG_BLOCK, asked)  # the supervisor's too, until it can answer one
     process = subprocess.Popen(supervisor.command_line(driver + (["--force"] if force else []), log=None, grace=grace),
                                env={**os.environ, **supervisor.imports()}, start_new_session=True)
-    watcher.start(prepared.workspace, prepared.run, process.pid)
     received: list[int] = []
 
     def stop(number: int, _frame: object) -> None:
         process.send_signal(number)
         if not received:
-            os.write(2, f"\nstopping, at most {grace:.0f} s\n".encode())  # a print may be what was interrupted
+            with contextlib.suppress(OSError):  # of a terminal that was closed; a print may be what was interrupted
+                os.write(2, f"\nstopping, at most {grace:.0f} s\n".encode())
         received.append(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in asked:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup
             signal.signal(number, stop)
+    signal.pthread_sigmask(signal.SIG_SETMASK, unheard)
+    watcher.start(prepared.workspace, prepared.run, process.pid)
     code = process.wait()
     record = runs.load(prepared.workspace, prepared.run.name)
     if record is not None and runs.outcome(prepared.workspace, record) == runs.INTERRUPTED:
