@@ -8,7 +8,7 @@ from flows.dashboard.facts import Row
 from flows.dashboard.files import STEP, Files, NotHere, signature
 from pipeline import runs
 from pipeline.errors import UserError
-from pipeline.files import parsed
+from pipeline.files import parsed_lines
 
 _TAIL = 12  # lines of a failed or running step
 _MOST_COMPARED = 40
@@ -139,15 +139,11 @@ def _events(files: Files, name: str) -> dict[str, Row]:
 
 def _read_events(path: Path) -> dict[str, Row]:
     found: dict[str, Row] = {}
-    for line in path.read_bytes().splitlines():
-        try:
-            event = parsed(line)
-            step, kind, when = event["step"], event["event"], event["time"]
-        except (ValueError, KeyError, TypeError):  # a line still being written
-            continue
-        if kind == "started":
-            found[step] = {"started": when}
-        elif kind in ("finished", "failed"):
-            found.setdefault(step, {})["ended"] = when
-            found[step] |= {"code": event["code"]} if "code" in event else {}
+    for event in parsed_lines(path.read_bytes(), step=str, event=str, time=(int, float)):
+        step = event["step"]
+        if event["event"] == "started":
+            found[step] = {"started": event["time"]}
+        elif event["event"] in ("finished", "failed"):
+            found.setdefault(step, {})["ended"] = event["time"]
+            found[step] |= {"code": event["code"]} if isinstance(event.get("code"), int) else {}
     return found

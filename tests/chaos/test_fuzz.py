@@ -145,6 +145,7 @@ def test_yaml(times, tmp_path, monkeypatch):
         file.write_bytes(good)
 
 
+@pytest.mark.long  # records hold times and process ids, so each run of it fuzzes other bytes
 @pytest.mark.parametrize("times", TIMES)
 def test_records(times, two_runs, capsys):
     """60 in the short form, each read by everything that reads records."""
