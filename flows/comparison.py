@@ -4,19 +4,18 @@ The command line, the page and the exports show one `Comparison`; reading it is 
 """
 
 import itertools
-import json
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows import comparison_tables, screen
+from flows import comparison_tables, screen, sweep_record
 from flows.inspection import FREE, SEEDS, compared, load_run
 from pipeline import arms, files, runs, statistics, store
 from pipeline.arms import Judged, Rate
 from pipeline.config import flat
-from pipeline.errors import UserError, command, nearest
+from pipeline.errors import UserError, command
 
 # Name -> the stage whose count it is, and the count; the win rate is of the outcomes themselves.
 NUMBERS = {"length_controlled": ("evaluate", "length_controlled_win_rate"),
@@ -91,12 +90,8 @@ def sweep_runs(place: Path, name: str | None) -> list[str]:
     """The runs of a sweep that have begun."""
     if name is None:
         return []
-    path = place / "sweeps" / name / "sweep.json"
-    if not runs.NAME.match(name) or not path.is_file():
-        known = sorted(found.parent.name for found in (place / "sweeps").glob("*/sweep.json"))
-        raise UserError(f"sweep: no sweep named {name!r} in {place}{nearest(name, known)}")
-    listed = [arm["run"] for arm in json.loads(path.read_text())["runs"]]
-    return [run for run in listed if (runs.folder(place, run) / "run.json").is_file()]
+    listed = sweep_record.load(place, name).arms
+    return [arm.run for arm in listed if (runs.folder(place, arm.run) / "run.json").is_file()]
 
 
 def of_runs(place: Path, names: Sequence[str]) -> Comparison:

@@ -18,7 +18,7 @@ from flows.comparison import Comparison
 from flows.comparison_tables import Table, markdown_of
 from flows.compose import CONF
 from flows.settings import plain
-from flows.sweep_words import Arm
+from flows.sweep_record import Arm, Sweep
 from pipeline import arms, files, store
 from pipeline.arms import Judged, Rate
 from pipeline.config import build
@@ -102,7 +102,7 @@ def reproduce(words: list[str], quick: bool, only_plan: bool, to: str | None) ->
     added = [word for word in words[1:] if word.partition("=")[0] not in ("jobs", "workspace", "sweep", "seed")]
     seeds = paper.seeds[:1] if quick else paper.seeds
     command = " ".join(["align reproduce", paper.name, *(["--quick"] if quick else []), *added])
-    made = sweep.Sweep(f"reproduce-{paper.name}", [*paper.words, *added], [
+    made = Sweep(f"reproduce-{paper.name}", [*paper.words, *added], [
         Arm(run_name(paper, arm, seed), [*paper.words, *own, *added, f"seed={seed}"])
         for seed in seeds for arm, own in paper.arms.items()], command)
 

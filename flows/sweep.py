@@ -4,39 +4,27 @@
 `align sweep sweep=NAME`, goes on. An arm that fails stops no other; all that failed is told at the end.
 """
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flows import machine, screen, sweep_plan
 from flows.comparison import compare
 from flows.inspection import load_run
 from flows.prepare import CheckedRun, prepare
-from flows.sweep_words import Arm, arms, sweep_name
+from flows.sweep_record import Arm, Sweep, folder, load, save
+from flows.sweep_words import arms, sweep_name
 from pipeline import files, runs, supervisor
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError
 
 _POLL = 0.2  # seconds between two looks at the running arms
 _EVERY = 30.0  # seconds between lines of progress
 _TAIL = 6  # lines of a failed arm's log
 _OWN = ("sweep", "jobs")
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What sweep.json says: the words that were typed, without jobs, and the runs they stand for."""
-
-    name: str
-    words: list[str]
-    arms: list[Arm]
-    command: str = ""  # that goes on with it, where it is not `align sweep sweep=NAME`
 
 
 def sweep(words: list[str], only_plan: bool) -> int:
@@ -57,11 +45,10 @@ def go(made: Sweep, place: Path, jobs: str, only_plan: bool, conclude: Callable[
     shares = devices(jobs, prepared)
     if only_plan:
         return 0
-    folder = folder_of_sweep(place, made.name)
     try:
-        with files.locked(folder / ".lock", str(os.getpid()), 1.0):
-            save(folder, made)
-            ended = _run(made, place, folder, shares)
+        with files.locked(folder(place, made.name) / ".lock", str(os.getpid()), 1.0):
+            save(place, made)
+            ended = _run(made, place, shares)
     except files.Held as holder:
         raise UserError(f"sweep: {made.name!r} is going on in process {holder}; stop that first") from None
     return _told(made, place, ended, conclude)
@@ -111,7 +98,7 @@ def devices(jobs: str, prepared: Sequence[CheckedRun]) -> list[list[str]]:
     return [found[i::int(jobs)] for i in range(int(jobs))]
 
 
-def _run(made: Sweep, place: Path, folder: Path, shares: list[list[str]]) -> dict[str, int]:
+def _run(made: Sweep, place: Path, shares: list[list[str]]) -> dict[str, int]:
     """Every arm's exit code, by its run's name; those that were not started are missing."""
     waiting, ended, started = list(made.arms), dict[str, int](), dict[str, float]()
     running: dict[int, tuple[Arm, subprocess.Popen[bytes]]] = {}
@@ -123,7 +110,8 @@ def _run(made: Sweep, place: Path, folder: Path, shares: list[list[str]]) -> dic
     while running or (waiting and not stopped):
         for job in (job for job in range(len(shares)) if job not in running and waiting and not stopped):
             arm, number = waiting.pop(0), number + 1
-            running[job], started[arm.run] = (arm, _start(arm, place, folder, shares, job)), time.monotonic()
+            process = _start(arm, place, folder(place, made.name), shares, job)
+            running[job], started[arm.run] = (arm, process), time.monotonic()
             screen.say(f"  {number}/{len(made.arms)} {arm.run}")
         for process in [process for _, process in running.values()] if stopped else ():
             process.send_signal(signal.SIGTERM)
@@ -143,7 +131,7 @@ def _run(made: Sweep, place: Path, folder: Path, shares: list[list[str]]) -> dic
     return {**ended, **({"": 130} if stopped else {})}
 
 
-def _start(arm: Arm, place: Path, folder: Path, shares: list[list[str]], job: int) -> subprocess.Popen[bytes]:
+def _start(arm: Arm, place: Path, logs: Path, shares: list[list[str]], job: int) -> subprocess.Popen[bytes]:
     """`align run` of the arm, on its share of the devices, its output in a log of its own."""
     command = [sys.executable, "-P", "-m", "flows.cli", "run", *arm.words, f"run={arm.run}", f"workspace={place}"]
     environment = {**os.environ, **supervisor.imports()}
@@ -153,7 +141,7 @@ def _start(arm: Arm, place: Path, folder: Path, shares: list[list[str]], job: in
     elif len(shares) > 1:
         mine = set(map(int, shares[job]))
     bind = (lambda: os.sched_setaffinity(0, mine)) if mine else None
-    log = folder / f"{arm.run}.log"
+    log = logs / f"{arm.run}.log"
     log.unlink(missing_ok=True)  # of an earlier try; what the steps printed is kept with the run
     watched = supervisor.command_line(command, log=log, grace=120)
     return subprocess.Popen(watched, env=environment, start_new_session=True, preexec_fn=bind)
@@ -188,31 +176,10 @@ def _told(made: Sweep, place: Path, ended: dict[str, int], conclude: Callable[[l
     if done:
         conclude(done)
     for run in failed:
-        log = folder_of_sweep(place, made.name) / f"{run}.log"
+        log = folder(place, made.name) / f"{run}.log"
         screen.say("\n".join([f"\n{run} failed, exit code {ended[run]}; last lines of {log}:",
                               *(f"    {line}" for line in runs.tail(log, _TAIL)),
                               f"  it alone: align run run={run} workspace={place}"]))
     if failed:
         screen.say(f"\n{len(failed)} of {len(made.arms)} runs failed; what is done stays, go on with: {go_on}")
     return 1 if failed else 0
-
-
-def folder_of_sweep(place: Path, name: str) -> Path:
-    return place / "sweeps" / name
-
-
-def save(folder: Path, made: Sweep) -> None:
-    data: dict[str, Any] = {"schema": 1, "name": made.name, "words": made.words, "runs": list(map(vars, made.arms))}
-    files.write_atomic(folder / "sweep.json", json.dumps(data, indent=1))
-
-
-def load(place: Path, name: str) -> Sweep:
-    """The sweep of that name. Raises UserError where there is none, or its record is none."""
-    path = folder_of_sweep(place, name) / "sweep.json"
-    if not runs.NAME.match(name) or not path.is_file():
-        known = sorted(found.parent.name for found in (place / "sweeps").glob("*/sweep.json"))
-        raise UserError(f"sweep: no sweep named {name!r} in {place}{nearest(name, known)}")
-    found = files.parsed_lines(path.read_bytes().replace(b"\n", b" "), name=str, words=list, runs=list)
-    if not found:
-        raise UserError(f"{path}: not a sweep's record; move the folder away and give the sweep's words again")
-    return Sweep(name, found[0]["words"], [Arm(**arm) for arm in found[0]["runs"]])

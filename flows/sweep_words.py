@@ -5,7 +5,6 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,19 +14,12 @@ from hydra.errors import HydraException
 from flows import settings
 from flows.compose import CONF
 from flows.prepare import absolute
+from flows.sweep_record import Arm
 from pipeline import runs
 from pipeline.errors import UserError
 
 _LONGEST = 64  # characters of a run's name
 _SEED = re.compile(r"^seeds?(\.|$)")
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One run of a sweep: its name, and what `align run` is given beside it."""
-
-    run: str
-    words: list[str]
 
 
 def arms(name: str, words: list[str], conf: Path = CONF) -> list[Arm]:

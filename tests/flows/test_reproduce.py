@@ -10,7 +10,7 @@ from flows import reproduce, sweep
 from flows.compose import CONF
 from flows.reproduce import Claim, difference, into, load, run_name, verdict
 from flows.sweep_plan import sweep_plan
-from flows.sweep_words import Arm
+from flows.sweep_record import Arm, Sweep
 from pipeline.arms import Judged
 from pipeline.errors import UserError
 
@@ -26,7 +26,7 @@ def judged(seed: str, *outcomes: float) -> Judged:
 def test_every_table_plans_and_shares_what_comes_before_the_loop(name: str, tmp_path: Path):
     """One seed: one SFT model, one reward model and one baseline for all of its runs."""
     paper = load(name)
-    made = sweep.Sweep(name, [], [Arm(run_name(paper, arm, 0), [*paper.words, *own, "engine=transformers", "seed=0"])
+    made = Sweep(name, [], [Arm(run_name(paper, arm, 0), [*paper.words, *own, "engine=transformers", "seed=0"])
                                   for arm, own in paper.arms.items()])
     lines = {line.step: line for line in sweep_plan(sweep.checked(made, tmp_path)).lines}
     assert {lines[step].different for step in ("data", "sft", "reward", "baseline")} == {1}
