@@ -10,16 +10,14 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from pipeline import hub
+from tests.hub_server import serving
 
 ROOT = Path(__file__).parent.parent
 FIRST, SECOND = "a" * 40, "b" * 40
@@ -68,26 +66,8 @@ class Stub:
 def stub(tiny_model: Path) -> Iterator[Stub]:
     made = Stub({p.name: p.read_bytes() for p in tiny_model.iterdir()} | {"pytorch_model.bin": b"pickled"})
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path, token = unquote(urlsplit(self.path).path), self.headers.get("authorization", "")
-            status, headers, body = made.answer(path, token)
-            self.send_response(status)
-            for key, value in {"Content-Length": str(len(body)), **headers}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    made.url = f"http://127.0.0.1:{server.server_address[1]}"
-    yield made
-    server.shutdown()
+    with serving(lambda path, headers: made.answer(path, headers.get("authorization", ""))) as made.url:
+        yield made
 
 
 def asked(code: str, cache: Path, endpoint: str, **environment: str) -> str:

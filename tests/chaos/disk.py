@@ -47,7 +47,7 @@ class Disk:
         return struct.unpack(_FORM, self._memory)[1]
 
 
-def library(place: Path) -> Path:
+def built(place: Path) -> Path:
     """faults.c, compiled into `place`."""
     made = place / "faults.so"
     source = small.ROOT / "tests/chaos/faults.c"
@@ -59,7 +59,7 @@ def library(place: Path) -> Path:
 def failing(place: Path) -> Iterator[tuple[Disk, small.Warm]]:
     """The library, built, and a warm server that has it loaded."""
     place.mkdir(parents=True, exist_ok=True)
-    disk = Disk(place / "control", library(place))
+    disk = Disk(place / "control", built(place))
     with small.warm(place, **disk.environment) as forking:
         yield disk, forking
 

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("cc") is None, r
 @pytest.fixture(scope="module")
 def failing(tmp_path_factory) -> disk.Disk:
     place = tmp_path_factory.mktemp("disk")
-    return disk.Disk(place / "control", disk.library(place))
+    return disk.Disk(place / "control", disk.built(place))
 
 
 def _drive(workspace: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -7,13 +7,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
+
+from tests.hub_server import serving
 
 ROOT = Path(__file__).parents[2]
 COMMIT, PLACE = "a" * 40, "/datasets/org/set/resolve"
@@ -49,24 +48,8 @@ def answer(path: str, part: str | None) -> tuple[int, dict[str, str], bytes]:
 
 @pytest.fixture
 def endpoint() -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, headers, body = answer(unquote(urlsplit(self.path).path), self.headers.get("Range"))
-            self.send_response(status)
-            for key, value in {"Content-Length": str(len(body)), **headers}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
+    with serving(lambda path, headers: answer(path, headers.get("Range"))) as url:
+        yield url
 
 
 def test_a_name_is_pinned_and_its_rows_are_read_split_by_split(endpoint: str, tmp_path: Path):
