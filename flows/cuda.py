@@ -23,6 +23,9 @@ _TENSOR_PARALLEL = re.compile(r"--tensor-parallel-size(?:=(\d+))?$")
 
 def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tuple[str, Any]], list[str]]:
     """What the devices bring along, (key, value), and a remark. raw: the groups; known: keys set otherwise."""
+    device = known.get("hardware.training.device", raw["hardware"]["training"]["device"])
+    if not machine.on_cuda(str(device)):
+        return [], []
     groups = OmegaConf.create(raw)
     for key, value in known.items():
         with contextlib.suppress(OmegaConfBaseException, AttributeError):  # a wrong key is told of elsewhere
@@ -34,8 +37,6 @@ def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tupl
         except OmegaConfBaseException:
             return None
 
-    if not machine.on_cuda(str(chosen("hardware.training.device"))):
-        return [], []
     given = chosen("hardware.devices")
     devices = given if isinstance(given, int) and given > 0 else len(machine.devices()) or 1
     wanted: dict[str, Any] = {f"engine.{key}": value for key, value in _engine(chosen, devices).items()

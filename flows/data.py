@@ -24,7 +24,6 @@ SHOWN = "pipeline.lm.shown"  # imports transformers
 WHOLE = ["recipe=sft", "data.require=[]"]  # where no recipe is named: every split that the data can fill
 RUN = "data"  # whose folder the logs are in
 _STAGES = ("import_data", "init_model", "tokenize")
-_SPLITS = ("sft", "pref", "unlabeled", "eval")
 _LETTERS = 200  # of each text, for its script
 _MOST = 1200  # characters of a text of an example
 
@@ -40,7 +39,7 @@ def data(action: str, words: list[str], rows: int) -> int:
         screen.paragraph(line)
     tokens, folder = made["tokenize"], made["tokenize"].path
     counts, dropped = tokens.manifest["counts"], tokens.manifest["dropped"]
-    held = [split for split in _SPLITS if counts.get(split)]
+    held = [split for split in data_read.SPLITS if counts.get(split)]
     if action == "show":
         found = {split: _measured(folder / split) for split in held}
         screen.table("tokens: median (and the length that 5 % exceed)",
@@ -55,9 +54,9 @@ def data(action: str, words: list[str], rows: int) -> int:
     imported = made["import_data"].manifest["counts"]
     screen.table("token contract: BOS, stop ids, boundaries", ["split", "rows", "kept", "left out or cut"],
                  [[split, str(imported[split]), str(counts[split]), _reasons(dropped, split)]
-                  for split in _SPLITS if split in counts])
-    noted = {key: number for key, number in counts.items() if key.partition("_")[0] in _SPLITS and "_tokens" not in key
-             and "_" in key and number}
+                  for split in data_read.SPLITS if split in counts])
+    noted = {key: number for key, number in counts.items() if key.partition("_")[0] in data_read.SPLITS
+             and "_tokens" not in key and "_" in key and number}
     for key, number in noted.items():
         screen.say(f"{key}: {number}")
     screen.say("every kept row holds the token contract; nothing was trained")

@@ -5,6 +5,7 @@ from pathlib import Path
 from pipeline import outside
 from pipeline.plan import Planned
 
+SPLITS = ("sft", "pref", "unlabeled", "eval")
 _AS, _UNREAD, _LEFT, _RIGHT = "read as ", "unread: ", "left out: ", "put right: "
 
 
@@ -23,7 +24,7 @@ def _counts(workspace: Path, item: Planned) -> dict[str, int]:
 def _lines(counts: dict[str, int]) -> list[str]:
     found = []
     if "rows" in counts:
-        splits = ", ".join(f"{split} {counts[split]}" for split in ("sft", "pref", "unlabeled", "eval"))
+        splits = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
         found.append(f"data: {counts['rows']} rows, read as: {_listed(counts, _AS)}; kept: {splits}")
         if left := _listed(counts, _LEFT):
             found.append(f"data: left out: {left}")

@@ -7,12 +7,10 @@ file of the run and in no message.
 import json
 import os
 import shutil
-import smtplib
 import subprocess
 import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from email.message import EmailMessage
 
 from pipeline import web
 from pipeline.config import setting
@@ -136,6 +134,9 @@ def _post(webhook: Webhook, message: Message) -> None:
 
 
 def _mail(settings: Email, message: Message) -> None:
+    import smtplib  # here: every plan imports this module for its settings
+    from email.message import EmailMessage
+
     letter, to = EmailMessage(), [address.strip() for address in settings.to.split(",") if address.strip()]
     letter["From"], letter["To"], letter["Subject"] = settings.sender or to[0], ", ".join(to), message.title
     letter.set_content(message.text)

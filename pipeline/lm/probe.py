@@ -13,8 +13,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from pipeline import gguf_header, weights
 from pipeline.engines.engine import steady_positions
 from pipeline.errors import UserError, first, one_line
@@ -217,6 +215,7 @@ def _gguf_types(file: Path, header: gguf_header.Header) -> list[str]:
 
 
 def _gguf_fields(header: gguf_header.Header, template_given: bool) -> list[str]:
+    from jinja2 import TemplateSyntaxError
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -230,7 +229,7 @@ def _gguf_fields(header: gguf_header.Header, template_given: bool) -> list[str]:
         return [*found, NO_TEMPLATE]
     try:
         _compile_jinja_template(template)
-    except jinja2.TemplateSyntaxError as error:
+    except TemplateSyntaxError as error:
         found.append(f"its chat template is no Jinja template (line {error.lineno}: {one_line(error)}); give one: "
                      "model.chat_template=FILE")
     return found

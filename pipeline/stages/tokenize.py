@@ -12,12 +12,12 @@ from pathlib import Path
 from pipeline.config import setting
 from pipeline.engines.engine import model_facts
 from pipeline.errors import UserError
+from pipeline.formats.splits import SPLITS
 from pipeline.lm import rationales
 from pipeline.lm.template import Encoder, Limits, limit
 from pipeline.records import Group
 from pipeline.stage import Context, Kinds, Stage, told
 
-SPLITS = ("sft", "pref", "unlabeled", "eval")
 _BATCH = 2048  # groups tokenised at once
 
 
