@@ -84,8 +84,7 @@ class Driver:
         else:
             self._mark(step, state="running", key=item.key)
             self.engine.warm_up([step] if self.only else self.steps[self.steps.index(step):], self.done)
-            environment = self.engine.environment(step)
-            artifact, cached = ensure(self.launch, item, self.done, environment, self._progress, force)
+            artifact, cached = self._ensure(item, force)
         self.done[step.name] = artifact
         seconds = time.monotonic() - started
         if cached:
@@ -96,6 +95,19 @@ class Driver:
             self._mark(step, state="done", key=artifact.key, seconds=round(seconds, 3))
         self.tell(lambda observer: observer.finished(step.name, artifact, cached, seconds))
         self._gate(step, artifact)
+
+    def _ensure(self, item: plan.Planned, force: bool) -> tuple[store.Artifact, bool]:
+        """`ensure`; once more where the engine was lost in mid-step: what is sampled stays."""
+        def attempt() -> tuple[store.Artifact, bool]:
+            environment = self.engine.environment(item.step)
+            return ensure(self.launch, item, self.done, environment, self._progress, force)
+
+        try:
+            return attempt()
+        except StepFailed:
+            if not self.engine.lost(item.step):
+                raise
+        return attempt()
 
     def _gate(self, step: Step, artifact: store.Artifact) -> None:
         """Obey a gate; its artifact is the decision, so a run that goes on decides the same."""
