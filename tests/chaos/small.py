@@ -203,6 +203,23 @@ def running(workspace: Path, mark: str) -> str:
     return next((step["name"] for step in run.steps if step["state"] == "running"), BETWEEN) if run else START
 
 
+def gets_on(process: subprocess.Popen[bytes], workspace: Path, further: int) -> bool:
+    """Wait until the run has finished so many further steps; False where it ended before."""
+    begun = _finished(workspace)
+    while process.poll() is None:
+        if _finished(workspace) >= begun + further:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _finished(workspace: Path) -> int:
+    """Steps that the run has finished, by its events."""
+    path = runs.folder(workspace, "small") / "events.jsonl"
+    lines = files.parsed_lines(path.read_bytes(), event=str) if path.exists() else []
+    return sum(line["event"] == "finished" for line in lines)
+
+
 def twice(workspace: Path) -> list[str]:
     """Steps that were finished more than once, by the run's events."""
     lines = files.parsed_lines((runs.folder(workspace, "small") / "events.jsonl").read_bytes(), step=str, event=str)
