@@ -4,6 +4,7 @@ Python imports this file at its start. Where the command is `python -m pipeline.
 server of tests/warm/server.py, which has torch and transformers imported, to fork: the fork gets this process's
 arguments, folder, environment, standard files and a session of its own. This process stays in its place: it passes on
 the signals it gets and ends as the fork ends, by the same code or the same signal; killed, the fork is killed with it.
+Stages of the kinds that ALIGNLOOP_COLD names, commas between them, start as they do for a user.
 """
 
 import os
@@ -39,5 +40,6 @@ def _forked(address: str, arguments: list[str]) -> None:
 
 if "ALIGNLOOP_WARM" in os.environ and "-m" in sys.orig_argv:
     _at = sys.orig_argv.index("-m") + 1  # the first one: a supervisor's command line has the worker's in it
-    if sys.orig_argv[_at] == "pipeline.worker":
+    _kind = sys.orig_argv[-1].split("/")[-3:][0]  # KIND/.work-KEY/step.json
+    if sys.orig_argv[_at] == "pipeline.worker" and _kind not in os.environ.get("ALIGNLOOP_COLD", "").split(","):
         _forked(os.environ["ALIGNLOOP_WARM"], sys.orig_argv[_at + 1 :])
