@@ -28,6 +28,7 @@ KINDS: dict[str, Callable[[list[str]], bool]] = {  # by the words of their comma
     "driver": _inner("flows.driver"),
     "stage supervisor": _has("pipeline.supervisor", "pipeline.worker"),
     "stage": _inner("pipeline.worker"),
+    "warm process": _inner("pipeline.warm"),
     "keeper": _has("pipeline.engines.vllm.keeper"),
     "engine supervisor": lambda line: (_has("pipeline.supervisor", "vllm.entrypoints.openai.api_server")(line)
                                        and "pipeline.engines.vllm.keeper" not in line),
@@ -39,7 +40,7 @@ KINDS: dict[str, Callable[[list[str]], bool]] = {  # by the words of their comma
 }
 ENGINE = ("keeper", "engine supervisor", "engine", "core", "engine worker")
 WATCHERS = ("prefect", "tracker", *ENGINE)  # the run goes on without them
-FIVE = ("command", "outer supervisor", "driver", "stage supervisor", "stage")
+OWN = ("command", "outer supervisor", "driver", "stage supervisor", "stage", "warm process")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Profile:
     """A kind of run: what it is told beside `small.SMALL`, and who is killed in it."""
 
     words: tuple[str, ...] = ("engine=transformers",)
-    victims: tuple[str, ...] = (*FIVE, "everything")
+    victims: tuple[str, ...] = (*OWN, "everything")
     kills: int = 12  # of one run
     usual: float = 20.0  # seconds of an undisturbed run at most, for the draw of moments
     warm: bool = True  # stages fork from a process that has torch imported
@@ -87,9 +88,7 @@ def victims(name: str, mark: str, forking: small.Warm | None) -> list[psutil.Pro
         return ranks if name == "rank" else [p for p in map(psutil.Process.parent, ranks[:1]) if p is not None]
     if name == "everything":
         return found + forks
-    if name == "stage" and forks:
-        return forks
-    return [p for p in found if KINDS[name](small.words(p))]
+    return [p for p in forks if kind_of(p) == name] or [p for p in found if KINDS[name](small.words(p))]
 
 
 def kind_of(process: psutil.Process) -> str:
@@ -104,5 +103,5 @@ def kind_of(process: psutil.Process) -> str:
 
 def _is_rank(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
-        return "pipeline.worker" in process.cmdline() and "RANK" in process.environ()
+        return "pipeline.worker" in small.words(process) and "RANK" in process.environ()
     return False
