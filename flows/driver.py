@@ -15,15 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flows import gates, screen
+from flows import gates, machine, screen
 from flows.engine_service import EngineFailed, EngineHolder
 from flows.estimate import disk_needed, measured, step_needed
 from flows.forecast import Forecast
 from flows.observer import Observer
 from flows.prefect_side import PrefectPage
 from flows.progress import Screen
-from flows.step import InputDamaged, Launch, StepFailed, ensure
+from flows.step import InputDamaged, Launch, StepFailed, around, ensure
 from flows.summary import conclude
+from flows.warm import Warm
 from pipeline import files, plan, runs, store, tracking
 from pipeline.config import build
 from pipeline.errors import UserError, command
@@ -44,7 +45,11 @@ class Driver:
         self.workspace, self.run, self.steps, self.only, self.force = workspace, run, steps, only, force
         self.done: dict[str, store.Artifact] = {}
         hardware = run.config["hardware"]
-        self.launch = Launch(workspace, run.name, hardware["grace_seconds"], 60 * hardware["timeout_minutes"])
+        # CUDA stays out of it: what a library asks of it on import is lost to a fork.
+        on = hardware.get("warm_workers") is not False  # records of older code do not say it
+        warm = on and not machine.on_cuda(str(hardware["training"]["device"]))
+        self.launch = Launch(workspace, run.name, hardware["grace_seconds"], 60 * hardware["timeout_minutes"],
+                             Warm(runs.folder(workspace, run.name) / "logs" / "warm.log") if warm else None)
         self.engine = EngineHolder(self.launch.folder / "logs" / "engine.log", run.config["engine"], workspace)
         self.observers = observers
         self.stopped_by = ""  # the gate that ended the run, "" where none did
@@ -68,6 +73,8 @@ class Driver:
                 raise DiskFull(self._why(files.disk_fault(error) or errno.EIO)) from None
             finally:
                 self.engine.close()
+                if self.launch.warm is not None:
+                    self.launch.warm.close()
                 self.tell(lambda observer: observer.ended(self.run.outcome))
 
     def step(self, step: Step) -> None:
@@ -83,7 +90,10 @@ class Driver:
                             f"{command(self.workspace, 'run', f'run={self.run.name}')}")
         else:
             self._mark(step, state="running", key=item.key)
-            self.engine.warm_up([step] if self.only else self.steps[self.steps.index(step):], self.done)
+            left = [step] if self.only else self.steps[self.steps.index(step):]
+            self.engine.warm_up(left, self.done)
+            if self.launch.warm is not None and len(left) > 1:
+                self.launch.warm.start((one.stage for one in left), around())
             artifact, cached = self._ensure(item, force)
         self.done[step.name] = artifact
         seconds = time.monotonic() - started

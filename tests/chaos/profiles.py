@@ -28,6 +28,7 @@ KINDS: dict[str, Callable[[list[str]], bool]] = {  # by the words of their comma
     "driver": _inner("flows.driver"),
     "stage supervisor": _has("pipeline.supervisor", "pipeline.worker"),
     "stage": _inner("pipeline.worker"),
+    "warm process": _inner("pipeline.warm"),
     "keeper": _has("pipeline.engines.vllm.keeper"),
     "engine supervisor": lambda line: (_has("pipeline.supervisor", "vllm.entrypoints.openai.api_server")(line)
                                        and "pipeline.engines.vllm.keeper" not in line),
@@ -40,7 +41,7 @@ KINDS: dict[str, Callable[[list[str]], bool]] = {  # by the words of their comma
 ENGINE = ("keeper", "engine supervisor", "engine", "core", "engine worker")
 WATCHERS = ("prefect", "tracker", *ENGINE)  # the run goes on without them
 RANKS = ("rank", "launcher")  # they are there while a stage trains in two processes
-FIVE = ("command", "outer supervisor", "driver", "stage supervisor", "stage")
+OWN = ("command", "outer supervisor", "driver", "stage supervisor", "stage", "warm process")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Profile:
     """A kind of run: what it is told beside `small.SMALL`, and who is killed in it."""
 
     words: tuple[str, ...] = ("engine=transformers",)
-    victims: tuple[str, ...] = (*FIVE, "everything")
+    victims: tuple[str, ...] = (*OWN, "everything")
     kills: int = 12  # of one run
     wait: float = 1.5  # seconds at most between the end of a step and a kill
     warm: bool = True  # stages fork from a process that has torch imported
@@ -89,9 +90,7 @@ def victims(name: str, mark: str, forking: small.Warm | None) -> list[psutil.Pro
         return ranks if name == "rank" else [p for p in map(psutil.Process.parent, ranks[:1]) if p is not None]
     if name == "everything":
         return found + forks
-    if name == "stage" and forks:
-        return forks
-    return [p for p in found if KINDS[name](small.words(p))]
+    return [p for p in forks if kind_of(p) == name] or [p for p in found if KINDS[name](small.words(p))]
 
 
 def kind_of(process: psutil.Process) -> str:
@@ -106,5 +105,5 @@ def kind_of(process: psutil.Process) -> str:
 
 def _is_rank(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
-        return "pipeline.worker" in process.cmdline() and "RANK" in process.environ()
+        return "pipeline.worker" in small.words(process) and "RANK" in process.environ()
     return False

@@ -61,7 +61,7 @@ class Warm:
 
     def forks(self) -> list[psutil.Process]:
         """The stages that run now."""
-        return [p for p in psutil.Process(self.pid).children() if p.status() != psutil.STATUS_ZOMBIE]
+        return [p for p in psutil.Process(self.pid).children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
 
 
 @contextlib.contextmanager
@@ -130,7 +130,7 @@ def until_nobody(mark: str, warm: Warm | None, patience: float,
 def words(process: psutil.Process) -> list[str]:
     """Its command line; [] once it has ended."""
     try:
-        return process.cmdline()
+        return " ".join(process.cmdline()).split()  # a fork's is one word
     except psutil.Error:
         return []
 
