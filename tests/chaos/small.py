@@ -95,14 +95,15 @@ def environment(folder: Path, mark: str, forking: Path | None, **more: str) -> d
 
 def marked(mark: str) -> list[psutil.Process]:
     """Every living process of the run under test, whoever its parent is, and what those have started: one that gives
-    itself a title, as vLLM's engine does, has no environment left to be found by."""
-    found, wanted = {}, f"{MARK}={mark}".encode()
+    itself a title, as a fork of the warm process and vLLM's engine do, has no environment left to be found by."""
+    found, parents, wanted = {}, {}, f"{MARK}={mark}".encode()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
+            parents[process] = process.ppid()
             if wanted in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
                 found[process.pid] = process
-                if "vllm.entrypoints.openai.api_server" in words(process):
-                    found |= {child.pid: child for child in process.children(recursive=True)}
+    while more := {p.pid: p for p, parent in parents.items() if parent in found and p.pid not in found}:
+        found |= more
     return [process for process in found.values() if alive(process)]
 
 
