@@ -32,7 +32,7 @@ from tests.chaos.profiles import ENGINE, PROFILES, RANKS, TURN, WATCHERS, Profil
 
 _END = 60.0  # seconds that a run may take to end after a kill: its grace period, with room on a busy machine
 _LONGEST = 600.0  # seconds of an undisturbed run
-_FIND = 3.0  # seconds to wait for a victim to be there
+_FIND = 1.0  # seconds to wait for a victim to be there
 
 
 @dataclass
@@ -44,6 +44,7 @@ class Seen:
     index: int
     commit: str = ""
     kills: list[dict[str, Any]] = field(default_factory=list)  # victim, what was hit, in which step, exit code
+    missed: list[str] = field(default_factory=list)  # victims that were not there when their turn came
     faults: list[str] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -81,7 +82,8 @@ def one_run(profile: str, seed: int, index: int, folder: Path, reference: Path, 
         with log.open("ab") as file:
             process = subprocess.Popen(argv, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
         known: set[psutil.Process] = set()
-        made = _disturb(process, spec, workspace, mark, forking, rng, steps, len(seen.kills), known)
+        made = _disturb(process, spec, workspace, mark, forking, rng, steps, len(seen.kills), known,
+                        seen.missed)
         killed = [str(one["victim"]) for one in made]
         try:
             code = process.wait(_END if killed and killed[-1] not in WATCHERS else _LONGEST)
@@ -119,17 +121,19 @@ def one_run(profile: str, seed: int, index: int, folder: Path, reference: Path, 
 
 
 def _disturb(process: subprocess.Popen[bytes], spec: Profile, workspace: Path, mark: str, forking: small.Warm | None,
-             rng: random.Random, steps: int, before: int, known: set[psutil.Process]) -> list[dict[str, Any]]:
+             rng: random.Random, steps: int, before: int, known: set[psutil.Process],
+             missed: list[str]) -> list[dict[str, Any]]:
     """Kill until a kill ends the run, or it has ended by itself; what each kill hit, and in which step.
 
     Each comes a while after so many further steps have ended: so kills are spread over the whole run, however fast the
-    machine is. steps: of the run. known: gets the processes there were before each.
+    machine is. steps: of the run. known: gets the processes there were before each. missed: gets
+    the victims that were not there.
     """
     made: list[dict[str, Any]] = []
+    most = 3 * steps // (2 * spec.kills)
     while before + len(made) < spec.kills:
-        name, wait = rng.choice(spec.victims), rng.uniform(0.1, spec.wait)
-        further = 0 if name in RANKS else rng.randint(0, 2 * steps // spec.kills)
-        if not small.gets_on(process, workspace, further):
+        name, further, wait = rng.choice(spec.victims), rng.randint(0, most), rng.uniform(0.1, spec.wait)
+        if not small.gets_on(process, workspace, 0 if name in RANKS else further):
             return made
         while name in RANKS and process.poll() is None and not victims(name, mark, forking):
             time.sleep(0.1)
@@ -141,6 +145,9 @@ def _disturb(process: subprocess.Popen[bytes], spec: Profile, workspace: Path, m
             made.append({**one, "further": further, "after": round(wait, 2)})
             if name not in WATCHERS:
                 return made
+        else:
+            missed.append(name)
+            most = 0  # the next one soon
     return made
 
 
@@ -184,6 +191,7 @@ def summary(seen: list[Seen]) -> str:
     return (f"{len(kills)} kills in {len(seen)} runs on {', '.join(sorted({one.commit for one in seen}))}\n"
             f"of: {_tally(str(kill['victim']) for kill in kills)}\n"
             f"hit: {_tally(kind for kill in kills for kind in kill['hit'])}\n"
+            f"missed: {_tally(name for one in seen for name in one.missed)}\n"
             f"in: {_tally(str(kill['during']).partition('[')[0] for kill in kills)}\n"
             f"{sum(len(one.differing) for one in seen)} files differ, {sum(len(one.faults) for one in seen)} faults; "
             f"every process gone within {slowest:.1f} s; {sum(one.seconds for one in seen) / 60:.1f} minutes")

@@ -61,7 +61,7 @@ class Profile:
 PROFILES = {
     "plain": Profile(),
     "short": Profile(kills=6),
-    "cold": Profile(words=("engine=transformers", "iterations=1"), kills=6, wait=20.0, foreign=True,
+    "cold": Profile(words=("engine=transformers", "iterations=1"), kills=6, wait=12.0, foreign=True,
                     environment={**small.NOWHERE, COLD: "sft,generate,score,reference_logprobs"}),
     "observed": Profile(
         words=("engine=transformers", "tracking=wandb"), kills=8, wait=3.0, foreign=True,
@@ -70,7 +70,7 @@ PROFILES = {
     # Training starts cold: torchrun in a fork of the warm server would not be a child of its supervisor.
     "two": Profile(
         words=("engine=transformers", "hardware.training.processes=2", "hardware.training.strategy=ddp",
-               "iterations=1"), kills=6, wait=20.0, foreign=True,
+               "iterations=1"), kills=6, wait=12.0, foreign=True,
         environment={**small.NOWHERE, COLD: "sft,train_reward,train_preference"},
         victims=("rank", "rank", "rank", "launcher", "launcher", "stage supervisor", "everything")),
     "vllm": Profile(
