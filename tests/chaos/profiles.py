@@ -39,7 +39,7 @@ KINDS: dict[str, Callable[[list[str]], bool]] = {  # by the words of their comma
     "tracker": _inner("pipeline.tracking"),
 }
 ENGINE = ("keeper", "engine supervisor", "engine", "core", "engine worker")
-WATCHERS = ("prefect", "tracker", *ENGINE)  # the run goes on without them
+WATCHERS = ("prefect", "tracker", "warm process", *ENGINE)  # the run goes on without them
 RANKS = ("rank", "launcher")  # they are there while a stage trains in two processes
 OWN = ("command", "outer supervisor", "driver", "stage supervisor", "stage", "warm process")
 
