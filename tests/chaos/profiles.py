@@ -39,8 +39,8 @@ KINDS: dict[str, Callable[[list[str]], bool]] = {  # by the words of their comma
     "tracker": _inner("pipeline.tracking"),
 }
 ENGINE = ("keeper", "engine supervisor", "engine", "core", "engine worker")
-WATCHERS = ("prefect", "tracker", *ENGINE)  # the run goes on without them
-OWN = ("command", "outer supervisor", "driver", "stage supervisor", "stage", "warm process")
+WATCHERS = ("prefect", "tracker", "warm process", *ENGINE)  # the run goes on without them
+FIVE = ("command", "outer supervisor", "driver", "stage supervisor", "stage")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Profile:
     """A kind of run: what it is told beside `small.SMALL`, and who is killed in it."""
 
     words: tuple[str, ...] = ("engine=transformers",)
-    victims: tuple[str, ...] = (*OWN, "everything")
+    victims: tuple[str, ...] = (*FIVE, "warm process", "everything")
     kills: int = 12  # of one run
     usual: float = 20.0  # seconds of an undisturbed run at most, for the draw of moments
     warm: bool = True  # stages fork from a process that has torch imported
