@@ -212,6 +212,25 @@ def test_export_is_a_plain_folder_with_a_card(workspace, tmp_path, capsys):
     assert "--to: missing" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("word", "public"), [
+    ("data.root=/home/me/secret/prefs", "data.root=prefs"),
+    ("data.root=~/secret/prefs", "data.root=prefs"),
+    ("data.root=../secret/prefs", "data.root=prefs"),
+    ("data.root=/home/me/two words/prefs", "data.root=prefs"),
+    ('data.sources=[{path:/home/me/a,weight:0.5},{path:"/home/me/b"}]',
+     'data.sources=[{path:a,weight:0.5},{path:"b"}]'),
+    ("start={1: sft, 2: /home/me/x}", "start={1: sft, 2: x}"),
+    ("data.files.sft=[/home/me/*.jsonl, ~me/b.jsonl]", "data.files.sft=[*.jsonl, b.jsonl]"),
+    ("data.root=file:///home/me/x", "data.root=x"),
+    ("model.path=org/name@0a1b", "model.path=org/name@0a1b"),
+    ("data.root=hf:org/name", "data.root=hf:org/name"),
+    ("notes=http://host:1/page", "notes=http://host:1/page"),
+    ("text=yes / no", "text=yes / no"),
+])
+def test_no_place_of_this_machine_is_on_the_card(word: str, public: str):
+    assert card._public_word(word) == public
+
+
 def test_export_in_bfloat16(workspace, tmp_path):
     words = ["export", "r", "sft", f"workspace={workspace}", "--to", str(tmp_path / "b")]
     assert main([*words, "--dtype", "bfloat16"]) == 0
