@@ -140,3 +140,10 @@ def test_a_folder_is_the_same_from_everywhere(tmp_path: Path, monkeypatch: pytes
     assert absolute("start=policy") == f"start={tmp_path / 'policy'}"
     assert [absolute(word) for word in ("start=previous", "reference={1: sft, 2: ema}")] == [
         "start=previous", "reference={1: sft, 2: ema}"]
+    assert absolute("start={1: sft, 2: policy}") == f'start={{1:"sft",2:"{tmp_path}/policy"}}'
+    (tmp_path / "sft").mkdir()
+    assert absolute("start=sft") == "start=sft"  # the word means the step, whatever lies here
+    assert absolute("start={1: sft, 2: ./sft}") == f'start={{1:"sft",2:"{tmp_path}/sft"}}'
+    steps = steps_of("recipe=iterative_dpo", absolute("start={1: sft, 2: policy}"))
+    assert steps["given_a"].runtime.path == str(tmp_path / "policy")
+    assert source(steps, "train[2]") == ["given_a/model"]
