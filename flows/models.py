@@ -7,6 +7,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from flows import policies
 from pipeline import hub
 
 KEYS = ("model.path", "model.base")
@@ -40,6 +41,22 @@ def _pinned(word: str, place: Path) -> str:
     if not on_hub(key, value):
         return word
     return f"{key}={hub.pinned_data(value, place, key) if key == DATA else hub.pinned(value, place)}"
+
+
+def of_role(word: str, value: str) -> str:
+    """What start= or reference= says, with its folders, those of single iterations too, as seen from anywhere."""
+    def place(name: Any) -> Any:
+        folder = isinstance(name, str) and name not in policies.MODELS and ("/" in name or Path(name).is_dir())
+        return str(Path(name).expanduser().resolve()) if folder else name
+
+    if not value.startswith("{"):
+        return str(place(value))
+    try:
+        given = OverridesParser.create().parse_override(word).value()
+    except HydraException:  # composing tells
+        return value
+    made = {iteration: place(name) for iteration, name in given.items()}
+    return value if made == given else _written(made)
 
 
 def _sources(word: str, value: str, place: Path) -> str:

@@ -262,8 +262,8 @@ def _too_many_negatives(negatives: dict[str, Any], candidates: int) -> list[str]
 def absolute(override: str) -> str:
     """Paths as they are seen from anywhere: a run may go on from another folder."""
     key, _, value = override.partition("=")
-    if key in policies.ROLES and not value.startswith("{") and ("/" in value or Path(value).is_dir()):
-        return f"{key}={Path(value).expanduser().resolve()}"
+    if key in policies.ROLES:
+        return f"{key}={models.of_role(override, value)}"
     elsewhere = value in ("", "null") or value.startswith("builtin:") or models.on_hub(key, value)
     return override if elsewhere or key not in settings.PATHS else f"{key}={Path(value).expanduser().resolve()}"
 

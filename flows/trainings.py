@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +183,7 @@ def rows(workspace: Path, planned: list[Planned]) -> list[list[str]]:
         mark, steps, passes, tokens = "" if here.exact else "~", "?", "?", "?"
         if here.groups:
             number = trainer.steps(here.groups)
-            over = min(number * trainer.batch_size / here.groups, trainer.epochs or math.inf)
+            over = number * trainer.batch_size / here.groups
             steps, passes = f"{mark}{number}", f"{over:.3g}" if over < 1000 else f"{over:,.0f}"
             tokens = "?" if here.tokens is None else f"{mark}{screen.number(here.tokens * over)}"
         learns = f"{trainer.adapter.kind} r{trainer.adapter.r}" if trainer.adapter.on else "all"
@@ -202,6 +202,21 @@ def pairs(workspace: Path, planned: list[Planned], item: Planned) -> int:
 def seen(workspace: Path, planned: list[Planned], refs: tuple[Ref, ...]) -> Seen:
     """What tables hold together."""
     by_name = {item.step.name: item for item in planned}
+def notes(workspace: Path, planned: list[Planned]) -> list[str]:
+    """A line on each training whose batch is more groups than it has: every step takes some of them several times."""
+    found = []
+    for item in planned:
+        if (trainer := trainer_of(item.step)) is None:
+            continue
+        groups = seen(workspace, planned, item.step.inputs["groups"]).groups
+        if groups and trainer.batch_size > groups:
+            over = trainer.steps(groups) * trainer.batch_size / groups
+            found.append(f"{item.step.name}: a batch of {trainer.batch_size} is more than its {groups} groups, every "
+                         f"step sees them again ({over:.3g} passes in all); lower "
+                         f"trainer.{BLOCKS[item.step.stage]}.batch_size")
+    return found
+
+
     parts = [_seen(workspace, by_name, ref.step, ref.part) for ref in refs]
     return sum(parts[1:], parts[0])
 

@@ -25,6 +25,7 @@ DATA = "hf:"  # in front of a data set's name, which could be a folder's
 _KNOWN = "hub-revisions.json"  # of a workspace: what each name meant when it was first used there
 _SMALL = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
 _WEIGHTS = ["*.safetensors"]
+_NOT = ["*/*", "consolidated*.safetensors"]  # Mistral's second form of the same weights, which transformers reads not
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of a weight
 
 
@@ -94,7 +95,7 @@ def fetched(text: str, weights: bool) -> Path:
     wanted = [*_SMALL, *(_WEIGHTS if weights else [])]
     try:
         return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=wanted,
-                                                      ignore_patterns=["*/*"]))
+                                                      ignore_patterns=_NOT))
     except Exception as error:
         raise _problem(repo, revision, error) from None
 
@@ -119,7 +120,7 @@ def _cached(repo: str, revision: str | None) -> dict[str, int]:
 
     try:
         folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True,
-                                                        allow_patterns=[*_SMALL, *_WEIGHTS], ignore_patterns=["*/*"]))
+                                                        allow_patterns=[*_SMALL, *_WEIGHTS], ignore_patterns=_NOT))
         whole = all(path.is_file() for path in weights_of.files(folder))
     except Exception:  # not there, or its index cannot be read: what the hub has is asked for
         return {}

@@ -64,7 +64,8 @@ class Stub:
 
 @pytest.fixture
 def stub(tiny_model: Path) -> Iterator[Stub]:
-    made = Stub({p.name: p.read_bytes() for p in tiny_model.iterdir()} | {"pytorch_model.bin": b"pickled"})
+    made = Stub({p.name: p.read_bytes() for p in tiny_model.iterdir()} | {
+        "pytorch_model.bin": b"pickled", "consolidated.safetensors": b"the same in another form"})
 
     with serving(lambda path, headers: made.answer(path, headers.get("authorization", ""))) as made.url:
         yield made
@@ -110,7 +111,8 @@ def test_small_files_first_then_weights_and_never_pickles(stub: Stub, tmp_path: 
     assert not (small / "model.safetensors").exists()
     whole = Path(asked(fetch.format(True), tmp_path, stub.url))
     assert (whole / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
-    assert not (whole / "pytorch_model.bin").exists() and not any("pytorch_model" in path for path, _ in stub.asked)
+    for left in ("pytorch_model", "consolidated"):
+        assert not list(whole.glob(f"{left}*")) and not any(left in path for path, _ in stub.asked)
     sizes = json.loads(asked(f"import json; print(json.dumps(hub.sizes('org/small@{FIRST}')))", tmp_path, stub.url))
     assert sizes["model.safetensors"] == (tiny_model / "model.safetensors").stat().st_size
 

@@ -109,6 +109,9 @@ class Backend:
     findings: Callable[[Any], tuple[list[tuple[str, str]], list[str]]] = lambda _: ([], [])
     """settings -> what `align doctor` says of it: (what, found) rows, and problems."""
 
+    refuse_model: Callable[[Path, Any], None] = lambda model, settings: None
+    """(model folder, settings): raises UserError for a model that a service could not serve, before one is started."""
+
     shares_device: bool | Callable[[Any], bool] = False
     """Whether training needs the service's device: it then starts with the first step that samples."""
 
