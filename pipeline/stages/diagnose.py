@@ -217,7 +217,7 @@ def _token_logps(context: Context, name: str, wanted: Sequence[Sequence[Group]],
 
 
 STAGE = Stage(
-    Settings, run, version=2,
+    Settings, run, version=3,
     inputs={"model": "one", "reference": "one", "answers": "one", "answer_scores": "optional", "baseline": "one",
             "baseline_scores": "optional", "trained": "optional", "samples": "optional", "sample_scores": "optional",
             "groups": "optional"},

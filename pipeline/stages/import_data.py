@@ -64,7 +64,9 @@ def check(settings: Settings, runtime: Runtime) -> list[str]:
 
 
 def lacks(settings: Settings, runtime: Runtime, wanted: dict[str, str]) -> list[str]:
-    """Two answers or more ("pairs"), no more than two ("two"), rationales: where the preferences are otherwise."""
+    """Two answers or more ("pairs"), no more than two ("two"), more ("lists"), rationales: where the preferences are
+    otherwise.
+    """
     imported, where, problems = _import(settings, runtime), f"data.root: {runtime.root}", []
     pairs, lists, labels = (imported.kinds.get(kind, 0) for kind in ("pairs", "lists", "labels"))
     if "pairs" in wanted and labels:
@@ -73,6 +75,8 @@ def lacks(settings: Settings, runtime: Runtime, wanted: dict[str, str]) -> list[
         problems.append(f"{where} holds single answers with a label{beside}, and {wanted['pairs']}{apart}")
     if "two" in wanted and lists:
         problems.append(f"{where} holds {lists} lists of more than two answers, and {wanted['two']}")
+    if "lists" in wanted and not lists:
+        problems.append(f"{where} holds {pairs} pairs and no list of more than two answers, and {wanted['lists']}")
     if "rationales" in wanted and not any(g.rationale for split, g in imported.groups() if split == "pref"):
         problems.append(f"{where} holds no preference with a rationale, and {wanted['rationales']}")
     return problems
