@@ -21,6 +21,7 @@ from pipeline.stage import Context, Stage, told
 from pipeline.statistics import mean
 from pipeline.training.settings import TrainRuntime
 
+_SLICE = 256  # groups between two signs of progress
 NONE = "no pair, expected rows with chosen and rejected, or ranked answers (docs/data.md)"
 
 
@@ -48,8 +49,10 @@ def run(context: Context) -> None:
     needed = {name: context.optional(name) for name in part.of(part.plugin.needs)}
     score = part.plugin.scorer(part.settings, model=context.optional("model"), runtime=context.runtime.models, **needed,
                                **({"desk": desk} if part.plugin.desk else {}))
-    context.report.progress(0, len(groups), "pairs")
-    scores = [[_first(one) for one in of_group] for of_group in score(groups)]
+    scores = list[list[float]]()
+    for start in range(0, len(groups), _SLICE):
+        context.report.progress(start, len(groups), "pairs")
+        scores += [[_first(one) for one in of_group] for of_group in score(groups[start : start + _SLICE])]
     scored = [(group, values) for group, values in zip(groups, scores, strict=True) if all(map(math.isfinite, values))]
     for reason, number in [*left_out.items(), ("without a score", len(groups) - len(scored))]:
         context.report.drop(reason, number)
