@@ -86,8 +86,8 @@ def _final(endpoint: Endpoint, status: int, said: str) -> Exception:
         return UserError(f"judge: {endpoint.base_url} refuses {held} ({status}: {said})")
     if status == 404:
         return UserError(f"judge: {endpoint.base_url} has no model {endpoint.model!r}, or is no OpenAI-compatible "
-                         f"address (404: {said}); check base_url, which mostly ends with /v1, and the model's name, and "
-                         f"{_ANEW}")
+                         f"address (404: {said}); check base_url, which mostly ends with /v1, and the model's name, "
+                         f"and {_ANEW}")
     if status in (400, 413, 422):
         return Refused(f"{status}: {said}")
     return UserError(f"judge: {endpoint.base_url} answered {status}: {said}")
