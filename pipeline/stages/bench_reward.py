@@ -62,7 +62,8 @@ def run(context: Context) -> None:
     for one in scored:
         subsets.setdefault(one[0].dataset, []).append(one)
     of_subsets = {name: numbers(some) for name, some in sorted(subsets.items())}
-    whole["mean_of_subsets"] = mean([one["accuracy"] for one in of_subsets.values()])
+    if len(of_subsets) > 1:
+        whole["mean_of_subsets"] = mean([one["accuracy"] for one in of_subsets.values()])
     (context.out / "bench.json").write_text(json.dumps({"all": whole, "subsets": of_subsets}, indent=1) + "\n")
     context.report.count(subsets=len(of_subsets), **whole)
     context.report.metric(0, **whole)
