@@ -233,5 +233,4 @@ STAGE = Stage(
             "groups": "optional", "watch": "optional"},
     seeded=False, runtime=TrainRuntime,
     says=told("KL {kl:.2f} nats an answer", "length {length_mean:.1f} ({length_drift:+.0%})",
-              "reward model right {reward_model_accuracy:.1%}",
-              "still right about {watch_accuracy:.1%} of the watched questions"))
+              "reward model right {reward_model_accuracy:.1%}"))
