@@ -62,5 +62,5 @@ def scorer(settings: Settings, *, model: Path | None = None, runtime: ModelRunti
     return score_all
 
 
-SCORER = Scorer(Settings, scorer, desk=True, suffixes=("", "_passed"),
+SCORER = Scorer(Settings, scorer, desk=True, suffixes=("", "_passed"), relative=True,
                 check=lambda settings, limits: unit_tests.check(unit_tests.Settings(), limits))
