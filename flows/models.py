@@ -10,13 +10,12 @@ from hydra.errors import HydraException
 from flows import policies
 from pipeline import hub
 
-KEYS = ("model.path", "model.base")
-DATA, SOURCES = "data.root", "data.sources"
+DATA, SOURCES = ("data.root", "reward.bench.root"), "data.sources"
 
 
 def on_hub(key: str, value: str) -> bool:
     """Whether the word names a model or a data set of the hub, not a path."""
-    return (key in KEYS and hub.named(value) is not None) or (key == DATA and value.startswith(hub.DATA))
+    return (key in hub.MODELS and hub.named(value) is not None) or (key in DATA and value.startswith(hub.DATA))
 
 
 def workspace(typed: list[str]) -> Path:
@@ -40,7 +39,7 @@ def _pinned(word: str, place: Path) -> str:
         return f"{key}={_sources(word, value, place)}"
     if not on_hub(key, value):
         return word
-    return f"{key}={hub.pinned_data(value, place, key) if key == DATA else hub.pinned(value, place)}"
+    return f"{key}={hub.pinned_data(value, place, key) if key in DATA else hub.pinned(value, place, key)}"
 
 
 def of_role(word: str, value: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows import models, policies, settings, trainings
+from flows import models, policies, relative, settings, trainings
 from flows.compose import Composed, compose, is_later
 from flows.inspection import FREE, compared
 from flows.renamed import translated
@@ -192,7 +192,7 @@ def _contradictions(config: dict[str, Any]) -> list[str]:
         problems.append(f"sampling.max_tokens: {sampling.longest} leaves no room for a prompt in a context of {room} "
                         "tokens (model.arch.max_position)")
     return [*problems, *_gate_without_a_judge(config), *_too_few_samples(config), *_unread(config),
-            *tied_layers(config)]
+            *tied_layers(config), *(relative.problems(config) if _nodes(config, "evaluate") else [])]
 
 
 def _nodes(config: dict[str, Any], stage: str) -> list[dict[str, Any]]:

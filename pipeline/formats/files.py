@@ -21,11 +21,11 @@ from pipeline.config import build, load_plugin, problems_of, setting
 from pipeline.errors import Problems, UserError
 from pipeline.formats import hh, lines, reader, splits, turns
 from pipeline.formats.contract import Example, Format, Left, Shape
-from pipeline.formats.divide import divide, full_key, unit
+from pipeline.formats.divide import REPEATED, divide, full_key, unit
 from pipeline.formats.lines import Row
 from pipeline.formats.reader import EXPECTED, Source
 from pipeline.formats.splits import SPLITS, Entry, Imported, Limits, Shares
-from pipeline.records import as_json
+from pipeline.records import Group, as_json
 
 SHAPES = "pipeline.formats.shapes"
 NOT_ASKED = "of the kind that data.format.only leaves out"
@@ -96,6 +96,20 @@ def read(root: Path, settings: Settings) -> Imported:
     tally = Counter[str]()
     made = divide(partial(_entries, root, settings, tally), settings.shares, settings.limits, settings.needed)
     return replace(made, facts=dict(sorted(tally.items())), compared=True)
+
+
+def preferences(root: Path, settings: Settings) -> tuple[list[Group], Counter[str]]:
+    """Every pair and ranked list of the rows, whatever split their file is for, and what is left out by reason. Raises
+    UserError with every wrong row.
+    """
+    files(root, settings)
+    problems, dropped, found = Problems(), Counter[str](), dict[str, Group]()
+    for entry in _entries(root, settings, Counter(), problems, dropped):
+        reason = "no preference" if len(entry.group.completions) < 2 else REPEATED if entry.group.id in found else ""
+        dropped.update(filter(None, [reason]))
+        found |= {} if reason else {entry.group.id: entry.group}
+    problems.stop()
+    return list(found.values()), dropped
 
 
 def _entries(root: Path, settings: Settings, tally: Counter[str], problems: Problems, dropped: Counter[str]

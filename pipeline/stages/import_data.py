@@ -128,7 +128,8 @@ def _import(settings: Settings, runtime: Runtime) -> Imported:
 def _empty(split: str, root: Path, found: str, dropped: dict[str, int]) -> str:
     needs = {"sft": "demonstrations", "pref": "preference pairs", "unlabeled": "prompts", "eval": "evaluation prompts"}
     left_out = f"; left out: {', '.join(f'{n} {reason}' for reason, n in dropped.items())}" if dropped else ""
-    ways = " (recipe=sft needs none)" if split == "pref" else ""
+    ways = (" (recipe=sft needs none; online_dpo, mcpo and onmcpo need none where a rule or a judge is the reward: "
+            "data.require=[sft,unlabeled,eval])") if split == "pref" else ""
     return (f"data.root: {root} gives no {needs[split]}, and this recipe needs the split {split!r}{ways}; "
             f"found: {found}{left_out}")
 

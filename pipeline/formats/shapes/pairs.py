@@ -2,6 +2,7 @@
 
 The prompt may stand apart, at the beginning of both sides, or both; sides that differ from it in white space only, or
 begin with a system turn that it lacks, have the same prompt. Sides are texts, turns, conversations or HH's transcripts.
+`subset` is the part of a benchmark that a pair is of (RewardBench), else its file's name is.
 Scores, where there are some: score_chosen and score_rejected, or one of SCORES with another name.
 """
 
@@ -30,7 +31,7 @@ def read(data: dict[str, Any], settings: Any) -> list[Example]:
     elif any(found[-len(side) + 1:] != side[:-1] for side in sides if len(side) > 1):
         fixed = SPACE
     return [Example(found, [side[-1] for side in sides], scores=_scores(data, settings),
-                    rationale=jsonl.rationale_of(data), fixed=fixed)]
+                    rationale=jsonl.rationale_of(data), fixed=fixed, dataset=str(data.get("subset") or ""))]
 
 
 def _side(data: dict[str, Any], key: str) -> list[Message]:
@@ -81,5 +82,5 @@ def _scores(data: dict[str, Any], settings: Any) -> list[float]:
 SHAPE = Shape("pairs", (("chosen", "rejected"), ("chosen",), ("rejected",),
                         *((key, side) for key in ("instruction", *turns.PROMPTS)
                           for side in ("chosen", "rejected"))), read,
-              reads=("instruction", *turns.PROMPTS, "rationale", "metadata",
+              reads=("instruction", *turns.PROMPTS, "rationale", "metadata", "subset",
                      *(name.format(side) for name in SCORES for side in ("chosen", "rejected"))))
