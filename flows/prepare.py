@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows import models, policies, settings, trainings
+from flows import models, policies, settings, trainings, weekly
 from flows.compose import Composed, compose, is_later
 from flows.inspection import FREE, compared
 from flows.renamed import translated
@@ -18,7 +18,7 @@ from pipeline.rewards.contract import Scorer
 from pipeline.selection.contract import LISTS, Rule
 
 # Keys of theirs came later; what they do is in the recipe.
-_ADDED = ("sft", "start", "reference", "model", "train", "seeds")
+_ADDED = ("sft", "start", "reference", "model", "train", "seeds", "replay")
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = 
 
     A run that is only named goes on with the configuration it was started with, even where the defaults have changed.
     """
-    typed = models.pinned([absolute(o) for o in overrides])
+    typed, said = weekly.expanded(models.pinned([absolute(o) for o in overrides]))
     changed = {step: [absolute(o) for o in words] for step, words in (step_overrides or {}).items()}
     record = _named(typed)
     try:
-        return _composed(typed, changed, record)
+        made = _composed(typed, changed, record)
+        return replace(made, notes=[*said, *made.notes])
     except UserError:
         if changed or record is None or _new(typed) or _outdated(record):
             raise
