@@ -83,10 +83,15 @@ def run(context: Context) -> None:
     from pipeline import tables
     from pipeline.formats import overlap
 
-    imported = _import(context.settings, context.runtime)
+    imported = _import(context.settings, context.runtime, context.work / "rows")
     total = sum(imported.counts.values())
-    context.report.progress(0, total, "groups")
-    tables.write_several(context.out, SPLITS, imported.groups())
+    resumed = _format(context.settings).plugin.resumed is not None
+    written = {split: tables.count(context.out / split) if resumed else 0 for split in SPLITS}
+    context.report.progress(sum(written.values()), total, "groups")
+    if resumed:
+        tables.write_several(context.out, SPLITS, imported.groups(written), begun=True)
+    else:
+        tables.write_several(context.out, SPLITS, imported.groups())
     context.report.progress(total, total, "groups")
     for reason, number in imported.dropped.items():
         context.report.drop(reason, number)
@@ -111,10 +116,12 @@ def says(counts: Counts) -> list[str]:
     return found + ([f"{overlap:,.0f} evaluation prompts are in training, too"] if overlap else [])
 
 
-def _import(settings: Settings, runtime: Runtime) -> Imported:
+def _import(settings: Settings, runtime: Runtime, folder: Path | None = None) -> Imported:
+    """folder: where what is read is kept, for formats that can."""
     part = _format(settings)
-    root = _root(part, runtime)
-    imported = part.plugin.read(root, part.settings)
+    root, resumed = _root(part, runtime), part.plugin.resumed
+    read = folder is None or resumed is None
+    imported = part.plugin.read(root, part.settings) if read else resumed(root, part.settings, folder)
     if empty := [split for split in settings.require if not imported.counts[split]]:
         found = ", ".join(f"{split} {imported.counts[split]}" for split in SPLITS)
         raise UserError(*(_empty(split, root, found, imported.dropped) for split in empty))
