@@ -57,7 +57,7 @@ def divide(read: Read, shares: Shares, limits: Limits, needed: Sequence[str] = (
         for entry in read(problems, dropped):
             index.add(entry)
             unread.update(entry.unread)
-        _check_ids(index, read, problems)
+        check_ids(index, read, problems)
         problems.stop()
         made, split = decided(index, shares, limits, needed, dropped)
 
@@ -222,13 +222,16 @@ def _cut(index: Index, split: np.ndarray, number: int, limit: int | None, droppe
         split[over] = -1
 
 
-def _check_ids(index: Index, read: Read, problems: Problems) -> None:
+def check_ids(index: Index, read: Read, problems: Problems) -> None:
     """Every id of the rows' own that two rows of one split share. Reads the rows again where there is one."""
-    rows = np.flatnonzero(index.column("named"))
-    if not len(rows):
+    named, marks = index.column("named") == 1, index.column("id")
+    marks &= ~np.uint64(len(SPLITS) - 1)
+    marks |= index.column("split").view(np.uint8)
+    ordered = np.sort(marks[named])
+    if not (ordered[1:] == ordered[:-1]).any():
         return
-    marks = index.column("id")[rows] & ~np.uint64(3) | index.column("split")[rows].astype(np.uint64)
-    _, first, of = np.unique(marks, return_index=True, return_inverse=True)
+    rows = np.flatnonzero(named)
+    _, first, of = np.unique(marks[named], return_index=True, return_inverse=True)
     before = rows[first[of.reshape(-1)]]
     again = dict(zip(rows[before != rows].tolist(), before[before != rows].tolist(), strict=True))
     if not again:

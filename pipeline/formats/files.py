@@ -23,7 +23,7 @@ from pipeline.config import build, load_plugin, problems_of, setting
 from pipeline.errors import Problems, UserError
 from pipeline.formats import hh, lines, reader, splits, staged, turns
 from pipeline.formats.contract import Example, Format, Left, Shape
-from pipeline.formats.divide import as_of, decided, divide, full_key, unit
+from pipeline.formats.divide import as_of, check_ids, decided, divide, full_key, unit
 from pipeline.formats.lines import Row
 from pipeline.formats.reader import EXPECTED, Source
 from pipeline.formats.splits import SPLITS, Entry, Imported, Limits, Shares
@@ -107,6 +107,9 @@ def resumed(root: Path, settings: Settings, folder: Path) -> Imported:
     """
     files(root, settings)
     state, index = staged.filled(folder, partial(_by_row, root, settings))
+    problems = Problems()
+    check_ids(index, partial(_entries, root, settings, Counter()), problems)
+    problems.stop()
     made, split = decided(index, settings.shares, settings.limits, settings.needed, state.dropped)
 
     def groups(written: Mapping[str, int] | None = None) -> Iterator[tuple[str, Group]]:

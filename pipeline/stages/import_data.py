@@ -65,7 +65,7 @@ def check(settings: Settings, runtime: Runtime) -> list[str]:
 
 def lacks(settings: Settings, runtime: Runtime, wanted: dict[str, str]) -> list[str]:
     """Two answers or more ("pairs"), no more than two ("two"), rationales: where the preferences are otherwise."""
-    imported, where, problems = _import(settings, runtime), f"data.root: {runtime.root}", []
+    imported, where, problems = _import(settings, runtime), _place(runtime), list[str]()
     pairs, lists, labels = (imported.kinds.get(kind, 0) for kind in ("pairs", "lists", "labels"))
     if "pairs" in wanted and labels:
         apart = "; data.format.only=pairs leaves them out" if pairs + lists and imported.compared else ""
@@ -120,19 +120,28 @@ def _import(settings: Settings, runtime: Runtime, folder: Path | None = None) ->
     """folder: where what is read is kept, for formats that can."""
     part = _format(settings)
     root, resumed = _root(part, runtime), part.plugin.resumed
-    read = folder is None or resumed is None
-    imported = part.plugin.read(root, part.settings) if read else resumed(root, part.settings, folder)
+    if folder is None or resumed is None:
+        imported = part.plugin.read(root, part.settings)
+    else:
+        imported = resumed(root, part.settings, folder)
     if empty := [split for split in settings.require if not imported.counts[split]]:
         found = ", ".join(f"{split} {imported.counts[split]}" for split in SPLITS)
-        raise UserError(*(_empty(split, root, found, imported.dropped) for split in empty))
+        raise UserError(*(_empty(split, _place(runtime), settings.require, found, imported.dropped) for split in empty))
     return imported
 
 
-def _empty(split: str, root: Path, found: str, dropped: dict[str, int]) -> str:
+def _place(runtime: Runtime) -> str:
+    """Where the data are, as a message begins; without a root the settings say it."""
+    return f"data.root: {runtime.root}" if runtime.root else "data.sources: what they name"
+
+
+def _empty(split: str, place: str, require: tuple[str, ...], found: str, dropped: dict[str, int]) -> str:
     needs = {"sft": "demonstrations", "pref": "preference pairs", "unlabeled": "prompts", "eval": "evaluation prompts"}
     left_out = f"; left out: {', '.join(f'{n} {reason}' for reason, n in dropped.items())}" if dropped else ""
-    ways = " (recipe=sft needs none)" if split == "pref" else ""
-    return (f"data.root: {root} gives no {needs[split]}, and this recipe needs the split {split!r}{ways}; "
+    others = ",".join(one for one in require if one != "pref")
+    ways = (f" (recipe=sft needs none; nor does a recipe that samples its pairs, with reward=rule or another scorer "
+            f"that learns from none: data.require=[{others}])") if split == "pref" else ""
+    return (f"{place} gives no {needs[split]}, and this recipe needs the split {split!r}{ways}; "
             f"found: {found}{left_out}")
 
 

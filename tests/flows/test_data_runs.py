@@ -23,7 +23,7 @@ SETS = {
     "pairs": ("ultrafeedback-binarized-sample", ["recipe=iterative_dpo", "replay=weighted"], {2}),
     "transcripts": ("hh-rlhf", ["recipe=pco", "replay=last_k"], {2}),
     "ranked lists": ("nectar-sample", ["recipe=iterative_dpo", "objective=infonca", "train.score=given",
-                                       "reward.name=given"], {2, 7}),
+                                       "reward.name=given", "selection.score=given"], {2, 7}),
     "ranked lists as pairs": ("nectar-sample", ["recipe=iterative_dpo", "data.format.lists=best_worst"], {2}),
     "trees": ("oasst-sample", ["recipe=iterative_dpo", "data.format.lists=best_worst"], {2}),
     "judged pairs": ("llmbar", ["recipe=iterative_dpo"], {2}),
@@ -65,8 +65,9 @@ def test_a_real_set_trains_a_policy(shape: str, tmp_path: Path) -> None:
 
 def test_demonstrations_and_prompts_of_two_sets_need_no_pairs_with_a_rule_as_reward(tmp_path: Path) -> None:
     places = f"[{{path: {place('dolly-hhrlhf-sample')}}},{{path: {place('hh-rlhf')}, files: 'prompts*'}}]"
-    done = run([*SMALL, "recipe=online_dpo", f"data.sources={places}", "reward=rule",
-                "reward.scorer.function=pipeline.worlds.minifarm.gold"], tmp_path, "real", "train[2]")
+    words = ["recipe=online_dpo", f"data.sources={places}", "data.require=[sft,unlabeled,eval]", "reward=rule",
+             "reward.scorer.function=pipeline.worlds.minifarm.gold"]
+    done = run([*SMALL, *words], tmp_path, "real", "train[2]")
     trained(done, "train[2]")
     counts = done["data"].manifest["counts"]
     assert counts["sft"] > 0 and counts["unlabeled"] > 0 and counts["pref"] == 0
