@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from flows import weekly
+from flows import origins, weekly
+from flows import step as launch
 from flows.prepare import CheckedRun, prepare
-from pipeline import runs
+from pipeline import plan, runs, store
 from pipeline.errors import UserError
+from tests.flows.loops import in_this_process
 
 WORDS = ["recipe=pco", "run=job"]
 
@@ -117,3 +119,57 @@ def test_what_cannot_go_on_is_told(place: Path, tmp_path: Path) -> None:
     assert "sample from no prompts" in problem("run=plain", f"data.new={file}")
     started(place, *WORDS[:1], "run=gated", outcome="stopped by gate[1]")
     assert "was stopped by gate[1], further iterations would not run" in problem("run=gated", f"data.new={file}")
+
+
+SMALL = ["recipe=iterative_dpo", "run=job", "data=files", "engine=transformers", "replay=weighted",
+         "model.arch.hidden_size=32", "model.arch.layers=1", "model.arch.heads=2", "model.arch.kv_heads=2",
+         "model.arch.intermediate_size=64", "precision=float32", "model.max_prompt_tokens=64",
+         "model.max_completion_tokens=32", "sampling.prompts_per_iteration=12", "sampling.max_tokens=8", "sampling.n=4",
+         "evaluation.sampling.n=1", "trainer.sft.max_steps=2", "trainer.reward.max_steps=2",
+         "trainer.preference.max_steps=2", "trainer.preference.batch_size=8", "data.format.shares.eval=5"]
+
+
+def driven(made: CheckedRun) -> tuple[runs.Run, dict[str, store.Artifact], list[str]]:
+    """The run with every step done, in this process, its artifacts, and the steps that were computed for it."""
+    place = launch.Launch(made.workspace, made.run.name, 5.0, 0.0)
+    done, computed = dict[str, store.Artifact](), list[str]()
+    place.folder.mkdir(parents=True, exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "_run_worker", in_this_process)
+        for step in made.steps:
+            item = plan.look_up(made.workspace, step, done)
+            computed += [] if item.cached else [step.name]
+            done[step.name], _ = launch.ensure(place, item, done, {}, lambda *_: None)
+    steps = [{**one, "key": done[one["name"]].key, "state": "done"} for one in made.run.steps]
+    record = replace(made.run, steps=steps, outcome=runs.DONE)
+    runs.save(made.workspace, record)
+    return record, done, computed
+
+
+@pytest.mark.long
+def test_two_weeks_of_a_job(tmp_path: Path) -> None:
+    """The second week computes its own iteration alone, trains on both weeks, and knows where its groups are from."""
+    rows = [{"prompt": f"Say something about the number {i}.", "chosen": f"{i} is fine.", "rejected": "no"}
+            for i in range(90)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    where = f"workspace={tmp_path / 'ws'}"
+    _, first, _ = driven(prepare([*SMALL, f"data.root={tmp_path / 'mine.jsonl'}", where]))
+    file = week(tmp_path / "latest.jsonl", 2)
+    with file.open("a") as lines:
+        lines.write(json.dumps({"prompt": rows[0]["prompt"]}) + "\n")
+    record, second, computed = driven(prepare(["run=job", f"data.new={file}", where]))
+    assert computed and all(name.endswith("[3]") for name in computed)
+    assert all(second[name].key == artifact.key for name, artifact in first.items())
+    new = second["new_prompts[3]"].manifest
+    assert new["counts"]["unlabeled"] == second["prompts[3]"].manifest["counts"]["prompts"] == 8
+    assert new["dropped"] == {"prompt that the run has already": 1}
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in origins.table(record, second).splitlines()]
+    rows_of = [row for row in table if row[0] == "train[3]"]
+    assert [row[1:3] for row in rows_of] == [
+        ["the data set", "mine"], ["iteration 2", "mine"], ["iteration 3", "latest"]]
+    assert [float(row[5]) / int(row[4]) for row in rows_of] == [0.25, 0.5, 1.0]
+    week(file, 3)  # what it held is imported, so it may change
+    _, again, computed = driven(prepare(["run=job", where]))
+    assert computed == [] and again.keys() == second.keys()
+    third = prepare(["run=job", f"data.new={file}", where])
+    assert [step.name for step in third.steps if step.stage == "import_prompts"] == ["new_prompts[3]", "new_prompts[4]"]
