@@ -48,9 +48,10 @@ families: $(STAMP) ## Prove every family of models in every column of docs/model
 	$(BIN)/python -m pytest tests/lm/test_families.py tests/engines/vllm/test_families.py \
 		tests/flows/test_families.py --families=docs/models.md $(ARGS)
 
-check: $(STAMP) ## Run the linters (ruff, mypy)
+check: $(STAMP) ## Run the linters (ruff, mypy) and the audit of what is installed
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+	$(BIN)/python scripts/audit.py
 
 docs-check: $(STAMP) ## Check README and docs: commands, links, files, options and settings they name
 	$(BIN)/python -m pytest tests/test_docs.py $(ARGS)

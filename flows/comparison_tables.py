@@ -14,6 +14,7 @@ from pipeline import markdown, statistics
 from pipeline.arms import CONFIDENCE, Judged, Rate
 from pipeline.errors import UserError
 from pipeline.markdown import LEFT, RIGHT
+from pipeline.report import NONE
 
 if TYPE_CHECKING:
     from flows.comparison import Comparison
@@ -63,7 +64,7 @@ def _difference(what: str, found: Rate | str) -> list[str]:
 
 def _number(judged: Sequence[Judged], name: str, scale: float, form: str) -> str:
     values = [scale * one.numbers[name] for one in judged if name in one.numbers]
-    return _spread(*statistics.spread(values), len(values), form) if values else ""
+    return _spread(*statistics.spread(values), len(values), form) if values else NONE
 
 
 def _spread(mean: float, sd: float, seeds: int, form: str) -> str:

@@ -15,21 +15,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flows import gates, screen
+from flows import gates, machine, screen
 from flows.engine_service import EngineFailed, EngineHolder
-from flows.estimate import disk_needed, measured
+from flows.estimate import disk_needed, measured, step_needed
 from flows.forecast import Forecast
 from flows.observer import Observer
 from flows.prefect_side import PrefectPage
 from flows.progress import Screen
-from flows.step import InputDamaged, Launch, StepFailed, ensure
+from flows.step import InputDamaged, Launch, StepFailed, around, ensure
 from flows.summary import conclude
+from flows.warm import Warm
 from pipeline import files, plan, runs, store, tracking
 from pipeline.config import build
 from pipeline.errors import UserError, command
 from pipeline.plan import Step
 
-_LEAST = 1e6  # bytes any step may take
+_RECORD = 1e5  # bytes of what is written beside a step's files
 
 
 class DiskFull(Exception):
@@ -44,7 +45,11 @@ class Driver:
         self.workspace, self.run, self.steps, self.only, self.force = workspace, run, steps, only, force
         self.done: dict[str, store.Artifact] = {}
         hardware = run.config["hardware"]
-        self.launch = Launch(workspace, run.name, hardware["grace_seconds"], 60 * hardware["timeout_minutes"])
+        # CUDA stays out of it: what a library asks of it on import is lost to a fork.
+        on = hardware.get("warm_workers") is not False  # records of older code do not say it
+        warm = on and not machine.on_cuda(str(hardware["training"]["device"]))
+        self.launch = Launch(workspace, run.name, hardware["grace_seconds"], 60 * hardware["timeout_minutes"],
+                             Warm(runs.folder(workspace, run.name) / "logs" / "warm.log") if warm else None)
         self.engine = EngineHolder(self.launch.folder / "logs" / "engine.log", run.config["engine"], workspace)
         self.observers = observers
         self.stopped_by = ""  # the gate that ended the run, "" where none did
@@ -68,6 +73,8 @@ class Driver:
                 raise DiskFull(self._why(files.disk_fault(error) or errno.EIO)) from None
             finally:
                 self.engine.close()
+                if self.launch.warm is not None:
+                    self.launch.warm.close()
                 self.tell(lambda observer: observer.ended(self.run.outcome))
 
     def step(self, step: Step) -> None:
@@ -83,9 +90,11 @@ class Driver:
                             f"{command(self.workspace, 'run', f'run={self.run.name}')}")
         else:
             self._mark(step, state="running", key=item.key)
-            self.engine.warm_up([step] if self.only else self.steps[self.steps.index(step):], self.done)
-            environment = self.engine.environment(step)
-            artifact, cached = ensure(self.launch, item, self.done, environment, self._progress, force)
+            left = [step] if self.only else self.steps[self.steps.index(step):]
+            self.engine.warm_up(left, self.done)
+            if self.launch.warm is not None and len(left) > 1:
+                self.launch.warm.start((one.stage for one in left), around())
+            artifact, cached = self._ensure(item, force)
         self.done[step.name] = artifact
         seconds = time.monotonic() - started
         if cached:
@@ -96,6 +105,19 @@ class Driver:
             self._mark(step, state="done", key=artifact.key, seconds=round(seconds, 3))
         self.tell(lambda observer: observer.finished(step.name, artifact, cached, seconds))
         self._gate(step, artifact)
+
+    def _ensure(self, item: plan.Planned, force: bool) -> tuple[store.Artifact, bool]:
+        """`ensure`; once more where the engine was lost in mid-step: what is sampled stays."""
+        def attempt() -> tuple[store.Artifact, bool]:
+            environment = self.engine.environment(item.step)
+            return ensure(self.launch, item, self.done, environment, self._progress, force)
+
+        try:
+            return attempt()
+        except StepFailed:
+            if not self.engine.lost(item.step):
+                raise
+        return attempt()
 
     def _gate(self, step: Step, artifact: store.Artifact) -> None:
         """Obey a gate; its artifact is the decision, so a run that goes on decides the same."""
@@ -125,10 +147,14 @@ class Driver:
                     f"finished is kept; once it can be used, go on with:"
                     f"{command(self.workspace, 'run', f'run={self.run.name}')}")
         planned, free = plan.look_up_all(self.workspace, self.steps), shutil.disk_usage(self.workspace).free
-        needed = max(_LEAST, disk_needed(self.run.config, self.workspace, planned, self.run.steps))
-        room = command(self.workspace, "gc", "--apply")
-        return (f"the disk of {self.workspace} is full: {screen.size(free)} free, the steps still to run need about "
-                f"{screen.size(needed)}; make room, this removes what no run needs:{room}\n"
+        needed = disk_needed(self.run.config, self.workspace, planned, self.run.steps)
+        failed = {step["name"] for step in self.run.steps if step["state"] == runs.FAILED}
+        cut = [item for item in planned if not item.cached and item.step.name in failed]
+        own = max([_RECORD, *(step_needed(self.run.config, self.workspace, planned, item, self.done) for item in cut)])
+        what, quota = cut[0].step.name if cut else "the run's record", ", or your quota of it" if free > own else ""
+        return (f"the disk of {self.workspace} is full{quota}: {screen.size(free)} free; {what} was being written and "
+                f"may need {screen.size(own)} more, all steps still to run about {screen.size(max(own, needed))}; make "
+                f"room, this removes what no run needs:{command(self.workspace, 'gc', '--apply')}\n"
                 f"then go on with:{command(self.workspace, 'run', f'run={self.run.name}')}")
 
     def _progress(self, step: str, state: dict[str, Any] | None) -> None:

@@ -59,13 +59,30 @@ class EngineHolder:
             self._begin()
             self._asleep = False
         try:
-            self._service.wait_ready(self._part.settings.start_timeout)
+            self._wait_ready()
             if self._asleep:
                 self._service.wake()
                 self._asleep = False
         except RuntimeError as error:
             raise EngineFailed(f"{step.name} cannot sample: {error}") from None
         return dict(self._service.environment)
+
+    def _wait_ready(self) -> None:
+        """One that ends while it starts is started once more: it may have been killed, or its port been taken."""
+        timeout = self._part.settings.start_timeout
+        try:
+            self._service.wait_ready(timeout)
+        except RuntimeError as error:
+            if self._service.alive():
+                raise
+            screen.say(f"note: the engine ended while it started ({str(error).splitlines()[0]}); starting it once more")
+            self._service.stop()
+            self._begin()
+            self._service.wait_ready(timeout)
+
+    def lost(self, step: Step) -> bool:
+        """Whether the step sampled with an engine that has ended for good, with its keeper."""
+        return self._service is not None and step.plugin.samples and not self._service.alive()
 
     def _rest(self) -> None:
         if self._shares_device and not self._asleep and self._service.alive():

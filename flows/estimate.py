@@ -6,7 +6,7 @@ same stage in this workspace. What cannot be known yet is said to be unknown.
 
 import shutil
 import statistics
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,20 @@ def disk_needed(config: dict[str, Any], workspace: Path, planned: list[Planned],
         if cost.checkpoints and not held:  # of the one that is running
             checkpoints = 3 * _FLOAT * parameters * config["hardware"]["training"]["keep_checkpoints"]
     return total + checkpoints
+
+
+def step_needed(config: dict[str, Any], workspace: Path, planned: list[Planned], item: Planned,
+                done: Mapping[str, store.Artifact]) -> float:
+    """Bytes that a step which was cut short may still write: as its settings tell, or as many as the tables and the
+    user's files it reads have, less what its unfinished work holds. done: the steps before it.
+    """
+    step = item.step
+    tables = [ref for refs in step.inputs.values() for ref in refs if ref.part != "model" and ref.step in done]
+    read = sum(file["size"] for ref in tables for name, file in done[ref.step].manifest["files"].items()
+               if name.startswith(ref.part))
+    given = sum(path.stat().st_size for path in step.plugin.files(step.settings, step.runtime) if path.exists())
+    held = size(store.work_path(workspace, step.stage, item.key)) if item.key else 0
+    return max(disk_needed(config, workspace, planned, [], {step.name}), float(read + given - held))
 
 
 def estimate(config: dict[str, Any], planned: list[Planned], records: Records | None = None,

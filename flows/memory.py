@@ -15,6 +15,7 @@ from typing import Any
 
 from flows import machine, screen, trainings
 from pipeline import hub
+from pipeline.engines.engine import usable_positions
 from pipeline.plan import Step
 from pipeline.source import Source
 
@@ -74,7 +75,7 @@ def shape_of(model: Mapping[str, Any]) -> Shape | None:
         size = int(read.get("head_dim") or int(read["hidden_size"]) // heads)
         return Shape(int(read["hidden_size"]), int(read["intermediate_size"]), int(read["num_hidden_layers"]),
                      heads * size, int(read.get("num_key_value_heads") or heads) * size, int(read["vocab_size"]),
-                     bool(read.get("tie_word_embeddings", False)), read.get("max_position_embeddings"))
+                     bool(read.get("tie_word_embeddings", False)), usable_positions(read))
     except Exception:  # of a broken or unknown configuration, as many as there are readers: `problems` tells it
         return None
 

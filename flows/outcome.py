@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.report import NONE
+
 HEADERS = ("iteration", "win rate (interval)", "learned", "same length", "KL", "length", "truncated")
 Entry = Mapping[str, Any]  # of comparison.json: see pipeline/stages/report.py
 
@@ -10,7 +12,7 @@ Entry = Mapping[str, Any]  # of comparison.json: see pipeline/stages/report.py
 def rows(entries: Sequence[Entry], kl: Mapping[int, float]) -> list[list[str]]:
     """One row per iteration under HEADERS; row 0 is the SFT model, where all were compared with it.
 
-    entries: of comparison.json. kl: iteration -> KL to the SFT model, nats an answer; blank where it was not measured.
+    entries: of comparison.json. kl: iteration -> KL to the SFT model, nats an answer; none where it was not measured.
     """
     found = [_row(str(entry["iteration"]), rate_of(entry), _learned(entry), entry["length_controlled"]["win_rate"],
                   kl.get(entry["iteration"]), entry["policy"]) for entry in entries]
@@ -56,5 +58,6 @@ def _one_baseline(entries: Sequence[Entry]) -> bool:
 
 def _row(name: str, rate: str, learned: float | None, controlled: float | None, kl: float | None,
          answers: Mapping[str, float]) -> list[str]:
-    return [name, rate, "" if learned is None else f"{learned:.1%}", "" if controlled is None else f"{controlled:.1%}",
-            "" if kl is None else f"{kl:.1f}", f"{answers['tokens']:.1f}", f"{answers['truncated']:.1%}"]
+    return [name, rate, NONE if learned is None else f"{learned:.1%}",
+            NONE if controlled is None else f"{controlled:.1%}", NONE if kl is None else f"{kl:.1f}",
+            f"{answers['tokens']:.1f}", f"{answers['truncated']:.1%}"]

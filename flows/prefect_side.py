@@ -10,6 +10,7 @@ import queue
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -238,6 +239,10 @@ def _up(place: Path, record: Path, port: int) -> int:
     if _url(record) == url and _answers(url):
         screen.say(f"already up at {url}")
         return 0
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise UserError(f"port: {port} cannot be used ({error.strerror}); try another --port") from None
     (place / ".prefect").mkdir(parents=True, exist_ok=True)
     started = _prefect_server(place, port, "start", "--background")
     deadline = time.monotonic() + _START_SECONDS

@@ -22,9 +22,12 @@ def say(text: str) -> None:
 
 
 def _print(where: Console, text: str) -> None:
-    """On a terminal that was closed nothing is shown from then on; the run is told so by SIGHUP, not by this."""
+    """On a terminal that was closed nothing is shown from then on; the run is told so by SIGHUP, not by this. What it
+    has no letter for is shown as Python writes it.
+    """
+    shown = text.encode(where.encoding, "backslashreplace").decode(where.encoding)
     try:
-        where.print(text, markup=False)
+        where.print(shown, markup=False)
     except OSError as error:
         if error.errno != errno.EIO:
             raise
@@ -86,7 +89,7 @@ def age(seconds: float) -> str:
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    return f"{max(0.0, seconds):.0f} s"  # a clock may have been set back
 
 
 def clock(seconds: float) -> str:

@@ -65,6 +65,7 @@ class Hardware:
     judge: dict[str, Any] = dataclasses.field(default_factory=dict)
     grace_seconds: float = setting(20.0, low=0)  # between SIGTERM and SIGKILL when a stage is stopped
     timeout_minutes: float = setting(0.0, low=0)  # of one stage; 0: no limit
+    warm_workers: bool = True  # steps are forks of a process that has imported torch; on CUDA each starts anew
     memory_gb: float | None = setting(None, above=0)  # of the device that trains; null: this machine's
     devices: int | None = setting(None, low=1)  # CUDA devices of a node; null: those that torch can use here
 

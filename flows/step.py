@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.warm import Forked, Gone, Warm
 from pipeline import files, runs, store, supervisor, worker
 from pipeline.errors import UserError, command
 from pipeline.plan import Planned, Step, key_parts, look_up
@@ -69,6 +70,7 @@ class Launch:
     run: str
     grace: float  # seconds between SIGTERM and SIGKILL
     timeout: float  # seconds a step may take, 0: no limit
+    warm: Warm | None = None  # whose forks the steps are once it is ready
 
     @property
     def folder(self) -> Path:
@@ -169,17 +171,37 @@ def _run_worker(launch: Launch, item: Planned, done: dict[str, store.Artifact], 
     files.write_atomic(path, json.dumps(spec(launch, item, done, work)))
     log = log_path(launch.workspace, launch.run, step.name)
     log.parent.mkdir(parents=True, exist_ok=True)
+    _note(log, f"{step.name} key {item.key}")
+    environment = {**around(), **environment}
+    told = functools.partial(watch, step.name)
+    if launch.warm is not None and launch.warm.ready():
+        try:
+            return _watched(launch.warm.fork(path, log, launch.grace, launch.timeout, environment), launch, told)
+        except Gone as why:
+            _note(log, f"{step.name} starts anew, cold: {why}")
     command = supervisor.command_line([sys.executable, "-P", "-m", "pipeline.worker", str(path)], log=log,
                                       grace=launch.grace, timeout=launch.timeout)
+    return _watched(_Cold(subprocess.Popen(command, env=environment)), launch, told)
+
+
+def around() -> dict[str, str]:
+    """The environment of every process of a run's steps."""
+    return {**_QUIET_THREADS, **os.environ, "PYTHONUNBUFFERED": "1"}
+
+
+def _note(log: Path, line: str) -> None:
     with log.open("a") as file:
-        file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {step.name} key {item.key}\n")
-    process = subprocess.Popen(command, env={**_QUIET_THREADS, **os.environ, "PYTHONUNBUFFERED": "1", **environment})
+        file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+
+def _watched(process: "Forked | _Cold", launch: Launch, told: Callable[[dict[str, Any] | None], None]) -> int:
     try:
-        while (code := _poll(process)) is None:
-            watch(step.name, runs.progress(launch.workspace, launch.run))
+        while (code := process.poll(_POLL_SECONDS)) is None:
+            told(runs.progress(launch.workspace, launch.run))
+    except Gone:
+        raise
     except BaseException:
-        process.terminate()  # the supervisor ends everything the stage has started
-        process.wait()
+        process.stop()
         raise
     return code
 
@@ -195,11 +217,22 @@ def spec(launch: Launch, item: Planned, done: dict[str, store.Artifact], work: P
             "progress": str(runs.progress_path(launch.workspace, launch.run))}
 
 
-def _poll(process: subprocess.Popen[bytes]) -> int | None:
-    try:
-        return process.wait(_POLL_SECONDS)
-    except subprocess.TimeoutExpired:
-        return None
+@dataclass(frozen=True)
+class _Cold:
+    """A supervisor that was started as a command."""
+
+    process: subprocess.Popen[bytes]
+
+    def poll(self, seconds: float) -> int | None:
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def stop(self) -> None:
+        """Have it end everything the stage has started, and wait."""
+        self.process.terminate()
+        self.process.wait()
 
 
 @functools.cache

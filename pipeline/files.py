@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ALGORITHM = "sha256"
+WORK, _NOTES = ".work-", "hashes"  # folders of unfinished work begin so; in each, the hashes of what is finished of it
 _CLONE = 0x40049409  # FICLONE: the new file shares the old one's blocks until either is written to
 _FAULTS = {errno.ENOSPC: errno.ENOSPC, errno.EDQUOT: errno.ENOSPC, errno.EIO: errno.EIO, errno.EROFS: errno.EROFS}
 # Exit codes of a process, by disk_fault; 74 as sysexits' EX_IOERR: there may be no disk to write more on
@@ -95,6 +96,27 @@ def file_hash(path: Path) -> str:
     """The sha256 of a file's content, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, ALGORITHM).hexdigest()
+
+
+def note(path: Path, written: Path) -> None:
+    """Remember the hash of what was just written and will be at `path`, where that is a part of unfinished work: it may
+    lie on the disk for long before somebody goes on.
+    """
+    for work in path.parents:
+        if work.name.startswith(WORK):
+            kept = work / _NOTES / path.relative_to(work)
+            write_atomic(kept.with_name(f"{kept.name}.{ALGORITHM}"), file_hash(written), durable=False)
+
+
+def noted(work: Path) -> dict[Path, str]:
+    """The files of unfinished work that a hash was remembered of -> that hash."""
+    notes = work / _NOTES
+    return {work / kept.relative_to(notes).with_suffix(""): kept.read_text() for kept in notes.rglob(f"*.{ALGORITHM}")}
+
+
+def changed(work: Path) -> list[Path]:
+    """The files of unfinished work whose content is not what was written."""
+    return [path for path, known in sorted(noted(work).items()) if path.exists() and file_hash(path) != known]
 
 
 @contextlib.contextmanager

@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+import os
 import re
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,10 +114,11 @@ def _keys(folder: Path, record: tuple[int, ...], events: tuple[int, ...]) -> fro
 
 
 def size(folder: Path) -> int:
-    """Bytes of the files in it."""
+    """Bytes of the files in it, as far as nobody is removing them."""
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # somebody else is removing it
-            found = path.lstat()
-            total += found.st_size if path.is_file() and found.st_nlink == 1 else 0  # the user's file stays
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                found = os.lstat(os.path.join(place, name))
+                total += found.st_size if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 else 0  # the user's stays
     return total

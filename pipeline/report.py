@@ -1,7 +1,8 @@
 """What a run did and what it cost, iteration by iteration: from the manifests of its steps to a table.
 
 Pure functions: the flow hands over one `StepRecord` per step and writes `report.md` and `report.json`, and prints
-`cells(...)` as its closing table. Numbers that no step reported stay empty; nothing is guessed.
+`cells(...)` as its closing table. A number that no step was there to report stays empty, a mean over nothing is "none";
+nothing is guessed.
 """
 
 from collections import Counter
@@ -13,6 +14,7 @@ from pipeline import markdown
 from pipeline.markdown import LEFT, RIGHT
 
 SCHEMA = 1  # of report.json
+NONE = "none"  # of numbers: there was nothing to take them of
 _SAMPLING = ("generate", "score")  # the stages between a policy and the groups made from its samples
 
 
@@ -126,10 +128,10 @@ HEADERS = ("iteration", "prompts", "samples", "kept", "dropped", "reward mean", 
 
 
 def cells(found: Sequence[IterationRow]) -> list[tuple[str, ...]]:
-    """The rows as texts under HEADERS, for a terminal or a page; empty where there is no number."""
+    """The rows as texts under HEADERS, for a terminal or a page; empty where no step makes such a number."""
     return [
         (str(r.iteration), _number(r.prompts), _number(r.samples), _number(r.kept), _number(sum(r.dropped.values())),
-         _number(r.reward_mean, ".3f"), _number(r.reward_best, ".3f"), _number(r.margin, ".3f"), _rate(r),
+         _mean(r.reward_mean, r.samples), _mean(r.reward_best, r.samples), _mean(r.margin, r.kept), _rate(r),
          _number(r.length, ".1f"), _number(r.truncated, ".1%"), _number(r.tokens_per_s, ",.0f"),
          _number(r.seconds, ",.1f"), f"{r.peak_memory_mb / 1024:.1f} GB", f"{r.steps} ({r.cached})")
         for r in found]
@@ -166,13 +168,13 @@ def diagnostics_table(found: Sequence[tuple[int, dict[str, Any]]]) -> str:
 def _diagnostics_row(iteration: int, data: dict[str, Any]) -> list[str]:
     answers, pairs = data["answers"], data["held_out_pairs"] or {}
     learned, judge = (answers["scores"].get(data[name], {}).get("mean") for name in ("learned", "score"))
-    ratios = " / ".join(_number(pairs.get(f"{side}_log_ratio"), "+.2f") for side in ("chosen", "rejected"))
-    return [str(iteration), _number(learned, ".3f"), _number(judge, ".3f"), _number(data["kl"]["per_answer"], ".2f"),
-            _number(answers["tokens"] / max(1e-9, data["baseline"]["tokens"]) - 1, "+.0%"), ratios if pairs else "",
-            _number(pairs.get("ranking_accuracy"), ".1%"), _number(pairs.get("implicit_accuracy"), ".1%"),
-            _number(answers["repeat_3gram"], ".2f"), _number(answers["distinct_2"], ".3f"),
-            _number(answers["truncated"], ".1%"), _number((data["reward_model"] or {}).get("accuracy"), ".1%"),
-            _number((data["negatives"] or {}).get("kernel_entropy"), ".3f")]
+    ratios = " / ".join(_or_none(pairs.get(f"{side}_log_ratio"), "+.2f") for side in ("chosen", "rejected"))
+    return [str(iteration), _or_none(learned, ".3f"), _or_none(judge, ".3f"), _or_none(data["kl"]["per_answer"], ".2f"),
+            _or_none(answers["tokens"] / max(1e-9, data["baseline"]["tokens"]) - 1, "+.0%"), ratios if pairs else NONE,
+            _or_none(pairs.get("ranking_accuracy"), ".1%"), _or_none(pairs.get("implicit_accuracy"), ".1%"),
+            _or_none(answers["repeat_3gram"], ".2f"), _or_none(answers["distinct_2"], ".3f"),
+            _or_none(answers["truncated"], ".1%"), _or_none((data["reward_model"] or {}).get("accuracy"), ".1%"),
+            _or_none((data["negatives"] or {}).get("kernel_entropy"), ".3f")]
 
 
 def to_json(title: str, found: Sequence[IterationRow], steps: Sequence[StepRecord]) -> dict[str, Any]:
@@ -183,6 +185,15 @@ def to_json(title: str, found: Sequence[IterationRow], steps: Sequence[StepRecor
 
 def _number(value: float | None, form: str = ",d") -> str:
     return "" if value is None else format(value, form)
+
+
+def _or_none(value: float | None, form: str) -> str:
+    return NONE if value is None else format(value, form)
+
+
+def _mean(value: float | None, over: int | None) -> str:
+    """Of so many, None where no step had any to count."""
+    return "" if over is None else _or_none(value, ".3f")
 
 
 def _rate(row: IterationRow) -> str:

@@ -21,14 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import UserError
 from pipeline.files import (
     ALGORITHM,
+    WORK,
     Held,
     canonical,
     file_hash,
     is_locked,
     let_read,
     locked,
+    noted,
     parsed,
     seal,
     sealed,
@@ -86,7 +89,7 @@ def artifact_path(workspace: Path, kind: str, key: str) -> Path:
 
 
 def work_path(workspace: Path, kind: str, key: str) -> Path:
-    return workspace / "artifacts" / kind / f".work-{key}"
+    return workspace / "artifacts" / kind / f"{WORK}{key}"
 
 
 def lock_path(workspace: Path, kind: str, key: str) -> Path:
@@ -136,13 +139,20 @@ def artifacts(workspace: Path) -> Iterator[Artifact]:
 
 
 def commit(workspace: Path, kind: str, key: str, facts: dict[str, Any]) -> Artifact:
-    """Turn `.work-<key>/out` into the artifact: hash everything, manifest last, rename, then drop the work folder."""
+    """Turn `.work-<key>/out` into the artifact: hash everything, manifest last, rename, then drop the work folder.
+
+    Raises UserError where the disk has changed a file since it was written.
+    """
     work, target = work_path(workspace, kind, key), artifact_path(workspace, kind, key)
     out = work / "out"
     for left_over in out.rglob(".*.tmp"):  # of a write that was killed
         left_over.unlink()
     names = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
     files = {n: {"hash": file_hash(out / n), "size": (out / n).stat().st_size} for n in names if n != MANIFEST}
+    written = {os.path.relpath(path, out): known for path, known in noted(work).items()}
+    if damaged := [name for name in files if written.get(name) not in (None, files[name]["hash"])]:
+        raise UserError(*(f"{out / name}: content changed since it was written; run again, it is made again"
+                          for name in damaged))
     for name in files:
         sync(out / name)
     for folder in [p for p in out.rglob("*") if p.is_dir()]:

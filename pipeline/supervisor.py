@@ -12,11 +12,13 @@ Exit code: the command's own; 128 + n when signal n ended it; 124 timeout; 143 o
 
 import argparse
 import ctypes
+import functools
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -45,10 +47,15 @@ def imports() -> dict[str, str]:
 
 def supervise(command: list[str], *, grace: float, timeout: float = 0, parent: int = 0) -> int:
     """Run `command` in this process's care and return its exit code. Meant to be called by a process of its own."""
+    return take_care(functools.partial(_started, command), grace=grace, timeout=timeout, parent=parent)
+
+
+def take_care(start: Callable[[], int], *, grace: float, timeout: float = 0, parent: int = 0) -> int:
+    """As `supervise`, of what `start` begins: a child in a session of its own that calls `in_child`. It gives its pid.
+    """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
-    # Nothing a stage asks is answered: code of a model folder, say, would run if standard input said "y".
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_in_child)
+    child = start()
     parent = parent or os.getppid()
     deadline = time.monotonic() + timeout if timeout else None
     code = _wait(child, parent, deadline, grace)
@@ -56,7 +63,15 @@ def supervise(command: list[str], *, grace: float, timeout: float = 0, parent: i
     return code
 
 
-def _wait(child: subprocess.Popen[bytes], parent: int, deadline: float | None, grace: float) -> int:
+def _started(command: list[str]) -> int:
+    """The pid of the command, whose end the supervisor looks for itself."""
+    # Nothing a stage asks is answered: code of a model folder, say, would run if standard input said "y".
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_child)
+    child.returncode = 0  # so that it is not looked for twice
+    return child.pid
+
+
+def _wait(child: int, parent: int, deadline: float | None, grace: float) -> int:
     verdict: int | None = None  # set once we decided to end it
     kill_at: float | None = None
     while True:
@@ -68,10 +83,10 @@ def _wait(child: subprocess.Popen[bytes], parent: int, deadline: float | None, g
         if verdict is None:
             verdict = _reason_to_stop(received, parent, deadline, now)
             if verdict is not None:
-                child.send_signal(signal.SIGTERM)
+                os.kill(child, signal.SIGTERM)
                 kill_at = now + grace
         elif kill_at is not None and now >= kill_at:
-            child.kill()
+            os.kill(child, signal.SIGKILL)
             kill_at = None
 
 
@@ -86,7 +101,7 @@ def _reason_to_stop(
     return 124 if deadline is not None and now >= deadline else None
 
 
-def _reap(child: subprocess.Popen[bytes]) -> int | None:
+def _reap(child: int) -> int | None:
     """Collect every dead child, adopted orphans too. Returns the command's exit code once it has ended."""
     found: int | None = None
     while True:
@@ -96,9 +111,8 @@ def _reap(child: subprocess.Popen[bytes]) -> int | None:
             return found
         if pid == 0:
             return found
-        if pid == child.pid:
+        if pid == child:
             code = os.waitstatus_to_exitcode(status)
-            child.returncode = code
             found = code if code >= 0 else 128 - code
 
 
@@ -117,7 +131,8 @@ def _kill_descendants() -> None:
         psutil.wait_procs(left, timeout=0.2)
 
 
-def _in_child() -> None:
+def in_child() -> None:
+    """Ready a new child of a supervisor: it is told when that has gone, and hears the signals it waits for."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # not SIGKILL: what it started is its to end, and SIGTERM lets it
 
@@ -141,14 +156,20 @@ def _main() -> int:
         parser.error("no command given")
     try:
         if options.log:
-            _redirect(options.log)
+            redirect(options.log)
     except OSError as error:
-        print(f"{options.log}: {error.strerror}", file=sys.stderr)
-        return files.EXIT.get(files.disk_fault(error), 1)
+        return no_log(options.log, error)
     return supervise(command, grace=options.grace, timeout=options.timeout, parent=options.parent)
 
 
-def _redirect(log: Path) -> None:
+def no_log(log: Path, error: OSError) -> int:
+    """Exit code of a supervisor whose log cannot be written."""
+    print(f"{log}: {error.strerror}", file=sys.stderr)
+    return files.EXIT.get(files.disk_fault(error), 1)
+
+
+def redirect(log: Path) -> None:
+    """Append to `log` what this process and its children print."""
     log.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)

@@ -100,6 +100,7 @@ def put(path: Path, rows: pa.Table, row_group_size: int) -> Path:
     """Write a Parquet file so that it is either absent or complete."""
     with files.replacing(path) as temporary:
         pq.write_table(rows, temporary, compression="zstd", row_group_size=row_group_size)
+        files.note(path, temporary)
     return path
 
 

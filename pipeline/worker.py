@@ -44,6 +44,14 @@ def run_step(spec: dict[str, Any]) -> dict[str, Any]:
             "peak_memory_mb": round(peak_memory() / 2**20, 1), "versions": _versions()}
 
 
+def _drop_changed(work: Path) -> None:
+    """Remove what an earlier process finished of the work and the disk has changed since, and what came after it."""
+    for path in files.changed(work):
+        print(f"{path}: content changed since it was written; it is made again", flush=True)
+        for later in [one for one in path.parent.glob("part-*") if one.name >= path.name]:
+            later.unlink()
+
+
 def _since(work: Path, metrics: Path) -> int:
     """Where in this run's metrics the lines of the unfinished work begin, whichever process of it wrote them."""
     mark = work / "metrics.json"
@@ -106,6 +114,7 @@ def main() -> int:
         if _LAUNCHED not in os.environ:
             for name in (RESULT, PROBLEMS):
                 (work / name).unlink(missing_ok=True)
+            _drop_changed(work)
         if arguments := _torchrun(spec):
             return _launch(arguments, sys.argv[1], work)
         try:

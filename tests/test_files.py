@@ -27,6 +27,22 @@ def test_a_failed_write_leaves_the_old_content(tmp_path):
     assert path.read_text() == "new"
 
 
+def test_what_is_finished_of_unfinished_work_is_known_by_its_hash(tmp_path):
+    """A part that changes afterwards is found; elsewhere than in unfinished work nothing is noted."""
+    work = tmp_path / ".work-key"
+    for path in (work / "out/groups/part-00000.parquet", work / "out/groups/part-00001.parquet", tmp_path / "other"):
+        with files.replacing(path) as temporary:
+            temporary.write_text(path.name)
+            files.note(path, temporary)
+    first, second = sorted(files.noted(work))
+    assert files.noted(work)[first] == hashlib.sha256(b"part-00000.parquet").hexdigest()
+    assert files.changed(work) == [] and sorted(tmp_path.iterdir()) == [work, tmp_path / "other"]
+    second.write_text("part-00001.parkuet")
+    assert files.changed(work) == [second]
+    second.unlink()
+    assert files.changed(work) == []
+
+
 def test_a_reader_never_sees_half_of_a_file(tmp_path):
     """A process writes two texts in turn and is killed; every read gives one of them whole."""
     path, texts = tmp_path / "record", {"a" * 300_000, "b" * 300_000}

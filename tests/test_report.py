@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.report import HEADERS, StepRecord, cells, rows, to_json, to_markdown
+from pipeline.report import HEADERS, StepRecord, cells, diagnostics_table, rows, to_json, to_markdown
 
 
 def steps() -> list[StepRecord]:
@@ -70,6 +70,22 @@ def test_what_no_step_reported_stays_empty():
     texts = dict(zip(HEADERS, cells([row])[0], strict=True))
     assert texts["win rate (interval)"] == texts["margin"] == texts["prompts"] == ""
     assert texts["steps (cached)"] == "1 (0)"
+
+
+def test_a_mean_over_nothing_is_none_and_not_0():
+    """Two prompts were sampled, no sample has a finite score and none was kept: there is no mean, no best, no margin.
+    What the diagnosis could not take is none, too."""
+    steps = [StepRecord("generate[2]", "generate", 2, counts={"prompts": 2, "completions": 4}),
+             StepRecord("score[2]", "score", 2, ("generate[2]",), counts={"completions": 4, "unscored": 4}),
+             StepRecord("pairs[2]", "build_groups", 2, ("score[2]",), counts={"kept": 0})]
+    texts = dict(zip(HEADERS, cells(rows(steps))[0], strict=True))
+    assert [texts[name] for name in ("reward mean", "best of N", "margin", "kept")] == ["none", "none", "none", "0"]
+    answers = {"scores": {}, "tokens": 8.0, "repeat_3gram": 0.5, "distinct_2": 0.25, "truncated": 0.0}
+    table = diagnostics_table([(1, {
+        "answers": answers, "held_out_pairs": None, "learned": "reward", "score": "gold", "kl": {"per_answer": 1.5},
+        "baseline": {"tokens": 8.0}, "reward_model": None, "negatives": None})])
+    assert table.splitlines()[2] == ("| 1 | none | none | 1.50 | +0% | none | none | none | 0.50 | 0.250 | 0.0% | none "
+                                     "| none |")
 
 
 def test_markdown_has_the_table_the_reasons_and_every_step():

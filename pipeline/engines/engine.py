@@ -5,7 +5,6 @@ and the like are imported inside their functions.
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -147,9 +146,9 @@ def adapter_rank(model: Path) -> int:
 def model_facts(model: Path) -> ModelFacts:
     """Stop ids, vocabulary size and context length of a Hugging Face folder; of an adapter's base if it is one.
 
-    Stop ids are every `eos_token_id` of generation_config.json, else of config.json. The context length ends where
-    `steady_positions` do. Else the other two are as config.json states
-    them, else as transformers resolves them: families name them in their own ways, and leave defaults out.
+    Stop ids are every `eos_token_id` of generation_config.json, else of config.json. The context length is
+    `usable_positions`. Else the other two are as config.json states them, else as transformers resolves them: families
+    name them in their own ways, and leave defaults out.
     Raises UserError where one of the three is not to be found.
     """
     model = adapter_base(model) or model
@@ -170,8 +169,15 @@ def model_facts(model: Path) -> ModelFacts:
                  if not isinstance(number, int)]
     if problems:
         raise UserError(*problems)
-    room = min(int(numbers["max_position_embeddings"]), steady_positions(config) or sys.maxsize)
+    room = usable_positions({**config, **numbers})
+    assert room is not None  # max_position_embeddings is a whole number by now
     return ModelFacts(stop_ids, int(numbers["vocab_size"]), room)
+
+
+def usable_positions(config: Mapping[str, Any]) -> int | None:
+    """Tokens that the model has positions for and is one model on, by the content of config.json; None: no limit."""
+    limits = (config.get("max_position_embeddings"), steady_positions(config))
+    return min((limit for limit in limits if isinstance(limit, int)), default=None)
 
 
 def steady_positions(config: Mapping[str, Any]) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 
-from pipeline.engines.engine import model_facts, steady_positions
+from pipeline.engines.engine import model_facts, usable_positions
 from pipeline.errors import UserError, first
 from pipeline.lm import attention, devices, forward, rope
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
@@ -208,10 +208,8 @@ def stop_ids(folder: Path) -> tuple[int, ...]:
 
 
 def context_length(model: Any) -> int | None:
-    """Positions that the model is used with (see `steady_positions`), None where its config sets no limit."""
-    config = model.config.get_text_config().to_dict()
-    limits = [n for n in (config.get("max_position_embeddings"), steady_positions(config)) if n is not None]
-    return min(limits, default=None)
+    """Positions that the model is used with (see `usable_positions`), None where its config sets no limit."""
+    return usable_positions(model.config.get_text_config().to_dict())
 
 
 def save_folder(model: Any, source: Path, target: Path, dtype: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import gguf_header, weights
-from pipeline.engines.engine import steady_positions
+from pipeline.engines.engine import steady_positions, usable_positions
 from pipeline.errors import UserError, first, one_line
 from pipeline.lm import checks, shapes
 from pipeline.lm.template import turn_end_id
@@ -86,11 +86,12 @@ def _family(config: Any, reward: bool) -> list[str]:
 def _context(config: Any, longest: int) -> list[str]:
     """Rows longer than the model's positions: every later step would refuse them."""
     text = config.get_text_config()
-    steady, most = steady_positions(text.to_dict()), getattr(text, "max_position_embeddings", None)
-    room = min([n for n in (steady, most) if isinstance(n, int)], default=longest)
-    if longest <= room:
+    said = {**text.to_dict(), "max_position_embeddings": getattr(text, "max_position_embeddings", None)}
+    room = usable_positions(said)
+    if room is None or longest <= room:
         return []
-    kind = "the length of its pretraining, beyond which LongRoPE is another model" if room == steady else "its context"
+    kind = ("the length of its pretraining, beyond which LongRoPE is another model" if room == steady_positions(said)
+            else "its context")
     return [f"model.max_prompt_tokens: with model.max_completion_tokens {longest} tokens, the model has {room} "
             f"({kind}); lower them: model.max_prompt_tokens={room // 2} model.max_completion_tokens={room - room // 2}"]
 

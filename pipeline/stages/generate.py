@@ -75,6 +75,7 @@ class Runtime:
     engine: dict[str, Any]  # the engine's module and its settings
     part_size: int = setting(256, low=1)  # prompts per part, the unit of resuming
     max_refused_share: float = setting(0.5, low=0.0, high=1.0)  # of the prompts; more end the stage
+    max_collapsed_share: float = setting(0.95, low=0.0, high=1.0)  # of samples: empty, of one token, alike
 
     def check(self) -> list[tuple[str, str]]:
         return part_problems(self.engine, "engine", Backend)
@@ -90,7 +91,7 @@ def run(context: Context) -> None:
     """Writes `groups/`: the prompts in order with their K samples, K = 0 where the prompt does not fit the context.
 
     Raises UserError for prompts without ids, with ids outside the vocabulary, or with an id used twice, and where more
-    prompts are refused than `max_refused_share` allows.
+    prompts are refused than `max_refused_share` allows, or more samples say nothing than `max_collapsed_share` does.
     """
     from pipeline import tables
 
@@ -189,6 +190,7 @@ def _completed(group: Group, answers: list[Answer], settings: Settings, policy: 
                                           policy=policy, logprobs=sample.logprobs))
         first += draw.n
     tally.completions = len(completions)
+    tally.look(completions)
     tally.tokens = sum(len(c.token_ids) for c in completions)
     tally.truncated = sum(c.finish_reason == LENGTH for c in completions)
     if settings.truncated == "drop":
@@ -238,13 +240,18 @@ def _sample_parts(engine: Engine, prompts: Path, out: Path, context: Context) ->
 
 
 def _report(tally: Tally, context: Context) -> None:
+    """Numbers for the manifest; a mean over nothing is not there."""
+    if problems := tally.collapsed(context.runtime.max_collapsed_share):
+        raise UserError(*problems)
     for reason, number in tally.dropped.items():
         context.report.drop(reason, number)
-    context.report.count(prompts=tally.prompts, completions=tally.completions, tokens=tally.tokens,
-                         tokens_per_second=round(tally.tokens / tally.seconds, 1) if tally.seconds else 0.0,
-                         mean_length=round(tally.tokens / max(tally.completions, 1), 2),
-                         truncated_share=round(tally.truncated / max(tally.completions, 1), 4),
-                         seconds_sampling=round(tally.seconds, 2))
+    context.report.count(prompts=tally.prompts, completions=tally.completions, tokens=tally.tokens)
+    if tally.seconds:
+        context.report.count(tokens_per_second=round(tally.tokens / tally.seconds, 1))
+    if tally.completions:
+        context.report.count(mean_length=round(tally.tokens / tally.completions, 2),
+                             truncated_share=round(tally.truncated / tally.completions, 4))
+    context.report.count(seconds_sampling=round(tally.seconds, 2))
 
 
 # samples: a run keeps one engine service alive for the steps that say so

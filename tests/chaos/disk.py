@@ -2,8 +2,9 @@
 
 Every call of any process of a small run that writes into its workspace is counted (`faults.c`, preloaded). Then runs
 are started in which one call, drawn by the seed, fails: once with EIO, or that one and every later one with ENOSPC (a
-full disk), EIO (a broken one) or EROFS (one that turned read-only). Afterwards the disk is whole again and the same
-command is given: it must come to the bytes of an undisturbed run.
+full disk), EDQUOT (a quota that is used up), EIO (a broken one) or EROFS (one that turned read-only). Afterwards the
+disk is whole again and the same command is given: it must come to the bytes of an undisturbed run. Besides: a disk that
+is slow, and one on which only what Prefect's server writes fails; both runs come to their end at once.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ from pathlib import Path
 
 from tests.chaos import small
 
-_FORM = "@qqii1000s"
+_FORM = "@qqiii1000s"
+PREFECT, SLOW = "ENOSPC for Prefect", "slow"
 KINDS = (("EIO once", errno.EIO, False), ("EIO", errno.EIO, True), ("ENOSPC", errno.ENOSPC, True),
          ("EROFS", errno.EROFS, True))
+FURTHER = (*KINDS, ("EDQUOT", errno.EDQUOT, True), (PREFECT, errno.ENOSPC, True), (SLOW, 0, False))
+_DATABASE = 100  # writes that Prefect's server makes at the least
+_DELAY = 5000  # microseconds of every write on a slow disk
 
 
 class Disk:
@@ -38,9 +43,9 @@ class Disk:
             self._memory = mmap.mmap(file.fileno(), 0)
         self.environment = {"LD_PRELOAD": str(library), "CHAOS_DISK": str(path)}
 
-    def arm(self, folder: Path, left: int = 0, error: int = 0, always: bool = False) -> None:
-        """Count from 0 the calls that write below `folder`; the `left`-th fails, 0: none does."""
-        self._memory[:] = struct.pack(_FORM, left, 0, error, always, str(folder).encode())
+    def arm(self, folder: Path, left: int = 0, error: int = 0, always: bool = False, delay: int = 0) -> None:
+        """Count from 0 the calls that write below `folder`; the `left`-th fails, 0: none. Each waits `delay` us."""
+        self._memory[:] = struct.pack(_FORM, left, 0, error, always, delay, str(folder).encode())
 
     @property
     def seen(self) -> int:
@@ -66,26 +71,28 @@ def failing(place: Path) -> Iterator[tuple[Disk, small.Warm]]:
 
 def one(disk: Disk, forking: small.Warm, folder: Path, rows: Path, reference: Path, kind: int, call: int) -> list[str]:
     """A run whose `call`-th write fails, then the same command on a whole disk; every problem there is."""
-    name, error, always = KINDS[kind]
-    workspace, mark = folder / "workspace", f"{os.getpid()}-disk-{call}"
-    environment = small.environment(folder, mark, forking.address, **small.NOWHERE, **disk.environment)
+    name, error, always = FURTHER[kind]
+    workspace, mark, harmless = folder / "workspace", f"{os.getpid()}-disk-{call}", name in (PREFECT, SLOW)
+    observers = {} if name == PREFECT else small.NOWHERE
+    environment = small.environment(folder, mark, forking.address, **observers, **disk.environment)
     argv = small.command(workspace, rows, "engine=transformers")
     workspace.mkdir(parents=True)
-    disk.arm(workspace, call, error, always)
+    disk.arm(workspace / ".prefect" if name == PREFECT else workspace, call, error, always,
+             _DELAY if name == SLOW else 0)
     problems = []
     for turn in ("failing", "whole"):
         done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=300)
         said = done.stdout + done.stderr
         if "Traceback" in said or "Error in sys.excepthook" in said:
             problems.append(f"{turn}: a traceback: {said[said.find('Traceback'):][-600:]!r}")
-        if done.returncode not in ((0, 1, 2) if turn == "failing" else (0,)):
+        if done.returncode not in ((0, 1, 2) if turn == "failing" and not harmless else (0,)):
             problems.append(f"{turn}: exit code {done.returncode}: {said[-300:]!r}")
         if done.returncode and "error: " not in done.stderr:
             problems.append(f"{turn}: no word of why: {said[-300:]!r}")
         _, left = small.until_nobody(mark, forking, 20)
         problems += [f"{turn}: still running: {line}" for line in left]
         problems += small.left_over(workspace, folder / "tmp", False)
-        if always and done.returncode == 0 and turn == "failing" and disk.seen >= call:
+        if always and not harmless and done.returncode == 0 and turn == "failing" and disk.seen >= call:
             problems.append("failing: exit code 0 although nothing could be written")
         disk.arm(workspace)
     if not problems:
@@ -118,11 +125,13 @@ def main() -> int:
         reference, calls = undisturbed(disk, forking, place, rows)
         print(f"{calls} calls write into the workspace of an undisturbed run", flush=True)
         for number in range(options.faults):
-            kind, call, folder = number % len(KINDS), rng.randrange(1, calls + 1), place / f"fault-{number}"
+            kind, folder = number % len(FURTHER), place / f"fault-{number}"
+            name, call = FURTHER[kind][0], rng.randrange(1, calls + 1)
+            call = 1 + call % _DATABASE if name == PREFECT else call
             problems = one(disk, forking, folder, rows, reference, kind, call)
-            by_kind[KINDS[kind][0]] += 1
+            by_kind[name] += 1
             bad += problems
-            print(f"{KINDS[kind][0]} at call {call}", *problems, sep="\n    ", flush=True)
+            print(f"{name} at call {call}", *problems, sep="\n    ", flush=True)
             if not problems:
                 shutil.rmtree(folder)
     print(f"{options.faults} faults {dict(by_kind)}, seed {options.seed}, commit {small.commit()}: {len(bad)} problems")

@@ -22,6 +22,7 @@ struct control {
     atomic_long seen;    /* calls that counted */
     atomic_int error;    /* errno; 0: not armed, only counting */
     atomic_int always;   /* 1: every later call fails, too */
+    atomic_int delay;    /* microseconds that every call takes longer */
     char folder[1000];
 };
 static struct control *control;
@@ -39,6 +40,7 @@ __attribute__((constructor)) static void begin(void) {
 static int fails(const char *path) {
     if (!control || !path || strncmp(path, control->folder, strlen(control->folder))) return 0;
     atomic_fetch_add(&control->seen, 1);
+    if (atomic_load(&control->delay)) usleep(atomic_load(&control->delay));
     if (!atomic_load(&control->error)) return 0;
     long left = atomic_fetch_sub(&control->left, 1);
     if (left == 1 || (left < 1 && atomic_load(&control->always))) {

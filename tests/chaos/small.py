@@ -5,13 +5,14 @@ Parts of four prompts and a checkpoint every second step, so that a kill finds s
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 ROWS = {"sft": 32, "pref": 24, "unlabeled": 32, "eval": 4}
 NOWHERE = {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
 MARK = "ALIGNLOOP_CHAOS"  # in the environment of every process of a run under test: how those left over are found
+START, BETWEEN, END = "start", "between", "end"  # what a run does while no step is being computed
 _LETS_GO = 5.0  # seconds in which the kernel closes the files of a process that was killed; it has no words by then
 RESUMED = ("generate", "score", "reference_logprobs")
 SMALL = (
@@ -59,7 +61,7 @@ class Warm:
 
     def forks(self) -> list[psutil.Process]:
         """The stages that run now."""
-        return [p for p in psutil.Process(self.pid).children() if p.status() != psutil.STATUS_ZOMBIE]
+        return [p for p in psutil.Process(self.pid).children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
 
 
 @contextlib.contextmanager
@@ -92,21 +94,33 @@ def environment(folder: Path, mark: str, forking: Path | None, **more: str) -> d
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """Every living process of the run under test, whoever its parent is."""
-    found, wanted = [], f"{MARK}={mark}".encode()
+    """Every living process of the run under test, whoever its parent is, and what those have started: one that gives
+    itself a title, as vLLM's engine does, has no environment left to be found by."""
+    found, wanted = {}, f"{MARK}={mark}".encode()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if (process.status() != psutil.STATUS_ZOMBIE
-                    and wanted in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")):
-                found.append(process)
-    return found
+            if wanted in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
+                found[process.pid] = process
+                if "vllm.entrypoints.openai.api_server" in words(process):
+                    found |= {child.pid: child for child in process.children(recursive=True)}
+    return [process for process in found.values() if alive(process)]
 
 
-def until_nobody(mark: str, warm: Warm | None, patience: float) -> tuple[float, list[str]]:
-    """Seconds until every process of the run had ended; the command lines of those that had not in `patience` s."""
+def alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def until_nobody(mark: str, warm: Warm | None, patience: float,
+                 known: Iterable[psutil.Process] = ()) -> tuple[float, list[str]]:
+    """Seconds until every process of the run had ended; the command lines of those that had not in `patience` s.
+
+    known: processes of it that were seen.
+    """
     began = time.monotonic()
     while True:
-        left = marked(mark) + (warm.forks() if warm else [])
+        left = {*marked(mark), *(warm.forks() if warm else []), *filter(alive, known)}
         took = time.monotonic() - began
         if not left or took > patience:
             return took, [" ".join(words(p))[:200] for p in left]
@@ -116,7 +130,7 @@ def until_nobody(mark: str, warm: Warm | None, patience: float) -> tuple[float, 
 def words(process: psutil.Process) -> list[str]:
     """Its command line; [] once it has ended."""
     try:
-        return process.cmdline()
+        return " ".join(process.cmdline()).split()  # a fork's is one word
     except psutil.Error:
         return []
 
@@ -179,10 +193,21 @@ def odd_numbers(workspace: Path, reference: Path, kills: int) -> list[str]:
     return problems + ([f"metrics: {len(lost)} lines lacking: {sorted(lost)[:3]}"] if len(lost) > kills else [])
 
 
-def running(workspace: Path) -> str:
-    """The step that the run's record says is being computed, "" between two."""
+def running(workspace: Path, mark: str) -> str:
+    """What the run does: the step that is being computed, BETWEEN two, START before its driver works, END after it."""
+    if not any("flows.driver" in words(process) for process in marked(mark)):
+        return START
     run = runs.load(workspace, "small")
-    return next((step["name"] for step in run.steps if step["state"] == "running"), "") if run else ""
+    if run is not None and run.outcome == runs.DONE:
+        return END
+    return next((step["name"] for step in run.steps if step["state"] == "running"), BETWEEN) if run else START
+
+
+def twice(workspace: Path) -> list[str]:
+    """Steps that were finished more than once, by the run's events."""
+    lines = files.parsed_lines((runs.folder(workspace, "small") / "events.jsonl").read_bytes(), step=str, event=str)
+    found = collections.Counter(line["step"] for line in lines if line["event"] == "finished")
+    return [f"{step} was finished {times} times" for step, times in found.items() if times > 1]
 
 
 def commit() -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flows import step as launch
-from pipeline import plan, runs, store
+from pipeline import plan, runs, store, tables
 from pipeline.errors import UserError
 from tests.chaos import small
 from tests.flows.loops import in_this_process
@@ -69,6 +69,44 @@ def test_a_flipped_bit_of_what_a_step_reads_is_found_before_it_commits(times, co
             for artifact in (bad, lost):
                 shutil.copytree(original / artifact.path.relative_to(workspace), artifact.path)
     assert small.differing(workspace, original) == []
+
+
+@pytest.mark.parametrize(("name", "table"), [("generate[2]", "groups"), ("score[2]", "scores")])
+@pytest.mark.parametrize("when", ["while it waits", "while it is made"])
+def test_a_flipped_bit_of_a_finished_part_is_found(when, name, table, copied, monkeypatch):
+    """Of work that was cut short after its second part, and is gone on with; or of the first part while the third is
+    made, which costs the attempt. The bytes are those of the undisturbed run in the end."""
+    workspace, original = copied
+    monkeypatch.setattr(launch, "_run_worker", in_this_process)
+    done, rng, written = small.made(workspace), random.Random(SEED), []
+    lost = done.pop(name)
+    shutil.rmtree(lost.path)
+    step = next(one for one in plan.steps_of(runs.load(workspace, "small")) if one.name == name)
+    place, put = launch.Launch(workspace, "small", 5.0, 0.0), tables.put
+
+    def disturbed(path: Path, *more: object) -> Path:
+        if len(written) == 2 and when == "while it waits":
+            raise SystemExit(143)
+        if len(written) == 2:
+            flip(written[0], rng)
+        written.append(put(path, *more))
+        return written[-1]
+
+    def ensure() -> store.Artifact:
+        return launch.ensure(place, plan.look_up(workspace, step, done), done, {}, lambda *_: None)[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "put", disturbed)
+        with pytest.raises((SystemExit, UserError)):
+            ensure()
+    assert not lost.path.exists()
+    if when == "while it waits":
+        flip(written[0], rng)
+    made = ensure()
+    assert {file.parent.name for file in written} == {table}
+    assert made.manifest["files"] == lost.manifest["files"] and store.damage(made) == []
+    shutil.rmtree(made.path)
+    shutil.copytree(original / made.path.relative_to(workspace), made.path)
 
 
 @pytest.mark.parametrize("times", [200, pytest.param(5000, marks=pytest.mark.long)])

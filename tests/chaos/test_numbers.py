@@ -47,9 +47,11 @@ def rule(function: str) -> list[str]:
     ("train[2]", rule("constant"), r"pairs\[2\]: .*none of the 12 prompts gives a group \(.*12 "),
     ("train[2]", rule("not_a_number"), r"score\[2\]: .*the score 'reward' of all 48 completions is not finite"),
     ("train[2]", [*rule("differing"), "sampling.max_tokens=1", "sampling.temperatures=[0.001]"],
-     r"pairs\[2\]: .*none of the 12 prompts gives a group \(.*12 "),
+     r"generate\[2\]: .*max_collapsed_share: 12 of 12 prompts have samples that are all the same"),
     ("sft", ["trainer.sft.lr=1e30"], r"sft: training stopped at step \d: loss .*, gradient norm (nan|inf)"),
-], ids=["constant rewards", "NaN rewards", "identical samples", "exploding weights"])
+    ("train[1]", ["objective=dpo", "objective.beta=1e30"],
+     r"train\[1\]: training stopped at step 1: loss 0\.69\d*, gradient norm inf"),
+], ids=["constant rewards", "NaN rewards", "identical samples", "exploding weights", "exploding norm"])
 def test_it_is_named_and_the_next_step_does_not_run(last, words, said, loop):
     with pytest.raises(UserError, match=said):
         loop(last, *words)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from flows.compose import CONF, compose
 from flows.driver import Driver
 from flows.observer import Observer
 from flows.prepare import expand, prepare
+from flows.step import StepFailed
 from pipeline import plan, runs
 from pipeline.errors import UserError
 
@@ -176,3 +178,23 @@ def test_this_machine_is_asked_without_a_proxy(given, expected, monkeypatch):
     reach_this_machine_directly()
     assert os.environ["NO_PROXY"] == expected
     monkeypatch.delenv("no_proxy", raising=False)  # what the call set, so that it does not outlive the test
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_step_that_lost_its_engine_is_tried_once_more(lost, two_steps, monkeypatch):
+    """Where the engine still serves, the step's own end counts; a second loss does, too."""
+    workspace, told = two_steps(), list[str]()
+    run = runs.load(workspace, "shown")
+    steps = plan.steps_of(run)
+    walking = Driver(workspace, run, steps)
+    walking.engine = SimpleNamespace(environment=lambda step: {}, lost=lambda step: lost, close=lambda: None,
+                                     warm_up=lambda remaining, done: None)
+
+    def fails(place, item, *more):
+        told.append(item.step.name)
+        raise StepFailed(item.step.name, 1, ["the vLLM server is lost"])
+
+    monkeypatch.setattr("flows.driver.ensure", fails)
+    with pytest.raises(StepFailed, match="the vLLM server is lost"):
+        walking.walk()
+    assert told == [steps[0].name] * (2 if lost else 1)

@@ -21,12 +21,13 @@ SAMPLES, TRAINS = "samples", "trains"
 class Settings:
     sleep_level: int = 0
     start_timeout: float = 1.0
-    breaks: bool = False
+    breaks: int = 0  # so many starts end before they serve
+    hangs: bool = False
 
 
 class Service:
-    def __init__(self, told: list[str], breaks: bool) -> None:
-        self.told, self.breaks, self.running = told, breaks, True
+    def __init__(self, told: list[str], breaks: bool, hangs: bool) -> None:
+        self.told, self.breaks, self.hangs, self.running = told, breaks, hangs, True
         self.environment = {"WHERE": "here"}
         told.append("start")
 
@@ -34,8 +35,9 @@ class Service:
         return self.running
 
     def wait_ready(self, timeout: float) -> None:
-        if self.breaks:
-            raise RuntimeError("vLLM ended with code 1")
+        self.running = not self.breaks
+        if self.breaks or self.hangs:
+            raise RuntimeError("vLLM is not ready after 1 s" if self.hangs else "vLLM ended with code 1\nits log")
 
     def rest(self) -> None:
         self.told.append("rest")
@@ -58,7 +60,8 @@ def hold(told, monkeypatch, tmp_path):
     module = types.ModuleType("noting_engine")
     module.BACKEND = Backend(
         Settings, open_engine=lambda model, settings, log: None,
-        start_service=lambda model, log, settings: Service(told, settings.breaks),
+        start_service=lambda model, log, settings: Service(
+            told, told.count("start") < settings.breaks, settings.hangs),
         shares_device=lambda settings: settings.sleep_level > 0)
     monkeypatch.setitem(sys.modules, "noting_engine", module)
     monkeypatch.setattr(engine_service, "look_up", lambda workspace, step, done: SimpleNamespace(cached=step.cached))
@@ -119,6 +122,27 @@ def test_one_that_has_ended_is_started_anew(hold, told):
     assert told == ["start", "stop", "start"]
 
 
-def test_one_that_does_not_serve_fails_the_step_that_needs_it(hold):
-    with pytest.raises(EngineFailed, match="samples cannot sample: vLLM ended with code 1"):
-        walk(hold(breaks=True), [SAMPLES])
+def test_one_that_ends_while_it_starts_is_started_once_more(hold, told, capsys):
+    """It may have been killed: the run goes on."""
+    assert walk(hold(breaks=1), [SAMPLES]) == [{"WHERE": "here"}]
+    assert told == ["start", "stop", "start", "stop"]
+    assert "note: the engine ended while it started (vLLM ended with code 1); starting it once more" in " ".join(
+        capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("settings", "said", "starts"), [
+    ({"breaks": 9}, "vLLM ended with code 1", 2), ({"hangs": True}, "vLLM is not ready after 1 s", 1)])
+def test_one_that_does_not_serve_fails_the_step_that_needs_it(hold, told, settings, said, starts):
+    """A second end is no accident; one that hangs has had its time."""
+    with pytest.raises(EngineFailed, match=f"samples cannot sample: {said}"):
+        walk(hold(**settings), [SAMPLES])
+    assert told.count("start") == starts
+
+
+def test_it_is_lost_to_a_step_that_sampled_when_it_has_ended_for_good(hold):
+    holder = hold()
+    assert not holder.lost(step(SAMPLES))  # there is none
+    holder.warm_up([step(SAMPLES)], MODEL)
+    assert not holder.lost(step(SAMPLES))
+    holder._service.running = False
+    assert holder.lost(step(SAMPLES)) and not holder.lost(step(TRAINS))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import threading
 
 import pytest
 
 from flows import command, inspection
 from flows.driver import Driver
-from pipeline import plan, runs
+from pipeline import gc, plan, runs
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +50,18 @@ def test_a_run_found_whole_says_so_in_its_events(two_steps):
     (runs.folder(workspace, "shown") / "run.json").unlink()
     assert inspection.collect(str(workspace), apply=True) == 0
     assert all(item.cached for item in plan.look_up_all(workspace, plan.steps_of(run)))
+
+
+def test_a_folder_that_is_being_removed_has_the_size_of_what_is_left(tmp_path):
+    """Somebody else removes it while its files are counted, again and again."""
+    for number in range(20):
+        folder = tmp_path / str(number)
+        for inner in range(60):
+            (folder / str(inner)).mkdir(parents=True)
+            (folder / str(inner) / "file").write_bytes(bytes(10))
+        assert gc.size(folder) == 600
+        removing = threading.Thread(target=shutil.rmtree, args=(folder,))
+        removing.start()
+        while removing.is_alive():
+            assert gc.size(folder) <= 600
+        assert gc.size(folder) == 0

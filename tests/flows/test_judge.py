@@ -50,7 +50,7 @@ def test_budget_kill_and_resume(command, prefect: dict[str, str], tiny_model: Pa
             assert killed.poll() is None
             time.sleep(0.02)
         (worker,) = [one for one in psutil.Process(killed.pid).children(recursive=True)
-                     if "pipeline.worker" in one.cmdline() and "pipeline.supervisor" not in one.cmdline()]
+                     if "pipeline.worker" in (line := " ".join(one.cmdline())) and "pipeline.supervisor" not in line]
         worker.send_signal(signal.SIGKILL)
         killed.communicate(timeout=600)
         assert killed.returncode != 0

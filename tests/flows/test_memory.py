@@ -38,6 +38,8 @@ def test_shape_and_weights_of_8b(tmp_path: Path) -> None:
     assert SHAPE_8B.weights == pytest.approx(8.03e9, rel=1e-3)
     assert SHAPE_8B.adapters(16) == 41_943_040  # as peft says of r=16 on all linear layers
     assert memory.shape_of({"path": str(tmp_path / "nothing")}) is None
+    long = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    assert memory.positions({"path": str(folder_of({**LLAMA_8B, "rope_scaling": long}, 10, tmp_path))}) == 4096
     tiny = memory.shape_of({"path": None, "arch": {
         "hidden_size": 192, "intermediate_size": 512, "layers": 4, "heads": 3, "kv_heads": 3, "max_position": 1024,
         "vocab_size": 2048, "tie_embeddings": True}})

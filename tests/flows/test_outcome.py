@@ -27,7 +27,7 @@ def test_the_sft_model_is_row_0_and_columns_are_what_they_say():
         {"iteration": "1", "win rate (interval)": "75.0% (70.0% to 80.0%)", "learned": "90.0%", "same length": "70.0%",
          "KL": "2.0", "length": "41.0", "truncated": "1.0%"},
         {"iteration": "2", "win rate (interval)": "80.0% (75.0% to 85.0%)", "learned": "90.0%", "same length": "70.0%",
-         "KL": "", "length": "42.0", "truncated": "1.0%"}]
+         "KL": "none", "length": "42.0", "truncated": "1.0%"}]
     assert sum(max(map(len, cells)) for cells in zip(outcome.HEADERS, *found, strict=True)) + 2 * 6 <= 80
 
 
@@ -35,7 +35,7 @@ def test_without_one_baseline_there_is_no_row_0_and_without_a_second_score_no_le
     """With evaluation=previous no gain is stated, and each rate is against the iteration before."""
     entries = [entry(1, 0.75, None, None), entry(2, 0.6, None, None)]
     assert [row[0] for row in outcome.rows(entries, {})] == ["1", "2"]
-    assert [row[2] for row in outcome.rows(entries, {})] == ["", ""]
+    assert [row[2] for row in outcome.rows(entries, {})] == ["none", "none"]
     assert outcome.title(entries).endswith("against those of the iteration before, by gold")
     assert outcome.seen(entries) == "iteration 2 above 1 by gold: +10.0 points (+6.0 to +14.0), clear of zero"
 

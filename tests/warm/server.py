@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import setproctitle
 
 ROOT = Path(__file__).parents[2]
 # What stages import only when they run.
@@ -158,6 +159,7 @@ def become(job: Job) -> None:
 def main() -> int:
     sys.path[0] = str(ROOT)
     preload()
+    setproctitle.getproctitle()  # finds its place, for forks of forks whose environment is another
     gc.freeze()  # so that no fork copies what it only looks through
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[1])
@@ -167,11 +169,11 @@ def main() -> int:
     if job is None:
         return 0
     become(job)
-    from pipeline import worker
+    from pipeline import warm, worker
 
-    sys.argv = [worker.__file__, *job.argv]
+    module, *sys.argv[1:] = job.argv
     try:
-        code = worker.main()
+        code = worker.main() if module == "pipeline.worker" else warm.main(sys.argv[1:])
     except SystemExit as end:
         code = end.code
     except BaseException:

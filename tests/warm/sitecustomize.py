@@ -1,9 +1,11 @@
 """A stage's process from a warm parent: on the path of processes that tests start (the fixture `warm` puts it there).
 
-Python imports this file at its start. Where the command is `python -m pipeline.worker STEP`, the process asks the
-server of tests/warm/server.py, which has torch and transformers imported, to fork: the fork gets this process's
-arguments, folder, environment, standard files and a session of its own. This process stays in its place: it passes on
-the signals it gets and ends as the fork ends, by the same code or the same signal; killed, the fork is killed with it.
+Python imports this file at its start. Where the command is `python -m pipeline.worker STEP` or `python -m
+pipeline.warm STAGE ...`, the process asks the server of tests/warm/server.py, which has torch and transformers
+imported, to fork: the fork gets this process's arguments, folder, environment, standard files and a session of its own.
+This process stays in its place: it passes on the signals it gets and ends as the fork ends, by the same code or the
+same signal; killed, the fork is killed with it. Stages of the kinds that ALIGNLOOP_COLD names, commas between them,
+start as they do for a user, and so does a run's own warm process where it names any.
 """
 
 import os
@@ -39,5 +41,7 @@ def _forked(address: str, arguments: list[str]) -> None:
 
 if "ALIGNLOOP_WARM" in os.environ and "-m" in sys.orig_argv:
     _at = sys.orig_argv.index("-m") + 1  # the first one: a supervisor's command line has the worker's in it
-    if sys.orig_argv[_at] == "pipeline.worker":
-        _forked(os.environ["ALIGNLOOP_WARM"], sys.orig_argv[_at + 1 :])
+    _module, _cold = sys.orig_argv[_at], os.environ.get("ALIGNLOOP_COLD", "")
+    _kind = sys.orig_argv[-1].split("/")[-3:][0]  # KIND/.work-KEY/step.json
+    if (_module == "pipeline.worker" and _kind not in _cold.split(",")) or (_module == "pipeline.warm" and not _cold):
+        _forked(os.environ["ALIGNLOOP_WARM"], sys.orig_argv[_at:])

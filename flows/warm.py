@@ -1,0 +1,126 @@
+"""The run's side of `pipeline.warm`: starts it, asks it for a step, waits for the step's end."""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_POLL_SECONDS = 0.05
+
+
+class Gone(Exception):
+    """The warm process has ended, or does not fork; the text says why. No process of the step is left."""
+
+
+class Warm:
+    """A run's warm process, not started yet. One object per driver."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self.why_cold = ""  # why it serves no more
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ready, self._read = False, b""
+
+    def start(self, stages: Iterable[str], environment: dict[str, str]) -> None:
+        """Begin to import what these stages need; does nothing where that was begun before."""
+        if self._process is not None:
+            return
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen([sys.executable, "-P", "-m", "pipeline.warm", *sorted(set(stages))],
+                                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment)
+
+    def ready(self) -> bool:
+        """Whether a step can be a fork by now. Does not wait."""
+        if self._process is None or self.why_cold:
+            return False
+        try:
+            while not self._ready and (said := self.hear(0)) is not None:
+                self._ready = said.get("ready", False)
+        except Gone:
+            return False
+        return self._ready
+
+    def fork(self, spec: Path, log: Path, grace: float, timeout: float, environment: dict[str, str]) -> "Forked":
+        """Start a step. Raises Gone where none was started."""
+        assert self._process is not None and self._process.stdin is not None
+        asked = {"spec": str(spec), "log": str(log), "grace": grace, "timeout": timeout, "environment": environment}
+        try:
+            self._process.stdin.write(json.dumps(asked).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            raise self._gone() from None
+        while (said := self.hear(1)) is None:
+            pass
+        if "refused" in said:
+            self.why_cold = said["refused"]
+            raise Gone(self.why_cold)
+        return Forked(self, said["pid"])
+
+    def hear(self, seconds: float) -> dict[str, Any] | None:
+        """The next thing it says, None where it says nothing for so long. Raises Gone at its end."""
+        assert self._process is not None and self._process.stdout is not None
+        if b"\n" not in self._read:
+            told = self._process.stdout.fileno()
+            if not select.select([told], [], [], seconds)[0]:
+                return None
+            if not (read := os.read(told, 2**16)):
+                raise self._gone()
+            self._read += read
+        line, newline, rest = self._read.partition(b"\n")
+        if not newline:
+            return None
+        self._read = rest
+        return dict(json.loads(line))
+
+    def _gone(self) -> Gone:
+        assert self._process is not None
+        self.why_cold = f"the warm process ended with exit code {self._process.wait()}, see {self.log}"
+        return Gone(self.why_cold)
+
+    def close(self) -> None:
+        """End it. What it has forked has ended before."""
+        if self._process is not None:
+            assert self._process.stdin is not None and self._process.stdout is not None
+            self._process.terminate()  # it may still be importing
+            self._process.wait()
+            self._process.stdin.close()
+            self._process.stdout.close()
+            self._process = None
+
+
+class Forked:
+    """The supervisor of a step that is a fork: what the driver asks of a Popen."""
+
+    def __init__(self, warm: Warm, pid: int) -> None:
+        self._warm, self._process, self._code = warm, psutil.Process(pid), None
+
+    def poll(self, seconds: float) -> int | None:
+        """The step's exit code, None while it runs. Raises Gone where the warm process ended, once the step has."""
+        end = time.monotonic() + seconds
+        while self._code is None and (left := end - time.monotonic()) > 0:
+            try:
+                said = self._warm.hear(left)
+            except Gone:
+                psutil.wait_procs([self._process])  # it sees that its parent has gone
+                raise
+            if said is not None:
+                self._code = said["code"]
+        return self._code
+
+    def stop(self) -> None:
+        """Have the supervisor end everything the stage has started, and wait."""
+        if self._code is None:
+            self._process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(Gone):
+                while self.poll(_POLL_SECONDS) is None:
+                    pass
