@@ -83,8 +83,8 @@ def _outdone(word: str, changes: list[str]) -> bool:
 def _by_iteration(steps: list[Step]) -> list[str]:
     """What each iteration gets, where a setting of a step differs between them."""
     found: dict[str, dict[int, Any]] = {}
-    for step in steps:
-        for key, value in flat(asdict(step.settings)).items() if step.iteration else ():
+    for step in (step for step in steps if step.iteration and step.stage != "select_prompts"):
+        for key, value in flat(asdict(step.settings)).items():
             where = f"stage.{step.stage}.settings.{key}: {step.name.partition('[')[0]}"
             found.setdefault(where, {})[step.iteration] = value
     return [f"{where} gets " + ", ".join(f"{value!r} from iteration {i}" for i, value in values.items()

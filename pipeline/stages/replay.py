@@ -8,6 +8,7 @@ Of a prompt that several iterations made groups of, the newest's stay. Of the ot
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -49,14 +50,14 @@ def run(context: Context) -> None:
     from pipeline import columns, tables
 
     part, target = load_part(context.settings.rule, "replay", Replay), context.out / "kept"
-    prompt, point, iteration, dataset = list[int](), list[float](), list[int](), list[int]()
+    prompt, point, iteration, dataset = array("Q"), array("d"), array("q"), array("q")
     names: dict[str, int] = {}
     for row in _rows(context):
         prompt.append(_mark(row.prompt))
         point.append(_mark(row.id) / 2**64)
         iteration.append(row.iteration)
         dataset.append(names.setdefault(row.dataset, len(names)))
-    of, (points, made_in, sets) = np.array(prompt, np.uint64), map(np.array, (point, iteration, dataset))
+    of, points, made_in, sets = map(np.array, (prompt, point, iteration, dataset))
     newest = _newest(of, made_in)
     factors = np.zeros(len(of))
     factors[newest] = part.plugin.factors(Past(made_in[newest], points[newest]), part.settings)
