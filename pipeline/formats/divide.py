@@ -118,7 +118,8 @@ class Index:
 
     def save(self, folder: Path, number: int, durable: bool = True) -> None:
         with files.replacing(folder / f"part-{number:05d}.npz", durable) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{name: np.array(column) for name, column in self.columns.items()})
+            columns: dict[str, Any] = {name: np.array(column) for name, column in self.columns.items()}
+            np.savez(file, **columns)
             file.flush()
 
     def column(self, name: str) -> np.ndarray:

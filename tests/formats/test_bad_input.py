@@ -15,6 +15,8 @@ import pytest
 
 from tests.formats.test_files import balanced, load, problems, put
 
+# Without that key they are rows of prompts, and the key of another name is one that is not read.
+PROMPTS = ("demonstrations", "labelled answers", "judged pairs", "choices")
 U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 # A good row of each shape, and the key that it cannot do without.
 SHAPES: dict[str, tuple[dict[str, Any], str]] = {
@@ -30,7 +32,7 @@ SHAPES: dict[str, tuple[dict[str, Any], str]] = {
     "judged pairs": ({"instruction": "q", "output_1": "a", "output_2": "b", "preference": 1}, "output_1"),
     "solutions": ({"question": "q", "answer": "so #### 2"}, "question"),
     "choices": ({"query": "q", "choices": ["a", "b"], "gold": 0}, "gold"),
-    "benchmark questions": ({"question_id": 1, "turns": ["q"]}, "turns"),
+    "benchmark questions": ({"question_id": "q", "turns": ["q"]}, "turns"),
     "plain text": ({"text": "one two three"}, "text"),
     "trees": ({"message_tree_id": "t", "prompt": {"text": "q", "role": "prompter", "replies": [
         {"text": "a", "role": "assistant", "rank": 0}, {"text": "b", "role": "assistant", "rank": 1}]}}, "prompt"),
@@ -52,11 +54,12 @@ def test_a_null_or_another_name_where_the_row_needs_a_value(name: str, tmp_path:
     renamed = {("wrong" if one == key else one): value for one, value in row.items()}
     good = several(row)
     file = jsonl(tmp_path / "a.jsonl", [good[0], {**row, key: None}, good[1], renamed, good[2]])
-    told = problems(file, prompt_words=1)
-    assert [one.partition(": ")[0] for one in told] == [f"{file}:2", f"{file}:4"]
+    told, still = problems(file, prompt_words=1), name in PROMPTS
+    assert [one.partition(": ")[0] for one in told] == [f"{file}:2", f"{file}:4"][:1 if still else 2]
     assert all(key in one or "wrong" in one or "prompt" in one for one in told) and max(map(len, told)) < 400
     made = load(file, on_bad_row="drop", prompt_words=1)
-    assert sum(n for reason, n in made.dropped.items() if reason.startswith("wrong row")) == 2
+    assert sum(n for reason, n in made.dropped.items() if reason.startswith("wrong row")) == 2 - still
+    assert made.unread.get("wrong", 0) == still
     assert made.facts["rows"] == 5 and balanced(made)
 
 
@@ -97,7 +100,7 @@ def test_a_row_of_ten_megabytes_is_a_row(name: str, tmp_path: Path) -> None:
     ({"prompt": [A], "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 2}]}, "turn 1 is from assistant"),
     ({"prompt": "q", "completion": [U], "label": True}, "completion: ends with user, expected the assistant's turn"),
     ({"message_tree_id": "t", "prompt": {"text": "q", "role": "assistant", "replies": [
-        {"text": "a", "role": "prompter", "replies": []}]}}, "turn 1 is from assistant, expected user"),
+        {"text": "a", "role": "prompter", "replies": []}]}}, "has no prompt, expected at least one user turn"),
     ({"prompt": "q", "answers": [{"answer": "a", "rank": 1}, {"answer": "b"}]}, "answers[2]: has no rank and no score"),
     ({"prompt": "q", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": "x"}]}, "a finite number"),
     ({"prompt": "q", "responses": ["a", "b"], "scores": [1.0, float("nan")]}, "score: float 'nan', expected a"),

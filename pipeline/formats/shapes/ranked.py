@@ -28,10 +28,11 @@ AS_GOOD = "a list with an answer as good as the best"
 def read(data: dict[str, Any], settings: Any) -> list[Example]:
     if "ground_truth" in data:
         return [_solutions(data, settings)]
-    key = next(key for key in LISTS if data.get(key) is not None)
+    key = min((key for key in LISTS if key in data), key=lambda key: data[key] is None)
     items = data[key]
     if not isinstance(items, list):
-        raise ValueError(f"{key}: {type(items).__name__}, expected a list of answers")
+        kind = "null" if items is None else type(items).__name__
+        raise ValueError(f"{key}: {kind}, expected a list of answers")
     columns = {plural: data[plural] for name in (*_SCORES, *_RANKS) for plural in (name, f"{name}s")
                if isinstance(data.get(plural), list)}
     if any(len(values) != len(items) for values in columns.values()):
