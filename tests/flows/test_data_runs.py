@@ -65,8 +65,8 @@ def test_a_real_set_trains_a_policy(shape: str, tmp_path: Path) -> None:
 
 def test_demonstrations_and_prompts_of_two_sets_need_no_pairs_with_a_rule_as_reward(tmp_path: Path) -> None:
     places = f"[{{path: {place('dolly-hhrlhf-sample')}}},{{path: {place('hh-rlhf')}, files: 'prompts*'}}]"
-    words = ["recipe=online_dpo", f"data.sources={places}", "data.require=[sft,unlabeled,eval]", "reward=rule",
-             "reward.scorer.function=pipeline.worlds.minifarm.gold"]
+    words = ["recipe=online_dpo", f"data.sources={places}", "data.require=[sft,unlabeled,eval]", "reward=length",
+             "reward.scorer.unit=characters", "reward.scorer.high=10"]
     done = run([*SMALL, *words], tmp_path, "real", "train[2]")
     trained(done, "train[2]")
     counts = done["data"].manifest["counts"]
