@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline import hub
 from pipeline.config import setting
-from pipeline.errors import Problems, UserError, one_line
+from pipeline.errors import Problems, UserError
 from pipeline.formats import lines
 from pipeline.formats.lines import DAMAGED, Row, damage
 from pipeline.formats.opening import kind_of, opened
@@ -231,4 +231,4 @@ def _of_hub(source: Source, problems: Problems, begun: str, skip: int) -> Iterat
         refused = hub.refused(error)
         problems.add(f"data.root: {source.path}: {refused}" if refused else
                      f"data.root: {source.path} cannot be read from row {number + 1} on: {type(error).__name__}: "
-                     f"{one_line(error)}; data.config and data.split choose a part of it")
+                     f"{' '.join(str(error).split())[:300]}; data.config and data.split choose a part of it")

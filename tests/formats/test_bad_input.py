@@ -16,7 +16,7 @@ import pytest
 from tests.formats.test_files import balanced, load, problems, put
 
 # Without that key they are rows of prompts, and the key of another name is one that is not read.
-PROMPTS = ("demonstrations", "labelled answers", "judged pairs", "choices")
+PROMPTS = ("demonstrations", "labelled answers", "judged pairs", "choices", "scored lists")
 U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 # A good row of each shape, and the key that it cannot do without.
 SHAPES: dict[str, tuple[dict[str, Any], str]] = {
