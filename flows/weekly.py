@@ -69,8 +69,9 @@ def expanded(typed: list[str]) -> tuple[list[str], list[str]]:
 def own_iterations(config: dict[str, Any]) -> Any:
     """The iterations of a run before it got new prompts: all where it got none."""
     added = (config.get("data") or {}).get("added")
-    wrong = not added or problems_of(_List, {"added": added})
-    return config["iterations"] if wrong else added[0]["first"] - 1
+    if not added or problems_of(_List, {"added": added}):
+        return config["iterations"]
+    return added[0]["first"] - 1
 
 
 def _content(place: Path, path: str) -> tuple[str, ...]:
