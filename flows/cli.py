@@ -16,7 +16,7 @@ from pipeline.errors import UserError, command, nearest
 
 _EPILOG = """\
 groups: recipe model data objective auxiliary negatives selection filters
-        reward engine sampling trainer evaluation gate hardware tracking notify published
+        reward engine sampling trainer evaluation replay gate hardware tracking notify published
 every key of the configuration can be set:
         align run recipe=pco objective.alpha=0.02 trainer.sft.lr=3e-4 seed=1
 exit code: 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted, 143 told to end"""

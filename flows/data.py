@@ -57,7 +57,7 @@ def data(action: str, words: list[str], rows: int) -> int:
         return 0
     imported = made["import_data"].manifest["counts"]
     screen.table("token contract: BOS, stop ids, boundaries", ["split", "rows", "kept", "left out or cut"],
-                 [[split, str(imported[split]), str(counts[split]), _reasons(dropped, split)]
+                 [[split, str(imported[split]), str(counts[split]), left_out(dropped, split)]
                   for split in data_read.SPLITS if split in counts])
     noted = {key: number for key, number in counts.items() if key.partition("_")[0] in data_read.SPLITS
              and "_tokens" not in key and "_" in key and number}
@@ -94,7 +94,7 @@ def _groups(table: Path) -> Iterator[Group]:
     return iter(tables.read(table))
 
 
-class _Measures:
+class Measures:
     """What is measured of one split's groups."""
 
     def __init__(self) -> None:
@@ -148,8 +148,8 @@ class _Measures:
         yield f"{split}: scripts: " + ", ".join(f"{name} {n / total:.1%}" for name, n in self.scripts.most_common(6))
 
 
-def _measured(table: Path) -> _Measures:
-    found = _Measures()
+def _measured(table: Path) -> Measures:
+    found = Measures()
     for group in _groups(table):
         found.add(group)
     return found
@@ -169,7 +169,8 @@ def _script(text: str) -> str:
     return names.most_common(1)[0][0] if names else "none"
 
 
-def _reasons(dropped: dict[str, int], split: str) -> str:
+def left_out(dropped: dict[str, int], split: str) -> str:
+    """"truncated 3, long_prompt 1" of a split's rows, "-" where none was left out or cut."""
     found = [f"{reason.removeprefix(f'{split}_')} {number}" for reason, number in dropped.items()
              if reason.startswith(f"{split}_")]
     return ", ".join(found) or "-"

@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from flows import policies
 from pipeline import hub
 
-DATA, SOURCES = ("data.root", "reward.bench.root"), "data.sources"
+DATA, SOURCES = ("data.root", "data.new", "reward.bench.root"), "data.sources"
 
 
 def on_hub(key: str, value: str) -> bool:
@@ -55,7 +55,7 @@ def of_role(word: str, value: str) -> str:
     except HydraException:  # composing tells
         return value
     made = {iteration: place(name) for iteration, name in given.items()}
-    return value if made == given else _written(made)
+    return value if made == given else written(made)
 
 
 def _sources(word: str, value: str, place: Path) -> str:
@@ -67,7 +67,7 @@ def _sources(word: str, value: str, place: Path) -> str:
     listed: list[Any] = given if isinstance(given, list) else [None]
     if not all(isinstance(one, dict) and isinstance(one.get("path"), str) for one in listed):
         return value
-    return _written([{**one, "path": _place(one["path"], place)} for one in listed])
+    return written([{**one, "path": _place(one["path"], place)} for one in listed])
 
 
 def _place(path: str, place: Path) -> str:
@@ -76,8 +76,8 @@ def _place(path: str, place: Path) -> str:
     return str(Path(path).expanduser().resolve())
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """A value as Hydra's grammar writes it."""
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_written(one)}" for key, one in value.items()) + "}"
-    return "[" + ",".join(map(_written, value)) + "]" if isinstance(value, list) else json.dumps(value)
+        return "{" + ",".join(f"{key}:{written(one)}" for key, one in value.items()) + "}"
+    return "[" + ",".join(map(written, value)) + "]" if isinstance(value, list) else json.dumps(value)

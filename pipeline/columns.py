@@ -24,6 +24,7 @@ from pipeline.stage import Context
 KEYS = ("id", "k")  # the columns that are no numbers
 LOGP = "logp"  # a log-prob's column: the sum over a completion's tokens, nats
 WEIGHT = "weight"  # of the whole group, on each of its completions
+REPLAY = "replay"  # a factor on the weight of the whole group, 0 where it is left out: likewise
 _SOURCES = b"sources"  # the metadata's key: [[digest of a table, rows of it], ...] in the order of the rows
 _ROWS = 8192  # per row group
 _GROUPS = 1024  # joined at once
@@ -108,6 +109,13 @@ def with_scores(source: Source, scores: Sequence[Path]) -> Iterator[Group]:
 def with_logps(source: Source, logps: Sequence[Path]) -> Iterator[Group]:
     """The groups of a table, every completion with the `ref_logp` beside it. Raises UserError as `with_scores`."""
     return _joined(source, logps, "log-probs", lambda c, row: replace(c, ref_logp=row[LOGP]))
+
+
+def replayed(source: Source, replay: Sequence[Path]) -> Iterator[Group]:
+    """The groups of a table that are trained on, with what the side table says as scores; all where there is none."""
+    if not replay:
+        return tables.read(source.path)
+    return (group for group in with_scores(source, replay) if group.completions[0].scores[REPLAY] > 0)
 
 
 def scored(context: Context, groups: str = "groups", scores: str = "scores") -> Iterator[Group]:

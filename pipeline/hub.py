@@ -20,6 +20,9 @@ from pipeline.errors import UserError, one_line
 from pipeline.files import write_atomic
 
 _NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_GATED = ("the hub gives it only to those who accepted its terms: accept them on its page, then set HF_TOKEN (or hf "
+          "auth login)")
+_PRIVATE = "the hub does not let you read it; set HF_TOKEN (or hf auth login) to a token that may"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 MODELS = ("model.path", "model.base", "reward.path")  # settings that may hold a model's name
 DATA = "hf:"  # in front of a data set's name, which could be a folder's
@@ -152,6 +155,19 @@ def copy_to(repo: str, target: Path) -> str:
     return commit
 
 
+def refused(error: BaseException | None) -> str:
+    """What to do about a data set that the hub does not give to everybody; '' where the error says something else."""
+    from huggingface_hub import errors
+
+    while error is not None:
+        if isinstance(error, errors.GatedRepoError) or "gated dataset" in str(error):
+            return _GATED
+        if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+            return _PRIVATE
+        error = error.__cause__ or error.__context__
+    return ""
+
+
 def _unreached(error: Exception) -> list[type]:
     """The kinds of error by which the client's HTTP library, whichever it is, says that nothing answered."""
     return [kind for kind in type(error).__mro__ if kind.__name__ in ("TransportError", "ConnectionError")]
@@ -164,8 +180,7 @@ def _problem(repo: str, revision: str | None, error: Exception, key: str = "mode
     what = "model" if key in MODELS else "data set"
     where = f"{key}: {repo}" + (f"@{revision}" if revision else "")
     texts: list[tuple[Any, str]] = [
-        (errors.GatedRepoError, "the hub gives it only to those who accepted its terms: accept them on its page, then "
-         "set HF_TOKEN (or hf auth login)"),
+        (errors.GatedRepoError, _GATED),
         (errors.RepositoryNotFoundError, f"no folder here and no {what} on the hub has this name, or it is private; "
          "check the spelling, or set HF_TOKEN (or hf auth login) for a private one"),
         (errors.RevisionNotFoundError, f"the hub's {what} has no such revision; give a branch, tag or commit"),

@@ -33,7 +33,8 @@ READER = {"RUN": "demo", "NAME": "demo", "my-run": "demo", "STEP": "train[2]", "
 ELSEWHERE = re.compile(
     r"(data\.root|evaluation\.watch\.root|reward\.bench\.root|[a-z0-9_.]+\.path): "
     r".*(cannot be opened|is not a folder|no folder)|"
-    r"engine\.url: |[a-z0-9_.]+\.key: the environment variable|notify\.[a-z_.]+: the environment has no ")
+    r"engine\.url: |data\.new: adds prompts to a run, and .* has none named |"
+    r"[a-z0-9_.]+\.key: the environment variable|notify\.[a-z_.]+: the environment has no ")
 # They would not end, load everything, or need a trained model: only their options are checked.
 NOT_RUN = {"dashboard", "server", "doctor", "chat", "sample", "export", "data"}
 

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("objectives", "selection", "negatives", "rewards", "engines", "training", "formats", "evaluation", "worlds")
+PARTS = ("objectives", "selection", "negatives", "rewards", "replay", "engines", "training", "formats", "evaluation",
+         "worlds")
 # What every part may stand on. "" is the package itself (its version, its place on disk).
 BASE = {"", "errors", "files", "records", "tables", "columns", "config", "stage", "statistics", "logistic", "markdown",
         "web", "supervisor", "hub", "weights", "gguf_header", "source", "code"}

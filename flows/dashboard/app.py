@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 
-from flows.dashboard import curves, lineage, overview, samples
+from flows.dashboard import curves, dataset, lineage, overview, samples
 from flows.dashboard.files import Files, NotHere
 from flows.dashboard.guard import Guard
 
@@ -84,6 +84,7 @@ def routes(files: Files) -> dict[str, Callable[..., Any]]:
             "runs/{name}": lambda name: overview.one_run(files, name), "runs/{name}/log": log,
             "runs/{name}/metrics": lambda name: curves.metrics(files, name),
             "runs/{name}/iterations": lambda name: curves.iterations(files, name),
+            "runs/{name}/data": lambda name: dataset.look(files, name),
             "runs/{name}/tables": lambda name: samples.tables_of(files, name), "runs/{name}/samples": page,
             "runs/{name}/prompt": prompt, "runs/{name}/lineage": lambda name, step: lineage.lineage(files, name, step)}
 

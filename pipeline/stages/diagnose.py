@@ -57,13 +57,15 @@ class Settings:
 
 
 def run(context: Context) -> None:
-    from pipeline import columns, tables
+    from pipeline import columns
 
     settings: Settings = context.settings
     answers = list(columns.scored(context, "answers", "answer_scores"))
     baseline = list(columns.scored(context, "baseline", "baseline_scores"))
     held_out = [pair for group in baseline if (pair := best_and_worst(group, settings.score))][: settings.pairs]
-    trained = chosen_by_hash(itertools.chain.from_iterable(map(tables.read, context.inputs.get("trained", ()))),
+    replay = context.inputs.get("replay", ())
+    tables_of = columns.sources(context, "trained") if context.inputs.get("trained") else []
+    trained = chosen_by_hash(itertools.chain.from_iterable(columns.replayed(one, replay) for one in tables_of),
                              settings.pairs)
     first = [replace(g, completions=g.completions[:1]) for g in answers if g.completions]  # one says enough for the KL
     wanted = [held_out, trained, first]
@@ -230,7 +232,7 @@ STAGE = Stage(
     Settings, run, version=3,
     inputs={"model": "one", "reference": "one", "answers": "one", "answer_scores": "optional", "baseline": "one",
             "baseline_scores": "optional", "trained": "optional", "samples": "optional", "sample_scores": "optional",
-            "groups": "optional", "watch": "optional"},
+            "groups": "optional", "watch": "optional", "replay": "optional"},
     seeded=False, runtime=TrainRuntime,
     says=told("KL {kl:.2f} nats an answer", "length {length_mean:.1f} ({length_drift:+.0%})",
               "reward model right {reward_model_accuracy:.1%}"))

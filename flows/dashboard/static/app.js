@@ -11,9 +11,10 @@ import { iterationsView } from "./iterations.js";
 import { trainingView } from "./training.js";
 import { samplesView } from "./samples.js";
 import { lineageView } from "./lineage.js";
+import { datasetView } from "./dataset.js";
 
-const TABS = [["", "Run"], ["iterations", "Iterations"], ["training", "Training"], ["samples", "Samples"], ["lineage", "Lineage"]];
-const OF_RUN = { "": runView, iterations: iterationsView, training: trainingView, samples: samplesView, lineage: lineageView };
+const TABS = [["", "Run"], ["iterations", "Iterations"], ["training", "Training"], ["data", "Data"], ["samples", "Samples"], ["lineage", "Lineage"]];
+const OF_RUN = { "": runView, iterations: iterationsView, training: trainingView, data: datasetView, samples: samplesView, lineage: lineageView };
 const QUICK = 1000, CALM = 4000; // milliseconds between two questions: while a run goes on, and else
 
 const main = document.getElementById("main");
