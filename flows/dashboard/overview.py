@@ -25,10 +25,8 @@ def _summary(files: Files, name: str) -> Row:
     try:
         changed = max((s[0] for f in ("run.json", "metrics.jsonl", "progress.json")
                        if (s := signature(files.run_path(name, f)))), default=0) / 1e9
-        record = files.run(name)
         path = files.run_path(name, "run.json")
-        fixed = files.remember(("summary", path), signature(path), lambda: {
-            **facts.about(record), "experiment": facts.experiment(record["config"])})
+        record, fixed = files.remember(("summary", path), signature(path), lambda: _slim(files.run(name, kept=False)))
         steps, state = record["steps"], facts.live_state(files, record)
         judged = [rate for s in steps if s["stage"] == "evaluate" and (rate := _win_rate(files, s)) is not None]
         done = sum(s["state"] in ("done", "cached") for s in steps)
@@ -39,6 +37,13 @@ def _summary(files: Files, name: str) -> Row:
     return {"name": name, **fixed, "state": state, "changed": round(changed, 1), "created": record.get("created"),
             "done": done, "total": len(steps), "current": current, "progress": _progress(files, name, current),
             "win_rates": judged, **written.about(files, name)}
+
+
+def _slim(record: Row) -> tuple[Row, Row]:
+    """What the list needs of a record, and what it says of the run whatever its state: of a thousand runs all stays."""
+    steps = [{k: step.get(k) for k in ("name", "stage", "state", "key", "iteration")} for step in record["steps"]]
+    return ({"name": record["name"], "outcome": record["outcome"], "created": record["created"], "steps": steps},
+            {**facts.about(record), "experiment": facts.experiment(record["config"])})
 
 
 def _win_rate(files: Files, step: Row) -> Row | None:
