@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from flows import replays, weekly
 from pipeline.errors import nearest
 
 MODELS = {
@@ -43,7 +44,8 @@ def values_for(raw: dict[str, Any], given: dict[str, Any]) -> tuple[list[tuple[s
 
 def apply(config: dict[str, Any]) -> list[str]:
     """Write the words into the recipe's steps, in place. Returns what is wrong with them."""
-    recipe, problems = config.get("recipe") or {}, list[str]()
+    problems = [*weekly.apply(config), *replays.apply(config)]
+    recipe = config.get("recipe") or {}
     trains = any(isinstance(block, dict) and "train" in block for block in recipe.values())
     folders: dict[str, str] = {}
     roles = {role: _expressions(role, config[role], folders, problems) for role in ROLES}
@@ -84,8 +86,11 @@ def _expressions(role: str, word: Policy, folders: dict[str, str], problems: lis
         elif not isinstance(name, str) or not ("/" in name or Path(name).is_dir()):
             problems.append(f"{where}: {name!r}, expected {', '.join(MODELS)} or a model's folder"
                             f"{nearest(str(name), MODELS)}")
+        elif not (place := Path(name).expanduser().resolve()).exists():
+            problems.append(f"{where}: {name} is not there, expected a model's folder; one of the hub is fetched "
+                            f"first: hf download ORG/NAME --local-dir DIR, then {role}=DIR")
         else:
-            step = folders.setdefault(str(Path(name).expanduser().resolve()), f"given_{chr(ord('a') + len(folders))}")
+            step = folders.setdefault(str(place), f"given_{chr(ord('a') + len(folders))}")
             found[iteration] = f"{step}/model"
     if not found or min(found) > 1:
         found[1] = MODELS["sft"]

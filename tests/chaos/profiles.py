@@ -41,7 +41,7 @@ KINDS: dict[str, Callable[[list[str]], bool]] = {  # by the words of their comma
 ENGINE = ("keeper", "engine supervisor", "engine", "core", "engine worker")
 WATCHERS = ("prefect", "tracker", "warm process", *ENGINE)  # the run goes on without them
 RANKS = ("rank", "launcher")  # they are there while a stage trains in two processes
-OWN = ("command", "outer supervisor", "driver", "stage supervisor", "stage", "warm process")
+FIVE = ("command", "outer supervisor", "driver", "stage supervisor", "stage")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Profile:
     """A kind of run: what it is told beside `small.SMALL`, and who is killed in it."""
 
     words: tuple[str, ...] = ("engine=transformers",)
-    victims: tuple[str, ...] = (*OWN, "everything")
+    victims: tuple[str, ...] = (*FIVE, "warm process", "everything")
     kills: int = 12  # of one run
     wait: float = 1.5  # seconds at most between the end of a step and a kill
     warm: bool = True  # stages fork from a process that has torch imported
