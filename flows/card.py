@@ -1,5 +1,6 @@
 """The README.md of an exported model: what it was trained on and how, what was measured, which bytes it came from."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ _MEASURED = {"win_rate": "win rate against the baseline", "win_rate_low": "its 9
              "win_rate_high": "its 95 % interval, high", "reward_mean": "mean reward of samples",
              "margin": "mean margin of pairs", "length": "answer length in tokens", "truncated": "share of answers cut"}
 _OF_THE_MACHINE = ("workspace=", "hardware", "engine", "tracking", "notify")  # words that say where and how it ran
+# A place on this machine inside a word: from the root, a home or a folder beside. No part of a name or an address.
+_PLACE = re.compile(r"""(?<![\w.~/-])(?:file://)?(?:~[\w.-]*|\.\.?)?/(?=[^\s/])[^,\[\]{}"'\n]*""")
 Lineage = list[tuple[dict[str, Any], store.Artifact]]
 
 
@@ -76,6 +79,6 @@ def _public_word(word: str) -> str:
     return f"{key}{equals}{_public(value)}"
 
 
-def _public(value: Any) -> Any:
-    """A setting without where things are on this machine."""
-    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+def _public(value: Any) -> str:
+    """A setting without where things are on this machine, at any depth of lists and mappings."""
+    return _PLACE.sub(lambda found: Path(found.group()).name, str(value))

@@ -93,7 +93,8 @@ def run_stage(step: str, overrides: list[str], force: bool) -> int:
 
 
 def _say_notes(prepared: CheckedRun, planned: list[Planned]) -> None:
-    for line in [*(f"note: {note}" for note in prepared.notes), *data_read.notes(prepared.workspace, planned)]:
+    own = [*prepared.notes, *trainings.notes(prepared.workspace, planned)]
+    for line in [*(f"note: {note}" for note in own), *data_read.notes(prepared.workspace, planned)]:
         screen.paragraph(line)
 
 

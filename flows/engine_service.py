@@ -27,18 +27,27 @@ class EngineHolder:
         self._model: Path | None = None  # the folder the service was started with
         self._shares_device = self._part.of(self._part.plugin.shares_device)
         self._asleep = False
+        self._taken = self._served = False  # the engine takes models of this family; it has served once
 
     def warm_up(self, remaining: list[Step], done: dict[str, store.Artifact]) -> None:
-        """Start the service if a step to come will sample and nothing serves yet."""
-        if self._model is not None:
+        """Start the service if a step to come will sample and nothing serves yet. Raises UserError for a model that it
+        cannot serve, as soon as there is one: also where its start waits for the device.
+        """
+        if self._model is not None or self._part.plugin.start_service is None:
             return
-        ahead = remaining[:1] if self._shares_device else remaining
-        wanted = any(step.plugin.samples and not look_up(self._workspace, step, done).cached for step in ahead)
         models = (a.path / "model" for a in done.values() if "model/generation_config.json" in a.manifest["files"])
         model = next(models, None)
-        if wanted and model is not None and self._part.plugin.start_service is not None:
+        if model is None:
+            return
+        if self._shares_device and not self._taken and self._wanted(remaining, done):
+            self._part.plugin.refuse_model(model, self._part.settings)
+            self._taken = True
+        if self._wanted(remaining[:1] if self._shares_device else remaining, done):
             self._model = model
             self._begin()
+
+    def _wanted(self, ahead: list[Step], done: dict[str, store.Artifact]) -> bool:
+        return any(step.plugin.samples and not look_up(self._workspace, step, done).cached for step in ahead)
 
     def _begin(self) -> None:
         """The service is None where the user's own server serves."""
@@ -51,6 +60,7 @@ class EngineHolder:
         if self._service is None:
             return {}
         if not step.plugin.samples:
+            self._look(step)
             self._rest()
             return {}
         if not self._service.alive():
@@ -60,12 +70,23 @@ class EngineHolder:
             self._asleep = False
         try:
             self._wait_ready()
+            self._served = True
             if self._asleep:
                 self._service.wake()
                 self._asleep = False
         except RuntimeError as error:
             raise EngineFailed(f"{step.name} cannot sample: {error}") from None
         return dict(self._service.environment)
+
+    def _look(self, step: Step) -> None:
+        """One that cannot start is told now, not when a training is over that takes hours."""
+        if self._served or self._shares_device or self._service.alive():
+            return
+        try:
+            self._wait_ready()
+            self._served = True
+        except RuntimeError as error:
+            raise EngineFailed(f"before {step.name}: steps behind it cannot sample: {error}") from None
 
     def _wait_ready(self) -> None:
         """One that ends while it starts is started once more: it may have been killed, or its port been taken."""

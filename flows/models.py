@@ -7,15 +7,15 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from flows import policies
 from pipeline import hub
 
-KEYS = ("model.path", "model.base")
-DATA, SOURCES = ("data.root", "data.new"), "data.sources"
+DATA, SOURCES = ("data.root", "data.new", "reward.bench.root"), "data.sources"
 
 
 def on_hub(key: str, value: str) -> bool:
     """Whether the word names a model or a data set of the hub, not a path."""
-    return (key in KEYS and hub.named(value) is not None) or (key in DATA and value.startswith(hub.DATA))
+    return (key in hub.MODELS and hub.named(value) is not None) or (key in DATA and value.startswith(hub.DATA))
 
 
 def workspace(typed: list[str]) -> Path:
@@ -39,7 +39,23 @@ def _pinned(word: str, place: Path) -> str:
         return f"{key}={_sources(word, value, place)}"
     if not on_hub(key, value):
         return word
-    return f"{key}={hub.pinned_data(value, place, key) if key in DATA else hub.pinned(value, place)}"
+    return f"{key}={hub.pinned_data(value, place, key) if key in DATA else hub.pinned(value, place, key)}"
+
+
+def of_role(word: str, value: str) -> str:
+    """What start= or reference= says, with its folders, those of single iterations too, as seen from anywhere."""
+    def place(name: Any) -> Any:
+        folder = isinstance(name, str) and name not in policies.MODELS and ("/" in name or Path(name).is_dir())
+        return str(Path(name).expanduser().resolve()) if folder else name
+
+    if not value.startswith("{"):
+        return str(place(value))
+    try:
+        given = OverridesParser.create().parse_override(word).value()
+    except HydraException:  # composing tells
+        return value
+    made = {iteration: place(name) for iteration, name in given.items()}
+    return value if made == given else written(made)
 
 
 def _sources(word: str, value: str, place: Path) -> str:

@@ -86,8 +86,11 @@ def _expressions(role: str, word: Policy, folders: dict[str, str], problems: lis
         elif not isinstance(name, str) or not ("/" in name or Path(name).is_dir()):
             problems.append(f"{where}: {name!r}, expected {', '.join(MODELS)} or a model's folder"
                             f"{nearest(str(name), MODELS)}")
+        elif not (place := Path(name).expanduser().resolve()).exists():
+            problems.append(f"{where}: {name} is not there, expected a model's folder; one of the hub is fetched "
+                            f"first: hf download ORG/NAME --local-dir DIR, then {role}=DIR")
         else:
-            step = folders.setdefault(str(Path(name).expanduser().resolve()), f"given_{chr(ord('a') + len(folders))}")
+            step = folders.setdefault(str(place), f"given_{chr(ord('a') + len(folders))}")
             found[iteration] = f"{step}/model"
     if not found or min(found) > 1:
         found[1] = MODELS["sft"]

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows import models, policies, settings, trainings, weekly
+from flows import models, policies, relative, settings, trainings, weekly
 from flows.compose import Composed, compose, is_later
 from flows.inspection import FREE, compared
 from flows.renamed import translated
@@ -193,7 +193,7 @@ def _contradictions(config: dict[str, Any]) -> list[str]:
         problems.append(f"sampling.max_tokens: {sampling.longest} leaves no room for a prompt in a context of {room} "
                         "tokens (model.arch.max_position)")
     return [*problems, *_gate_without_a_judge(config), *_too_few_samples(config), *_unread(config),
-            *tied_layers(config)]
+            *tied_layers(config), *(relative.problems(config) if _nodes(config, "evaluate") else [])]
 
 
 def _nodes(config: dict[str, Any], stage: str) -> list[dict[str, Any]]:
@@ -263,8 +263,8 @@ def _too_many_negatives(negatives: dict[str, Any], candidates: int) -> list[str]
 def absolute(override: str) -> str:
     """Paths as they are seen from anywhere: a run may go on from another folder."""
     key, _, value = override.partition("=")
-    if key in policies.ROLES and not value.startswith("{") and ("/" in value or Path(value).is_dir()):
-        return f"{key}={Path(value).expanduser().resolve()}"
+    if key in policies.ROLES:
+        return f"{key}={models.of_role(override, value)}"
     elsewhere = value in ("", "null") or value.startswith("builtin:") or models.on_hub(key, value)
     return override if elsewhere or key not in settings.PATHS else f"{key}={Path(value).expanduser().resolve()}"
 

@@ -23,7 +23,7 @@ def export(
     """Write the folder, say what is in it, and send it to the hub. Raises UserError before anything is written."""
     target = _free(to)
     model = choose(find(workspace, name, rewards=step is not None), step, None)
-    if step is None and model.label == "start":
+    if step is None and model.step is not None and model.step["stage"] == "init_model":
         raise UserError(f"{name}: nothing of it is trained yet; go on with:"
                         f"{command(workspace, 'run', f'run={name}')}\nor export the start model as it is:"
                         f"{command(workspace, 'export', name, 'start', '--to', str(to))}")

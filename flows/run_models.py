@@ -41,7 +41,7 @@ def find(workspace: str, name: str, rewards: bool = False) -> list[Model]:
     for step in run.steps:
         artifact = store.find(place, step["stage"], step["key"]) if step.get("key") else None
         if step["stage"] in kinds and artifact is not None:
-            label = "start" if step["stage"] == "init_model" else step["name"]
+            label = "start" if step["name"] == "init" else step["name"]
             found.append(Model(label, artifact.path / "model", dtype, run, step, artifact))
     if not found:
         raise UserError(f"{name}: no model yet, the run is {runs.outcome(place, run)}; go on with:"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flows import gates, origins, outcome, screen, watched
+from flows import gates, origins, outcome, reward_models, screen, watched
 from pipeline import files, report, runs, store
 from pipeline.errors import command
 
@@ -21,6 +21,8 @@ def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], se
     sections = {"Evaluation": "".join((path / "comparison.md").read_text() for path in compared),
                 "Diagnostics": report.diagnostics_table(diagnostics), "Gates": gates.table(run, done),
                 "What it trained on": origins.table(run, done),
+                "Reward models": reward_models.table(steps, [
+                    (s["name"], path) for s, path in _folders(run, done, "bench_reward")]),
                 "What it still can": watched.table([(s["iteration"], json.loads((path / "watch.json").read_text()))
                                                     for s, path in _folders(run, done, "watch")])}
     files.write_atomic(folder / "report.md", report.to_markdown(title, found, steps, sections))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +182,7 @@ def rows(workspace: Path, planned: list[Planned]) -> list[list[str]]:
         mark, steps, passes, tokens = "" if here.exact else "~", "?", "?", "?"
         if here.groups:
             number = trainer.steps(here.groups)
-            over = min(number * trainer.batch_size / here.groups, trainer.epochs or math.inf)
+            over = number * trainer.batch_size / here.groups
             steps, passes = f"{mark}{number}", f"{over:.3g}" if over < 1000 else f"{over:,.0f}"
             tokens = "?" if here.tokens is None else f"{mark}{screen.number(here.tokens * over)}"
         learns = f"{trainer.adapter.kind} r{trainer.adapter.r}" if trainer.adapter.on else "all"
@@ -197,6 +196,21 @@ def pairs(workspace: Path, planned: list[Planned], item: Planned) -> int:
     """Groups a training sees, passes over the data counted; 0 where they are not known."""
     groups, trainer = _trained(workspace, planned, item.step).groups, trainer_of(item.step)
     return trainer.steps(groups) * trainer.batch_size if groups else (trainer.max_steps or 0) * trainer.batch_size
+
+
+def notes(workspace: Path, planned: list[Planned]) -> list[str]:
+    """A line on each training whose batch is more groups than it has: every step takes some of them several times."""
+    found = []
+    for item in planned:
+        if (trainer := trainer_of(item.step)) is None:
+            continue
+        groups = _trained(workspace, planned, item.step).groups
+        if groups and trainer.batch_size > groups:
+            over = trainer.steps(groups) * trainer.batch_size / groups
+            found.append(f"{item.step.name}: a batch of {trainer.batch_size} is more than its {groups} groups, every "
+                         f"step sees them again ({over:.3g} passes in all); lower "
+                         f"trainer.{BLOCKS[item.step.stage]}.batch_size")
+    return found
 
 
 def _trained(workspace: Path, planned: list[Planned], step: Step) -> Seen:

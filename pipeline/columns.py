@@ -76,6 +76,13 @@ def load(folders: Iterable[Path], digest: str) -> pa.Table | None:
     return pa.concat_tables(found, promote_options="default").replace_schema_metadata() if found else None
 
 
+def numbers(folder: Path, name: str) -> Iterator[tuple[str, int, float | None]]:
+    """(a group's id, place of the completion, its number of that name) of every row, whatever table it is about."""
+    for part in tables.parts(folder):
+        rows = pq.read_table(part, columns=[*KEYS, name])
+        yield from zip(*(column.to_pylist() for column in rows.columns), strict=True)
+
+
 def span(table: pa.Table, at: int, ids: Sequence[str], numbers: np.ndarray) -> pa.Table:
     """The rows from place `at` on of groups `ids` with (G,) `numbers` of completions.
 

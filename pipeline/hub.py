@@ -24,10 +24,12 @@ _GATED = ("the hub gives it only to those who accepted its terms: accept them on
           "auth login)")
 _PRIVATE = "the hub does not let you read it; set HF_TOKEN (or hf auth login) to a token that may"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+MODELS = ("model.path", "model.base", "reward.path")  # settings that may hold a model's name
 DATA = "hf:"  # in front of a data set's name, which could be a folder's
 _KNOWN = "hub-revisions.json"  # of a workspace: what each name meant when it was first used there
 _SMALL = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
 _WEIGHTS = ["*.safetensors"]
+_NOT = ["*/*", "consolidated*.safetensors"]  # Mistral's second form of the same weights, which transformers reads not
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of a weight
 
 
@@ -52,13 +54,13 @@ def pinned_data(text: str, workspace: Path, key: str) -> str:
     return DATA + _pinned(parts["repo"], parts["revision"], text, workspace, key)
 
 
-def pinned(text: str, workspace: Path) -> str:
+def pinned(text: str, workspace: Path, key: str = "model.path") -> str:
     """`org/name@commit` for a hub name, with the commit that it first meant in this workspace; a path as it is.
 
     Raises UserError where the hub has no such model or revision, wants a token, or cannot be reached.
     """
     parts = named(text)
-    return text if parts is None else _pinned(*parts, text, workspace, "model.path")
+    return text if parts is None else _pinned(*parts, text, workspace, key)
 
 
 def _pinned(repo: str, revision: str | None, text: str, workspace: Path, key: str) -> str:
@@ -79,14 +81,14 @@ def commit_of(repo: str, revision: str | None, key: str = "model.path") -> str:
     """
     import huggingface_hub
 
-    kind = None if key.startswith("model") else "dataset"
+    kind = None if key in MODELS else "dataset"
     try:
         return str(huggingface_hub.HfApi().resolve_revision(repo, revision=revision, repo_type=kind).resolved)
     except Exception as error:
         raise _problem(repo, revision, error, key) from None
 
 
-def fetched(text: str, weights: bool) -> Path:
+def fetched(text: str, weights: bool, key: str = "model.path") -> Path:
     """The folder, in the user's cache, of `org/name@commit`: its small files, its weights too if asked for.
 
     Raises UserError as `pinned` does.
@@ -97,9 +99,9 @@ def fetched(text: str, weights: bool) -> Path:
     wanted = [*_SMALL, *(_WEIGHTS if weights else [])]
     try:
         return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=wanted,
-                                                      ignore_patterns=["*/*"]))
+                                                      ignore_patterns=_NOT))
     except Exception as error:
-        raise _problem(repo, revision, error) from None
+        raise _problem(repo, revision, error, key) from None
 
 
 def sizes(text: str) -> dict[str, int]:
@@ -122,7 +124,7 @@ def _cached(repo: str, revision: str | None) -> dict[str, int]:
 
     try:
         folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True,
-                                                        allow_patterns=[*_SMALL, *_WEIGHTS], ignore_patterns=["*/*"]))
+                                                        allow_patterns=[*_SMALL, *_WEIGHTS], ignore_patterns=_NOT))
         whole = all(path.is_file() for path in weights_of.files(folder))
     except Exception:  # not there, or its index cannot be read: what the hub has is asked for
         return {}
@@ -175,7 +177,7 @@ def _problem(repo: str, revision: str | None, error: Exception, key: str = "mode
     """What huggingface_hub met, in one line with the way out."""
     from huggingface_hub import errors
 
-    what = "model" if key.startswith("model") else "data set"
+    what = "model" if key in MODELS else "data set"
     where = f"{key}: {repo}" + (f"@{revision}" if revision else "")
     texts: list[tuple[Any, str]] = [
         (errors.GatedRepoError, _GATED),

@@ -23,7 +23,7 @@ from pipeline.config import build, load_plugin, problems_of, setting
 from pipeline.errors import Problems, UserError
 from pipeline.formats import hh, lines, reader, splits, staged, turns
 from pipeline.formats.contract import Example, Format, Left, Shape
-from pipeline.formats.divide import as_of, check_ids, decided, divide, full_key, unit
+from pipeline.formats.divide import REPEATED, as_of, check_ids, decided, divide, full_key, unit
 from pipeline.formats.lines import Row
 from pipeline.formats.reader import EXPECTED, Source
 from pipeline.formats.splits import SPLITS, Entry, Imported, Limits, Shares
@@ -125,6 +125,19 @@ def resumed(root: Path, settings: Settings, folder: Path) -> Imported:
 
     return replace(made, groups=groups, facts=dict(sorted(state.facts.items())), compared=True,
                    unread=dict(sorted(state.unread.items())))
+
+def preferences(root: Path, settings: Settings) -> tuple[list[Group], Counter[str]]:
+    """Every pair and ranked list of the rows, whatever split their file is for, and what is left out by reason. Raises
+    UserError with every wrong row.
+    """
+    files(root, settings)
+    problems, dropped, found = Problems(), Counter[str](), dict[str, Group]()
+    for entry in _entries(root, settings, Counter(), problems, dropped):
+        reason = "no preference" if len(entry.group.completions) < 2 else REPEATED if entry.group.id in found else ""
+        dropped.update(filter(None, [reason]))
+        found |= {} if reason else {entry.group.id: entry.group}
+    problems.stop()
+    return list(found.values()), dropped
 
 
 def _entries(root: Path, settings: Settings, tally: Counter[str], problems: Problems, dropped: Counter[str]

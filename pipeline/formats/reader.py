@@ -24,6 +24,7 @@ _KINDS = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".arrow", ".txt")
 _PACKED = (".gz", ".zst", ".xz", ".bz2")
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in its folder
 _ABOUT = ("dataset_info.json", "dataset_infos.json", *_SAVED)  # files about data, not of them
+_OF_A_WORKSPACE = "file-hashes.json"  # of pipeline/store.py: what runs made is no data of theirs
 _LONGEST = 2**31 - 1  # characters of a field
 
 
@@ -47,9 +48,9 @@ def files(source: Source, key: str) -> list[Path]:
     root = Path(source.path).expanduser()
     if root.is_dir() and source.files is None:
         found = sorted(path for path in root.rglob("*") if path.is_file() and not _hidden(path, root))
-        saved = _saved_in(found)
-        found = [path for path in found if set(path.parents) & saved or
-                 (_suffix(path) in _KINDS and path.name not in _ABOUT)]
+        saved, ours = _saved_in(found), {path.parent for path in found if path.name == _OF_A_WORKSPACE}
+        found = [path for path in found if not set(path.parents) & ours and (set(path.parents) & saved or
+                 (_suffix(path) in _KINDS and path.name not in _ABOUT))]
         if not found:
             raise UserError(f"{key}: no file in {root} is of a kind that is read, expected {EXPECTED}")
         return [path for path in found if _suffix(path) != ".txt"] or found  # a readme.txt beside them is no data

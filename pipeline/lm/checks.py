@@ -48,6 +48,10 @@ def problems(folder: Folder, template_given: bool = False) -> list[str]:
     """Everything wrong with the files; the first things of each kind are named."""
     if "config.json" not in folder.sizes and (files := [n for n in folder.sizes if n.endswith(".gguf")]):
         return [f"a folder of GGUF files; give the path of one: {', '.join(first(sorted(files), 5))}"]
+    if "config.json" not in folder.sizes and ADAPTER in folder.sizes and not folder.here:
+        base = _json_files(folder.path)[0].get(ADAPTER, {}).get("base_model_name_or_path")
+        return [f"an adapter of {base!r}; fetch it (hf download ORG/NAME --local-dir DIR) and give its folder and the "
+                "model it is merged on: model.path=DIR model.base=org/name"]
     found = _links(folder.path) + _pointers(folder.path)
     read, unreadable = _json_files(folder.path)
     found += unreadable

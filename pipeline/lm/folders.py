@@ -20,6 +20,8 @@ from pipeline.weights import outputs
 
 _MEMORY = ("every weight takes 4 bytes; choose a smaller model, set the stage's trainer.adapter.kind=qlora (4-bit "
            "weights), or hardware.training.device=cpu where that has more memory")
+_HEADS = ("score.", "v_head.")  # of rewards and values, beside a language model that is whole without them
+_MASKS = (".attn.bias", ".attention.bias", ".masked_bias", ".causal_mask")  # buffers in GPT-2's and GPT-Neo's old files
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
 
 
@@ -50,24 +52,35 @@ def load_policy(
     """A causal LM with float32 weights (4-bit ones where `options` say so) and every dropout off, on `device`."""
     model, found = _loaded(transformers.AutoModelForCausalLM, folder, device, runtime, output_loading_info=True,
                            **(options or {}))
-    if found["missing_keys"]:
-        raise UserError(f"{folder}: its weights lack {', '.join(first(sorted(found['missing_keys']), 4))}, which would "
-                        "start as random numbers; copy it again")
+    cut = "config" in (options or {})  # of a model cut to its first layers, the others stay in the file
+    if problems := _lacking(found) + ([] if cut else _left_over(found)):
+        raise UserError(*(f"{folder}: {problem}" for problem in problems))
     return _ready(model, runtime)
 
 
 def misfits(folder: Path) -> list[str]:
-    """Weights that a language model's folder lacks or has in another shape than its configuration asks for.
+    """Weights that a language model's folder lacks, has beyond its configuration, or in another shape than that asks.
 
     By the headers, as transformers itself matches names: no weight is read, so it takes a second at any size.
     """
     loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder, device_map="meta", use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True)
     found = loaded[1]
-    problems = [f"its weights lack {', '.join(first(sorted(found['missing_keys']), 4))}, which would start as random "
-                "numbers; copy it again"] if found["missing_keys"] else []
-    return problems + [f"its weights have {name} as {list(held)}, config.json asks for {list(wanted)}; take both files "
-                       "from one place" for name, held, wanted in sorted(found["mismatched_keys"])]
+    return [*_lacking(found), *_left_over(found), *(
+        f"its weights have {name} as {list(held)}, config.json asks for {list(wanted)}; take both files from one place"
+        for name, held, wanted in sorted(found["mismatched_keys"]))]
+
+
+def _lacking(found: dict[str, Any]) -> list[str]:
+    names = ", ".join(first(sorted(found["missing_keys"]), 4))
+    return [f"its weights lack {names}, which would start as random numbers; copy it again"] if names else []
+
+
+def _left_over(found: dict[str, Any]) -> list[str]:
+    """What transformers would drop in silence; most of what is harmless it has taken out already."""
+    left = sorted(n for n in found["unexpected_keys"] if not n.startswith(_HEADS) and not n.endswith(_MASKS))
+    return [f"its weights have {', '.join(first(left, 4))}, for which config.json has no place, so they would be "
+            "dropped; take both files from one place"] if left else []
 
 
 def load_from_disk(folder: Path, scratch: Path) -> Any:

@@ -8,6 +8,7 @@
     negatives           what the draw of negatives reports on the trained groups (MC-PO: the kernel's entropy)
     signal              where this iteration's prompts and samples went, by reason
     reward_model        how often the learned reward orders this iteration's answers as the judge does
+    watch               what the policy still can of questions with known answers (stage watch); only where it is asked
 
 A section is null where the iteration has no such thing.
 """
@@ -81,7 +82,7 @@ def run(context: Context) -> None:
                         for name, pairs in (("held_out_pairs", held_pairs), ("trained_pairs", trained_pairs))},
         "negatives": negatives(trained, policy[1], reference[1], settings),
         "signal": _signal(context),
-        "reward_model": _reward_model(answers, settings)}
+        "reward_model": _reward_model(answers, settings), **_watched(context)}
     (context.out / "diagnostics.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     numbers = flat(result)
     context.report.count(**numbers)
@@ -185,6 +186,14 @@ def _reward_model(answers: Sequence[Group], settings: Settings) -> dict[str, Any
     return {"checked": settings.learned, "judge": settings.score, **asdict(found)}
 
 
+def _watched(context: Context) -> dict[str, Any]:
+    """watch.json without its rows."""
+    folder = context.optional("watch")
+    if folder is None:
+        return {}
+    return {"watch": {k: v for k, v in json.loads((folder / "watch.json").read_text()).items() if k != "rows"}}
+
+
 def flat(result: dict[str, Any]) -> dict[str, float]:
     """The numbers for the manifest and the curves."""
     answers, baseline = result["answers"], result["baseline"]
@@ -198,6 +207,7 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
     numbers |= {f"negatives_{k}": v for k, v in (result["negatives"] or {}).items()}
     if result["reward_model"] and result["reward_model"]["accuracy"] is not None:
         numbers["reward_model_accuracy"] = result["reward_model"]["accuracy"]
+    numbers |= {f"watch_{k}": result["watch"][k] for k in ("accuracy", "gain") if "watch" in result}
     return numbers
 
 
@@ -219,10 +229,10 @@ def _token_logps(context: Context, name: str, wanted: Sequence[Sequence[Group]],
 
 
 STAGE = Stage(
-    Settings, run, version=2,
+    Settings, run, version=3,
     inputs={"model": "one", "reference": "one", "answers": "one", "answer_scores": "optional", "baseline": "one",
             "baseline_scores": "optional", "trained": "optional", "samples": "optional", "sample_scores": "optional",
-            "groups": "optional", "replay": "optional"},
+            "groups": "optional", "watch": "optional", "replay": "optional"},
     seeded=False, runtime=TrainRuntime,
     says=told("KL {kl:.2f} nats an answer", "length {length_mean:.1f} ({length_drift:+.0%})",
               "reward model right {reward_model_accuracy:.1%}"))

@@ -64,7 +64,9 @@ def check(settings: Settings, runtime: Runtime) -> list[str]:
 
 
 def lacks(settings: Settings, runtime: Runtime, wanted: dict[str, str]) -> list[str]:
-    """Two answers or more ("pairs"), no more than two ("two"), rationales: where the preferences are otherwise."""
+    """Two answers or more ("pairs"), no more than two ("two"), more ("lists"), rationales: where the preferences are
+    otherwise.
+    """
     imported, where, problems = _import(settings, runtime), _place(runtime), list[str]()
     pairs, lists, labels = (imported.kinds.get(kind, 0) for kind in ("pairs", "lists", "labels"))
     if "pairs" in wanted and labels:
@@ -73,6 +75,8 @@ def lacks(settings: Settings, runtime: Runtime, wanted: dict[str, str]) -> list[
         problems.append(f"{where} holds single answers with a label{beside}, and {wanted['pairs']}{apart}")
     if "two" in wanted and lists:
         problems.append(f"{where} holds {lists} lists of more than two answers, and {wanted['two']}")
+    if "lists" in wanted and not lists:
+        problems.append(f"{where} holds {pairs} pairs and no list of more than two answers, and {wanted['lists']}")
     if "rationales" in wanted and not any(g.rationale for split, g in imported.groups() if split == "pref"):
         problems.append(f"{where} holds no preference with a rationale, and {wanted['rationales']}")
     return problems
@@ -138,9 +142,8 @@ def _place(runtime: Runtime) -> str:
 def _empty(split: str, place: str, require: tuple[str, ...], found: str, dropped: dict[str, int]) -> str:
     needs = {"sft": "demonstrations", "pref": "preference pairs", "unlabeled": "prompts", "eval": "evaluation prompts"}
     left_out = f"; left out: {', '.join(f'{n} {reason}' for reason, n in dropped.items())}" if dropped else ""
-    others = ",".join(one for one in require if one != "pref")
-    ways = (f" (recipe=sft needs none; nor does a recipe that samples its pairs, with reward=rule or another scorer "
-            f"that learns from none: data.require=[{others}])") if split == "pref" else ""
+    ways = (" (recipe=sft needs none; online_dpo, mcpo and onmcpo need none where a rule or a judge is the reward: "
+            "data.require=[sft,unlabeled,eval])") if split == "pref" else ""
     return (f"{place} gives no {needs[split]}, and this recipe needs the split {split!r}{ways}; "
             f"found: {found}{left_out}")
 

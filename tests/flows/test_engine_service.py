@@ -13,6 +13,7 @@ import pytest
 from flows import engine_service
 from flows.engine_service import EngineFailed, EngineHolder
 from pipeline.engines.engine import Backend
+from pipeline.errors import UserError
 
 SAMPLES, TRAINS = "samples", "trains"
 
@@ -23,6 +24,7 @@ class Settings:
     start_timeout: float = 1.0
     breaks: int = 0  # so many starts end before they serve
     hangs: bool = False
+    unserved: bool = False  # no model of this family
 
 
 class Service:
@@ -54,6 +56,11 @@ def told() -> list[str]:
     return []
 
 
+def refuse(model: Path, settings: Settings) -> None:
+    if settings.unserved:
+        raise UserError(f"{model} is not served")
+
+
 @pytest.fixture
 def hold(told, monkeypatch, tmp_path):
     """hold(**settings) -> a holder of an engine that notes what it is told."""
@@ -62,6 +69,7 @@ def hold(told, monkeypatch, tmp_path):
         Settings, open_engine=lambda model, settings, log: None,
         start_service=lambda model, log, settings: Service(
             told, told.count("start") < settings.breaks, settings.hangs),
+        refuse_model=refuse,
         shares_device=lambda settings: settings.sleep_level > 0)
     monkeypatch.setitem(sys.modules, "noting_engine", module)
     monkeypatch.setattr(engine_service, "look_up", lambda workspace, step, done: SimpleNamespace(cached=step.cached))
@@ -105,6 +113,26 @@ def test_where_it_shares_the_device_it_starts_late_and_rests_while_others_comput
 def test_it_does_not_start_without_a_use_or_without_a_model(hold, told, kinds, done):
     walk(hold(), kinds, done)
     assert told == []
+
+
+def test_a_family_that_is_not_served_is_told_before_training_where_the_start_comes_later(hold, told):
+    """Its server would start behind SFT, as training needs the device."""
+    holder = hold(sleep_level=2, unserved=True)
+    holder.warm_up([step(TRAINS), step(SAMPLES)], {})  # init has not run
+    with pytest.raises(UserError, match="/model is not served"):
+        holder.warm_up([step(TRAINS), step(SAMPLES)], MODEL)
+    holder.warm_up([step(TRAINS), step(TRAINS)], MODEL)  # nothing samples
+    assert told == []
+
+
+def test_one_that_cannot_start_is_told_before_the_next_training(hold, told):
+    holder = hold(breaks=9)
+    holder.warm_up([step(TRAINS), step(SAMPLES)], MODEL)
+    assert holder.environment(step(TRAINS)) == {}  # it is starting
+    holder._service.running = False
+    with pytest.raises(EngineFailed, match="before trains: steps behind it cannot sample: vLLM ended with code 1"):
+        holder.environment(step(TRAINS))
+    assert told == ["start", "stop", "start"]
 
 
 def test_cached_samples_need_no_engine(hold, told):

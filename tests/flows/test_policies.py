@@ -51,7 +51,7 @@ def test_what_recipes_do_without_a_word() -> None:
 
 @pytest.mark.parametrize(("recipe", "groups"), [
     ("iterative_dpo", ["tokens/pref", "pairs[2]/groups", "pairs[3]/groups"]),
-    ("mcpo", ["pairs[1]/groups", "pairs[2]/groups", "pairs[3]/groups"]), ("online_dpo", ["pairs[3]/groups"])])
+    ("mcpo_instruct", ["pairs[1]/groups", "pairs[2]/groups", "pairs[3]/groups"]), ("online_dpo", ["pairs[3]/groups"])])
 def test_a_reference_that_moves_is_asked_again_about_all_groups(recipe: str, groups: list[str]) -> None:
     steps = steps_of(f"recipe={recipe}", "reference=previous", "iterations=3")
     assert source(steps, "reference[3]") == ["train[2]/model"] and source(steps, "reference[3]", "groups") == groups
@@ -111,6 +111,9 @@ def test_without_sft_the_model_given_stands_in_its_place(tiny_model: Path) -> No
     (["recipe=pco", "start=previuos"],
      "start: 'previuos', expected sft, previous, ema or a model's folder (did you mean previous?)"),
     (["recipe=pco", "reference={1: sft, 2: prev}"], "reference.2: 'prev', expected sft, previous, ema or a model's"),
+    (["recipe=pco", "start=org/name"], "start: org/name is not there, expected a model's folder; one of the hub is "
+     "fetched first: hf download ORG/NAME --local-dir DIR, then start=DIR"),
+    (["recipe=pco", "reference={1: sft, 2: /no/where}"], "reference.2: /no/where is not there"),
     (["recipe=sft", "start=previous"], "start: 'previous', but the steps of this run train no policy"),
     (["recipe=sft", "sft=none"], "sft: none, but the steps of this run train nothing else"),
     (["recipe=pco", "sft=none"], "sft: none starts from an instruct model, but this one is made from nothing"),
@@ -137,3 +140,10 @@ def test_a_folder_is_the_same_from_everywhere(tmp_path: Path, monkeypatch: pytes
     assert absolute("start=policy") == f"start={tmp_path / 'policy'}"
     assert [absolute(word) for word in ("start=previous", "reference={1: sft, 2: ema}")] == [
         "start=previous", "reference={1: sft, 2: ema}"]
+    assert absolute("start={1: sft, 2: policy}") == f'start={{1:"sft",2:"{tmp_path}/policy"}}'
+    (tmp_path / "sft").mkdir()
+    assert absolute("start=sft") == "start=sft"  # the word means the step, whatever lies here
+    assert absolute("start={1: sft, 2: ./sft}") == f'start={{1:"sft",2:"{tmp_path}/sft"}}'
+    steps = steps_of("recipe=iterative_dpo", absolute("start={1: sft, 2: policy}"))
+    assert steps["given_a"].runtime.path == str(tmp_path / "policy")
+    assert source(steps, "train[2]") == ["given_a/model"]

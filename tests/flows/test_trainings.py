@@ -179,18 +179,25 @@ def test_rows_say_what_a_training_sees(tmp_path: Path) -> None:
     composed = compose(["recipe=iterative_dpo", f"workspace={tmp_path}", "trainer.sft.warmup_steps=0.1"])
     planned = plan.look_up_all(tmp_path, expand(composed))
     rows = {row[0]: row[1:] for row in trainings.rows(tmp_path, planned)}
-    assert rows["sft"] == ["all", "0.003", "cosine, 10% up", "32", "3", "~1750", "~165", "?"]
-    assert rows["train[1]"] == ["all", "0.0001", "constant, 10 up", "32", "1", "~1750", "~55", "?"]
+    assert rows["sft"] == ["all", "0.003", "cosine, 10% up", "32", "3.02", "~1750", "~165", "?"]
+    assert rows["train[1]"] == ["all", "0.0001", "constant, 10 up", "32", "1.01", "~1750", "~55", "?"]
     assert rows["train[2]"][4:7] == ["1", "~2750", "~86"]
 
 
 def test_what_has_run_is_counted(tmp_path: Path) -> None:
-    """10 groups of 400 tokens in batches of 4: 3 steps, which see 1.2 passes; cut to one."""
+    """10 groups of 400 tokens in batches of 4: 3 steps, each of a full batch, which see 12 groups, 1.2 passes."""
     done = store.Artifact("tokenize", "k", tmp_path, {"counts": {"sft": 10, "sft_tokens": 4000}})
     step = settings_of("recipe=sft", "trainer.sft.batch_size=4", "trainer.sft.epochs=1")["sft"]
     made = Planned(Step("tokens", "tokenize", 0, {}, TOKENIZE.Settings(), None, 0), "k", done)
     planned = [made, Planned(Step(**{**vars(step), "inputs": {"groups": (Ref("tokens", "sft"),)}}), None, None)]
-    assert trainings.rows(tmp_path, planned)[0][5:] == ["1", "10", "3", "4,000"]
+    assert trainings.rows(tmp_path, planned)[0][5:] == ["1.2", "10", "3", "4,800"]
+    assert trainings.notes(tmp_path, planned) == []
+    large = settings_of("recipe=sft", "trainer.sft.batch_size=128", "trainer.sft.epochs=1")["sft"]
+    planned = [made, Planned(Step(**{**vars(large), "inputs": {"groups": (Ref("tokens", "sft"),)}}), None, None)]
+    assert trainings.rows(tmp_path, planned)[0][5:] == ["12.8", "10", "1", "51,200"]
+    assert trainings.notes(tmp_path, planned) == [
+        "sft: a batch of 128 is more than its 10 groups, every step sees them again (12.8 passes in all); lower "
+        "trainer.sft.batch_size"]
 
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 import transformers
 
-from flows import chat, run_models, sample, screen
+from flows import card, chat, publish, run_models, sample, screen
 from flows.cli import main
 from pipeline import runs, store, upload
 from pipeline.errors import UserError
@@ -88,6 +88,19 @@ def test_which_model_is_meant(workspace, tiny_model):
     assert [m.folder for m in run_models.find(str(workspace), str(tiny_model))] == [tiny_model]
     with pytest.raises(UserError, match="no run named 'rr'"):
         run_models.find(str(workspace), "rr")
+
+
+def test_models_given_go_by_their_own_names(tmp_path):
+    """start=FOLDER and reference=FOLDER are models beside the one that the run started from."""
+    kinds = {"init": "init_model", "given_a": "init_model", "given_b": "init_model", "sft": "sft"}
+    steps = [step(tmp_path, name, stage, 0, lambda out: out.mkdir(parents=True)) for name, stage in kinds.items()]
+    runs.save(tmp_path, runs.Run("r", {"engine": {}}, [], {}, steps, runs.RUNNING, 1.0))
+    found = run_models.find(str(tmp_path), "r")
+    assert [m.label for m in found] == ["start", "given_a", "given_b", "sft"]
+    assert run_models.choose(found, "given_b", None) == found[2] and run_models.choose(found, "start", None) == found[0]
+    runs.save(tmp_path, runs.Run("r", {"engine": {}}, [], {}, steps[:3], runs.RUNNING, 1.0))
+    with pytest.raises(UserError, match="nothing of it is trained yet"):
+        publish.export(str(tmp_path), "r", None, str(tmp_path / "out"), False, None, None)
 
 
 def talked(monkeypatch, capsys, text: str, *words: str) -> tuple[str, str]:
@@ -197,6 +210,25 @@ def test_export_is_a_plain_folder_with_a_card(workspace, tmp_path, capsys):
     assert "is there and not an empty folder" in capsys.readouterr().err
     assert main(words[:3]) == 2
     assert "--to: missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("word", "public"), [
+    ("data.root=/home/me/secret/prefs", "data.root=prefs"),
+    ("data.root=~/secret/prefs", "data.root=prefs"),
+    ("data.root=../secret/prefs", "data.root=prefs"),
+    ("data.root=/home/me/two words/prefs", "data.root=prefs"),
+    ('data.sources=[{path:/home/me/a,weight:0.5},{path:"/home/me/b"}]',
+     'data.sources=[{path:a,weight:0.5},{path:"b"}]'),
+    ("start={1: sft, 2: /home/me/x}", "start={1: sft, 2: x}"),
+    ("data.files.sft=[/home/me/*.jsonl, ~me/b.jsonl]", "data.files.sft=[*.jsonl, b.jsonl]"),
+    ("data.root=file:///home/me/x", "data.root=x"),
+    ("model.path=org/name@0a1b", "model.path=org/name@0a1b"),
+    ("data.root=hf:org/name", "data.root=hf:org/name"),
+    ("notes=http://host:1/page", "notes=http://host:1/page"),
+    ("text=yes / no", "text=yes / no"),
+])
+def test_no_place_of_this_machine_is_on_the_card(word: str, public: str):
+    assert card._public_word(word) == public
 
 
 def test_export_in_bfloat16(workspace, tmp_path):

@@ -15,6 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from pipeline import store
 from pipeline.config import build
 from pipeline.errors import UserError
 from pipeline.formats import files
@@ -110,6 +111,19 @@ def test_what_datasets_saved(tmp_path):
     assert load(tmp_path / "several", split="test").facts["rows"] == 10
     assert "has no split 'dev', it has train, test" in problems(tmp_path / "several", split="dev")[0]
     assert {path.suffix for path in files.files(tmp_path / "one", files.Settings())} == {".arrow", ".json"}
+
+
+def test_a_workspace_beside_the_rows_is_no_data(tmp_path):
+    """`align data show .` in the folder of the data makes its workspace there: what the store wrote is left alone."""
+    (tmp_path / "rows.jsonl").write_bytes(JSONL)
+    alone = texts(load(tmp_path))
+    store.cached_hashes(tmp_path / "workspace", [tmp_path / "rows.jsonl"])
+    made = tmp_path / "workspace" / "runs" / "data"
+    made.mkdir(parents=True)
+    (made / "events.jsonl").write_text('{"step": "data"}\n')
+    assert (tmp_path / "workspace" / "file-hashes.json").is_file()
+    assert files.files(tmp_path, files.Settings()) == [tmp_path / "rows.jsonl"]
+    assert texts(load(tmp_path)) == alone
 
 
 def test_a_text_is_lines_or_stories(tmp_path):

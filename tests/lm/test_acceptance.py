@@ -210,6 +210,15 @@ def test_the_cache_of_the_hub_may_link_within_itself(tiny_model: Path, tmp_path:
     assert found(snapshot) == []
 
 
+def test_an_adapter_on_the_hub_is_told_in_one_line(tmp_path: Path):
+    """It has no configuration, tokenizer or template of its own, which four lines would tell."""
+    (tmp_path / ADAPTER).write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/base"}))
+    listed = checks.Folder(tmp_path, {ADAPTER: 60, ADAPTER_WEIGHTS: 900, "README.md": 1}, here=False)
+    (problem,) = checks.problems(listed)
+    assert problem.startswith("an adapter of 'org/base'; fetch it (hf download ORG/NAME --local-dir DIR) and give")
+    assert problem.endswith("model.path=DIR model.base=org/name")
+
+
 def sparse(path: Path, tensors: dict[str, list[int]], kind: str = "BF16") -> None:
     """A safetensors file with a real header and data that takes no room on the disk."""
     header, end = dict[str, Any](), 0

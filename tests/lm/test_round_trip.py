@@ -101,6 +101,44 @@ def test_weights_that_are_missing(folder: Path, tmp_path: Path, monkeypatch: pyt
         folders.load_policy(folder, torch.device("cpu"))
 
 
+BIASES = {f"model.layers.0.self_attn.{part}_proj.bias" for part in "qkvo"}
+
+
+@pytest.mark.parametrize("whole", [round_trip._WHOLE, 1000])
+def test_weights_that_the_configuration_has_no_place_for(folder: Path, tmp_path: Path, monkeypatch, whole: int):
+    """transformers drops them in silence, and another model than the published one is trained; of a large one too, of
+    which only the first layers make the round.
+    """
+    monkeypatch.setattr(round_trip, "_WHOLE", whole)
+    tensors = load_file(folder / "model.safetensors")
+    with_biases = tensors | {name: torch.ones(tensors[name.replace("bias", "weight")].shape[0]) for name in BIASES}
+    save_file(with_biases, folder / "model.safetensors", metadata={"format": "pt"})
+    left = (r"its weights have model.layers.0.self_attn.k_proj.bias, model.layers.0.self_attn.o_proj.bias, .*for which "
+            "config.json has no place, so they would be dropped; take both files from one place")
+    with pytest.raises(UserError, match=f"model.path: it: {left}"):
+        round_trip.check(folder, tmp_path / "scratch", reward=False, name="it")
+    with pytest.raises(UserError, match=left):
+        folders.load_policy(folder, torch.device("cpu"))
+
+
+def test_layers_that_the_configuration_does_not_count(folder: Path, tmp_path: Path):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    with pytest.raises(UserError, match=r"it: its weights have model.layers.1.input_layernorm.weight, .*has no place"):
+        round_trip.check(folder, tmp_path / "scratch", reward=False, name="it")
+
+
+def test_what_a_language_model_is_whole_without_is_left_out(folder: Path, tmp_path: Path):
+    """The tied head written out, positions' frequencies as older files keep them, the head of a reward model."""
+    tensors = load_file(folder / "model.safetensors")
+    hidden = tensors["model.norm.weight"].shape[0]
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone(),
+                         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
+                         "score.weight": torch.ones(1, hidden)}, folder / "model.safetensors",
+              metadata={"format": "pt"})
+    assert round_trip.check(folder, tmp_path / "scratch", reward=True, name="it")["saved_gap"] == 0.0
+
+
 def test_weights_of_another_shape_than_the_configuration_asks_for(folder: Path, tmp_path: Path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 400}))

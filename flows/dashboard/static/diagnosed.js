@@ -15,6 +15,7 @@ export function diagnosed(run, more) {
   add("Divergence from the reference", "KL, nats an answer", [["per answer", (r) => r.kl.per_answer]]);
   add("Held-out pairs", "log-ratio to the reference, nats", [["chosen", (r) => r.held_out_pairs.chosen_log_ratio], ["rejected", (r) => r.held_out_pairs.rejected_log_ratio], ["margin", (r) => r.held_out_pairs.margin]]);
   add("Accuracy", "share of pairs in the right order", [["policy, held-out pairs", (r) => r.held_out_pairs.ranking_accuracy], ["implicit reward", (r) => r.held_out_pairs.implicit_accuracy], ["reward model, new samples", (r) => r.reward_model.accuracy]]);
+  add("What it still can", "share of the watched questions", [["policy", (r) => r.watch.accuracy], ["start model", (r) => r.watch.start_accuracy]]);
   found.push(...curve(key, rows));
   add("Diversity", "share of different n-grams", [1, 2, 3].map((n) => [`distinct-${n}`, (r) => r.answers[`distinct_${n}`]]));
   add("Repetition", "repeated 3-grams an answer", [["in all", (r) => r.answers.repeat_3gram], ["from the prompt", (r) => r.answers.repeat_3gram_in_prompt], ["within the answer", (r) => r.answers.repeat_3gram_in_answer]]);

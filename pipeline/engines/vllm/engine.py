@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 from pipeline import files
 from pipeline.engines.engine import Answer, Backend, Request, model_facts, overlong, probe, text_decoder
-from pipeline.engines.vllm import client
+from pipeline.engines.vllm import client, served
 from pipeline.engines.vllm import service as vllm_service
 from pipeline.engines.vllm.client import Server
 from pipeline.engines.vllm.dispatch import Dispatcher, Lane, ServerLost
@@ -54,6 +54,12 @@ def start_service(model: Path, log: Path, settings: Settings) -> Service | None:
     for server in servers_at(settings.url):
         client.fits(server, model)
     return None
+
+
+def refuse_model(model: Path, settings: Settings) -> None:
+    """Raises UserError for a model of a family that the servers to be started do not serve."""
+    if settings.url is None and vllm_service.builds():
+        served.refuse_unserved(model)
 
 
 def check_service(settings: Settings) -> list[str]:
@@ -262,4 +268,5 @@ def _ask(server: Server, requests: list[Request], connections: set, decode: Call
             yield fitting[k], answer
 
 
-BACKEND = Backend(Settings, open_engine, start_service, check_service, findings, lambda s: s.sleep_level > 0)
+BACKEND = Backend(Settings, open_engine, start_service, check_service, findings, refuse_model,
+                  shares_device=lambda s: s.sleep_level > 0)

@@ -141,4 +141,5 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-BACKEND = Backend(Settings, open_engine, start_service, check_service, shares_device=lambda s: s.sleep_level > 0)
+BACKEND = Backend(Settings, open_engine, start_service, check_service, refuse_model=engine.refuse_model,
+                  shares_device=lambda s: s.sleep_level > 0)

@@ -1,4 +1,7 @@
-"""Whether the vLLM that is installed serves a model's family, found before a server starts and anything is trained."""
+"""Whether the vLLM that is installed serves a model's family, found before a server starts.
+
+A run asks right behind `init` on every device, so before anything is trained.
+"""
 
 import ast
 import importlib.util

@@ -2,6 +2,7 @@
 
 The prompt may stand apart, at the beginning of both sides, or both; sides that differ from it in white space only, or
 begin with a system turn that it lacks, have the same prompt. Sides are texts, turns, conversations or HH's transcripts.
+`subset` is the part of a benchmark that a pair is of (RewardBench), else its file's name is.
 Scores, where there are some: score_chosen and score_rejected, or one of SCORES with another name.
 """
 
@@ -34,7 +35,7 @@ def read(data: dict[str, Any], settings: Any) -> list[Example]:
     if against and settings.ties == "drop":
         raise Left(against)
     return [Example(found, [side[-1] for side in sides], scores=scores, rationale=jsonl.rationale_of(data),
-                    fixed=fixed, kept=against)]
+                    fixed=fixed, kept=against, dataset=str(data.get("subset") or ""))]
 
 
 def _side(data: dict[str, Any], key: str) -> list[Message]:
@@ -82,5 +83,5 @@ def _scores(data: dict[str, Any]) -> list[float]:
 SHAPE = Shape("pairs", (("chosen", "rejected"), ("chosen",), ("rejected",),
                         *((key, side) for key in ("instruction", *turns.PROMPTS)
                           for side in ("chosen", "rejected"))), read,
-              reads=("instruction", *turns.PROMPTS, "rationale", "metadata",
+              reads=("instruction", *turns.PROMPTS, "rationale", "metadata", "subset",
                      *(name.format(side) for name in SCORES for side in ("chosen", "rejected"))))
