@@ -20,9 +20,9 @@ def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], se
                    for s, path in _folders(run, done, "diagnose")]
     sections = {"Evaluation": "".join((path / "comparison.md").read_text() for path in compared),
                 "Diagnostics": report.diagnostics_table(diagnostics), "Gates": gates.table(run, done),
-                "What it trained on": origins.table(run, done),
                 "Reward models": reward_models.table(steps, [
                     (s["name"], path) for s, path in _folders(run, done, "bench_reward")]),
+                "What it trained on": origins.table(run, done),
                 "What it still can": watched.table([(s["iteration"], json.loads((path / "watch.json").read_text()))
                                                     for s, path in _folders(run, done, "watch")])}
     files.write_atomic(folder / "report.md", report.to_markdown(title, found, steps, sections))

@@ -101,6 +101,18 @@ def read(root: Path, settings: Settings) -> Imported:
     return replace(made, facts=dict(sorted(tally.items())), compared=True)
 
 
+def preferences(root: Path, settings: Settings) -> tuple[list[Group], Counter[str]]:
+    """Every pair and list of the rows, of any split, and what is left out. Raises UserError with every wrong row."""
+    files(root, settings)
+    problems, dropped, found = Problems(), Counter[str](), dict[str, Group]()
+    for entry in _entries(root, settings, Counter(), problems, dropped):
+        reason = "no preference" if len(entry.group.completions) < 2 else REPEATED if entry.group.id in found else ""
+        dropped.update(filter(None, [reason]))
+        found |= {} if reason else {entry.group.id: entry.group}
+    problems.stop()
+    return list(found.values()), dropped
+
+
 def resumed(root: Path, settings: Settings, folder: Path) -> Imported:
     """As `read`, of rows that stay in the folder: what is there is not read again. Its `groups` may leave out so many
     first ones of each split.
@@ -125,19 +137,6 @@ def resumed(root: Path, settings: Settings, folder: Path) -> Imported:
 
     return replace(made, groups=groups, facts=dict(sorted(state.facts.items())), compared=True,
                    unread=dict(sorted(state.unread.items())))
-
-def preferences(root: Path, settings: Settings) -> tuple[list[Group], Counter[str]]:
-    """Every pair and ranked list of the rows, whatever split their file is for, and what is left out by reason. Raises
-    UserError with every wrong row.
-    """
-    files(root, settings)
-    problems, dropped, found = Problems(), Counter[str](), dict[str, Group]()
-    for entry in _entries(root, settings, Counter(), problems, dropped):
-        reason = "no preference" if len(entry.group.completions) < 2 else REPEATED if entry.group.id in found else ""
-        dropped.update(filter(None, [reason]))
-        found |= {} if reason else {entry.group.id: entry.group}
-    problems.stop()
-    return list(found.values()), dropped
 
 
 def _entries(root: Path, settings: Settings, tally: Counter[str], problems: Problems, dropped: Counter[str]

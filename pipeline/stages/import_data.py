@@ -142,8 +142,9 @@ def _place(runtime: Runtime) -> str:
 def _empty(split: str, place: str, require: tuple[str, ...], found: str, dropped: dict[str, int]) -> str:
     needs = {"sft": "demonstrations", "pref": "preference pairs", "unlabeled": "prompts", "eval": "evaluation prompts"}
     left_out = f"; left out: {', '.join(f'{n} {reason}' for reason, n in dropped.items())}" if dropped else ""
-    ways = (" (recipe=sft needs none; online_dpo, mcpo and onmcpo need none where a rule or a judge is the reward: "
-            "data.require=[sft,unlabeled,eval])") if split == "pref" else ""
+    others = ",".join(one for one in require if one != "pref")
+    ways = (f" (recipe=sft needs none; nor does a recipe that samples its pairs, with reward=rule or another scorer "
+            f"that learns from none: data.require=[{others}])") if split == "pref" else ""
     return (f"{place} gives no {needs[split]}, and this recipe needs the split {split!r}{ways}; "
             f"found: {found}{left_out}")
 

@@ -77,8 +77,8 @@ def test_a_split_the_recipe_needs_must_not_be_empty(tmp_path: Path) -> None:
     settings = Settings({**JSONL, "shares": {"unlabeled": 0, "eval": 0}}, require=("sft", "pref", "eval"))
     assert import_data.check(settings, Runtime(str(file))) == [
         f"data.root: {file} gives no preference pairs, and this recipe needs the split 'pref' (recipe=sft needs none; "
-        "online_dpo, mcpo and onmcpo need none where a rule or a judge is the reward: "
-        "data.require=[sft,unlabeled,eval]); found: sft 1, pref 0, unlabeled 0, eval 0",
+        "nor does a recipe that samples its pairs, with reward=rule or another scorer that learns from none: "
+        "data.require=[sft,eval]); found: sft 1, pref 0, unlabeled 0, eval 0",
         f"data.root: {file} gives no evaluation prompts, and this recipe needs the split 'eval'; "
         "found: sft 1, pref 0, unlabeled 0, eval 0"]
     with pytest.raises(UserError, match="no preference pairs"):

@@ -35,7 +35,7 @@ def read(data: dict[str, Any], settings: Any) -> list[Example]:
     if against and settings.ties == "drop":
         raise Left(against)
     return [Example(found, [side[-1] for side in sides], scores=scores, rationale=jsonl.rationale_of(data),
-                    fixed=fixed, kept=against, dataset=str(data.get("subset") or ""))]
+                    fixed=fixed, dataset=str(data.get("subset") or ""), kept=against)]
 
 
 def _side(data: dict[str, Any], key: str) -> list[Message]:
