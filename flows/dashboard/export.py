@@ -92,7 +92,7 @@ def _wrapped(name: str, source: str) -> str:
 
 
 def _style() -> str:
-    style = "\n".join((STATIC / f"{name}.css").read_text() for name in ("base", "parts", "views"))
+    style = "\n".join((STATIC / f"{name}.css").read_text() for name in ("base", "parts", "views", "compare"))
     font = base64.b64encode((STATIC / _FONT).read_bytes()).decode()
     return style.replace(f'url("{_FONT}")', f'url("data:font/woff2;base64,{font}")')
 
