@@ -54,6 +54,8 @@ def of_role(word: str, value: str) -> str:
         given = OverridesParser.create().parse_override(word).value()
     except HydraException:  # composing tells
         return value
+    if not isinstance(given, dict):
+        return value
     made = {iteration: place(name) for iteration, name in given.items()}
     return value if made == given else written(made)
 

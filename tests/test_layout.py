@@ -33,8 +33,8 @@ HOMES = {
     "fastapi": ("flows/dashboard/",),
     "uvicorn": ("flows/dashboard/",),
 }
-MOST_LINES = 25000  # of code: docs/decisions/003-size.md
-MOST_YAML = 90  # files of conf; those of published and reproduce hold one paper's values or claims each
+MOST_LINES = 27500  # of code: docs/decisions/003-size.md
+MOST_YAML = 100  # files of conf; those of published and reproduce hold one paper's values or claims each
 # Distribution name -> the name it is imported by, where they differ.
 IMPORT_NAMES = {"hydra-core": "hydra", "pyyaml": "yaml"}
 

@@ -103,8 +103,8 @@ def finish(files: Files, name: str, body: Row) -> Row:
     rows = [_rows(files, side, list(said)) for side in contest.sides]
     verdicts = "".join(f"{json.dumps({'id': one, 'outcome': v})}\n" for one, v in sorted(said.items()))
     manifest = files.manifest("evaluate", contest.step["key"]) or {}
-    parts = {"version": 1, "settings": {"verdicts": hashlib.sha256(verdicts.encode()).hexdigest()},
-             "inputs": {k: manifest["inputs"][k] for k in ("groups", "baseline")}, "seed": None}
+    parts: dict[str, Any] = {"version": 1, "settings": {"verdicts": hashlib.sha256(verdicts.encode()).hexdigest()},
+                             "inputs": {k: manifest["inputs"][k] for k in ("groups", "baseline")}, "seed": None}
     key = store.fingerprint("label", **parts)
     with store.lock(files.workspace, "label", key, 10):
         if store.find(files.workspace, "label", key) is None:
