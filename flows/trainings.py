@@ -198,6 +198,21 @@ def pairs(workspace: Path, planned: list[Planned], item: Planned) -> int:
     return trainer.steps(groups) * trainer.batch_size if groups else (trainer.max_steps or 0) * trainer.batch_size
 
 
+def notes(workspace: Path, planned: list[Planned]) -> list[str]:
+    """A line on each training whose batch is more groups than it has: every step takes some of them several times."""
+    found = []
+    for item in planned:
+        if (trainer := trainer_of(item.step)) is None:
+            continue
+        groups = _trained(workspace, planned, item.step).groups
+        if groups and trainer.batch_size > groups:
+            over = trainer.steps(groups) * trainer.batch_size / groups
+            found.append(f"{item.step.name}: a batch of {trainer.batch_size} is more than its {groups} groups, every "
+                         f"step sees them again ({over:.3g} passes in all); lower "
+                         f"trainer.{BLOCKS[item.step.stage]}.batch_size")
+    return found
+
+
 def _trained(workspace: Path, planned: list[Planned], step: Step) -> Seen:
     """What a training sees: of its tables, where a replay says which of their groups, at most those it keeps."""
     whole = seen(workspace, planned, step.inputs["groups"])
@@ -205,21 +220,6 @@ def _trained(workspace: Path, planned: list[Planned], step: Step) -> Seen:
         return whole
     kept = seen(workspace, planned, step.inputs["replay"])
     return Seen(kept.groups, None, exact=True) if kept.exact else dataclasses.replace(whole, exact=False)
-
-
-def notes(workspace: Path, planned: list[Planned]) -> list[str]:
-    """A line on each training whose batch is more groups than it has: every step takes some of them several times."""
-    found = []
-    for item in planned:
-        if (trainer := trainer_of(item.step)) is None:
-            continue
-        groups = seen(workspace, planned, item.step.inputs["groups"]).groups
-        if groups and trainer.batch_size > groups:
-            over = trainer.steps(groups) * trainer.batch_size / groups
-            found.append(f"{item.step.name}: a batch of {trainer.batch_size} is more than its {groups} groups, every "
-                         f"step sees them again ({over:.3g} passes in all); lower "
-                         f"trainer.{BLOCKS[item.step.stage]}.batch_size")
-    return found
 
 
 def seen(workspace: Path, planned: list[Planned], refs: tuple[Ref, ...]) -> Seen:
