@@ -160,7 +160,7 @@ def test_one_place_is_shown_on_all_charts(page, address: str):
     box = page.driver.find_element("css selector", '[aria-label^="Loss"] .chart')
     ActionChains(page.driver).move_to_element(box).move_by_offset(7, 3).perform()
     shown = """return [...document.querySelectorAll('.chart')].flatMap(b => echarts.getInstanceByDom(b).getZr().storage
-                 .getDisplayList().map(e => /optimizer step ([\\d,]+)/.exec(e.style?.text ?? '')?.[1]).filter(Boolean))"""
+                 .getDisplayList().flatMap(e => /optimizer step ([\\d,]+)/.exec(e.style?.text ?? '')?.[1] ?? []))"""
     page.until(lambda: len(page.run(shown)) >= 5 and len(set(page.run(shown))) == 1, "the same step on all", 5)
     page.shot("hovered-1440-light")
 
