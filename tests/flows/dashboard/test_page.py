@@ -278,6 +278,7 @@ def test_runs_are_sorted_grouped_and_folded(page, address: str):
     page.until(lambda: page.run(first).endswith("-1"), "the best first")
     page.click('[data-focus="group"]')
     page.until(lambda: page.count("tr.experiment") == 4, "a line an experiment")
+    assert "beta=0.1" in page.text(".runs"), "an experiment is called by what differs"
     assert "sort=-rate" in page.run("return location.hash") and "group=1" in page.run("return location.hash")
 
 
