@@ -196,7 +196,7 @@ def test_a_selection_is_a_file_of_json_lines(workspace: Path):
     assert answer.headers["content-disposition"] == 'attachment; filename="good-score-2.jsonl"'
     rows = [json.loads(line) for line in answer.text.splitlines()]
     assert len(rows) == 40 and rows[0]["id"] == "p000000" and len(rows[0]["completions"]) == 4
-    assert rows[0]["completions"][0]["mark"] == "rejected"
+    assert rows[3]["completions"][0]["mark"] == "rejected", "the first three are in no pair"
     assert client(workspace).get("/api/runs/good/export.jsonl", params={"step": "score[9]"}).status_code == 404
 
 
