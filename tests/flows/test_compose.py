@@ -16,6 +16,7 @@ from flows.machine import precision_of
 from flows.prepare import absolute, expand
 from pipeline.errors import UserError
 from pipeline.plan import _without_paths
+from tests.flows.test_lists import written as lists
 
 RECIPES = sorted(p.stem for p in (CONF / "recipe").glob("*.yaml"))
 STAGES = yaml.safe_load((CONF / "stages.yaml").read_text())
@@ -99,6 +100,8 @@ def test_every_recipe_can_be_planned(recipe, extra, tiny_model, tmp_path):
     (tmp_path / "model_outputs.json").write_text('[{"instruction": "Why?"}]')
     given = [f"data.root={tmp_path}", f"model.path={tiny_model}", "model.max_prompt_tokens=128",
              "model.max_completion_tokens=128"] if recipe == "benchmark" else []
+    if recipe == "mcpo":  # the built-in world has no ranked lists
+        given = ["data=files", lists(tmp_path / "lists.jsonl", 5)]
     assert _steps(f"recipe={recipe}", *given, *extra)
 
 
