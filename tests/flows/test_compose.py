@@ -97,9 +97,12 @@ def test_single_wrong_values(override, key):
 )
 def test_every_recipe_can_be_planned(recipe, extra, tiny_model, tmp_path):
     (tmp_path / "model_outputs.json").write_text('[{"instruction": "Why?"}]')
-    given = [f"data.root={tmp_path}", f"model.path={tiny_model}", "model.max_prompt_tokens=128",
-             "model.max_completion_tokens=128"] if recipe == "benchmark" else []
-    assert _steps(f"recipe={recipe}", *given, *extra)
+    rows = [json.dumps({"prompt": f"Why {i}?", "responses": ["a", "b", "c"], "scores": [3, 2, 1]}) for i in range(40)]
+    (tmp_path / "lists.jsonl").write_text("\n".join(rows))
+    given = {"benchmark": [f"data.root={tmp_path}", f"model.path={tiny_model}", "model.max_prompt_tokens=128",
+                           "model.max_completion_tokens=128"],
+             "mcpo": ["data=files", f"data.root={tmp_path / 'lists.jsonl'}"]}
+    assert _steps(f"recipe={recipe}", *given.get(recipe, []), *extra)
 
 
 OPTIONS = [(group, name) for group in settings.groups(CONF) if group != "recipe"
