@@ -103,7 +103,7 @@ def _usable(
         if encoder.rendering.unwritable(group):
             context.report.drop(f"{split}_special_text")
             continue
-        refused = group.messages[0].role == "system" and encoder.rendering.refuses_system
+        refused = encoder.rendering.refuses(group)
         if refused and context.settings.system_turns == "drop":
             context.report.drop(f"{split}_system_turn")
             continue
