@@ -90,12 +90,21 @@ def problems(config: dict[str, Any], steps: Iterable[Step], given: Mapping[str, 
     given: the keys the user set, by step; "" for those of every step.
     """
     steps = list(steps)
-    few = pools.problems(Path(config["workspace"]), steps)
+    kept = [(step, trainer) for step in steps if (trainer := trainer_of(step)) is not None]
+    few = pools.problems(Path(config["workspace"]), steps) + _without_4_bits(kept)
     weights = pretrained_weights(config["model"])
     if weights is None:
         return few
-    kept = [(step, trainer) for step in steps if (trainer := trainer_of(step)) is not None]
     return [*few, *_ruinous(weights, kept, given), *_too_large(config, weights, kept)]
+
+
+def _without_4_bits(trainings: list[tuple[Step, Any]]) -> list[str]:
+    asked = dict.fromkeys(f"trainer.{BLOCKS[step.stage]}.adapter.kind" for step, trainer in trainings
+                          if trainer.adapter.kind == "qlora")
+    if not asked or importlib.util.find_spec("bitsandbytes") is not None:
+        return []
+    return [f"{', '.join(asked)}: qlora needs the package bitsandbytes, which is not installed; pip install "
+            "'alignloop[qlora]' or take trainer=lora"]
 
 
 def _ruinous(weights: int, trainings: list[tuple[Step, Any]], given: Mapping[str, frozenset[str]]) -> list[str]:
@@ -193,15 +202,6 @@ def rows(workspace: Path, planned: list[Planned]) -> list[list[str]]:
     return found
 
 
-def pairs(workspace: Path, planned: list[Planned], item: Planned) -> int:
-    """Groups a training sees, passes over the data counted; 0 where they are not known."""
-    groups, trainer = seen(workspace, planned, item.step.inputs["groups"]).groups, trainer_of(item.step)
-    return trainer.steps(groups) * trainer.batch_size if groups else (trainer.max_steps or 0) * trainer.batch_size
-
-
-def seen(workspace: Path, planned: list[Planned], refs: tuple[Ref, ...]) -> Seen:
-    """What tables hold together."""
-    by_name = {item.step.name: item for item in planned}
 def notes(workspace: Path, planned: list[Planned]) -> list[str]:
     """A line on each training whose batch is more groups than it has: every step takes some of them several times."""
     found = []
@@ -217,6 +217,15 @@ def notes(workspace: Path, planned: list[Planned]) -> list[str]:
     return found
 
 
+def pairs(workspace: Path, planned: list[Planned], item: Planned) -> int:
+    """Groups a training sees, passes over the data counted; 0 where they are not known."""
+    groups, trainer = seen(workspace, planned, item.step.inputs["groups"]).groups, trainer_of(item.step)
+    return trainer.steps(groups) * trainer.batch_size if groups else (trainer.max_steps or 0) * trainer.batch_size
+
+
+def seen(workspace: Path, planned: list[Planned], refs: tuple[Ref, ...]) -> Seen:
+    """What tables hold together."""
+    by_name = {item.step.name: item for item in planned}
     parts = [_seen(workspace, by_name, ref.step, ref.part) for ref in refs]
     return sum(parts[1:], parts[0])
 
