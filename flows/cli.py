@@ -16,7 +16,7 @@ from pipeline.errors import UserError, command, nearest
 
 _EPILOG = """\
 groups: recipe model data objective auxiliary negatives selection filters
-        reward engine sampling trainer evaluation gate hardware tracking notify published
+        reward engine sampling trainer evaluation replay gate hardware tracking notify published
 every key of the configuration can be set:
         align run recipe=pco objective.alpha=0.02 trainer.sft.lr=3e-4 seed=1
 exit code: 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted, 143 told to end"""
@@ -156,9 +156,13 @@ def _all_models(words: list[str]) -> tuple[str, str]:
 
 
 def _look(words: list[str]) -> tuple[str, list[str]]:
-    """show or check, and whose data: a file, a folder or a data set of the hub by itself, else the words of a run."""
-    if not words or words[0] not in ("show", "check"):
-        raise UserError("data: say what to do, show or check: align data show PATH")
+    """show or check, and whose data: a file, a folder or a data set of the hub by itself, else the words of a run; or
+    build, and what (flows/data_build.py).
+    """
+    if not words or words[0] not in ("show", "check", "build"):
+        raise UserError("data: say what to do, show, check or build: align data show PATH")
+    if words[0] == "build":
+        return "build", words[1:]
     place = [f"data.root={word}" for word in words[1:] if "=" not in word]
     return words[0], [*(["data=files"] if place else []), *place, *(word for word in words[1:] if "=" in word)]
 
@@ -179,7 +183,8 @@ _COMMANDS = {
     "run": Command("flows.command:run", _overrides, "recipe=NAME [run=NAME] [group=option] [key=value]",
                    "run, or go on: the same command resumes"),
     "plan": Command("flows.command:show_plan", _overrides, "recipe=NAME ...", "steps, what is cached, an estimate"),
-    "data": Command("flows.data:data", _look, "show|check PATH [--rows N]", "a look at the data; every row's tokens",
+    "data": Command("flows.data:data", _look, "show|check PATH [--rows N] | build NAME PATH",
+                    "a look at the data; every row's tokens; pairs made of others",
                     {"--rows": {"type": int, "default": 1, "help": "examples of each split (1)"}}),
     "stage": Command("flows.command:run_stage", _step, "STEP run=NAME [key=value] [--force]",
                      "rerun one step, with changed settings",
@@ -211,6 +216,9 @@ _COMMANDS = {
                          {"--host": {"default": "127.0.0.1",
                                      "help": "anything but loopback makes the page ask for a token"},
                           "--port": {"type": int}}),
+    "label": Command("flows.dashboard.serve:label", _model, "RUN [STEP]",
+                     "judge two policies' answers by hand, in the browser",
+                     {"--host": {"default": "127.0.0.1", "help": "as of dashboard"}, "--port": {"type": int}}),
     "report": Command("flows.dashboard.report:report", _place_and_name, "NAME [--html]",
                       "a run's report, as one page with --html",
                       {"--html": {"action": "store_true", "help": "write one page with everything in it"}}),

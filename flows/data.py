@@ -1,4 +1,5 @@
-"""`align data show` and `align data check`: a look at what a run will learn from, before it learns.
+"""`align data show` and `align data check`: a look at what a run will learn from, before it learns. `align data build`
+makes it (data_build.py).
 
 Both import and tokenise the data as the run would (the same artifacts, so the run finds them done) and train nothing.
 """
@@ -13,12 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flows import data_read, screen
+from flows import data_build, data_read, screen
 from flows.prepare import prepare
 from flows.step import InputDamaged, Launch, StepFailed, ensure
 from pipeline import plan, runs, store
 from pipeline.errors import UserError
 from pipeline.records import Group
+from pipeline.statistics import normalised_edit_distance
 
 SHOWN = "pipeline.lm.shown"  # imports transformers
 WHOLE = ["recipe=sft", "data.require=[]"]  # where no recipe is named: every split that the data can fill
@@ -30,6 +32,8 @@ _MOST = 1200  # characters of a text of an example
 
 def data(action: str, words: list[str], rows: int) -> int:
     """Show the data of the run that `words` describe, or check every row against the token contract."""
+    if action == "build":
+        return data_build.build(words)
     try:
         made, notes = _made(words)
     except (StepFailed, InputDamaged) as error:
@@ -53,7 +57,7 @@ def data(action: str, words: list[str], rows: int) -> int:
         return 0
     imported = made["import_data"].manifest["counts"]
     screen.table("token contract: BOS, stop ids, boundaries", ["split", "rows", "kept", "left out or cut"],
-                 [[split, str(imported[split]), str(counts[split]), _reasons(dropped, split)]
+                 [[split, str(imported[split]), str(counts[split]), left_out(dropped, split)]
                   for split in data_read.SPLITS if split in counts])
     noted = {key: number for key, number in counts.items() if key.partition("_")[0] in data_read.SPLITS
              and "_tokens" not in key and "_" in key and number}
@@ -90,12 +94,12 @@ def _groups(table: Path) -> Iterator[Group]:
     return iter(tables.read(table))
 
 
-class _Measures:
+class Measures:
     """What is measured of one split's groups."""
 
     def __init__(self) -> None:
         self.prompt, self.answer, self.turns, self.gaps = list[int](), list[int](), list[int](), list[int]()
-        self.scores, self.margins = list[float](), list[float]()
+        self.scores, self.margins, self.distances = list[float](), list[float](), list[float]()
         self.seen, self.scripts = Counter[int](), Counter[str]()
         self.lists = self.labels = self.desirable = 0
 
@@ -112,6 +116,7 @@ class _Measures:
         if len(group.completions) > 1:
             chosen, *others = group.completions
             self.gaps += [len(chosen.token_ids) - len(one.token_ids) for one in others]
+            self.distances += [normalised_edit_distance(chosen.token_ids, one.token_ids) for one in others]
             if "given" in chosen.scores:
                 self.scores.append(chosen.scores["given"])
                 self.margins += [chosen.scores["given"] - one.scores["given"] for one in others]
@@ -129,6 +134,9 @@ class _Measures:
             yield (f"{split}: chosen minus rejected {statistics.fmean(self.gaps):+.1f} tokens on average; longer in "
                    f"{longer:.0%} of {len(self.gaps)} comparisons, as long in {equal:.0%}; {self.lists} lists of more "
                    "than two answers")
+            distance = f"{statistics.fmean(self.distances):.1%} of the tokens"
+            yield (f"{split}: normalised edit distance of chosen and rejected {distance}; where it is small, DPO can "
+                   "make the chosen ones less likely, too (objective=dpop)")
         if self.margins:
             tied = sum(margin == 0 for margin in self.margins)
             yield (f"{split}: scores of the chosen {min(self.scores):g} to {max(self.scores):g}; above the rejected by "
@@ -140,8 +148,8 @@ class _Measures:
         yield f"{split}: scripts: " + ", ".join(f"{name} {n / total:.1%}" for name, n in self.scripts.most_common(6))
 
 
-def _measured(table: Path) -> _Measures:
-    found = _Measures()
+def _measured(table: Path) -> Measures:
+    found = Measures()
     for group in _groups(table):
         found.add(group)
     return found
@@ -161,7 +169,8 @@ def _script(text: str) -> str:
     return names.most_common(1)[0][0] if names else "none"
 
 
-def _reasons(dropped: dict[str, int], split: str) -> str:
+def left_out(dropped: dict[str, int], split: str) -> str:
+    """"truncated 3, long_prompt 1" of a split's rows, "-" where none was left out or cut."""
     found = [f"{reason.removeprefix(f'{split}_')} {number}" for reason, number in dropped.items()
              if reason.startswith(f"{split}_")]
     return ", ".join(found) or "-"

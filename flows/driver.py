@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flows import gates, machine, screen
+from flows import gates, machine, machine_log, screen
 from flows.engine_service import EngineFailed, EngineHolder
 from flows.estimate import disk_needed, measured, step_needed
 from flows.forecast import Forecast
@@ -191,7 +191,8 @@ def main(workspace: Path, name: str, only: str | None, force: bool) -> int:
             expected = Forecast(waiting, measured(workspace)) if only is None else None
             observers = (Screen([step.name for step in steps], expected), PrefectPage(workspace, name))
             driver = Driver(workspace, run, steps, only, force, observers)
-            with tracking.mirrored(mirror, runs.folder(workspace, name), screen.say):
+            place = runs.folder(workspace, name)
+            with machine_log.sampled(place), tracking.mirrored(mirror, place, screen.say):
                 begun = True
                 driver.walk()
             if only is None:

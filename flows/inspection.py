@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows import results, screen
+from flows import results, screen, weekly
 from pipeline import files, gc, plan, runs, stage, store
 from pipeline.config import flat
 from pipeline.errors import UserError, command, nearest
@@ -207,8 +207,12 @@ def key_differences(mine: Mapping[str, Any], others: Mapping[str, Any]) -> list[
 
 
 def compared(config: dict[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
-    """A configuration without the keys `free`, what says how a stage is run, and how many servers the devices have."""
+    """A configuration without the keys `free`, what says how a stage is run, how many servers the devices have, and
+    the new prompts a run went on with.
+    """
     stages = {name: {k: v for k, v in (node or {}).items() if k != "runtime"}
               for name, node in (config.get("stage") or {}).items()}
     engine = {k: v for k, v in (config.get("engine") or {}).items() if k != "replicas"}
-    return {**{k: v for k, v in config.items() if k not in free}, "engine": engine, "stage": stages}
+    data = {k: v for k, v in (config.get("data") or {}).items() if k != "added"}
+    kept = {k: v for k, v in config.items() if k not in free}
+    return {**kept, "engine": engine, "stage": stages, "data": data, "recipe": weekly.without(config.get("recipe"))}

@@ -10,13 +10,12 @@ from hydra.errors import HydraException
 from flows import policies
 from pipeline import hub
 
-KEYS = ("model.path", "model.base")
-DATA, SOURCES = "data.root", "data.sources"
+DATA, SOURCES = ("data.root", "data.new", "reward.bench.root"), "data.sources"
 
 
 def on_hub(key: str, value: str) -> bool:
     """Whether the word names a model or a data set of the hub, not a path."""
-    return (key in KEYS and hub.named(value) is not None) or (key == DATA and value.startswith(hub.DATA))
+    return (key in hub.MODELS and hub.named(value) is not None) or (key in DATA and value.startswith(hub.DATA))
 
 
 def workspace(typed: list[str]) -> Path:
@@ -40,7 +39,7 @@ def _pinned(word: str, place: Path) -> str:
         return f"{key}={_sources(word, value, place)}"
     if not on_hub(key, value):
         return word
-    return f"{key}={hub.pinned_data(value, place, key) if key == DATA else hub.pinned(value, place)}"
+    return f"{key}={hub.pinned_data(value, place, key) if key in DATA else hub.pinned(value, place, key)}"
 
 
 def of_role(word: str, value: str) -> str:
@@ -55,8 +54,10 @@ def of_role(word: str, value: str) -> str:
         given = OverridesParser.create().parse_override(word).value()
     except HydraException:  # composing tells
         return value
+    if not isinstance(given, dict):
+        return value
     made = {iteration: place(name) for iteration, name in given.items()}
-    return value if made == given else _written(made)
+    return value if made == given else written(made)
 
 
 def _sources(word: str, value: str, place: Path) -> str:
@@ -68,7 +69,7 @@ def _sources(word: str, value: str, place: Path) -> str:
     listed: list[Any] = given if isinstance(given, list) else [None]
     if not all(isinstance(one, dict) and isinstance(one.get("path"), str) for one in listed):
         return value
-    return _written([{**one, "path": _place(one["path"], place)} for one in listed])
+    return written([{**one, "path": _place(one["path"], place)} for one in listed])
 
 
 def _place(path: str, place: Path) -> str:
@@ -77,8 +78,8 @@ def _place(path: str, place: Path) -> str:
     return str(Path(path).expanduser().resolve())
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """A value as Hydra's grammar writes it."""
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_written(one)}" for key, one in value.items()) + "}"
-    return "[" + ",".join(map(_written, value)) + "]" if isinstance(value, list) else json.dumps(value)
+        return "{" + ",".join(f"{key}:{written(one)}" for key, one in value.items()) + "}"
+    return "[" + ",".join(map(written, value)) + "]" if isinstance(value, list) else json.dumps(value)

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from flows import replays, weekly
 from pipeline.errors import nearest
 
 MODELS = {
@@ -43,7 +44,8 @@ def values_for(raw: dict[str, Any], given: dict[str, Any]) -> tuple[list[tuple[s
 
 def apply(config: dict[str, Any]) -> list[str]:
     """Write the words into the recipe's steps, in place. Returns what is wrong with them."""
-    recipe, problems = config.get("recipe") or {}, list[str]()
+    problems = [*weekly.apply(config), *replays.apply(config)]
+    recipe = config.get("recipe") or {}
     trains = any(isinstance(block, dict) and "train" in block for block in recipe.values())
     folders: dict[str, str] = {}
     roles = {role: _expressions(role, config[role], folders, problems) for role in ROLES}

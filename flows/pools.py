@@ -25,7 +25,7 @@ def _held(workspace: Path, by_name: dict[str, Step], step: Step) -> int | None:
     table = step.inputs["prompts"][0]
     made = by_name.get(table.step)
     data = None if made is None or made.stage != "tokenize" else by_name.get(made.inputs["data"][0].step)
-    if data is None or data.stage != "import_data":
+    if data is None or data.stage not in outside.IMPORTS:
         return None
     try:
         artifact = plan.look_up(workspace, data, {}, planning=True).artifact

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows import models, policies, settings, trainings
+from flows import models, policies, relative, settings, trainings, weekly
 from flows.compose import Composed, compose, is_later
 from flows.inspection import FREE, compared
 from flows.renamed import translated
@@ -18,7 +18,7 @@ from pipeline.rewards.contract import Scorer
 from pipeline.selection.contract import LISTS, Rule
 
 # Keys of theirs came later; what they do is in the recipe.
-_ADDED = ("sft", "start", "reference", "model", "train", "seeds")
+_ADDED = ("sft", "start", "reference", "model", "train", "seeds", "replay")
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ def prepare(overrides: list[str], step_overrides: dict[str, list[str]] | None = 
 
     A run that is only named goes on with the configuration it was started with, even where the defaults have changed.
     """
-    typed = models.pinned([absolute(o) for o in overrides])
+    typed, said = weekly.expanded(models.pinned([absolute(o) for o in overrides]))
     changed = {step: [absolute(o) for o in words] for step, words in (step_overrides or {}).items()}
     record = _named(typed)
     try:
-        return _composed(typed, changed, record)
+        made = _composed(typed, changed, record)
+        return replace(made, notes=[*said, *made.notes])
     except UserError:
         if changed or record is None or _new(typed) or _outdated(record):
             raise
@@ -82,8 +83,8 @@ def _outdone(word: str, changes: list[str]) -> bool:
 def _by_iteration(steps: list[Step]) -> list[str]:
     """What each iteration gets, where a setting of a step differs between them."""
     found: dict[str, dict[int, Any]] = {}
-    for step in steps:
-        for key, value in flat(asdict(step.settings)).items() if step.iteration else ():
+    for step in (step for step in steps if step.iteration and step.stage != "select_prompts"):
+        for key, value in flat(asdict(step.settings)).items():
             where = f"stage.{step.stage}.settings.{key}: {step.name.partition('[')[0]}"
             found.setdefault(where, {})[step.iteration] = value
     return [f"{where} gets " + ", ".join(f"{value!r} from iteration {i}" for i, value in values.items()
@@ -192,7 +193,7 @@ def _contradictions(config: dict[str, Any]) -> list[str]:
         problems.append(f"sampling.max_tokens: {sampling.longest} leaves no room for a prompt in a context of {room} "
                         "tokens (model.arch.max_position)")
     return [*problems, *_gate_without_a_judge(config), *_too_few_samples(config), *_unread(config),
-            *tied_layers(config)]
+            *tied_layers(config), *(relative.problems(config) if _nodes(config, "evaluate") else [])]
 
 
 def _nodes(config: dict[str, Any], stage: str) -> list[dict[str, Any]]:

@@ -6,17 +6,18 @@ the paired interval of the difference lies above 0, `not reproduced` where it li
 
 import platform
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from flows import comparison, screen, sweep
+from flows import comparison, measures, screen, sweep
 from flows.comparison import Comparison
 from flows.comparison_tables import Table, markdown_of
 from flows.compose import CONF
+from flows.measures import SFT, Measure
 from flows.settings import plain
 from flows.sweep_record import Arm, Sweep
 from pipeline import arms, files, store
@@ -24,9 +25,10 @@ from pipeline.arms import Judged, Rate
 from pipeline.config import build
 from pipeline.errors import UserError, nearest
 
-SFT = "sft"  # what every answer is judged against: a win rate of one half
 RULE = ("Rule, written before the runs: reproduced where the paired 95 % interval of the difference (prompts as units, "
         "seeds pooled) lies above 0, not reproduced where it lies below, else undecided at this size.")
+
+Found = Mapping[str, Mapping[int, Sequence[Judged]]]  # arm -> iteration -> of each seed
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,17 @@ class Row:
     arm: str
     iteration: int
     paper: str
+    measure: str = ""  # the name of one; "": the win rate
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The paper says that `ours` is above `theirs`."""
+    """The paper says that `ours` is above `theirs`; "sft" is the model that answers are judged against."""
 
     says: str
     ours: tuple[str, int]
     theirs: tuple[str, int]
+    measure: str = ""  # as of a row
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class _File:
     arms: dict[str, list[str]]
     rows: list[list[Any]]
     claims: list[list[Any]]
+    measures: dict[str, Measure] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)  # what must be there first, with the command that makes it
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ class Paper:
     arms: dict[str, list[str]]
     rows: list[Row]
     claims: list[Claim]
+    measures: dict[str, Measure]
+    files: dict[str, str]
 
 
 def load(name: str, conf: Path = CONF) -> Paper:
@@ -82,12 +90,16 @@ def load(name: str, conf: Path = CONF) -> Paper:
         raise UserError(f"NAME: no table named {name!r}{nearest(name, known)}; there are {', '.join(known)}")
     where = f"conf/reproduce/{name}.yaml"
     found: _File = build(_File, plain(OmegaConf.load(conf / "reproduce" / f"{name}.yaml"), resolve=True), where)
-    rows = [Row(str(title), str(arm), int(i), str(paper)) for title, arm, i, paper in found.rows]
-    claims = [Claim(str(says), (str(a), int(i)), (str(b), int(j))) for says, a, i, b, j in found.claims]
+    rows = [Row(str(title), str(arm), int(i), str(paper), *more) for title, arm, i, paper, *more in found.rows]
+    claims = [Claim(str(says), (str(a), int(i)), (str(b), int(j)), *more) for says, a, i, b, j, *more in found.claims]
     named = [row.arm for row in rows] + [arm for claim in claims for arm, _ in (claim.ours, claim.theirs)]
-    if wrong := [arm for arm in dict.fromkeys(named) if arm not in {*found.arms, SFT}]:
-        raise UserError(*(f"{where}: no arm named {arm!r}{nearest(arm, found.arms)}" for arm in wrong))
-    return Paper(name, found.about, found.paper, found.words, found.seeds, found.arms, rows, claims)
+    used = {"arm": (named, {*found.arms, SFT}),
+            "measure": ([row.measure for row in rows] + [one.measure for one in claims], {*found.measures, ""})}
+    if wrong := [f"{where}: no {kind} named {one!r}{nearest(one, known)}" for kind, (ones, known) in used.items()
+                 for one in dict.fromkeys(ones) if one not in known]:
+        raise UserError(*wrong)
+    return Paper(name, found.about, found.paper, found.words, found.seeds, found.arms, rows, claims, found.measures,
+                 found.files)
 
 
 def reproduce(words: list[str], quick: bool, only_plan: bool, to: str | None) -> int:
@@ -98,6 +110,9 @@ def reproduce(words: list[str], quick: bool, only_plan: bool, to: str | None) ->
     if not words or "=" in words[0]:
         raise UserError("NAME: missing, say which table: align reproduce NAME; align reproduce help lists them")
     paper, typed = load(words[0]), dict(word.partition("=")[::2] for word in words[1:])
+    if missing := [f"{path}: not there, make it first: {how}" for path, how in paper.files.items()
+                   if not Path(path).is_file()]:
+        raise UserError(*missing)
     place = Path(typed.get("workspace", "workspace")).expanduser().resolve()
     added = [word for word in words[1:] if word.partition("=")[0] not in ("jobs", "workspace", "sweep", "seed")]
     seeds = paper.seeds[:1] if quick else paper.seeds
@@ -116,7 +131,12 @@ def reproduce(words: list[str], quick: bool, only_plan: bool, to: str | None) ->
         files.write_atomic(place / "reproduce" / f"{paper.name}.md", written)
         screen.say(f"written to {place / 'reproduce' / f'{paper.name}.md'}")
         if to is not None:
-            into(Path(to).expanduser(), paper.name, written)
+            page = Path(to).expanduser()
+            short = f"{paper.name}, claims alone"
+            if _marks(short)[0] in (page.read_text() if page.exists() else ""):
+                into(page, short, f"{markdown_of(found[-1])}\n{RULE} Made by `{command}` ({_machine()}).\n")
+            else:
+                into(page, paper.name, written)
             screen.say(f"and to its section of {to}")
 
     return sweep.go(made, place, typed.get("jobs", "1"), only_plan, conclude)
@@ -129,33 +149,48 @@ def run_name(paper: Paper, arm: str, seed: int) -> str:
 def decided(paper: Paper, place: Path, done: Sequence[str]) -> list[Table]:
     """The paper's table beside ours, and the claims."""
     found = comparison.of_runs(place, done)
-    judged = {arm: _judged(found, {run_name(paper, arm, seed) for seed in paper.seeds}) for arm in paper.arms}
-    rows = [[row.title, str(row.iteration), row.paper, *_ours(row, judged)] for row in paper.rows]
-    claims = [[claim.says, str(claim.ours[1]), *verdict(claim, judged)] for claim in paper.claims]
-    return [Table(f"{paper.about}; win % against the SFT model, by {found.score}",
-                  ["row", "iter", "paper", "ours", "95%", "seeds", "artifacts"], rows, ("row", "95%", "artifacts")),
-            Table("claims", ["claim", "it.", "points", "95%", "verdict", "seeds"], claims, ("claim", "95%", "verdict"))]
+    named = {arm: [name for seed in paper.seeds if (name := run_name(paper, arm, seed)) in done] for arm in paper.arms}
+    judged: dict[str, Found] = {name: measures.of_arms(place, named, one) for name, one in paper.measures.items()}
+    judged[""] = {arm: _judged(found, set(names)) for arm, names in named.items()}
+    made = []
+    for measure in dict.fromkeys(row.measure for row in paper.rows):
+        what = paper.measures[measure].says if measure else f"win % against the SFT model, by {found.score}"
+        made.append(Table(f"{paper.about}; {what}", ["row", "iter", "paper", "ours", "95%", "seeds", "artifacts"],
+                          [[row.title, str(row.iteration), row.paper, *_ours(row, judged[measure], paper)]
+                           for row in paper.rows if row.measure == measure], ("row", "95%", "artifacts")))
+    claims = [[one.says, str(max(one.ours[1], one.theirs[1])), *verdict(one, judged[one.measure])]
+              for one in paper.claims]
+    return [*made, Table("claims", ["claim", "it.", "difference", "95%", "verdict", "seeds"], claims,
+                         ("claim", "95%", "verdict"))]
 
 
 def _judged(found: Comparison, names: set[str]) -> dict[int, list[Judged]]:
     return {i: several for arm in found.arms if names & set(arm.runs) for i, several in arm.judged.items()}
 
 
-def _ours(row: Row, judged: dict[str, dict[int, list[Judged]]]) -> list[str]:
-    if row.arm == SFT:
-        return ["50.0", "by definition", "", ""]
+def _ours(row: Row, judged: Found, paper: Paper) -> list[str]:
+    if row.arm == SFT and (not row.measure or paper.measures[row.measure].start is None):
+        return ["0" if row.measure else "50.0", "by definition", "", ""]
     several = judged[row.arm].get(row.iteration)
     if not several:
         return ["", "not run", "", ""]
     rate = arms.rate(several)
-    spread = f" ± {100 * rate.sd:.1f}" if len(several) > 1 else ""
-    return [f"{100 * rate.mean:.1f}{spread}", f"{100 * rate.low:.1f} to {100 * rate.high:.1f}", str(len(several)),
-            " ".join(f"{one.run}: evaluate/{one.key[:8]}" for one in several)]
+    origins = [(one.run, one.origins["value"] if row.measure else f"evaluate/{one.key[:8]}")
+               for one in several if one.key]
+    spread = f" ± {_number(rate.sd, row)}" if len(several) > 1 else ""
+    return [f"{_number(rate.mean, row)}{spread}", f"{_number(rate.low, row)} to {_number(rate.high, row)}",
+            str(len(several)), " ".join(f"{run}: {origin}" for run, origin in origins)]
 
 
-def verdict(claim: Claim, judged: dict[str, dict[int, list[Judged]]]) -> list[str]:
-    """Difference in points, its interval, what the rule says of it, and the seeds: those it has, or, undecided, those
-    that would tell at least, were the difference the one seen and a further seed worth as much as new prompts.
+def _number(value: float, of: Row | Claim, sign: str = "") -> str:
+    """A win rate in points, a measure in its unit."""
+    return f"{value:{sign}.3g}" if of.measure else f"{100 * value:{sign}.1f}"
+
+
+def verdict(claim: Claim, judged: Found) -> list[str]:
+    """Difference (of win rates in points), its interval, what the rule says of it, and the seeds: those it has, or,
+    undecided, those that would tell at least, were the difference the one seen and a further seed worth as much as new
+    prompts.
     """
     found = difference(claim, judged)
     if isinstance(found, str):
@@ -165,19 +200,22 @@ def verdict(claim: Claim, judged: dict[str, dict[int, list[Judged]]]) -> list[st
     if not found.clear and found.mean:
         times = ((found.high - found.low) / 2 / found.mean) ** 2
         needed = f"{seeds}, takes {max(seeds + 1, round(times * seeds + 0.5))}"
-    return [f"{100 * found.mean:+.1f}", f"{100 * found.low:+.1f} to {100 * found.high:+.1f}", said, needed]
+    mean, low, high = (_number(value, claim, "+") for value in (found.mean, found.low, found.high))
+    return [mean, f"{low} to {high}", said, needed]
 
 
-def difference(claim: Claim, judged: dict[str, dict[int, list[Judged]]]) -> Rate | str:
-    """The claim's difference; against the SFT model that of the win rate from one half."""
+def difference(claim: Claim, judged: Found) -> Rate | str:
+    """The claim's difference; of win rates against the SFT model that from one half."""
     (a, i), (b, j) = claim.ours, claim.theirs
-    if not judged[a].get(i) or (b != SFT and not judged[b].get(j)):
+    half = {SFT} if not claim.measure else set[str]()
+    if any(arm not in half and not judged[arm].get(at) for arm, at in (claim.ours, claim.theirs)):
         return "not run"
-    if b != SFT:
+    if not half & {a, b}:
         return arms.difference(judged[a][i], judged[b][j])
-    rate = arms.rate(judged[a][i])
-    return Rate(rate.mean - 0.5, rate.low - 0.5, rate.high - 0.5, rate.prompts, rate.sd, rate.seeds,
-                tuple(value - 0.5 for value in rate.by_seed))
+    rate, sign = (arms.rate(judged[a][i]), 1) if b == SFT else (arms.rate(judged[b][j]), -1)
+    low, high = sorted(sign * (end - 0.5) for end in (rate.low, rate.high))
+    return Rate(sign * (rate.mean - 0.5), low, high, rate.prompts, rate.sd, rate.seeds,
+                tuple(sign * (value - 0.5) for value in rate.by_seed))
 
 
 def section(paper: Paper, place: Path, done: Sequence[str], tables: Sequence[Table], command: str) -> str:
@@ -188,9 +226,11 @@ def section(paper: Paper, place: Path, done: Sequence[str], tables: Sequence[Tab
     hours = sum(one["process_seconds"] for one in manifests) / 3600
     revisions = sorted({one["git"] for one in manifests if one["git"]})
     precision = sorted({str(comparison.load_run(place, run).config["precision"]) for run in done})
+    judge = ("" if all(row.measure for row in paper.rows) else
+             " Ours are against another opponent, by another judge, so only the order can be compared.")
     return "\n".join([
-        f"## {paper.name}", "", f"{paper.about}. The paper's numbers: {paper.paper}. Ours are against another "
-        "opponent, by another judge, so only the order can be compared.", "", *map(markdown_of, tables), RULE, "",
+        f"## {paper.name}", "", f"{paper.about}. The paper's numbers: {paper.paper}.{judge}", "",
+        *map(markdown_of, tables), RULE, "",
         f"Made by `{command}`: {len(done)} runs, {len(manifests)} different steps, {hours:.1f} hours of them on "
         f"{_machine()}, {', '.join(precision)}, code {', '.join(revisions) or 'of no revision'}.", ""])
 
@@ -201,10 +241,14 @@ def _machine() -> str:
     return f"{found[1] if found else platform.machine()}"
 
 
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name}: written by align reproduce -->", f"<!-- end of {name} -->"
+
+
 def into(path: Path, name: str, written: str) -> None:
     """Put a section in its place in the file, or at its end."""
     before = path.read_text() if path.exists() else "# Reproduction\n"
-    marks = f"<!-- {name}: written by align reproduce -->", f"<!-- end of {name} -->"
+    marks = _marks(name)
     body = f"{marks[0]}\n{written}{marks[1]}\n"
     there = re.compile(f"{re.escape(marks[0])}.*?{re.escape(marks[1])}\n", re.DOTALL)
     after = there.sub(lambda _: body, before) if there.search(before) else f"{before.rstrip()}\n\n{body}"

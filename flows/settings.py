@@ -31,8 +31,8 @@ from pipeline.stage import Seeds, load
 
 ROOT = Path(__file__).resolve().parent.parent
 # Keys whose value is a path of the user's.
-PATHS = ("data.root", "model.path", "model.base", "reward.path", "reward.base", "reward.weak",
-         "reward.scorer.policy", "reward.scorer.reference", "evaluation.watch.root")
+PATHS = ("data.root", "data.new", "model.path", "model.base", "reward.path", "reward.base", "reward.weak",
+         "reward.scorer.policy", "reward.scorer.reference", "reward.bench.root", "evaluation.watch.root")
 BARE = "bare"  # a part with `bare: true` gets no defaults: what it names is all of it
 _WIRE = re.compile(r"^\$\{([a-z_][\w.]*)\}$")
 
@@ -52,6 +52,7 @@ PACKAGES = {
     "negatives": Package("negatives", "DRAW"),
     "reward": Package("rewards", "SCORER", "scorer"),
     "data": Package("formats", "FORMAT", "format"),
+    "replay": Package("replay", "REPLAY"),
 }
 CONTRACTS = (*(package.contract for package in PACKAGES.values()), "BACKEND", "AUXILIARY", "JUDGMENTS")
 

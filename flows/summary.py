@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flows import gates, outcome, screen, watched
+from flows import gates, origins, outcome, reward_models, screen, verdicts, watched
 from pipeline import files, report, runs, store
 from pipeline.errors import command
 
@@ -12,22 +12,28 @@ from pipeline.errors import command
 def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], seconds: float) -> None:
     """Write the report from the manifests and print it. `seconds`: wall time of this call's work."""
     steps = [_record(step, done[step["name"]]) for step in run.steps if step["name"] in done]
-    found = report.rows(steps)
+    rows = report.rows(steps)
     folder = runs.folder(workspace, run.name)
     title = f"{run.name}: {run.config['choices']['recipe']} on {run.config['choices'].get('data', 'minifarm')}"
     compared = [path for _, path in _folders(run, done, "report")][-1:]
     diagnostics = [(s["iteration"], json.loads((path / "diagnostics.json").read_text()))
                    for s, path in _folders(run, done, "diagnose")]
-    sections = {"Evaluation": "".join((path / "comparison.md").read_text() for path in compared),
+    said = verdicts.of_steps((step.iteration, step.kind, step.counts) for step in steps)
+    means = "".join(f"- iteration {iteration}: {one.text} ({one.rule})\n" for iteration, found in said for one in found)
+    sections = {"What it means": means and f"By the rules of docs/reading-a-run.md:\n\n{means}",
+                "Evaluation": "".join((path / "comparison.md").read_text() for path in compared),
                 "Diagnostics": report.diagnostics_table(diagnostics), "Gates": gates.table(run, done),
+                "Reward models": reward_models.table(steps, [
+                    (s["name"], path) for s, path in _folders(run, done, "bench_reward")]),
+                "What it trained on": origins.table(run, done),
                 "What it still can": watched.table([(s["iteration"], json.loads((path / "watch.json").read_text()))
                                                     for s, path in _folders(run, done, "watch")])}
-    files.write_atomic(folder / "report.md", report.to_markdown(title, found, steps, sections))
-    files.write_atomic(folder / "report.json", json.dumps(report.to_json(title, found, steps), indent=1))
+    files.write_atomic(folder / "report.md", report.to_markdown(title, rows, steps, sections))
+    files.write_atomic(folder / "report.json", json.dumps(report.to_json(title, rows, steps), indent=1))
     screen.say("")
     left_out = _LEFT_OUT | (set(outcome.HEADERS[1:]) if compared else set())
     shown = [i for i, header in enumerate(report.HEADERS) if header not in left_out]
-    screen.table(title, [report.HEADERS[i] for i in shown], [[row[i] for i in shown] for row in report.cells(found)])
+    screen.table(title, [report.HEADERS[i] for i in shown], [[row[i] for i in shown] for row in report.cells(rows)])
     if run.outcome.startswith("stopped"):
         _say_why(run, done)
     for path in compared:
@@ -36,6 +42,8 @@ def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], se
         screen.say("")
         screen.table(outcome.title(entries), list(outcome.HEADERS), outcome.rows(entries, kl))
         screen.paragraph(outcome.seen(entries))
+    for one in (one for _, found in said[-1:] for one in found if one.rule not in ("gold", "quiet")):
+        screen.paragraph(f"{one.rule}: {one.text}")
     work = sum(step.seconds for step in steps if not step.cached)
     if work:
         screen.say(f"\n{seconds:.1f} s, of them {work:.1f} s in stages (orchestration "

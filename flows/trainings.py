@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from flows import machine, pools, presets, screen
+from flows import machine, pools, presets, screen, weekly
 from pipeline import hub, outside
 from pipeline.config import flat
 from pipeline.plan import Planned, Step
@@ -59,9 +58,9 @@ def strip(raw: dict[str, Any]) -> None:
 
 
 def share_prompts(config: dict[str, Any]) -> None:
-    """Where no number of prompts is set, the iterations that sample share all of them."""
+    """Where no number of prompts is set, the iterations that sample from the data share all of them."""
     if config["sampling"].get("prompts_per_iteration") is None:
-        config["stage"]["select_prompts"]["settings"]["last"] = config["iterations"]
+        config["stage"]["select_prompts"]["settings"]["last"] = weekly.own_iterations(config)
 
 
 def pretrained_weights(model: Mapping[str, Any]) -> int | None:
@@ -188,7 +187,7 @@ def rows(workspace: Path, planned: list[Planned]) -> list[list[str]]:
         trainer = trainer_of(item.step)
         if trainer is None:
             continue
-        here = seen(workspace, planned, item.step.inputs["groups"])
+        here = _trained(workspace, planned, item.step)
         mark, steps, passes, tokens = "" if here.exact else "~", "?", "?", "?"
         if here.groups:
             number = trainer.steps(here.groups)
@@ -202,25 +201,34 @@ def rows(workspace: Path, planned: list[Planned]) -> list[list[str]]:
     return found
 
 
+def pairs(workspace: Path, planned: list[Planned], item: Planned) -> int:
+    """Groups a training sees, passes over the data counted; 0 where they are not known."""
+    groups, trainer = _trained(workspace, planned, item.step).groups, trainer_of(item.step)
+    return trainer.steps(groups) * trainer.batch_size if groups else (trainer.max_steps or 0) * trainer.batch_size
+
+
+def _trained(workspace: Path, planned: list[Planned], step: Step) -> Seen:
+    """What a training sees: of its tables, where a replay says which of their groups, at most those it keeps."""
+    whole = seen(workspace, planned, step.inputs["groups"])
+    if not step.inputs.get("replay"):
+        return whole
+    kept = seen(workspace, planned, step.inputs["replay"])
+    return Seen(kept.groups, None, exact=True) if kept.exact else dataclasses.replace(whole, exact=False)
+
+
 def notes(workspace: Path, planned: list[Planned]) -> list[str]:
     """A line on each training whose batch is more groups than it has: every step takes some of them several times."""
     found = []
     for item in planned:
         if (trainer := trainer_of(item.step)) is None:
             continue
-        groups = seen(workspace, planned, item.step.inputs["groups"]).groups
+        groups = _trained(workspace, planned, item.step).groups
         if groups and trainer.batch_size > groups:
             over = trainer.steps(groups) * trainer.batch_size / groups
             found.append(f"{item.step.name}: a batch of {trainer.batch_size} is more than its {groups} groups, every "
                          f"step sees them again ({over:.3g} passes in all); lower "
                          f"trainer.{BLOCKS[item.step.stage]}.batch_size")
     return found
-
-
-def pairs(workspace: Path, planned: list[Planned], item: Planned) -> int:
-    """Groups a training sees, passes over the data counted; 0 where they are not known."""
-    groups, trainer = seen(workspace, planned, item.step.inputs["groups"]).groups, trainer_of(item.step)
-    return trainer.steps(groups) * trainer.batch_size if groups else (trainer.max_steps or 0) * trainer.batch_size
 
 
 def seen(workspace: Path, planned: list[Planned], refs: tuple[Ref, ...]) -> Seen:
@@ -243,16 +251,19 @@ def _seen(workspace: Path, by_name: dict[str, Planned], name: str, part: str) ->
         counts = item.artifact.manifest["counts"]
         groups = counts.get(table, counts.get("kept", counts.get("prompts")))
         return Seen(None if groups is None else int(groups), counts.get(f"{table}_tokens"))
-    if item.step.stage == "import_data":
+    if item.step.stage in outside.IMPORTS:
         return Seen(outside.foreseen(workspace, item.step).get(table))
     if item.step.stage == "tokenize":
         return dataclasses.replace(_seen(workspace, by_name, item.step.inputs["data"][0].step, part), exact=False)
     if item.step.stage == "select_prompts":
         settings, (pool,) = item.step.settings, item.step.inputs["prompts"]
-        if settings.count is not None:
+        if settings.count is not None and not settings.fewer:
             return Seen(settings.count)
         whole = _seen(workspace, by_name, pool.step, pool.part).groups
-        return Seen(None if whole is None else whole // (settings.last - settings.first + 1), exact=False)
+        if whole is None:
+            return Seen()
+        share = whole // (settings.last - settings.first + 1)
+        return Seen(share if settings.count is None else min(share, settings.count), exact=False)
     source = item.step.inputs.get("groups") or item.step.inputs.get("prompts")
     if source is None:
         return Seen()

@@ -24,6 +24,7 @@ from pipeline.stage import Context
 KEYS = ("id", "k")  # the columns that are no numbers
 LOGP = "logp"  # a log-prob's column: the sum over a completion's tokens, nats
 WEIGHT = "weight"  # of the whole group, on each of its completions
+REPLAY = "replay"  # a factor on the weight of the whole group, 0 where it is left out: likewise
 _SOURCES = b"sources"  # the metadata's key: [[digest of a table, rows of it], ...] in the order of the rows
 _ROWS = 8192  # per row group
 _GROUPS = 1024  # joined at once
@@ -75,6 +76,13 @@ def load(folders: Iterable[Path], digest: str) -> pa.Table | None:
     return pa.concat_tables(found, promote_options="default").replace_schema_metadata() if found else None
 
 
+def numbers(folder: Path, name: str) -> Iterator[tuple[str, int, float | None]]:
+    """(a group's id, place of the completion, its number of that name) of every row, whatever table it is about."""
+    for part in tables.parts(folder):
+        rows = pq.read_table(part, columns=[*KEYS, name])
+        yield from zip(*(column.to_pylist() for column in rows.columns), strict=True)
+
+
 def span(table: pa.Table, at: int, ids: Sequence[str], numbers: np.ndarray) -> pa.Table:
     """The rows from place `at` on of groups `ids` with (G,) `numbers` of completions.
 
@@ -101,6 +109,13 @@ def with_scores(source: Source, scores: Sequence[Path]) -> Iterator[Group]:
 def with_logps(source: Source, logps: Sequence[Path]) -> Iterator[Group]:
     """The groups of a table, every completion with the `ref_logp` beside it. Raises UserError as `with_scores`."""
     return _joined(source, logps, "log-probs", lambda c, row: replace(c, ref_logp=row[LOGP]))
+
+
+def replayed(source: Source, replay: Sequence[Path]) -> Iterator[Group]:
+    """The groups of a table that are trained on, with what the side table says as scores; all where there is none."""
+    if not replay:
+        return tables.read(source.path)
+    return (group for group in with_scores(source, replay) if group.completions[0].scores[REPLAY] > 0)
 
 
 def scored(context: Context, groups: str = "groups", scores: str = "scores") -> Iterator[Group]:

@@ -80,7 +80,7 @@ def unreadable(workspace: Path) -> list[Path]:
 
 
 def _by_run(workspace: Path) -> dict[Path, frozenset[str] | None]:
-    return {folder: _keys(folder, _mark(folder / "run.json"), _mark(folder / "events.jsonl"))
+    return {folder: _keys(folder, *(_mark(folder / name) for name in ("run.json", "events.jsonl", "labels.json")))
             for folder in sorted((workspace / "runs").glob("*")) if folder.is_dir()}
 
 
@@ -94,13 +94,14 @@ def _mark(path: Path) -> tuple[int, ...]:
 
 
 @functools.cache
-def _keys(folder: Path, record: tuple[int, ...], events: tuple[int, ...]) -> frozenset[str] | None:
+def _keys(folder: Path, record: tuple[int, ...], events: tuple[int, ...],
+          labels: tuple[int, ...]) -> frozenset[str] | None:
     """The keys that the run of this folder keeps; None where its record cannot be read and nothing else says them.
 
-    record, events: marks of its files, so that each is read once.
+    record, events, labels: marks of its files, so that each is read once. labels.json names what was judged by hand.
     """
     written = (folder / "run.json").read_text(errors="replace") if record else ""
-    named = _KEY.findall(written)
+    named = _KEY.findall(written + ((folder / "labels.json").read_text(errors="replace") if labels else ""))
     try:
         content = files.parsed(written)
         whole = not runs.record_problem(content, folder.name)

@@ -20,7 +20,11 @@ from pipeline.errors import UserError, one_line
 from pipeline.files import write_atomic
 
 _NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_GATED = ("the hub gives it only to those who accepted its terms: accept them on its page, then set HF_TOKEN (or hf "
+          "auth login)")
+_PRIVATE = "the hub does not let you read it; set HF_TOKEN (or hf auth login) to a token that may"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+MODELS = ("model.path", "model.base", "reward.path")  # settings that may hold a model's name
 DATA = "hf:"  # in front of a data set's name, which could be a folder's
 _KNOWN = "hub-revisions.json"  # of a workspace: what each name meant when it was first used there
 _SMALL = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
@@ -50,13 +54,13 @@ def pinned_data(text: str, workspace: Path, key: str) -> str:
     return DATA + _pinned(parts["repo"], parts["revision"], text, workspace, key)
 
 
-def pinned(text: str, workspace: Path) -> str:
+def pinned(text: str, workspace: Path, key: str = "model.path") -> str:
     """`org/name@commit` for a hub name, with the commit that it first meant in this workspace; a path as it is.
 
     Raises UserError where the hub has no such model or revision, wants a token, or cannot be reached.
     """
     parts = named(text)
-    return text if parts is None else _pinned(*parts, text, workspace, "model.path")
+    return text if parts is None else _pinned(*parts, text, workspace, key)
 
 
 def _pinned(repo: str, revision: str | None, text: str, workspace: Path, key: str) -> str:
@@ -77,14 +81,14 @@ def commit_of(repo: str, revision: str | None, key: str = "model.path") -> str:
     """
     import huggingface_hub
 
-    kind = None if key.startswith("model") else "dataset"
+    kind = None if key in MODELS else "dataset"
     try:
         return str(huggingface_hub.HfApi().resolve_revision(repo, revision=revision, repo_type=kind).resolved)
     except Exception as error:
         raise _problem(repo, revision, error, key) from None
 
 
-def fetched(text: str, weights: bool) -> Path:
+def fetched(text: str, weights: bool, key: str = "model.path") -> Path:
     """The folder, in the user's cache, of `org/name@commit`: its small files, its weights too if asked for.
 
     Raises UserError as `pinned` does.
@@ -97,7 +101,7 @@ def fetched(text: str, weights: bool) -> Path:
         return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=wanted,
                                                       ignore_patterns=_NOT))
     except Exception as error:
-        raise _problem(repo, revision, error) from None
+        raise _problem(repo, revision, error, key) from None
 
 
 def sizes(text: str) -> dict[str, int]:
@@ -151,6 +155,19 @@ def copy_to(repo: str, target: Path) -> str:
     return commit
 
 
+def refused(error: BaseException | None) -> str:
+    """What to do about a data set that the hub does not give to everybody; '' where the error says something else."""
+    from huggingface_hub import errors
+
+    while error is not None:
+        if isinstance(error, errors.GatedRepoError) or "gated dataset" in str(error):
+            return _GATED
+        if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+            return _PRIVATE
+        error = error.__cause__ or error.__context__
+    return ""
+
+
 def _unreached(error: Exception) -> list[type]:
     """The kinds of error by which the client's HTTP library, whichever it is, says that nothing answered."""
     return [kind for kind in type(error).__mro__ if kind.__name__ in ("TransportError", "ConnectionError")]
@@ -160,11 +177,10 @@ def _problem(repo: str, revision: str | None, error: Exception, key: str = "mode
     """What huggingface_hub met, in one line with the way out."""
     from huggingface_hub import errors
 
-    what = "model" if key.startswith("model") else "data set"
+    what = "model" if key in MODELS else "data set"
     where = f"{key}: {repo}" + (f"@{revision}" if revision else "")
     texts: list[tuple[Any, str]] = [
-        (errors.GatedRepoError, "the hub gives it only to those who accepted its terms: accept them on its page, then "
-         "set HF_TOKEN (or hf auth login)"),
+        (errors.GatedRepoError, _GATED),
         (errors.RepositoryNotFoundError, f"no folder here and no {what} on the hub has this name, or it is private; "
          "check the spelling, or set HF_TOKEN (or hf auth login) for a private one"),
         (errors.RevisionNotFoundError, f"the hub's {what} has no such revision; give a branch, tag or commit"),

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pipeline.plan import Step
 
 
+IMPORTS = ("import_data", "import_prompts")  # stages that read rows
+
+
 def checked(workspace: Path, step: Step) -> tuple[list[str], dict[str, int]]:
     """What the stage's own check finds and counts."""
     stage = step.plugin

@@ -143,7 +143,7 @@ def _step(
         raise UserError(f"{where}.stage: no stage {kind!r}{errors.nearest(kind, config['stage'])}")
     stage, values = load_stage(kind), config["stage"][kind]
     settings = at_iteration(merged(values.get("settings") or {}, node.get("settings") or {}), iteration)
-    runtime = merged(values.get("runtime") or {}, node.get("runtime") or {})
+    runtime = at_iteration(merged(values.get("runtime") or {}, node.get("runtime") or {}), iteration)
     problems = problems_of(stage.Settings, settings, f"stage.{kind}.settings")
     problems += problems_of(stage.runtime, runtime, f"stage.{kind}.runtime")
     known = {*earlier, *failed}

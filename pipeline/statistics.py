@@ -7,7 +7,7 @@ prompt's outcome is their mean. Prompts, not samples, are the independent units,
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from statistics import NormalDist, fmean
 
 import numpy as np
@@ -97,3 +97,30 @@ def sign_flip(differences: Sequence[float], seed: int, resamples: int = 10_000) 
         bits = rng.getrandbits(len(moved))
         hits += abs(math.fsum(d if bits >> i & 1 else -d for i, d in enumerate(moved))) >= observed
     return (hits + 1) / (resamples + 1)
+
+
+def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
+    """Levenshtein distance: fewest insertions, deletions and substitutions that turn `a` into `b`.
+
+    Column by column of the usual table, its differences as the bits of two numbers (Myers 1999, Hyyrö 2003).
+    """
+    if not a:
+        return len(b)
+    at: dict[Hashable, int] = {}
+    for i, item in enumerate(a):
+        at[item] = at.get(item, 0) | 1 << i
+    full, last = (1 << len(a)) - 1, 1 << (len(a) - 1)
+    up, down, distance = full, 0, len(a)
+    for item in b:
+        same = at.get(item, 0)
+        diagonal = (((same & up) + up) ^ up) | same | down
+        right, left = down | (full & ~(diagonal | up)), up & diagonal
+        distance += bool(right & last) - bool(left & last)
+        right, left = right << 1 | 1, left << 1
+        up, down = (left | ~(diagonal | right)) & full, right & diagonal & full
+    return distance
+
+
+def normalised_edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
+    """Edit distance over the longer one's length, in [0, 1] (Pal et al. 2024, App. D); 0 for two empty sequences."""
+    return edit_distance(a, b) / max(len(a), len(b), 1)

@@ -83,12 +83,17 @@ def read(table: Path) -> Iterator[Group]:
 def read_part(part: Path) -> Iterator[Group]:
     with pq.ParquetFile(part) as file:
         for batch in file.iter_batches(batch_size=1024):
-            yield from map(_from_row, batch.to_pylist(maps_as_pydicts="strict"))
+            yield from map(from_row, batch.to_pylist(maps_as_pydicts="strict"))
 
 
 def write_part(table: Path, index: int, groups: Iterable[Group]) -> Path:
     """Write one part so that it is either absent or complete, even across a power cut."""
-    return put(part_path(table, index), to_arrow(groups), 1024)
+    return put_groups(part_path(table, index), groups)
+
+
+def put_groups(part: Path, groups: Iterable[Group]) -> Path:
+    """The same of a part by its path."""
+    return put(part, to_arrow(groups), 1024)
 
 
 def put(path: Path, rows: pa.Table, row_group_size: int) -> Path:
@@ -110,9 +115,12 @@ def write(table: Path, groups: Iterable[Group], part_size: int = PART) -> int:
     return total
 
 
-def write_several(folder: Path, names: Sequence[str], rows: Iterable[tuple[str, Group]]) -> None:
-    """Write the tables `names` of (name, group) rows as they come, holding a part of each at most."""
-    waiting, written = {name: list[Group]() for name in names}, dict.fromkeys(names, 0)
+def write_several(folder: Path, names: Sequence[str], rows: Iterable[tuple[str, Group]], begun: bool = False) -> None:
+    """Write the tables `names` of (name, group) rows as they come, holding a part of each at most. begun: behind the
+    parts that are there.
+    """
+    waiting = {name: list[Group]() for name in names}
+    written = {name: len(parts(folder / name)) if begun else 0 for name in names}
 
     def put_out(name: str) -> None:
         write_part(folder / name, written[name], waiting[name])
@@ -153,7 +161,8 @@ def _to_struct(completion: Completion) -> dict[str, Any]:
     return {**vars(completion), "scores": list(completion.scores.items())}
 
 
-def _from_row(row: dict[str, Any]) -> Group:
+def from_row(row: dict[str, Any]) -> Group:
+    """The group that a row of a table is, maps as dicts."""
     messages, rationale = tuple(Message(**m) for m in row["messages"]), row.get("rationale")
     return Group(**{**row, "messages": messages, "completions": tuple(map(_from_struct, row["completions"])),
                     "prompt_ids": tuple(row["prompt_ids"]),

@@ -119,12 +119,12 @@ def _start() -> int:
 
 
 def main(stages: list[str]) -> int:
+    # The first call finds where the title stands, which it cannot once the environment has changed.
+    setproctitle.setproctitle(" ".join([sys.executable, "-P", "-m", "pipeline.warm", *stages]))
     # Ctrl-C is the driver's to answer; a fork that is told of it before it looks finds it waiting.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     for name in ("torch", "transformers", *(f"pipeline.stages.{stage}" for stage in stages), *_LATER):
         importlib.import_module(name)
-    # The first call finds where the title stands, which it cannot once the environment has changed.
-    setproctitle.setproctitle(" ".join([sys.executable, "-P", "-m", "pipeline.warm", *stages]))
     gc.collect()
     gc.freeze()  # so that no fork copies what its collector only looks through
     _tell(ready=True)

@@ -31,10 +31,12 @@ GROUPS = {path.name for path in CONF.iterdir() if path.is_dir() and path.name !=
 # What a placeholder is run as. Folders and servers that are not here are the one thing a plan may complain about.
 READER = {"RUN": "demo", "NAME": "demo", "my-run": "demo", "STEP": "train[2]", "S": "0"}
 ELSEWHERE = re.compile(
-    r"(data\.root|evaluation\.watch\.root|[a-z0-9_.]+\.path): .*(cannot be opened|is not a folder|no folder)|"
-    r"engine\.url: |[a-z0-9_.]+\.key: the environment variable|notify\.[a-z_.]+: the environment has no ")
+    r"(data\.root|evaluation\.watch\.root|reward\.bench\.root|[a-z0-9_.]+\.path): "
+    r".*(cannot be opened|is not a folder|no folder)|"
+    r"engine\.url: |data\.new: adds prompts to a run, and .* has none named |"
+    r"[a-z0-9_.]+\.key: the environment variable|notify\.[a-z_.]+: the environment has no ")
 # They would not end, load everything, or need a trained model: only their options are checked.
-NOT_RUN = {"dashboard", "server", "doctor", "chat", "sample", "export", "data"}
+NOT_RUN = {"dashboard", "server", "doctor", "chat", "sample", "export", "data", "label"}
 
 
 def name_of(path: Path) -> str:

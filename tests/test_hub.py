@@ -188,3 +188,31 @@ def test_a_model_of_the_hub_is_taken_whole(stub: Stub, tmp_path: Path, tiny_mode
     del stub.files["model.safetensors"]
     stub.files["model-00002-of-00002.safetensors"] = b""
     assert "model-00001-of-00002.safetensors missing" in asked(check, tmp_path / "again", stub.url)
+
+
+def test_a_reward_model_of_the_hub_scores_as_its_folder(stub: Stub, tmp_path: Path, tiny_model: Path):
+    """Checked by its small files alone; the weights come when it scores. A name that is none is told by its own key."""
+    import transformers
+
+    from pipeline.records import Completion, Group, Message
+    from pipeline.rewards import model
+
+    folder = tmp_path / "rm"
+    transformers.AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    transformers.AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1).save_pretrained(folder)
+    stub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    head = ("from pipeline.rewards import model as m; from pipeline.rewards.contract import Limits; "
+            "from pipeline.records import Completion as C, Group as G, Message as M; "
+            f"s = m.Settings('org/small@{FIRST}', 'float32'); ")
+    check = f"{head}print(s.check(), m.SCORER.check(s, Limits()), m.SCORER.files(s))"
+    assert asked(check, tmp_path / "cache", stub.url) == "[] [] []"
+    assert not any("model.safetensors" in path for path, _ in stub.asked)
+    score = f"{head}print(list(m.scorer(s)([G('p', (M('user', 'hi'),), (C('one'), C('two')))])[0]))"
+    there = json.loads(asked(score, tmp_path / "cache", stub.url).splitlines()[-1])
+    group = Group("p", (Message("user", "hi"),), (Completion("one"), Completion("two")))
+    ((*here,),) = model.scorer(model.Settings(str(folder), "float32"))([group])
+    assert there == pytest.approx(here, abs=1e-6)
+    assert here[0] != here[1]
+    pin = f"print(hub.pinned('org/none', Path({str(tmp_path / 'ws')!r}), 'reward.path'))"
+    assert asked(pin, tmp_path / "cache", stub.url).startswith(
+        "reward.path: org/none: no folder here and no model on the hub has this name")

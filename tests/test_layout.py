@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("objectives", "selection", "negatives", "rewards", "engines", "training", "formats", "evaluation", "worlds")
+PARTS = ("objectives", "selection", "negatives", "rewards", "replay", "engines", "training", "formats", "evaluation",
+         "worlds")
 # What every part may stand on. "" is the package itself (its version, its place on disk).
 BASE = {"", "errors", "files", "records", "tables", "columns", "config", "stage", "statistics", "logistic", "markdown",
-        "web", "supervisor", "hub", "weights", "gguf_header", "source"}
+        "web", "supervisor", "hub", "weights", "gguf_header", "source", "code"}
 # What both sides of a contract stand on.
 CONTRACTS = tuple(f"{part}.contract" for part in ("objectives", "selection", "negatives", "rewards")) + (
     "engines.engine",)
@@ -32,8 +33,8 @@ HOMES = {
     "fastapi": ("flows/dashboard/",),
     "uvicorn": ("flows/dashboard/",),
 }
-MOST_LINES = 25000  # of code: docs/decisions/003-size.md
-MOST_YAML = 90  # files of conf; those of published and reproduce hold one paper's values or claims each
+MOST_LINES = 27500  # of code: docs/decisions/003-size.md
+MOST_YAML = 100  # files of conf; those of published and reproduce hold one paper's values or claims each
 # Distribution name -> the name it is imported by, where they differ.
 IMPORT_NAMES = {"hydra-core": "hydra", "pyyaml": "yaml"}
 

@@ -1,9 +1,11 @@
 """Win rates and intervals, against numbers worked by hand."""
 
 import math
+import random
 
 import pytest
 
+from pipeline import statistics
 from pipeline.statistics import (
     bootstrap,
     mean,
@@ -109,3 +111,30 @@ def test_spread_and_standard_error_by_hand():
     assert spread([1.0, 2.0, 3.0, 4.0]) == pytest.approx((2.5, 1.290994))
     assert standard_error([1.0, 2.0, 3.0, 4.0]) == pytest.approx(0.645497)
     assert spread([7.0]) == (7.0, 0.0)
+
+
+def test_edit_distance_by_hand():
+    """kitten -> sitten -> sittin -> sitting: 3 of 7 letters. One token of four changed: a quarter."""
+    assert statistics.edit_distance("kitten", "sitting") == 3
+    assert statistics.normalised_edit_distance("kitten", "sitting") == pytest.approx(3 / 7)
+    assert statistics.normalised_edit_distance((5, 6, 7, 2), (5, 9, 7, 2)) == 0.25
+    assert [statistics.edit_distance("", "abc"), statistics.edit_distance("abc", ""), statistics.edit_distance("", "")
+            ] == [3, 3, 0]
+    assert statistics.normalised_edit_distance("", "") == 0.0
+
+
+def test_edit_distance_is_that_of_the_table():
+    """Against the table of Wagner and Fischer, on sequences longer than a machine word too."""
+    def by_table(a: str, b: str) -> int:
+        row = list(range(len(b) + 1))
+        for i, x in enumerate(a, 1):
+            before, row[0] = row[0], i
+            for j, y in enumerate(b, 1):
+                before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
+        return row[-1]
+
+    rng = random.Random(0)
+    for most in (1, 3, 8, 90):
+        for _ in range(30):
+            a, b = ("".join(rng.choices("abcd", k=rng.randint(0, most))) for _ in range(2))
+            assert statistics.edit_distance(a, b) == by_table(a, b), (a, b)

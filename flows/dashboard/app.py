@@ -1,23 +1,38 @@
-"""The dashboard as an application: a static page, and the workspace as JSON. Nothing here writes."""
+"""The dashboard as an application: a static page, and the workspace as JSON. What it writes is in written.py alone."""
 
 import gzip
 import hashlib
 import inspect
 import json
 import math
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Body, Depends, FastAPI, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
-from flows.dashboard import curves, lineage, overview, samples
+from flows.dashboard import (
+    compared,
+    curves,
+    dataset,
+    labelling,
+    lineage,
+    ordering,
+    overview,
+    samples,
+    timeline,
+    written,
+)
 from flows.dashboard.files import Files, NotHere
 from flows.dashboard.guard import Guard
+from flows.dashboard.ordering import Wish
 
 STATIC = Path(__file__).parent / "static"
+READING = Path(__file__).parents[2] / "docs" / "reading-a-run.md"  # not there where the package came without its docs
 _TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
           ".js": "text/javascript; charset=utf-8", ".woff2": "font/woff2", ".svg": "image/svg+xml"}
 _SMALL = 1000  # bytes, not worth compressing
@@ -41,15 +56,29 @@ class Page:
 def make_app(workspace: Path, token: str | None = None) -> FastAPI:
     """The application over one workspace. With a token every request needs it; without, only loopback is answered."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard, token=token)
+    mine = secrets.token_urlsafe(24)  # the page asks for it, and sends it with what it writes
+    app.add_middleware(Guard, token=token, page=mine)
     files, pages = Files(workspace), _pages()
 
     @app.exception_handler(NotHere)
     async def missing(_: Request, error: NotHere) -> Response:
         return Response(json.dumps({"error": str(error)}), 404, media_type="application/json")
 
-    for path, make in routes(files).items():
+    @app.exception_handler(written.Refused)
+    async def refused(_: Request, error: written.Refused) -> Response:
+        return Response(json.dumps({"error": str(error)}), 400, media_type="application/json")
+
+    for path, make in {**routes(files), "page": lambda: {"token": mine}}.items():
         app.add_api_route(f"/api/{path}", _json(make), methods=_BOTH)
+    for path, keep in {**written.WRITES, "runs/{name}/verdict": labelling.keep,
+                       "runs/{name}/label": labelling.finish}.items():
+        app.add_api_route(f"/api/{path}", _kept(files, keep), methods=["POST"])
+
+    @app.get("/api/runs/{name}/export.jsonl")
+    def selection(name: str, step: str, wish: Annotated[Wish, Depends()], part: str = "groups") -> Response:
+        found = ordering.lines(files, name, step, part, wish)
+        saved = f'attachment; filename="{name}-{step.replace("[", "-").replace("]", "")}.jsonl"'
+        return StreamingResponse(found, media_type="application/x-ndjson", headers={"Content-Disposition": saved})
 
     @app.api_route("/{path:path}", methods=_BOTH)
     def page(path: str, request: Request) -> Response:
@@ -68,23 +97,37 @@ def routes(files: Files) -> dict[str, Callable[..., Any]]:
         return {"lines": overview.log_tail(files, name, step, min(lines, 1000))}
 
     def page(name: str, step: str, part: str = "groups", start: int = 0, count: int = 20, q: str = "",
-             answers: bool = False, pieces: bool = False) -> Any:
+             answers: bool = False, pieces: bool = False, by: str = "", score: str = "", rising: bool = False,
+             only: str = "", low: float | None = None, high: float | None = None) -> Any:
         start, count = max(0, start), max(1, count)
+        if by or only:
+            wish = Wish(by, score, rising, only, low, high)
+            return ordering.page(files, name, step, part, start, count, pieces, wish)
         if q:
             return samples.search(files, name, step, part, start, count, q[:200], answers, pieces)
         return samples.page(files, name, step, part, start, count, pieces)
 
     def compare(run: Names) -> Any:
-        return overview.compare(files, run)
+        return compared.compare(files, run)
+
+    def test(run: Names, ours: str, theirs: str) -> Any:
+        return compared.test(files, run, ours, theirs)
 
     def prompt(name: str, id: str, run: Annotated[list[str] | None, Query()] = None) -> Any:
         return samples.same_prompt(files, name, id, run or [])
 
-    return {"runs": lambda: overview.all_runs(files), "compare": compare,
+    def reading() -> Any:
+        return {"text": READING.read_text() if READING.is_file() else None}
+
+    return {"runs": lambda: overview.all_runs(files), "reading": reading, "compare": compare, "compare/test": test,
             "runs/{name}": lambda name: overview.one_run(files, name), "runs/{name}/log": log,
             "runs/{name}/metrics": lambda name: curves.metrics(files, name),
             "runs/{name}/iterations": lambda name: curves.iterations(files, name),
+            "runs/{name}/data": lambda name: dataset.look(files, name),
             "runs/{name}/tables": lambda name: samples.tables_of(files, name), "runs/{name}/samples": page,
+            "runs/{name}/timeline": lambda name: timeline.timeline(files, name),
+            "runs/{name}/label": lambda name, step="": labelling.pairs(files, name, step),
+            "runs/{name}/label/result": lambda name, step="": labelling.result(files, name, step),
             "runs/{name}/prompt": prompt, "runs/{name}/lineage": lambda name, step: lineage.lineage(files, name, step)}
 
 
@@ -100,6 +143,13 @@ def _json(make: Callable[..., Any]) -> Callable[..., Response]:
     endpoint.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [asked, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in given)])
     endpoint.__annotations__ = {}
+    return endpoint
+
+
+def _kept(files: Files, keep: Callable[[Files, str, dict[str, Any]], Any]) -> Callable[..., Response]:
+    def endpoint(name: str, body: Annotated[dict[str, Any], Body()]) -> Response:
+        return Response(dump(keep(files, name, body)), media_type="application/json")
+
     return endpoint
 
 

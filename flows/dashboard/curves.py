@@ -3,7 +3,9 @@
 metrics.jsonl only grows, so what was read stays read: a poll parses the new lines.
 """
 
+import math
 import threading
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from flows.dashboard.facts import Row
 from flows.dashboard.files import Files, NotHere, signature
 from pipeline.tracking import METRICS, read_lines
 
-_POINTS = 600  # of one curve; more are averaged
+_POINTS = 600  # of one curve; more are averaged, their lowest and highest kept
 _BINS = (20, 48)  # of a histogram: the more values, the more
 _SCORES = 20_000  # prompts a histogram is made of, with all their completions
 _ENVELOPE = ("step", "at", "time")
@@ -65,18 +67,56 @@ def _log(files: Files, name: str) -> Log:
 
 
 def _columns(lines: list[Row]) -> Row:
-    """{"at": [...], "time": [...], "values": {name: [...]}, "averaged": n}: n lines became one point."""
+    """{"at", "time", "worked", "tokens": [...], "values": {name: [...]}, "averaged": n}: n lines became one point.
+
+    worked: seconds of work up to there, pauses left out; tokens: trained on or sampled up to there; both are null where
+    a stage tells no rate. not_finite: the points of a number among whose lines one is not finite; such a point has no
+    value. low, high: of the lines of each point, where they are several.
+    """
     width = -(-len(lines) // _POINTS)
     chunks = [lines[i : i + width] for i in range(0, len(lines), width)]
     names = sorted({k for line in lines for k in line if k not in _ENVELOPE})
-    return {"at": [chunk[-1].get("at") for chunk in chunks], "time": [chunk[-1].get("time") for chunk in chunks],
-            "values": {n: [_mean([x.get(n) for x in chunk]) for chunk in chunks] for n in names}, "averaged": width}
+    found: dict[str, list[list[float]]] = {n: [_numbers(x.get(n) for x in chunk) for chunk in chunks] for n in names}
+    bad = {n: [i for i, one in enumerate(of) if not all(map(math.isfinite, one))] for n, of in found.items()}
+    tokens, worked = _so_far(lines)
+    ends = [min(i + width, len(lines)) - 1 for i in range(0, len(lines), width)]
+    columns = {"at": [lines[i].get("at") for i in ends], "time": [lines[i].get("time") for i in ends],
+               "worked": [worked[i] for i in ends] if worked else None,
+               "tokens": [tokens[i] for i in ends] if tokens else None, "averaged": width,
+               "values": {n: [_of(one, lambda v: sum(v) / len(v)) for one in of] for n, of in found.items()},
+               "not_finite": {n: at for n, at in bad.items() if at}}
+    if width > 1:
+        columns |= {"low": {n: [_of(one, min) for one in of] for n, of in found.items()},
+                    "high": {n: [_of(one, max) for one in of] for n, of in found.items()}}
+    return columns
 
 
-def _mean(values: list[Any]) -> float | None:
-    """Of the numbers among them, None where there is none."""
-    found = [float(v) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
-    return sum(found) / len(found) if found else None
+def _so_far(lines: list[Row]) -> tuple[list[float], list[float]]:
+    """Tokens and seconds of work up to each line, from its rates; empty where a line has none."""
+    tokens, worked, before = [0.0], [0.0], 0.0
+    for line in lines:
+        rate, pace, at = (line.get(k) for k in ("tokens_per_second", "seconds_per_step", "at"))
+        if not (isinstance(pace, int | float) and isinstance(rate, int | float) and isinstance(at, int | float)):
+            return [], []
+        worked.append(worked[-1] + pace * (at - before))
+        tokens.append(tokens[-1] + rate * pace * (at - before))
+        before = at
+    return tokens[1:], worked[1:]
+
+
+def tokens_trained(files: Files, name: str) -> float | None:
+    """By all training steps of the run's loop together; None where they did not say."""
+    ends = [s["tokens"][-1] for s in metrics(files, name)["steps"] if s["stage"] == "train_preference" and s["tokens"]]
+    return sum(ends) if ends else None
+
+
+def _numbers(values: Iterable[Any]) -> list[float]:
+    return [float(v) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+
+
+def _of(values: list[float], what: Callable[[list[float]], float]) -> float | None:
+    """None where there is none, or one is not finite."""
+    return what(values) if values and all(map(math.isfinite, values)) else None
 
 
 def iterations(files: Files, name: str) -> Row:

@@ -59,7 +59,7 @@ def answers(files: Files, name: str) -> dict[str, Any]:
     """Address -> what the server would answer, for everything the page of one run asks."""
     ask, base = routes(files), f"runs/{name}"
     found = {base: ask["runs/{name}"](name)}
-    for part in ("metrics", "iterations"):
+    for part in ("metrics", "iterations", "data"):
         found[f"{base}/{part}"] = ask[f"runs/{{name}}/{part}"](name)
     browsable = ask["runs/{name}/tables"](name)["tables"]
     kept = [table for table in browsable if table["purpose"] or table["stage"] == "build_groups"]
@@ -92,7 +92,7 @@ def _wrapped(name: str, source: str) -> str:
 
 
 def _style() -> str:
-    style = "\n".join((STATIC / f"{name}.css").read_text() for name in ("base", "parts", "views"))
+    style = "\n".join((STATIC / f"{name}.css").read_text() for name in ("base", "parts", "views", "compare"))
     font = base64.b64encode((STATIC / _FONT).read_bytes()).decode()
     return style.replace(f'url("{_FONT}")', f'url("data:font/woff2;base64,{font}")')
 

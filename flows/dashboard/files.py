@@ -21,7 +21,7 @@ STEP = re.compile(r"^[a-z_]{1,64}(\[\d{1,6}\])?$")
 _KIND = re.compile(r"^[a-z_]{1,64}$")
 _KEY = re.compile(r"^[0-9a-f]{8,64}$")
 _PART = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$")
-_REMEMBERED = 4096
+_REMEMBERED = 2**15
 
 
 class NotHere(Exception):
@@ -85,13 +85,15 @@ class Files:
             raise NotHere(f"{name!r} is no run's name")
         return self.path("runs", name, *parts)
 
-    def run(self, name: str) -> dict[str, Any]:
-        """run.json. NotHere, naming those of a similar name, if there is no such run or its record cannot be read."""
+    def run(self, name: str, kept: bool = True) -> dict[str, Any]:
+        """run.json; kept: remembered whole. NotHere, naming those of a similar name, if there is no such run or its
+        record cannot be read.
+        """
         path = self.run_path(name, "run.json")
-        record = self.json(path)
+        record = self.json(path) if kept else _parse(path)
         if signature(path) is None:
             raise NotHere(f"no run named {name!r}{nearest(name, self.run_names())}")
-        if problem := runs.record_problem(record, name):
+        if problem := self.remember(("problem", path), signature(path), lambda: runs.record_problem(record, name)):
             raise NotHere(f"the record of run {name!r} cannot be read: {problem}; move runs/{name} away")
         return dict(record)
 

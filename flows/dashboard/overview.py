@@ -1,17 +1,17 @@
-"""The list of runs, one run as it is now, and several runs side by side."""
+"""The list of runs, and one run as it is now."""
 
 from pathlib import Path
 
-from flows import comparison, comparison_tables
-from flows.dashboard import facts
+from flows import verdicts
+from flows.dashboard import facts, written
 from flows.dashboard.facts import Row
 from flows.dashboard.files import STEP, Files, NotHere, signature
+from flows.step import meaning
 from pipeline import runs
-from pipeline.errors import UserError
+from pipeline.errors import command
 from pipeline.files import parsed_lines
 
 _TAIL = 12  # lines of a failed or running step
-_MOST_COMPARED = 40
 
 
 def all_runs(files: Files) -> Row:
@@ -25,10 +25,8 @@ def _summary(files: Files, name: str) -> Row:
     try:
         changed = max((s[0] for f in ("run.json", "metrics.jsonl", "progress.json")
                        if (s := signature(files.run_path(name, f)))), default=0) / 1e9
-        record = files.run(name)
         path = files.run_path(name, "run.json")
-        fixed = files.remember(("summary", path), signature(path), lambda: {
-            **facts.about(record), "experiment": facts.experiment(record["config"])})
+        record, fixed = files.remember(("summary", path), signature(path), lambda: _slim(files.run(name, kept=False)))
         steps, state = record["steps"], facts.live_state(files, record)
         judged = [rate for s in steps if s["stage"] == "evaluate" and (rate := _win_rate(files, s)) is not None]
         done = sum(s["state"] in ("done", "cached") for s in steps)
@@ -38,7 +36,14 @@ def _summary(files: Files, name: str) -> Row:
     current = next((s["name"] for s in steps if running and s["state"] == runs.RUNNING), None)
     return {"name": name, **fixed, "state": state, "changed": round(changed, 1), "created": record.get("created"),
             "done": done, "total": len(steps), "current": current, "progress": _progress(files, name, current),
-            "win_rates": judged}
+            "win_rates": judged, **written.about(files, name)}
+
+
+def _slim(record: Row) -> tuple[Row, Row]:
+    """What the list needs of a record, and what it says of the run whatever its state: of a thousand runs all stays."""
+    steps = [{k: step.get(k) for k in ("name", "stage", "state", "key", "iteration")} for step in record["steps"]]
+    return ({"name": record["name"], "outcome": record["outcome"], "created": record["created"], "steps": steps},
+            {**facts.about(record), "experiment": facts.experiment(record["config"])})
 
 
 def _win_rate(files: Files, step: Row) -> Row | None:
@@ -62,48 +67,28 @@ def one_run(files: Files, name: str) -> Row:
             step["progress"] = _progress(files, name, step["name"])
         if step["state"] in (runs.RUNNING, runs.FAILED, runs.INTERRUPTED):
             step["tail"] = log_tail(files, name, step["name"], _TAIL)
+        if step["state"] == runs.FAILED and "code" in step:
+            step["means"] = meaning(step["code"])
     return {"name": name, **facts.about(record), "state": state, "created": record.get("created"), "steps": steps,
             "iterations": facts.iterations(steps), "columns": [vars(c) for c in facts.COLUMNS],
+            "verdicts": _verdicts(steps), "command": _typed(files, "run", *_words(record), f"run={name}"),
+            "go_on": None if state in (runs.RUNNING, runs.DONE) else _typed(files, "run", f"run={name}"),
             "overrides": record.get("overrides", []), "step_overrides": record.get("step_overrides", {})}
 
 
-def compare(files: Files, names: list[str]) -> Row:
-    """The iteration rows of several runs, grouped into experiments, with the settings in which these differ."""
-    found, records = [], []
-    for name in names[:_MOST_COMPARED]:
-        record = files.run(name)
-        records.append(record)
-        steps, mark = facts.steps_of(files, record), facts.experiment(record["config"])
-        numbers = {str(r["iteration"]): _numbers(steps, r) for r in facts.iterations(steps)}
-        found.append({"name": name, **facts.about(record), "experiment": mark, "numbers": numbers})
-    return {"runs": found, "columns": [vars(c) for c in facts.COLUMNS], "tables": _tables(files, records)}
+def _words(record: Row) -> list[str]:
+    """What was typed, but for the run's name and place."""
+    return [word for word in record.get("overrides", []) if word.partition("=")[0] not in ("run", "workspace")]
 
 
-def _tables(files: Files, records: list[Row]) -> list[Row]:
-    """What `align compare` prints of these runs; it draws no sample twice while no step of them ends."""
-    keys = tuple((record["name"], tuple(str(step.get("key")) for step in record["steps"])) for record in records)
-
-    def made() -> list[Row]:
-        try:
-            shown = comparison_tables.tables(comparison.made(records, files.manifest, files.artifact))
-        except UserError as error:
-            return [vars(comparison_tables.Table("; ".join(error.problems), [], []))]
-        except (KeyError, TypeError, AttributeError, ValueError, OSError):  # a record or an artifact that is damaged
-            return []
-        return [vars(table) for table in shown]
-
-    found: list[Row] = files.remember(("compared", tuple(name for name, _ in keys)), keys, made)
-    return found
+def _typed(files: Files, *words: str) -> str:
+    return command(files.workspace, *words).strip()
 
 
-def _numbers(steps: list[Row], row: Row) -> Row:
-    """Every number of an iteration: the table's columns first, then each step's counts as "step.field"."""
-    found = dict(row["cells"])
-    for step in steps:
-        if step["iteration"] == row["iteration"]:
-            found |= {f"{step['base']}.{field}": {"value": value, "step": step["name"], "field": field}
-                      for field, value in step["counts"].items()}
-    return found
+def _verdicts(steps: list[Row]) -> list[Row]:
+    """What the rules of flows/verdicts.py say of each iteration."""
+    said = verdicts.of_steps((s["iteration"], s["stage"], s["counts"]) for s in steps)
+    return [{"iteration": iteration, "said": [vars(one) for one in found]} for iteration, found in said]
 
 
 def log_tail(files: Files, name: str, step: str, lines: int) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from flows.dashboard import facts, tables
+from flows.dashboard import facts, tables, written
 from flows.dashboard.facts import Row
 from flows.dashboard.files import STEP, Files, NotHere, signature
 from flows.dashboard.tables import Table
@@ -42,20 +42,20 @@ def tables_of(files: Files, name: str) -> Row:
 
 def page(files: Files, name: str, step: str, part: str, start: int, count: int, pieces: bool) -> Row:
     """Rows [start, start + count) of a table, each completion with its scores and its mark."""
-    found, table, side = _find(files, name, step, part)
+    found, table, side = find(files, name, step, part)
     count = min(count, MOST_ROWS)
     content = tables.rows(table, start, count)
     places = range(start, start + len(content))
-    return _page(files, name, found, table, side, list(zip(places, content, strict=True)), pieces) | {"start": start}
+    return shown(files, name, found, table, side, list(zip(places, content, strict=True)), pieces) | {"start": start}
 
 
 def search(files: Files, name: str, step: str, part: str, start: int, count: int, text: str, answers: bool,
            pieces: bool) -> Row:
     """The next rows that contain the text. `next` says where to go on; it is `rows` at the end of the table."""
-    found, table, side = _find(files, name, step, part)
+    found, table, side = find(files, name, step, part)
     hits, after = tables.search(table, text, start, min(count, MOST_ROWS), answers, _SEARCH_SECONDS)
     content = tables.at(table, hits)
-    return _page(files, name, found, table, side, sorted(content.items()), pieces) | {"start": start, "next": after}
+    return shown(files, name, found, table, side, sorted(content.items()), pieces) | {"start": start, "next": after}
 
 
 def same_prompt(files: Files, name: str, prompt: str, others: list[str]) -> Row:
@@ -76,7 +76,7 @@ def same_prompt(files: Files, name: str, prompt: str, others: list[str]) -> Row:
             at = tables.find_ids(files, table, [prompt]).get(prompt)
             if at is not None and len(places) < _MOST_PLACES:
                 seen.add((step["stage"], step["key"]))
-                row = _page(files, run, step, table, side, list(tables.at(table, [at]).items()), False)["groups"][0]
+                row = shown(files, run, step, table, side, list(tables.at(table, [at]).items()), False)["groups"][0]
                 places.append({"run": run, "step": step["name"], "iteration": step["iteration"], "group": row})
     return {"run": name, "id": prompt, "places": places}
 
@@ -100,7 +100,8 @@ def _shown(files: Files, steps: list[Row], step: Row, part: str) -> tuple[Table,
     return tables.joined([tables.open_table(files, files.table(*place)) for place in found]), side
 
 
-def _find(files: Files, name: str, step: str, part: str) -> tuple[Row, Table, Table | None]:
+def find(files: Files, name: str, step: str, part: str) -> tuple[Row, Table, Table | None]:
+    """The step, the table it shows, and the numbers beside it. NotHere where there is none."""
     if not STEP.match(step):
         raise NotHere(f"{step!r} is no step's name")
     steps = facts.steps_of(files, files.run(name))
@@ -110,8 +111,10 @@ def _find(files: Files, name: str, step: str, part: str) -> tuple[Row, Table, Ta
     return found, *_shown(files, steps, found, part)
 
 
-def _page(files: Files, name: str, step: Row, table: Table, side: Table | None, content: list[tuple[int, Row]],
+def shown(files: Files, name: str, step: Row, table: Table, side: Table | None, content: list[tuple[int, Row]],
           pieces: bool) -> Row:
+    """Rows of the table, each completion with its scores and its mark, and what somebody noted of the prompt."""
+    noted = written.sample_notes(files, name, step["name"])
     ids = [row["id"] for _, row in content]
     used, beside = _used(files, name, step, ids), {} if side is None else tables.numbers(files, side, ids)
     decode = decoder(files, name, step) if pieces else None
@@ -127,7 +130,7 @@ def _page(files: Files, name: str, step: Row, table: Table, side: Table | None, 
                 completion["mark"] = used[row["id"]][completion["sample"]]
         groups.append({"index": index, "id": row["id"], "messages": row["messages"], "completions": completions,
                        "dataset": row["dataset"], "iteration": row["iteration"], "label": row["label"],
-                       "weight": row["weight"],
+                       "weight": row["weight"], "noted": noted.get(row["id"]),
                        "prompt_pieces": decode(row["prompt_ids"]) if decode and row["prompt_ids"] else None})
     return {"run": name, "step": step["name"], "rows": table.rows, "groups": groups}
 

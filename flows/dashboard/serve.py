@@ -3,29 +3,41 @@
 import secrets
 import socket
 import threading
+from urllib.parse import urlencode
 
 import uvicorn
 
 from flows import screen
 from flows.dashboard import PORT
 from flows.dashboard.app import make_app
+from flows.dashboard.files import Files, NotHere
 from flows.dashboard.guard import LOOPBACK
+from flows.dashboard.labelling import pairs
 from flows.dashboard.tables import warm_up
-from flows.inspection import folder_of
+from flows.inspection import folder_of, load_run
 from pipeline.errors import UserError
 
 _TRIED = 20  # ports, where none is asked for
 
 
-def dashboard(workspace: str, host: str, port: int | None) -> int:
-    """Serve until interrupted. Bound to anything but loopback, the address holds a random token."""
+def label(workspace: str, name: str, step: str | None, host: str, port: int | None) -> int:
+    """Serve the page with the run's pairs to judge. UserError for a run, or a step of it, that has none."""
+    try:
+        pairs(Files(folder_of(workspace)), load_run(folder_of(workspace), name, "RUN").name, step or "")
+    except NotHere as error:
+        raise UserError(f"label: {error}") from None
+    return dashboard(workspace, host, port, f"#/label/{name}" + (f"?{urlencode({'step': step})}" if step else ""))
+
+
+def dashboard(workspace: str, host: str, port: int | None, view: str = "") -> int:
+    """Serve until interrupted. Bound to anything but loopback, the address holds a random token. view: to open with."""
     place = folder_of(workspace)
     token = None if host in LOOPBACK else secrets.token_urlsafe(24)
     found = _listen(host, port)
     number = found.getsockname()[1]
     shown = socket.gethostname() if host in ("0.0.0.0", "::") else host
     shown = f"[{shown}]" if ":" in shown else shown
-    screen.say(f"dashboard of {place}\n\n    http://{shown}:{number}/{f'?token={token}' if token else ''}\n")
+    screen.say(f"dashboard of {place}\n\n    http://{shown}:{number}/{f'?token={token}' if token else ''}{view}\n")
     if token is None:
         screen.say(f"from another machine: ssh -L {number}:localhost:{number} {socket.gethostname()}")
     threading.Thread(target=warm_up, daemon=True).start()

@@ -114,17 +114,23 @@ def _read(block: Block, columns: list[str] | None) -> pa.Table:
 
 
 def find_ids(files: Files, table: Table, wanted: list[str]) -> dict[str, int]:
-    """Where prompts are, by id. The column of ids is read once per table."""
-    ids = files.remember(("ids", table.folder), table.mark, lambda: _ids(table))
+    """Where prompts are, by id."""
+    ids = ids_of(files, table)
     places = pc.indices_nonzero(pc.is_in(ids, value_set=pa.array(wanted, pa.string()))).to_pylist()
     return {ids[i].as_py(): i for i in places}
 
 
 def numbers(files: Files, side: Table, wanted: list[str]) -> dict[tuple[str, int], dict[str, float]]:
     """(prompt's id, place of the completion) -> what a side table says of it, by name."""
-    ids = files.remember(("ids", side.folder), side.mark, lambda: _ids(side))
+    ids = ids_of(files, side)
     places = pc.indices_nonzero(pc.is_in(ids, value_set=pa.array(wanted, pa.string()))).to_pylist()
     return {(row.pop("id"), row.pop("k")): row for row in at(side, places).values()}
+
+
+def ids_of(files: Files, table: Table) -> pa.ChunkedArray:
+    """The column of ids, read once per table."""
+    found: pa.ChunkedArray = files.remember(("ids", table.folder), table.mark, lambda: _ids(table))
+    return found
 
 
 def _ids(table: Table) -> pa.ChunkedArray:

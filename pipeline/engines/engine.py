@@ -37,6 +37,8 @@ class Request:
     stop_ids: tuple[int, ...]
     seed: int  # in [0, 2^62), so that seed + j stays a 63-bit number
     logprobs: bool = False  # keep the log-prob of every sampled token
+    beams: int = 1  # of beam search, where more than 1: n is 1 then, and the temperature 0
+    no_repeat_ngram: int = 0  # tokens of an n-gram that must not occur again, in prompt and completion; 0: any may
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,9 @@ class Backend:
 
     shares_device: bool | Callable[[Any], bool] = False
     """Whether training needs the service's device: it then starts with the first step that samples."""
+
+    beams: bool = False
+    """Whether it takes requests with `beams` or `no_repeat_ngram`."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,15 @@ class GroupSettings:
     top_k: int | None = setting(None, low=0)
     max_tokens: int | None = setting(None, low=1)
     stop_ids: tuple[int, ...] = setting((), low=0)  # beside the model's own: tokens that end a completion as they do
+    beams: int = setting(1, low=1, added=True)  # above 1: beam search, at temperature 0
+    # tokens of an n-gram that must not occur again, in prompt and completion (Xu et al. 2023: 3); 0: any may
+    no_repeat_ngram: int = setting(0, low=0, added=True)
+
+    def check(self) -> list[tuple[str, str]]:
+        if (self.beams > 1 or self.no_repeat_ngram) and self.temperature != 0.0:
+            return [("temperature", f"{self.temperature:g}, expected 0: beams and no_repeat_ngram search, nothing is "
+                     "drawn")]
+        return []
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,8 @@ class Draw:
     top_k: int  # 0: off
     max_tokens: int
     stop_ids: tuple[int, ...]  # beside the model's own
+    beams: int = 1  # above 1: beam search
+    no_repeat_ngram: int = 0  # 0: off
 
 
 def draws(groups: Iterable[GroupSettings], **beside: Any) -> tuple[Draw, ...]:
@@ -57,5 +68,6 @@ def requests_for(group: Group, drawn: tuple[Draw, ...], stop_ids: tuple[int, ...
         requests.append(Request(prompt_ids=group.prompt_ids, n=draw.n, temperature=draw.temperature, top_p=draw.top_p,
                                 top_k=draw.top_k, max_tokens=draw.max_tokens,
                                 stop_ids=(*stop_ids, *(i for i in draw.stop_ids if i not in stop_ids)),
-                                logprobs=logprobs, seed=seed >> 1))
+                                logprobs=logprobs, seed=seed >> 1, beams=draw.beams,
+                                no_repeat_ngram=draw.no_repeat_ngram))
     return requests

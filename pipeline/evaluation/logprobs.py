@@ -40,6 +40,7 @@ class PairSummary:
     ranking_accuracy: float  # share with a higher mean token log-prob of the preferred answer
     reference_ranking_accuracy: float  # the same under the reference
     implicit_accuracy: float  # share whose preferred answer gained more than the other: log-ratio above
+    edit_distance: float  # between the two answers, normalised, on tokens; in [0, 1]
 
 
 def first_difference(a: Sequence[int], b: Sequence[int]) -> int:
@@ -64,7 +65,9 @@ def summarise(pairs: Sequence[PairLogps]) -> PairSummary:
             [_above(statistics.mean(p.chosen), statistics.mean(p.rejected)) for p in pairs]),
         reference_ranking_accuracy=statistics.mean(
             [_above(statistics.mean(p.chosen_reference), statistics.mean(p.rejected_reference)) for p in pairs]),
-        implicit_accuracy=statistics.mean([_above(x, y) for x, y in zip(a, b, strict=True)]))
+        implicit_accuracy=statistics.mean([_above(x, y) for x, y in zip(a, b, strict=True)]),
+        edit_distance=statistics.mean(
+            [statistics.normalised_edit_distance(p.chosen_ids, p.rejected_ids) for p in pairs]))
 
 
 def _above(one: float, other: float) -> float:

@@ -26,6 +26,11 @@ class Format:
     read: Callable[[Path, Any], Imported]
     """(root, settings) -> the groups of every split. Raises UserError naming every bad row by file:line."""
 
+    resumed: Callable[[Path, Any, Path], Imported] | None = None
+    """(root, settings, folder) -> as `read`, with what is read kept in the folder, so that a killed import goes on
+    behind it; its `groups` takes how many groups of each split are written already. None: it is read anew.
+    """
+
     sources: Callable[[Path, Any], list[str]] = lambda root, settings: []
     """(root, settings) -> names that stand for content elsewhere (a hub's, with its commit): part of the key too."""
 
@@ -64,6 +69,7 @@ class Example:
     dataset: str = ""  # '': the file's name
     unread: tuple[str, ...] = ()  # parts of the row that are left behind
     fixed: str = ""  # what had to be put right, counted by this text
+    kept: str = ""  # why data.format.ties=drop would leave it out, counted by this text
 
 
 @dataclass(frozen=True)

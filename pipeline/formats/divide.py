@@ -7,15 +7,18 @@ first user turn: the same on every machine, in any order of the files, and unmov
 
 import hashlib
 import json
+import tempfile
 import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline import files
 from pipeline.errors import Problems, UserError
 from pipeline.formats.splits import SPLITS, Entry, Imported, Limits, Read, Shares, prompt_key
 from pipeline.records import Group
@@ -30,6 +33,7 @@ _SOURCES = {
 }
 KINDS = ("prompts", "demonstrations", "pairs", "lists", "labels")  # of groups, by their completions and label
 LIST, LABEL = 3, 4
+_HELD = 2**20  # rows in memory
 _SHARED = 6  # words: "hello", "write a poem about love" open many conversations
 ELSEWHERE = "prompt belongs to another split"
 REPEATED = "same row again"
@@ -44,41 +48,57 @@ def divide(read: Read, shares: Shares, limits: Limits, needed: Sequence[str] = (
     needed: the splits that rows are for, each with a prompt at least if any can serve there; empty: all, as they fall.
 
     Entries of one prompt go to one split together; those that cannot serve there are dropped. Reads the rows once and
-    keeps some 40 bytes of each. Raises UserError with what is wrong in the rows, and the ids that two rows of one
-    split share.
+    keeps some 50 bytes of each, of many on the disk. Raises UserError with what is wrong in the rows, and the ids that
+    two rows of one split share.
     """
-    problems, dropped, unread, index = Problems(), Counter[str](), Counter[str](), _Index()
-    for entry in read(problems, dropped):
-        index.add(entry)
-        unread.update(entry.unread)
-    _check_ids(index, read, problems)
-    problems.stop()
+    problems, dropped, unread = Problems(), Counter[str](), Counter[str]()
+    with tempfile.TemporaryDirectory() as folder:
+        index = Index(Path(folder))
+        for entry in read(problems, dropped):
+            index.add(entry)
+            unread.update(entry.unread)
+        check_ids(index, read, problems)
+        problems.stop()
+        made, split = decided(index, shares, limits, needed, dropped)
+
+    def groups() -> Iterator[tuple[str, Group]]:
+        rows = 0
+        for rows, entry in enumerate(read(Problems(), Counter()), 1):
+            if rows <= len(split) and (number := int(split[rows - 1])) >= 0:
+                yield SPLITS[number], as_of(SPLITS[number], entry.group)
+        if rows != len(split):
+            raise UserError(f"data.root: {rows} rows on the second reading and {len(split)} on the first: a file was "
+                            "changed in between; run the same command again")
+
+    return replace(made, groups=groups, unread=dict(sorted(unread.items())))
+
+
+def decided(index: "Index", shares: Shares, limits: Limits, needed: Sequence[str], dropped: Counter[str]
+            ) -> tuple[Imported, np.ndarray]:
+    """What is known without the groups themselves, and (rows,) int8, the place in SPLITS of each row's split, -1 where
+    it is left out.
+    """
     split = _assign(index, shares, dropped, needed)
     for number, name in enumerate(SPLITS):
         _unique(index, split, number, dropped)
         _cut(index, split, number, getattr(limits, name), dropped)
     prompts = index.column("prompt")
     overlap = np.isin(prompts[split == _EVAL], prompts[(split >= 0) & (split != _EVAL)]).sum()
-
-    def groups() -> Iterator[tuple[str, Group]]:
-        rows = 0
-        for rows, entry in enumerate(read(Problems(), Counter()), 1):
-            if rows <= len(split) and (number := int(split[rows - 1])) >= 0:
-                yield SPLITS[number], _as(SPLITS[number], entry.group)
-        if rows != len(split):
-            raise UserError(f"data.root: {rows} rows on the second reading and {len(split)} on the first: a file was "
-                            "changed in between; run the same command again")
-
     counts = {name: int((split == number).sum()) for number, name in enumerate(SPLITS)}
     kinds = np.bincount(index.column("kind")[split == SPLITS.index("pref")], minlength=LABEL + 1).tolist()
-    return Imported(counts, {reason: number for reason, number in sorted(dropped.items()) if number}, int(overlap),
-                    groups, dict(sorted(unread.items())), dict(zip(KINDS, kinds, strict=True)))
+    left_out = {reason: number for reason, number in sorted(dropped.items()) if number}
+    return Imported(counts, left_out, int(overlap), lambda: iter(()),
+                    kinds=dict(zip(KINDS, kinds, strict=True))), split
 
 
-class _Index:
-    """What deciding needs to know of each row, in columns."""
+class Index:
+    """What deciding needs to know of each row, in columns; what is saved in `folder` comes before what is held."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._clear()
+
+    def _clear(self) -> None:
         self.columns: dict[str, array[Any]] = {name: array(kind) for name, kind in (
             ("prompt", "Q"), ("point", "d"), ("split", "b"), ("fixed", "b"), ("named", "b"), ("undesirable", "b"),
             ("id", "Q"), ("messages", "Q"), ("rank", "d"), ("kind", "b"))}
@@ -92,12 +112,26 @@ class _Index:
                "kind": LABEL if group.label is not None else min(len(group.completions), LIST)}
         for name, value in row.items():
             self.columns[name].append(value)
+        if self.folder is not None and len(self.columns["id"]) == _HELD:
+            self.save(self.folder, len(self._parts()), durable=False)
+            self._clear()
+
+    def save(self, folder: Path, number: int, durable: bool = True) -> None:
+        with files.replacing(folder / f"part-{number:05d}.npz", durable) as temporary, temporary.open("wb") as file:
+            columns: dict[str, Any] = {name: np.array(column) for name, column in self.columns.items()}
+            np.savez(file, **columns)
+            file.flush()
 
     def column(self, name: str) -> np.ndarray:
-        return np.array(self.columns[name])
+        """Of all rows; nothing of it is kept."""
+        parts = [np.load(part)[name] for part in self._parts()]
+        return np.concatenate([*parts, np.array(self.columns[name])])
+
+    def _parts(self) -> list[Path]:
+        return [] if self.folder is None else sorted(self.folder.glob("part-*.npz"))
 
 
-def _assign(index: _Index, shares: Shares, dropped: Counter[str], needed: Sequence[str]) -> np.ndarray:
+def _assign(index: Index, shares: Shares, dropped: Counter[str], needed: Sequence[str]) -> np.ndarray:
     """(rows,) int8, the place in SPLITS of each row's split, -1 where it is left out."""
     own = index.column("split")
     feeds = _feeds({SPLITS[number] for number in np.unique(own).tolist()}, needed)
@@ -170,7 +204,7 @@ def _choose(
     return np.where(chosen < 0, SPLITS.index(options[0]), chosen)
 
 
-def _unique(index: _Index, split: np.ndarray, number: int, dropped: Counter[str]) -> None:
+def _unique(index: Index, split: np.ndarray, number: int, dropped: Counter[str]) -> None:
     """Leave out the rows of a split that are there again."""
     rows = np.flatnonzero(split == number)
     # Two rows with one prompt are two demonstrations or pairs, but only one prompt to sample from.
@@ -181,7 +215,7 @@ def _unique(index: _Index, split: np.ndarray, number: int, dropped: Counter[str]
     split[again] = -1
 
 
-def _cut(index: _Index, split: np.ndarray, number: int, limit: int | None, dropped: Counter[str]) -> None:
+def _cut(index: Index, split: np.ndarray, number: int, limit: int | None, dropped: Counter[str]) -> None:
     rows = np.flatnonzero(split == number)
     if limit is not None and len(rows) > limit:
         over = rows[np.argsort(index.column("rank")[rows], kind="stable")[limit:]]
@@ -189,13 +223,16 @@ def _cut(index: _Index, split: np.ndarray, number: int, limit: int | None, dropp
         split[over] = -1
 
 
-def _check_ids(index: _Index, read: Read, problems: Problems) -> None:
+def check_ids(index: Index, read: Read, problems: Problems) -> None:
     """Every id of the rows' own that two rows of one split share. Reads the rows again where there is one."""
-    rows = np.flatnonzero(index.column("named"))
-    if not len(rows):
+    named, marks = index.column("named") == 1, index.column("id")
+    marks &= ~np.uint64(len(SPLITS) - 1)
+    marks |= index.column("split").view(np.uint8)
+    ordered = np.sort(marks[named])
+    if not (ordered[1:] == ordered[:-1]).any():
         return
-    marks = np.stack([index.column("split")[rows].astype(np.uint64), index.column("id")[rows]])
-    _, first, of = np.unique(marks, axis=1, return_index=True, return_inverse=True)
+    rows = np.flatnonzero(named)
+    _, first, of = np.unique(marks[named], return_index=True, return_inverse=True)
     before = rows[first[of.reshape(-1)]]
     again = dict(zip(rows[before != rows].tolist(), before[before != rows].tolist(), strict=True))
     if not again:
@@ -210,7 +247,7 @@ def _check_ids(index: _Index, read: Read, problems: Problems) -> None:
                          "each id once; rename it or leave the ids out")
 
 
-def _as(split: str, group: Group) -> Group:
+def as_of(split: str, group: Group) -> Group:
     if split == "pref":
         return group
     if split == "sft":

@@ -10,22 +10,25 @@ import functools
 import importlib
 import pkgutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline import hub
 from pipeline.config import build, load_plugin, problems_of, setting
 from pipeline.errors import Problems, UserError
-from pipeline.formats import hh, lines, reader, splits, turns
+from pipeline.formats import hh, lines, reader, splits, staged, turns
 from pipeline.formats.contract import Example, Format, Left, Shape
-from pipeline.formats.divide import divide, full_key, unit
+from pipeline.formats.divide import REPEATED, as_of, check_ids, decided, divide, full_key, unit
 from pipeline.formats.lines import Row
 from pipeline.formats.reader import EXPECTED, Source
 from pipeline.formats.splits import SPLITS, Entry, Imported, Limits, Shares
-from pipeline.records import as_json
+from pipeline.formats.staged import State
+from pipeline.records import Group, as_json
 
 SHAPES = "pipeline.formats.shapes"
 NOT_ASKED = "of the kind that data.format.only leaves out"
@@ -98,27 +101,75 @@ def read(root: Path, settings: Settings) -> Imported:
     return replace(made, facts=dict(sorted(tally.items())), compared=True)
 
 
+def preferences(root: Path, settings: Settings) -> tuple[list[Group], Counter[str]]:
+    """Every pair and list of the rows, of any split, and what is left out. Raises UserError with every wrong row."""
+    files(root, settings)
+    problems, dropped, found = Problems(), Counter[str](), dict[str, Group]()
+    for entry in _entries(root, settings, Counter(), problems, dropped):
+        reason = "no preference" if len(entry.group.completions) < 2 else REPEATED if entry.group.id in found else ""
+        dropped.update(filter(None, [reason]))
+        found |= {} if reason else {entry.group.id: entry.group}
+    problems.stop()
+    return list(found.values()), dropped
+
+
+def resumed(root: Path, settings: Settings, folder: Path) -> Imported:
+    """As `read`, of rows that stay in the folder: what is there is not read again. Its `groups` may leave out so many
+    first ones of each split.
+    """
+    files(root, settings)
+    state, index = staged.filled(folder, partial(_by_row, root, settings))
+    problems = Problems()
+    check_ids(index, partial(_entries, root, settings, Counter()), problems)
+    problems.stop()
+    made, split = decided(index, settings.shares, settings.limits, settings.needed, state.dropped)
+
+    def groups(written: Mapping[str, int] | None = None) -> Iterator[tuple[str, Group]]:
+        done = written or dict.fromkeys(SPLITS, 0)
+        places = [np.flatnonzero(split == number) for number in range(len(SPLITS))]
+        left = [rows[done[name]:] for name, rows in zip(SPLITS, places, strict=True)]
+        first = min((int(rows[0]) for rows in left if len(rows)), default=len(split))
+        begin = [int(rows[0]) if len(rows) else len(split) for rows in left]
+        for number, group in staged.groups(folder, first):
+            place = int(split[number])
+            if place >= 0 and number >= begin[place]:
+                yield SPLITS[place], as_of(SPLITS[place], group)
+
+    return replace(made, groups=groups, facts=dict(sorted(state.facts.items())), compared=True,
+                   unread=dict(sorted(state.unread.items())))
+
+
 def _entries(root: Path, settings: Settings, tally: Counter[str], problems: Problems, dropped: Counter[str]
              ) -> Iterator[Entry]:
     tally.clear()  # the rows may be read again
-    refuse = settings.on_bad_row == "refuse"
-    bad, seen = problems if refuse else Problems(most=1), set[str]()
-    for source, split in sources_of(root, settings):
-        for taken, row in enumerate(reader.rows(source, problems, bad)):
+    for entries in _by_row(root, settings, State(facts=tally, dropped=dropped), problems):
+        yield from entries
+
+
+def _by_row(root: Path, settings: Settings, state: State, problems: Problems) -> Iterator[list[Entry]]:
+    """The entries of each row behind the state, which goes along."""
+    refuse, tally, dropped = settings.on_bad_row == "refuse", state.facts, state.dropped
+    bad, seen = problems if refuse else Problems(most=1), state.keys
+    for number, (source, split) in enumerate(sources_of(root, settings)):
+        if number < state.source:
+            continue
+        if number > state.source:
+            state.source, state.taken, state.where = number, 0, ""
+        columns = {**settings.columns, **source.columns}
+        for row in reader.rows(source, problems, bad, state.where):
             tally["rows"] += 1 + _count(bad, dropped, refuse)
-            if taken == source.limit:
+            if state.taken == source.limit:
                 dropped[OVER] += 1
                 break  # the others are not read
-            columns = {**settings.columns, **source.columns}
+            state.taken, state.where = state.taken + 1, row.where
             seen.update(key for key in columns.values() if key is not None and _at(row.data, key) is not None)
             if columns:
                 row = replace(row, data=_renamed(row.data, columns))
-            for entry in _entries_of(row, split, settings, tally, bad, dropped):
-                if source.weight < 1 and _share_of(entry.key) >= source.weight:
-                    dropped[SHARE] += 1
-                else:
-                    yield entry
+            made = list(_entries_of(row, split, settings, tally, bad, dropped))
+            kept = [one for one in made if source.weight == 1 or _share_of(one.key) < source.weight]
+            dropped[SHARE] += len(made) - len(kept)
             _count(bad, dropped, refuse)
+            yield kept
         tally["rows"] += _count(bad, dropped, refuse)
     for ours, theirs in settings.columns.items():
         if theirs is not None and theirs not in seen:
@@ -160,6 +211,7 @@ def _entries_of(row: Row, split: str, settings: Settings, tally: Counter[str], b
     else:
         tally["further examples of a row"] += len(made) - 1
         tally.update(f"put right: {one.fixed}" for one in examples if isinstance(one, Example) and one.fixed)
+        tally.update(f"kept: {one.kept}" for one in examples if isinstance(one, Example) and one.kept)
         for entry in made:
             if isinstance(entry, Left):
                 dropped[str(entry)] += 1
@@ -242,4 +294,5 @@ def _share_of(key: str) -> float:
     return unit("share", key)
 
 
-FORMAT = Format(Settings, EXPECTED, files, read, sources=names, rootless=lambda settings: bool(settings.sources))
+FORMAT = Format(Settings, EXPECTED, files, read, resumed=resumed, sources=names,
+                rootless=lambda settings: bool(settings.sources))

@@ -8,6 +8,7 @@ imported where a file needs one.
 import contextlib
 import glob
 import io
+import itertools
 import json
 import lzma
 import re
@@ -53,12 +54,12 @@ def find(root: Path, pattern: str, key: str, expected: str) -> list[Path]:
     return files
 
 
-def rows(files: list[Path], problems: Problems, bad: Problems | None = None) -> Iterator[Row]:
+def rows(files: list[Path], problems: Problems, bad: Problems | None = None, skip: int = 0) -> Iterator[Row]:
     """Every row of the files, in order. Files that cannot be read are reported in `problems`, rows in `bad` (None:
-    there as well), one "file:line: ..." each.
+    there as well), one "file:line: ..." each. skip: lines, or items of a list, that each file begins with.
     """
     for file in files:
-        yield from _rows(file, problems, problems if bad is None else bad)
+        yield from _rows(file, problems, problems if bad is None else bad, skip)
 
 
 @contextlib.contextmanager
@@ -92,7 +93,7 @@ def stem(file: Path) -> str:
     return re.sub(r"(\.(jsonl?|parquet|csv|tsv|arrow|txt))?(\.(gz|zst|xz|bz2))?$", "", file.name)
 
 
-def _rows(file: Path, problems: Problems, bad: Problems) -> Iterator[Row]:
+def _rows(file: Path, problems: Problems, bad: Problems, skip: int) -> Iterator[Row]:
     before, number, seen = len(problems), 0, 0
     try:
         with opened(file) as stream:
@@ -103,9 +104,10 @@ def _rows(file: Path, problems: Problems, bad: Problems) -> Iterator[Row]:
             if ".json" in file.suffixes and stream.peek(64).lstrip()[:1] == b"[":
                 for number, data in enumerate(_list(file, stream, problems), 1):
                     seen += 1
-                    yield from _row(f"{file}:row {number}", file, data, bad)
+                    yield from _row(f"{file}:row {number}", file, data, bad) if number > skip else ()
             else:
-                for number, raw in enumerate(stream, 1):
+                seen = sum(1 for _ in itertools.islice(stream, skip))
+                for number, raw in enumerate(stream, skip + 1):
                     if raw.strip():
                         seen += 1
                         yield from _line(f"{file}:{number}", file, raw, number == 1, bad)

@@ -9,10 +9,11 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline import hub
 from pipeline.config import setting
-from pipeline.errors import Problems, UserError, one_line
+from pipeline.errors import Problems, UserError
 from pipeline.formats import lines
 from pipeline.formats.lines import DAMAGED, Row, damage
 from pipeline.formats.opening import kind_of, opened
@@ -23,6 +24,7 @@ _KINDS = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".arrow", ".txt")
 _PACKED = (".gz", ".zst", ".xz", ".bz2")
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in its folder
 _ABOUT = ("dataset_info.json", "dataset_infos.json", *_SAVED)  # files about data, not of them
+_OF_A_WORKSPACE = "file-hashes.json"  # of pipeline/store.py: what runs made is no data of theirs
 _LONGEST = 2**31 - 1  # characters of a field
 
 
@@ -46,27 +48,42 @@ def files(source: Source, key: str) -> list[Path]:
     root = Path(source.path).expanduser()
     if root.is_dir() and source.files is None:
         found = sorted(path for path in root.rglob("*") if path.is_file() and not _hidden(path, root))
-        saved = _saved_in(found)
-        found = [path for path in found if set(path.parents) & saved or
-                 (_suffix(path) in _KINDS and path.name not in _ABOUT)]
+        saved, ours = _saved_in(found), {path.parent for path in found if path.name == _OF_A_WORKSPACE}
+        found = [path for path in found if not set(path.parents) & ours and (set(path.parents) & saved or
+                 (_suffix(path) in _KINDS and path.name not in _ABOUT))]
         if not found:
             raise UserError(f"{key}: no file in {root} is of a kind that is read, expected {EXPECTED}")
         return [path for path in found if _suffix(path) != ".txt"] or found  # a readme.txt beside them is no data
     return lines.find(root, source.files or "", key, EXPECTED)
 
 
-def rows(source: Source, problems: Problems, bad: Problems) -> Iterator[Row]:
-    """Every row, in order. What cannot be read is reported in `problems`, single rows in `bad`."""
+def rows(source: Source, problems: Problems, bad: Problems, after: str = "") -> Iterator[Row]:
+    """Every row, in order. What cannot be read is reported in `problems`, single rows in `bad`.
+
+    after: the place of a row; those up to it are passed over, its file's without being parsed.
+    """
+    place, skip = _behind(after)
     if source.path.startswith(hub.DATA):
-        yield from _of_hub(source, problems)
+        yield from _of_hub(source, problems, place, skip)
         return
     found = files(source, "data.root")
     saved = _saved_in(found)
     for folder in sorted(saved):
-        yield from _saved(folder, source.split, problems)
+        for name, table in _saved(folder, source.split, problems):
+            if place in ("", str(name)):
+                rest = table.select(range(skip, len(table))) if skip < len(table) else []
+                yield from (Row(f"{name}:row {n}", name, dict(row)) for n, row in enumerate(rest, skip + 1))
+                place, skip = "", 0
     for file in found:
-        if not set(file.parents) & saved:
-            yield from _file(file, problems, bad)
+        if not set(file.parents) & saved and place in ("", str(file)):
+            yield from _file(file, problems, bad, skip)
+            place, skip = "", 0
+
+
+def _behind(after: str) -> tuple[str, int]:
+    """The file, table or split of a row's place, and the row's number there."""
+    place, _, number = after.rpartition(":")
+    return place, int(number.removeprefix("row ")) if place else 0
 
 
 def _hidden(path: Path, root: Path) -> bool:
@@ -83,7 +100,7 @@ def _suffix(file: Path) -> str:
     return (Path(file.stem) if file.suffix in _PACKED else file).suffix.lower()
 
 
-def _file(file: Path, problems: Problems, bad: Problems) -> Iterator[Row]:
+def _file(file: Path, problems: Problems, bad: Problems, skip: int) -> Iterator[Row]:
     kind = _suffix(file)
     try:
         with opened(file) as stream:
@@ -92,19 +109,19 @@ def _file(file: Path, problems: Problems, bad: Problems) -> Iterator[Row]:
         problems.add(damage(file, 0, error))
         return
     if binary in ("a Parquet file", "an Arrow file", "an Arrow stream"):
-        yield from _loaded("parquet" if binary == "a Parquet file" else "arrow", file, problems)
+        yield from _loaded("parquet" if binary == "a Parquet file" else "arrow", file, problems, skip)
     elif binary or kind in (".parquet", ".arrow"):
         empty = not file.stat().st_size
         problems.add(f"{file}: is {'empty' if empty else binary or 'no Parquet or Arrow file'}, expected {EXPECTED}")
     elif kind in (".csv", ".tsv"):
-        yield from _table(file, "," if kind == ".csv" else "\t", problems, bad)
+        yield from _table(file, "," if kind == ".csv" else "\t", problems, bad, skip)
     elif kind == ".txt":
-        yield from _text(file, problems, bad)
+        yield from _text(file, problems, bad, skip)
     else:
-        yield from lines.rows([file], problems, bad)
+        yield from lines.rows([file], problems, bad, skip)
 
 
-def _table(file: Path, delimiter: str, problems: Problems, bad: Problems) -> Iterator[Row]:
+def _table(file: Path, delimiter: str, problems: Problems, bad: Problems, skip: int) -> Iterator[Row]:
     """Rows of CSV with a header, all values texts, empty ones absent; `where` is the line a row ends in."""
     number, seen = 0, False
     csv.field_size_limit(_LONGEST)
@@ -120,6 +137,8 @@ def _table(file: Path, delimiter: str, problems: Problems, bad: Problems) -> Ite
                 if not values:
                     continue
                 seen = True
+                if number <= skip:
+                    continue
                 if len(values) == len(header):
                     yield Row(f"{file}:{number}", file, {k: v or None for k, v in zip(header, values, strict=True)})
                 else:
@@ -131,7 +150,7 @@ def _table(file: Path, delimiter: str, problems: Problems, bad: Problems) -> Ite
             problems.add(f"{file}: is empty, expected a header and rows")
 
 
-def _text(file: Path, problems: Problems, bad: Problems) -> Iterator[Row]:
+def _text(file: Path, problems: Problems, bad: Problems, skip: int) -> Iterator[Row]:
     """A row for each line {"text": line}; where lines "<|endoftext|>" divide the file, for each story."""
     number, held, first = 0, list[bytes](), 0
     try:
@@ -140,9 +159,10 @@ def _text(file: Path, problems: Problems, bad: Problems) -> Iterator[Row]:
             for number, raw in enumerate(stream, 1):
                 held, first = [*held, raw] if stories else [raw], first or number
                 if not stories or raw.strip() == STORY_END.encode():
-                    yield from _line_of_text(file, first, held[:-1] if stories else held, bad)
+                    if first > skip:
+                        yield from _line_of_text(file, first, held[:-1] if stories else held, bad)
                     held, first = [], 0
-            if any(map(bytes.strip, held)) and stories:
+            if any(map(bytes.strip, held)) and stories and first > skip:
                 yield from _line_of_text(file, first, held, bad)
     except DAMAGED as error:
         problems.add(damage(file, number, error))
@@ -158,13 +178,13 @@ def _line_of_text(file: Path, number: int, held: list[bytes], bad: Problems) -> 
         bad.add(f"{file}:{number}: is not UTF-8, expected UTF-8 text; convert the file, e.g. iconv -f latin1 -t utf-8")
 
 
-def _loaded(kind: str, file: Path, problems: Problems) -> Iterator[Row]:
-    number = 0
+def _loaded(kind: str, file: Path, problems: Problems, skip: int) -> Iterator[Row]:
+    number = skip
     try:
         import datasets
 
         loaded = datasets.load_dataset(kind, data_files=[str(file)], split="train", streaming=True)
-        for number, row in enumerate(loaded, 1):
+        for number, row in enumerate(loaded.skip(skip) if skip else loaded, skip + 1):
             yield Row(f"{file}:row {number}", file, dict(row))
     except Exception as error:  # of a broken file, as many kinds as there are readers below `datasets`
         problems.add(damage(file, number, error))
@@ -173,8 +193,8 @@ def _loaded(kind: str, file: Path, problems: Problems) -> Iterator[Row]:
             problems.add(f"{file}: is empty, expected rows")
 
 
-def _saved(folder: Path, split: str | None, problems: Problems) -> Iterator[Row]:
-    """What `datasets` wrote with save_to_disk: one table, or one for each split."""
+def _saved(folder: Path, split: str | None, problems: Problems) -> Iterator[tuple[Path, Any]]:
+    """What `datasets` wrote with save_to_disk, each table with its place: one, or one for each split."""
     try:
         import datasets
 
@@ -188,11 +208,10 @@ def _saved(folder: Path, split: str | None, problems: Problems) -> Iterator[Row]
         return
     for name, table in tables.items():
         if split in (None, name):
-            place = folder / name if name else folder
-            yield from (Row(f"{place}:row {n}", place, dict(row)) for n, row in enumerate(table, 1))
+            yield folder / name if name else folder, table
 
 
-def _of_hub(source: Source, problems: Problems) -> Iterator[Row]:
+def _of_hub(source: Source, problems: Problems, begun: str, skip: int) -> Iterator[Row]:
     """Rows as the hub sends them: those behind the limit are not fetched."""
     repo, _, revision = source.path.removeprefix(hub.DATA).partition("@")
     number = 0
@@ -203,9 +222,14 @@ def _of_hub(source: Source, problems: Problems) -> Iterator[Row]:
                                        streaming=True)
         tables = loaded if isinstance(loaded, dict) else {source.split or "": loaded}
         for name, table in tables.items():
-            place = Path(repo) / name
-            for number, row in enumerate(table, 1):
-                yield Row(f"{source.path}/{name}:row {number}", place, dict(row))
+            place, shown = Path(repo) / name, f"{source.path}/{name}"
+            if begun not in ("", shown):
+                continue
+            for number, row in enumerate(table.skip(skip) if skip else table, skip + 1):
+                yield Row(f"{shown}:row {number}", place, dict(row))
+            begun, skip = "", 0
     except Exception as error:
-        problems.add(f"data.root: {source.path} cannot be read from row {number + 1} on: {type(error).__name__}: "
-                     f"{one_line(error)}; data.config and data.split choose a part of it")
+        refused = hub.refused(error)
+        problems.add(f"data.root: {source.path}: {refused}" if refused else
+                     f"data.root: {source.path} cannot be read from row {number + 1} on: {type(error).__name__}: "
+                     f"{' '.join(str(error).split())[:300]}; data.config and data.split choose a part of it")

@@ -64,7 +64,7 @@ class Imported:
     counts: dict[str, int]
     dropped: dict[str, int]
     overlap: int  # evaluation prompts that open like a training one: 0 unless the files themselves overlap
-    groups: Callable[[], Iterator[tuple[str, Group]]]  # (split, group) in the order of the rows
+    groups: Callable[..., Iterator[tuple[str, Group]]]  # (split, group) in the order of the rows
     unread: dict[str, int] = field(default_factory=dict)  # how many rows have a key that nothing reads, by its name
     kinds: dict[str, int] = field(default_factory=dict)  # of the preferences: pairs, lists, labels
     facts: dict[str, int] = field(default_factory=dict)  # what else is counted: "rows", "read as pairs"

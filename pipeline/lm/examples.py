@@ -17,6 +17,7 @@ from pipeline.lm.mapped import Flat
 from pipeline.lm.side_tables import SideNumbers, SideTables
 
 _SHOWN = 5  # problems of one kind named one by one
+_KEPT = "kept.npy"  # places of the groups that are replayed
 
 
 @dataclass(frozen=True)
@@ -119,28 +120,32 @@ def load(sources: Sequence[Source], folder: Path, beside: SideTables | None = No
     if weights and len(weights) != len(sources):
         raise UserError(f"train.weights: {len(weights)} numbers for {len(sources)} tables of "
                         "groups, expected one for each, or an empty list")
+    beside = beside or SideTables()
     if not mapped.finished(folder):
-        _fill(sources, folder, beside or SideTables(), stop_ids, weights or (1.0,) * len(sources), rationales)
-    return Examples(mapped.opened(folder))
+        _fill(sources, folder, beside, stop_ids, weights or (1.0,) * len(sources), rationales)
+    return Examples(mapped.opened(folder), np.load(folder / _KEPT) if beside.replay else None)
 
 
 def _fill(sources: Sequence[Source], folder: Path, beside: SideTables, stop_ids: Iterable[int] | None,
           weights: Sequence[float], rationales: bool) -> None:
     stops = None if stop_ids is None else np.array(sorted(stop_ids))
-    problems, ids = Problems(_SHOWN), list[tuple[int, pa.Array]]()
+    problems, ids, kept = Problems(_SHOWN), list[tuple[int, pa.Array]](), list[np.ndarray]()
     writer = mapped.Writer(folder)
     for index, (source, factor) in enumerate(zip(sources, weights, strict=True)):
         side, at, seen = SideNumbers(source, beside), 0, 0
         for chunk in arrays.read(source.path, beside.score, rationales):
             problems.add(*chunk_problems(chunk, stops))
             writer.add(chunk, chunk.weight * factor * side.weights(chunk, at), side.numbers(chunk, at))
+            kept.append(side.kept(chunk, at))
             at, seen = at + int(chunk.first[-1]), seen + len(chunk.ids)
-            ids.append((index, pa.array(chunk.ids, pa.string())))
+            ids.append((index, pa.array(chunk.ids, pa.string()).filter(pa.array(kept[-1]))))
         problems.add(*side.missing(seen))
     problems.add(*_twice(ids))
     if not ids:
         problems.add(f"{' and '.join(str(s.path) for s in sources)}: no groups to train on, expected at least one")
     problems.stop()
+    if beside.replay:
+        np.save(folder / _KEPT, np.flatnonzero(np.concatenate(kept)))
     writer.close()
 
 

@@ -48,7 +48,7 @@ def _passes(model: Any, examples: Sequence[Example], runtime: ModelRuntime, prec
         return forward.token_logps(model, hidden, rows.targets, runtime.logits_per_chunk)
 
     device = device_of(model)
-    for micro in packed.micro_batches(examples, runtime.tokens_per_batch):
+    for micro in packed.micro_batches(examples, runtime.tokens_per_batch, padded=not forward.is_shared(model)):
         with torch.no_grad(), autocast(device, precision):
             rows = forward.collate([examples[i] for i in micro], device)
             values = (of_tokens or logps)(rows)

@@ -146,23 +146,27 @@ def unique_tokens(example: Example) -> int:
     return sum(len(example.prompt_of(k)) + len(c) - 1 for k, c in enumerate(example.completions)) - shared
 
 
-def micro_batches(examples: Sequence[Example], tokens: int, costs: Sequence[int] | None = None) -> list[list[int]]:
+def micro_batches(examples: Sequence[Example], tokens: int, costs: Sequence[int] | None = None,
+                  padded: bool = False) -> list[list[int]]:
     """Cut a global batch into micro-batches of at most `tokens` tokens, never splitting a group.
 
     `costs`: tokens of each group, None = its unique ones.
     Sorted by length, longest first: an out-of-memory shows at once, and a model that has to stay with padded rows
-    wastes little. A group that is longer than the budget goes alone.
+    wastes little. A group that is longer than the budget goes alone. padded: every row counts as its micro-batch's
+    longest, as it does in memory where rows are padded: one long row takes no others with it.
     """
     costs = [unique_tokens(e) for e in examples] if costs is None else costs
     cut: list[list[int]] = []
     held = 0
     for i in sorted(range(len(examples)), key=lambda i: (-examples[i].longest, examples[i].id)):
-        if cut and held + costs[i] <= tokens:
+        rows = len(examples[i].completions)
+        more = rows * examples[cut[-1][0]].longest if padded and cut else costs[i]
+        if cut and held + more <= tokens:
             cut[-1].append(i)
-            held += costs[i]
+            held += more
         else:
             cut.append([i])
-            held = costs[i]
+            held = rows * examples[i].longest if padded else costs[i]
     return cut
 
 

@@ -32,7 +32,7 @@ def completion_scores(model: Any, examples: Sequence[Example], tokens_per_batch:
                       precision: str) -> list[list[float]]:
     """The score of every completion, by example, without gradient."""
     found: list[list[float]] = [[] for _ in examples]
-    for micro in packed.micro_batches(examples, tokens_per_batch):
+    for micro in packed.micro_batches(examples, tokens_per_batch, padded=not forward.is_shared(model)):
         some = [examples[i] for i in micro]
         with torch.inference_mode(), autocast(device_of(model), precision), _padding(model, some) as pad:
             scores, _ = group_scores(model, some, pad, masked=True)

@@ -21,6 +21,7 @@ class SideTables:
     previous: Sequence[Path] = ()  # log-probs under the policy the iteration began with
     scores: Sequence[Path] = ()  # of groups that carry none themselves
     weights: Sequence[Path] = ()  # factors on the groups' weights
+    replay: Sequence[Path] = ()  # further factors; a group with 0 is left out
     score: str = "reward"  # which of a completion's scores
 
 
@@ -29,16 +30,17 @@ class SideNumbers:
 
     def __init__(self, source: Source, given: SideTables) -> None:
         self.source, self.given = source, given
-        self.reference, self.previous, self.scores, self.factors = (
+        self.reference, self.previous, self.scores, self.factors, self.replay = (
             columns.load(folders, source.digest)
-            for folders in (given.reference, given.previous, given.scores, given.weights))
+            for folders in (given.reference, given.previous, given.scores, given.weights, given.replay))
 
     def missing(self, groups: int) -> Iterator[str]:
         """A message for each side table that should know these groups and does not."""
         for folders, table, what, stage in (
                 (self.given.reference, self.reference, "reference log-probs", "reference_logprobs"),
                 (self.given.previous, self.previous, "log-probs of the policy before", "reference_logprobs"),
-                (self.given.weights, self.factors, "weights", "weigh_prompts")):
+                (self.given.weights, self.factors, "weights", "weigh_prompts"),
+                (self.given.replay, self.replay, "factors", "replay")):
             if folders and groups and table is None:
                 yield (f"{folders[0]}: no {what} for the {groups} groups of {self.source.path}; run {stage} on exactly "
                        "this table")
@@ -54,10 +56,19 @@ class SideNumbers:
 
     def weights(self, chunk: Chunk, at: int) -> np.ndarray | float:
         """(G,) factors; 1 where nothing weighs."""
-        if self.factors is None:
-            return 1.0
-        found = _column(self.factors, columns.WEIGHT, chunk, at)
-        return np.where(found.present, found.values[np.minimum(chunk.first[:-1], len(found.values) - 1)], 1.0)
+        return _factors(self.factors, columns.WEIGHT, chunk, at) * _factors(self.replay, columns.REPLAY, chunk, at)
+
+    def kept(self, chunk: Chunk, at: int) -> np.ndarray:
+        """(G,) bool: groups that are trained on."""
+        return np.broadcast_to(_factors(self.replay, columns.REPLAY, chunk, at), len(chunk.ids)) > 0
+
+
+def _factors(table: pa.Table | None, name: str, chunk: Chunk, at: int) -> np.ndarray | float:
+    """(G,) one number of each group; 1 where there is none."""
+    if table is None:
+        return 1.0
+    found = _column(table, name, chunk, at)
+    return np.where(found.present, found.values[np.minimum(chunk.first[:-1], len(found.values) - 1)], 1.0)
 
 
 def _column(table: pa.Table | None, name: str, chunk: Chunk, at: int) -> Numbers:

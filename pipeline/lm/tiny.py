@@ -28,6 +28,11 @@ TEMPLATES = {
         BOS + "{% for m in messages %}{{ '" + IM_START + "' + m['role'] + '\\n' + m['content'] + '" + IM_END
         + "\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '" + IM_START + "assistant\\n' }}{% endif %}",
         (PAD, BOS, IM_START, IM_END), IM_END),
+    # Running text: an answer goes on behind its prompt.
+    "text": Template(
+        BOS + "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + '" + END + "' }}"
+        "{% else %}{{ m['content'] }}{% endif %}{% endfor %}",
+        (PAD, BOS, END), END),
 }
 
 

@@ -81,6 +81,9 @@ class Scorer:
     suffixes: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ("",)
     """The keys of its mappings, where a score comes with others."""
 
+    relative: bool | Callable[[Any], bool] = False
+    """Whether a score says only how an answer does among the answers to its prompt that are there."""
+
     desk: bool = False
     """Whether `scorer` gets a Desk as `desk`: it asks a server, or says why an answer has no score."""
 

@@ -14,7 +14,7 @@ from pipeline.files import parsed
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.rewards.contract import ScoreGroups, Scorer
 from pipeline.rewards.model import open_model, score_groups
-from pipeline.rewards.shown import folder_files, folder_problems, head_problems
+from pipeline.rewards.shown import folder_files, folder_problems, head_problems, small_files
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Settings:
 
 def names(path: str) -> list[str]:
     """The outputs as config.json names them, in order; those it does not name by number."""
-    config = parsed((Path(path) / "config.json").read_bytes())
+    config = parsed((small_files(path) / "config.json").read_bytes())
     told = config.get("id2label") or {}
     number = len(told) or config.get("num_labels") or 2  # transformers' own default
     return [str(told.get(str(i), i)) for i in range(number)]

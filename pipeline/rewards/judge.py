@@ -243,4 +243,5 @@ def files(settings: Settings) -> list[Path]:
     return [prompts.path_of(settings.template)]
 
 
-SCORER = Scorer(Settings, scorer, files=files, desk=True, check=check)
+SCORER = Scorer(Settings, scorer, files=files, desk=True, check=check,
+                relative=lambda settings: prompts.load(settings.template).asks != prompts.RUBRIC)

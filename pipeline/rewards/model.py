@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.lm.settings import THIS_MACHINE, ModelRuntime
 from pipeline.records import Completion, Group, Message
 from pipeline.rewards.contract import ScoreGroups, Scorer
-from pipeline.rewards.shown import folder_files, folder_problems, head_problems, reader, scored
+from pipeline.rewards.shown import folder_files, folder_of, folder_problems, head_problems, reader, scored
 
 if TYPE_CHECKING:
     from pipeline.lm.examples import Example
@@ -31,7 +31,7 @@ class Settings:
     """Which model, and how it is run."""
 
     path: str | None = None
-    """A folder with a trained reward model; null: the one an earlier step trained."""
+    """A trained reward model, a folder or a hub's org/name@commit; null: the one an earlier step trained."""
 
     precision: str = setting("bfloat16", choices=("bfloat16", "float32"))
     """Of the matrix products, and of the weights on CUDA. The last layer's stay in float32: scores in bfloat16 would be
@@ -63,9 +63,7 @@ def open_model(path: str | None, model: Path | None, runtime: ModelRuntime, prec
     """
     from pipeline.lm import folders, scores
 
-    folder = Path(path) if path is not None else model
-    if folder is None:
-        raise UserError("reward: there is no reward model; set reward.path to a folder, or train one in the loop")
+    folder = folder_of(path, model, "reward")
     device = folders.prepare_machine(runtime)
     encoder = reader(folder, "the reward model's")
     net = folders.load_scorer(folder, device, runtime, mix, folders.frozen(device, precision))

@@ -98,4 +98,4 @@ def fresher(messages: Sequence[dict[str, str]], first: str, second: str) -> floa
     return 0.5 if margin == 0.0 else float(margin > 0.0)
 
 
-SCORER = Scorer(Settings, scorer, files=rule.files)
+SCORER = Scorer(Settings, scorer, files=rule.files, relative=True)

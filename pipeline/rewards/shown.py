@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import weights
+from pipeline import hub, weights
 from pipeline.errors import UserError
 from pipeline.lm.settings import ModelRuntime
 from pipeline.records import Group
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from pipeline.lm.template import Encoder, Row
 
 _LANGUAGE = ("lm_head.weight", "model.embed_tokens.weight")
+_HUB = "reward.path"
 _SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 
 
 def folder_problems(key: str, path: str | None, what: str) -> list[tuple[str, str]]:
-    """What is wrong with a model folder given by the user; nothing where none is given."""
-    if path is None:
+    """What is wrong with a model folder given by the user; nothing where none is given, or a hub's name is."""
+    if path is None or hub.named(path):
         return []
     folder = Path(path)
     if not folder.is_dir():
@@ -37,15 +38,17 @@ def head_problems(key: str, path: str | None, number: int) -> list[tuple[str, st
     """What a folder's files tell against a reward model with so many outputs: its head, its chat template."""
     if path is None or folder_problems(key, path, ""):
         return []
-    folder, problems = Path(path), []
+    problems = list[tuple[str, str]]()
     try:
-        found = weights.outputs(folder)
+        folder, found = small_files(path), None if hub.named(path) else weights.outputs(Path(path))
+    except UserError as error:
+        return [(key, error.problems[0].partition(": ")[2])]
     except (OSError, ValueError) as error:
         return [(key, f"{path}: the weights cannot be read ({error})")]
     if found is not None and found != number:
         ways = "one: reward=heads takes several, with a weight for each" if number == 1 else f"{number}, one per weight"
         problems.append((key, f"{path} has {found} outputs, expected {ways}"))
-    if found is None and any(name in weights.tensors(folder) for name in _LANGUAGE):
+    if found is None and not hub.named(path) and any(name in weights.tensors(folder) for name in _LANGUAGE):
         problems.append((key, f"{path} is a language model, it has no head that gives a score"))
     settings = folder / "tokenizer_config.json"
     told = settings.is_file() and "chat_template" in settings.read_text()
@@ -55,17 +58,27 @@ def head_problems(key: str, path: str | None, number: int) -> list[tuple[str, st
     return problems
 
 
+def small_files(path: str) -> Path:
+    """The folder with a model's configuration and tokenizer: of a hub's name (`org/name@commit`) the cache's. Raises
+    UserError where the hub has it not.
+    """
+    return hub.fetched(path, False, _HUB) if hub.named(path) else Path(path)
+
+
 def folder_files(path: str | None) -> list[Path]:
-    """The files of a model folder that make its scores; none where no path is given."""
-    return [] if path is None else sorted(p for p in Path(path).iterdir() if p.is_file() and p.suffix in _SUFFIXES)
+    """The files of a model folder that make its scores; none where no path is given, or a hub's commit is."""
+    if path is None or hub.named(path):
+        return []
+    return sorted(p for p in Path(path).iterdir() if p.is_file() and p.suffix in _SUFFIXES)
 
 
 def folder_of(path: str | None, given: Path | None, which: str) -> Path:
     """The folder the settings name, else the one of an earlier step. Raises UserError where there is neither."""
-    folder = Path(path) if path is not None else given
-    if folder is None:
+    if path is not None:
+        return hub.fetched(path, True, _HUB) if hub.named(path) else Path(path)
+    if given is None:
         raise UserError(f"reward: there is no {which} model; give its folder, or the step an input `{which}`")
-    return folder
+    return given
 
 
 def open_causal(folder: Path, runtime: ModelRuntime, precision: str) -> tuple[Encoder, Any]:

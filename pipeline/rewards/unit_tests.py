@@ -8,7 +8,6 @@ told from code that works.
 
 import json
 import os
-import re
 import secrets
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.code import code_of
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.files import parsed_lines
@@ -26,7 +26,6 @@ from pipeline.rewards import jail
 from pipeline.rewards.checked import missing
 from pipeline.rewards.contract import Desk, Limits, ScoreGroups, Scorer
 
-_FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _START_SECONDS = 10.0  # two interpreters, on a busy machine
 
 
@@ -42,11 +41,6 @@ class Settings:
 
     memory_mb: int = setting(512, low=64)
     """Of one process's memory, and of all files together a sixteenth."""
-
-
-def code_of(text: str) -> str:
-    found = _FENCED.findall(text)
-    return found[-1] if found else text
 
 
 def passed(settings: Settings, target: Target, code: str) -> list[bool]:

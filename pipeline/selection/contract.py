@@ -57,6 +57,9 @@ class Rule:
     them into Completion.prompt_ids.
     """
 
+    decodes: bool | Callable[[Any], bool] = False
+    """Its groups have completions with ids and no text: the stage writes the text."""
+
     draws: bool = False
     """Samples stand in its groups as draws from a model: filters.duplicates does not apply."""
 

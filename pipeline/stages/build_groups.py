@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Part, load_part, part_problems
+from pipeline.engines.engine import text_decoder
 from pipeline.errors import UserError
 from pipeline.records import LENGTH, Group, Message
 from pipeline.selection.candidates import TOO_FEW
@@ -50,6 +51,7 @@ def required(settings: Settings) -> dict[str, str]:
     part = _rule(settings)
     writes = part.plugin.rewrites or part.plugin.prompts is not None
     found = {"model": "the selection writes new prompts"} if writes else {}
+    found |= {"model": "the selection writes new ids"} if part.of(part.plugin.decodes) else {}
     beside = {"beside": "the selection compares with samples of another model"}
     return found | (beside if part.of(part.plugin.beside) else {})
 
@@ -57,6 +59,15 @@ def required(settings: Settings) -> dict[str, str]:
 def wanted(settings: Settings) -> set[str]:
     needed = required(settings)
     return {"scores", *needed, *(["beside_scores"] if "beside" in needed else [])}
+
+
+def wants(settings: Settings) -> dict[str, str]:
+    """Lists, for a rule of more than two answers, where it selects from the data set's preferences."""
+    part = _rule(settings)
+    fewest = part.of(part.plugin.samples)
+    way = (f"{part.name.rpartition('.')[2]} takes lists of {fewest} or more; give ranked lists, or a recipe that "
+           "samples its own (recipe=mcpo_instruct)")
+    return {"lists": way} if fewest > 2 else {}
 
 
 def kinds(settings: Settings, given: Kinds) -> Kinds:
@@ -200,6 +211,10 @@ def _with_ids(groups: Iterable[Group], part: Part[Rule], context: Context) -> It
     """The groups with ids of what the rule wrote anew."""
     if part.plugin.rewrites:
         return tokenised(groups, context.one("model"))
+    if part.of(part.plugin.decodes):
+        decode = text_decoder(context.one("model"))
+        return (replace(group, completions=tuple(c if c.text else replace(c, text=decode(c.token_ids))
+                                                 for c in group.completions)) for group in groups)
     prompts = part.plugin.prompts
     if prompts is None:
         return groups
@@ -261,5 +276,5 @@ STAGE = Stage(
     Settings, run, version=5,
     inputs={"groups": "one", "scores": "optional", "beside": "optional", "beside_scores": "optional",
             "model": "optional"},
-    seeded=seeded, required=required, wanted=wanted, kinds=kinds, misfit=misfit,
+    seeded=seeded, required=required, wanted=wanted, kinds=kinds, misfit=misfit, wants=wants,
     says=told("{kept:,.0f} groups of {read:,.0f} prompts", "margin {margin_mean:.3f}"))

@@ -8,6 +8,7 @@
     negatives           what the draw of negatives reports on the trained groups (MC-PO: the kernel's entropy)
     signal              where this iteration's prompts and samples went, by reason
     reward_model        how often the learned reward orders this iteration's answers as the judge does
+    watch               what the policy still can of questions with known answers (stage watch); only where it is asked
 
 A section is null where the iteration has no such thing.
 """
@@ -56,13 +57,15 @@ class Settings:
 
 
 def run(context: Context) -> None:
-    from pipeline import columns, tables
+    from pipeline import columns
 
     settings: Settings = context.settings
     answers = list(columns.scored(context, "answers", "answer_scores"))
     baseline = list(columns.scored(context, "baseline", "baseline_scores"))
     held_out = [pair for group in baseline if (pair := best_and_worst(group, settings.score))][: settings.pairs]
-    trained = chosen_by_hash(itertools.chain.from_iterable(map(tables.read, context.inputs.get("trained", ()))),
+    replay = context.inputs.get("replay", ())
+    tables_of = columns.sources(context, "trained") if context.inputs.get("trained") else []
+    trained = chosen_by_hash(itertools.chain.from_iterable(columns.replayed(one, replay) for one in tables_of),
                              settings.pairs)
     first = [replace(g, completions=g.completions[:1]) for g in answers if g.completions]  # one says enough for the KL
     wanted = [held_out, trained, first]
@@ -79,7 +82,7 @@ def run(context: Context) -> None:
                         for name, pairs in (("held_out_pairs", held_pairs), ("trained_pairs", trained_pairs))},
         "negatives": negatives(trained, policy[1], reference[1], settings),
         "signal": _signal(context),
-        "reward_model": _reward_model(answers, settings)}
+        "reward_model": _reward_model(answers, settings), **_watched(context)}
     (context.out / "diagnostics.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     numbers = flat(result)
     context.report.count(**numbers)
@@ -183,6 +186,14 @@ def _reward_model(answers: Sequence[Group], settings: Settings) -> dict[str, Any
     return {"checked": settings.learned, "judge": settings.score, **asdict(found)}
 
 
+def _watched(context: Context) -> dict[str, Any]:
+    """watch.json without its rows."""
+    folder = context.optional("watch")
+    if folder is None:
+        return {}
+    return {"watch": {k: v for k, v in json.loads((folder / "watch.json").read_text()).items() if k != "rows"}}
+
+
 def flat(result: dict[str, Any]) -> dict[str, float]:
     """The numbers for the manifest and the curves."""
     answers, baseline = result["answers"], result["baseline"]
@@ -196,6 +207,7 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
     numbers |= {f"negatives_{k}": v for k, v in (result["negatives"] or {}).items()}
     if result["reward_model"] and result["reward_model"]["accuracy"] is not None:
         numbers["reward_model_accuracy"] = result["reward_model"]["accuracy"]
+    numbers |= {f"watch_{k}": result["watch"][k] for k in ("accuracy", "gain") if "watch" in result}
     return numbers
 
 
@@ -217,10 +229,10 @@ def _token_logps(context: Context, name: str, wanted: Sequence[Sequence[Group]],
 
 
 STAGE = Stage(
-    Settings, run, version=2,
+    Settings, run, version=3,
     inputs={"model": "one", "reference": "one", "answers": "one", "answer_scores": "optional", "baseline": "one",
             "baseline_scores": "optional", "trained": "optional", "samples": "optional", "sample_scores": "optional",
-            "groups": "optional"},
+            "groups": "optional", "watch": "optional", "replay": "optional"},
     seeded=False, runtime=TrainRuntime,
     says=told("KL {kl:.2f} nats an answer", "length {length_mean:.1f} ({length_drift:+.0%})",
               "reward model right {reward_model_accuracy:.1%}"))

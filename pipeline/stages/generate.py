@@ -82,9 +82,14 @@ class Runtime:
 
 
 def check(settings: Settings, runtime: Runtime) -> list[str]:
-    """Servers that the engine is told to use are asked now whether they can be."""
+    """Servers that the engine is told to use are asked now whether they can be; whether it searches with beams."""
     part = load_part(runtime.engine, "engine", Backend)
-    return part.plugin.check_service(part.settings)
+    searches = [i for i, draw in enumerate(settings.draws) if draw.beams > 1 or draw.no_repeat_ngram]
+    problems = [f"sampling.logprobs: a search keeps none (sampling.groups[{i}].beams, no_repeat_ngram), expected false"
+                for i in searches[:1] if settings.logprobs]
+    return part.plugin.check_service(part.settings) + problems + [
+        f"sampling.groups[{i}]: beams and no_repeat_ngram are not of {part.name}, expected 1 and 0; or set "
+        "engine=transformers" for i in searches if not part.plugin.beams]
 
 
 def run(context: Context) -> None:

@@ -64,8 +64,10 @@ def check(settings: Settings, runtime: Runtime) -> list[str]:
 
 
 def lacks(settings: Settings, runtime: Runtime, wanted: dict[str, str]) -> list[str]:
-    """Two answers or more ("pairs"), no more than two ("two"), rationales: where the preferences are otherwise."""
-    imported, where, problems = _import(settings, runtime), f"data.root: {runtime.root}", []
+    """Two answers or more ("pairs"), no more than two ("two"), more ("lists"), rationales: where the preferences are
+    otherwise.
+    """
+    imported, where, problems = _import(settings, runtime), _place(runtime), list[str]()
     pairs, lists, labels = (imported.kinds.get(kind, 0) for kind in ("pairs", "lists", "labels"))
     if "pairs" in wanted and labels:
         apart = "; data.format.only=pairs leaves them out" if pairs + lists and imported.compared else ""
@@ -73,6 +75,8 @@ def lacks(settings: Settings, runtime: Runtime, wanted: dict[str, str]) -> list[
         problems.append(f"{where} holds single answers with a label{beside}, and {wanted['pairs']}{apart}")
     if "two" in wanted and lists:
         problems.append(f"{where} holds {lists} lists of more than two answers, and {wanted['two']}")
+    if "lists" in wanted and not lists:
+        problems.append(f"{where} holds {pairs} pairs and no list of more than two answers, and {wanted['lists']}")
     if "rationales" in wanted and not any(g.rationale for split, g in imported.groups() if split == "pref"):
         problems.append(f"{where} holds no preference with a rationale, and {wanted['rationales']}")
     return problems
@@ -83,10 +87,15 @@ def run(context: Context) -> None:
     from pipeline import tables
     from pipeline.formats import overlap
 
-    imported = _import(context.settings, context.runtime)
+    imported = _import(context.settings, context.runtime, context.work / "rows")
     total = sum(imported.counts.values())
-    context.report.progress(0, total, "groups")
-    tables.write_several(context.out, SPLITS, imported.groups())
+    resumed = _format(context.settings).plugin.resumed is not None
+    written = {split: tables.count(context.out / split) if resumed else 0 for split in SPLITS}
+    context.report.progress(sum(written.values()), total, "groups")
+    if resumed:
+        tables.write_several(context.out, SPLITS, imported.groups(written), begun=True)
+    else:
+        tables.write_several(context.out, SPLITS, imported.groups())
     context.report.progress(total, total, "groups")
     for reason, number in imported.dropped.items():
         context.report.drop(reason, number)
@@ -111,21 +120,32 @@ def says(counts: Counts) -> list[str]:
     return found + ([f"{overlap:,.0f} evaluation prompts are in training, too"] if overlap else [])
 
 
-def _import(settings: Settings, runtime: Runtime) -> Imported:
+def _import(settings: Settings, runtime: Runtime, folder: Path | None = None) -> Imported:
+    """folder: where what is read is kept, for formats that can."""
     part = _format(settings)
-    root = _root(part, runtime)
-    imported = part.plugin.read(root, part.settings)
+    root, resumed = _root(part, runtime), part.plugin.resumed
+    if folder is None or resumed is None:
+        imported = part.plugin.read(root, part.settings)
+    else:
+        imported = resumed(root, part.settings, folder)
     if empty := [split for split in settings.require if not imported.counts[split]]:
         found = ", ".join(f"{split} {imported.counts[split]}" for split in SPLITS)
-        raise UserError(*(_empty(split, root, found, imported.dropped) for split in empty))
+        raise UserError(*(_empty(split, _place(runtime), settings.require, found, imported.dropped) for split in empty))
     return imported
 
 
-def _empty(split: str, root: Path, found: str, dropped: dict[str, int]) -> str:
+def _place(runtime: Runtime) -> str:
+    """Where the data are, as a message begins; without a root the settings say it."""
+    return f"data.root: {runtime.root}" if runtime.root else "data.sources: what they name"
+
+
+def _empty(split: str, place: str, require: tuple[str, ...], found: str, dropped: dict[str, int]) -> str:
     needs = {"sft": "demonstrations", "pref": "preference pairs", "unlabeled": "prompts", "eval": "evaluation prompts"}
     left_out = f"; left out: {', '.join(f'{n} {reason}' for reason, n in dropped.items())}" if dropped else ""
-    ways = " (recipe=sft needs none)" if split == "pref" else ""
-    return (f"data.root: {root} gives no {needs[split]}, and this recipe needs the split {split!r}{ways}; "
+    others = ",".join(one for one in require if one != "pref")
+    ways = (f" (recipe=sft needs none; nor does a recipe that samples its pairs, with reward=rule or another scorer "
+            f"that learns from none: data.require=[{others}])") if split == "pref" else ""
+    return (f"{place} gives no {needs[split]}, and this recipe needs the split {split!r}{ways}; "
             f"found: {found}{left_out}")
 
 

@@ -19,10 +19,11 @@ class Settings:
     count: int | None = setting(low=1)  # prompts per iteration; null: all, shared by the iterations that sample
     first: int = setting(1, low=1)  # the first iteration that samples: it gets the first slice, so none is wasted
     last: int | None = setting(None, low=1, added=True)  # with count null: the last iteration that samples
+    fewer: bool = setting(False, added=True)  # a pool that is too small gives each iteration its share, up to `last`
 
     def check(self) -> list[tuple[str, str]]:
-        if self.count is None and (self.last is None or self.last < self.iteration):
-            return [("last", f"{self.last} with count null, expected the last iteration that samples")]
+        if (self.count is None or self.fewer) and (self.last is None or self.last < self.iteration):
+            return [("last", f"{self.last} with count null or fewer, expected the last iteration that samples")]
         if self.iteration < self.first:
             return [("first", f"{self.first} is after iteration {self.iteration}, expected at most that")]
         return []
@@ -46,10 +47,10 @@ def run(context: Context) -> None:
 
 def share_of(pool: int, settings: Settings) -> int:
     """Prompts of one iteration. Raises UserError where the iterations are more than the prompts."""
-    if settings.count is not None:
+    if settings.count is not None and not settings.fewer:
         return settings.count
     assert settings.last is not None
-    share = pool // (settings.last - settings.first + 1)
+    share = min(pool // (settings.last - settings.first + 1), settings.count or pool)
     if not share:
         raise UserError(f"iterations: {settings.last} share {pool} unlabeled prompts; set fewer, or give more prompts "
                         "(data.root, data.format.limits.unlabeled)")

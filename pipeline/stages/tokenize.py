@@ -1,14 +1,17 @@
 """Ids, made once where text enters: prompt ids with the generation prompt, completion ids with the stop id.
 
-Output: the tables of `data` (`sft/ pref/ unlabeled/ eval/`) with ids. Rows beyond the length limits are dropped, cut
+Output: the tables of `data` (`sft/ pref/ unlabeled/ eval/`) with ids, part by part: a killed stage goes on behind its
+last whole one. Rows beyond the length limits are dropped, cut
 or refused as the settings say, and every one is accounted for by split and reason.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pipeline import files
 from pipeline.config import setting
 from pipeline.engines.engine import model_facts
 from pipeline.errors import UserError
@@ -51,63 +54,94 @@ def run(context: Context) -> None:
     settings, model, data = context.settings, context.one("model"), context.one("data")
     encoder = folders.policy_encoder(model)
     _check_context(settings, model)
-    present = [split for split in SPLITS if (data / split).is_dir()]
-    total, done = sum(tables.count(data / split) for split in present), 0
-    for split in present:
+    parts = [(split, part) for split in SPLITS for part in tables.parts(data / split)]
+    whole, rows, total = dict[str, _Part](), Counter[str](), sum(tables.rows(part) for _, part in parts)
+    for split, part in parts:
         policy = settings.overlong_sft if split == "sft" else settings.overlong_pref
         limits = Limits(settings.max_prompt_tokens, settings.max_completion_tokens, settings.overlong_prompts, policy)
-        kept = tables.write(context.out / split, _encoded(context, data / split, split, encoder, limits))
-        done += tables.count(data / split)
-        context.report.progress(done, total, "groups")
-        context.report.count(**{split: kept})
-        if kept == 0 and tables.count(data / split):
+        made = _encoded(context, part, split, encoder, limits)
+        whole[split] = whole.get(split, _Part()) + made
+        rows[split] += tables.rows(part)
+        context.report.progress(rows.total(), total, "groups")
+    for split, found in whole.items():
+        for reason, number in found.dropped.items():
+            context.report.drop(f"{split}_{reason}", number)
+        named = {f"{split}_{name}": number for name, number in found.noted.items() if number}
+        context.report.count(**{f"{split}_tokens": found.tokens}, **named, **{split: found.kept})
+        if found.kept == 0 and rows[split]:
             raise UserError(f"tokenize: no group of {split} is left; dropped {context.report.dropped}; raise "
                             "max_prompt_tokens or max_completion_tokens")
 
 
-def _encoded(context: Context, table: Path, split: str, encoder: Encoder, limits: Limits) -> Iterator[Group]:
+@dataclass
+class _Part:
+    """What is counted of some groups of a split."""
+
+    kept: int = 0
+    tokens: int = 0
+    noted: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def __add__(self, other: "_Part") -> "_Part":
+        return _Part(self.kept + other.kept, self.tokens + other.tokens, self.noted + other.noted,
+                     self.dropped + other.dropped)
+
+
+def _encoded(context: Context, part: Path, split: str, encoder: Encoder, limits: Limits) -> _Part:
+    """Encode one part of a table, unless a killed process has."""
     from pipeline import tables
 
-    tokens, noted = 0, Counter[str]()
+    target = context.out / split / part.name
+    mark = context.work / "encoded" / f"{split}-{part.stem}.json"
+    if mark.is_file():
+        known = json.loads(mark.read_text())
+        return _Part(known["kept"], known["tokens"], Counter(known["noted"]), Counter(known["dropped"]))
+    counted = _Part()
+    tables.put_groups(target, _groups(context, part, split, encoder, limits, counted))
+    files.write_atomic(mark, json.dumps(vars(counted)))
+    return counted
+
+
+def _groups(context: Context, part: Path, split: str, encoder: Encoder, limits: Limits, counted: _Part
+            ) -> Iterator[Group]:
+    from pipeline import tables
+
     room = context.settings.max_rationale_tokens or model_facts(context.one("model")).max_position
-    for batch in tables.batches(_usable(context, tables.read(table), split, encoder, noted), _BATCH):
+    for batch in tables.batches(_usable(context, tables.read_part(part), encoder, counted), _BATCH):
         for group in rationales.encoded(batch, encoder, context.settings.rationale_order):
-            noted.update(f"{split}_unread_{name}" for name in encoder.rendering.unread(group))
+            counted.noted.update(f"unread_{name}" for name in encoder.rendering.unread(group))
             kept, reasons = limit(group, limits)
-            for reason in reasons:
-                context.report.drop(f"{split}_{reason}")
+            counted.dropped.update(reasons)
             if kept is not None:
-                kept = _explained(context, kept, room, split, noted)
-                tokens += len(kept.prompt_ids) + sum(len(c.token_ids) for c in kept.completions)
+                kept = _explained(kept, room, counted)
+                counted.kept += 1
+                counted.tokens += len(kept.prompt_ids) + sum(len(c.token_ids) for c in kept.completions)
                 yield kept
-    context.report.count(**{f"{split}_tokens": tokens}, **+noted)
 
 
-def _explained(context: Context, group: Group, room: int, split: str, noted: Counter[str]) -> Group:
+def _explained(group: Group, room: int, counted: _Part) -> Group:
     """The group, without its rationale where that is too long; either is counted."""
     if group.rationale is None:
         return group
     if len(group.rationale.prompt_ids) + len(group.rationale.token_ids) > room:
-        context.report.drop(f"{split}_long_rationale")
+        counted.dropped["long_rationale"] += 1
         return replace(group, rationale=None)
-    noted[f"{split}_rationales"] += 1
+    counted.noted["rationales"] += 1
     return group
 
 
-def _usable(
-    context: Context, groups: Iterable[Group], split: str, encoder: Encoder, noted: Counter[str]
-) -> Iterator[Group]:
+def _usable(context: Context, groups: Iterable[Group], encoder: Encoder, counted: _Part) -> Iterator[Group]:
     """The groups, without those whose system turn the template refuses where the settings say so, and those with a text
     that the tokenizer cannot write; each is counted."""
     for group in groups:
         if encoder.rendering.unwritable(group):
-            context.report.drop(f"{split}_special_text")
+            counted.dropped["special_text"] += 1
             continue
         refused = encoder.rendering.refuses(group)
         if refused and context.settings.system_turns == "drop":
-            context.report.drop(f"{split}_system_turn")
+            counted.dropped["system_turn"] += 1
             continue
-        noted[f"{split}_system_folded"] += refused
+        counted.noted["system_folded"] += refused
         yield group
 
 

@@ -2,8 +2,9 @@
 
 Inputs: `model` to start from, `groups` to train on (one or more tables), side tables of these, each only where the
 objective asks for it: `reference` (log-probs under the reference), `previous` (under the policy this iteration began
-with), `scored` (scores of groups that carry none), `weights` (factors on the groups' weights); `reference_model` (held
-in memory: token-level objectives and KTO's KL point), `optimizer` (state of an earlier train_preference to go on from).
+with), `scored` (scores of groups that carry none), `weights` (factors on the groups' weights), `replay` (which of the
+groups, with further factors); `reference_model` (held in memory: token-level objectives and KTO's KL point),
+`optimizer` (state of an earlier train_preference to go on from).
 Output: `model/`, `optimizer/` with keep_optimizer, and `ema/model/` with ema.
 """
 
@@ -113,7 +114,8 @@ def required(settings: Settings) -> dict[str, str]:
 
 def wanted(settings: Settings) -> set[str]:
     """The optional inputs these settings have a use for."""
-    return {"optimizer", "weights", *required(settings)} | ({"scored"} if needs_of(settings).scores else set())
+    scored = {"scored"} if needs_of(settings).scores else set()
+    return {"optimizer", "weights", "replay", *scored, *required(settings)}
 
 
 def wants(settings: Settings) -> dict[str, str]:
@@ -173,7 +175,7 @@ def cost(settings: Settings) -> Cost:
 STAGE = Stage(
     Settings, run, version=4,
     inputs={"model": "one", "groups": "many", "reference": "optional", "previous": "optional", "scored": "optional",
-            "weights": "optional", "reference_model": "optional", "optimizer": "optional"},
+            "weights": "optional", "replay": "optional", "reference_model": "optional", "optimizer": "optional"},
     seeded=True, runtime=TrainRuntime, distributed=True, required=required, wanted=wanted, misfit=misfit, wants=wants,
     cost=cost,
     says=told("{steps:,.0f} steps", "{groups:,.0f} groups"))

@@ -29,6 +29,8 @@ class Settings:
     held_out: float = setting(0.05, low=0.0, below=1.0)  # share of pairs that only measure accuracy
     label_smoothing: float = setting(0.0, low=0.0, below=0.5, added=True)  # share of labels taken to be wrong
     centring: float = setting(0.0, low=0.0, added=True)  # c of c (score(chosen) + score(rejected))^2 beside the loss
+    margin: float = setting(0.0, low=0.0, added=True)  # m: scores must differ by m times what the data's own do
+    margin_score: str = setting("given", added=True)  # name of the data's own score, of which the margins are made
     base: str | None = None  # a folder to train it on instead of the input `model`; with the same tokenizer
 
 
@@ -37,6 +39,7 @@ def run(context: Context) -> None:
 
     from pipeline import columns
     from pipeline.lm import adapters, examples, folders, forward, scores
+    from pipeline.lm.side_tables import SideTables
     from pipeline.training import delivered, distribute, reward, run
     from pipeline.training.loop import Job, fit
 
@@ -47,9 +50,10 @@ def run(context: Context) -> None:
     pad = folders.pad_id(folders.load_tokenizer(source))
     training, held_out = reward.split(distribute.first_then_all(
         world, lambda: examples.load(
-            columns.sources(context), context.work / "examples", stop_ids=folders.stop_ids(context.one("model")))),
+            columns.sources(context), context.work / "examples", SideTables(score=settings.margin_score),
+            folders.stop_ids(context.one("model")))),
         settings.held_out)
-    _check_pairs(training, held_out)
+    _check_pairs(training, held_out, settings)
     model = folders.load_reward(source, device, head, pad, runtime,
                                 adapters.base(trainer.adapter, trainer.precision, device))
     for part in (training, held_out):
@@ -57,7 +61,7 @@ def run(context: Context) -> None:
     scores.prepare(model, runtime.share_prefix)
     run.adapt(model, trainer, runtime, context.seed, whole=("score",))
     world = distribute.spread(world, model, runtime, trainer.precision)
-    task = reward.RewardTask(pad, settings.label_smoothing, settings.centring)
+    task = reward.RewardTask(pad, settings.label_smoothing, settings.centring, settings.margin)
     outcome = fit(model, training, task, Job(
         trainer, runtime, context.seed, context.work / "checkpoints", context.report, world=world))
     if held_out:
@@ -69,6 +73,8 @@ def run(context: Context) -> None:
     origin = run.Origin(source, lambda folder: folders.load_reward(folder, torch.device("cpu"), head, pad))
     run.deliver(model, origin, context.out, trainer, world, delivered.Probe.of(training, pad))
     context.report.count(groups=len(training), held_out_groups=len(held_out), steps=outcome.steps)
+    if settings.margin > 0.0:
+        context.report.count(groups_with_margin=sum(e.scores is not None for e in training))
 
 
 def files(settings: Settings, runtime: TrainRuntime) -> list[Path]:
@@ -98,15 +104,20 @@ def _base(context: Context) -> Path:
     return base
 
 
-def _check_pairs(training: Sequence[Example], held_out: Sequence[Example]) -> None:
+def _check_pairs(training: Sequence[Example], held_out: Sequence[Example], settings: Settings) -> None:
     if single := [e.id for part in (training, held_out) for e in part if len(e.completions) < 2]:
         raise UserError(f"train_reward: {len(single)} groups have one completion (first {single[0]!r}), expected pairs")
     if not training:
         raise UserError("train_reward: held_out leaves no pair to train on, lower it")
+    if settings.margin > 0.0 and all(e.scores is None for e in training):
+        raise UserError(f"reward.margin: none of the {len(training)} groups has a score {settings.margin_score!r}, "
+                        "whose differences are the margins; set it to 0, or stage.train_reward.settings.margin_score")
 
 
 STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "many"}, seeded=True, seed="reward",
               runtime=TrainRuntime, distributed=True, files=files, check=check,
               wants=lambda settings: {"pairs": _PAIRS},
               cost=lambda settings: Cost(weights=1, checkpoints=True),
-              says=told("held-out accuracy {held_out_accuracy:.1%}", "{steps:,.0f} steps", "{groups:,.0f} pairs"))
+              says=told("held-out accuracy {held_out_accuracy:.1%} ({held_out_accuracy_low:.1%} to "
+                        "{held_out_accuracy_high:.1%})", "length alone {held_out_length_accuracy:.1%}, chance 50 %",
+                        "{steps:,.0f} steps", "{groups:,.0f} pairs"))

@@ -15,7 +15,7 @@ from pipeline.config import load_part, setting
 from pipeline.errors import UserError
 from pipeline.records import Group, target_of
 from pipeline.rewards.contract import Desk, Scorer
-from pipeline.stage import Context, Stage, derive_seed
+from pipeline.stage import Context, Stage, derive_seed, told
 
 _RULES = {"choices": "choice", "tests": "unit_tests", "instructions": "ifeval", "answer": "maths"}  # the first there is
 
@@ -87,4 +87,6 @@ def compared(now: list[float], start: list[float], seed: int, settings: Settings
                    sum(one < 0 for one in differences), sum(one > 0 for one in differences))
 
 
-STAGE = Stage(Settings, run, version=1, inputs={"groups": "one", "start": "one"}, seeded=True)
+STAGE = Stage(Settings, run, version=1, inputs={"groups": "one", "start": "one"}, seeded=True,
+              says=told("right about {accuracy:.1%} of {questions:,.0f} questions",
+                        "the start model {start_accuracy:.1%}", "{lost:.0f} lost, {won:.0f} won"))

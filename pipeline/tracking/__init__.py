@@ -47,6 +47,8 @@ class Sink(Protocol):
 
     def finished(self, step: str, artifact: store.Artifact) -> None: ...
 
+    def failed(self, step: str, code: int) -> None: ...
+
     def close(self) -> None: ...
 
     def said(self) -> str: ...
@@ -114,10 +116,13 @@ def mirror(run_dir: Path, sinks: list[Sink], going_on: Callable[[], bool]) -> No
         more = going_on()
         numbers, reached[METRICS] = read_lines(run_dir / METRICS, reached[METRICS])
         events, reached[EVENTS] = read_lines(run_dir / EVENTS, reached[EVENTS])
-        ended = [event for event in events if event.get("event") in ("finished", "cached")]
+        ended = [event for event in events if event.get("event") in ("finished", "cached", "failed")]
         timed = [line for line in numbers + ended if isinstance(line.get("time"), int | float)]
         for line in sorted(timed, key=lambda line: line["time"]):  # a step's end comes behind its numbers
-            if "event" in line:
+            if line.get("event") == "failed":
+                for sink in sinks:
+                    sink.failed(line["step"], line.get("code", 1))
+            elif "event" in line:
                 _finished(run_dir, line, sinks, reached["artifacts"])
             else:
                 for sink in sinks:

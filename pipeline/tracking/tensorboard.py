@@ -38,6 +38,9 @@ class Mirror:
                   if isinstance(value, (int, float))}
         self._write(step, counts, 0, float(artifact.manifest["created"]))
 
+    def failed(self, step: str, code: int) -> None:
+        """Nothing: there is no scalar for it."""
+
     def close(self) -> None:
         """Write out and close every file."""
         for writer in self.writers.values():

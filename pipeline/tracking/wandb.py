@@ -1,4 +1,5 @@
-"""The W&B side of the tracking mirror: one W&B run per step, grouped by run. The one file that imports wandb.
+"""The W&B side of the tracking mirror: one W&B run per step, grouped by run, and one for the run as a whole, with its
+numbers over the iterations, grouped by sweep. The one file that imports wandb.
 
 Numbers, a table of samples and the step's artifact go there; the artifact as a reference with our digest, never as a
 copy. Without a key, or where the service cannot be reached, all of it goes to W&B's offline format for `wandb sync`.
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import columns, runs, store, tables
+from pipeline import columns, files, runs, store, tables
 from pipeline.config import setting
 from pipeline.records import Group
 
@@ -21,6 +22,7 @@ _MOST_FILES = 1_000_000  # of one artifact; W&B's own limit is 10,000
 _MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline",
           "disabled": "disabled"}  # what W&B calls them -> what is done
 ENVELOPE = ("step", "time")  # what a line of metrics.jsonl says besides numbers
+_WHOLE = ("evaluate", "diagnose", "report")  # stages whose counts are the run's numbers over the iterations
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Wandb:
     mode: str = setting("auto", choices=("auto", "online", "offline"))  # auto: online where a key is found
     init_timeout: float = setting(20.0, above=0.0)  # seconds to reach the service before going offline
     finish_timeout: float = setting(30.0, above=0.0)  # seconds a finished run waits for the mirror to finish
+    alerts: bool = False  # a W&B alert when a step fails, a gate closes, gold falls, and at the end of the run
     samples: int = setting(32, low=0)  # prompts in the table of samples of a scored step; 0: no table
 
 
@@ -65,6 +68,15 @@ def run_id(run: Mapping[str, Any], step: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", f"{run['name']}-{step}").strip("-") + f"-{mark}"
 
 
+def sweep_of(run_dir: Path) -> str | None:
+    """The sweep that the run belongs to, None for one by itself."""
+    for record in sorted((run_dir.parent.parent / "sweeps").glob("*/sweep.json")):
+        lines = files.parsed_lines(record.read_bytes().replace(b"\n", b" "), runs=list)
+        if any(isinstance(arm, dict) and arm.get("run") == run_dir.name for one in lines for arm in one["runs"]):
+            return record.parent.name
+    return None
+
+
 @dataclass
 class Mirror:
     """One step's W&B run is open at a time. `mode` falls to offline for good the first time online fails."""
@@ -81,7 +93,8 @@ class Mirror:
     def number(self, line: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
         self._turn_to(line["step"])
-        self.handle.log({key: value for key, value in line.items() if key not in ENVELOPE})
+        # at its own step: a run that goes on after a crash goes on in the same curve
+        self.handle.log({key: value for key, value in line.items() if key not in ENVELOPE}, step=int(line["at"]))
         self.sent += 1
 
     def finished(self, step: str, artifact: store.Artifact) -> None:
@@ -92,12 +105,46 @@ class Mirror:
             self._samples(step, artifact)
         self._reference(step, artifact)
         self.referenced += 1
+        if artifact.kind == "gate" and (reasons := json.loads((artifact.path / "gate.json").read_text())["reasons"]):
+            self._alert(step, f"{step} has closed", "; ".join(reasons), "WARN")
+        if artifact.kind == "report" and artifact.manifest["counts"].get("gain", 0.0) < 0:
+            gain = artifact.manifest["counts"]["gain"]
+            self._alert(step, f"the judge's win rate falls at {step}", f"{100 * gain:+.1f} points", "WARN")
+
+    def failed(self, step: str, code: int) -> None:
+        """A step's process ended badly."""
+        self._alert(step, f"failed at {step}", f"exit code {code}; align logs {self.run_dir.name}", "ERROR")
+
+    def _alert(self, step: str, what: str, text: str, level: str) -> None:
+        if self.settings.alerts:
+            self._turn_to(step)
+            self.handle.alert(f"{self.run_dir.name}: {what}"[:63], text, level)  # W&B's longest title
 
     def close(self) -> None:
-        """Finish the open W&B run."""
+        """Finish the open W&B run, after that of the run as a whole."""
+        rows = self._iterations() if self.sent or self.referenced else {}
+        for iteration, numbers in sorted(rows.items()):
+            self._turn_to("")
+            self.handle.log({"iteration": iteration, **numbers}, step=iteration)
+        outcome = json.loads((self.run_dir / "run.json").read_text()).get("outcome", "")
+        if (self.sent or self.referenced) and (outcome == runs.DONE or outcome.startswith(runs.STOPPED_BY)):
+            self._alert("", "finished", outcome, "INFO")
+        self._finish()
+
+    def _finish(self) -> None:
         if self.handle is not None:
             self.handle.finish()
         self.step, self.handle = "", None
+
+    def _iterations(self) -> dict[int, dict[str, float]]:
+        """Iteration -> "stage.count" -> value, of every finished step of _WHOLE."""
+        found: dict[int, dict[str, float]] = {}
+        for step in json.loads((self.run_dir / "run.json").read_text())["steps"]:
+            if step["stage"] in _WHOLE and step.get("iteration") and step.get("key"):
+                artifact = store.find(self.run_dir.parent.parent, step["stage"], step["key"])
+                for name, value in (artifact.manifest["counts"] if artifact else {}).items():
+                    found.setdefault(step["iteration"], {})[f"{step['stage']}.{name}"] = value
+        return found
 
     def said(self) -> str:
         """What was done, in a line."""
@@ -105,8 +152,8 @@ class Mirror:
         return f"W&B: {self.sent} lines and {self.referenced} artifact references sent {self.mode} ({self.why}){hint}"
 
     def _turn_to(self, step: str) -> None:
-        if step != self.step:
-            self.close()
+        if step != self.step or self.handle is None:
+            self._finish()
             self.step, self.handle = step, self._open(step)
 
     def _open(self, step: str) -> Any:
@@ -131,11 +178,15 @@ class Mirror:
                                   init_timeout=self.settings.init_timeout, login_timeout=self.settings.init_timeout,
                                   console="off", silent=True, disable_git=True, disable_code=True,
                                   disable_job_creation=True, x_disable_stats=True)
-        handle = wandb.init(project=self.settings.project, entity=self.settings.entity, id=run_id(run, step), name=step,
-                            group=run["name"], job_type=facts.get("stage"), config={"step": facts, **run["config"]},
-                            resume="allow", settings=settings)
-        handle.define_metric("at")
-        handle.define_metric("*", step_metric="at")
+        sweep, over = sweep_of(self.run_dir), "at" if step else "iteration"
+        typed = dict(word.partition("=")[::2] for word in run.get("overrides", []))
+        handle = wandb.init(project=self.settings.project, entity=self.settings.entity, id=run_id(run, step),
+                            name=step or run["name"], group=run["name"] if step else sweep or run["name"],
+                            job_type=facts.get("stage") if step else "run", tags=[sweep[:64]] if sweep else None,
+                            config={"step": facts, "sweep": sweep, "set": typed, **run["config"]}, resume="allow",
+                            settings=settings)
+        handle.define_metric(over)
+        handle.define_metric("*", step_metric=over)
         return handle
 
     def _reference(self, step: str, artifact: store.Artifact) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.lm import packed
+from pipeline.lm import forward, packed
 from pipeline.lm.examples import Example, ids_of, subset
 from pipeline.lm.packed import unique_tokens
 from pipeline.lm.scores import group_scores
@@ -24,12 +24,15 @@ class RewardTask:
     """L = -log sigmoid(score(chosen) - score(rejected)), averaged over the rejected completions of a group.
 
     label_smoothing = e: (1 - e) of that and e of the loss of the pair turned round. centring = c: and c times
-    (score(chosen) + score(rejected))^2, which keeps scores around 0 (Eisenstein et al. 2023: 0.01).
+    (score(chosen) + score(rejected))^2, which keeps scores around 0 (Eisenstein et al. 2023: 0.01). margin = m: the
+    difference of the two scores has to exceed m times that of what the data say of them, Example.scores (Touvron et al.
+    2023, Llama 2, Eq. 2); 0 for a group that carries none.
     """
 
     pad: int
     label_smoothing: float = 0.0
     centring: float = 0.0
+    margin: float = 0.0
     normalise: str = "groups"
     whole: bool = False
     state: dict[str, Tensor] = field(default_factory=dict)  # none
@@ -50,9 +53,10 @@ class RewardTask:
         margins = scores[:, :1] - scores[:, 1:]  # (G, K - 1)
         others = present[:, 1:]
         number = others.sum(1)
-        each = functional.softplus(-margins)
+        above = margins - self.margin * _wanted(examples, margins) if self.margin > 0.0 else margins
+        each = functional.softplus(-above)
         if self.label_smoothing > 0.0:
-            each = (1.0 - self.label_smoothing) * each + self.label_smoothing * functional.softplus(margins)
+            each = (1.0 - self.label_smoothing) * each + self.label_smoothing * functional.softplus(above)
         if self.centring > 0.0:
             each = each + self.centring * (scores[:, :1] + scores[:, 1:]).square()
         losses = (each * others).sum(1) / number
@@ -62,6 +66,16 @@ class RewardTask:
                        "chosen_reward": scores[:, 0].detach(),
                        "rejected_reward": (scores[:, 1:].detach() * others).sum(1) / number}
         return losses, metrics, examples
+
+
+def _wanted(examples: Sequence[Example], like: Tensor) -> Tensor:
+    """(G, K - 1) by how much completion 0 is better than each other one by what the data say; 0 where they do not."""
+    wanted = torch.zeros_like(like)
+    for g, example in enumerate(examples):
+        if example.scores is not None:
+            first, *others = example.scores
+            wanted[g, :len(others)] = torch.tensor([first - other for other in others])
+    return wanted
 
 
 def split(examples: Sequence[Example], fraction: float) -> tuple[Sequence[Example], Sequence[Example]]:
@@ -76,7 +90,7 @@ def split(examples: Sequence[Example], fraction: float) -> tuple[Sequence[Exampl
 def accuracy(model: Any, examples: Sequence[Example], pad: int, tokens_per_batch: int) -> dict[str, float]:
     """What held-out comparisons say of the scores: see `measured`."""
     margins, longer = list[float](), list[int]()
-    for micro in packed.micro_batches(examples, tokens_per_batch):
+    for micro in packed.micro_batches(examples, tokens_per_batch, padded=not forward.is_shared(model)):
         some = [examples[i] for i in micro]
         scores, present = group_scores(model, some, pad)
         margins += (scores[:, :1] - scores[:, 1:])[present[:, 1:]].tolist()
@@ -87,7 +101,7 @@ def accuracy(model: Any, examples: Sequence[Example], pad: int, tokens_per_batch
 def measured(margins: Sequence[float], longer: Sequence[int], groups: int) -> dict[str, float]:
     """Numbers of comparisons with these margins, score(preferred) - score(other).
 
-    accuracy             share with a margin above 0; _low, _high: its Wilson interval, 95 %, over `groups`
+    accuracy             share with a margin above 0, a tie a half; _low, _high: Wilson interval (95 %) over `groups`
     margin               its mean
     ece                  expected calibration error (Guo et al. 2017): in 10 bins of confidence sigmoid(|margin|), the
                          mean distance between confidence and accuracy
@@ -97,7 +111,7 @@ def measured(margins: Sequence[float], longer: Sequence[int], groups: int) -> di
 
     longer: tokens of the preferred one less those of the other.
     """
-    right = [float(margin > 0) for margin in margins]
+    right = [outcome(margin, 0.0) for margin in margins]
     share = fmean(right)
     low, high = wilson(share, groups)
     sides = [[one for one, more in zip(right, longer, strict=True) if sign * more > 0] for sign in (1, -1)]

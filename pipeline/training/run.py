@@ -79,7 +79,8 @@ def train(
     if ema is not None:
         average.put(outcome.averages, model)
         deliver(model, origin, context.out / "ema", trainer, world, probe)
-    context.report.count(groups=len(examples), steps=outcome.steps, **_by_table(context.inputs["groups"]),
+    tables_of = () if context.inputs.get("replay") else context.inputs["groups"]
+    context.report.count(groups=len(examples), steps=outcome.steps, **_by_table(tables_of),
                          completion_tokens=sum(e.completion_tokens for e in examples),
                          parameters=sum(throughput.weights(p) for p in model.parameters()))
 
@@ -151,7 +152,8 @@ def load_examples(
     """The groups of `context`, checked against the token contract and the objective."""
     def load() -> Sequence[data.Example]:
         beside = SideTables(score=score, **{field: context.inputs.get(name, ()) for field, name in (
-            ("reference", "reference"), ("previous", "previous"), ("scores", "scored"), ("weights", "weights"))})
+            ("reference", "reference"), ("previous", "previous"), ("scores", "scored"), ("weights", "weights"),
+            ("replay", "replay"))})
         return data.load(columns.sources(context), context.work / "examples", beside,
                          folders.stop_ids(context.one("model")), weights,
                          needs_of(parts.objective, parts.auxiliary).rationale)

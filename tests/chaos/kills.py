@@ -28,12 +28,11 @@ from typing import Any
 import psutil
 
 from tests.chaos import small
-from tests.chaos.profiles import ENGINE, PROFILES, TURN, WATCHERS, Profile, kind_of, victims
+from tests.chaos.profiles import ENGINE, PROFILES, RANKS, TURN, WATCHERS, Profile, kind_of, victims
 
-_STARTED = 2.0  # seconds until the first stage of a resumed run works
 _END = 60.0  # seconds that a run may take to end after a kill: its grace period, with room on a busy machine
 _LONGEST = 600.0  # seconds of an undisturbed run
-_FIND = 3.0  # seconds to wait for a victim to be there
+_FIND = 1.0  # seconds to wait for a victim to be there
 
 
 @dataclass
@@ -45,6 +44,7 @@ class Seen:
     index: int
     commit: str = ""
     kills: list[dict[str, Any]] = field(default_factory=list)  # victim, what was hit, in which step, exit code
+    missed: list[str] = field(default_factory=list)  # victims that were not there when their turn came
     faults: list[str] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -68,11 +68,11 @@ def kill(name: str, mark: str, forking: small.Warm | None, rng: random.Random, w
     return {"victim": name, "hit": sorted(hit), "during": during} if hit else {}
 
 
-def one_run(profile: str, seed: int, index: int, folder: Path, reference: Path, rows: Path, took: float,
+def one_run(profile: str, seed: int, index: int, folder: Path, reference: Path, rows: Path,
             forking: small.Warm | None) -> Seen:
-    """Run it to its end under the kills that (seed, profile, index) draw. took: seconds the undisturbed run took."""
+    """Run it to its end under the kills that (seed, profile, index) draw."""
     spec, seen, began = PROFILES[profile], Seen(seed, profile, index, small.commit()), time.monotonic()
-    rng = random.Random(f"{seed} {profile} {index}")
+    rng, steps = random.Random(f"{seed} {profile} {index}"), len(small.made(reference))
     mark, workspace = f"{os.getpid()}-{seed}-{profile}-{index}", folder / "workspace"
     environment = small.environment(folder, mark, forking.address if forking else None, **spec.environment)
     argv = small.command(workspace, rows, *spec.words, recipe=spec.recipe)
@@ -82,7 +82,8 @@ def one_run(profile: str, seed: int, index: int, folder: Path, reference: Path, 
         with log.open("ab") as file:
             process = subprocess.Popen(argv, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
         known: set[psutil.Process] = set()
-        made = _disturb(process, spec, workspace, mark, forking, rng, took, len(seen.kills), known)
+        made = _disturb(process, spec, workspace, mark, forking, rng, steps, len(seen.kills), known,
+                        seen.missed)
         killed = [str(one["victim"]) for one in made]
         try:
             code = process.wait(_END if killed and killed[-1] not in WATCHERS else _LONGEST)
@@ -120,37 +121,47 @@ def one_run(profile: str, seed: int, index: int, folder: Path, reference: Path, 
 
 
 def _disturb(process: subprocess.Popen[bytes], spec: Profile, workspace: Path, mark: str, forking: small.Warm | None,
-             rng: random.Random, took: float, before: int, known: set[psutil.Process]) -> list[dict[str, Any]]:
+             rng: random.Random, steps: int, before: int, known: set[psutil.Process],
+             missed: list[str]) -> list[dict[str, Any]]:
     """Kill until a kill ends the run, or it has ended by itself; what each kill hit, and in which step.
 
-    known: gets the processes there were before each.
+    Each comes a while after so many further steps have ended: so kills are spread over the whole run, however fast the
+    machine is. steps: of the run. known: gets the processes there were before each. missed: gets
+    the victims that were not there.
     """
     made: list[dict[str, Any]] = []
+    most = 3 * steps // (2 * spec.kills)
     while before + len(made) < spec.kills:
-        name, wait = rng.choice(spec.victims), rng.uniform(0.1, _STARTED + 2 * min(took, spec.usual) / spec.kills)
+        name, further, wait = rng.choice(spec.victims), rng.randint(0, most), rng.uniform(0.1, spec.wait)
+        if not small.gets_on(process, workspace, 0 if name in RANKS else further):
+            return made
+        while name in RANKS and process.poll() is None and not victims(name, mark, forking):
+            time.sleep(0.1)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(wait)
             return made
         known |= set(small.marked(mark))
         if one := kill(name, mark, forking, rng, workspace):
-            made.append({**one, "after": round(wait, 2)})
+            made.append({**one, "further": further, "after": round(wait, 2)})
             if name not in WATCHERS:
                 return made
+        else:
+            missed.append(name)
+            most = 0  # the next one soon
     return made
 
 
-def undisturbed(profile: str, place: Path, rows: Path, forking: small.Warm | None) -> tuple[Path, float]:
-    """The workspace of a run that nobody disturbs, made once, and the seconds it took."""
-    spec, workspace, known = PROFILES[profile], place / profile, place / f"{profile}.json"
+def undisturbed(profile: str, place: Path, rows: Path, forking: small.Warm | None) -> Path:
+    """The workspace of a run that nobody disturbs, made once."""
+    spec, workspace, known = PROFILES[profile], place / profile, place / f"{profile}.made"
     if not known.exists():
         shutil.rmtree(workspace, ignore_errors=True)
         environment = small.environment(place, "undisturbed", forking.address if forking else None, **spec.environment)
-        began = time.monotonic()
         done = subprocess.run(small.command(workspace, rows, *spec.words, recipe=spec.recipe), env=environment,
                               text=True, capture_output=True, timeout=_LONGEST)
         assert done.returncode == 0, done.stdout + done.stderr
-        known.write_text(json.dumps(round(time.monotonic() - began, 2)))
-    return workspace, float(json.loads(known.read_text()))
+        known.touch()
+    return workspace
 
 
 @contextlib.contextmanager
@@ -162,10 +173,10 @@ def ready(place: Path, profiles: set[str]) -> Iterator[Callable[[str, int, int],
 
         def play(profile: str, seed: int, index: int) -> Seen:
             forking = server if PROFILES[profile].warm else None
-            reference, took = undisturbed(profile, place, rows, forking)
+            reference = undisturbed(profile, place, rows, forking)
             folder = place / f"run-{seed}-{profile}-{index}"
             shutil.rmtree(folder, ignore_errors=True)
-            seen = one_run(profile, seed, index, folder, reference, rows, took, forking)
+            seen = one_run(profile, seed, index, folder, reference, rows, forking)
             if not seen.faults and not seen.differing:
                 shutil.rmtree(folder)
             return seen
@@ -180,6 +191,7 @@ def summary(seen: list[Seen]) -> str:
     return (f"{len(kills)} kills in {len(seen)} runs on {', '.join(sorted({one.commit for one in seen}))}\n"
             f"of: {_tally(str(kill['victim']) for kill in kills)}\n"
             f"hit: {_tally(kind for kill in kills for kind in kill['hit'])}\n"
+            f"missed: {_tally(name for one in seen for name in one.missed)}\n"
             f"in: {_tally(str(kill['during']).partition('[')[0] for kill in kills)}\n"
             f"{sum(len(one.differing) for one in seen)} files differ, {sum(len(one.faults) for one in seen)} faults; "
             f"every process gone within {slowest:.1f} s; {sum(one.seconds for one in seen) / 60:.1f} minutes")

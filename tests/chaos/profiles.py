@@ -39,8 +39,9 @@ KINDS: dict[str, Callable[[list[str]], bool]] = {  # by the words of their comma
     "tracker": _inner("pipeline.tracking"),
 }
 ENGINE = ("keeper", "engine supervisor", "engine", "core", "engine worker")
-WATCHERS = ("prefect", "tracker", *ENGINE)  # the run goes on without them
-OWN = ("command", "outer supervisor", "driver", "stage supervisor", "stage", "warm process")
+WATCHERS = ("prefect", "tracker", "warm process", *ENGINE)  # the run goes on without them
+RANKS = ("rank", "launcher")  # they are there while a stage trains in two processes
+FIVE = ("command", "outer supervisor", "driver", "stage supervisor", "stage")
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class Profile:
     """A kind of run: what it is told beside `small.SMALL`, and who is killed in it."""
 
     words: tuple[str, ...] = ("engine=transformers",)
-    victims: tuple[str, ...] = (*OWN, "everything")
+    victims: tuple[str, ...] = (*FIVE, "warm process", "everything")
     kills: int = 12  # of one run
-    usual: float = 20.0  # seconds of an undisturbed run at most, for the draw of moments
+    wait: float = 1.5  # seconds at most between the end of a step and a kill
     warm: bool = True  # stages fork from a process that has torch imported
     environment: dict[str, str] = field(default_factory=lambda: small.NOWHERE)
     recipe: str = "pco"
@@ -60,20 +61,21 @@ class Profile:
 PROFILES = {
     "plain": Profile(),
     "short": Profile(kills=6),
-    "cold": Profile(words=("engine=transformers", "iterations=1"), kills=6, usual=60.0, foreign=True,
+    "cold": Profile(words=("engine=transformers", "iterations=1"), kills=6, wait=12.0, foreign=True,
                     environment={**small.NOWHERE, COLD: "sft,generate,score,reference_logprobs"}),
     "observed": Profile(
-        words=("engine=transformers", "tracking=wandb"), kills=8, environment={"WANDB_MODE": "offline"}, foreign=True,
+        words=("engine=transformers", "tracking=wandb"), kills=8, wait=3.0, foreign=True,
+        environment={"WANDB_MODE": "offline"},
         victims=("prefect", "prefect", "tracker", "tracker", "command", "driver", "everything")),
     # Training starts cold: torchrun in a fork of the warm server would not be a child of its supervisor.
     "two": Profile(
         words=("engine=transformers", "hardware.training.processes=2", "hardware.training.strategy=ddp",
-               "iterations=1"), kills=6, usual=60.0, foreign=True,
+               "iterations=1"), kills=6, wait=12.0, foreign=True,
         environment={**small.NOWHERE, COLD: "sft,train_reward,train_preference"},
         victims=("rank", "rank", "rank", "launcher", "launcher", "stage supervisor", "everything")),
     "vllm": Profile(
         words=("engine.max_sequences=16", "model.arch.hidden_size=64", "model.arch.intermediate_size=128"),
-        foreign=True, kills=3, usual=60.0, victims=(*ENGINE, "stage", "driver", "everything")),
+        foreign=True, kills=3, wait=20.0, victims=(*ENGINE, "stage", "driver", "everything")),
 }
 # Most runs are of the kind that costs least; one of these a turn.
 TURN = ("plain", "plain", "observed", "plain", "two", "plain", "vllm", "plain", "observed", "cold")
@@ -83,7 +85,7 @@ def victims(name: str, mark: str, forking: small.Warm | None) -> list[psutil.Pro
     """The living processes of that name. A stage that is no process of the run's own is a fork of the warm server."""
     found = small.marked(mark)
     forks = forking.forks() if forking else []
-    if name in ("rank", "launcher"):
+    if name in RANKS:
         ranks = [p for p in found if _is_rank(p)]
         return ranks if name == "rank" else [p for p in map(psutil.Process.parent, ranks[:1]) if p is not None]
     if name == "everything":

@@ -95,14 +95,15 @@ def environment(folder: Path, mark: str, forking: Path | None, **more: str) -> d
 
 def marked(mark: str) -> list[psutil.Process]:
     """Every living process of the run under test, whoever its parent is, and what those have started: one that gives
-    itself a title, as vLLM's engine does, has no environment left to be found by."""
-    found, wanted = {}, f"{MARK}={mark}".encode()
+    itself a title, as a fork of the warm process and vLLM's engine do, has no environment left to be found by."""
+    found, parents, wanted = {}, {}, f"{MARK}={mark}".encode()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
+            parents[process] = process.ppid()
             if wanted in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
                 found[process.pid] = process
-                if "vllm.entrypoints.openai.api_server" in words(process):
-                    found |= {child.pid: child for child in process.children(recursive=True)}
+    while more := {p.pid: p for p, parent in parents.items() if parent in found and p.pid not in found}:
+        found |= more
     return [process for process in found.values() if alive(process)]
 
 
@@ -201,6 +202,23 @@ def running(workspace: Path, mark: str) -> str:
     if run is not None and run.outcome == runs.DONE:
         return END
     return next((step["name"] for step in run.steps if step["state"] == "running"), BETWEEN) if run else START
+
+
+def gets_on(process: subprocess.Popen[bytes], workspace: Path, further: int) -> bool:
+    """Wait until the run has finished so many further steps; False where it ended before."""
+    begun = _finished(workspace)
+    while process.poll() is None:
+        if _finished(workspace) >= begun + further:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _finished(workspace: Path) -> int:
+    """Steps that the run has finished, by its events."""
+    path = runs.folder(workspace, "small") / "events.jsonl"
+    lines = files.parsed_lines(path.read_bytes(), event=str) if path.exists() else []
+    return sum(line["event"] == "finished" for line in lines)
 
 
 def twice(workspace: Path) -> list[str]:

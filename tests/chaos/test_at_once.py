@@ -76,7 +76,7 @@ def test_eight_processes_hammer_the_store(seconds, tmp_path):
 @pytest.fixture
 def start(reference, forking, tidy, tmp_path):
     """start("name", ...) -> a small run of that name in the one workspace of the test."""
-    rows, _, _ = reference
+    rows, _ = reference
 
     def begin(name: str, *more: str) -> subprocess.Popen[str]:
         environment = small.environment(tmp_path, tidy, forking.address, **small.NOWHERE)
@@ -139,7 +139,7 @@ def test_a_store_that_was_moved_is_whole(reference, forking, tidy, tmp_path):
     """Another path, the same bytes: every step of the run is found done there."""
     import shutil
 
-    rows, undisturbed, _ = reference
+    rows, undisturbed = reference
     moved = tmp_path / "another name"
     shutil.copytree(undisturbed, moved)
     environment = small.environment(tmp_path, tidy, forking.address, **small.NOWHERE)

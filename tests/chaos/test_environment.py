@@ -29,7 +29,7 @@ ANOTHER_JOB = {
 def test_a_poor_environment_changes_no_byte_and_keys_are_nowhere(reference, forking, tidy, tmp_path):
     """Of another job, without HOME, in the C locale, umask 077, and every kind of key set: the SFT recipe ends as it
     does elsewhere, only its owner may read what it wrote, and no file and no command line has a key in it."""
-    rows, undisturbed, _ = reference
+    rows, undisturbed = reference
     environment = small.environment(tmp_path, tidy, forking.address, **small.NOWHERE, **ANOTHER_JOB, **canaries.KEYS,
                                     WANDB_MODE="offline")
     del environment["HOME"]
@@ -59,7 +59,7 @@ def _same(workspace: Path, undisturbed: Path) -> None:
 def test_a_clock_that_jumps_changes_no_byte(reference, forking, tidy, tmp_path):
     """By a day back, a year on and back to 1975 and so on, several times a second, for command, driver and supervisors;
     afterwards runs can be listed, and what is not needed be removed."""
-    rows, undisturbed, _ = reference
+    rows, undisturbed = reference
     library = tmp_path / "clock.so"
     subprocess.run([os.environ.get("CC", "cc"), "-shared", "-fPIC", "-O1", "-o", library,
                     small.ROOT / "tests/chaos/clock.c", "-ldl"], check=True)
@@ -124,7 +124,7 @@ READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift &&
 @pytest.mark.parametrize("words", [["plan"], pytest.param(["run", "engine=transformers"], marks=pytest.mark.long)])
 def test_an_installation_that_is_read_only(words, reference, tidy, tmp_path):
     """Nothing is written beside the code."""
-    rows, undisturbed, _ = reference
+    rows, undisturbed = reference
     code = shutil.copytree(small.ROOT, tmp_path / "code", ignore=shutil.ignore_patterns(
         ".git", "workspace", "build", "tests", "docs", "__pycache__"))
     first, *more = words
@@ -144,7 +144,7 @@ def test_an_installation_that_is_read_only(words, reference, tidy, tmp_path):
 def test_a_user_without_a_name_or_home(words, reference, tidy, tmp_path):
     """A uid that no list of users has, as in a container, with neither HOME nor USER, and temporary files in a folder
     that may not be written."""
-    rows, undisturbed, _ = reference
+    rows, undisturbed = reference
     first, *more = words
     command = small.command(tmp_path / "ws", rows, *more, recipe="sft")
     command[3] = first

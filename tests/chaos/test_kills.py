@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 
 def test_a_run_killed_at_random_makes_what_an_undisturbed_one_makes(reference, forking, tmp_path):
     """Command, driver, a supervisor or a stage, or all of them at once, by SIGKILL; the same command after each."""
-    rows, undisturbed, took = reference
-    seen = kills.one_run("short", 3, 0, tmp_path, undisturbed, rows, took, forking)
+    rows, undisturbed = reference
+    seen = kills.one_run("short", 3, 0, tmp_path, undisturbed, rows, forking)
     assert (seen.faults, seen.differing) == ([], [])
     assert len(seen.kills) >= 3
     assert all(kill["hit"] and kill["during"] and kill["code"] for kill in seen.kills)
@@ -56,7 +56,7 @@ def test_what_a_run_left_is_compared(reference, tmp_path):
     """Each check of the series finds what it is there for."""
     import shutil
 
-    _, undisturbed, _ = reference
+    _, undisturbed = reference
     copy = tmp_path / "workspace"
     shutil.copytree(undisturbed, copy, symlinks=True)
     assert small.differing(copy, undisturbed) == [] and small.odd_numbers(copy, undisturbed, 0) == []

@@ -25,7 +25,7 @@ PROMPT = 30.0  # seconds
 @pytest.fixture
 def start(reference, forking, tidy, tmp_path):
     """start(...) -> a small run whose SFT takes long, as Popen with these options."""
-    rows, _, _ = reference
+    rows, _ = reference
 
     def begin(*more: str, **options: object) -> subprocess.Popen[str]:
         environment = small.environment(tmp_path, tidy, forking.address, **small.NOWHERE)

@@ -47,6 +47,13 @@ def test_offsets_average_over_the_pairs_that_reach_them():
     assert rows[1]["pairs"] == 1
 
 
+def test_the_distance_of_pairs_is_that_of_their_tokens():
+    """(1, 2) to (1, 3): one of two; (1,) to (1, 5, 6): two of three. The mean is 7/12."""
+    pairs = [PairLogps((1, 2), (1, 3), [0, 0], [0, 0], [0, 0], [0, 0]),
+             PairLogps((1,), (1, 5, 6), [0], [0, 0, 0], [0], [0, 0, 0])]
+    assert summarise(pairs).edit_distance == pytest.approx(7 / 12)
+
+
 def test_places_by_hand():
     """Before: token 0. At: token 1. After: the rest, two tokens of the rejected answer: (-0.5 - 0.2) / 2 = -0.35."""
     found = by_place([PAIR])

@@ -50,7 +50,7 @@ def test_seeds_are_one_arm_and_only_what_differs_is_shown(three: Path, capsys: p
     assert compare(["a", "b", "c", f"workspace={three}"]) == 0
     rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert rows[1:4] == ["arm objective runs", "A dpo 2", "B ipo 1"]
-    assert [row for row in rows if row.startswith("A 1 2 50.0 ± 14.1 ") and row.endswith("41.0 ± 0.0")]
+    assert [row for row in rows if row.startswith("A 1 2 50.0 ± 14.1 ") and row.endswith(" 41.0 ± 0.0 none none")]
     assert [row for row in rows if row.startswith("B 2 1 100.0 100.0 to 100.0")]
     assert [row.split()[:4] for row in rows if row.startswith("B2 - A2")] == [["B2", "-", "A2", "+40.0"]]
     assert "trainer" not in " ".join(rows)

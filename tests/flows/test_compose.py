@@ -111,7 +111,7 @@ OPTIONS = [(group, name) for group in settings.groups(CONF) if group != "recipe"
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_with_all_its_settings(group, option):
     """A key that is not there could not be given on the command line."""
-    composed = compose(["recipe=mcpo", f"{group}={option}"])
+    composed = compose(["recipe=mcpo_instruct", f"{group}={option}"])
     assert composed.choices[group] == option
     package = settings.PACKAGES.get(group, settings.Package("", ""))
     node = composed.config[group][package.key] if package.key else composed.config[group]
@@ -206,12 +206,12 @@ def test_what_cannot_work_together_is_said_before_anything_runs():
 
 def test_a_gate_needs_a_judge_that_is_not_the_reward_it_watches():
     """Data without a judge of its own is judged by the learned reward: it cannot part from itself."""
-    plain = ("recipe=mcpo", "gate=stop", "evaluation.score=reward")
+    plain = ("recipe=mcpo_instruct", "gate=stop", "evaluation.score=reward")
     (problem,) = _problems(*plain)
     assert problem.startswith("gate.win_rate_fall: 0.0 stops where the judge's win rate falls while the learned reward")
     assert "gate.win_rate_fall=null" in problem
-    assert _steps(*plain, "gate.win_rate_fall=null") and _steps("recipe=mcpo", "gate=stop")
-    assert _steps("recipe=mcpo", "evaluation.score=reward")  # no gate
+    assert _steps(*plain, "gate.win_rate_fall=null") and _steps("recipe=mcpo_instruct", "gate=stop")
+    assert _steps("recipe=mcpo_instruct", "evaluation.score=reward")  # no gate
 
 
 def test_problems_of_all_layers_come_together():
@@ -308,8 +308,8 @@ def test_precision_reaches_every_stage_that_multiplies_and_a_choice_wins():
 
 def test_more_negatives_than_candidates_are_refused():
     """mcpo samples 6 completions a prompt: the best, and 5 candidates."""
-    assert "train[1]" in _steps("recipe=mcpo", "negatives.m=5")
-    (problem,) = _problems("recipe=mcpo", "negatives.m=6")
+    assert "train[1]" in _steps("recipe=mcpo_instruct", "negatives.m=5")
+    (problem,) = _problems("recipe=mcpo_instruct", "negatives.m=6")
     assert problem.startswith("negatives.m: 6 with 5 candidates")
 
 

@@ -33,7 +33,25 @@ def test_show_then_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_what_is_to_be_done_must_be_said(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["data", "look"]) == 2
-    assert "show or check" in capsys.readouterr().err
+    assert "show, check or build" in capsys.readouterr().err
+
+
+def test_pairs_are_built_and_their_distance_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Two words of four in each other's place: two substitutions of four. Of tokens, of any pairs: show."""
+    (tmp_path / "a.jsonl").write_text("".join(
+        json.dumps({"prompt": f"Say four, number {i}.", "answer": "one two three four"}) + "\n" for i in range(60)))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["data", "build", "swap", "a.jsonl", "seed=1"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "pairs/swap.jsonl: 60 rows of 60 normalised edit distance 50.0% of the words" in told
+    rows = [json.loads(line) for line in (tmp_path / "pairs" / "swap.jsonl").read_text().splitlines()]
+    assert {tuple(sorted(row["rejected"].split())) for row in rows} == {("four", "one", "three", "two")}
+    assert cli.main(["data", "show", "pairs/swap.jsonl", "--rows", "0"]) == 0
+    assert "pref: normalised edit distance of chosen and rejected" in capsys.readouterr().out
+    for words, said in (["swop", "a.jsonl"], "no builder named 'swop' (did you mean swap?)"), (
+            ["swap"], "PATH: missing"), (["swap", "b.jsonl", "sed=1"], "sed: unknown here"):
+        assert cli.main(["data", "build", *words]) == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "script"), [("Hello", "latin"), ("Привет, all", "cyrillic"), ("你好", "cjk"),

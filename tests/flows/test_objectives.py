@@ -29,9 +29,10 @@ pytestmark = pytest.mark.slow
 # The others make groups that one objective takes, which brings them along.
 SELECTIONS = [name for name in options(CONF, "selection")
               if name not in ("drafts", "drawn", "pair_and_samples", "policy_and_reference")]
-MORE = {"best_rest": ["objective=rnce"],
+MORE = {"best_rest": ["objective=rnce"], "best_rest_varied": ["objective=rnce", "selection.swapped=added"],
         "relabel": ['selection.text="Score {goal}."']}  # its own text alone would fill this world's context
-OTHER_SCORES = {"best_rest", "cdr", "maxmin", "spa", "upo"}  # of another policy; of the scorer they bring along
+# of another policy; of the scorer they bring along
+OTHER_SCORES = {"best_rest", "best_rest_varied", "cdr", "maxmin", "spa", "upo"}
 
 
 def kind(name: str) -> tuple[Any, ...]:

@@ -51,7 +51,7 @@ def test_what_recipes_do_without_a_word() -> None:
 
 @pytest.mark.parametrize(("recipe", "groups"), [
     ("iterative_dpo", ["tokens/pref", "pairs[2]/groups", "pairs[3]/groups"]),
-    ("mcpo", ["pairs[1]/groups", "pairs[2]/groups", "pairs[3]/groups"]), ("online_dpo", ["pairs[3]/groups"])])
+    ("mcpo_instruct", ["pairs[1]/groups", "pairs[2]/groups", "pairs[3]/groups"]), ("online_dpo", ["pairs[3]/groups"])])
 def test_a_reference_that_moves_is_asked_again_about_all_groups(recipe: str, groups: list[str]) -> None:
     steps = steps_of(f"recipe={recipe}", "reference=previous", "iterations=3")
     assert source(steps, "reference[3]") == ["train[2]/model"] and source(steps, "reference[3]", "groups") == groups

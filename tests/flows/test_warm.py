@@ -85,7 +85,7 @@ def test_a_fork_is_a_step(fork, tmp_path):
     assert ended(step) == 0
     assert json.loads((tmp_path / "work" / "result.json").read_text())["counts"]["completions"] == 1
     (tmp_path / "step.log").unlink()
-    assert ended(fork()) == 0 and said(tmp_path)[0] != worker  # one after the other
+    assert ended(fork(work=f"{tmp_path / 'other'}")) == 0 and said(tmp_path)[0] != worker  # one after the other
 
 
 def test_it_ends_as_a_step_does(fork, tmp_path):

@@ -15,6 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from pipeline import store
 from pipeline.config import build
 from pipeline.errors import UserError
 from pipeline.formats import files
@@ -110,6 +111,19 @@ def test_what_datasets_saved(tmp_path):
     assert load(tmp_path / "several", split="test").facts["rows"] == 10
     assert "has no split 'dev', it has train, test" in problems(tmp_path / "several", split="dev")[0]
     assert {path.suffix for path in files.files(tmp_path / "one", files.Settings())} == {".arrow", ".json"}
+
+
+def test_a_workspace_beside_the_rows_is_no_data(tmp_path):
+    """`align data show .` in the folder of the data makes its workspace there: what the store wrote is left alone."""
+    (tmp_path / "rows.jsonl").write_bytes(JSONL)
+    alone = texts(load(tmp_path))
+    store.cached_hashes(tmp_path / "workspace", [tmp_path / "rows.jsonl"])
+    made = tmp_path / "workspace" / "runs" / "data"
+    made.mkdir(parents=True)
+    (made / "events.jsonl").write_text('{"step": "data"}\n')
+    assert (tmp_path / "workspace" / "file-hashes.json").is_file()
+    assert files.files(tmp_path, files.Settings()) == [tmp_path / "rows.jsonl"]
+    assert texts(load(tmp_path)) == alone
 
 
 def test_a_text_is_lines_or_stories(tmp_path):
@@ -284,3 +298,33 @@ def test_symbols_count_in_a_prompt_and_all_turns_where_the_opening_is_shared(tmp
     settings = build(files.Settings, {})
     keys = [entry.key for entry in files._entries(file, settings, files.Counter(), files.Problems(), files.Counter())]
     assert keys == ["1 + 1", "1 - 1", "1 + 1", "hello\x1fx\x1fa", "hello\x1fx\x1fb", long.lower(), long.lower()]
+
+
+@pytest.mark.parametrize(("row", "text", "scores"), [
+    ({"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 3, "score_rejected": 3},
+     "chosen and rejected have the same score", (3.0, 3.0)),
+    ({"prompt": "q", "chosen": "a", "rejected": "b", "chosen_rating": 2, "rejected_rating": "4.5"},
+     "the rejected answer has the higher score", (2.0, 4.5)),
+    ({"prompt": "q", "output_1": "a", "output_2": "b", "preference": 1.5}, "a tie of two answers", (0.5, 0.5)),
+    ({"prompt": "q", "responses": ["a", "b"], "scores": [2, 2]}, "no answer of the list is worse than the best",
+     (2.0, 2.0)),
+    ({"prompt": "q", "responses": ["a", "b", "c"], "scores": [2, 2, 1]}, "a list with an answer as good as the best",
+     (2.0, 2.0, 1.0)),
+])
+def test_ties_and_reversed_pairs_are_dropped_or_kept_as_a_margin_and_counted(row, text, scores, tmp_path):
+    """The margin is what the scores `given` of both sides differ by: nought, or below it."""
+    file = put(tmp_path / "a.jsonl", json.dumps(row).encode())
+    made = load(file, needed=["pref"])
+    assert made.dropped == ({} if len(scores) == 3 else {text: 1}) and f"kept: {text}" not in made.facts
+    made = load(file, needed=["pref"], ties="keep")
+    assert made.facts[f"kept: {text}"] == 1 and not made.dropped
+    (group,) = given.splits(made)["pref"]
+    assert tuple(c.scores["given"] for c in group.completions) == scores
+
+
+def test_score_columns_of_any_name(tmp_path):
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "how_good": 4, "judged": {"other": 1}}
+    made = load(put(tmp_path / "a.jsonl", json.dumps(row).encode()), needed=["pref"],
+                columns={"score_chosen": "how_good", "score_rejected": "judged.other"})
+    (group,) = given.splits(made)["pref"]
+    assert [c.scores["given"] for c in group.completions] == [4.0, 1.0] and made.unread == {"judged": 1}

@@ -30,7 +30,7 @@ def group(answer="Ducks and swans.", finish="stop", turns=1):
     return Group("g", tuple(talk[: 2 * turns - 1]), (Completion(answer, finish_reason=finish),))
 
 
-@pytest.mark.parametrize("name", ["roles", "chatml"])
+@pytest.mark.parametrize("name", ["roles", "chatml", "text"])
 @pytest.mark.parametrize("turns", [1, 2])
 @pytest.mark.parametrize("answer", ["Ducks and swans.", " leading space", "\n\nnewlines", "naïve 鴨 🦆", "<|odd|>"])
 def test_ids_are_those_of_the_whole_conversation(name, turns, answer):
@@ -42,6 +42,13 @@ def test_ids_are_those_of_the_whole_conversation(name, turns, answer):
     assert ids.count(made.tokenizer.bos_token_id) == 1 and ids[0] == made.tokenizer.bos_token_id
     assert done.completions[0].token_ids.count(made.stop_ids[0]) == 1
     assert done.completions[0].token_ids[-1] == made.stop_ids[0]
+
+
+def test_running_text_has_no_roles():
+    made = encoder("text")
+    (done,) = made.encode([group("Ducks.")])
+    assert made.tokenizer.decode(done.prompt_ids) == "<|bos|>Name three birds."
+    assert made.tokenizer.decode(done.completions[0].token_ids) == " Ducks.<|end|>"
 
 
 def test_cut_completion_has_no_stop_id():

@@ -401,6 +401,31 @@ def test_a_model_that_gives_no_number_for_a_short_text_stops_at_the_start(folder
         model.scorer(model.Settings(str(broken), "float32"))
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_a_long_row_is_not_padded_to_by_the_others(folder: Path, share: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """39 tokens among 200 rows of 6, at 60 a batch: at most 1.2 times the tokens that are there are computed, in either
+    layout, and every score is that of the row alone.
+    """
+    runtime = ModelRuntime(tokens_per_batch=60, share_prefix=share)
+    score = model.scorer(model.Settings(str(folder), "float32"), runtime=runtime)
+    sizes: list[int] = []
+    embed = transformers.models.llama.modeling_llama.LlamaModel.forward
+
+    def counted(self: Any, input_ids: Any = None, **more: Any) -> Any:
+        sizes.append(input_ids.numel())
+        return embed(self, input_ids=input_ids, **more)
+
+    monkeypatch.setattr(transformers.models.llama.modeling_llama.LlamaModel, "forward", counted)
+    groups = [replace(group_of("abcdefgh"[i % 8], prompt="a"), id=f"s{i}") for i in range(200)]
+    ((long,), *short) = score([group_of("b" * 34, prompt="a"), *groups])
+    tokens = [len(shown(tokenizer_of(), group)[0]) for group in (group_of("b" * 34, prompt="a"), *groups)]
+    assert tokens[0] == 39
+    assert sum(sizes) <= 1.2 * sum(tokens)
+    assert long == pytest.approx(score_of(folder, shown(tokenizer_of(), group_of("b" * 34, prompt="a"))[0]), abs=1e-5)
+    assert {round(one[0], 4) for one in short} == {
+        round(score_of(folder, shown(tokenizer_of(), group)[0]), 4) for group in groups[:8]}
+
+
 def test_a_long_row_changes_no_other_score_and_is_not_waited_for_twice(folder: Path) -> None:
     """A row that does not fit the 40 positions scores NaN, one that just fits its own; the short ones stay the same."""
     score = model.scorer(model.Settings(str(folder), "float32"))

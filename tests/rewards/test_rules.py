@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from pipeline.config import problems_of
+from pipeline.evaluation import diversity
 from pipeline.records import Completion, Group, Message, Target, as_json
-from pipeline.rewards import choice, ifeval, length, maths, pattern, repetition
+from pipeline.rewards import choice, ifeval, length, maths, pattern, repeats, repetition, unigram_f1
 from pipeline.rewards.contract import Desk
 
 DATA = Path(os.environ.get("ALIGNLOOP_TEST_DATA", "nowhere"))
@@ -34,6 +35,26 @@ def test_repetition() -> None:
     """Bigrams of "a b a b a": ab ba ab ba, 2 of 4 fresh; words of "x x x x": 1 of 4; too short for one: 1."""
     assert scores(repetition, group_of("a b a b a", "a"), n=2) == [[0.5, 1.0]]
     assert scores(repetition, group_of("x x x x", ""), n=1) == [[0.25, 1.0]]
+
+
+def test_repeats_counts_what_prompt_or_answer_hold_already() -> None:
+    """3-grams of the first answer: 123 and 234 stand in the prompt, 345 is new, 451 is new, 512 is new, 123 again: 3.
+    Of 7 7 7 7 7: three times 777, of which two are repeats. Nothing of two tokens repeats.
+    """
+    prompt, answers = (9, 1, 2, 3, 4), ((1, 2, 3, 4, 5, 1, 2, 3), (7, 7, 7, 7, 7), (1, 2))
+    group = Group("p", (Message("user", "hi"),), tuple(Completion("", ids) for ids in answers), prompt)
+    assert scores(repeats, group) == [[-3.0, -2.0, 0.0]]
+    assert diversity.repeats([(prompt, ids) for ids in answers]).either == pytest.approx(5 / 3)
+
+
+def test_unigram_f1_by_hand() -> None:
+    """ "The cat, a black cat!" is cat black cat; wanted: black cats sat, cat. Common: cat and black, of 3 and 4 words:
+    2 * 2 / 7. "it's" becomes it and s, as in ParlAI. Nothing in common, or nothing at all: 0.
+    """
+    group = group_of("The cat, a black cat!", "IT S", "An a the", target=Target(answer="black cats sat, cat"))
+    assert scores(unigram_f1, group) == [[pytest.approx(4 / 7), 0.0, 0.0]]
+    assert unigram_f1.f1("it's", "It s") == 1.0
+    assert math.isnan(scores(unigram_f1, group_of("x"))[0][0])
 
 
 def test_length() -> None:

@@ -20,7 +20,7 @@ import pytest
 from pipeline import web
 from pipeline.errors import UserError
 from pipeline.records import Completion, Group, Message
-from pipeline.rewards import model, served
+from pipeline.rewards import heads, model, served
 from pipeline.rewards.contract import Desk
 
 GROUPS = [Group("p", (Message("user", "hi"),), (Completion("a"), Completion("abc"))),
@@ -79,14 +79,18 @@ def test_another_number_of_outputs_is_told(url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_two_paths_one_answer(tmp_path: Path, make_model) -> None:
-    """A reward model in a vLLM pooling server and the scorer of the same folder agree."""
+@pytest.mark.parametrize("weights", [(1.0,), (0.7, -0.3, 0.0)])
+def test_two_paths_one_answer(weights: tuple[float, ...], tmp_path: Path, make_model) -> None:
+    """A reward model in a vLLM pooling server and the scorer of the same folder agree: of one output, and of three with
+    a weight each.
+    """
     import torch
     import transformers
 
     folder = make_model(tmp_path / "base")
     torch.manual_seed(1)
-    net = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
+    net = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=len(weights),
+                                                                          dtype=torch.float32)
     transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "rm")
     net.save_pretrained(tmp_path / "rm")
     with socket.socket() as free:
@@ -103,9 +107,13 @@ def test_two_paths_one_answer(tmp_path: Path, make_model) -> None:
         while not answers(f"{address}/health"):
             assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
             time.sleep(1)
-        there = served.scorer(served.Settings("rm", address), desk=Desk(answers=tmp_path / "kept"))(GROUPS[:1])
-        here = model.scorer(model.Settings(str(tmp_path / "rm"), "float32"))(GROUPS[:1])
+        asked = served.Settings("rm", address, weights=weights)
+        there = served.scorer(asked, desk=Desk(answers=tmp_path / "kept"))(GROUPS[:1])
+        of = {str(i): weight for i, weight in enumerate(weights)}
+        here = (model.scorer(model.Settings(str(tmp_path / "rm"), "float32")) if len(weights) == 1 else
+                heads.scorer(heads.Settings(str(tmp_path / "rm"), of, "float32")))(GROUPS[:1])
         assert list(there[0]) == pytest.approx(list(here[0]), abs=1e-3)
+        assert here[0][0] != pytest.approx(here[0][1], abs=1e-2), "else agreeing says nothing"
     finally:
         server.terminate()
         server.wait(60)

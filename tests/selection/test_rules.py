@@ -19,6 +19,7 @@ from pipeline.selection import (
     all_pairs,
     best_random,
     best_rest,
+    best_rest_varied,
     best_worst,
     cdr,
     drafts,
@@ -59,6 +60,7 @@ def labels(groups: list[Group], name: str = "win_rate") -> list[tuple[float, flo
 RULES: dict[str, tuple[ModuleType, dict]] = {
     "best_worst": (best_worst, {}),
     "best_rest": (best_rest, {}),
+    "best_rest_varied": (best_rest_varied, {"leave_out": 1}),
     "pair_and_samples": (pair_and_samples, {}),
     "best_random": (best_random, {}),
     "top_bottom": (top_bottom, {"k": 1}),
@@ -154,6 +156,29 @@ def test_best_first_then_the_others_by_score() -> None:
     assert texts(best_rest.select(group, best_rest.Settings())[0]) == ["bdaec"]
     assert texts(pair_and_samples.select(group, pair_and_samples.Settings())[0]) == ["bcabcde"]
     assert best_rest.select(group, best_rest.Settings(min_candidates=5)) == ([], "too_few_samples")
+
+
+def test_candidates_without_the_next_best_and_with_a_spoilt_copy_of_the_best() -> None:
+    """Scores 1, 5, 3 of a, b, c: b is preferred, c left out. The copy has b's tokens, two of them in other places,
+    its stop token last, a's score and no text yet; where b has one token only, there is none.
+    """
+    def made(**chosen: object) -> tuple[list[Group], str]:
+        return best_rest_varied.select(group, best_rest_varied.Settings(**chosen), 7)
+
+    group = group_of(1.0, 5.0, 3.0)
+    group = replace(group, completions=tuple(replace(c, token_ids=(10 + i, 20, 30, 2))
+                                             for i, c in enumerate(group.completions)))
+    assert texts(made(leave_out=1)[0]) == ["ba"] and made(leave_out=2) == ([], "too_few_samples")
+    ((added,), _), ((alone,), _) = made(swapped="added"), made(swapped="alone")
+    copy = added.completions[-1]
+    assert texts([added, alone]) == ["bca", "b"] and alone.completions[1:] == (copy,)
+    assert copy.scores == {"reward": 1.0} and copy.text == "" and copy.token_ids[-1] == 2
+    assert sum(x != y for x, y in zip(copy.token_ids, (11, 20, 30, 2), strict=True)) == 2
+    assert sorted(copy.token_ids) == [2, 11, 20, 30]
+    (listed,), _ = made(score=None, leave_out=1)  # a is preferred, the group being a list in its order
+    assert texts([listed]) == ["ac"] and [c.scores["place"] for c in listed.completions] == [0.0, -1.0]
+    group = replace(group, completions=tuple(replace(c, token_ids=(9, 9, 2)) for c in group.completions))
+    assert made(swapped="added") == ([], "no_two_different_tokens")
 
 
 def test_best_against_any_other_each_as_often() -> None:

@@ -306,7 +306,7 @@ class Engine:
     def sample(self, requests):
         for r in requests:
             ids = tuple(range(20, 20 + r.max_tokens))
-            yield Answer(tuple(Sample(ids, "length", "text", r.seed + j) for j in range(r.n)))
+            yield Answer(tuple(Sample(ids, "length", f"text {j}", r.seed + j) for j in range(r.n)))
 @contextlib.contextmanager
 def open_engine(model, settings, log):
     yield Engine()

@@ -76,8 +76,9 @@ def test_a_split_the_recipe_needs_must_not_be_empty(tmp_path: Path) -> None:
     file = write(tmp_path / "s.jsonl", {"prompt": "q", "completion": "x"})
     settings = Settings({**JSONL, "shares": {"unlabeled": 0, "eval": 0}}, require=("sft", "pref", "eval"))
     assert import_data.check(settings, Runtime(str(file))) == [
-        f"data.root: {file} gives no preference pairs, and this recipe needs the split 'pref' (recipe=sft needs none); "
-        "found: sft 1, pref 0, unlabeled 0, eval 0",
+        f"data.root: {file} gives no preference pairs, and this recipe needs the split 'pref' (recipe=sft needs none; "
+        "nor does a recipe that samples its pairs, with reward=rule or another scorer that learns from none: "
+        "data.require=[sft,eval]); found: sft 1, pref 0, unlabeled 0, eval 0",
         f"data.root: {file} gives no evaluation prompts, and this recipe needs the split 'eval'; "
         "found: sft 1, pref 0, unlabeled 0, eval 0"]
     with pytest.raises(UserError, match="no preference pairs"):

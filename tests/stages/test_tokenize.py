@@ -207,3 +207,22 @@ def test_a_setting_that_came_later_is_not_in_the_key_at_its_default():
     later = {"system_turns", "rationale_order", "max_rationale_tokens"}
     assert not later & keyed(tokenize.Settings()).keys()
     assert keyed(tokenize.Settings(system_turns="drop"))["system_turns"] == "drop"
+
+
+def test_a_killed_one_goes_on_behind_its_last_part(model, tmp_path, monkeypatch):
+    """Three parts of two groups; the last one goes missing as if it had not been written."""
+    groups = [Group(f"s{i}", ASK, (Completion("Six." if i % 3 else "seven " * 40),)) for i in range(6)]
+    tables.write(tmp_path / "data" / "sft", groups, part_size=2)
+    whole = run(tmp_path / "data", model, tmp_path / "whole")
+    first = run(tmp_path / "data", model, tmp_path / "work")
+    assert [tables.rows(part) for part in tables.parts(first.out / "sft")] == [2, 2, 2]
+    (first.out / "sft" / "part-00002.parquet").unlink()
+    (tmp_path / "work" / "encoded" / "sft-part-00002.json").unlink()
+    made = list[Path]()
+    monkeypatch.setattr(tables, "read_part", lambda part, real=tables.read_part: made.append(part) or real(part))
+    again = run(tmp_path / "data", model, tmp_path / "work")
+    assert [part.name for part in made] == ["part-00002.parquet"]
+    assert [(p.name, p.read_bytes()) for p in tables.parts(again.out / "sft")] == [
+        (p.name, p.read_bytes()) for p in tables.parts(whole.out / "sft")]
+    assert (again.report.counts, again.report.dropped) == (whole.report.counts, whole.report.dropped)
+    assert whole.report.dropped == {"sft_truncated": 2}

@@ -105,6 +105,68 @@ def test_the_same_run_again_sends_only_the_rest(run_dir: Path):
     assert sft["losses"] == [3.0, 2.5, 2.0]
 
 
+def test_a_resumed_step_goes_on_in_its_curve(run_dir: Path):
+    """Two sessions, one W&B run: each line at its own step, as read back from the offline files."""
+    for losses in ((3.0, 2.5), (2.0,)):
+        report(run_dir, "sft", *losses)
+        if len(losses) == 1:  # at 2, where the first session ended
+            lines = (run_dir / tracking.METRICS).read_text().splitlines()
+            lines[-1] = json.dumps({**json.loads(lines[-1]), "at": 2})
+            (run_dir / tracking.METRICS).write_text("\n".join(lines) + "\n")
+        with mirrored(MIRROR, run_dir, lambda line: None):
+            pass
+    paths = sorted((run_dir.parent.parent / "wandb").glob("offline-run-*/*.wandb"))
+    made = [[r for r in records(path) if r.WhichOneof("record_type") == "history"] for path in paths]
+    assert [[r.history.step.num for r in of] for of in made] == [[0, 1], [2]]
+
+
+def test_the_arms_of_a_sweep_are_grouped_with_their_numbers_over_the_iterations(run_dir: Path):
+    """A W&B run of job type `run`: what W&B's own panels compare arms by. Its settings as they were typed."""
+    workspace = run_dir.parent.parent
+    (workspace / "sweeps" / "betas").mkdir(parents=True)
+    (workspace / "sweeps" / "betas" / "sweep.json").write_text(
+        json.dumps({"name": "betas", "words": [], "runs": [{"run": "demo", "words": []}]}, indent=1))
+    record = json.loads((run_dir / "run.json").read_text())
+    for i, rate in ((1, 0.6), (2, 0.7)):
+        out = store.work_path(workspace, "evaluate", f"{i:020x}") / "out"
+        out.mkdir(parents=True)
+        (out / "evaluation.json").write_text("{}")
+        store.commit(workspace, "evaluate", f"{i:020x}", {
+            "inputs": {}, "counts": {"win_rate": rate}, "dropped": {}, "settings": {}, "version": 1, "run": "demo",
+            "step": f"evaluate[{i}]", "created": 1.0, "process_seconds": 1.0, "peak_memory_mb": 1.0})
+        record["steps"].append({"name": f"evaluate[{i}]", "stage": "evaluate", "iteration": i, "key": f"{i:020x}"})
+    (run_dir / "run.json").write_text(json.dumps({**record, "overrides": ["recipe=pco", "objective.beta=0.1"]}))
+    report(run_dir, "sft", 3.0)
+    with mirrored(MIRROR, run_dir, lambda line: None):
+        pass
+    found = sent(workspace)
+    (whole,) = [v for k, v in found.items() if v["job"] == "run"]
+    (sft,) = [v for k, v in found.items() if v["job"] == "sft"]
+    assert (whole["group"], sft["group"], sft["sweep"]) == ("betas", "demo", "betas")
+    assert whole["set"] == {"recipe": "pco", "objective.beta": "0.1"}
+    rates = [json.loads(item.value_json) for path in (workspace / "wandb").glob("offline-run-*/*.wandb")
+             for r in records(path) if r.WhichOneof("record_type") == "history" for item in r.history.item
+             if [item.key, *item.nested_key][-1] == "evaluate.win_rate"]
+    assert rates == [0.6, 0.7]
+
+
+def test_alerts_are_asked_for_and_say_what_notify_says(run_dir: Path):
+    """A failed step and the end of the run, read back from the offline files; none without tracking.wandb.alerts."""
+    record = json.loads((run_dir / "run.json").read_text())
+    record["config"]["tracking"]["wandb"]["alerts"] = True
+    (run_dir / "run.json").write_text(json.dumps({**record, "outcome": "done"}))
+    report(run_dir, "sft", 3.0)
+    event = {"step": "train[1]", "event": "failed", "time": 1.0, "code": 137, "pid": 1}
+    (run_dir / tracking.EVENTS).write_text(json.dumps(event) + "\n")
+    with mirrored(MIRROR, run_dir, lambda line: None):
+        pass
+    found = [(r.alert.title, r.alert.text, r.alert.level)
+             for path in sorted((run_dir.parent.parent / "wandb").glob("offline-run-*/*.wandb"))
+             for r in records(path) if r.WhichOneof("record_type") == "alert"]
+    assert sorted(found) == [("demo: failed at train[1]", "exit code 137; align logs demo", "ERROR"),
+                             ("demo: finished", "done", "INFO")]
+
+
 def test_nothing_is_written_outside_the_workspace(run_dir: Path, tmp_path: Path):
     report(run_dir, "sft", 3.0)
     with mirrored(MIRROR, run_dir, lambda line: None):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.lm import packed
+from pipeline.lm.examples import Example
 from pipeline.lm.packed import pack
 from pipeline.stage import derive_seed
 from pipeline.training import inputs, loop, negatives
@@ -35,6 +37,20 @@ def test_batches_from_a_step_are_the_tail_of_all_batches(size, start):
     seen = [i for batch in whole for i in batch]
     for epoch in range(len(seen) // 10):
         assert sorted(seen[10 * epoch: 10 * epoch + 10]) == list(range(10)), "every group once a pass"
+
+
+def test_a_long_row_takes_no_short_ones_with_it_where_rows_are_padded():
+    """One of 400 tokens among 60 of 20: with a budget of 420 it goes alone, the others 21 at a time. Counted by their
+    own tokens, one short row would go with it and be padded to 400, and so on at every budget.
+    """
+    def row(name, length):
+        return Example(name, np.zeros(10, np.int32), (np.zeros(length - 10, np.int32),))
+
+    examples = [row("long", 400), *(row(f"s{i}", 20) for i in range(60))]
+    cut = packed.micro_batches(examples, 420, padded=True)
+    assert [len(micro) for micro in cut] == [1, 21, 21, 18]
+    assert sum(len(micro) * examples[micro[0]].longest for micro in cut) == 400 + 60 * 20
+    assert len(packed.micro_batches(examples, 420)[0]) == 2
 
 
 def test_micro_batches_keep_groups_whole_and_within_the_budget(tiny):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -48,6 +49,29 @@ def test_label_smoothing_and_centring_by_hand(tiny):
     assert losses.tolist() == pytest.approx(by_hand, rel=1e-4)
 
 
+def test_margins_of_the_data_by_hand(tiny):
+    """L = log(1 + e^-(m - 0.5 (9 - 4))): the difference of 5 points has to show as 2.5; a pair without scores as 0."""
+    examples = [replace(e, scores=scores) for e, scores in zip(tiny.examples(3), ((9.0, 4.0), None, (1.0, 1.0)),
+                                                               strict=True)]
+    margins = [0.01 * (int(e.completions[0].sum()) - int(e.completions[1].sum())) for e in examples]
+    task = reward.RewardTask(pad=0, margin=0.5)
+    losses, metrics, _ = task.losses(Summing(0.01), examples, 0, BatchFacts.of(examples))
+    by_hand = [math.log1p(math.exp(-(m - wanted))) for m, wanted in zip(margins, (2.5, 0.0, 0.0), strict=True)]
+    assert losses.tolist() == pytest.approx(by_hand, rel=1e-4)
+    assert metrics["margin"].tolist() == pytest.approx(margins, abs=1e-4), "what is reported is the scores' own"
+
+
+def test_margins_against_several_rejected(tiny):
+    """Of a list each other answer has its own difference: 3 - 2 and 3 - 0."""
+    (example,) = tiny.examples(1, k=3)
+    sums = [int(c.sum()) for c in example.completions]
+    task = reward.RewardTask(pad=0, margin=1.0)
+    losses, _, _ = task.losses(Summing(0.01), [replace(example, scores=(3.0, 2.0, 0.0))], 0, BatchFacts.of([example]))
+    by_hand = [math.log1p(math.exp(-(0.01 * (sums[0] - s) - wanted)))
+               for s, wanted in zip(sums[1:], (1.0, 3.0), strict=True)]
+    assert losses.tolist() == pytest.approx([sum(by_hand) / 2], rel=1e-4)
+
+
 def test_what_held_out_comparisons_say_by_hand():
     """Margins ln 3 (sure 0.75) twice right, once wrong, and ln 9 (0.9) right. In the bin of 0.75: 2 right against
     3 x 0.75 expected, 0.25 too few; in that of 0.9: 0.1 more: (0.25 + 0.1) / 4. The longer one is preferred in 2 of 4,
@@ -67,6 +91,10 @@ def test_a_scorer_by_length_alone_is_right_about_nothing_else():
     found = reward.measured([4.0, 2.0, 1.0, -3.0], [4, 2, 1, -3], 4)
     assert (found["accuracy"], found["length_accuracy"], found["controlled_accuracy"]) == (0.75, 0.75, 0.5)
     assert "controlled_accuracy" not in reward.measured([1.0], [1], 1)
+
+
+def test_a_scorer_that_says_nothing_is_right_about_a_half():
+    assert reward.measured([0.0, 0.0], [1, -1], 2)["accuracy"] == 0.5
 
 
 def test_several_rejected_are_averaged(tiny):

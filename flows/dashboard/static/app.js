@@ -11,9 +11,12 @@ import { iterationsView } from "./iterations.js";
 import { trainingView } from "./training.js";
 import { samplesView } from "./samples.js";
 import { lineageView } from "./lineage.js";
+import { datasetView } from "./dataset.js";
+import { readingView } from "./verdicts.js";
+import { labelView } from "./label.js";
 
-const TABS = [["", "Run"], ["iterations", "Iterations"], ["training", "Training"], ["samples", "Samples"], ["lineage", "Lineage"]];
-const OF_RUN = { "": runView, iterations: iterationsView, training: trainingView, samples: samplesView, lineage: lineageView };
+const TABS = [["", "Run"], ["iterations", "Iterations"], ["training", "Training"], ["data", "Data"], ["samples", "Samples"], ["lineage", "Lineage"]];
+const OF_RUN = { "": runView, iterations: iterationsView, training: trainingView, data: datasetView, samples: samplesView, lineage: lineageView };
 const QUICK = 1000, CALM = 4000; // milliseconds between two questions: while a run goes on, and else
 
 const main = document.getElementById("main");
@@ -31,6 +34,8 @@ function placeOf(hash) {
   const [kind, run, tab = ""] = path.split("/").map(decodeURIComponent);
   const parameters = new URLSearchParams(query);
   if (kind === "run" && run && tab in OF_RUN) return { view: OF_RUN[tab], run, tab, parameters };
+  if (kind === "label" && run && !exported) return { view: labelView, run, parameters };
+  if (kind === "reading" && !exported) return { view: readingView, parameters };
   if (kind === "compare") return { view: compareView, parameters };
   if (exported) return { view: runView, run: exported.run, tab: "", parameters };
   return { view: runsView, parameters };
@@ -53,6 +58,7 @@ async function show() {
     const content = place.view.draw(place, ...answers);
     swap(main, content);
     sweep();
+    requestAnimationFrame(() => performance.getEntriesByName("rows").length || performance.mark("rows"));
   } else if (problem && (problem.status !== 0 || !drawn)) {
     drawn = null;
     replace(main, h("div.empty", {}, h("h2", {}, problem.status === 404 ? "Not here" : "No answer"), h("p", {}, line(problem.message)),
@@ -74,6 +80,7 @@ function header() {
   const trail = h("nav.trail", { "aria-label": "Where you are" },
     exported ? h("span.brand", {}, "alignloop") : h("a.brand", { href: "#/", "data-focus": "brand" }, "alignloop"),
     place.run && [h("span.slash", { "aria-hidden": "true" }, "/"), h("a.here", { href: `#/run/${encodeURIComponent(place.run)}`, "data-focus": "here" }, place.run)],
+    place.view === readingView && [h("span.slash", {}, "/"), h("span.here", {}, "reading a run")],
     place.view === compareView && [h("span.slash", {}, "/"), h("span.here", {}, "compare")]);
   const tabs = place.run && h("nav.tabs", { "aria-label": "Views of this run" }, TABS.map(([tab, label]) =>
     h("a", { href: `#/run/${encodeURIComponent(place.run)}${tab && `/${tab}`}`, "aria-current": tab === place.tab ? "page" : null, "data-focus": `tab-${tab}` }, label)));
@@ -81,14 +88,17 @@ function header() {
   document.title = `${place.run ? `${place.run}${place.tab ? ` · ${place.tab}` : ""} · ` : ""}alignloop`;
 }
 
-frame.go = (parameters, { push = false } = {}) => {
+// local: the answers that are here are enough for it.
+frame.go = (parameters, { push = false, local = false } = {}) => {
   for (const [key, value] of Object.entries(parameters)) {
-    if (value === null || value === "" || value === undefined || value === false) place.parameters.delete(key);
+    if (Array.isArray(value)) { place.parameters.delete(key); for (const one of value) place.parameters.append(key, one); }
+    else if (value === null || value === "" || value === undefined || value === false) place.parameters.delete(key);
     else place.parameters.set(key, value === true ? "1" : value);
   }
   const query = place.parameters.toString();
   const hash = `${location.hash.split("?")[0] || "#/"}${query ? `?${query}` : ""}`;
   history[push ? "pushState" : "replaceState"](null, "", hash);
+  if (local) return frame.redraw();
   stale = true;
   show();
 };
@@ -109,6 +119,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { fr
 document.addEventListener("keydown", (event) => {
   const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
   if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (place.view.key) return place.view.key(place, event);
   const search = main.querySelector("input[type=search]");
   if (event.key === "/" && search) { event.preventDefault(); search.focus(); search.select(); }
   const tab = TABS[Number(event.key) - 1];

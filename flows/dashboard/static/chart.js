@@ -44,15 +44,16 @@ function toRgb(css) {
   return `rgb(${[...brush.getImageData(0, 0, 1, 1).data.slice(0, 3)].join(",")})`;
 }
 
-// chart("win-rate", () => option, {height, label}): the box of that chart, kept while its key is used.
-export function chart(key, option, { height = 220, label = key } = {}) {
+// chart("win-rate", () => option, {height, label}): the box of that chart, kept while its key is used. Charts of a group
+// show the same place at once; onzoom([from, to] or null) is told of a range that was dragged over, null: of all again.
+export function chart(key, option, { height = 220, label = key, group = null, onzoom = null } = {}) {
   let held = charts.get(key);
   if (!held) {
     held = { box: h("div.chart", { role: "img", style: { height: `${height}px` } }), chart: null };
     charts.set(key, held);
   }
   held.box.setAttribute("aria-label", label);
-  held.make = option;
+  Object.assign(held, { make: option, group, onzoom });
   library().then(() => requestAnimationFrame(() => draw(held)), () => held.box.replaceChildren("The chart library could not be loaded."));
   return held.box;
 }
@@ -62,12 +63,24 @@ function draw(held) {
   if (!held.chart) {
     held.chart = window.echarts.init(held.box, null, { renderer: "canvas" });
     new ResizeObserver(() => held.box.clientWidth && held.chart.resize()).observe(held.box);
+    if (held.group) { held.chart.group = held.group; window.echarts.connect(held.group); }
+    if (held.onzoom) zooms(held);
   }
-  const option = styled(held.make());
+  const option = styled({ ...held.make(), zooms: Boolean(held.onzoom) });
   const text = JSON.stringify(option);
   if (text === held.text) return;
   held.text = text;
   held.chart.setOption(option, { notMerge: true });
+  if (held.onzoom) held.chart.dispatchAction({ type: "takeGlobalCursor", key: "dataZoomSelect", dataZoomSelectActive: true });
+}
+
+// Each chart draws its range by itself: the address has it.
+function zooms(held) {
+  held.chart.on("datazoom", (event) => {
+    const { startValue, endValue } = (event.batch || [event])[0];
+    if (Number.isFinite(startValue) && endValue > startValue) held.onzoom([startValue, endValue]);
+  });
+  held.chart.getZr().on("dblclick", () => held.onzoom(null));
 }
 
 export function redrawAll() {
@@ -91,15 +104,17 @@ const axisStyle = () => ({
   splitLine: { lineStyle: { color: color("line") } },
 });
 
-function styled(option) {
+function styled({ zooms, ...option }) {
   const base = axisStyle();
   const axis = (own, extra) => ({ ...base, ...extra, ...own, axisLabel: { ...base.axisLabel, ...(own.axisLabel || {}) } });
   const many = (own, extra) => (Array.isArray(own) ? own.map((o) => axis(o, extra)) : axis(own || {}, extra));
+  const named = [option.yAxis].flat().some((one) => one?.name);
   return {
     animation: false,
     textStyle: { fontFamily: getComputedStyle(document.body).fontFamily },
     ...option,
-    grid: { left: 6, right: 14, top: option.legend ? 32 : 12, bottom: option.xAxis?.name ? 24 : 6, containLabel: true, ...(option.grid || {}) },
+    toolbox: zooms ? { show: true, top: -50, feature: { dataZoom: { yAxisIndex: "none", brushStyle: { color: color("accent"), opacity: 0.15 } } } } : undefined,
+    grid: { left: 6, right: 14, top: (option.legend ? 32 : 12) + (named ? 18 : 0), bottom: option.xAxis?.name ? 24 : 6, containLabel: true, ...(option.grid || {}) },
     legend: option.legend && { top: 0, left: 0, itemWidth: 14, itemHeight: 8, itemGap: 14, icon: "roundRect", type: "scroll",
       textStyle: { color: color("ink-soft"), fontSize: 11 }, inactiveColor: color("line-strong"), pageTextStyle: { color: color("muted") },
       pageIconColor: color("muted"), ...option.legend },
@@ -108,7 +123,7 @@ function styled(option) {
       padding: [6, 9], textStyle: { color: color("ink"), fontSize: 11.5 }, axisPointer: { lineStyle: { color: color("line-strong") } }, ...(option.tooltip || {}),
     },
     xAxis: many(option.xAxis, { splitLine: { show: false }, nameLocation: "middle", nameGap: 22 }),
-    yAxis: many(option.yAxis, { axisLine: { show: false }, scale: true }),
+    yAxis: many(option.yAxis, { axisLine: { show: false }, scale: true, nameLocation: "end", nameGap: 8, nameTextStyle: { color: color("muted"), fontSize: 11, align: "left" } }),
   };
 }
 

@@ -9,7 +9,7 @@ export function completion(c, differ) {
     h("div.completion-head", {}, c.mark ? h("span.mark", { class: c.mark }, c.mark) : h("span.muted", {}, `sample ${c.sample + 1}`),
       scores.map(([name, v]) => h("span.score", {}, h("span.muted", {}, line(words(name), 24)), " ", h("b", {}, v === null ? "none" : number(v, 3)))),
       h("span.meta", {}, c.finish === "length" ? h("span.badge.warn", { title: "cut at the token limit" }, "truncated") : null, `${number(c.tokens)} tokens`, c.temperature !== null && c.temperature !== undefined ? ` · T ${c.temperature}` : "", c.ref_logp !== null && c.ref_logp !== undefined ? ` · ref ${compact(c.ref_logp)}` : "")),
-    differ && differ.includes(c) && !c.pieces ? difference(c, differ) : c.pieces ? tokenised(c.pieces) : written(c.text));
+    differ && differ.includes(c) && !c.pieces && differ.every((d) => d.text.length < 20_000) ? difference(c, differ) : c.pieces ? tokenised(c.pieces) : written(c.text));
 }
 
 function difference(c, [a, b]) {

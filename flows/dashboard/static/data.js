@@ -53,3 +53,19 @@ function samplesFromFile(path, { step, part = "groups", start = 0, count = 20, q
   const all = held.groups.filter(hit);
   return { ...held, groups: all.slice(asked ? 0 : start, (asked ? 0 : start) + count), next: held.rows, start, held: held.groups.length };
 }
+
+let token = null; // of this page, which what it writes is sent with
+
+// Have the server keep `body`. Throws {status, message}.
+export async function send(path, body) {
+  token = token || (await ask("page")).token;
+  let answer;
+  try {
+    answer = await fetch(`api/${path}`, { method: "POST", headers: { "Content-Type": "application/json", "X-Alignloop-Page": token }, body: JSON.stringify(body) });
+  } catch {
+    throw { status: 0, message: "the server does not answer" };
+  }
+  if (answer.status === 403) { token = null; kept.delete("page"); } // the server was started anew
+  if (!answer.ok) throw { status: answer.status, message: (await answer.json().catch(() => ({}))).error || `the server answered ${answer.status}` };
+  return answer.json();
+}

@@ -2,21 +2,23 @@
 import { h, card, compact, number, percent, tick, words } from "./dom.js";
 import { chart, color, series, shade, solid } from "./chart.js";
 import { lines } from "./lines.js";
+import { HINTS } from "./hints.js";
 
 export function diagnosed(run, more) {
   const rows = more.documents.filter((d) => d.file === "diagnostics.json").map((d) => ({ iteration: d.iteration, step: d.step, ...d.content }));
   if (!rows.length) return [];
   const key = (name) => `${run.name}/diagnosed/${name}`;
   const found = [];
-  const add = (title, note, parts) => {
+  const add = (title, note, parts, unit) => {
     const having = parts.filter(([, of]) => rows.some((r) => value(of, r) !== null));
-    if (having.length) found.push(card(title, { note }, chart(key(title), () => lines(rows, having.map(([name, of]) => [name, (r) => value(of, r)])), { label: title })));
+    if (having.length) found.push(card(title, { note, hint: HINTS[title] }, chart(key(title), () => lines(rows, having.map(([name, of]) => [name, (r) => value(of, r)]), null, unit), { label: title })));
   };
-  add("Divergence from the reference", "KL, nats an answer", [["per answer", (r) => r.kl.per_answer]]);
-  add("Held-out pairs", "log-ratio to the reference, nats", [["chosen", (r) => r.held_out_pairs.chosen_log_ratio], ["rejected", (r) => r.held_out_pairs.rejected_log_ratio], ["margin", (r) => r.held_out_pairs.margin]]);
-  add("Accuracy", "share of pairs in the right order", [["policy, held-out pairs", (r) => r.held_out_pairs.ranking_accuracy], ["implicit reward", (r) => r.held_out_pairs.implicit_accuracy], ["reward model, new samples", (r) => r.reward_model.accuracy]]);
+  add("Divergence from the reference", "KL, nats an answer", [["per answer", (r) => r.kl.per_answer]], "nats");
+  add("Held-out pairs", "log-ratio to the reference, nats", [["chosen", (r) => r.held_out_pairs.chosen_log_ratio], ["rejected", (r) => r.held_out_pairs.rejected_log_ratio], ["margin", (r) => r.held_out_pairs.margin]], "nats");
+  add("Accuracy", "share of pairs in the right order", [["policy, held-out pairs", (r) => r.held_out_pairs.ranking_accuracy], ["implicit reward", (r) => r.held_out_pairs.implicit_accuracy], ["reward model, new samples", (r) => r.reward_model.accuracy]], "share");
+  add("What it still can", "share of the watched questions", [["policy", (r) => r.watch.accuracy], ["start model", (r) => r.watch.start_accuracy]], "share");
   found.push(...curve(key, rows));
-  add("Diversity", "share of different n-grams", [1, 2, 3].map((n) => [`distinct-${n}`, (r) => r.answers[`distinct_${n}`]]));
+  add("Diversity", "share of different n-grams", [1, 2, 3].map((n) => [`distinct-${n}`, (r) => r.answers[`distinct_${n}`]]), "share");
   add("Repetition", "repeated 3-grams an answer", [["in all", (r) => r.answers.repeat_3gram], ["from the prompt", (r) => r.answers.repeat_3gram_in_prompt], ["within the answer", (r) => r.answers.repeat_3gram_in_answer]]);
   const drawn = [...new Set(rows.flatMap((r) => Object.keys(r.negatives || {})))];
   add("Draw of negatives", "means over groups", drawn.map((n) => [words(n), (r) => r.negatives[n]]));
@@ -48,7 +50,7 @@ function curve(key, rows) {
     made[0].markLine = { silent: true, symbol: "none", label: { show: false }, lineStyle: { color: color("muted"), type: "dotted" }, data: [{ xAxis: String(0) }, { yAxis: 0 }] };
     return { legend: {}, tooltip: { valueFormatter: (v) => (v === null ? "" : number(v, 3)) }, xAxis: { type: "category", data: offsets.map(String), name: "tokens from the first that differs" }, yAxis: { type: "value", axisLabel: { formatter: tick } }, series: made };
   };
-  return [card("Token by token", { note: "log-prob less the reference's, held-out pairs" }, chart(key("curve"), option, { label: "Token log-probs around the first differing token" }))];
+  return [card("Token by token", { hint: HINTS["Token by token"], note: "log-prob less the reference's, held-out pairs" }, chart(key("curve"), option, { label: "Token log-probs around the first differing token" }))];
 }
 
 // Where the iteration's prompts went: kept, or lost for which reason.
@@ -59,5 +61,5 @@ function signal(key, rows) {
   const option = () => ({ legend: {}, tooltip: { valueFormatter: number, axisPointer: { type: "shadow" } }, xAxis: { type: "category", data: having.map((r) => String(r.iteration)), name: "iteration" }, yAxis: { type: "value", min: 0 },
     series: reasons.map((k, i) => ({ name: words(k.replace("lost_", "lost: ")), type: "bar", stack: "prompts", barMaxWidth: 42, data: having.map((r) => r.signal[k] ?? 0), itemStyle: { color: k === "kept" ? color("series-3") : series(i) } })) });
   const rest = having.map((r) => h("tr", {}, h("td", {}, `iteration ${r.iteration}`), h("td.r", {}, `${percent(r.signal.duplicate_samples / Math.max(1, r.signal.samples))} duplicates`), h("td.r", {}, `${compact(r.signal.truncated_samples)} truncated`), h("td.r", {}, `${compact(r.signal.unscored_samples)} unscored`)));
-  return [card("Signal in the samples", { note: "prompts" }, chart(key("signal"), option, { height: 180, label: "Prompts kept and lost by reason" }), h("table.tight", {}, h("tbody", {}, rest)))];
+  return [card("Signal in the samples", { hint: HINTS["Signal in the samples"], note: "prompts" }, chart(key("signal"), option, { height: 180, label: "Prompts kept and lost by reason" }), h("table.tight", {}, h("tbody", {}, rest)))];
 }

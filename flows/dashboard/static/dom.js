@@ -28,6 +28,14 @@ export function h(name, attributes, ...children) {
   return element;
 }
 
+// An element of a drawing.
+export function svgOf(name, attributes = {}, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.append(...children);
+  return element;
+}
+
 export function append(element, children) {
   for (const child of children.flat(Infinity)) {
     if (child === null || child === undefined || child === false) continue;
@@ -47,7 +55,11 @@ export function swap(holder, ...content) {
   const held = active && holder.contains(active) ? active.getAttribute("data-focus") : null;
   const caret = held && active.selectionStart !== undefined ? [active.selectionStart, active.selectionEnd] : null;
   const scrolled = [...holder.querySelectorAll("[data-scroll]")].map((e) => [e.dataset.scroll, e.scrollLeft, e.scrollTop]);
+  const typed = [...holder.querySelectorAll("[data-keep]")].map((e) => [e.dataset.focus, e.value]);
+  const opened = [...holder.querySelectorAll("details[open][data-open]")].map((e) => e.dataset.open);
   replace(holder, ...content);
+  for (const name of opened) holder.querySelector(`details[data-open="${CSS.escape(name)}"]`)?.setAttribute("open", "");
+  for (const [name, value] of typed) { const same = holder.querySelector(`[data-keep][data-focus="${CSS.escape(name)}"]`); if (same) same.value = value; }
   const known = new Set(scrolled.map(([name]) => name));
   for (const log of holder.querySelectorAll("pre.log")) { // its end is what matters, where nobody has scrolled yet
     if (!known.has(log.dataset.scroll)) log.scrollTop = log.scrollHeight;
@@ -137,12 +149,16 @@ export const when = (time) => (time ? new Date(time * 1000).toISOString().slice(
 
 export const words = (name) => name.replaceAll("_", " ");
 
+// A small sign that says more when it is pointed at, focused or touched.
+export const help = (text) => h("button.help", { type: "button", "aria-label": text, "data-tip": text }, "?");
+
 // What to say where there is nothing: why, and the command that changes it.
 export function empty(title, text, command) {
   return h("div.empty", {}, h("h2", {}, title), h("p", {}, text), command && h("pre.command", {}, h("code", {}, command)));
 }
 
-export function card(title, { note, tools, wide, id } = {}, ...children) {
+// hint: what its numbers mean, behind a sign beside the title.
+export function card(title, { note, tools, wide, id, hint } = {}, ...children) {
   return h("section.card", { class: wide ? "wide" : null, id, "aria-label": title },
-    h("div.card-head", {}, h("h2", {}, title), note && h("p.note", {}, note), tools && h("div.tools", {}, tools)), children);
+    h("div.card-head", {}, h("h2", {}, title, hint && help(hint)), note && h("p.note", {}, note), tools && h("div.tools", {}, tools)), children);
 }

@@ -8,10 +8,9 @@ import { diagnosed } from "./diagnosed.js";
 import { gates } from "./gates.js";
 import { categories } from "./categories.js";
 import { lines } from "./lines.js";
-import { redraw } from "./frame.js";
-
-let picked = null; // the number of the last chart
-const scoreOf = { train: null, judge: null };
+import { HINTS } from "./hints.js";
+import { meaning } from "./verdicts.js";
+import { go } from "./frame.js";
 
 export const iterationsView = {
   load: (place) => Promise.all([ask(`runs/${encodeURIComponent(place.run)}`), ask(`runs/${encodeURIComponent(place.run)}/iterations`)]),
@@ -20,27 +19,35 @@ export const iterationsView = {
     if (!run.iterations.some((r) => Object.keys(r.cells).length)) {
       return [headline(run), empty("No iteration has a number yet", "The first ones appear when a step that samples, scores or evaluates is done. This shows how far the run is:", `align status ${run.name}`)];
     }
-    return [headline(run), table(run), gates(run, more), categories(run, more), h("div.grid", {}, charts(run, more))];
+    return [headline(run), meaning(run), table(place, run), gates(run, more), categories(run, more), h("div.grid", {}, charts(place, run, more))];
   },
 };
 
-function table(run) {
+const RARE = new Set(["prompts", "samples", "reward", "best", "margin", "tokens_per_second", "truncated"]);
+const PHONE = new Set(["win_rate", "gain", "length"]);
+
+function table(place, run) {
   const rows = run.iterations.filter((r) => Object.keys(r.cells).length || r.seconds);
-  const columns = run.columns.filter((c) => rows.some((r) => r.cells[c.name]));
+  const every = place.parameters.get("all") === "1";
+  const known = run.columns.filter((c) => rows.some((r) => r.cells[c.name]));
+  const columns = known.filter((c) => every || !RARE.has(c.name));
+  const side = (c) => (every || PHONE.has(c.name) ? "r" : "r minor");
   const level = (c) => levelOf(rows.map((r) => r.cells[c.name]));
   const bounded = (c) => rows.some((r) => r.cells[c.name]?.low !== undefined);
-  const head = (c) => h("th.r", {}, c.label, bounded(c) && h("small.bounds", {}, level(c) || "interval"));
+  const head = (c) => h("th", { class: side(c), title: HINTS[c.name] }, c.label, bounded(c) && h("small.bounds", {}, level(c) || "interval"));
   const cells = (c, r) => {
     const cell = r.cells[c.name];
-    if (!cell) return h("td.r", {}, h("span.none", {}, "–"));
+    if (!cell) return h("td", { class: side(c) }, h("span.none", {}, "–"));
     const around = [interval(cell, c.form, level(c)), pValue(cell.p_value)].filter(Boolean);
-    return h("td.r", {}, source(run.name, cell, FORMS[c.form](cell.value)), around.map((text) => h("small.bounds", {}, text)));
+    return h("td", { class: side(c) }, source(run.name, cell, FORMS[c.form](cell.value)), around.map((text) => h("small.bounds", {}, text)));
   };
-  return card("Iterations", { note: "Every number leads to the artifact it was read from." }, h("div.scroll", { "data-scroll": "iterations" }, h("table", {},
-    h("thead", {}, h("tr", {}, h("th", {}, "Iteration"), columns.map(head), h("th.r", {}, "Left out"), h("th.r", {}, "Time"), h("th.r", {}, "Peak memory"))),
+  const more = h("button", { "aria-pressed": String(every), "data-focus": "all-columns", onclick: () => go({ all: !every }, { local: true }) }, "All columns");
+  const rest = every ? "r" : "r minor";
+  return card("Iterations", { note: "Every number leads to the artifact it was read from.", tools: more }, h("div.scroll", { "data-scroll": "iterations", tabindex: 0, "aria-label": "Iterations" }, h("table.pinned.iterations", {},
+    h("thead", {}, h("tr", {}, h("th", {}, "Iteration"), columns.map(head), h("th", { class: rest, title: HINTS.left_out }, "Left out"), h("th", { class: rest, title: HINTS.time }, "Time"), every ? h("th.r", { title: HINTS.memory }, "Peak memory") : null)),
     h("tbody", {}, rows.map((r) => h("tr", {},
       h("td.name", {}, r.iteration === 0 ? "before the loop" : r.iteration), columns.map((c) => cells(c, r)),
-      h("td.r", {}, leftOut(run, r)), h("td.r", {}, seconds(r.seconds)), h("td.r", {}, memory(r.memory_mb))))))));
+      h("td", { class: rest }, leftOut(run, r)), h("td", { class: rest }, seconds(r.seconds)), every ? h("td.r", {}, memory(r.memory_mb)) : null))))));
 }
 
 function leftOut(run, row) {
@@ -54,22 +61,22 @@ const inLoop = (run) => run.iterations.filter((r) => r.iteration > 0);
 const value = (r, name) => r.cells[name]?.value ?? null;
 const labels = (rows) => rows.map((r) => String(r.iteration));
 
-function charts(run, more) {
+function charts(place, run, more) {
   const rows = inLoop(run);
   const key = (name) => `${run.name}/iterations/${name}`;
   const found = [];
-  const add = (title, note, option, extra = {}) => found.push(card(title, { note, ...extra }, chart(key(title), option, { label: `${title}. ${note || ""}` })));
+  const add = (title, note, option, extra = {}) => found.push(card(title, { note, hint: HINTS[title], ...extra }, chart(key(title), option, { label: `${title}. ${note || ""}` })));
   if (rows.some((r) => r.cells.win_rate)) add("Win rate", `against the baseline, ties half; bars are ${levelOf(rows.map((r) => r.cells.win_rate)) || ""} intervals`, () => winRates(rows));
   for (const [purpose, title] of [["train", "Scores of the samples"], ["judge", "Scores of the answers judged"]]) {
     const scores = Object.keys(more.histograms[purpose]);
     if (!scores.length) continue;
-    const score = scores.includes(scoreOf[purpose]) ? scoreOf[purpose] : scores.includes("gold") && purpose === "judge" ? "gold" : scores[scores.length - 1];
-    const tools = scores.length > 1 && scores.map((s) => h("button", { "aria-pressed": String(s === score), "data-focus": `score-${purpose}-${s}`, onclick: () => { scoreOf[purpose] = s; redraw(); } }, words(s)));
+    const score = scores.includes(place.parameters.get(purpose)) ? place.parameters.get(purpose) : scores.includes("gold") && purpose === "judge" ? "gold" : scores[scores.length - 1];
+    const tools = scores.length > 1 && scores.map((s) => h("button", { "aria-pressed": String(s === score), "data-focus": `score-${purpose}-${s}`, onclick: () => go({ [purpose]: s }, { local: true }) }, words(s)));
     add(title, `${scores.length > 1 ? "" : `${words(score)}, `}share and mean${partial(more.histograms[purpose][score])}`, () => histogram(more.histograms[purpose][score]), { tools });
   }
   if (rows.some((r) => r.cells.reward)) add("Reward and best of N", "of the samples, as the loop sees it", () => lines(rows, [["mean", (r) => value(r, "reward")], ["best of N", (r) => value(r, "best")], ["margin chosen to rejected", (r) => value(r, "margin")]]));
-  if (rows.some((r) => r.cells.length)) add("Length of the answers", "tokens, evaluated answers", () => lines(rows, [["mean length", (r) => value(r, "length")]], baseline(more, "baseline_length_mean")));
-  found.push(...diagnosed(run, more), ...trained(key, more), ...kept(key, run, rows), any(key, run, more));
+  if (rows.some((r) => r.cells.length)) add("Length of the answers", "tokens, evaluated answers", () => lines(rows, [["mean length", (r) => value(r, "length")]], baseline(more, "baseline_length_mean"), "tokens"));
+  found.push(...diagnosed(run, more), ...trained(key, more), ...kept(key, run, rows), any(place, key, run, more));
   return found;
 }
 
@@ -128,9 +135,9 @@ function trained(key, more) {
   const found = [];
   const picks = (names) => names.filter(([, name]) => has(name)).map(([label, name]) => [label, (r) => r.values[name] ?? null]);
   const logps = picks([["chosen", "chosen_logps"], ["rejected", "rejected_logps"]]);
-  if (logps.length) found.push(card("Log-probs at the end of training", { note: "sum over a completion, nats" }, chart(key("logps"), () => lines(rows, logps), { label: "Log-probs of chosen and rejected" })));
+  if (logps.length) found.push(card("Log-probs at the end of training", { hint: HINTS.logps, note: "sum over a completion, nats" }, chart(key("logps"), () => lines(rows, logps), { label: "Log-probs of chosen and rejected" })));
   const ratios = picks([["chosen", "chosen_log_ratio"], ["rejected", "rejected_log_ratio"], ["margin", "logp_margin"]]);
-  if (ratios.length) found.push(card(ratios.length > 1 ? "Log-ratios and margin" : "Margin of the log-probs", { note: "to the reference where there is one, nats" }, chart(key("ratios"), () => lines(rows, ratios), { label: "Log-ratios" })));
+  if (ratios.length) found.push(card(ratios.length > 1 ? "Log-ratios and margin" : "Margin of the log-probs", { hint: HINTS.ratios, note: "to the reference where there is one, nats" }, chart(key("ratios"), () => lines(rows, ratios), { label: "Log-ratios" })));
   return found;
 }
 
@@ -143,19 +150,19 @@ function kept(key, run, rows) {
       .map(([name, data, tint]) => ({ name, type: "bar", stack: "rows", data, itemStyle: { color: tint }, barMaxWidth: 42 })),
   });
   const all = run.iterations.flatMap((r) => Object.entries(r.dropped).map(([reason, d]) => [r.iteration, reason, d]));
-  return [card("Groups kept, rows left out", { note: all.length ? null : "nothing was left out" }, chart(key("kept"), option, { height: all.length ? 170 : 220, label: "Groups kept and rows left out by reason" }),
+  return [card("Groups kept, rows left out", { hint: HINTS.kept, note: all.length ? null : "nothing was left out" }, chart(key("kept"), option, { height: all.length ? 170 : 220, label: "Groups kept and rows left out by reason" }),
     all.length ? h("table.tight", {}, h("tbody", {}, all.map(([i, reason, d]) => h("tr", {}, h("td", {}, i ? `iteration ${i}` : "before the loop"), h("td", {}, line(words(reason))), h("td.r", {}, source(run.name, { step: d.step, field: reason }, number(d.value))))))) : null)];
 }
 
 // Whatever else a step reported, over the iterations: for numbers this page knows nothing about.
-function any(key, run, more) {
+function any(place, key, run, more) {
   const loop = more.numbers.filter((n) => n.iteration > 0);
   const names = [...new Set(loop.flatMap((n) => Object.keys(n.counts).map((k) => `${n.base}.${k}`)))].sort();
   if (!names.length) return null;
-  const name = names.includes(picked) ? picked : names.find((n) => n.endsWith("truncated_share")) || names[0];
+  const name = names.includes(place.parameters.get("number")) ? place.parameters.get("number") : names.find((n) => n.endsWith("truncated_share")) || names[0];
   const [base, field] = [name.slice(0, name.indexOf(".")), name.slice(name.indexOf(".") + 1)];
   const rows = loop.filter((n) => n.base === base && field in n.counts);
-  const tools = h("select", { "aria-label": "Which number", "data-focus": "any", onchange: (e) => { picked = e.target.value; redraw(); } },
+  const tools = h("select", { "aria-label": "Which number", "data-focus": "any", onchange: (e) => go({ number: e.target.value }, { local: true }) },
     names.map((n) => h("option", { value: n, selected: n === name }, words(n.replace(".", ": ")))));
-  return card("Any other number", { tools }, chart(key("any"), () => lines(rows, [[words(field), (n) => n.counts[field]]]), { label: name }));
+  return card("Any other number", { hint: HINTS.any, tools }, chart(key("any"), () => lines(rows, [[words(field), (n) => n.counts[field]]]), { label: name }));
 }

@@ -3,20 +3,26 @@ import { h, ago, card, FORMS, interval, levelOf, memory, number, pValue, percent
 import { ask, exported } from "./data.js";
 import { line, plain } from "./text.js";
 import { go } from "./frame.js";
+import { edges } from "./edges.js";
+import { timeline } from "./timeline.js";
+import { meaning } from "./verdicts.js";
 
 export const runView = {
   async load(place) {
     const run = await ask(`runs/${encodeURIComponent(place.run)}`);
     const step = chosenStep(place, run);
+    const times = exported ? null : ask(`runs/${encodeURIComponent(place.run)}/timeline`);
     const log = step && !exported && step.state !== "waiting" && !step.made_by ? await ask(`runs/${encodeURIComponent(place.run)}/log`, { step: step.name, lines: 60 }) : null;
-    return [run, log];
+    return [run, log, await times];
   },
   lively: (run) => run.state === "running",
-  draw: (place, run, log) => [
+  draw: (place, run, log, times) => [
     headline(run, true),
     figures(run),
+    meaning(run, true),
     card("Steps", { note: "Choose one to see what it reads, who reads it, what it gave and its log." }, dag(place, run), legend()),
     detail(place, run, log),
+    timeline(run, times),
     card("Time and memory", { note: work(run) }, cost(place, run)),
   ],
 };
@@ -33,8 +39,15 @@ export function headline(run, long = false) {
   const part = (label, value) => value !== "" && value !== null && value !== undefined && h("span", {}, `${label} `, h("b", {}, line(String(value))));
   return h("div.page-head", {}, h("h1", {}, run.name), h("span.state", { class: run.state }, run.state),
     h("p.about", {}, part("recipe", run.recipe), part("objective", words(run.objective)), part("model", run.model), part("data", run.data), part("seed", run.seed),
-      long && h("span", {}, `started ${ago(run.created)}`)));
+      long && h("span", {}, `started ${ago(run.created)}`)),
+    long && h("div.tools", {}, copy("Copy its command", run.command)));
 }
+
+// A button that puts a command where it can be pasted.
+export const copy = (label, text) => h("button", { title: text, "data-focus": `copy-${label}`, onclick: async (e) => {
+  const button = e.currentTarget;
+  try { await navigator.clipboard.writeText(text); button.textContent = "Copied"; } catch { button.replaceWith(h("code.command", {}, text)); }
+} }, label);
 
 // The numbers one looks for first, each a way into its history.
 function figures(run) {
@@ -94,14 +107,14 @@ function dag(place, run) {
   const numbers = [...new Set(run.steps.map((s) => s.iteration))].sort((a, b) => a - b);
   const later = [...new Set(run.steps.filter((s) => s.iteration > 0).map((s) => s.base))];
   const order = inOrder(run.steps.filter((s) => s.iteration > 0), later);
-  return h("div.scroll.dag-scroll", { "data-scroll": "dag" }, h("div.dag", {}, numbers.map((n) => {
+  return h("div.scroll.dag-scroll", { "data-scroll": "dag" }, edges(run, chosen, h("div.dag", {}, numbers.map((n) => {
     const own = run.steps.filter((s) => s.iteration === n);
     const cells = n === 0 ? own.map((s) => pill(place, s, chosen, reads, read)) : order.map((base) => {
       const step = own.find((s) => s.base === base);
       return step ? pill(place, step, chosen, reads, read) : h("span.pill.absent", { "aria-hidden": "true" });
     });
     return h("div.dag-row", {}, h("h3", {}, n === 0 ? "Before the loop" : `Iteration ${n}`), h("div.pills", { class: n === 0 ? "free" : "aligned", style: { "--columns": order.length } }, cells));
-  })));
+  }))));
 }
 
 // The stages of an iteration in running order, also where the first iterations lack some.
@@ -139,6 +152,8 @@ function detail(place, run, log) {
   const rows = [
     ["Stage", words(step.stage)],
     ["State", [h("span.state", { class: step.state }, step.state === "running" ? progressText(step) : STATE_WORDS[step.state] || step.state), step.code !== undefined && step.state === "failed" ? ` exit code ${step.code}` : ""]],
+    step.state === "failed" && step.means && ["It means", step.means],
+    ["failed", "interrupted"].includes(step.state) && run.go_on && ["Go on with", [h("code", {}, run.go_on), " ", copy("Copy", run.go_on)]],
     made && ["Reused from", [h("a", { href: `#/run/${encodeURIComponent(made.run)}?${new URLSearchParams({ step: made.step })}` }, made.run), `, where it was ${made.step}`]],
     step.seconds !== null && ["Time", seconds(step.seconds)],
     step.memory_mb && ["Peak memory", memory(step.memory_mb)],

@@ -1,67 +1,149 @@
-// All runs of the workspace: what each is, how far, how good. Ticked ones are compared.
-import { h, ago, interval, levelOf, percent, seconds, empty, card, words } from "./dom.js";
-import { ask } from "./data.js";
+// All runs of the workspace: what each is, how far, how good; what somebody noted of it. Ticked ones are compared.
+import { h, ago, svgOf, interval, levelOf, number, percent, seconds, empty, card, words } from "./dom.js";
+import { ask, exported, send } from "./data.js";
 import { line } from "./text.js";
-import { redraw } from "./frame.js";
+import { go, redraw } from "./frame.js";
 
 const chosen = new Set();
-let wanted = ""; // the filter
+const ROWS = 100; // a page
+let open = null; // the run whose note is being written
+
+// name -> {label, of: the value it is sorted and folded by, cell, hint}; minor ones are not on a phone.
+const COLUMNS = {
+  name: { label: "Run", of: (r) => r.name },
+  state: { label: "State", of: (r) => r.state, cell: (r) => h("td", {}, h("span.state", { class: r.state }, r.state), h("span.now.phone", {}, r.current ? [" ", r.current] : null)) },
+  rate: { label: "Win rate", right: true, of: (r) => r.win_rates.at(-1)?.value ?? null, hint: "Of the last iteration judged, by the score that decides; ties half. 50 % is the model it is compared with.",
+    cell: (r) => h("td.r", {}, r.win_rates.length ? h("b", {}, percent(r.win_rates.at(-1).value)) : h("span.none", {}, "–")) },
+  interval: { label: "Interval", minor: true, cell: (r, level) => h("td.interval-cell.minor", {}, interval(r.win_rates.at(-1), "rate", level)), hint: "Where the win rate would lie for other prompts of the same kind." },
+  course: { label: "By iteration", minor: true, cell: (r) => h("td.minor", {}, spark(r.win_rates)), hint: "Win rate by iteration; the dotted line is a half." },
+  steps: { label: "Steps", minor: true, of: (r) => r.done / Math.max(1, r.total), cell: (r) => h("td.minor", {}, steps(r)) },
+  recipe: { label: "Recipe", minor: true, fold: true, of: (r) => r.recipe },
+  objective: { label: "Objective", minor: true, fold: true, of: (r) => words(r.objective) },
+  model: { label: "Model", minor: true, fold: true, of: (r) => r.model || "" },
+  data: { label: "Data", minor: true, fold: true, of: (r) => r.data },
+  seed: { label: "Seed", minor: true, fold: true, right: true, of: (r) => r.seed },
+  tags: { label: "Tags", minor: true, fold: true, of: (r) => r.tags.join(" "), cell: (r) => h("td.minor", {}, r.tags.map((t) => h("button.tag", { title: `Only runs tagged ${t}`, onclick: () => go({ q: t, at: null }) }, line(t, 40)))) },
+  note: { label: "Note", minor: true, fold: true, of: (r) => r.note, cell: (r) => h("td.note-cell.minor", {}, line(r.note, 80)) },
+  created: { label: "Started", minor: true, right: true, hidden: true, of: (r) => r.created, cell: (r) => h("td.r.muted.minor", {}, ago(r.created)) },
+  changed: { label: "Changed", minor: true, right: true, of: (r) => r.changed, cell: (r) => h("td.r.muted.minor", {}, ago(r.changed)) },
+};
 
 export const runsView = {
   load: () => Promise.all([ask("runs")]),
   lively: (data) => data.runs.some((r) => r.state === "running"),
-  draw(_, data) {
+  draw(place, data) {
     const head = h("div.page-head", {}, h("h1", {}, "Runs"), h("p.about", {}, h("span", {}, line(data.workspace))));
     if (!data.runs.length) {
       return [head, empty("No run here yet", "A run shows up on this page as soon as it starts. The built-in world needs nothing but a CPU and some minutes:", "align run recipe=pco run=demo")];
     }
+    const get = (name) => place.parameters.get(name) || "";
     for (const name of chosen) if (!data.runs.some((r) => r.name === name)) chosen.delete(name);
-    head.append(tools(data));
-    const asked = wanted.toLowerCase();
-    const shown = data.runs.filter((r) => [r.name, r.recipe, r.model, r.data, r.objective, r.state].join(" ").toLowerCase().includes(asked));
-    return [head, card("", {}, shown.length ? table(shown) : h("p.inline-empty", {}, "No run matches the filter."))];
+    const archived = data.runs.filter((r) => r.archived).length;
+    const kept = data.runs.filter((r) => get("archived") || !r.archived);
+    const found = sorted(kept.filter((r) => [r.name, r.recipe, r.model, r.data, r.objective, r.state, r.note, ...(r.tags || [])].join(" ").toLowerCase().includes(get("q").toLowerCase())), get("sort"));
+    const grouped = get("group") ? byExperiment(found) : found;
+    const start = Math.min(Number(get("at")) || 0, Math.max(0, found.length - 1));
+    const columns = shownColumns(kept, get("columns"));
+    head.append(tools(place, kept, archived, columns));
+    return [head, card("", {}, found.length ? [table(place, grouped.slice(start, start + ROWS), found, columns), same(kept, columns), pager(found, start)] : h("p.inline-empty", {}, "No run matches the filter."))];
   },
 };
 
-function tools(data) {
+function sorted(runs, by) {
+  const name = by.replace(/^-/, "");
+  const { of } = COLUMNS[name] || {};
+  if (!of) return runs;
+  const lacks = (v) => v === null || v === undefined || v === "";
+  const value = (r) => (r.state === "unreadable" && name !== "name" ? null : of(r));
+  return runs.map((r) => [value(r), r]).sort(([a], [b]) => (lacks(a) || lacks(b) ? lacks(a) - lacks(b) : (a < b ? -1 : a > b ? 1 : 0) * (by.startsWith("-") ? -1 : 1))).map(([, r]) => r);
+}
+
+function byExperiment(runs) {
+  const order = [...new Set(runs.map((r) => r.experiment))];
+  return order.flatMap((e) => runs.filter((r) => r.experiment === e));
+}
+
+// Those asked for; else all but those in which every run is alike.
+function shownColumns(runs, asked) {
+  if (asked) return Object.keys(COLUMNS).filter((c) => c === "name" || asked.split(",").includes(c));
+  const differ = (c) => new Set(runs.filter((r) => r.state !== "unreadable").map(COLUMNS[c].of)).size > 1;
+  return Object.keys(COLUMNS).filter((c) => !COLUMNS[c].hidden && (!COLUMNS[c].fold || differ(c)));
+}
+
+// What is alike in all runs is said once, below.
+function same(runs, columns) {
+  const one = runs.find((r) => r.state !== "unreadable");
+  const parts = one ? Object.keys(COLUMNS).filter((c) => COLUMNS[c].fold && !columns.includes(c) && c !== "note" && String(COLUMNS[c].of(one) ?? "") !== "" && new Set(runs.filter((r) => r.state !== "unreadable").map(COLUMNS[c].of)).size === 1) : [];
+  return parts.length ? h("p.note.alike", {}, "in all: ", parts.map((c, i) => [i ? ", " : "", `${COLUMNS[c].label.toLowerCase()} `, h("b", {}, line(String(COLUMNS[c].of(one)), 60))])) : null;
+}
+
+function tools(place, runs, archived, columns) {
+  const get = (name) => place.parameters.get(name) || "";
   const compare = h("button.main", { disabled: chosen.size < 1, "data-focus": "compare", onclick: () => (location.hash = `#/compare?${new URLSearchParams([...chosen].map((n) => ["run", n]))}`) },
     chosen.size ? `Compare ${chosen.size}` : "Compare");
+  const tick = (c) => h("label", {}, h("input", { type: "checkbox", "data-focus": `column-${c}`, ...(columns.includes(c) && { checked: true }), onchange: (e) => go({ columns: Object.keys(COLUMNS).filter((o) => (o === c ? e.target.checked : columns.includes(o))).join(",") }, { local: true }) }), COLUMNS[c].label);
   return h("div.tools", {},
-    h("span.note", {}, `${data.runs.length} runs`),
-    h("input", { type: "search", placeholder: "Filter   /", "aria-label": "Filter runs", value: wanted, "data-focus": "filter", oninput: (e) => { wanted = e.target.value; redraw(); } }),
+    h("span.note", {}, `${number(runs.length)} runs`),
+    h("input", { type: "search", placeholder: "Filter   /", "aria-label": "Filter runs", value: get("q"), "data-focus": "filter", oninput: (e) => go({ q: e.target.value, at: null }, { local: true }) }),
+    h("label", {}, h("input", { type: "checkbox", "data-focus": "group", ...(get("group") && { checked: true }), onchange: (e) => go({ group: e.target.checked }, { local: true }) }), "by experiment"),
+    archived ? h("label", {}, h("input", { type: "checkbox", "data-focus": "archived", ...(get("archived") && { checked: true }), onchange: (e) => go({ archived: e.target.checked }, { local: true }) }), `archived (${archived})`) : null,
+    h("details.menu", { "data-open": "columns" }, h("summary.button", { "data-focus": "columns" }, "Columns"), h("div.menu-box", {}, Object.keys(COLUMNS).filter((c) => c !== "name").map(tick), h("button.plain", { onclick: () => go({ columns: null }) }, "As usual"))),
     compare);
 }
 
-function table(runs) {
-  const all = runs.filter((r) => r.total).map((r) => r.name);
-  const every = all.length > 0 && all.every((n) => chosen.has(n));
-  const toggleAll = () => { for (const n of all) every ? chosen.delete(n) : chosen.add(n); redraw(); };
-  const level = levelOf(runs.map((r) => (r.win_rates || []).at(-1)));
-  const heads = ["Run", "State", "Steps", ["Win rate", "r"], level || "Interval", "By iteration", "Recipe", "Objective", "Model", "Data", ["Seed", "r"], ["Changed", "r"]];
-  return h("div.scroll", { "data-scroll": "runs" }, h("table.runs", {},
-    h("thead", {}, h("tr", {},
-      h("th.tick", {}, h("input", { type: "checkbox", "aria-label": "Choose all shown", ...(every && { checked: true }), "data-focus": "all", onchange: toggleAll })),
-      heads.map((head) => (Array.isArray(head) ? h(`th.${head[1]}`, {}, head[0]) : h("th", {}, head))))),
-    h("tbody", {}, runs.map((run) => row(run, level)))));
+function pager(found, start) {
+  if (found.length <= ROWS) return null;
+  return h("nav.pager", { "aria-label": "Pages" }, h("button", { disabled: start <= 0, "data-focus": "back", onclick: () => go({ at: Math.max(0, start - ROWS) || null }, { push: true }) }, "Back"),
+    h("button", { disabled: start + ROWS >= found.length, "data-focus": "next", onclick: () => go({ at: start + ROWS }, { push: true }) }, "Next"),
+    h("span.note", { role: "status" }, `${number(start + 1)} to ${number(Math.min(found.length, start + ROWS))} of ${number(found.length)}`));
 }
 
-function row(run, level) {
+function table(place, runs, found, columns) {
+  const all = found.filter((r) => r.total).map((r) => r.name);
+  const every = all.length > 0 && all.every((n) => chosen.has(n));
+  const toggleAll = () => { for (const n of all) every ? chosen.delete(n) : chosen.add(n); redraw(); };
+  const level = levelOf(found.map((r) => (r.win_rates || []).at(-1)));
+  const by = place.parameters.get("sort") || "";
+  const head = (c) => {
+    const { label, right, minor, of, hint } = COLUMNS[c];
+    const text = c === "interval" ? level || label : label;
+    const [up, down] = [by === c, by === `-${c}`];
+    return h("th", { class: [right && "r", minor && "minor", c === "name" && "run-cell"].filter(Boolean).join(" ") || null, "aria-sort": up ? "ascending" : down ? "descending" : null, title: hint },
+      of ? h("button.sort", { "data-focus": `sort-${c}`, onclick: () => go({ sort: down ? c : up ? null : `-${c}` }, { local: true }) }, text, up ? " ↑" : down ? " ↓" : "") : text);
+  };
+  const seeds = (mark) => found.filter((r) => r.experiment === mark);
+  const grouped = place.parameters.get("group");
+  return h("div.scroll", { "data-scroll": "runs" }, h("table.runs.pinned", {},
+    h("thead", {}, h("tr", {}, columns.map((c) => (c === "name" ? h("th.run-cell", { "aria-sort": by === "name" ? "ascending" : by === "-name" ? "descending" : null }, h("input", { type: "checkbox", "aria-label": "Choose all shown", ...(every && { checked: true }), "data-focus": "all", onchange: toggleAll }), " ", head(c).firstChild) : head(c))), h("th.minor", {}, h("span.sr", {}, "Note")))),
+    h("tbody", {}, runs.map((run, i) => [grouped && run.experiment !== runs[i - 1]?.experiment ? experimentRow(run, seeds(run.experiment), columns.length + 1) : null, row(run, level, columns), open === run.name ? editor(run, columns.length + 1) : null]))));
+}
+
+function experimentRow(run, runs, wide) {
+  const rates = runs.flatMap((r) => (r.win_rates?.length ? [r.win_rates.at(-1).value] : []));
+  const mean = rates.reduce((a, b) => a + b, 0) / rates.length;
+  return h("tr.experiment", {}, h("td", { colspan: wide }, h("b", {}, [run.recipe, words(run.objective || ""), run.model, run.data].filter(Boolean).join(" · ")), h("span.muted", {}, ` ${runs.length} ${runs.length === 1 ? "run" : "runs"}${rates.length ? `, mean win rate ${percent(mean)}` : ""}`)));
+}
+
+function row(run, level, columns) {
   const link = h("a", { href: `#/run/${encodeURIComponent(run.name)}`, "data-focus": `run-${run.name}` }, run.name);
   if (run.state === "unreadable") {
-    return h("tr", {}, h("td.tick"), h("td.name", {}, run.name), h("td", {}, h("span.state.unreadable", {}, "unreadable")), h("td.muted", { colspan: 9 }, "run.json cannot be read"), h("td.r.muted", {}, ago(run.changed)));
+    return h("tr", {}, h("td.name.run-cell", {}, run.name), h("td", { colspan: columns.length }, h("span.state.unreadable", {}, "unreadable"), h("span.muted", {}, ` run.json cannot be read, changed ${ago(run.changed)}`)));
   }
   const tick = h("input", { type: "checkbox", "aria-label": `Choose ${run.name}`, "data-focus": `tick-${run.name}`, ...(chosen.has(run.name) && { checked: true }),
     onchange: (e) => { e.target.checked ? chosen.add(run.name) : chosen.delete(run.name); redraw(); } });
-  const last = run.win_rates[run.win_rates.length - 1];
-  return h("tr", { class: chosen.has(run.name) ? "chosen" : null },
-    h("td.tick", {}, tick), h("td.name", {}, link),
-    h("td", {}, h("span.state", { class: run.state }, run.state)),
-    h("td", {}, steps(run)),
-    h("td.r", {}, last ? h("b", {}, percent(last.value)) : h("span.none", {}, "–")),
-    h("td.interval-cell", {}, interval(last, "rate", level)),
-    h("td", {}, spark(run.win_rates)),
-    h("td", {}, run.recipe), h("td", {}, words(run.objective)), h("td", {}, line(run.model || "")), h("td", {}, run.data), h("td.r", {}, run.seed),
-    h("td.r.muted", {}, ago(run.changed)));
+  const plain = ({ of, right }) => h("td.minor", { class: right ? "r" : null }, line(String(of(run) ?? ""), 60));
+  const write = exported ? null : h("button.plain", { "aria-label": `Tags and note of ${run.name}`, "aria-expanded": String(open === run.name), "data-focus": `note-${run.name}`, onclick: () => { open = open === run.name ? null : run.name; redraw(); } }, "✎");
+  return h("tr", { class: [chosen.has(run.name) && "chosen", run.archived && "archived"].filter(Boolean).join(" ") || null },
+    columns.map((c) => (c === "name" ? h("td.name.run-cell", {}, tick, " ", link) : COLUMNS[c].cell ? COLUMNS[c].cell(run, level) : plain(COLUMNS[c]))), h("td.r.minor", {}, write));
+}
+
+function editor(run, wide) {
+  const keep = async (body) => { await send(`runs/${encodeURIComponent(run.name)}/about`, body); open = null; go({}); };
+  const submit = (e) => { e.preventDefault(); const { tags, note } = e.target.elements; keep({ tags: tags.value.split(",").map((t) => t.trim()).filter(Boolean), note: note.value }); };
+  return h("tr.editor", {}, h("td", { colspan: wide }, h("form", { onsubmit: submit },
+    h("label", {}, "Tags", h("input", { name: "tags", "data-keep": true, value: run.tags.join(", "), placeholder: "with commas between them", "data-focus": "edit-tags" })),
+    h("label.grow", {}, "Note", h("input", { name: "note", "data-keep": true, value: run.note, "data-focus": "edit-note" })),
+    h("button.main", {}, "Keep"), h("button", { type: "button", onclick: () => keep({ archived: !run.archived }) }, run.archived ? "Bring back" : "Archive"))));
 }
 
 function steps(run) {
@@ -82,14 +164,7 @@ function spark(rates) {
   const low = Math.min(0.5, ...values), top = Math.max(0.55, ...values);
   const x = (i) => (rates.length > 1 ? 4 + (i * (wide - 8)) / (rates.length - 1) : wide / 2);
   const y = (v) => high - 4 - ((v - low) / (top - low)) * (high - 8);
-  const make = (name, attributes) => {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [k, v] of Object.entries(attributes)) element.setAttribute(k, v);
-    return element;
-  };
-  const svg = make("svg", { width: wide, height: high, class: "spark", role: "img", "aria-label": values.map((v) => percent(v)).join(", ") });
-  svg.append(make("line", { x1: 0, x2: wide, y1: y(0.5), y2: y(0.5), class: "half" }));
-  svg.append(make("polyline", { points: values.map((v, i) => `${x(i)},${y(v)}`).join(" ") }));
-  svg.append(make("circle", { cx: x(values.length - 1), cy: y(values[values.length - 1]), r: 2.5 }));
+  const svg = svgOf("svg", { width: wide, height: high, class: "spark", role: "img", "aria-label": values.map((v) => percent(v)).join(", ") });
+  svg.append(svgOf("line", { x1: 0, x2: wide, y1: y(0.5), y2: y(0.5), class: "half" }), svgOf("polyline", { points: values.map((v, i) => `${x(i)},${y(v)}`).join(" ") }), svgOf("circle", { cx: x(values.length - 1), cy: y(values.at(-1)), r: 2.5 }));
   return svg;
 }

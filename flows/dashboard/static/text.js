@@ -20,9 +20,22 @@ export function plain(text) {
   return nodes;
 }
 
-// A block of model text, kept apart from the direction of what is around it.
-export function written(text, className = "") {
-  return h("div.written", { dir: "auto", class: className }, text === "" ? h("span.nothing", {}, "(empty)") : plain(text));
+const FIRST = 3000, ROUND = 50_000; // characters of a long text that are shown first, and more at a time
+const shownOf = new Map(); // a long text -> how much of it is shown
+
+// A block of model text, kept apart from the direction of what is around it. A long one expands.
+export function written(text) {
+  if (text.length <= FIRST * 1.2) return h("div.written", { dir: "auto" }, text === "" ? h("span.nothing", {}, "(empty)") : plain(text));
+  const box = h("div.written.long", { dir: "auto" });
+  const fill = () => {
+    const most = shownOf.get(text) || FIRST;
+    const more = h("button.expand", { type: "button", onclick: () => { shownOf.set(text, most + (most === FIRST ? ROUND - FIRST : ROUND)); fill(); } }, `${most.toLocaleString("en-US")} of ${text.length.toLocaleString("en-US")} characters: show more`);
+    const less = h("button.expand", { type: "button", onclick: () => { shownOf.delete(text); fill(); } }, "Show less");
+    box.classList.toggle("open", most > FIRST);
+    box.replaceChildren(...plain(text.slice(0, most)), most < text.length ? "…" : "", most < text.length ? more : "", most > FIRST ? less : "");
+  };
+  fill();
+  return box;
 }
 
 // The same token by token: [[text, special], ...].

@@ -107,10 +107,16 @@ class Engine:
     def _completions(self, requests: list[Request]) -> list[list[RawSample] | str]:
         """Of each request its completions, or why there are none: a batch that fails is halved until one request is
         left, which is the one to blame."""
-        from pipeline.engines.transformers.sampling import generate
+        from pipeline.engines.transformers.sampling import generate, search
 
         try:
-            return list(generate(self.network, requests))
+            made: dict[int, list[RawSample] | str] = {}
+            for alike in _alike(requests):
+                asked = [requests[i] for i in alike]
+                searched = asked[0].beams > 1 or asked[0].no_repeat_ngram
+                found = [[one] for one in search(self.network, asked)] if searched else generate(self.network, asked)
+                made.update(zip(alike, found, strict=True))
+            return [made[i] for i in range(len(requests))]
         except Exception as error:  # of a kernel, of memory: as many kinds as there are devices
             why = f"{type(error).__name__}: {error}"
         if len(requests) == 1:
@@ -119,11 +125,20 @@ class Engine:
         return [*self._completions(requests[:half]), *self._completions(requests[half:])]
 
 
+def _alike(requests: list[Request]) -> list[list[int]]:
+    """Places of requests that one call can take: those that draw, and those that search in one way."""
+    found: dict[object, list[int]] = {}
+    for i, r in enumerate(requests):
+        searched = r.beams > 1 or r.no_repeat_ngram
+        found.setdefault((r.beams, r.no_repeat_ngram, r.max_tokens, r.stop_ids) if searched else None, []).append(i)
+    return list(found.values())
+
+
 def _batches(requests: list[tuple[int, Request]], size: int) -> Iterator[list[tuple[int, Request]]]:
     """Runs of requests with at most `size` sequences together, at least one request each."""
     batch: list[tuple[int, Request]] = []
     for numbered in requests:
-        if batch and sum(r.n for _, r in batch) + numbered[1].n > size:
+        if batch and sum(r.n * r.beams for _, r in [*batch, numbered]) > size:
             yield batch
             batch = []
         batch.append(numbered)
@@ -131,4 +146,4 @@ def _batches(requests: list[tuple[int, Request]], size: int) -> Iterator[list[tu
         yield batch
 
 
-BACKEND = Backend(Settings, open_engine)
+BACKEND = Backend(Settings, open_engine, beams=True)

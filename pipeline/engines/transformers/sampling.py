@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
 from pipeline.engines.engine import ModelFacts, Request, adapter_base, probe
@@ -136,6 +136,24 @@ def stream(network: Any, request: Request) -> Iterator[int]:
         logits, mask = _advance(network, chosen, mask, cache)
 
 
+@torch.inference_mode()
+def search(network: Any, requests: list[Request]) -> list[RawSample]:
+    """The best completion that beam search finds of each request. All are searched as the first one says.
+
+    A token that would complete an n-gram that prompt or completion hold already is not taken (no_repeat_ngram).
+    """
+    first = requests[0]
+    ids, mask = _padded(network, requests)
+    config = GenerationConfig(num_beams=first.beams, no_repeat_ngram_size=first.no_repeat_ngram, do_sample=False,
+                              max_new_tokens=first.max_tokens, eos_token_id=list(first.stop_ids),
+                              pad_token_id=first.stop_ids[0])
+    found, made = network.generate(input_ids=ids, attention_mask=mask, generation_config=config), []
+    for row in found[:, ids.shape[1] :].tolist():
+        end = next((i for i, token in enumerate(row, 1) if token in first.stop_ids), len(row))
+        made.append(RawSample(row[:end], STOP if row[end - 1] in first.stop_ids else LENGTH, None))
+    return made
+
+
 class _Roomy(DynamicLayer):
     """A layer's keys and values with room for the steps to come: transformers' own copies all of them at every step."""
 
@@ -205,15 +223,20 @@ def _rows(requests: list[Request], device: torch.device) -> _Rows:
                  torch.tensor([r.top_k for r, _ in samples], device=device), torch.stack(uniforms).to(device))
 
 
-def _prefill(network: Any, requests: list[Request]) -> tuple[Tensor, DynamicCache, Tensor]:
-    """Logits after each prompt (R, V) float32, the cache of R rows, and the left-padded mask (R, P) int64."""
+def _padded(network: Any, requests: list[Request]) -> tuple[Tensor, Tensor]:
+    """The prompts, left padded, and their mask, both (R, P) int64."""
     width = max(len(request.prompt_ids) for request in requests)
     ids = torch.zeros(len(requests), width, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for row, request in enumerate(requests):
         ids[row, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
         mask[row, width - len(request.prompt_ids) :] = 1
-    ids, mask = ids.to(network.device), mask.to(network.device)
+    return ids.to(network.device), mask.to(network.device)
+
+
+def _prefill(network: Any, requests: list[Request]) -> tuple[Tensor, DynamicCache, Tensor]:
+    """Logits after each prompt (R, V) float32, the cache of R rows, and the left-padded mask (R, P) int64."""
+    ids, mask = _padded(network, requests)
     cache = DynamicCache(config=network.config)
     cache.layers = [_Roomy() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     positions = (mask.cumsum(1) - 1).clamp(min=0)

@@ -52,6 +52,8 @@ def _choice(data: dict[str, Any], key: str) -> Example:
     if not (isinstance(choices, list) and 2 <= len(choices) <= 26 and all(isinstance(one, str) for one in choices)):
         raise ValueError(f"{key}: {str(choices)[:60]}, expected two texts or more")
     right = next((data[name] for name in _RIGHT if data.get(name) is not None), None)
+    if right is None:
+        raise ValueError(f"{next(name for name in _RIGHT if name in data)}: null, expected which choice is right")
     names = [str(one) for one in letters or range(len(choices))]
     if str(right) not in names and str(right) in string.ascii_uppercase[:len(choices)]:
         names = list(string.ascii_uppercase[:len(choices)])

@@ -25,7 +25,7 @@ def read(data: dict[str, Any], settings: Any) -> list[Example]:
 
 def talk(data: dict[str, Any], settings: Any) -> list[Example]:
     """The examples of a conversation. Raises Left where no answer of it may be learnt from."""
-    key = next(key for key in TALKS if data.get(key) is not None)
+    key = min((key for key in TALKS if key in data), key=lambda key: data[key] is None)
     found = jsonl.with_system(turns.messages(data[key], key), data)
     if not found or found[-1].role != "assistant":
         return [Example(found)]

@@ -32,7 +32,7 @@ def read(data: dict[str, Any], settings: Any) -> list[Example]:
         raise Left(DIFFER)
     both = [(sides[0][-1], 1.0 - second), (sides[1][-1], second)]
     best, other = both if second <= 0.5 else both[::-1]
-    return [Example(prompt, [best[0], other[0]], scores=[best[1], other[1]])]
+    return [Example(prompt, [best[0], other[0]], scores=[best[1], other[1]], kept=TIED if second == 0.5 else "")]
 
 
 def _share(data: dict[str, Any]) -> float:

@@ -2,6 +2,7 @@
 
 The prompt may stand apart, at the beginning of both sides, or both; sides that differ from it in white space only, or
 begin with a system turn that it lacks, have the same prompt. Sides are texts, turns, conversations or HH's transcripts.
+`subset` is the part of a benchmark that a pair is of (RewardBench), else its file's name is.
 Scores, where there are some: score_chosen and score_rejected, or one of SCORES with another name.
 """
 
@@ -29,8 +30,12 @@ def read(data: dict[str, Any], settings: Any) -> list[Example]:
         fixed = SYSTEM
     elif any(found[-len(side) + 1:] != side[:-1] for side in sides if len(side) > 1):
         fixed = SPACE
-    return [Example(found, [side[-1] for side in sides], scores=_scores(data, settings),
-                    rationale=jsonl.rationale_of(data), fixed=fixed)]
+    scores = _scores(data)
+    against = "" if not scores or scores[0] > scores[1] else TIED if scores[0] == scores[1] else REVERSED
+    if against and settings.ties == "drop":
+        raise Left(against)
+    return [Example(found, [side[-1] for side in sides], scores=scores, rationale=jsonl.rationale_of(data),
+                    fixed=fixed, dataset=str(data.get("subset") or ""), kept=against)]
 
 
 def _side(data: dict[str, Any], key: str) -> list[Message]:
@@ -64,22 +69,19 @@ def _agreed(prompt: list[Message], sides: list[list[Message]]) -> list[Message]:
     return [*systems[:1], *prompt]
 
 
-def _scores(data: dict[str, Any], settings: Any) -> list[float]:
-    """Of chosen and rejected; empty where the row has none. Raises Left for a pair that they speak against."""
+def _scores(data: dict[str, Any]) -> list[float]:
+    """Of chosen and rejected; empty where the row has none."""
     beside = data.get("metadata")
     for where in (data, *([beside] if isinstance(beside, dict) else [])):
         for name in SCORES:
             keys = [name.format(side) for side in ("chosen", "rejected")]
             if all(where.get(key) is not None for key in keys):
-                scores = [turns.number(where[key], key) for key in keys]
-                if settings.ties == "drop" and scores[0] <= scores[1]:
-                    raise Left(TIED if scores[0] == scores[1] else REVERSED)
-                return scores
+                return [turns.number(where[key], key) for key in keys]
     return []
 
 
 SHAPE = Shape("pairs", (("chosen", "rejected"), ("chosen",), ("rejected",),
                         *((key, side) for key in ("instruction", *turns.PROMPTS)
                           for side in ("chosen", "rejected"))), read,
-              reads=("instruction", *turns.PROMPTS, "rationale", "metadata",
+              reads=("instruction", *turns.PROMPTS, "rationale", "metadata", "subset",
                      *(name.format(side) for name in SCORES for side in ("chosen", "rejected"))))

@@ -9,6 +9,7 @@ Rank 1 is the best, a larger score the better; where an answer has both, the ran
 are no worse ones: data.format.ties=drop leaves them out, and the row where none is worse.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from pipeline.formats import turns
@@ -21,15 +22,17 @@ _TEXTS = ("answer", "response", "text", "content", "completion", "output", "solu
 _SCORES = ("score", "overall_score", "rating", "reward", "overall_rating", "is_correct")
 _RANKS = ("rank", "ranking")
 NO_WORSE, FEW = "no answer of the list is worse than the best", "fewer than two answers"
+AS_GOOD = "a list with an answer as good as the best"
 
 
 def read(data: dict[str, Any], settings: Any) -> list[Example]:
     if "ground_truth" in data:
         return [_solutions(data, settings)]
-    key = next(key for key in LISTS if data.get(key) is not None)
+    key = min((key for key in LISTS if key in data), key=lambda key: data[key] is None)
     items = data[key]
     if not isinstance(items, list):
-        raise ValueError(f"{key}: {type(items).__name__}, expected a list of answers")
+        kind = "null" if items is None else type(items).__name__
+        raise ValueError(f"{key}: {kind}, expected a list of answers")
     columns = {plural: data[plural] for name in (*_SCORES, *_RANKS) for plural in (name, f"{name}s")
                if isinstance(data.get(plural), list)}
     if any(len(values) != len(items) for values in columns.values()):
@@ -56,11 +59,13 @@ def ordered(prompt: list[Any], answers: list[dict[str, Any]], settings: Any, key
         value = -turns.number(rank, f"{where}.rank") if rank is not None else _score(score, where)
         found.append((value, value if score is None else _score(score, where)))
     order = sorted(range(len(answers)), key=lambda i: -found[i][0])
+    worse = [i for place, i in enumerate(order) if not place or found[i][0] < found[order[0]][0]]
+    tied = "" if len(worse) == len(order) else NO_WORSE if len(worse) < 2 else AS_GOOD
     if settings.ties == "drop":
-        order = [i for place, i in enumerate(order) if not place or found[i][0] < found[order[0]][0]]
+        order, tied = worse, ""
     if len(order) < 2:
         raise Left(NO_WORSE)
-    return Example(prompt, [texts[i] for i in order], scores=[found[i][1] for i in order])
+    return Example(prompt, [texts[i] for i in order], scores=[found[i][1] for i in order], kept=tied)
 
 
 def _score(value: Any, where: str) -> float:
@@ -71,8 +76,7 @@ def _solutions(data: dict[str, Any], settings: Any) -> Example:
     given = [{"text": turns.text(data, "ground_truth"), "score": 1.0}]
     given += [one for one in data.values() if isinstance(one, dict) and "solution" in one]
     made = ordered(turns.required(data), given, settings, "solutions")
-    return Example(made.prompt, made.answers, scores=made.scores,
-                   target=Target(answer=checked.final(turns.text(data, "ground_truth"))))
+    return replace(made, target=Target(answer=checked.final(turns.text(data, "ground_truth"))))
 
 
 SHAPE = Shape("ranked lists", (*((prompt, answers) for prompt in ("prompt", "instruction", "question", "query")

@@ -18,6 +18,7 @@ from pipeline.rewards.judges.kept import Reply
 
 _AGAIN = (408, 409, 425, 429)  # and all from 500 on
 _BYTES_PER_TOKEN = 3  # about, of a server that does not count
+_ANEW = "run it as another run=NAME: what is done comes from the store"  # a run goes on with its own settings
 _SHOWN = 200  # characters of a server's own message
 
 
@@ -85,7 +86,8 @@ def _final(endpoint: Endpoint, status: int, said: str) -> Exception:
         return UserError(f"judge: {endpoint.base_url} refuses {held} ({status}: {said})")
     if status == 404:
         return UserError(f"judge: {endpoint.base_url} has no model {endpoint.model!r}, or is no OpenAI-compatible "
-                         f"address (404: {said}); check base_url, which mostly ends with /v1, and the model's name")
+                         f"address (404: {said}); check base_url, which mostly ends with /v1, and the model's name, "
+                         f"and {_ANEW}")
     if status in (400, 413, 422):
         return Refused(f"{status}: {said}")
     return UserError(f"judge: {endpoint.base_url} answered {status}: {said}")
@@ -104,8 +106,8 @@ def _reply(endpoint: Endpoint, body: Mapping[str, Any], text: bytes) -> Reply:
         start = text[:_SHOWN].decode(errors="replace").strip().split("\n")[0]
         kind = "HTML" if start.lower().startswith(("<!doctype", "<html")) else "something else"
         raise UserError(f"judge: {endpoint.base_url} answered {kind} where JSON of /{endpoint.path} was expected "
-                        f"({start[:60]!r}); give the address of an OpenAI-compatible server, of a chat one with its /v1"
-                        ) from None
+                        f"({start[:60]!r}); give the address of an OpenAI-compatible server, of a chat one with its "
+                        f"/v1, and {_ANEW}") from None
     finish = "refusal" if message.get("refusal") else str(choice.get("finish_reason") or "")
     sizes = [tokens(str(body["messages"])), tokens(str(said))]
     known = [int(n) if isinstance(n, (int, float)) else size for n, size in zip(counted, sizes, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,30 @@ def test_greedy_is_what_transformers_generates(tiny_model):
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         ids = oracle.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=list(STOP))
         assert answer.samples[0].token_ids == tuple(ids[0, len(prompt) :].tolist())
+
+
+def test_beam_search_without_repeated_ngrams_is_what_transformers_generates(tiny_model):
+    """Prompts of one length, so that no padding is there; searched ones beside a drawn one keep their places."""
+    oracle = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    prompts = [(1, 4, 20 + i, 21 + i, 20 + i, 5) for i in range(3)]
+    requests = [replace(ask(prompt), beams=3, no_repeat_ngram=2) for prompt in prompts]
+    answers = sample(tiny_model, [requests[0], ask(PROMPTS[3]), *requests[1:]])
+    assert answers[1] == sample(tiny_model, [ask(PROMPTS[3])])[0]
+    for prompt, answer in zip(prompts, [answers[0], *answers[2:]], strict=True):
+        ids = oracle.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=list(STOP),
+                              num_beams=3, no_repeat_ngram_size=2)[0].tolist()
+        found = list(answer.samples[0].token_ids)
+        assert ids[: len(prompt) + len(found)] == [*prompt, *found]
+        assert (answer.samples[0].finish_reason == "stop") is (found[-1] in STOP)
+        grams = list(itertools.pairwise([*prompt, *found]))
+        assert len(set(grams)) == len(grams)
+
+
+def test_searching_without_beams_repeats_nothing_either(tiny_model):
+    """Greedy, but for the 2-grams that prompt or completion hold."""
+    (answer,) = sample(tiny_model, [replace(ask(PROMPTS[2], max_tokens=40), no_repeat_ngram=2)])
+    grams = list(itertools.pairwise([*PROMPTS[2], *answer.samples[0].token_ids]))
+    assert len(set(grams)) == len(grams) > 10
 
 
 def test_the_device_is_the_one_of_the_settings(tiny_model, monkeypatch):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import runs, store
+from pipeline import runs
 from tests.flows.dashboard import world
 
 _SHOWN = "return parseInt(document.querySelector('.pill[data-step=sft] small').innerText) || 0"
@@ -176,7 +176,7 @@ def test_keyboard_alone_is_enough(page, address: str):
     opened(page, address, "runs")
     keys = lambda *k: ActionChains(page.driver).send_keys(*k).perform()  # noqa: E731
     seen = []
-    for _ in range(10):
+    for _ in range(30):
         keys(Keys.TAB)
         seen.append(page.run("return document.activeElement.dataset.focus ?? document.activeElement.className"))
         assert page.run("return getComputedStyle(document.activeElement).outlineStyle") != "none", seen[-1]
@@ -237,34 +237,6 @@ def test_a_lost_server_is_said(page, serve: Callable[..., str], workspace: Path)
     page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", {
         **offline, "offline": False, "downloadThroughput": -1, "uploadThroughput": -1})
     page.until(lambda: "up to date" in page.text("#top"), "the server again")
-
-
-def test_two_hundred_runs_paint_within_a_second(page, serve: Callable[..., str], tmp_path: Path):
-    """200 run folders, each with its own 15 artifacts' manifests to read. First contentful paint of the list."""
-    made = world.whole_run(tmp_path, "run-000", number=4)
-    record = json.loads((made.folder / "run.json").read_text())
-    del record[runs.SEAL]
-    for i in range(1, 200):
-        steps = []
-        for step in record["steps"]:
-            key = f"{i:04x}{step['key'][4:]}"
-            folder = store.artifact_path(tmp_path, step["stage"], key)
-            shutil.copytree(store.artifact_path(tmp_path, step["stage"], step["key"]), folder)
-            steps.append({**step, "key": key})
-        target = tmp_path / "runs" / f"run-{i:03d}"
-        shutil.copytree(made.folder, target)
-        (target / "run.json").write_text(json.dumps({**record, "name": target.name, "steps": steps}))
-    page.look()
-    page.open(serve(tmp_path))
-    page.until(lambda: page.count(".runs tbody tr") == 200, "the list")
-    marks = page.run("""
-        const list = performance.getEntriesByName('http').concat(performance.getEntriesByType('resource'));
-        return {paint: performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? null,
-                rows: window.performance.getEntriesByName('rows')[0]?.startTime ?? null,
-                list: list.find(e => e.name.endsWith('api/runs'))?.responseEnd ?? null}""")
-    print(f"200 runs: first paint {marks['paint']:.0f} ms, list there after {marks['list']:.0f} ms")
-    page.shot("runs-200-1440-light")
-    assert marks["paint"] < 1000
 
 
 def test_the_exported_file_works_from_disk(page, workspace: Path, tmp_path: Path):

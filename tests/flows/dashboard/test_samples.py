@@ -153,7 +153,7 @@ def test_log_probs_of_several_tables_show_with_all_of_them(tmp_path: Path):
     assert page["rows"] == 5 and [g["id"] for g in page["groups"]] == [f"p00000{i}" for i in range(5)]
     assert [[c["ref_logp"] for c in g["completions"]] for g in page["groups"]] == [
         [-10.0 * i, -10.0 * i - 1] for i in range(5)]
-    assert tables.find_ids(Files(tmp_path), samples._find(Files(tmp_path), "two", "reference[2]", "groups")[1],
+    assert tables.find_ids(Files(tmp_path), samples.find(Files(tmp_path), "two", "reference[2]", "groups")[1],
                            ["p000004"]) == {"p000004": 4}
 
 

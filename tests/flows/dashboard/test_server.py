@@ -183,6 +183,30 @@ def test_the_page_shows_what_align_compare_prints(workspace: Path):
     assert [row[:2] for row in tests["rows"]] == [["A2 - A1", "+10.0"]]
 
 
+def test_two_arms_are_tested_when_asked(workspace: Path):
+    found = get(workspace, "compare", run=["good", "good-1"])
+    assert [row["arm"] for row in found["leaders"]] == ["A"], "they differ in the seed only"
+    assert client(workspace).get("/api/compare/test?run=good&ours=A&theirs=B").status_code == 404
+
+
+def test_a_selection_is_a_file_of_json_lines(workspace: Path):
+    """Sorted by gold's margin, 0.6 for every prompt: the table's order; of 40 prompts those that have it."""
+    answer = client(workspace).get("/api/runs/good/export.jsonl", params={
+        "step": "score[2]", "by": "margin", "score": "gold", "low": 0.5})
+    assert answer.headers["content-disposition"] == 'attachment; filename="good-score-2.jsonl"'
+    rows = [json.loads(line) for line in answer.text.splitlines()]
+    assert len(rows) == 40 and rows[0]["id"] == "p000000" and len(rows[0]["completions"]) == 4
+    assert rows[0]["completions"][0]["mark"] == "rejected"
+    assert client(workspace).get("/api/runs/good/export.jsonl", params={"step": "score[9]"}).status_code == 404
+
+
+def test_the_command_that_made_a_run_and_how_to_read_it(workspace: Path):
+    run = get(workspace, "runs/good")
+    assert run["command"] == f"align run recipe=pco objective=dpo run=good workspace={workspace}"
+    assert run["go_on"] is None and [v["iteration"] for v in run["verdicts"]] == [1, 2]
+    assert "### gamed" in get(workspace, "reading")["text"]
+
+
 def test_lineage_reaches_the_raw_file_and_says_why(workspace: Path):
     found = get(workspace, "runs/good/lineage", step="evaluate[2]")
     chain = [link["step"] for link in found["chain"]]
@@ -220,9 +244,11 @@ def test_unchanged_answers_are_not_sent_twice(workspace: Path):
 # ---- what must not be answered ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS"])
 def test_read_only(workspace: Path, method: str):
+    """Tags, labels and verdicts are written by POST: see test_written.py."""
     assert client(workspace).request(method, "/api/runs").status_code == 405
+    assert client(workspace).post("/api/runs").status_code == 403
     assert client(workspace).head("/api/runs").status_code == 200
 
 

@@ -68,6 +68,7 @@ class Maker:
     name: str
     seed: int = 0
     objective: str = "dpo"
+    beta: float | None = None  # typed, where it is one
 
     def __post_init__(self) -> None:
         self.steps: list[dict[str, Any]] = []
@@ -84,7 +85,9 @@ class Maker:
         iteration = int(name.partition("[")[2].rstrip("]") or 0)
         digests = {i: [self._artifact(ref).digest(ref.partition("/")[2])] for i, ref in inputs.items()}
         digests |= {"files": files} if files else {}
-        settings = {"objective": self.objective} if stage == "train_preference" else {"score": "gold"}
+        settings = {"score": "gold"}
+        if stage == "train_preference":
+            settings = {"objective": self.objective, "beta": self.beta}
         settings |= {"confidence": LEVEL} if stage in ("evaluate", "report") else {}
         parts = {"version": 1, "settings": settings, "inputs": digests, "seed": self.seed if iteration else None}
         key = store.fingerprint(stage, **parts)
@@ -126,9 +129,12 @@ class Maker:
         config = {
             "run": self.name, "seed": self.seed, "iterations": 2, "workspace": str(self.workspace), "stage": {},
             "choices": {"recipe": "pco"}, "model": {"path": "/models/tiny"}, "data": {"root": "builtin:minifarm"},
-            "objective": {"module": f"pipeline.objectives.{self.objective}"},
+            "objective": {"module": f"pipeline.objectives.{self.objective}",
+                          **({} if self.beta is None else {"beta": self.beta})},
         }
-        runs.save(self.workspace, runs.Run(self.name, config, ["recipe=pco"], {}, self.steps, outcome, time.time()))
+        typed = ["recipe=pco", f"objective={self.objective}", *(
+            [] if self.beta is None else [f"objective.beta={self.beta}"])]
+        runs.save(self.workspace, runs.Run(self.name, config, typed, {}, self.steps, outcome, time.time()))
 
 
 def evaluation(rate: float) -> dict[str, Any]:
@@ -168,9 +174,9 @@ def diagnostics(iteration: int) -> dict[str, Any]:
 
 
 def whole_run(workspace: Path, name: str, seed: int = 0, objective: str = "dpo", number: int = 40,
-              texts: tuple[str, ...] = HOSTILE, tokenizer: Path | None = None) -> Maker:
+              texts: tuple[str, ...] = HOSTILE, beta: float | None = None) -> Maker:
     """Two iterations with everything a page can show: samples, pairs, drops, curves, evaluations, a gate."""
-    run = Maker(workspace, name, seed, objective)
+    run = Maker(workspace, name, seed, objective, beta)
     run.step("data", "import_data", {}, {"sft": 3}, files=["sft.jsonl:" + "ab" * 32])
     run.step("sft", "sft", {"data": "data"}, {"steps": 30})
     run.step("baseline", "generate", {"model": "sft", "prompts": "data"}, {"prompts": 12}, bare(prompts(12, 0)))

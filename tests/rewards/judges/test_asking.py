@@ -93,7 +93,8 @@ def test_nothing_is_asked_twice_after_kill_9(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("budget", "most"), [
-    (Budget(calls=7), 7), (Budget(tokens=2000), 18), (Budget(money=0.003), 25), (Budget(calls=0), 0)])
+    (Budget(calls=7), 7), (Budget(tokens=2000), 18), (Budget(money=0.003), 25), (Budget(calls=0), 0),
+    (Budget(tokens=0), 0), (Budget(money=0.0), 0)])
 def test_a_budget_stops_cleanly_and_can_be_raised(budget: Budget, most: int, tmp_path: Path) -> None:
     """110 tokens a call, 0.00012 at the prices given. A call may come to 400 tokens of reply, 350 of prompt: what may
     go beyond is not begun. With a higher budget it goes on; what was spent before counts.

@@ -1,0 +1,70 @@
+// Training curves of several runs on the same axes: one number a chart, one look an experiment, hover in step over all.
+import { h, card, compact, tick, words } from "./dom.js";
+import { chart } from "./chart.js";
+import { experiments, look } from "./arms.js";
+import { badMarks, overName, overText, overs, points, smoothed } from "./points.js";
+import { families } from "./families.js";
+import { go } from "./frame.js";
+
+const TITLE = { at: "steps", tokens: "tokens", time: "time of work" };
+
+export function overlay(place, data, metrics) {
+  const get = (name) => place.parameters.get(name);
+  const groups = experiments(data, get("apart") === "1");
+  const steps = [...new Set(metrics.flatMap((m) => m.steps.map((s) => s.step)))];
+  if (!steps.length) return h("p.inline-empty.card", {}, "None of these runs has a curve yet.");
+  const trained = steps.filter((s) => s.startsWith("train["));
+  const step = steps.includes(get("step")) ? get("step") : trained.at(-1) || steps[0];
+  const over = overs.includes(get("by")) ? get("by") : "at";
+  const set = { over, xlog: get("xlog") === "1", ylog: get("ylog") === "1", smooth: Math.min(0.99, Math.max(0, Number(get("smooth")) || 0)), range: rangeOf(get("zoom")) };
+  const hidden = new Set(place.parameters.getAll("hide"));
+  const lines = groups.flatMap((g) => (hidden.has(g.name) ? [] : g.runs.map((r) => ({ group: g, run: r.name, step: metrics.find((m) => m.run === r.name)?.steps.find((s) => s.step === step) })))).filter((l) => l.step);
+  return [controls(steps, step, set, lines), grid(data, step, set, lines)];
+}
+
+const rangeOf = (text) => { const ends = (text || "").split(",").map(Number); return text && ends.length === 2 && ends.every(Number.isFinite) ? ends : null; };
+
+function controls(steps, step, set, lines) {
+  const check = (key, label) => h("label", {}, h("input", { type: "checkbox", "data-focus": key, ...(set[key] && { checked: true }), onchange: (e) => go({ [key]: e.target.checked }) }), label);
+  const lacking = set.over !== "at" && lines.some((l) => !l.step[set.over === "time" ? "worked" : "tokens"]);
+  return h("div.controls", {},
+    h("label", {}, "Step", h("select", { "data-focus": "step", onchange: (e) => go({ step: e.target.value, zoom: null }) }, steps.map((s) => h("option", { value: s, selected: s === step }, s)))),
+    h("label", {}, "over", h("select", { "data-focus": "by", onchange: (e) => go({ by: e.target.value === "at" ? null : e.target.value, zoom: null }) }, overs.map((o) => h("option", { value: o, selected: o === set.over }, TITLE[o])))),
+    h("label", {}, "Smoothing", h("input", { type: "range", min: 0, max: 0.98, step: 0.02, value: set.smooth, "data-focus": "smooth", "aria-label": "Smoothing", onchange: (e) => go({ smooth: Number(e.target.value) || null }) }), h("span.muted", {}, set.smooth.toFixed(2))),
+    check("xlog", "log x"), check("ylog", "log y"),
+    set.range ? h("button", { "data-focus": "unzoom", onclick: () => go({ zoom: null }) }, "Whole range") : h("span.note", {}, "drag over a chart to zoom, double click for the whole"),
+    lacking ? h("span.note", {}, "some of these steps do not tell their rate and are left out") : null);
+}
+
+function grid(data, step, set, lines) {
+  if (!lines.length) return h("p.inline-empty.card", {}, `None of the runs shown has a curve of ${step}.`);
+  const names = [...new Set(lines.flatMap((l) => Object.keys(l.step.values)))];
+  const cards = families(names).flatMap(([title, group]) => group.names.map((name) => {
+    const same = words(name) === title.toLowerCase() || group.names.length === 1;
+    const averaged = Math.max(...lines.map((l) => l.step.averaged));
+    const left = lines.reduce((n, l) => n + (l.step.values[name] ? points(l.step, name, set.over, set).left : 0), 0);
+    const note = [same && words(name) === title.toLowerCase() ? "" : words(name), averaged > 1 ? `mean of ${averaged} lines a point, thin: lowest and highest` : "", left ? `${left} points are not above 0: no place on a log axis` : ""].filter(Boolean).join("; ");
+    return card(title, { note, hint: group.hint }, chart(`overlay/${data.runs.map((r) => r.name)}/${name}`, () => picture(name, group.unit, set, lines), {
+      height: 210, label: `${title}: ${words(name)} of ${step}, ${lines.length} runs`, group: "overlay", onzoom: (ends) => go({ zoom: ends && ends.map((v) => Number(v.toPrecision(6))).join(",") }) }));
+  }));
+  return h("div.grid.three", {}, cards);
+}
+
+function picture(name, unit, set, lines) {
+  const made = lines.filter((l) => l.step.values[name]).flatMap(({ group, run, step }) => {
+    const { tint, dash, symbol } = look(group.k);
+    const found = points(step, name, set.over, set);
+    const few = found.points.length < 25;
+    const line = (list, more) => ({ name: group.name, type: "line", data: list, symbol: few ? symbol : "none", symbolSize: 6, connectNulls: false, itemStyle: { color: tint }, lineStyle: { width: 1.7, color: tint, type: dash }, ...more });
+    const quiet = { symbol: "none", silent: true, tooltip: { show: false }, z: 1 };
+    const around = set.smooth ? [line(found.points, { ...quiet, lineStyle: { width: 1, color: tint, opacity: 0.28 } })]
+      : [found.low, found.high].filter((l) => l.length).map((l) => line(l, { ...quiet, lineStyle: { width: 0.8, color: tint, opacity: 0.45 } }));
+    // the mark in the middle of a long line, where there is no room for one a point
+    const sign = !few && found.points.length ? [{ ...badMarks([found.points[Math.floor(found.points.length * (0.3 + 0.08 * (group.k % 6)))]].filter((p) => p[1] !== null), tint, group.name), symbol, symbolSize: 8, silent: true }] : [];
+    return [...around, line(set.smooth ? smoothed(found.points, set.smooth) : found.points, { z: 4, id: `${run}` }), ...sign, ...(found.bad.length ? [badMarks(found.bad, tint, group.name)] : [])];
+  });
+  const text = (items) => [`${overName(set.over, lines[0].step.stage)} ${overText(set.over)(items[0].axisValue)}`, ...items.filter((i) => i.seriesType === "line" && i.value[1] !== null && made[i.seriesIndex]?.z === 4).map((i) => `${i.seriesName}  ${compact(i.value[1])}`)].join("\n");
+  return { series: made, tooltip: { formatter: text },
+    xAxis: { type: set.xlog ? "log" : "value", name: overName(set.over, lines[0].step.stage), axisLabel: { formatter: set.over === "at" ? tick : overText(set.over) }, min: set.range ? set.range[0] : "dataMin", max: set.range ? set.range[1] : "dataMax" },
+    yAxis: { type: set.ylog ? "log" : "value", name: unit || words(name), axisLabel: { formatter: tick } } };
+}
