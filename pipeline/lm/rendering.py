@@ -51,7 +51,7 @@ class Rendering:
     def _rendered(self, group: Group, completion: Completion | None, generation: bool, whole: bool = False) -> str:
         messages = [self._message(m.role, m.content, m.more) for m in group.messages]
         if self.refuses(group):
-            kept = 0 if self.refuses_system else 1
+            kept = int(messages[0]["role"] == "system" and not self.refuses_system)
             messages = [*messages[:kept], *_folded(messages[kept:])]
         if completion is not None:
             messages.append(self._message("assistant", completion.text, completion.more))

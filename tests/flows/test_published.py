@@ -19,7 +19,7 @@ ARRIVES = {
     "trainer.sft": ("sft", "trainer."), "trainer.reward": ("train_reward", "trainer."),
     "trainer.preference": ("train_preference", "trainer."), "objective": ("train_preference", "objective."),
     "negatives": ("train_preference", "negatives."), "train": ("train_preference", ""), "sampling": ("generate", ""),
-    "model": ("tokenize", ""), "data": ("import_data", ""),
+    "selection": ("build_groups", "selection."), "model": ("tokenize", ""), "data": ("import_data", ""),
 }
 WORDS = ("sft", "start", "reference")  # how steps are joined: tested by what they are joined to
 FILES = sorted((CONF / "published").glob("*.yaml"))
@@ -48,8 +48,9 @@ def arrived(steps: dict[str, Step], key: str) -> list:
     group, _, name = key.rpartition(".")
     stage, part = ("select_prompts", "") if name == "prompts_per_iteration" else ARRIVES[group]
     name = "count" if name == "prompts_per_iteration" else name
-    found = [flat(asdict(step.settings))[part + name] for step in steps.values() if step.stage == stage
-             and (stage != "generate" or step.name.startswith("generate"))]  # the others are the evaluation's
+    own = [step for step in steps.values() if step.stage == stage]
+    own = [step for step in own if step.name.startswith("generate")] or own  # the evaluation samples in its own way
+    found = [flat(asdict(step.settings))[part + name] for step in own]
     return [list(one) if isinstance(one, tuple) else one for i, one in enumerate(found) if one not in found[:i]]
 
 
