@@ -208,15 +208,6 @@ def pairs(workspace: Path, planned: list[Planned], item: Planned) -> int:
     return trainer.steps(groups) * trainer.batch_size if groups else (trainer.max_steps or 0) * trainer.batch_size
 
 
-def _trained(workspace: Path, planned: list[Planned], step: Step) -> Seen:
-    """What a training sees: of its tables, where a replay says which of their groups, at most those it keeps."""
-    whole = seen(workspace, planned, step.inputs["groups"])
-    if not step.inputs.get("replay"):
-        return whole
-    kept = seen(workspace, planned, step.inputs["replay"])
-    return Seen(kept.groups, None, exact=True) if kept.exact else dataclasses.replace(whole, exact=False)
-
-
 def notes(workspace: Path, planned: list[Planned]) -> list[str]:
     """A line on each training whose batch is more groups than it has: every step takes some of them several times."""
     found = []
@@ -230,6 +221,15 @@ def notes(workspace: Path, planned: list[Planned]) -> list[str]:
                          f"step sees them again ({over:.3g} passes in all); lower "
                          f"trainer.{BLOCKS[item.step.stage]}.batch_size")
     return found
+
+
+def _trained(workspace: Path, planned: list[Planned], step: Step) -> Seen:
+    """What a training sees: of its tables, where a replay says which of their groups, at most those it keeps."""
+    whole = seen(workspace, planned, step.inputs["groups"])
+    if not step.inputs.get("replay"):
+        return whole
+    kept = seen(workspace, planned, step.inputs["replay"])
+    return Seen(kept.groups, None, exact=True) if kept.exact else dataclasses.replace(whole, exact=False)
 
 
 def seen(workspace: Path, planned: list[Planned], refs: tuple[Ref, ...]) -> Seen:

@@ -93,7 +93,8 @@ class Warm:
             assert self._process.stdin is not None and self._process.stdout is not None
             self._process.terminate()  # it may still be importing
             self._process.wait()
-            self._process.stdin.close()
+            with contextlib.suppress(OSError):  # what it was asked when it had died still waits to be written
+                self._process.stdin.close()
             self._process.stdout.close()
             self._process = None
 

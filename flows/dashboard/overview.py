@@ -43,7 +43,8 @@ def _slim(record: Row) -> tuple[Row, Row]:
     """What the list needs of a record, and what it says of the run whatever its state: of a thousand runs all stays."""
     steps = [{k: step.get(k) for k in ("name", "stage", "state", "key", "iteration")} for step in record["steps"]]
     return ({"name": record["name"], "outcome": record["outcome"], "created": record["created"], "steps": steps},
-            {**facts.about(record), "experiment": facts.experiment(record["config"])})
+            {**facts.about(record), "experiment": facts.experiment(record["config"]),
+             "typed": [word for word in _words(record) if word.partition("=")[0] not in ("seed", "seeds", "recipe")]})
 
 
 def _win_rate(files: Files, step: Row) -> Row | None:

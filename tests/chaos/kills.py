@@ -95,7 +95,7 @@ def one_run(profile: str, seed: int, index: int, folder: Path, reference: Path, 
         gone, left = small.until_nobody(mark, forking, _END, known)
         # One that was to end the run, and did not, came after its end.
         seen.kills += [{**one, "code": code, "gone": round(gone, 2)} for one in made
-                       if (one["during"] != small.END if one["victim"] in WATCHERS else code)]
+                       if one["during"] != small.END and (code or one["victim"] in WATCHERS)]
         seen.faults += [f"turn {turn}, {killed}: still running: {line}" for line in left]
         seen.faults += small.again(before, small.parts(workspace)) + small.left_over(workspace, folder / "tmp", False)
         said = log.read_bytes()[output:].decode(errors="replace")

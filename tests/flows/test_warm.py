@@ -122,6 +122,16 @@ def test_a_warm_process_that_dies_takes_its_step_along_and_is_not_asked_again(fo
     assert not any(map(alive, pids)) and not warmed.ready()
 
 
+def test_one_that_died_between_two_steps_is_told_at_the_next_and_closed_in_silence(fork, warmed):
+    """What it was asked could not be written; nor can it at the end, which is no fault of the run's."""
+    warmed._process.kill()
+    warmed._process.wait()
+    with pytest.raises(Gone, match="ended with exit code -9"):
+        fork()
+    warmed.close()
+    assert not warmed.ready()
+
+
 def test_a_system_that_does_not_fork_is_told(monkeypatch):
     told = []
     monkeypatch.setattr(parent, "_tell", lambda **what: told.append(what))

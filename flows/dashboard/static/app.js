@@ -15,7 +15,7 @@ import { datasetView } from "./dataset.js";
 import { readingView } from "./verdicts.js";
 import { labelView } from "./label.js";
 
-const TABS = [["", "Run"], ["iterations", "Iterations"], ["training", "Training"], ["data", "Data"], ["samples", "Samples"], ["lineage", "Lineage"]];
+const TABS = [["", "Run"], ["iterations", "Iterations"], ["training", "Training"], ["samples", "Samples"], ["lineage", "Lineage"], ["data", "Data"]];
 const OF_RUN = { "": runView, iterations: iterationsView, training: trainingView, data: datasetView, samples: samplesView, lineage: lineageView };
 const QUICK = 1000, CALM = 4000; // milliseconds between two questions: while a run goes on, and else
 

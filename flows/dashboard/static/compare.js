@@ -91,7 +91,7 @@ function style(k) {
   const { tint, dash, symbol } = look(k);
   return { type: "line", symbol, symbolSize: 9, lineStyle: { width: 2, color: tint, type: dash }, itemStyle: { color: tint }, z: 4 };
 }
-const valueAxis = (write, more) => ({ type: "value", ...more, axisLabel: { formatter: (v) => (write === FORMS.rate ? `${number(100 * v)} %` : write === FORMS.gain ? number(100 * v) : tick(v)) } });
+const valueAxis = (write, more) => ({ type: "value", ...more, axisLabel: { formatter: (v) => (write === FORMS.rate ? `${tick(100 * v)} %` : tick(write === FORMS.gain ? 100 * v : v)) } });
 
 // A line per experiment: with several seeds their mean and a band, with one run its interval.
 function overIterations(groups, iterations, y, data) {

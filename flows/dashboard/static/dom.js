@@ -98,7 +98,7 @@ export function compact(value) {
 // A number on an axis: as short as it can be.
 export function tick(value) {
   const size = Math.abs(value);
-  if (value !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential().replace("-", "−");
+  if (value !== 0 && (size < 1e-3 || size >= 1e7)) return Number(value.toPrecision(4)).toExponential().replaceAll("-", "−");
   return size >= 1000 ? number(value) : String(Number(value.toPrecision(4))).replace("-", "−");
 }
 

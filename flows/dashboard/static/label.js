@@ -97,6 +97,7 @@ function undo(place) {
 }
 
 async function finish(place) {
+  await sending;
   try {
     state.result = await send(`runs/${encodeURIComponent(place.run)}/label`, { step: state.step });
   } catch (error) {

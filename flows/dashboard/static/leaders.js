@@ -38,7 +38,7 @@ export function leaders(place, data, groups, test) {
 // An interval with its middle, on the scale of all.
 function range(rate, [low, high]) {
   const at = (v) => `${(100 * (v - low)) / Math.max(1e-9, high - low)}%`;
-  return h("span.range", { title: `${percent(rate.low)} to ${percent(rate.high)}` }, h("i.bar", { style: { left: at(rate.low), right: `${100 - Number.parseFloat(at(rate.high))}%` } }), h("i.mid", { style: { left: at(rate.value) } }), h("span.ends", {}, `${number(100 * rate.low, 1)} to ${percent(rate.high)}`));
+  return h("span.range", { title: `${percent(rate.low)} to ${percent(rate.high)}` }, h("i.extent", { style: { left: at(rate.low), right: `${100 - Number.parseFloat(at(rate.high))}%` } }), h("i.mid", { style: { left: at(rate.value) } }), h("span.ends", {}, `${number(100 * rate.low, 1)} to ${percent(rate.high)}`));
 }
 
 export const tested = (place) => (place.parameters.get("ours") && place.parameters.get("theirs") ? [place.parameters.get("ours"), place.parameters.get("theirs")] : null);

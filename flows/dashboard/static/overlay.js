@@ -61,7 +61,7 @@ function picture(name, unit, set, lines) {
       : [found.low, found.high].filter((l) => l.length).map((l) => line(l, { ...quiet, lineStyle: { width: 0.8, color: tint, opacity: 0.45 } }));
     // the mark in the middle of a long line, where there is no room for one a point
     const sign = !few && found.points.length ? [{ ...badMarks([found.points[Math.floor(found.points.length * (0.3 + 0.08 * (group.k % 6)))]].filter((p) => p[1] !== null), tint, group.name), symbol, symbolSize: 8, silent: true }] : [];
-    return [...around, line(set.smooth ? smoothed(found.points, set.smooth) : found.points, { z: 4, id: `${run}` }), ...sign, ...(found.bad.length ? [badMarks(found.bad, tint, group.name)] : [])];
+    return [...around, line(set.smooth ? smoothed(points(step, name, set.over, { ...set, range: null }).points, set.smooth).filter(([x]) => !set.range || (x >= set.range[0] && x <= set.range[1])) : found.points, { z: 4, id: `${run}` }), ...sign, ...(found.bad.length ? [badMarks(found.bad, tint, group.name)] : [])];
   });
   const text = (items) => [`${overName(set.over, lines[0].step.stage)} ${overText(set.over)(items[0].axisValue)}`, ...items.filter((i) => i.seriesType === "line" && i.value[1] !== null && made[i.seriesIndex]?.z === 4).map((i) => `${i.seriesName}  ${compact(i.value[1])}`)].join("\n");
   return { series: made, tooltip: { formatter: text },

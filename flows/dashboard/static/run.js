@@ -40,7 +40,7 @@ export function headline(run, long = false) {
   return h("div.page-head", {}, h("h1", {}, run.name), h("span.state", { class: run.state }, run.state),
     h("p.about", {}, part("recipe", run.recipe), part("objective", words(run.objective)), part("model", run.model), part("data", run.data), part("seed", run.seed),
       long && h("span", {}, `started ${ago(run.created)}`)),
-    long && h("div.tools", {}, copy("Copy its command", run.command)));
+    long && h("div.tools", {}, run.iterations.some((r) => r.cells.win_rate) && !exported ? h("a.button", { href: `#/label/${encodeURIComponent(run.name)}` }, "Judge by hand") : null, copy("Copy its command", run.command)));
 }
 
 // A button that puts a command where it can be pasted.

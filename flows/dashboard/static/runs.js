@@ -2,6 +2,7 @@
 import { h, ago, svgOf, interval, levelOf, number, percent, seconds, empty, card, words } from "./dom.js";
 import { ask, exported, send } from "./data.js";
 import { line } from "./text.js";
+import { settingsText } from "./arms.js";
 import { go, redraw } from "./frame.js";
 
 const chosen = new Set();
@@ -112,16 +113,25 @@ function table(place, runs, found, columns) {
       of ? h("button.sort", { "data-focus": `sort-${c}`, onclick: () => go({ sort: down ? c : up ? null : `-${c}` }, { local: true }) }, text, up ? " ↑" : down ? " ↓" : "") : text);
   };
   const seeds = (mark) => found.filter((r) => r.experiment === mark);
+  const differ = differing(found);
   const grouped = place.parameters.get("group");
   return h("div.scroll", { "data-scroll": "runs" }, h("table.runs.pinned", {},
     h("thead", {}, h("tr", {}, columns.map((c) => (c === "name" ? h("th.run-cell", { "aria-sort": by === "name" ? "ascending" : by === "-name" ? "descending" : null }, h("input", { type: "checkbox", "aria-label": "Choose all shown", ...(every && { checked: true }), "data-focus": "all", onchange: toggleAll }), " ", head(c).firstChild) : head(c))), h("th.minor", {}, h("span.sr", {}, "Note")))),
-    h("tbody", {}, runs.map((run, i) => [grouped && run.experiment !== runs[i - 1]?.experiment ? experimentRow(run, seeds(run.experiment), columns.length + 1) : null, row(run, level, columns), open === run.name ? editor(run, columns.length + 1) : null]))));
+    h("tbody", {}, runs.map((run, i) => [grouped && run.experiment !== runs[i - 1]?.experiment ? experimentRow(run, seeds(run.experiment), differ, columns.length + 1) : null, row(run, level, columns), open === run.name ? editor(run, columns.length + 1) : null]))));
 }
 
-function experimentRow(run, runs, wide) {
+// The typed settings in which the runs shown differ.
+function differing(runs) {
+  const typed = runs.map((r) => Object.fromEntries((r.typed || []).map((w) => w.split(/=(.*)/s))));
+  return [...new Set(typed.flatMap(Object.keys))].filter((key) => new Set(typed.map((t) => t[key])).size > 1);
+}
+
+// An experiment is called by what differs.
+function experimentRow(run, runs, differ, wide) {
+  const own = Object.fromEntries((run.typed || []).map((w) => w.split(/=(.*)/s)).filter(([key]) => differ.includes(key)));
   const rates = runs.flatMap((r) => (r.win_rates?.length ? [r.win_rates.at(-1).value] : []));
   const mean = rates.reduce((a, b) => a + b, 0) / rates.length;
-  return h("tr.experiment", {}, h("td", { colspan: wide }, h("b", {}, [run.recipe, words(run.objective || ""), run.model, run.data].filter(Boolean).join(" · ")), h("span.muted", {}, ` ${runs.length} ${runs.length === 1 ? "run" : "runs"}${rates.length ? `, mean win rate ${percent(mean)}` : ""}`)));
+  return h("tr.experiment", {}, h("td", { colspan: wide }, h("b", {}, line(settingsText(own) || [run.recipe, words(run.objective || ""), run.model, run.data].filter(Boolean).join(" · "))), h("span.muted", {}, ` ${runs.length} ${runs.length === 1 ? "run" : "runs"}${rates.length ? `, mean win rate ${percent(mean)}` : ""}`)));
 }
 
 function row(run, level, columns) {

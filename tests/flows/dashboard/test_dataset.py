@@ -15,14 +15,7 @@ from tests.flows.dashboard import world
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("dashboard")
-    run = world.Maker(place, "mine")
-    counts = {"sft": 0, "pref": 40, "unlabeled": 0, "eval": 0, "rows": 43, "read as pairs": 43, "unread: source": 43}
-    run.step("data", "import_data", {}, counts, dropped={"the answer is empty": 3}, files=["a.jsonl:" + "ab" * 32])
-    run.step("tokens", "tokenize", {"data": "data"}, {"pref": 40, "sft": 0}, world.paired(world.prompts(40, 0)),
-             part="pref", dropped={"pref_long_prompt": 2})
-    run.step("new_prompts[3]", "import_prompts", {}, {"unlabeled": 5, "rows": 6, "read as prompts": 6})
-    run.waiting("new_tokens[3]", "tokenize")
-    run.save()
+    world.imported_run(place, "mine")
     empty = world.Maker(place, "empty")
     empty.waiting("data", "import_data")
     empty.save()

@@ -214,3 +214,16 @@ def whole_run(workspace: Path, name: str, seed: int = 0, objective: str = "dpo",
                  document_name="gate.json")
     run.save()
     return run
+
+
+def imported_run(workspace: Path, name: str) -> Maker:
+    """A run that has imported rows of its own, encoded them, and got new prompts since."""
+    run = Maker(workspace, name)
+    counts = {"sft": 0, "pref": 40, "unlabeled": 0, "eval": 0, "rows": 43, "read as pairs": 43, "unread: source": 43}
+    run.step("data", "import_data", {}, counts, dropped={"the answer is empty": 3}, files=["a.jsonl:" + "ab" * 32])
+    run.step("tokens", "tokenize", {"data": "data"}, {"pref": 40, "sft": 0}, paired(prompts(40, 0)), part="pref",
+             dropped={"pref_long_prompt": 2})
+    run.step("new_prompts[3]", "import_prompts", {}, {"unlabeled": 5, "rows": 6, "read as prompts": 6})
+    run.waiting("new_tokens[3]", "tokenize")
+    run.save()
+    return run
