@@ -92,7 +92,7 @@ def compose(overrides: list[str], *, conf: Path = CONF) -> Composed:
     choices, typed = _sort_out(overrides, conf, problems)
     if PUBLISHED in choices:
         choices = {"recipe": settings.option_node(conf, PUBLISHED, choices[PUBLISHED])[COMPANIONS]["recipe"], **choices}
-    if "recipe" not in choices and not any(p.startswith("recipe:") for p in problems):
+    if "recipe" not in choices and not any(p.startswith(("recipe:", f"{PUBLISHED}:")) for p in problems):
         known = ", ".join(settings.options(conf, "recipe"))
         problems.insert(0, f"recipe: missing, say which one: recipe=NAME with NAME one of {known}")
     notes = automatic(choices)

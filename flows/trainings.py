@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,12 +90,21 @@ def problems(config: dict[str, Any], steps: Iterable[Step], given: Mapping[str, 
     given: the keys the user set, by step; "" for those of every step.
     """
     steps = list(steps)
-    few = pools.problems(Path(config["workspace"]), steps)
+    kept = [(step, trainer) for step in steps if (trainer := trainer_of(step)) is not None]
+    few = pools.problems(Path(config["workspace"]), steps) + _without_4_bits(kept)
     weights = pretrained_weights(config["model"])
     if weights is None:
         return few
-    kept = [(step, trainer) for step in steps if (trainer := trainer_of(step)) is not None]
     return [*few, *_ruinous(weights, kept, given), *_too_large(config, weights, kept)]
+
+
+def _without_4_bits(trainings: list[tuple[Step, Any]]) -> list[str]:
+    asked = dict.fromkeys(f"trainer.{BLOCKS[step.stage]}.adapter.kind" for step, trainer in trainings
+                          if trainer.adapter.kind == "qlora")
+    if not asked or importlib.util.find_spec("bitsandbytes") is not None:
+        return []
+    return [f"{', '.join(asked)}: qlora needs the package bitsandbytes, which is not installed; pip install "
+            "'alignloop[qlora]' or take trainer=lora"]
 
 
 def _ruinous(weights: int, trainings: list[tuple[Step, Any]], given: Mapping[str, frozenset[str]]) -> list[str]:

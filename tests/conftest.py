@@ -88,12 +88,14 @@ def pytest_terminal_summary(terminalreporter, exitstatus: int, config: pytest.Co
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
     if page is not None:
-        seen = collections.defaultdict[str, set[str]](set)
-        for column, family in (pair for report in terminalreporter.getreports("passed")
-                               for pair in report.user_properties):
-            seen[column].add(family)
-        families.write(page, seen, f"{datetime.date.today()}")
-        terminalreporter.write_line(f"cells written to {page}: {sum(map(len, seen.values()))}")
+        seen, failed = (collections.defaultdict[str, set[str]](set) for _ in range(2))
+        for kind, cells in (("passed", seen), ("failed", failed), ("error", failed)):
+            for column, family in (pair for report in terminalreporter.getreports(kind)
+                                   for pair in report.user_properties):
+                cells[column].add(family)
+        families.write(page, seen, failed, f"{datetime.date.today()}")
+        terminalreporter.write_line(f"cells written to {page}: {sum(map(len, seen.values()))}, taken out: "
+                                    f"{sum(map(len, failed.values()))}")
     if file is None:
         return
     git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)

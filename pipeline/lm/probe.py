@@ -15,11 +15,13 @@ from typing import Any
 
 from pipeline import gguf_header, weights
 from pipeline.engines.engine import steady_positions, usable_positions
-from pipeline.errors import UserError, first, one_line
+from pipeline.errors import UserError, first, nearest, one_line
 from pipeline.lm import checks, shapes
 from pipeline.lm.template import turn_end_id
 from pipeline.lm.template_check import NO_TEMPLATE, template_problems
 
+_ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")  # as families call it
+_DTYPES = ("auto", "float64", "float32", "float16", "bfloat16")
 # Named in a tokenizer's configuration for inputs that a text model does not take: no text becomes one of them.
 _OF_OTHER_INPUTS = ("image_token", "boi_token", "eoi_token", "audio_token", "boa_token", "eoa_token", "video_token")
 
@@ -30,7 +32,7 @@ def problems(folder: Path, reward: bool, template: str | None = None, longest: i
     """
     config, found = _config(folder)
     if config is not None:
-        found = _family(config, reward) + _context(config, longest) + _rows(config, folder)
+        found = _family(config, reward) + _context(config, longest) + _rows(config, folder) + _words(config, folder)
     tokenizer, unreadable = _tokenizer(folder)
     found += unreadable
     if tokenizer is None:
@@ -83,6 +85,22 @@ def _family(config: Any, reward: bool) -> list[str]:
     return found
 
 
+def _words(config: Any, folder: Path) -> list[str]:
+    """Words of config.json that transformers looks up when it builds the model."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    text, read = config.get_text_config().to_dict(), json.loads((folder / "config.json").read_text())
+    rope = text.get("rope_parameters") or {}
+    ropes = [one.get("rope_type", "default") for one in (rope, *rope.values()) if isinstance(one, dict)]
+    activations = _table("activations.py", "ACT2CLS")
+    asked = [*((key, text.get(key), activations) for key in _ACTIVATIONS),
+             *(("rope_type", name, [*ROPE_INIT_FUNCTIONS, "default"]) for name in dict.fromkeys(ropes)),
+             *((key, read.get(key), _DTYPES) for key in ("dtype", "torch_dtype"))]
+    return [f"config.json says {key} {word!r}, which transformers does not know{nearest(word, known)}; correct it, or "
+            "take the file from where the weights are from"
+            for key, word, known in asked if isinstance(word, str) and word not in known]
+
+
 def _context(config: Any, longest: int) -> list[str]:
     """Rows longer than the model's positions: every later step would refuse them."""
     text = config.get_text_config()
@@ -105,11 +123,25 @@ def _rows(config: Any, folder: Path) -> list[str]:
 
 
 def _classes(name: str) -> dict[str, Any]:
-    """One of transformers' tables of model type -> class, read from its source: importing it would import torch."""
+    """One of transformers' tables of model type -> class."""
+    node = _assigned("models/auto/modeling_auto.py", name)
+    assert isinstance(node, ast.Call)
+    return dict(ast.literal_eval(node.args[0]))
+
+
+def _table(file: str, name: str) -> list[str]:
+    """The keys of a table of transformers."""
+    node = _assigned(file, name)
+    assert isinstance(node, ast.Dict)
+    return [ast.literal_eval(key) for key in node.keys if key is not None]
+
+
+def _assigned(file: str, name: str) -> ast.expr:
+    """What a name of transformers is, read from its source: importing it would import torch."""
     (place,) = importlib.util.find_spec("transformers").submodule_search_locations  # type: ignore[union-attr, misc]
-    for node in ast.parse((Path(place) / "models" / "auto" / "modeling_auto.py").read_text()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.targets[0]) == name:
-            return dict(ast.literal_eval(node.value.args[0]))
+    for node in ast.parse((Path(place) / file).read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return node.value
     raise KeyError(name)
 
 
@@ -136,6 +168,10 @@ def _stops(tokenizer: Any, config: Any, folder: Path) -> tuple[list[int], list[s
     if unfit := template_problems(tokenizer):
         return [], unfit
     stops = stop_candidates(folder, tokenizer, turn_end_id(tokenizer))
+    if odd := [one for one in stops if not isinstance(one, int)]:
+        ids = tokenizer.convert_tokens_to_ids(odd) if all(isinstance(one, str) for one in odd) else "ID, or [ID, ID]"
+        return [], [f"eos_token_id of {checks.GENERATION} has {', '.join(map(repr, odd))}, expected an id or a list of "
+                    f"ids: {ids}"]
     if not stops:
         return [], ["no id ends an answer: generation_config.json and the tokenizer name no EOS and the chat template "
                     "ends a turn with plain text; set eos_token in tokenizer_config.json"]
@@ -147,7 +183,7 @@ def stop_candidates(folder: Path, tokenizer: Any, turn_end: int | None) -> list[
     path = folder / checks.GENERATION
     listed = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
     candidates = [*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id, turn_end]
-    return list(dict.fromkeys(i for i in candidates if i is not None))
+    return [one for i, one in enumerate(candidates) if one is not None and one not in candidates[:i]]
 
 
 def _ids(tokenizer: Any, config: Any, stops: Iterable[int], rows: int, folder: Path) -> list[str]:

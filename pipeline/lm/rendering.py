@@ -2,8 +2,9 @@
 
 A special token's string inside somebody's text ("<|end|>", "</s>") is text: a place holder stands for it while the
 template runs, and it is tokenised as the letters it is made of, so that no one's words can end a turn or open another.
-Special by its role is what ends an answer or opens a prompt, whether its tokenizer marks it or not. The characters of
-the place holders are held too, so no text forges one.
+Special by its role is what ends an answer or opens a prompt, whether its tokenizer marks it or not; in what users and
+tools say so is every mark of the template's that is one token ("</think>", "<tool_call>"). The characters of the place
+holders are held too, so no text forges one.
 
 A template that asks for the date is told the same one everywhere (`date_of`): ids are made once, and what is rendered
 on another day must be what was trained on.
@@ -20,8 +21,10 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.records import Completion, Group
 
+_SPOKEN = ("system", "user", "assistant")
 _OPEN, _CLOSE = "\U000f0000", "\U000f0001"  # private use: they hold the place of a special token's string in a text
 _BLANK = "\u2581"  # SentencePiece's for a space
+_MARK = re.compile(r"[<\[|]\S+[>\]|]")  # how templates write the tokens that are theirs: <think>, [INST], <|call|>
 _HELD = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 DATE = "2024-07-26"  # what Llama 3.1's own template says where it is told no date
 DATE_KEY = "template_date"  # of tokenizer_config.json: the date init_model was given
@@ -35,25 +38,53 @@ class Rendering:
     stop_ids: tuple[int, ...] = ()
     of: str = "the"
 
-    def prompt(self, group: Group, generation: bool = True) -> str:
-        """The conversation, with the beginning of an answer unless `generation` is False. Raises UserError."""
-        return self._rendered(group, None, generation)
+    def prompt(self, group: Group, generation: bool = True, whole: bool = False) -> str:
+        """The conversation, with the beginning of an answer unless `generation` is False. Raises UserError; `whole`:
+        also where a turn's text is not in it.
+        """
+        return self._rendered(group, None, generation, whole)
 
     def answered(self, group: Group, completion: Completion) -> str:
         """The conversation with the answer as its last turn. Raises UserError."""
         return self._rendered(group, completion, False)
 
-    def _rendered(self, group: Group, completion: Completion | None, generation: bool) -> str:
+    def _rendered(self, group: Group, completion: Completion | None, generation: bool, whole: bool = False) -> str:
         messages = [self._message(m.role, m.content, m.more) for m in group.messages]
-        if messages[0]["role"] == "system" and self.refuses_system:
-            messages = _folded(messages)
+        if self.refuses(group):
+            kept = int(messages[0]["role"] == "system" and not self.refuses_system)
+            messages = [*messages[:kept], *_folded(messages[kept:])]
         if completion is not None:
             messages.append(self._message("assistant", completion.text, completion.more))
         try:
-            return self.apply(messages, generation, json.loads(group.template or "{}"))
+            text = self.apply(messages, generation, json.loads(group.template or "{}"))
         except Exception as error:  # a template may refuse a conversation (roles that do not alternate)
             raise UserError(
                 f"example {group.id!r}: {self.of} chat template refuses this conversation: {error}") from None
+        if whole and (turn := self._lost(messages, text)):
+            raise UserError(
+                f"example {group.id!r}: {self.of} chat template leaves out the {turn['role']}'s text, or a part of it "
+                f"({self.shown(turn['content'])[:200]!r}); mend the template, give another "
+                f"(model.chat_template=FILE), or take the row out; rendering: {self.shown(text)[-300:]!r}")
+        return text
+
+    def _lost(self, messages: list[dict[str, Any]], text: str) -> dict[str, Any] | None:
+        """The first turn whose text is not in the rendering, in order, blanks apart; None where all are there.
+
+        A tool's text may be written in another form, a system turn at another place, and of earlier answers a template
+        that knows reasoning leaves that out: these are not asked for, or not for their order.
+        """
+        at = 0
+        for turn in messages:
+            said = turn["content"].strip() if isinstance(turn["content"], str) else ""
+            if turn["role"] == "assistant" and (self.thinks or len(turn) > 2):
+                continue
+            start = 0 if turn["role"] == "system" else at
+            found = text.find(said, start)
+            if found < 0 and turn["role"] in _SPOKEN and "".join(said.split()) not in "".join(text[start:].split()):
+                return turn
+            if found >= 0 and turn["role"] != "system":
+                at = found + len(said)
+        return None
 
     def apply(
         self, messages: list[dict[str, Any]], generation: bool, variables: Mapping[str, Any] | None = None
@@ -70,11 +101,24 @@ class Rendering:
     @cached_property
     def refuses_system(self) -> bool:
         """Whether the template raises at a system turn, or leaves its text out."""
-        talk = [{"role": "system", "content": "zebra"}, {"role": "user", "content": "quince"}]
+        return self._refuses([{"role": "system", "content": "zebra"}, {"role": "user", "content": "quince"}])
+
+    @cached_property
+    def refuses_later_system(self) -> bool:
+        """The same of one that is not the first turn."""
+        return self._refuses([{"role": "user", "content": "quince"}, {"role": "assistant", "content": "plum"},
+                              {"role": "system", "content": "zebra"}, {"role": "user", "content": "newt"}])
+
+    def _refuses(self, talk: list[dict[str, Any]]) -> bool:
         try:
             return "zebra" not in self.apply(talk, True)
         except Exception:
             return True
+
+    def refuses(self, group: Group) -> bool:
+        """Whether the group has a system turn that the template refuses where it stands."""
+        first, *later = (m.role for m in group.messages)
+        return (first == "system" and self.refuses_system) or ("system" in later and self.refuses_later_system)
 
     @cached_property
     def thinks(self) -> bool:
@@ -93,7 +137,7 @@ class Rendering:
         found = [name for name in sorted(fields) if self._renderings(_without(group, name)) == whole]
         if self.thinks:  # of earlier turns it is left out on purpose, to an answer it is put back
             found = [name for name in found if name != "reasoning_content"]
-        said = [self.held(m.content).strip() for m in group.messages if m.role == "tool"]
+        said = [self.held(m.content, typed=True).strip() for m in group.messages if m.role == "tool"]
         return [*found, *(["tool"] if any(text not in whole[0] for text in said) else [])]
 
     def _renderings(self, group: Group) -> list[str]:
@@ -103,7 +147,8 @@ class Rendering:
             return []
 
     def _message(self, role: str, content: str, more: str) -> dict[str, Any]:
-        return {"role": role, "content": self.held(content), **self._held_in(json.loads(more or "{}"))}
+        own = self.held(content, typed=role in ("user", "tool"))
+        return {"role": role, "content": own, **self._held_in(json.loads(more or "{}"))}
 
     def _held_in(self, value: Any) -> Any:
         """The same with every text in it held."""
@@ -154,7 +199,7 @@ class Rendering:
         for parts in ((name,), (name[:1], name[1:])):  # in two where the tokenizer does not mark the token as special
             found = [token for i, part in enumerate(parts) if part
                      for token in self._piece(part, within or i > 0, split_special_tokens=True)]
-            if not set(found) & self._special_ids - {self.tokenizer.unk_token_id}:
+            if not set(found) & (self._special_ids | {*self._marks}) - {self.tokenizer.unk_token_id}:
                 return found
         return None
 
@@ -180,19 +225,31 @@ class Rendering:
         return {*self.tokenizer.all_special_ids, *marked, *(i for i in self.stop_ids if i in added)}
 
     @cached_property
-    def _specials(self) -> list[str]:
-        """The strings of all special tokens, longest first, and the place holders' own characters."""
-        added = self.tokenizer.added_tokens_decoder
-        names = {added[i].content for i in self._special_ids if i in added}
-        return sorted({*self.tokenizer.all_special_tokens, *names, _OPEN, _CLOSE}, key=lambda t: (-len(t), t))
+    def _marks(self) -> dict[int, str]:
+        """Tokens that the template writes, or looks for, beside the special ones."""
+        template = str(self.tokenizer.chat_template)
+        return {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items()
+                if i not in self._special_ids and token.content in template and _MARK.fullmatch(token.content)}
 
     @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, self._specials)))
+    def _specials(self) -> list[str]:
+        """The strings of all special tokens and marks, longest first, and the place holders' own characters."""
+        added = self.tokenizer.added_tokens_decoder
+        names = {added[i].content for i in self._special_ids if i in added}
+        every = {*self.tokenizer.all_special_tokens, *names, *self._marks.values(), _OPEN, _CLOSE}
+        return sorted(every, key=lambda t: (-len(t), t))
 
-    def held(self, text: str) -> str:
-        """Somebody's text, with a place holder for every string of a special token."""
-        return self._pattern.sub(lambda m: f"{_OPEN}{self._specials.index(m.group())}{_CLOSE}", text)
+    @cached_property
+    def _patterns(self) -> tuple[re.Pattern[str], re.Pattern[str]]:
+        """Of what is held in every text, and in what is typed."""
+        own = [name for name in self._specials if name not in {*self._marks.values()}]
+        return re.compile("|".join(map(re.escape, own))), re.compile("|".join(map(re.escape, self._specials)))
+
+    def held(self, text: str, typed: bool = False) -> str:
+        """Somebody's text, with a place holder for every string of a special token; typed: and for every mark, which in
+        answers and system turns is meant.
+        """
+        return self._patterns[typed].sub(lambda m: f"{_OPEN}{self._specials.index(m.group())}{_CLOSE}", text)
 
     def shown(self, text: str) -> str:
         return _HELD.sub(lambda m: self._specials[int(m.group(1))], text)
@@ -213,7 +270,24 @@ def _without(group: Group, name: str) -> Group:
 
 
 def _folded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The system turn at the head of the user turn behind it, which is where such families are told to put it."""
-    system, first, *rest = messages
-    texts = [text for text in (system["content"], first["content"]) if text]
-    return [{**first, "content": "\n\n".join(texts)}, *rest]
+    """Every system turn at the head of the user turn behind it, which is where such families are told to put it; at the
+    end of the user turn before it where an answer or nothing is behind.
+    """
+    made, waiting = list[dict[str, Any]](), list[dict[str, Any]]()
+    for turn in messages:
+        if turn["role"] == "system":
+            waiting.append(turn)
+            continue
+        if waiting and turn["role"] == "assistant" and made and made[-1]["role"] == "user":
+            made[-1] = _joined(made[-1], [made[-1], *waiting])
+        elif waiting:
+            turn = _joined(turn, [*waiting, turn])
+        waiting = []
+        made.append(turn)
+    if waiting and made and made[-1]["role"] == "user":
+        return [*made[:-1], _joined(made[-1], [made[-1], *waiting])]
+    return [*made, *waiting]
+
+
+def _joined(into: dict[str, Any], turns: list[dict[str, Any]]) -> dict[str, Any]:
+    return {**into, "content": "\n\n".join(turn["content"] for turn in turns if turn["content"])}

@@ -52,7 +52,7 @@ class Encoder:
         prompts, answers = list[str](), list[list[str]]()
         for group in groups:
             try:
-                prompts.append(text.prompt(group))
+                prompts.append(text.prompt(group, whole=True))
                 answers.append([text.answered(group, c) for c in group.completions])
             except UserError as error:
                 problems.extend(error.problems)

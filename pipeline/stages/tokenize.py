@@ -137,7 +137,7 @@ def _usable(context: Context, groups: Iterable[Group], encoder: Encoder, counted
         if encoder.rendering.unwritable(group):
             counted.dropped["special_text"] += 1
             continue
-        refused = group.messages[0].role == "system" and encoder.rendering.refuses_system
+        refused = encoder.rendering.refuses(group)
         if refused and context.settings.system_turns == "drop":
             counted.dropped["system_turn"] += 1
             continue

@@ -55,6 +55,8 @@ def test_every_problem_of_the_command_line_at_once():
 
 
 def test_no_recipe_lists_them():
+    (unknown,) = _problems("published=zephr")  # it would bring the recipe
+    assert unknown.startswith("published: ") and "did you mean zephyr" in unknown
     assert _problems() == [f"recipe: missing, say which one: recipe=NAME with NAME one of {', '.join(RECIPES)}"]
 
 

@@ -38,6 +38,7 @@ def world(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_goes_round_the_loop(name: str, world: Path, tmp_path: Path, record_property):
     """Two iterations: the second policy learns from what the first one sampled and a reward model scored."""
+    record_property(LOOP, name)
     chosen = FAMILIES[name].chat_template
     words = ["recipe=iterative_dpo", "iterations=2", "engine=transformers", "data=jsonl", f"data.root={world}",
              "model=path", f"model.path={families.make(name, tmp_path / 'published')}", *SMALL,
@@ -47,4 +48,3 @@ def test_a_family_goes_round_the_loop(name: str, world: Path, tmp_path: Path, re
     assert done["train[2]"].manifest["counts"]["from_input_1"] > 0, "groups of its own samples"
     assert len({done[step].digest("model") for step in ("sft", "train[1]", "train[2]")}) == 3
     assert (done["report[2]"].path / "comparison.json").is_file()
-    record_property(LOOP, name)

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
 from flows.compose import COMPANIONS, CONF, compose
-from flows.settings import get
 from pipeline import plan
+from pipeline.config import flat
+from pipeline.plan import Step
 
+# Where a group's values arrive: the stage, and the part of its settings.
+ARRIVES = {
+    "trainer.sft": ("sft", "trainer."), "trainer.reward": ("train_reward", "trainer."),
+    "trainer.preference": ("train_preference", "trainer."), "objective": ("train_preference", "objective."),
+    "negatives": ("train_preference", "negatives."), "train": ("train_preference", ""), "sampling": ("generate", ""),
+    "selection": ("build_groups", "selection."), "model": ("tokenize", ""), "data": ("import_data", ""),
+}
+WORDS = ("sft", "start", "reference")  # how steps are joined: tested by what they are joined to
 FILES = sorted((CONF / "published").glob("*.yaml"))
 
 
@@ -24,11 +34,24 @@ def composed_with(name: str, model: Path, *words: str):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_each_is_planned_with_every_value_of_its_file(path: Path, tiny_model: Path) -> None:
-    composed, steps = composed_with(path.stem, tiny_model)
-    assert "train[1]" in steps and ("sft" in steps) == (composed.config["sft"] == "train")
-    for key, value in yaml.safe_load(path.read_text())[COMPANIONS].items():
-        if not (CONF / key).is_dir():
-            assert get(composed.config, key) == value, key
+    _, steps = composed_with(path.stem, tiny_model)
+    values = yaml.safe_load(path.read_text())[COMPANIONS]
+    assert ("sft" in steps) == (values.get("sft", "train") == "train")
+    assert sum(step.stage == "train_preference" for step in steps.values()) == values.pop("iterations", 1)
+    for key, value in values.items():
+        if not (CONF / key).is_dir() and key not in WORDS:
+            assert arrived(steps, key) == [value], key
+
+
+def arrived(steps: dict[str, Step], key: str) -> list:
+    """The different values that the steps of the plan have of a key, by what each was given to run with."""
+    group, _, name = key.rpartition(".")
+    stage, part = ("select_prompts", "") if name == "prompts_per_iteration" else ARRIVES[group]
+    name = "count" if name == "prompts_per_iteration" else name
+    own = [step for step in steps.values() if step.stage == stage]
+    own = [step for step in own if step.name.startswith("generate")] or own  # the evaluation samples in its own way
+    found = [flat(asdict(step.settings))[part + name] for step in own]
+    return [list(one) if isinstance(one, tuple) else one for i, one in enumerate(found) if one not in found[:i]]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -153,6 +154,19 @@ def test_what_does_not_fit_into_memory_is_refused_with_what_would(model_of) -> N
     spread = ["hardware.training.processes=8", "hardware.training.strategy=fsdp2"]
     assert wrong("hardware=cuda", "hardware.memory_gb=80", *spread) == []
     assert wrong("hardware=cuda", "hardware.memory_gb=24", *spread)[0].endswith("or take a smaller model")
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_qlora_without_its_package_is_told_at_plan(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+    """Not by the first stage that trains."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: find("json" if installed else "no_such_package")
+                        if name == "bitsandbytes" else find(name))
+    composed = compose(["recipe=iterative_dpo", "trainer=qlora"])
+    steps, _ = plan.try_expand(composed.config, {})
+    assert trainings.problems(composed.config, steps, {"": composed.given}) == ([] if installed else [
+        "trainer.sft.adapter.kind, trainer.reward.adapter.kind, trainer.preference.adapter.kind: qlora needs the "
+        "package bitsandbytes, which is not installed; pip install 'alignloop[qlora]' or take trainer=lora"])
 
 
 def test_bytes_of_a_training() -> None:

@@ -1,8 +1,9 @@
 """Families of models as they are published, small: architecture, special tokens and chat template of each, with random
 weights, and what each cannot do. Tests prove every cell of the table in docs/models.md, and write it.
 
-A family is a row, `COLUMNS` the columns. A test that has seen a cell calls `record_property(column, name)`; with
-`--families=docs/models.md` its cell is written, and the column gets today's date (`tests/conftest.py`).
+A family is a row, `COLUMNS` the columns. A test begins with `record_property(column, name)` for each of its cells;
+with `--families=docs/models.md` they are written if it passes, taken out if it fails, and the column gets today's date
+(`tests/conftest.py`).
 """
 
 from __future__ import annotations
@@ -131,11 +132,11 @@ def written(page: str) -> tuple[dict[str, set[str]], dict[str, str]]:
     return seen, days
 
 
-def write(file: Path, new: Mapping[str, Set[str]], day: str) -> None:
-    """Add cells that were proved on `day` to the table of a page."""
+def write(file: Path, new: Mapping[str, Set[str]], failed: Mapping[str, Set[str]], day: str) -> None:
+    """Add cells that were proved on `day` to the table of a page, and take out those whose test failed."""
     page = file.read_text()
     seen, days = written(page)
-    made = table({column: seen[column] | new.get(column, set()) for column in COLUMNS},
+    made = table({column: (seen[column] | new.get(column, set())) - failed.get(column, set()) for column in COLUMNS},
                  days | {column: day for column in COLUMNS if new.get(column)})
     head, _, rest = page.partition(BEGIN)
     file.write_text(head + BEGIN + made + END + rest.partition(END)[2])

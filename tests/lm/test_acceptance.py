@@ -100,6 +100,15 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "token behind": (lambda f: with_token(f, special=False), "tokens were added", "resize_token_embeddings(321)"),
     "stop behind": (lambda f: edit(f / "generation_config.json", eos_token_id=[2, 400]), "id 400 ends an answer",
                     "correct eos_token_id"),
+    "stop as a text": (lambda f: edit(f / "generation_config.json", eos_token_id="<|end|>"),
+                       "eos_token_id of generation_config.json has '<|end|>'", "expected an id or a list of ids: ["),
+    "nested stops": (lambda f: edit(f / "generation_config.json", eos_token_id=[[2], 2]),
+                     "eos_token_id of generation_config.json has [2]", "expected an id or a list of ids"),
+    "activation": (lambda f: edit(f / "config.json", hidden_act="sillu"),
+                   "config.json says hidden_act 'sillu', which transformers does not know", "did you mean silu"),
+    "rope": (lambda f: edit(f / "config.json", rope_parameters={"rope_type": "yarm", "rope_theta": 1e4}),
+             "config.json says rope_type 'yarm', which transformers does not know", "did you mean yarn"),
+    "dtype": (lambda f: edit(f / "config.json", dtype="float7"), "config.json says dtype 'float7'", "float"),
     "pad of the config": (lambda f: edit(f / "config.json", pad_token_id=320), "config.json is 320", "null"),
 }
 
@@ -201,15 +210,6 @@ def test_adapters_are_followed_to_their_base(folder: Path, tmp_path: Path):
         assert problem == f"model.path: {adapter}: adapter_config.json is no mapping of settings in JSON; copy it again"
 
 
-def test_the_cache_of_the_hub_may_link_within_itself(tiny_model: Path, tmp_path: Path):
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
-    shutil.copytree(tiny_model, blobs)
-    snapshot.mkdir(parents=True)
-    for file in blobs.iterdir():
-        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
-    assert found(snapshot) == []
-
-
 def test_an_adapter_on_the_hub_is_told_in_one_line(tmp_path: Path):
     """It has no configuration, tokenizer or template of its own, which four lines would tell."""
     (tmp_path / ADAPTER).write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/base"}))
@@ -217,6 +217,15 @@ def test_an_adapter_on_the_hub_is_told_in_one_line(tmp_path: Path):
     (problem,) = checks.problems(listed)
     assert problem.startswith("an adapter of 'org/base'; fetch it (hf download ORG/NAME --local-dir DIR) and give")
     assert problem.endswith("model.path=DIR model.base=org/name")
+
+
+def test_the_cache_of_the_hub_may_link_within_itself(tiny_model: Path, tmp_path: Path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    shutil.copytree(tiny_model, blobs)
+    snapshot.mkdir(parents=True)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert found(snapshot) == []
 
 
 def sparse(path: Path, tensors: dict[str, list[int]], kind: str = "BF16") -> None:

@@ -1,6 +1,7 @@
 """One function of the model: whatever hardware= asks for, trainer, reference, reward model and engine compute the same.
 
-Families with weights of their own, large enough that a cap, a window or a sink shows.
+Families with weights of their own, large enough that a cap, a window or a sink shows. The published ones go through the
+same options in tests/lm/test_families.py.
 """
 
 from __future__ import annotations

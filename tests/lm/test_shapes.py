@@ -79,6 +79,35 @@ def test_a_system_turn_is_in_the_prompt(name):
     made.encode([Group("g", (Message("system", ""), *TALK))])  # an empty one is a turn like others
 
 
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_system_turn_in_mid_talk_is_in_the_prompt_once(name):
+    """Where the template refuses it there or leaves it out, it is folded into the user turn beside it."""
+    made, system = encoder(name), Message("system", "Be long.")
+    (done,) = made.encode([Group("g", (*TALK[:2], system, TALK[2]))])
+    assert made.tokenizer.decode(done.prompt_ids).count("Be long.") == 1
+    if name in ("llama2", "gemma2", "qwen3", "smollm3"):
+        assert made.rendering.refuses_later_system
+        talk = (*TALK[:2], Message("user", "Be long.\n\nSay it again."))
+        assert done.prompt_ids == made.encode([Group("g", talk)])[0].prompt_ids
+        before = (TALK[0], system, *TALK[1:])
+        talk = (Message("user", "Name three birds.\n\nBe long."), *TALK[1:])
+        assert made.rendering.prompt(Group("g", before)) == made.rendering.prompt(Group("g", talk))
+
+
+@pytest.mark.parametrize(("name", "marks"), [("qwen3", ("<think>", "</think>")), ("r1", ("<think>", "</think>"))])
+def test_marks_that_a_user_types_are_letters(name, marks):
+    """Tokens of the vocabulary, not special: typed they are text, in an answer they are what they mean."""
+    made = encoder(name)
+    ids = {made.tokenizer.convert_tokens_to_ids(mark) for mark in marks}
+    assert not ids & {*made.tokenizer.all_special_ids}
+    typed = "What does <think> or </think> mean?"
+    (done,) = made.encode([Group("g", (Message("user", typed),), (Completion("<think>\nHm.\n</think>\n\nIt ends."),))])
+    (bare,) = made.encode([Group("g", (Message("user", "What?"),), (Completion("It ends."),))])
+    assert [i for i in done.prompt_ids if i in ids] == [i for i in bare.prompt_ids if i in ids]
+    assert made.tokenizer.decode(done.prompt_ids).count(typed) == 1
+    assert made.tokenizer.convert_tokens_to_ids("</think>") in done.completions[0].token_ids
+
+
 def test_an_empty_system_turn_replaces_the_default():
     text = encoder("qwen2_5").rendering.prompt(Group("g", (Message("system", ""), TALK[0])))
     assert text.startswith("<|im_start|>system\n<|im_end|>\n<|im_start|>user\n")

@@ -134,6 +134,29 @@ def test_template_that_rewrites_the_prompt():
         encoder(template=template).encode([group()])
 
 
+@pytest.mark.parametrize(("whole", "cut", "text"), [
+    ("m['content']", "m['content'][:12]", "user's text, or a part of it ('Name three birds.')"),
+    ("for m in messages", "for m in messages[-2:]", "user's text, or a part of it ('Name three birds.')"),
+    ("for m in messages", "for m in messages if m['role'] == 'user'",
+     "assistant's text, or a part of it ('Ducks.')")])
+def test_template_that_leaves_a_text_out(whole, cut, text):
+    """It is fit for the short talk that planning renders, and loses a part of a longer one without any other sign."""
+    template = encoder().tokenizer.chat_template
+    assert whole in template
+    with pytest.raises(UserError) as caught:
+        encoder(template=template.replace(whole, cut)).encode([group(turns=2)])
+    assert f"example 'g': the chat template leaves out the {text}" in str(caught.value)
+    assert "take the row out" in str(caught.value)
+
+
+def test_a_template_may_trim_and_squeeze_blanks():
+    """Falcon's replaces empty lines: no word is lost."""
+    template = encoder().tokenizer.chat_template.replace("m['content']", "m['content'].strip().replace('\n\n', '\n')")
+    talk = (Message("user", " Name\n\nthree. "), Message("assistant", "Ducks. "), Message("user", "Name"))
+    (done,) = encoder(template=template).encode([Group("g", talk, (Completion("One."),))])
+    assert "Name\nthree." in encoder().tokenizer.decode(done.prompt_ids)
+
+
 def test_template_that_refuses():
     with pytest.raises(UserError, match="example 'g': the chat template refuses this conversation: no"):
         encoder(template="{{ raise_exception('no') }}").encode([group()])

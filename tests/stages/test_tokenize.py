@@ -121,6 +121,7 @@ def test_a_refused_system_turn_is_folded_or_its_row_left_out(spoken, refusing, m
     assert shown == "<|bos|><|user|>Be brief.\n\nHow many?<|end|><|assistant|>"
     left = run(spoken, refusing, tmp_path / "drop", max_prompt_tokens=34, system_turns="drop")
     assert [g.id for g in tables.read(left.out / "sft")] == ["s1"] and left.report.dropped == {"sft_system_turn": 2}
+    assert encoder.rendering.refuses_later_system is False  # only its first turn may be none
     taken = run(spoken, model, tmp_path / "taken", max_prompt_tokens=34, system_turns="drop")
     assert taken.report.counts["sft"] == 3 and "sft_system_folded" not in taken.report.counts
 

@@ -20,6 +20,7 @@ PROMPTS = [tuple(range(20 + i, 26 + 9 * i)) for i in range(4)]  # the longest re
 @pytest.mark.parametrize("name", FAMILIES)
 def test_vllm_samples_what_transformers_does(name: str, tmp_path: Path, monkeypatch, record_property):
     """Greedy tokens by value, and log-probs of a probe. No two families share a server: their stop ids differ."""
+    record_property(VLLM, name)
     monkeypatch.delenv("ALIGNLOOP_ENGINE_URL", raising=False)
     model = families.make(name, tmp_path / name)
     asked = [Request(prompt, 1, 0.0, 1.0, 0, 16, model_facts(model).stop_ids, 0) for prompt in PROMPTS]
@@ -27,11 +28,9 @@ def test_vllm_samples_what_transformers_does(name: str, tmp_path: Path, monkeypa
     if VLLM in FAMILIES[name].cannot:
         with pytest.raises(UserError, match="nats per token"), served as opened:
             list(opened.sample(asked))
-        record_property(VLLM, name)
         return
     with served as opened:
         found = list(opened.sample(asked))
     with oracle.open_engine(model, oracle.Settings(device="cpu"), tmp_path / "no.log") as ours:
         assert found == list(ours.sample(asked))
     assert opened.facts["logprob_gap"] < 1e-3
-    record_property(VLLM, name)
