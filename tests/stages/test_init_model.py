@@ -211,8 +211,8 @@ def test_a_template_that_is_unfit_is_refused_before_anything_is_computed(model, 
         assert any(found in problem for problem in problems)
         assert all(problem.startswith(f"model.path: {folder}: ") for problem in problems)
     assert problems_of(init_model.Settings, {"chat_template": "chatmll"}, "s") == [
-        "s.chat_template: 'chatmll' is no file, expected a file of Jinja or one of roles, chatml, plain (did you mean "
-        "chatml?)"]
+        "s.chat_template: 'chatmll' is no file, expected a file of Jinja or one of roles, chatml, text, plain (did "
+        "you mean chatml?)"]
 
 
 def test_the_date_of_a_template_is_a_setting(model, tmp_path):

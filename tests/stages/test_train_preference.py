@@ -147,8 +147,8 @@ def test_only_objectives_with_a_reference_want_one():
         settings = build(train_preference.Settings, {"objective": {"module": f"pipeline.objectives.{name}"}})
         return train_preference.wanted(settings)
 
-    assert wanted("dpo") == {"optimizer", "weights", "reference"}
-    assert wanted("pairwise_cringe") == {"optimizer", "weights"}
+    assert wanted("dpo") == {"optimizer", "weights", "replay", "reference"}
+    assert wanted("pairwise_cringe") == {"optimizer", "weights", "replay"}
 
 
 def test_mc_negatives_and_kept_optimizer(world, tmp_path):
