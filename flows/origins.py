@@ -15,7 +15,7 @@ _COLUMNS = {"training": LEFT, "made in": LEFT, "data set": LEFT, "groups": RIGHT
 
 def table(run: runs.Run, done: Mapping[str, Artifact]) -> str:
     """A row for each training and source of a run that replays or got new prompts; of any other run nothing."""
-    if (run.config.get("replay") or {}).get("module") is None and not run.config["data"].get("added"):
+    if (run.config.get("replay") or {}).get("module") is None and not (run.config.get("data") or {}).get("added"):
         return ""
     steps = [step for step in run.steps if step["stage"] == "train_preference" and step["name"] in done]
     return markdown.table(_COLUMNS, [row for step in steps for row in _rows(run, step, done)])

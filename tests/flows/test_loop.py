@@ -115,7 +115,7 @@ def test_a_third_iteration_reruns_nothing_of_the_first_two(finished, align):
     }
 
 
-@pytest.mark.parametrize("recipe", ["iterative_dpo", "onmcpo", "mcpo", "online_dpo"])
+@pytest.mark.parametrize("recipe", ["iterative_dpo", "onmcpo", "mcpo_instruct", "online_dpo"])
 def test_other_recipes_reuse_the_sft_and_reward_model(finished, align, recipe):
     _, words = finished
     other = [f"recipe={recipe}", "run=other", *words[2:]]
