@@ -271,7 +271,7 @@ def test_a_token_in_the_address_opens_the_page(page, serve: Callable[..., str], 
     page.open(at)
     assert "?token=" in page.text()
     page.open(f"{at}?token=right-token")
-    page.until(lambda: page.count(".runs tbody tr") == 3, "the runs")
+    page.until(lambda: page.count(".runs tbody tr") == 4, "the runs")
     assert "token" not in page.run("return location.href")
     page.driver.delete_all_cookies()
 
