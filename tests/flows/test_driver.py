@@ -21,7 +21,8 @@ from flows.step import StepFailed
 from pipeline import plan, runs
 from pipeline.errors import UserError
 
-RECIPES = sorted(p.stem for p in (CONF / "recipe").glob("*.yaml") if p.stem != "benchmark")  # that one needs a model
+RECIPES = sorted(p.stem for p in (CONF / "recipe").glob("*.yaml")
+                 if p.stem not in ("benchmark", "mcpo"))  # they need a model, ranked lists
 
 
 def _written(config: dict) -> dict:
