@@ -163,7 +163,7 @@ def test_every_align_command_runs(words: tuple[str, ...], workspace: Path):
     elif command in ("sweep", "reproduce"):
         quick = ["--quick"] if command == "reproduce" else []
         code, shown = planned(command, *rest, *quick, "--plan", f"workspace={workspace.parent / 'other'}")
-        assert code == 0 or re.search("no (sweep|table) named '(demo|NAME)'", shown), shown
+        assert code == 0 or re.search("no (sweep|table) named '(demo|NAME)'|not there, make it first", shown), shown
     elif command == "logs":
         code, shown = called([command, *rest, f"workspace={workspace}"])
         assert code == 0 or "no log" in shown, shown

@@ -108,7 +108,6 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
                    "config.json says hidden_act 'sillu', which transformers does not know", "did you mean silu"),
     "rope": (lambda f: edit(f / "config.json", rope_parameters={"rope_type": "yarm", "rope_theta": 1e4}),
              "config.json says rope_type 'yarm', which transformers does not know", "did you mean yarn"),
-    "dtype": (lambda f: edit(f / "config.json", dtype="float7"), "config.json says dtype 'float7'", "float"),
     "pad of the config": (lambda f: edit(f / "config.json", pad_token_id=320), "config.json is 320", "null"),
 }
 
@@ -119,6 +118,13 @@ def test_a_broken_folder_is_refused_in_one_line(name: str, folder: Path):
     breaks(folder)
     (problem,) = found(folder)
     assert wrong in problem and way_out in problem and "\n" not in problem
+
+
+def test_a_dtype_that_nobody_knows(folder: Path):
+    """As plan asks, in a process without torch, in which transformers itself looks the word up in torch."""
+    edit(folder / "config.json", dtype="float7")
+    (problem,) = acceptance.problems(Source(str(folder)))
+    assert "config.json says dtype 'float7', which transformers does not know (did you mean float64" in problem
 
 
 def test_every_problem_at_once(folder: Path):

@@ -71,7 +71,7 @@ def test_a_name_that_does_not_fit_says_what_would(tmp_path):
     with pytest.raises(UserError, match=r"chatml needs <\|im_start\|>, <\|im_end\|>, which this model's vocabulary"):
         named_shapes.named("chatml", tokenizer)
     assert named_shapes.choice_problem("chatm") == (
-        "'chatm' is no file, expected a file of Jinja or one of roles, chatml, plain (did you mean chatml?)")
+        "'chatm' is no file, expected a file of Jinja or one of roles, chatml, text, plain (did you mean chatml?)")
     (tmp_path / "own.jinja").write_text("{{ messages }}")
     assert named_shapes.named(str(tmp_path / "own.jinja"), tokenizer) == "{{ messages }}"
     assert named_shapes.files(str(tmp_path / "own.jinja")) == [tmp_path / "own.jinja"]
