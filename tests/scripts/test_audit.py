@@ -45,6 +45,14 @@ def test_a_known_fault_is_named_unless_it_is_accepted(listed, monkeypatch):
     assert audit.known_faults(found, url) == []
 
 
+def test_a_known_fault_fails_where_that_is_required(listed, monkeypatch, capsys):
+    """Else it is a note: what others list about a version does not make a commit fail that passed the day before."""
+    url, _ = listed
+    monkeypatch.setattr(audit, "installed", lambda: {"torch": "2.13.0+cpu"})
+    assert audit.main(["--url", url]) == 0 and "note: torch 2.13.0+cpu: known faults" in capsys.readouterr().out
+    assert audit.main(["--url", url, "--required"]) == 1 and "torch 2.13.0+cpu" in capsys.readouterr().err
+
+
 def test_ranges_are_met_and_closed():
     wanted = [Requirement(text) for text in ("a>=1,<2", "b==3", "c>=1", "absent<2")]
     assert audit.out_of_range(wanted, {"a": "1.5", "b": "4", "c": "9"}) == [
