@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -60,7 +61,9 @@ def test_keys_are_nowhere(hook, reference, forking, tidy, tmp_path):
                                     HOME=str(tmp_path / "home"), ALIGNLOOP_WEBHOOK_URL=address)
     with serving(log) as url:
         judge = f"evaluation.judge={{module: pipeline.rewards.judge, model: judge, base_url: '{url}'}}"
-        argv = small.command(workspace, reference[0], "iterations=1", "tracking=wandb", "notify=webhook", judge)
+        argv = small.command(workspace, reference[0], "iterations=1", "tracking=wandb", "notify=webhook", judge,
+                             "trainer.preference.lr=0.05",  # so that the answers differ, of which the judge is asked
+                             *profiles.PROFILES["vllm"].words)  # a model that vLLM on a CPU serves
         process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         keys, told, engines = {**canaries.KEYS, "webhook": address.rpartition("/")[2]}, set[str](), set[str]()
         listening: set[tuple[str, str]] = set()
@@ -80,7 +83,10 @@ def test_keys_are_nowhere(hook, reference, forking, tidy, tmp_path):
     assert told == set()
     assert {"engine", "prefect"} <= {kind for kind, _ in listening}
     assert {(kind, host) for kind, host in listening if host != "127.0.0.1"} == set()
-    assert json.loads(sent[-1])["event"] == "finished"
+    deadline = time.monotonic() + 30  # the run does not wait for its messages
+    while not any(json.loads(body)["event"] == "finished" for body in sent):
+        assert time.monotonic() < deadline, sent
+        time.sleep(0.1)
     assert not any(key in text for key in keys.values() for text in (output, *map(bytes.decode, sent)))
     assert (workspace / ".prefect").is_dir() and (workspace / "wandb").is_dir() and log.stat().st_size
     assert canaries.holding(keys, tmp_path) == []
