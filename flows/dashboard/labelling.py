@@ -14,6 +14,7 @@ import math
 import shutil
 import statistics
 import time
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +80,7 @@ def result(files: Files, name: str, step: str = "") -> Row:
         return {"step": contest.step["name"], "pairs": 0}
     mean = statistics.fmean(said.values())
     low, high = wilson(mean, len(said))
-    ours, theirs = (_scores(side, list(said)) for side in contest.sides)
+    ours, theirs = (_scores(side, said.keys()) for side in contest.sides)
     agree = {}
     for score in sorted({n for values in ours.values() for n in values}):
         both = {one: ours[one][score] - theirs[one][score] for one in said
@@ -158,7 +159,7 @@ def _rows(files: Files, side: tuple[tables.Table, Row, Any], ids: list[str]) -> 
     return {row["id"]: row for row in tables.at(side[0], sorted(places.values())).values()}
 
 
-def _scores(side: tuple[tables.Table, Row, list[tables.Table]], ids: list[str]) -> dict[str, dict[str, float]]:
+def _scores(side: tuple[tables.Table, Row, list[tables.Table]], ids: Set[str]) -> dict[str, dict[str, float]]:
     """Prompt's id -> the scores of its first answer."""
     found: dict[str, dict[str, float]] = {}
     for beside in side[2]:
@@ -184,8 +185,8 @@ def _verdicts(files: Files, name: str, contest: _Contest) -> dict[str, float]:
     """Prompt's id -> the outcome for the policy, 1 won, 0.5 tie, 0 lost: the last verdict of each counts."""
     path = files.run_path(name, "verdicts", f"{contest.step['name']}.jsonl")
     lines = on_disk.parsed_lines(path.read_bytes(), id=str) if path.is_file() else []
-    last = {line["id"]: line.get("outcome") for line in lines}
-    return {one: float(v) for one, v in last.items() if isinstance(v, int | float) and one in contest.ids}
+    last, known = {line["id"]: line.get("outcome") for line in lines}, set(contest.ids)
+    return {one: float(v) for one, v in last.items() if isinstance(v, int | float) and one in known}
 
 
 def _preference(name: str, contest: _Contest, one: str, outcome: float, ours: Row, theirs: Row) -> str:
