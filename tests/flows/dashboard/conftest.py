@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -65,6 +65,29 @@ class Page:
         drawn = "return [...document.querySelectorAll('.chart')].every(c => c.querySelector('canvas'))"
         self.until(lambda: self.run(drawn), "the charts")
         time.sleep(0.15)
+
+    def show(self, address: str, place: str, sign: str) -> None:
+        """Open a view and wait until it has its sign, a text, and its charts."""
+        self.open(address + place)
+        self.until(lambda: sign in self.text(), f"{sign!r} on {place}")
+        self.painted()
+
+    def in_every_look(self, looks: Sequence[tuple[tuple[int, int], str]], name: str, load: Callable[[], None]) -> None:
+        """Load it in the first look; in every (size, scheme) nothing sticks out, the scheme is obeyed, and a picture is
+        taken. No complaints at the end."""
+        self.look(*looks[0])
+        self.complaints()
+        load()
+        for size, scheme in looks:
+            self.look(size, scheme)
+            self.until(lambda width=size[0]: self.run("return document.documentElement.scrollWidth") <= width,
+                       f"nothing to stick out sideways of {size[0]} points in {scheme}", 5)
+            self.painted()
+            background = self.run("return getComputedStyle(document.body).backgroundColor")
+            light = sum(int(v) for v in background.strip("rgb()").split(",")[:3]) > 382
+            assert light == (scheme == "light")
+            self.shot(f"{name}-{size[0]}-{scheme}")
+        assert self.complaints() == [], "no error, no broken policy, no request that was refused"
 
     def shot(self, name: str) -> None:
         SHOTS.mkdir(parents=True, exist_ok=True)

@@ -47,29 +47,13 @@ def address(workspace: Path, serve: Callable[..., str]) -> str:
 
 
 def opened(page, address: str, view: str) -> None:
-    place, sign = VIEWS[view]
-    page.open(address + place)
-    page.until(lambda: sign in page.text(), f"{sign!r} on {place}")
-    page.painted()
+    page.show(address, *VIEWS[view])
 
 
 @pytest.mark.parametrize(("view", "first"), [(view, i % len(LOOKS)) for i, view in enumerate(VIEWS)], ids=VIEWS)
 def test_every_view_at_both_widths_in_both_schemes(page, address: str, view: str, first: int):
     """Loaded once, every look by two of the views; then width and scheme change under the open page."""
-    looks = LOOKS[first:] + LOOKS[:first]
-    page.look(*looks[0])
-    page.complaints()
-    opened(page, address, view)
-    for size, scheme in looks:
-        page.look(size, scheme)
-        page.until(lambda width=size[0]: page.run("return document.documentElement.scrollWidth") <= width,
-                   f"nothing to stick out sideways of {size[0]} points in {scheme}", 5)
-        page.painted()
-        background = page.run("return getComputedStyle(document.body).backgroundColor")
-        light = sum(int(v) for v in background.strip("rgb()").split(",")[:3]) > 382
-        assert light == (scheme == "light")
-        page.shot(f"{view}-{size[0]}-{scheme}")
-    assert page.complaints() == [], "no error, no broken policy, no request that was refused"
+    page.in_every_look(LOOKS[first:] + LOOKS[:first], view, lambda: opened(page, address, view))
 
 
 def test_nothing_is_asked_of_another_host(page, address: str):

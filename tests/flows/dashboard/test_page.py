@@ -81,25 +81,12 @@ def address(workspace: Path, serve: Callable[..., str]) -> str:
 
 
 def opened(page, address: str, view: str) -> None:
-    place, sign = VIEWS[view]
-    page.open(address + place)
-    page.until(lambda: sign in page.text(), f"{sign!r} on {place}")
-    page.painted()
+    page.show(address, *VIEWS[view])
 
 
 @pytest.mark.parametrize(("view", "first"), [(view, i % len(LOOKS)) for i, view in enumerate(VIEWS)], ids=VIEWS)
 def test_every_view_at_both_widths_in_both_schemes(page, address: str, view: str, first: int):
-    looks = LOOKS[first:] + LOOKS[:first]
-    page.look(*looks[0])
-    page.complaints()
-    opened(page, address, view)
-    for size, scheme in looks:
-        page.look(size, scheme)
-        page.until(lambda width=size[0]: page.run("return document.documentElement.scrollWidth") <= width,
-                   f"nothing to stick out sideways of {size[0]} points in {scheme}", 5)
-        page.painted()
-        page.shot(f"{view}-{size[0]}-{scheme}")
-    assert page.complaints() == [], "no error, no broken policy, no request that was refused"
+    page.in_every_look(LOOKS[first:] + LOOKS[:first], view, lambda: opened(page, address, view))
 
 
 # ---- comparing -------------------------------------------------------------------------------------------------------
