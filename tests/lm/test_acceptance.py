@@ -123,7 +123,7 @@ def test_a_broken_folder_is_refused_in_one_line(name: str, folder: Path):
 def test_a_dtype_that_nobody_knows(folder: Path):
     """As plan asks, in a process without torch, in which transformers itself looks the word up in torch."""
     edit(folder / "config.json", dtype="float7")
-    (problem,) = acceptance.problems(Source(str(folder)))
+    (problem,) = acceptance.problems(Source(str(folder)), reward=False)
     assert "config.json says dtype 'float7', which transformers does not know (did you mean float64" in problem
 
 
