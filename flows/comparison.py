@@ -121,13 +121,13 @@ def made(records: Sequence[Row], manifest: Manifest, folder: Folder) -> Comparis
     found, problems = [], list[str]()
     for i, same in enumerate(groups.values()):
         seeds = seed_names([record["config"] for record in same])
-        if len(set(seeds)) < len(seeds):
-            problems.append(f"compare: {', '.join(r['name'] for r in same)} differ in nothing, not even the seed; name "
-                            "one of each")
         judged: dict[int, list[Judged]] = {}
         for record, seed in zip(same, seeds, strict=True):
             for one in _judged(record, seed, manifest, folder):
                 judged.setdefault(one.iteration, []).append(one)
+        if any(len({one.seed for one in several}) < len(several) for several in judged.values()):
+            problems.append(f"compare: {', '.join(r['name'] for r in same)} differ in nothing, not even the seed; name "
+                            "one of each")
         found.append(Arm(_letters(i), differing[i], [r["name"] for r in same], dict(sorted(judged.items()))))
     if problems:
         raise UserError(*problems)

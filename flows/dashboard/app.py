@@ -183,6 +183,10 @@ def _pages() -> dict[str, Page]:
     found = {}
     for path in sorted(p for p in STATIC.rglob("*") if p.suffix in _TYPES):
         body = path.read_bytes()
+        if path.name == "index.html":  # every module is asked for at once, not one after the other
+            names = sorted(module.name for module in STATIC.glob("*.js"))
+            preload = "\n".join(f'<link rel="modulepreload" href="{name}">' for name in names)
+            body = body.replace(b"<!-- modules -->", preload.encode())
         packed = body if path.suffix == ".woff2" else gzip.compress(body)
         found[path.relative_to(STATIC).as_posix()] = Page(body, _TYPES[path.suffix], packed)
     return found

@@ -152,6 +152,30 @@ export const words = (name) => name.replaceAll("_", " ");
 // A small sign that says more when it is pointed at, focused or touched.
 export const help = (text) => h("button.help", { type: "button", "aria-label": text, "data-tip": text }, "?");
 
+// The address of a view of a run: which of its tabs, and what that shows.
+export const to = (run, tab = "", shows = null) => `#/run/${encodeURIComponent(run)}${tab && `/${tab}`}${shows ? `?${new URLSearchParams(shows)}` : ""}`;
+
+// A box to tick. told: of whether it is ticked now.
+export const check = (name, on, text, told, hint) => h("label", { title: hint }, h("input", { type: "checkbox", "data-focus": name, checked: Boolean(on), onchange: (e) => told(e.target.checked) }), text);
+
+// One of several: [[value, text], ...], or texts, or elements. told: of the value chosen.
+export function choose(name, value, options, told, label) {
+  const option = (o) => (o instanceof Node ? o : h("option", { value: [o].flat()[0], selected: [o].flat()[0] === value }, [o].flat().at(-1)));
+  return h("select", { "aria-label": label, "data-focus": name, onchange: (e) => told(e.target.value) }, options.map(option));
+}
+
+// A table that scrolls sideways. head: heads as texts, "r" before one of numbers, or elements; rows: elements.
+export function table(name, head, rows, kind = "") {
+  const cell = (t) => (t instanceof Node ? t : t.startsWith("r|") ? h("th.r", {}, t.slice(2)) : h("th", {}, t));
+  return h("div.scroll", { "data-scroll": name }, h(`table${kind}`, {}, h("thead", {}, h("tr", {}, head.flat(Infinity).filter((t) => t !== null).map(cell))), h("tbody", {}, rows)));
+}
+
+// For a number that is not there.
+export const none = () => h("span.none", {}, "–");
+
+export const mean = (values) => (values.length ? sum(values) / values.length : null);
+export const sum = (values) => values.reduce((a, b) => a + (b || 0), 0);
+
 // What to say where there is nothing: why, and the command that changes it.
 export function empty(title, text, command) {
   return h("div.empty", {}, h("h2", {}, title), h("p", {}, text), command && h("pre.command", {}, h("code", {}, command)));

@@ -1,6 +1,6 @@
 // What each iteration did: the table of its numbers, then one chart per question.
-import { h, card, empty, FORMS, interval, levelOf, pValue, tick, memory, number, percent, seconds, words } from "./dom.js";
-import { ask } from "./data.js";
+import { h, card, empty, FORMS, interval, levelOf, pValue, tick, memory, number, percent, seconds, words, choose, none } from "./dom.js";
+import { askOf } from "./data.js";
 import { chart, color, series, shade, solid } from "./chart.js";
 import { line } from "./text.js";
 import { headline, source } from "./run.js";
@@ -13,7 +13,7 @@ import { meaning } from "./verdicts.js";
 import { go } from "./frame.js";
 
 export const iterationsView = {
-  load: (place) => Promise.all([ask(`runs/${encodeURIComponent(place.run)}`), ask(`runs/${encodeURIComponent(place.run)}/iterations`)]),
+  load: (place) => Promise.all([askOf(place.run), askOf(place.run, "iterations")]),
   lively: (run) => run.state === "running",
   draw(place, run, more) {
     if (!run.iterations.some((r) => Object.keys(r.cells).length)) {
@@ -37,7 +37,7 @@ function table(place, run) {
   const head = (c) => h("th", { class: side(c), title: HINTS[c.name] }, c.label, bounded(c) && h("small.bounds", {}, level(c) || "interval"));
   const cells = (c, r) => {
     const cell = r.cells[c.name];
-    if (!cell) return h("td", { class: side(c) }, h("span.none", {}, "–"));
+    if (!cell) return h("td", { class: side(c) }, none());
     const around = [interval(cell, c.form, level(c)), pValue(cell.p_value)].filter(Boolean);
     return h("td", { class: side(c) }, source(run.name, cell, FORMS[c.form](cell.value)), around.map((text) => h("small.bounds", {}, text)));
   };
@@ -162,7 +162,6 @@ function any(place, key, run, more) {
   const name = names.includes(place.parameters.get("number")) ? place.parameters.get("number") : names.find((n) => n.endsWith("truncated_share")) || names[0];
   const [base, field] = [name.slice(0, name.indexOf(".")), name.slice(name.indexOf(".") + 1)];
   const rows = loop.filter((n) => n.base === base && field in n.counts);
-  const tools = h("select", { "aria-label": "Which number", "data-focus": "any", onchange: (e) => go({ number: e.target.value }, { local: true }) },
-    names.map((n) => h("option", { value: n, selected: n === name }, words(n.replace(".", ": ")))));
+  const tools = choose("any", name, names.map((n) => [n, words(n.replace(".", ": "))]), (one) => go({ number: one }, { local: true }), "Which number");
   return card("Any other number", { hint: HINTS.any, tools }, chart(key("any"), () => lines(rows, [[words(field), (n) => n.counts[field]]]), { label: name }));
 }

@@ -1,5 +1,5 @@
 // The leaderboard: one line an experiment, and the paired test of any two.
-import { h, card, compact, number, percent, pValue, words } from "./dom.js";
+import { h, card, compact, number, percent, pValue, words, choose, table, none } from "./dom.js";
 import { key, settingsText } from "./arms.js";
 import { go } from "./frame.js";
 
@@ -28,11 +28,11 @@ export function leaders(place, data, groups, test) {
   const ends = [Math.min(...all), Math.max(...all)];
   const head = (n) => h("th.r", { "aria-sort": n === sorted ? (up ? "ascending" : "descending") : null, title: NUMBERS[n][2] }, h("button.sort", { "data-focus": `sort-${n}`, onclick: () => go({ by_column: n, up: n === sorted && !up }) }, NUMBERS[n][0], n === sorted ? (up ? " ↑" : " ↓") : ""));
   return card("Leaderboard", { note: `the last iteration of each, by ${words(data.score)}; ${percent(rows[0].win_rate.level, 0)} intervals over prompts, ± over seeds` },
-    h("div.scroll", { "data-scroll": "leaders" }, h("table.pinned", {}, h("thead", {}, h("tr", {}, h("th", {}, "Arm"), shown.flatMap((n) => (n === "win_rate" ? [head(n), h("th", {}, "Interval")] : [head(n)])), h("th.r", {}, "Iteration"), h("th.r", {}, "Seeds"))),
-      h("tbody", {}, rows.map((l) => h("tr", {}, h("td.name", {}, of(l) ? key(of(l).k) : null, ` ${l.arm}  `, h("span.plain", {}, settingsText(l.settings) || l.runs[0])),
+    table("leaders", ["Arm", shown.map((n) => (n === "win_rate" ? [head(n), "Interval"] : head(n))), "r|Iteration", "r|Seeds"],
+      rows.map((l) => h("tr", {}, h("td.name", {}, of(l) ? key(of(l).k) : null, ` ${l.arm}  `, h("span.plain", {}, settingsText(l.settings) || l.runs[0])),
         shown.flatMap((n) => (n === "win_rate" ? [h("td.r", {}, h("b", {}, percent(l.win_rate.value)), l.win_rate.seeds > 1 ? h("span.interval", {}, `± ${number(100 * l.win_rate.sd, 1)}`) : null), h("td.interval-cell", {}, range(l.win_rate, ends))]
-          : [h("td.r", {}, value(l, n) === null ? h("span.none", {}, "–") : NUMBERS[n][1](value(l, n)))])),
-        h("td.r", {}, l.iteration), h("td.r", {}, l.win_rate.seeds)))))), tester(place, data, test));
+          : [h("td.r", {}, value(l, n) === null ? none() : NUMBERS[n][1](value(l, n)))])),
+        h("td.r", {}, l.iteration), h("td.r", {}, l.win_rate.seeds))), ".pinned"), tester(place, data, test));
 }
 
 // An interval with its middle, on the scale of all.
@@ -46,7 +46,7 @@ export const tested = (place) => (place.parameters.get("ours") && place.paramete
 function tester(place, data, test) {
   const arms = data.leaders.map((l) => l.arm).sort((a, b) => a.length - b.length || a.localeCompare(b));
   if (arms.length < 2) return null;
-  const pick = (name, label) => h("select", { "aria-label": label, "data-focus": name, onchange: (e) => go({ [name]: e.target.value }) }, h("option", { value: "" }, "–"), arms.map((a) => h("option", { value: a, selected: place.parameters.get(name) === a }, a)));
+  const pick = (name, label) => choose(name, place.parameters.get(name) || "", [["", "–"], ...arms], (arm) => go({ [name]: arm }), label);
   return h("div.tester", {}, h("span", {}, "Test"), pick("ours", "One arm"), h("span", {}, "against"), pick("theirs", "The other arm"), h("span", { role: "status" }, said(test)));
 }
 

@@ -1,5 +1,5 @@
 // Training curves of several runs on the same axes: one number a chart, one look an experiment, hover in step over all.
-import { h, card, compact, tick, words } from "./dom.js";
+import { h, card, compact, tick, words, check, choose } from "./dom.js";
 import { chart } from "./chart.js";
 import { experiments, look } from "./arms.js";
 import { badMarks, overName, overText, overs, points, smoothed } from "./points.js";
@@ -25,13 +25,13 @@ export function overlay(place, data, metrics) {
 const rangeOf = (text) => { const ends = (text || "").split(",").map(Number); return text && ends.length === 2 && ends.every(Number.isFinite) ? ends : null; };
 
 function controls(steps, step, set, lines) {
-  const check = (key, label) => h("label", {}, h("input", { type: "checkbox", "data-focus": key, ...(set[key] && { checked: true }), onchange: (e) => go({ [key]: e.target.checked }) }), label);
+  const tick = (key, label) => check(key, set[key], label, (on) => go({ [key]: on }));
   const lacking = set.over !== "at" && lines.some((l) => !l.step[set.over === "time" ? "worked" : "tokens"]);
   return h("div.controls", {},
-    h("label", {}, "Step", h("select", { "data-focus": "step", onchange: (e) => go({ step: e.target.value, zoom: null }) }, steps.map((s) => h("option", { value: s, selected: s === step }, s)))),
-    h("label", {}, "over", h("select", { "data-focus": "by", onchange: (e) => go({ by: e.target.value === "at" ? null : e.target.value, zoom: null }) }, overs.map((o) => h("option", { value: o, selected: o === set.over }, TITLE[o])))),
+    h("label", {}, "Step", choose("step", step, steps, (one) => go({ step: one, zoom: null }))),
+    h("label", {}, "over", choose("by", set.over, overs.map((o) => [o, TITLE[o]]), (by) => go({ by: by === "at" ? null : by, zoom: null }))),
     h("label", {}, "Smoothing", h("input", { type: "range", min: 0, max: 0.98, step: 0.02, value: set.smooth, "data-focus": "smooth", "aria-label": "Smoothing", onchange: (e) => go({ smooth: Number(e.target.value) || null }) }), h("span.muted", {}, set.smooth.toFixed(2))),
-    check("xlog", "log x"), check("ylog", "log y"),
+    tick("xlog", "log x"), tick("ylog", "log y"),
     set.range ? h("button", { "data-focus": "unzoom", onclick: () => go({ zoom: null }) }, "Whole range") : h("span.note", {}, "drag over a chart to zoom, double click for the whole"),
     lacking ? h("span.note", {}, "some of these steps do not tell their rate and are left out") : null);
 }

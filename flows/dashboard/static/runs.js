@@ -1,6 +1,6 @@
 // All runs of the workspace: what each is, how far, how good; what somebody noted of it. Ticked ones are compared.
-import { h, ago, svgOf, interval, levelOf, number, percent, seconds, empty, card, words } from "./dom.js";
-import { ask, exported, send } from "./data.js";
+import { h, ago, svgOf, interval, levelOf, number, percent, seconds, empty, card, words, to, check, none, mean } from "./dom.js";
+import { ask, exported, send, ofRun } from "./data.js";
 import { line } from "./text.js";
 import { settingsText } from "./arms.js";
 import { go, redraw } from "./frame.js";
@@ -14,7 +14,7 @@ const COLUMNS = {
   name: { label: "Run", of: (r) => r.name },
   state: { label: "State", of: (r) => r.state, cell: (r) => h("td", {}, h("span.state", { class: r.state }, r.state), h("span.now.phone", {}, r.current ? [" ", r.current] : null)) },
   rate: { label: "Win rate", right: true, of: (r) => r.win_rates.at(-1)?.value ?? null, hint: "Of the last iteration judged, by the score that decides; ties half. 50 % is the model it is compared with.",
-    cell: (r) => h("td.r", {}, r.win_rates.length ? h("b", {}, percent(r.win_rates.at(-1).value)) : h("span.none", {}, "–")) },
+    cell: (r) => h("td.r", {}, r.win_rates.length ? h("b", {}, percent(r.win_rates.at(-1).value)) : none()) },
   interval: { label: "Interval", minor: true, cell: (r, level) => h("td.interval-cell.minor", {}, interval(r.win_rates.at(-1), "rate", level)), hint: "Where the win rate would lie for other prompts of the same kind." },
   course: { label: "By iteration", minor: true, cell: (r) => h("td.minor", {}, spark(r.win_rates)), hint: "Win rate by iteration; the dotted line is a half." },
   steps: { label: "Steps", minor: true, of: (r) => r.done / Math.max(1, r.total), cell: (r) => h("td.minor", {}, steps(r)) },
@@ -82,12 +82,12 @@ function tools(place, runs, archived, columns) {
   const get = (name) => place.parameters.get(name) || "";
   const compare = h("button.main", { disabled: chosen.size < 1, "data-focus": "compare", onclick: () => (location.hash = `#/compare?${new URLSearchParams([...chosen].map((n) => ["run", n]))}`) },
     chosen.size ? `Compare ${chosen.size}` : "Compare");
-  const tick = (c) => h("label", {}, h("input", { type: "checkbox", "data-focus": `column-${c}`, ...(columns.includes(c) && { checked: true }), onchange: (e) => go({ columns: Object.keys(COLUMNS).filter((o) => (o === c ? e.target.checked : columns.includes(o))).join(",") }, { local: true }) }), COLUMNS[c].label);
+  const tick = (c) => check(`column-${c}`, columns.includes(c), COLUMNS[c].label, (on) => go({ columns: Object.keys(COLUMNS).filter((o) => (o === c ? on : columns.includes(o))).join(",") }, { local: true }));
   return h("div.tools", {},
     h("span.note", {}, `${number(runs.length)} runs`),
     h("input", { type: "search", placeholder: "Filter   /", "aria-label": "Filter runs", value: get("q"), "data-focus": "filter", oninput: (e) => go({ q: e.target.value, at: null }, { local: true }) }),
-    h("label", {}, h("input", { type: "checkbox", "data-focus": "group", ...(get("group") && { checked: true }), onchange: (e) => go({ group: e.target.checked }, { local: true }) }), "by experiment"),
-    archived ? h("label", {}, h("input", { type: "checkbox", "data-focus": "archived", ...(get("archived") && { checked: true }), onchange: (e) => go({ archived: e.target.checked }, { local: true }) }), `archived (${archived})`) : null,
+    check("group", get("group"), "by experiment", (group) => go({ group }, { local: true })),
+    archived ? check("archived", get("archived"), `archived (${archived})`, (on) => go({ archived: on }, { local: true })) : null,
     h("details.menu", { "data-open": "columns" }, h("summary.button", { "data-focus": "columns" }, "Columns"), h("div.menu-box", {}, Object.keys(COLUMNS).filter((c) => c !== "name").map(tick), h("button.plain", { onclick: () => go({ columns: null }) }, "As usual"))),
     compare);
 }
@@ -130,12 +130,11 @@ function differing(runs) {
 function experimentRow(run, runs, differ, wide) {
   const own = Object.fromEntries((run.typed || []).map((w) => w.split(/=(.*)/s)).filter(([key]) => differ.includes(key)));
   const rates = runs.flatMap((r) => (r.win_rates?.length ? [r.win_rates.at(-1).value] : []));
-  const mean = rates.reduce((a, b) => a + b, 0) / rates.length;
-  return h("tr.experiment", {}, h("td", { colspan: wide }, h("b", {}, line(settingsText(own) || [run.recipe, words(run.objective || ""), run.model, run.data].filter(Boolean).join(" · "))), h("span.muted", {}, ` ${runs.length} ${runs.length === 1 ? "run" : "runs"}${rates.length ? `, mean win rate ${percent(mean)}` : ""}`)));
+  return h("tr.experiment", {}, h("td", { colspan: wide }, h("b", {}, line(settingsText(own) || [run.recipe, words(run.objective || ""), run.model, run.data].filter(Boolean).join(" · "))), h("span.muted", {}, ` ${runs.length} ${runs.length === 1 ? "run" : "runs"}${rates.length ? `, mean win rate ${percent(mean(rates))}` : ""}`)));
 }
 
 function row(run, level, columns) {
-  const link = h("a", { href: `#/run/${encodeURIComponent(run.name)}`, "data-focus": `run-${run.name}` }, run.name);
+  const link = h("a", { href: to(run.name), "data-focus": `run-${run.name}` }, run.name);
   if (run.state === "unreadable") {
     return h("tr", {}, h("td.name.run-cell", {}, run.name), h("td", { colspan: columns.length }, h("span.state.unreadable", {}, "unreadable"), h("span.muted", {}, ` run.json cannot be read, changed ${ago(run.changed)}`)));
   }
@@ -148,7 +147,7 @@ function row(run, level, columns) {
 }
 
 function editor(run, wide) {
-  const keep = async (body) => { await send(`runs/${encodeURIComponent(run.name)}/about`, body); open = null; go({}); };
+  const keep = async (body) => { await send(ofRun(run.name, "about"), body); open = null; go({}); };
   const submit = (e) => { e.preventDefault(); const { tags, note } = e.target.elements; keep({ tags: tags.value.split(",").map((t) => t.trim()).filter(Boolean), note: note.value }); };
   return h("tr.editor", {}, h("td", { colspan: wide }, h("form", { onsubmit: submit },
     h("label", {}, "Tags", h("input", { name: "tags", "data-keep": true, value: run.tags.join(", "), placeholder: "with commas between them", "data-focus": "edit-tags" })),
@@ -168,7 +167,7 @@ function steps(run) {
 
 // Win rates by iteration as a line of 96 by 22; the mark at half is the baseline.
 function spark(rates) {
-  if (!rates.length) return h("span.none", {}, "–");
+  if (!rates.length) return none();
   const [wide, high] = [96, 22];
   const values = rates.map((r) => r.value);
   const low = Math.min(0.5, ...values), top = Math.max(0.55, ...values);

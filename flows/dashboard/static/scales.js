@@ -1,5 +1,5 @@
 // What settings do to a number: a point a run over one setting, or a line a run through all of them.
-import { h, card, svgOf, tick } from "./dom.js";
+import { h, card, svgOf, tick, choose } from "./dom.js";
 import { chart } from "./chart.js";
 import { experiments, look } from "./arms.js";
 import { go } from "./frame.js";
@@ -11,7 +11,7 @@ export function scales(place, data, y, names, tools) {
   const runs = groups.flatMap((g) => g.runs.map((r) => ({ ...r, k: g.k, group: g.name, value: lastOf(r, y) }))).filter((r) => r.value !== null);
   if (!runs.length) return h("p.inline-empty.card", {}, `None of these runs has ${tools.label(y, data)} yet.`);
   const x = keys.includes(place.parameters.get("setting")) ? place.parameters.get("setting") : keys[0];
-  return [card(`${tools.label(y, data)} over ${x}`, { note: "the last iteration, a point a run", tools: h("select", { "aria-label": "Setting", "data-focus": "setting", onchange: (e) => go({ setting: e.target.value }) }, keys.map((k) => h("option", { value: k, selected: k === x }, k))) },
+  return [card(`${tools.label(y, data)} over ${x}`, { note: "the last iteration, a point a run", tools: choose("setting", x, keys, (setting) => go({ setting }), "Setting") },
     chart(`scales/${data.runs.map((r) => r.name)}`, () => scatter(runs, x, y, data, tools), { height: 340, label: `${tools.label(y, data)} over ${x}` })),
     card("All settings at once", { note: "a line a run; its look is its experiment's" }, h("div.scroll", { "data-scroll": "parallel" }, parallel(runs, keys, y, data, tools)))];
 }

@@ -1,6 +1,6 @@
 // Live curves of every training and sampling step, a chart per kind of number.
-import { h, card, compact, empty, tick, words } from "./dom.js";
-import { ask } from "./data.js";
+import { h, card, compact, empty, tick, words, check } from "./dom.js";
+import { askOf } from "./data.js";
 import { chart, series } from "./chart.js";
 import { go } from "./frame.js";
 import { families } from "./families.js";
@@ -10,7 +10,7 @@ import { headline, progressText } from "./run.js";
 const TRAINS = new Set(["sft", "train_reward", "train_preference"]);
 
 export const trainingView = {
-  load: (place) => Promise.all([ask(`runs/${encodeURIComponent(place.run)}`), ask(`runs/${encodeURIComponent(place.run)}/metrics`)]),
+  load: (place) => Promise.all([askOf(place.run), askOf(place.run, "metrics")]),
   lively: (run) => run.state === "running",
   draw(place, run, metrics) {
     const steps = metrics.steps.filter((s) => Object.keys(s.values).length);
@@ -18,7 +18,7 @@ export const trainingView = {
     const chosen = choice(place, steps);
     const running = run.steps.find((s) => s.state === "running");
     return [headline(run), h("div.chooser", {}, h("div.chips", { role: "group", "aria-label": "Steps" }, steps.map((s) => chip(place, s, chosen))),
-      h("label", {}, h("input", { type: "checkbox", "data-focus": "by", ...(place.parameters.get("by") && { checked: true }), onchange: (e) => go({ by: e.target.checked && "time" }) }), "over time of work"),
+      check("by", place.parameters.get("by"), "over time of work", (on) => go({ by: on && "time" })),
       running && h("span.note", {}, progressText(running))), h("div.grid.three", {}, grid(place, run, chosen))];
   },
 };
