@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flows import gates, origins, outcome, reward_models, screen, verdicts, watched
+from flows import gates, origins, outcome, reward_models, rewarded, screen, verdicts, watched
 from pipeline import files, report, runs, store
 from pipeline.errors import command
 
@@ -18,7 +18,8 @@ def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], se
     compared = [path for _, path in _folders(run, done, "report")][-1:]
     diagnostics = [(s["iteration"], json.loads((path / "diagnostics.json").read_text()))
                    for s, path in _folders(run, done, "diagnose")]
-    said = verdicts.of_steps((step.iteration, step.kind, step.counts) for step in steps)
+    said = verdicts.of_steps(((step.iteration, step.kind, step.counts) for step in steps),
+                             rewarded.count_of(run.config))
     means = "".join(f"- iteration {iteration}: {one.text} ({one.rule})\n" for iteration, found in said for one in found)
     sections = {"What it means": means and f"By the rules of docs/reading-a-run.md:\n\n{means}",
                 "Evaluation": "".join((path / "comparison.md").read_text() for path in compared),
@@ -40,7 +41,8 @@ def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], se
         entries = json.loads((path / "comparison.json").read_text())
         kl = {iteration: data["kl"]["per_answer"] for iteration, data in diagnostics}
         screen.say("")
-        screen.table(outcome.title(entries), list(outcome.HEADERS), outcome.rows(entries, kl))
+        heads = [rewarded.heading(run.config) if head == "learned" else head for head in outcome.HEADERS]
+        screen.table(outcome.title(entries), heads, outcome.rows(entries, kl, rewarded.name_of(run.config)))
         screen.paragraph(outcome.seen(entries))
     for one in (one for _, found in said[-1:] for one in found if one.rule not in ("gold", "quiet")):
         screen.paragraph(f"{one.rule}: {one.text}")

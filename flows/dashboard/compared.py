@@ -21,7 +21,7 @@ def compare(files: Files, names: list[str]) -> Row:
     for record in records:
         steps, mark = facts.steps_of(files, record), facts.experiment(record["config"])
         first.setdefault(mark, record)
-        numbers = {str(r["iteration"]): _numbers(steps, r) for r in facts.iterations(steps)}
+        numbers = {str(r["iteration"]): _numbers(steps, r) for r in facts.iterations(steps, record["config"])}
         found.append({"name": record["name"], **facts.about(record), "state": facts.live_state(files, record),
                       "experiment": mark, "numbers": numbers,
                       "hours": round(sum(s["seconds"] or 0 for s in steps) / 3600, 4)})
@@ -31,7 +31,8 @@ def compare(files: Files, names: list[str]) -> Row:
         differ = {}
     for run in found:
         run["settings"] = differ.get(run["experiment"], {})
-    return {"runs": found, "columns": [vars(c) for c in facts.COLUMNS], **_judged(files, records)}
+    columns = facts.columns(records[0]["config"] if records else {})
+    return {"runs": found, "columns": [vars(c) for c in columns], **_judged(files, records)}
 
 
 def test(files: Files, names: list[str], ours: str, theirs: str) -> Row:

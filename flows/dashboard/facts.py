@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from flows import rewarded
 from flows.dashboard.files import Files
 from flows.inspection import FREE, SEEDS, compared
 from pipeline import files, report, runs
@@ -110,13 +111,20 @@ def upstream(steps: list[Row], name: str) -> Iterator[Row]:
             waiting += [ref.partition("/")[0] for ref in named[current]["inputs"]]
 
 
-def iterations(steps: list[Row]) -> list[Row]:
-    """One row per iteration: the cells of COLUMNS that have a number, rows left out by reason, time and memory."""
-    serves = purposes(steps)
+def columns(config: Row) -> list[Column]:
+    """COLUMNS with the win rate by the score that this run optimises."""
+    label = "By learned reward" if rewarded.heading(config) == "learned" else "By the reward"
+    own = {"win_rate_reward": {"field": rewarded.count_of(config), "label": label}}
+    return [replace(column, **own.get(column.name, {})) for column in COLUMNS]
+
+
+def iterations(steps: list[Row], config: Row) -> list[Row]:
+    """One row per iteration: the cells of `columns` that have a number, rows left out by reason, time and memory."""
+    serves, known = purposes(steps), columns(config)
     rows = []
     for number in sorted({s["iteration"] for s in steps}):
         own = [s for s in steps if s["iteration"] == number]
-        cells = {c.name: cell for c in COLUMNS if (cell := _cell(c, own, serves)) is not None}
+        cells = {c.name: cell for c in known if (cell := _cell(c, own, serves)) is not None}
         judging = {s["name"] for s in own if s["stage"] == "evaluate" or serves.get(s["name"]) == {"judge"}}
         dropped: dict[str, Row] = {}
         for step in own:

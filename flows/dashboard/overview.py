@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flows import verdicts
+from flows import rewarded, verdicts
 from flows.dashboard import facts, written
 from flows.dashboard.facts import Row
 from flows.dashboard.files import STEP, Files, NotHere, signature
@@ -71,8 +71,10 @@ def one_run(files: Files, name: str) -> Row:
         if step["state"] == runs.FAILED and "code" in step:
             step["means"] = meaning(step["code"])
     return {"name": name, **facts.about(record), "state": state, "created": record.get("created"), "steps": steps,
-            "iterations": facts.iterations(steps), "columns": [vars(c) for c in facts.COLUMNS],
-            "verdicts": _verdicts(steps), "command": _typed(files, "run", *_words(record), f"run={name}"),
+            "iterations": facts.iterations(steps, record["config"]),
+            "columns": [vars(c) for c in facts.columns(record["config"])],
+            "verdicts": _verdicts(steps, record["config"]),
+            "command": _typed(files, "run", *_words(record), f"run={name}"),
             "go_on": None if state in (runs.RUNNING, runs.DONE) else _typed(files, "run", f"run={name}"),
             "overrides": record.get("overrides", []), "step_overrides": record.get("step_overrides", {})}
 
@@ -86,9 +88,9 @@ def _typed(files: Files, *words: str) -> str:
     return command(files.workspace, *words).strip()
 
 
-def _verdicts(steps: list[Row]) -> list[Row]:
+def _verdicts(steps: list[Row], config: Row) -> list[Row]:
     """What the rules of flows/verdicts.py say of each iteration."""
-    said = verdicts.of_steps((s["iteration"], s["stage"], s["counts"]) for s in steps)
+    said = verdicts.of_steps(((s["iteration"], s["stage"], s["counts"]) for s in steps), rewarded.count_of(config))
     return [{"iteration": iteration, "said": [vars(one) for one in found]} for iteration, found in said]
 
 

@@ -9,30 +9,34 @@ import { scales } from "./scales.js";
 import { go } from "./frame.js";
 
 const NONE = { runs: [], columns: [], tables: [], leaders: [] };
-const VIEWS = [["", "Numbers"], ["curves", "Training curves"], ["settings", "Settings"]];
-const viewOf = (place) => VIEWS.find(([v]) => v === place.parameters.get("view"))?.[0] || "";
+const VIEWS = [["numbers", "Numbers"], ["curves", "Training curves"], ["settings", "Settings"]];
+const namesOf = (data) => [...new Set(data.runs.flatMap((r) => Object.values(r.numbers).flatMap((n) => Object.keys(n))))];
+// The number to begin with: none where the runs have nothing but the counts of single steps.
+const first = (data) => ["win_rate", "reward", "margin", ...data.columns.map((c) => c.name)].find((n) => namesOf(data).includes(n));
+const viewOf = (place, data) => VIEWS.find(([v]) => v === place.parameters.get("view"))?.[0] || (first(data) ? "numbers" : "curves");
 
 export const compareView = {
   async load(place) {
     const names = place.parameters.getAll("run");
     if (!names.length) return [NONE];
     const data = await ask("compare", { run: names });
-    if (viewOf(place) === "curves") return [data, ...await Promise.all(data.runs.map((r) => askOf(r.name, "metrics")))];
+    const view = viewOf(place, data);
+    if (view === "curves") return [data, ...await Promise.all(data.runs.map((r) => askOf(r.name, "metrics")))];
     const arms = tested(place);
     const known = arms && arms[0] !== arms[1] && arms.every((a) => data.leaders.some((l) => l.arm === a));
-    return [data, known && viewOf(place) === "" ? await ask("compare/test", { run: names, ours: arms[0], theirs: arms[1] }) : null];
+    return [data, known && view === "numbers" ? await ask("compare/test", { run: names, ours: arms[0], theirs: arms[1] }) : null];
   },
   lively: (data) => data.runs.some((r) => r.state === "running"),
   draw(place, data, ...more) {
     const head = h("div.page-head", {}, h("h1", {}, "Compare"), h("p.about", {}, `${data.runs.length} runs`));
     if (!data.runs.length) return [head, empty("No run chosen", "Tick runs in the list and choose Compare.", "align run recipe=iterative_dpo run=dpo")];
-    const view = viewOf(place);
+    const view = viewOf(place, data);
     head.append(h("nav.views", { "aria-label": "Ways to compare" }, VIEWS.map(([v, text]) => h("button", { "aria-pressed": String(v === view), "data-focus": `view-${v}`, onclick: () => go({ view: v }, { push: true }) }, text))));
     const groups = experiments(data, place.parameters.get("apart") === "1");
     if (view === "curves") return [head, legend(place, groups, true), overlay(place, data, more)];
-    const names = [...new Set(data.runs.flatMap((r) => Object.values(r.numbers).flatMap((n) => Object.keys(n))))];
+    const names = namesOf(data);
     if (!names.length) return [head, empty("Nothing to compare yet", "None of these runs has a number for an iteration yet; their training curves may be there.", `align status ${data.runs[0].name}`)];
-    const y = pick(place, "y", names, "win_rate");
+    const y = pick(place, "y", names, first(data));
     if (view === "settings") return [head, h("div.controls", {}, chooser("Show", "y", y, names, data)), legend(place, groups, false), scales(place, data, y, names, { label, form, axis: valueAxis })];
     return [head, numbers(place, data, groups, names, y, more[0])];
   },

@@ -66,7 +66,7 @@ function charts(place, run, more) {
   const key = (name) => `${run.name}/iterations/${name}`;
   const found = [];
   const add = (title, note, option, extra = {}) => found.push(card(title, { note, hint: HINTS[title], ...extra }, chart(key(title), option, { label: `${title}. ${note || ""}` })));
-  if (rows.some((r) => r.cells.win_rate)) add("Win rate", `against the baseline, ties half; bars are ${levelOf(rows.map((r) => r.cells.win_rate)) || ""} intervals`, () => winRates(rows));
+  if (rows.some((r) => r.cells.win_rate)) add("Win rate", `against the baseline, ties half; bars are ${levelOf(rows.map((r) => r.cells.win_rate)) || ""} intervals`, () => winRates(rows, run.columns.find((c) => c.name === "win_rate_reward").label.replace("By ", "")));
   for (const [purpose, title] of [["train", "Scores of the samples"], ["judge", "Scores of the answers judged"]]) {
     const scores = Object.keys(more.histograms[purpose]);
     if (!scores.length) continue;
@@ -90,7 +90,7 @@ function baseline(more, field) {
   return known.length ? { name: "baseline", value: known[known.length - 1].counts[field] } : null;
 }
 
-function winRates(rows) {
+function winRates(rows, reward) {
   const having = rows.filter((r) => r.cells.win_rate);
   const at = (name, part) => having.map((r) => r.cells[name]?.[part] ?? null);
   const accent = color("series-1");
@@ -103,7 +103,7 @@ function winRates(rows) {
       { yAxis: 0.5, lineStyle: { color: color("muted"), type: "dashed", width: 1 }, label: { formatter: "baseline", color: color("muted"), fontSize: 10.5, position: "insideStartTop" } }], label: { show: false } },
   };
   const learned = at("win_rate_reward", "value");
-  const other = learned.some((v) => v !== null) && { name: "learned reward", type: "line", data: learned, symbol: "circle", symbolSize: 6, lineStyle: { width: 1.5, type: "dashed", color: color("series-2") }, itemStyle: { color: color("series-2") } };
+  const other = learned.some((v) => v !== null) && { name: reward, type: "line", data: learned, symbol: "circle", symbolSize: 6, lineStyle: { width: 1.5, type: "dashed", color: color("series-2") }, itemStyle: { color: color("series-2") } };
   const low = Math.min(0.5, ...at("win_rate", "low").filter((v) => v !== null), ...at("win_rate", "value"));
   return {
     legend: {}, xAxis: { type: "category", data: labels(having), name: "iteration", boundaryGap: true }, series: [gold, other].filter(Boolean),

@@ -7,7 +7,7 @@ import { go } from "./frame.js";
 const NUMBERS = {
   win_rate: ["Win rate", (v) => percent(v), "Of the last iteration, by the score that judges; seeds pooled within each prompt."],
   length_controlled: ["At equal length", (v) => percent(v), "The win rate that a model of length says answers of equal length would have."],
-  learned: ["Learned reward", (v) => percent(v), "The same by the reward that was optimised. Far above the win rate: the reward is gamed."],
+  learned: ["By the reward", (v) => percent(v), "The same by the reward that was optimised. Far above the win rate: the reward is gamed."],
   length: ["Length", (v) => number(v, 1), "Tokens an answer."],
   kl: ["KL", (v) => number(v, 2), "Nats an answer to the reference: how far the policy has moved."],
   truncated: ["Cut", (v) => percent(v), "Share of answers that hit the token limit."],

@@ -1,5 +1,5 @@
 // Training curves of several runs on the same axes: one number a chart, one look an experiment, hover in step over all.
-import { h, card, compact, tick, words, check, choose } from "./dom.js";
+import { h, card, compact, tick, words, check, choose, sum } from "./dom.js";
 import { chart } from "./chart.js";
 import { experiments, look } from "./arms.js";
 import { badMarks, overName, overText, overs, points, smoothed } from "./points.js";
@@ -42,9 +42,11 @@ function grid(data, step, set, lines) {
   const cards = families(names).flatMap(([title, group]) => group.names.map((name) => {
     const same = words(name) === title.toLowerCase() || group.names.length === 1;
     const averaged = Math.max(...lines.map((l) => l.step.averaged));
-    const left = lines.reduce((n, l) => n + (l.step.values[name] ? points(l.step, name, set.over, set).left : 0), 0);
-    const note = [same && words(name) === title.toLowerCase() ? "" : words(name), averaged > 1 ? `mean of ${averaged} lines a point, thin: lowest and highest` : "", left ? `${left} points are not above 0: no place on a log axis` : ""].filter(Boolean).join("; ");
-    return card(title, { note, hint: group.hint }, chart(`overlay/${data.runs.map((r) => r.name)}/${name}`, () => picture(name, group.unit, set, lines), {
+    const positive = lines.some((l) => l.step.values[name]?.some((v) => v > 0));
+    const own = { ...set, ylog: set.ylog && positive };
+    const left = sum(lines.map((l) => (l.step.values[name] ? points(l.step, name, set.over, own).left : 0)));
+    const note = [same && words(name) === title.toLowerCase() ? "" : words(name), averaged > 1 ? `mean of ${averaged} lines a point, thin: lowest and highest` : "", left ? `${left} points are not above 0: no place on a log axis` : "", set.ylog && !positive ? "nothing is above 0: no log axis" : ""].filter(Boolean).join("; ");
+    return card(title, { note, hint: group.hint }, chart(`overlay/${data.runs.map((r) => r.name)}/${name}`, () => picture(name, group.unit, own, lines), {
       height: 210, label: `${title}: ${words(name)} of ${step}, ${lines.length} runs`, group: "overlay", onzoom: (ends) => go({ zoom: ends && ends.map((v) => Number(v.toPrecision(6))).join(",") }) }));
   }));
   return h("div.grid.three", {}, cards);

@@ -59,7 +59,7 @@ function figures(run) {
   if (last) {
     const rate = last.cells.win_rate;
     add(`Win rate, iteration ${last.iteration}`, rate, "rate", bounds(rate, "rate"));
-    add("By the learned reward", last.cells.win_rate_reward, "rate", before && before.cells.win_rate_reward ? change(last, before, "win_rate_reward", true) : null);
+    add(run.columns.find((c) => c.name === "win_rate_reward").label, last.cells.win_rate_reward, "rate", before && before.cells.win_rate_reward ? change(last, before, "win_rate_reward", true) : null);
     if (before) add(`Gain on iteration ${before.iteration}, points`, last.cells.gain, "gain", [bounds(last.cells.gain, "gain"), pValue(last.cells.gain?.p_value)].filter(Boolean).join(", "));
     add("At equal length", last.cells.length_controlled, "rate", bounds(last.cells.length_controlled, "rate"));
     add("Length", last.cells.length, "len", before ? change(last, before, "length") : "tokens an answer");

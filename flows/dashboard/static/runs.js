@@ -23,7 +23,7 @@ const COLUMNS = {
   model: { label: "Model", minor: true, fold: true, of: (r) => r.model || "" },
   data: { label: "Data", minor: true, fold: true, of: (r) => r.data },
   seed: { label: "Seed", minor: true, fold: true, right: true, of: (r) => r.seed },
-  tags: { label: "Tags", minor: true, fold: true, of: (r) => r.tags.join(" "), cell: (r) => h("td.minor", {}, r.tags.map((t) => h("button.tag", { title: `Only runs tagged ${t}`, onclick: () => go({ q: t, at: null }) }, line(t, 40)))) },
+  tags: { label: "Tags", minor: true, fold: true, of: (r) => r.tags.join(" "), cell: (r) => h("td.minor.tags-cell", {}, r.tags.map((t) => h("button.tag", { title: `Only runs tagged ${t}`, onclick: () => go({ q: t, at: null }) }, line(t, 40)))) },
   note: { label: "Note", minor: true, fold: true, of: (r) => r.note, cell: (r) => h("td.note-cell.minor", {}, line(r.note, 80)) },
   created: { label: "Started", minor: true, right: true, hidden: true, of: (r) => r.created, cell: (r) => h("td.r.muted.minor", {}, ago(r.created)) },
   changed: { label: "Changed", minor: true, right: true, of: (r) => r.changed, cell: (r) => h("td.r.muted.minor", {}, ago(r.changed)) },

@@ -40,6 +40,14 @@ def test_no_view_sticks_out_or_complains(page, address: str, view: str, look: in
     assert page.run("return window.hacked ?? null") is None
 
 
+def test_runs_without_an_evaluation_open_on_their_curves(page, address: str):
+    page.look()
+    page.show(address, *ROUTES["unjudged"])
+    assert page.text("nav.views [aria-pressed=true]") == "Training curves"
+    page.click("[data-focus=view-numbers]")
+    page.until(lambda: page.count("[data-focus=y]") == 1, "the numbers all the same")
+
+
 @pytest.mark.parametrize("route", ["#/", "#/compare", "#/run/nobody", "#/label/nobody"])
 def test_an_empty_workspace(page, serve: Callable[..., str], tmp_path: Path, route: str):
     address, (size, scheme) = serve(tmp_path), LOOKS[len(route) % 4]
