@@ -11,7 +11,7 @@ GOOD, WATCH, BAD = "good", "watch", "bad"
 # Name -> the stage whose count it is, and the count. Shares in [0, 1], lengths in tokens, KL in nats an answer.
 _OF = {
     "gold": ("evaluate", "win_rate"), "gold_low": ("evaluate", "win_rate_low"),
-    "gold_high": ("evaluate", "win_rate_high"), "learned": ("learned", "rate"),
+    "gold_high": ("evaluate", "win_rate_high"),
     "same_length": ("evaluate", "length_controlled_win_rate"), "length": ("evaluate", "length_mean"),
     "start_length": ("evaluate", "baseline_length_mean"), "truncated": ("evaluate", "truncated_share"),
     "gain": ("report", "gain"), "gain_low": ("report", "gain_low"), "gain_high": ("report", "gain_high"),
@@ -33,8 +33,8 @@ class Verdict:
 
 def numbers(counts: Mapping[str, Mapping[str, float]], learned: str) -> dict[str, float]:
     """What the rules read, of the counts of an iteration's stages."""
-    counts = {**counts, "learned": {"rate": rate for name, rate in counts.get("evaluate", {}).items() if name == learned}}
-    return {name: counts[stage][count] for name, (stage, count) in _OF.items() if count in counts.get(stage, {})}
+    of = {**_OF, "learned": ("evaluate", learned)}
+    return {name: counts[stage][count] for name, (stage, count) in of.items() if count in counts.get(stage, {})}
 
 
 def of_steps(steps: Iterable[tuple[int, str, Mapping[str, float]]],

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flows import comparison, comparison_tables
+from flows import comparison, comparison_tables, device_hours
 from flows.comparison import Arm, Comparison
 from flows.dashboard import curves, facts
 from flows.dashboard.facts import Row
@@ -24,7 +24,7 @@ def compare(files: Files, names: list[str]) -> Row:
         numbers = {str(r["iteration"]): _numbers(steps, r) for r in facts.iterations(steps, record["config"])}
         found.append({"name": record["name"], **facts.about(record), "state": facts.live_state(files, record),
                       "experiment": mark, "numbers": numbers,
-                      "hours": round(sum(s["seconds"] or 0 for s in steps) / 3600, 4)})
+                      "hours": _hours(files, record)})
     try:
         differ = dict(zip(first, comparison.settings(list(first.values())), strict=True))
     except _DAMAGED:
@@ -90,6 +90,11 @@ def _leader(files: Files, made: Comparison, arm: Arm) -> Row:
             "win_rate": {"value": rate.mean, "low": rate.low, "high": rate.high, "sd": rate.sd,
                          "seeds": len(rate.seeds), "prompts": rate.prompts, "level": arms.CONFIDENCE},
             "tokens": statistics.mean(trained) if trained else None}
+
+
+def _hours(files: Files, record: Row) -> dict[str, float]:
+    made = [facts for s in record["steps"] if (facts := files.manifest(s["stage"], s.get("key"))) is not None]
+    return {kind: round(value, 4) for kind, value in device_hours.hours(made).items()}
 
 
 def _numbers(steps: list[Row], row: Row) -> dict[str, Any]:

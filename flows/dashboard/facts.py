@@ -114,8 +114,8 @@ def upstream(steps: list[Row], name: str) -> Iterator[Row]:
 def columns(config: Row) -> list[Column]:
     """COLUMNS with the win rate by the score that this run optimises."""
     label = "By learned reward" if rewarded.heading(config) == "learned" else "By the reward"
-    own = {"win_rate_reward": {"field": rewarded.count_of(config), "label": label}}
-    return [replace(column, **own.get(column.name, {})) for column in COLUMNS]
+    count = rewarded.count_of(config)
+    return [replace(c, field=count, label=label) if c.name == "win_rate_reward" else c for c in COLUMNS]
 
 
 def iterations(steps: list[Row], config: Row) -> list[Row]:

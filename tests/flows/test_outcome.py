@@ -46,7 +46,7 @@ def test_the_rate_is_by_the_score_that_the_loop_optimises():
     made["scores"] |= {"rule": {"win_rate": 0.61}, "length": {"win_rate": 0.99}}
     assert [row[2] for row in outcome.rows([made], {}, "rule")] == ["50.0%", "61.0%"]
     assert [row[2] for row in outcome.rows([made], {}, "gold")] == ["none", "none"], "it judges"
-    assert [row[2] for row in outcome.rows([made], {}, "other")] == ["none", "none"], "the answers were not scored by it"
+    assert [row[2] for row in outcome.rows([made], {}, "other")] == ["none", "none"], "no answer has it"
 
 
 @pytest.mark.parametrize("module, heading", [("pipeline.rewards.model", "learned"), ("pipeline.rewards.rule", "reward"),

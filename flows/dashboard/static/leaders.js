@@ -1,5 +1,5 @@
 // The leaderboard: one line an experiment, and the paired test of any two.
-import { h, card, compact, number, percent, pValue, words, choose, table, none } from "./dom.js";
+import { h, card, compact, number, percent, pValue, words, choose, table, none, mean } from "./dom.js";
 import { key, settingsText } from "./arms.js";
 import { go } from "./frame.js";
 
@@ -12,14 +12,15 @@ const NUMBERS = {
   kl: ["KL", (v) => number(v, 2), "Nats an answer to the reference: how far the policy has moved."],
   truncated: ["Cut", (v) => percent(v), "Share of answers that hit the token limit."],
   tokens: ["Tokens trained", (v) => compact(v), "By the loop's training steps of one run, prompts and every epoch included."],
-  hours: ["Hours", (v) => number(v, 2), "Of the steps' processes of one run, wherever they were computed; several devices at once count once."],
+  GPU: ["GPU-hours", (v) => number(v, 2), "Of one run: each step's time, times the GPUs it held, wherever it was computed. The engine's waiting between steps is not in it."],
+  process: ["Process-hours", (v) => number(v, 2), "Of one run's steps on a CPU: each step's time, times its processes, wherever it was computed."],
 };
 
 export function leaders(place, data, groups, test) {
   if (!data.leaders.length) return null;
   const of = (leader) => groups.find((g) => g.runs.some((r) => leader.runs.includes(r.name)));
-  const hours = (leader) => { const own = data.runs.filter((r) => leader.runs.includes(r.name)).map((r) => r.hours); return own.reduce((a, b) => a + b, 0) / own.length; };
-  const value = (l, name) => (name === "win_rate" ? l.win_rate.value : name === "tokens" ? l.tokens : name === "hours" ? hours(l) : l.numbers[name]) ?? null;
+  const hours = (leader, kind) => { const own = data.runs.filter((r) => leader.runs.includes(r.name)).map((r) => r.hours[kind]); return own.every((v) => v === undefined) ? null : mean(own.map((v) => v || 0)); };
+  const value = (l, name) => (name === "win_rate" ? l.win_rate.value : name === "tokens" ? l.tokens : ["GPU", "process"].includes(name) ? hours(l, name) : l.numbers[name]) ?? null;
   const sorted = NUMBERS[place.parameters.get("by_column")] ? place.parameters.get("by_column") : "win_rate";
   const up = place.parameters.get("up") === "1";
   const rows = [...data.leaders].sort((a, b) => (value(a, sorted) === null ? 1 : value(b, sorted) === null ? -1 : (value(b, sorted) - value(a, sorted)) * (up ? -1 : 1)));

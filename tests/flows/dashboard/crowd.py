@@ -64,7 +64,8 @@ def crowd(place: Path) -> None:
     broken.step("data", "import_data", {}, {"sft": 3, "odd": math.nan})
     broken.waiting("sft", "sft", state=runs.FAILED, inputs=("data",))
     broken.save(outcome=runs.FAILED)
-    (broken.folder / "events.jsonl").write_text(json.dumps({"step": "sft", "event": "failed", "time": 1.0, "code": 137}))
+    failed = {"step": "sft", "event": "failed", "time": 1.0, "code": 137}
+    (broken.folder / "events.jsonl").write_text(json.dumps(failed))
     log = runs.log_path(place, "broken", "sft")
     log.parent.mkdir()
     log.write_text("\n".join([*world.HOSTILE, "x" * 5000]))
