@@ -24,6 +24,7 @@ from flows.dashboard import (
     ordering,
     overview,
     samples,
+    shared,
     timeline,
     written,
 )
@@ -113,13 +114,20 @@ def routes(files: Files) -> dict[str, Callable[..., Any]]:
     def test(run: Names, ours: str, theirs: str) -> Any:
         return compared.test(files, run, ours, theirs)
 
+    def graph(run: Names) -> Any:
+        return shared.shared(files, run)
+
     def prompt(name: str, id: str, run: Annotated[list[str] | None, Query()] = None) -> Any:
         return samples.same_prompt(files, name, id, run or [])
 
     def reading() -> Any:
         return {"text": READING.read_text() if READING.is_file() else None}
 
-    return {"runs": lambda: overview.all_runs(files), "reading": reading, "compare": compare, "compare/test": test,
+    def listed(first: int = 0) -> Any:
+        return overview.all_runs(files, first)
+
+    return {"runs": listed, "reading": reading, "compare": compare, "compare/test": test,
+            "shared": graph,
             "runs/{name}": lambda name: overview.one_run(files, name), "runs/{name}/log": log,
             "runs/{name}/metrics": lambda name: curves.metrics(files, name),
             "runs/{name}/iterations": lambda name: curves.iterations(files, name),

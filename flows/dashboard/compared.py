@@ -10,13 +10,13 @@ from flows.dashboard.files import Files, NotHere
 from pipeline import arms, statistics
 from pipeline.errors import UserError
 
-_MOST = 60  # runs
+MOST = 60  # runs
 _DAMAGED = (KeyError, TypeError, AttributeError, ValueError, OSError)  # of a record or an artifact
 
 
 def compare(files: Files, names: list[str]) -> Row:
     """The iteration rows of several runs, grouped into experiments, with the settings in which these differ."""
-    records = [files.run(name) for name in dict.fromkeys(names[:_MOST])]
+    records = [files.run(name) for name in dict.fromkeys(names[:MOST])]
     found, first = [], dict[str, Row]()
     for record in records:
         steps, mark = facts.steps_of(files, record), facts.experiment(record["config"])
@@ -40,7 +40,7 @@ def test(files: Files, names: list[str], ours: str, theirs: str) -> Row:
 
     NotHere for a letter that is no arm's.
     """
-    made = _made(files, [files.run(name) for name in dict.fromkeys(names[:_MOST])])
+    made = _made(files, [files.run(name) for name in dict.fromkeys(names[:MOST])])
     known = {} if isinstance(made, str) else {arm.name: arm for arm in made.arms}
     if not {ours, theirs} <= known.keys():
         raise NotHere(f"no arm {ours} or {theirs} among these runs")

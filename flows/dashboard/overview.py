@@ -14,9 +14,14 @@ from pipeline.files import parsed_lines
 _TAIL = 12  # lines of a failed or running step
 
 
-def all_runs(files: Files) -> Row:
-    """Every run, newest first. A record that cannot be read is listed as such and hides no other."""
-    return {"workspace": str(files.workspace), "runs": [_summary(files, name) for name in files.run_names()]}
+def all_runs(files: Files, first: int = 0) -> Row:
+    """Every run, newest first, or the `first` ones alone, which cost their own share of the reading; "total" is of all.
+
+    A record that cannot be read is listed as such and hides no other.
+    """
+    names = files.run_names()
+    return {"workspace": str(files.workspace), "total": len(names),
+            "runs": [_summary(files, name) for name in (names[:first] if first > 0 else names)]}
 
 
 def _summary(files: Files, name: str) -> Row:

@@ -15,7 +15,8 @@ _ENDS = ("finished", "failed")
 
 
 def timeline(files: Files, name: str) -> Row:
-    """{"spans": [{step, start, end, how}], "machine": {time, cpu, memory_mb, own_memory_mb, gpu, gpu_memory_mb}}, times since 1970.
+    """{"spans": [{step, start, end, how}], "machine": {time, cpu, memory_mb, own_memory_mb, gpu, gpu_memory_mb}}, times
+    since 1970.
 
     A span without an end of its own ended when the next one began (its process was killed), or goes on.
     """

@@ -6,10 +6,11 @@ import { experiments, key, look } from "./arms.js";
 import { leaders, tested } from "./leaders.js";
 import { overlay } from "./overlay.js";
 import { scales } from "./scales.js";
+import { shared } from "./shared.js";
 import { go } from "./frame.js";
 
 const NONE = { runs: [], columns: [], tables: [], leaders: [] };
-const VIEWS = [["numbers", "Numbers"], ["curves", "Training curves"], ["settings", "Settings"]];
+const VIEWS = [["numbers", "Numbers"], ["curves", "Training curves"], ["settings", "Settings"], ["artifacts", "Artifacts"]];
 const namesOf = (data) => [...new Set(data.runs.flatMap((r) => Object.values(r.numbers).flatMap((n) => Object.keys(n))))];
 // The number to begin with: none where the runs have nothing but the counts of single steps.
 const first = (data) => ["win_rate", "reward", "margin", ...data.columns.map((c) => c.name)].find((n) => namesOf(data).includes(n));
@@ -21,6 +22,7 @@ export const compareView = {
     if (!names.length) return [NONE];
     const data = await ask("compare", { run: names });
     const view = viewOf(place, data);
+    if (view === "artifacts") return [data, await ask("shared", { run: names })];
     if (view === "curves") return [data, ...await Promise.all(data.runs.map((r) => askOf(r.name, "metrics")))];
     const arms = tested(place);
     const known = arms && arms[0] !== arms[1] && arms.every((a) => data.leaders.some((l) => l.arm === a));
@@ -33,6 +35,7 @@ export const compareView = {
     const view = viewOf(place, data);
     head.append(h("nav.views", { "aria-label": "Ways to compare" }, VIEWS.map(([v, text]) => h("button", { "aria-pressed": String(v === view), "data-focus": `view-${v}`, onclick: () => go({ view: v }, { push: true }) }, text))));
     const groups = experiments(data, place.parameters.get("apart") === "1");
+    if (view === "artifacts") return [head, shared(place, data, more[0], groups)];
     if (view === "curves") return [head, legend(place, groups, true), overlay(place, data, more)];
     const names = namesOf(data);
     if (!names.length) return [head, empty("Nothing to compare yet", "None of these runs has a number for an iteration yet; their training curves may be there.", `align status ${data.runs[0].name}`)];

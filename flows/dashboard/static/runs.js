@@ -7,6 +7,7 @@ import { go, redraw } from "./frame.js";
 
 const chosen = new Set();
 const ROWS = 100; // a page
+let whole = false; // whether the first page was painted, and all may be asked for
 let open = null; // the run whose note is being written
 
 // name -> {label, of: the value it is sorted and folded by, cell, hint}; minor ones are not on a phone.
@@ -30,8 +31,14 @@ const COLUMNS = {
 };
 
 export const runsView = {
-  load: () => Promise.all([ask("runs")]),
-  lively: (data) => data.runs.some((r) => r.state === "running"),
+  // The first page of many is there at once; what is sorted or filtered needs all.
+  async load(place) {
+    if (whole || place.parameters.size) return [await ask("runs")];
+    const data = await ask("runs", { first: ROWS });
+    whole = true;
+    return [data];
+  },
+  lively: (data) => data.runs.length < data.total || data.runs.some((r) => r.state === "running"),
   draw(place, data) {
     const head = h("div.page-head", {}, h("h1", {}, "Runs"), h("p.about", {}, h("span", {}, line(data.workspace))));
     if (!data.runs.length) {
@@ -45,8 +52,8 @@ export const runsView = {
     const grouped = get("group") ? byExperiment(found) : found;
     const start = Math.min(Number(get("at")) || 0, Math.max(0, found.length - 1));
     const columns = shownColumns(kept, get("columns"));
-    head.append(tools(place, kept, archived, columns));
-    return [head, card("", {}, found.length ? [table(place, grouped.slice(start, start + ROWS), found, columns), same(kept, columns), pager(found, start)] : h("p.inline-empty", {}, "No run matches the filter."))];
+    head.append(tools(place, get("archived") || archived ? kept.length : data.total, archived, columns));
+    return [head, card("", {}, found.length ? [table(place, grouped.slice(start, start + ROWS), found, columns), same(kept, columns), pager(data.runs.length < data.total ? data.total : found.length, start)] : h("p.inline-empty", {}, "No run matches the filter."))];
   },
 };
 
@@ -78,13 +85,13 @@ function same(runs, columns) {
   return parts.length ? h("p.note.alike", {}, "in all: ", parts.map((c, i) => [i ? ", " : "", `${COLUMNS[c].label.toLowerCase()} `, h("b", {}, line(String(COLUMNS[c].of(one)), 60))])) : null;
 }
 
-function tools(place, runs, archived, columns) {
+function tools(place, total, archived, columns) {
   const get = (name) => place.parameters.get(name) || "";
   const compare = h("button.main", { disabled: chosen.size < 1, "data-focus": "compare", onclick: () => (location.hash = `#/compare?${new URLSearchParams([...chosen].map((n) => ["run", n]))}`) },
     chosen.size ? `Compare ${chosen.size}` : "Compare");
   const tick = (c) => check(`column-${c}`, columns.includes(c), COLUMNS[c].label, (on) => go({ columns: Object.keys(COLUMNS).filter((o) => (o === c ? on : columns.includes(o))).join(",") }, { local: true }));
   return h("div.tools", {},
-    h("span.note", {}, `${number(runs.length)} runs`),
+    h("span.note", {}, `${number(total)} runs`),
     h("input", { type: "search", placeholder: "Filter   /", "aria-label": "Filter runs", value: get("q"), "data-focus": "filter", oninput: (e) => go({ q: e.target.value, at: null }, { local: true }) }),
     check("group", get("group"), "by experiment", (group) => go({ group }, { local: true })),
     archived ? check("archived", get("archived"), `archived (${archived})`, (on) => go({ archived: on }, { local: true })) : null,
@@ -92,11 +99,11 @@ function tools(place, runs, archived, columns) {
     compare);
 }
 
-function pager(found, start) {
-  if (found.length <= ROWS) return null;
+function pager(total, start) {
+  if (total <= ROWS) return null;
   return h("nav.pager", { "aria-label": "Pages" }, h("button", { disabled: start <= 0, "data-focus": "back", onclick: () => go({ at: Math.max(0, start - ROWS) || null }, { push: true }) }, "Back"),
-    h("button", { disabled: start + ROWS >= found.length, "data-focus": "next", onclick: () => go({ at: start + ROWS }, { push: true }) }, "Next"),
-    h("span.note", { role: "status" }, `${number(start + 1)} to ${number(Math.min(found.length, start + ROWS))} of ${number(found.length)}`));
+    h("button", { disabled: start + ROWS >= total, "data-focus": "next", onclick: () => go({ at: start + ROWS }, { push: true }) }, "Next"),
+    h("span.note", { role: "status" }, `${number(start + 1)} to ${number(Math.min(total, start + ROWS))} of ${number(total)}`));
 }
 
 function table(place, runs, found, columns) {

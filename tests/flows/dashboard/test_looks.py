@@ -19,6 +19,7 @@ ROUTES = {
     "compare": (f"#/compare?{ALL}&ours=A&theirs=B", "Leaderboard"),
     "curves": (f"#/compare?{ALL}&view=curves&smooth=0.5&ylog=1", "Log-probs"),
     "settings": (f"#/compare?{ALL}&view=settings", "All settings at once"),
+    "artifacts": (f"#/compare?{ALL}&view=artifacts", "Choose a bar"),
     "unjudged": ("#/compare?run=broken&run=unfinished", "Compare"),
     "side": ("#/run/hostile/samples?id=p000003&with=nan&diff=1", "answered in"),
     "label": ("#/label/hostile", "Judge by hand"), "reading": ("#/reading?at=gamed", "verdict"),
