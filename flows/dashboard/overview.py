@@ -7,6 +7,7 @@ from flows.dashboard import facts, written
 from flows.dashboard.facts import Row
 from flows.dashboard.files import STEP, Files, NotHere, signature
 from flows.step import meaning
+from flows.told import told
 from pipeline import runs
 from pipeline.errors import command
 from pipeline.files import parsed_lines
@@ -79,6 +80,7 @@ def one_run(files: Files, name: str) -> Row:
             "iterations": facts.iterations(steps, record["config"]),
             "columns": [vars(c) for c in facts.columns(record["config"])],
             "verdicts": _verdicts(steps, record["config"]),
+            "told": told(_counted(steps), rewarded.count_of(record["config"])),
             "command": _typed(files, "run", *_words(record), f"run={name}"),
             "go_on": None if state in (runs.RUNNING, runs.DONE) else _typed(files, "run", f"run={name}"),
             "overrides": record.get("overrides", []), "step_overrides": record.get("step_overrides", {})}
@@ -95,8 +97,12 @@ def _typed(files: Files, *words: str) -> str:
 
 def _verdicts(steps: list[Row], config: Row) -> list[Row]:
     """What the rules of flows/verdicts.py say of each iteration."""
-    said = verdicts.of_steps(((s["iteration"], s["stage"], s["counts"]) for s in steps), rewarded.count_of(config))
+    said = verdicts.of_steps(_counted(steps), rewarded.count_of(config))
     return [{"iteration": iteration, "said": [vars(one) for one in found]} for iteration, found in said]
+
+
+def _counted(steps: list[Row]) -> list[tuple[int, str, Row]]:
+    return [(s["iteration"], s["stage"], s["counts"]) for s in steps]
 
 
 def log_tail(files: Files, name: str, step: str, lines: int) -> list[str]:

@@ -77,11 +77,12 @@ function header() {
   const lively = drawn && place.view.lively(...drawn);
   const status = exported ? h("span.live", {}, `exported ${exported.time}`)
     : h("span.live", { class: !reachable ? "lost" : lively ? "on" : null, role: "status" }, h("i.dot"), !reachable ? "not reachable" : lively ? "live" : "up to date");
+  const slash = () => h("span.slash", { "aria-hidden": "true" }, "/");
   const trail = h("nav.trail", { "aria-label": "Where you are" },
     exported ? h("span.brand", {}, "alignloop") : h("a.brand", { href: "#/", "data-focus": "brand" }, "alignloop"),
-    place.run && [h("span.slash", { "aria-hidden": "true" }, "/"), h("a.here", { href: to(place.run), "data-focus": "here" }, place.run)],
-    place.view === readingView && [h("span.slash", {}, "/"), h("span.here", {}, "reading a run")],
-    place.view === compareView && [h("span.slash", {}, "/"), h("span.here", {}, "compare")]);
+    place.run && [slash(), h("a.here", { href: to(place.run), "data-focus": "here" }, place.run)],
+    place.view === readingView && [slash(), h("span.here", {}, "reading a run")],
+    place.view === compareView && [slash(), h("span.here", {}, "compare")]);
   const tabs = place.run && h("nav.tabs", { "aria-label": "Views of this run" }, TABS.map(([tab, label]) =>
     h("a", { href: to(place.run, tab), "aria-current": tab === place.tab ? "page" : null, "data-focus": `tab-${tab}` }, label)));
   swap(top, h("div.bar", {}, trail, tabs, status));

@@ -1,7 +1,7 @@
 // Several runs side by side: numbers over the iterations, training curves, settings; all of the view is in its address.
 import { h, card, empty, FORMS, levelOf, number, tick, words, to, check, choose, table, none, mean } from "./dom.js";
 import { ask, askOf } from "./data.js";
-import { band, chart } from "./chart.js";
+import { band, chart, curve } from "./chart.js";
 import { experiments, key, look } from "./arms.js";
 import { leaders, tested } from "./leaders.js";
 import { overlay } from "./overlay.js";
@@ -40,7 +40,7 @@ export const compareView = {
     const names = namesOf(data);
     if (!names.length) return [head, empty("Nothing to compare yet", "None of these runs has a number for an iteration yet; their training curves may be there.", `align status ${data.runs[0].name}`)];
     const y = pick(place, "y", names, first(data));
-    if (view === "settings") return [head, h("div.controls", {}, chooser("Show", "y", y, names, data)), legend(place, groups, false), scales(place, data, y, names, { label, form, axis: valueAxis })];
+    if (view === "settings") return [head, h("div.controls", {}, chooser("Show", "y", y, names, data)), legend(place, groups, false), scales(place, data, y, { title: label(y, data), write: form(y, data), axis: valueAxis })];
     return [head, numbers(place, data, groups, names, y, more[0])];
   },
 };
@@ -95,7 +95,7 @@ function picture(groups, iterations, x, y, data) {
 
 function style(k) {
   const { tint, dash, symbol } = look(k);
-  return { type: "line", symbol, symbolSize: 9, lineStyle: { width: 2, color: tint, type: dash }, itemStyle: { color: tint }, z: 4 };
+  return curve("", [], tint, 2, dash, { symbol, symbolSize: 9, z: 4 });
 }
 const valueAxis = (write, more) => ({ type: "value", ...more, axisLabel: { formatter: (v) => (write === FORMS.rate ? `${tick(100 * v)} %` : tick(write === FORMS.gain ? 100 * v : v)) } });
 
@@ -105,7 +105,7 @@ function overIterations(groups, iterations, y, data) {
   const lines = groups.flatMap((group) => {
     const { tint } = look(group.k);
     const values = iterations.map((i) => known(group, i, y));
-    const line = { ...style(group.k), name: group.name, data: values.map(mean), connectNulls: false };
+    const line = { ...style(group.k), name: group.name, data: values.map(mean) };
     if (group.runs.length > 1) {
       const ends = (one) => values.map((v) => (v.length ? one(...v) : null));
       return [...band(ends(Math.min), ends(Math.max), tint), line];
@@ -163,4 +163,4 @@ function cell(group, i, y, write, spread) {
 // What `align compare` prints of the same runs.
 const printed = (made) => card(made.title[0].toUpperCase() + made.title.slice(1), {}, table(made.title,
   made.headers.map((t) => (made.left.includes(t) ? t : `r|${t}`)),
-  made.rows.map((row) => h("tr", {}, row.map((text, i) => h(made.left.includes(made.headers[i]) ? "td" : "td.r", {}, text))))));
+  made.rows));

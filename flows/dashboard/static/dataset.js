@@ -1,6 +1,7 @@
 // What the run learns from: what was read of the rows, what each split holds, and a way to its examples.
 import { h, card, empty, number, to, table } from "./dom.js";
 import { askOf } from "./data.js";
+import { running } from "./frame.js";
 import { line } from "./text.js";
 import { headline } from "./run.js";
 
@@ -10,7 +11,7 @@ export const datasetView = {
   async load(place) {
     return Promise.all([askOf(place.run), askOf(place.run, "data")]);
   },
-  lively: (run) => run.state === "running",
+  lively: running,
   draw: (place, run, data) => [
     headline(run),
     data.notes.length || data.splits.length ? null : empty("No data yet", "Its rows are not imported yet, or its recipe reads none.", "align data show PATH"),
@@ -23,6 +24,6 @@ export const datasetView = {
 function splits(place, data) {
   const rows = (s) => to(place.run, "samples", { step: s.step, part: s.split });
   return table("splits", ["Split", "r|Groups", COLUMNS.map((name) => `r|${name}`), "Left out or cut when encoded"],
-    data.splits.map((s) => h("tr", {}, h("td.name", {}, h("a", { href: rows(s), title: `examples of ${s.split}, as the trainer sees them` }, s.step === "tokens" ? s.split : `${s.split} of ${s.step}`)),
-      h("td.r", {}, number(s.groups)), s.cells.slice(1).map((cell) => h("td.r", {}, cell)), h("td", {}, line(s.left, 300)))));
+    data.splits.map((s) => [h("td.name", {}, h("a", { href: rows(s), title: `examples of ${s.split}, as the trainer sees them` }, s.step === "tokens" ? s.split : `${s.split} of ${s.step}`)),
+      number(s.groups), ...s.cells.slice(1), line(s.left, 300)]));
 }

@@ -1,7 +1,7 @@
 // Judging by hand: two answers side by side, whose nobody knows; a key chooses, a second one goes on to the next pair.
 import { h, card, choose, empty, number, percent } from "./dom.js";
 import { send, ofRun, askOf } from "./data.js";
-import { line, written } from "./text.js";
+import { turns, written } from "./text.js";
 import { go, redraw } from "./frame.js";
 
 const KEYS = { 1: "left", ArrowLeft: "left", 2: "right", ArrowRight: "right", 0: "tie", ArrowDown: "tie" };
@@ -31,7 +31,7 @@ function draw(place) {
   if (!pair) return [head, problem, state.judged ? empty("All judged", "Finish to see what it came to.") : empty("Nothing to judge", "The two have no prompt in common.")];
   const side = (name, key) => h("section.card.answer", { class: state.choice === name ? "picked" : null, "aria-label": `${name} answer` },
     h("div.card-head", {}, h("h2", {}, name === "left" ? "Left" : "Right"), h("div.tools", {}, h("button", { "aria-pressed": String(state.choice === name), "data-focus": `pick-${name}`, onclick: () => pick(place, name) }, `Better  ${key}`))), written(pair[name]));
-  return [head, problem, h("article.card", { "aria-label": "Prompt" }, pair.messages.map((m) => h("div.turn", {}, h("span.role", {}, line(m.role, 20)), written(m.content)))),
+  return [head, problem, h("article.card", { "aria-label": "Prompt" }, turns(pair.messages)),
     h("div.versus", {}, side("left", "1"), side("right", "2")),
     h("div.controls.versus-keys", {}, h("button", { "aria-pressed": String(state.choice === "tie"), "data-focus": "pick-tie", onclick: () => pick(place, "tie") }, "Alike  0"),
       h("button.main", { disabled: !state.choice, "data-focus": "next", onclick: () => next(place) }, "Next  ↵"), h("span.note", {}, "1, 2 or 0 (or the arrows) choose; the same key again, or Enter, goes on"))];

@@ -57,5 +57,5 @@ function said(test) {
   if (test.why) return `${ours} less ${theirs}: no test, ${test.why}`;
   const points = (v) => `${v > 0 ? "+" : ""}${number(100 * v, 1)}`;
   const verdict = test.low > 0 ? "better" : test.high < 0 ? "worse" : "not told apart";
-  return [h("b", {}, `${ours} is ${verdict}${verdict === "not told apart" ? " from" : verdict === "better" || verdict === "worse" ? " than" : ""} ${theirs}`), `: ${points(test.mean)} points (${percent(test.level, 0)}: ${points(test.low)} to ${points(test.high)}), ${pValue(test.p_value)}, ${test.prompts} prompts, above 0 in ${test.by_seed.filter((v) => v > 0).length} of ${test.by_seed.length} seeds`];
+  return [h("b", {}, `${ours} is ${verdict}${verdict === "not told apart" ? " from" : " than"} ${theirs}`), `: ${points(test.mean)} points (${percent(test.level, 0)}: ${points(test.low)} to ${points(test.high)}), ${pValue(test.p_value)}, ${test.prompts} prompts, above 0 in ${test.by_seed.filter((v) => v > 0).length} of ${test.by_seed.length} seeds`];
 }

@@ -2,7 +2,7 @@
 import { h, card, compact, empty, memory, number, seconds, when, words, to, choose, table } from "./dom.js";
 import { askOf } from "./data.js";
 import { line } from "./text.js";
-import { go } from "./frame.js";
+import { finished, go, running } from "./frame.js";
 import { headline } from "./run.js";
 
 export const lineageView = {
@@ -11,7 +11,7 @@ export const lineageView = {
     const step = stepOf(place, run);
     return [run, step ? await askOf(place.run, "lineage", { step: step.name }) : null];
   },
-  lively: (run) => run.state === "running",
+  lively: running,
   draw(place, run, data) {
     if (!data) return [headline(run), empty("No step yet", "The run has no steps.", "align run recipe=pco run=demo")];
     const field = place.parameters.get("field");
@@ -21,8 +21,8 @@ export const lineageView = {
 
 function stepOf(place, run) {
   const asked = run.steps.find((s) => s.name === place.parameters.get("step"));
-  const finished = run.steps.filter((s) => s.key && ["done", "cached"].includes(s.state));
-  return asked || finished.filter((s) => s.stage === "evaluate").pop() || finished.pop() || run.steps[0];
+  const made = run.steps.filter((s) => s.key && finished(s));
+  return asked || made.filter((s) => s.stage === "evaluate").pop() || made.pop() || run.steps[0];
 }
 
 function controls(place, run, data, field) {
@@ -51,7 +51,7 @@ function why(data) {
   const { reason, nearest, differences } = data.rebuilt;
   const show = (v) => (v === null ? "null" : typeof v === "object" ? JSON.stringify(v) : String(v));
   return card("Why it was computed", {}, h("p.note", {}, `${reason[0].toUpperCase()}${reason.slice(1)}`, nearest ? [": ", h("code", {}, nearest.key), `, ${nearest.step} of ${nearest.run}, ${when(nearest.created)} UTC.`] : "."),
-    differences.length ? table("why", ["Field", "There", "Here"], differences.slice(0, 60).map((d) => h("tr", {}, h("td.mono", {}, line(d.field)), h("td.wrap.mono", {}, line(show(d.there), 90)), h("td.wrap.mono", {}, line(show(d.here), 90)))), ".tight") : null);
+    differences.length ? table("why", ["Field", "There", "Here"], differences.slice(0, 60).map((d) => [h("td.mono", {}, line(d.field)), h("td.wrap.mono", {}, line(show(d.there), 90)), h("td.wrap.mono", {}, line(show(d.here), 90))]), ".tight") : null);
 }
 
 function about(data, field) {

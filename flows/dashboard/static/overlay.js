@@ -1,6 +1,6 @@
 // Training curves of several runs on the same axes: one number a chart, one look an experiment, hover in step over all.
 import { h, card, compact, tick, words, check, choose, sum } from "./dom.js";
-import { chart } from "./chart.js";
+import { chart, curve } from "./chart.js";
 import { experiments, look } from "./arms.js";
 import { badMarks, overName, overText, overs, points, smoothed } from "./points.js";
 import { families } from "./families.js";
@@ -57,7 +57,7 @@ function picture(name, unit, set, lines) {
     const { tint, dash, symbol } = look(group.k);
     const found = points(step, name, set.over, set);
     const few = found.points.length < 25;
-    const line = (list, more) => ({ name: group.name, type: "line", data: list, symbol: few ? symbol : "none", symbolSize: 6, connectNulls: false, itemStyle: { color: tint }, lineStyle: { width: 1.7, color: tint, type: dash }, ...more });
+    const line = (list, more) => curve(group.name, list, tint, 1.7, dash, { ...(few && { symbol }), symbolSize: 6, ...more });
     const quiet = { symbol: "none", silent: true, tooltip: { show: false }, z: 1 };
     const around = set.smooth ? [line(found.points, { ...quiet, lineStyle: { width: 1, color: tint, opacity: 0.28 } })]
       : [found.low, found.high].filter((l) => l.length).map((l) => line(l, { ...quiet, lineStyle: { width: 0.8, color: tint, opacity: 0.45 } }));
@@ -67,6 +67,6 @@ function picture(name, unit, set, lines) {
   });
   const text = (items) => [`${overName(set.over, lines[0].step.stage)} ${overText(set.over)(items[0].axisValue)}`, ...items.filter((i) => i.seriesType === "line" && i.value[1] !== null && made[i.seriesIndex]?.z === 4).map((i) => `${i.seriesName}  ${compact(i.value[1])}`)].join("\n");
   return { series: made, tooltip: { formatter: text },
-    xAxis: { type: set.xlog ? "log" : "value", name: overName(set.over, lines[0].step.stage), axisLabel: { formatter: set.over === "at" ? tick : overText(set.over) }, min: set.range ? set.range[0] : "dataMin", max: set.range ? set.range[1] : "dataMax" },
-    yAxis: { type: set.ylog ? "log" : "value", name: unit || words(name), axisLabel: { formatter: tick } } };
+    xAxis: { type: set.xlog ? "log" : "value", name: overName(set.over, lines[0].step.stage), axisLabel: { formatter: overText(set.over) }, min: set.range ? set.range[0] : "dataMin", max: set.range ? set.range[1] : "dataMax" },
+    yAxis: { type: set.ylog ? "log" : "value", name: unit || words(name) } };
 }

@@ -1,8 +1,8 @@
 // One run: the DAG with iterations as rows and stages as pills, what each step cost, where it came from, its log.
-import { h, ago, card, FORMS, interval, levelOf, memory, number, pValue, percent, rough, seconds, signed, when, words, to, table, sum } from "./dom.js";
+import { h, ago, card, FORMS, interval, levelOf, memory, number, pValue, percent, rough, seconds, signed, when, words, to, table, sum, left } from "./dom.js";
 import { exported, askOf } from "./data.js";
 import { line, plain } from "./text.js";
-import { go } from "./frame.js";
+import { finished, go, running } from "./frame.js";
 import { edges } from "./edges.js";
 import { timeline } from "./timeline.js";
 import { meaning } from "./verdicts.js";
@@ -15,7 +15,7 @@ export const runView = {
     const log = step && !exported && step.state !== "waiting" && !step.made_by ? await askOf(place.run, "log", { step: step.name, lines: 60 }) : null;
     return [run, log, await times];
   },
-  lively: (run) => run.state === "running",
+  lively: running,
   draw: (place, run, log, times) => [
     headline(run, true),
     figures(run),
@@ -52,9 +52,9 @@ function figures(run) {
   const rows = run.iterations.filter((r) => r.cells.win_rate);
   const last = rows[rows.length - 1];
   const before = rows[rows.length - 2];
-  const finished = run.steps.filter((s) => ["done", "cached"].includes(s.state)).length;
+  const done = run.steps.filter(finished).length;
   const running = run.steps.find((s) => s.state === "running");
-  const items = [["Steps", `${finished} of ${run.steps.length}`, running ? progressText(running) : run.state]];
+  const items = [["Steps", `${done} of ${run.steps.length}`, running ? progressText(running) : run.state]];
   const add = (label, cell, form, note) => cell && items.push([label, source(run.name, cell, FORMS[form](cell.value)), note]);
   if (last) {
     const rate = last.cells.win_rate;
@@ -65,8 +65,8 @@ function figures(run) {
     add("Length", last.cells.length, "len", before ? change(last, before, "length") : "tokens an answer");
   }
   const kept = sum(run.iterations.map((r) => r.cells.kept?.value));
-  const left = sum(run.iterations.flatMap((r) => Object.values(r.dropped).map((d) => d.value)));
-  if (kept) items.push(["Groups kept", number(kept), `${number(left)} rows left out`]);
+  const lost = sum(run.iterations.flatMap((r) => Object.values(r.dropped).map((d) => d.value)));
+  if (kept) items.push(["Groups kept", number(kept), `${number(lost)} rows left out`]);
   items.push(["Work", seconds(sum(run.steps.filter((s) => !s.made_by).map((s) => s.seconds))) || "–", `peak ${memory(Math.max(0, ...run.steps.map((s) => s.memory_mb || 0))) || "–"}`]);
   return h("dl.figures", {}, items.map(([label, value, note]) => h("div.figure", {}, h("dt", {}, label), h("dd", {}, value, note && h("small", {}, note)))));
 }
@@ -88,8 +88,7 @@ export function source(run, cell, text) {
 export function progressText(step) {
   const p = step.progress;
   if (!p) return `${step.name} has started`;
-  const left = p.ends ? p.ends - Date.now() / 1000 : null;
-  return `${step.name} ${Math.floor((100 * p.done) / p.total)} %${left !== null && left > 0 ? `, ${seconds(left)} left` : ""}`;
+  return `${step.name} ${Math.floor((100 * p.done) / p.total)} %${left(p) ? `, ${seconds(left(p))} left` : ""}`;
 }
 
 function chosenStep(place, run) {
@@ -127,8 +126,7 @@ const STATE_WORDS = { waiting: "waiting", running: "running", done: "done", cach
 function pill(place, step, chosen, reads, read) {
   const p = step.progress;
   const share = p ? (100 * p.done) / p.total : 0;
-  const left = p && p.ends ? p.ends - Date.now() / 1000 : null;
-  const second = step.state === "running" ? (p ? `${Math.floor(share)} %${left !== null && left > 0 ? ` · ${rough(left)}` : ""}` : "starting")
+  const second = step.state === "running" ? (p ? `${Math.floor(share)} %${left(p) ? ` · ${rough(left(p))}` : ""}` : "starting")
     : step.state === "done" ? seconds(step.seconds) : step.state === "cached" ? (step.made_by ? `from ${step.made_by.run}` : `cached · ${seconds(step.seconds)}`) : STATE_WORDS[step.state] || step.state;
   const relation = step === chosen ? "chosen" : reads.has(step.name) ? "input" : read.has(step.name) ? "reader" : "";
   return h("button.pill", {
@@ -179,6 +177,6 @@ function cost(place, run) {
       h("td", {}, h("span.state", { class: s.state }, STATE_WORDS[s.state] || s.state)),
       h("td.r", {}, seconds(s.seconds)), h("td.bar-cell", {}, bar(s.seconds, most)),
       h("td.r", {}, memory(s.memory_mb)), h("td.bar-cell", {}, bar(s.memory_mb, memoryMost, true)),
-      h("td", {}, s.made_by ? h("a", { href: to(s.made_by.run, "", { step: s.made_by.step }) }, `${s.made_by.run}: ${s.made_by.step}`) : s.key && ["done", "cached"].includes(s.state) ? h("span.muted", {}, "this run") : ""),
+      h("td", {}, s.made_by ? h("a", { href: to(s.made_by.run, "", { step: s.made_by.step }) }, `${s.made_by.run}: ${s.made_by.step}`) : s.key && finished(s) ? h("span.muted", {}, "this run") : ""),
       h("td.mono.muted", {}, s.key ? s.key.slice(0, 10) : ""))), ".cost");
 }

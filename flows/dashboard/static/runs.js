@@ -1,5 +1,5 @@
 // All runs of the workspace: what each is, how far, how good; what somebody noted of it. Ticked ones are compared.
-import { h, ago, svgOf, interval, levelOf, number, percent, seconds, empty, card, words, to, check, none, mean } from "./dom.js";
+import { h, ago, svgOf, interval, levelOf, number, percent, seconds, empty, card, words, to, check, none, mean, left } from "./dom.js";
 import { ask, exported, send, ofRun } from "./data.js";
 import { line } from "./text.js";
 import { settingsText } from "./arms.js";
@@ -19,13 +19,13 @@ const COLUMNS = {
   interval: { label: "Interval", minor: true, cell: (r, level) => h("td.interval-cell.minor", {}, interval(r.win_rates.at(-1), "rate", level)), hint: "Where the win rate would lie for other prompts of the same kind." },
   course: { label: "By iteration", minor: true, cell: (r) => h("td.minor", {}, spark(r.win_rates)), hint: "Win rate by iteration; the dotted line is a half." },
   steps: { label: "Steps", minor: true, of: (r) => r.done / Math.max(1, r.total), cell: (r) => h("td.minor", {}, steps(r)) },
-  recipe: { label: "Recipe", minor: true, fold: true, of: (r) => r.recipe },
-  objective: { label: "Objective", minor: true, fold: true, of: (r) => words(r.objective) },
-  model: { label: "Model", minor: true, fold: true, of: (r) => r.model || "" },
-  data: { label: "Data", minor: true, fold: true, of: (r) => r.data },
-  seed: { label: "Seed", minor: true, fold: true, right: true, of: (r) => r.seed },
-  tags: { label: "Tags", minor: true, fold: true, of: (r) => r.tags.join(" "), cell: (r) => h("td.minor.tags-cell", {}, r.tags.map((t) => h("button.tag", { title: `Only runs tagged ${t}`, onclick: () => go({ q: t, at: null }) }, line(t, 40)))) },
-  note: { label: "Note", minor: true, fold: true, of: (r) => r.note, cell: (r) => h("td.note-cell.minor", {}, line(r.note, 80)) },
+  recipe: { label: "Recipe", fold: true, of: (r) => r.recipe },
+  objective: { label: "Objective", fold: true, of: (r) => words(r.objective) },
+  model: { label: "Model", fold: true, of: (r) => r.model || "" },
+  data: { label: "Data", fold: true, of: (r) => r.data },
+  seed: { label: "Seed", fold: true, right: true, of: (r) => r.seed },
+  tags: { label: "Tags", fold: true, of: (r) => r.tags.join(" "), cell: (r) => h("td.minor.tags-cell", {}, r.tags.map((t) => h("button.tag", { title: `Only runs tagged ${t}`, onclick: () => go({ q: t, at: null }) }, line(t, 40)))) },
+  note: { label: "Note", fold: true, of: (r) => r.note, cell: (r) => h("td.note-cell.minor", {}, line(r.note, 80)) },
   created: { label: "Started", minor: true, right: true, hidden: true, of: (r) => r.created, cell: (r) => h("td.r.muted.minor", {}, ago(r.created)) },
   changed: { label: "Changed", minor: true, right: true, of: (r) => r.changed, cell: (r) => h("td.r.muted.minor", {}, ago(r.changed)) },
 };
@@ -113,7 +113,7 @@ function table(place, runs, found, columns) {
   const level = levelOf(found.map((r) => (r.win_rates || []).at(-1)));
   const by = place.parameters.get("sort") || "";
   const head = (c) => {
-    const { label, right, minor, of, hint } = COLUMNS[c];
+    const { label, right, of, hint, fold, minor = fold } = COLUMNS[c];
     const text = c === "interval" ? level || label : label;
     const [up, down] = [by === c, by === `-${c}`];
     return h("th", { class: [right && "r", minor && "minor", c === "name" && "run-cell"].filter(Boolean).join(" ") || null, "aria-sort": up ? "ascending" : down ? "descending" : null, title: hint },
@@ -156,7 +156,7 @@ function row(run, level, columns) {
 function editor(run, wide) {
   const keep = async (body) => { await send(ofRun(run.name, "about"), body); open = null; go({}); };
   const submit = (e) => { e.preventDefault(); const { tags, note } = e.target.elements; keep({ tags: tags.value.split(",").map((t) => t.trim()).filter(Boolean), note: note.value }); };
-  return h("tr.editor", {}, h("td", { colspan: wide }, h("form", { onsubmit: submit },
+  return h("tr.editor", {}, h("td", { colspan: wide }, h("form.note-form", { onsubmit: submit },
     h("label", {}, "Tags", h("input", { name: "tags", "data-keep": true, value: run.tags.join(", "), placeholder: "with commas between them", "data-focus": "edit-tags" })),
     h("label.grow", {}, "Note", h("input", { name: "note", "data-keep": true, value: run.note, "data-focus": "edit-note" })),
     h("button.main", {}, "Keep"), h("button", { type: "button", onclick: () => keep({ archived: !run.archived }) }, run.archived ? "Bring back" : "Archive"))));
@@ -165,11 +165,10 @@ function editor(run, wide) {
 function steps(run) {
   const part = run.progress ? run.progress.done / run.progress.total : 0;
   const share = `${(100 * (run.done + part)) / Math.max(1, run.total)}%`;
-  const left = run.progress && run.progress.ends ? run.progress.ends - Date.now() / 1000 : null;
   return h("span.steps", {},
     h("span.meter", { class: run.done === run.total ? "done" : null, style: { "--share": share }, "aria-hidden": "true" }, h("i")),
     h("span.count", {}, `${run.done}/${run.total}`),
-    run.current ? h("span.now", {}, `${run.current}${run.progress ? ` ${Math.floor(100 * part)} %` : ""}`, left !== null && left > 0 ? h("span.muted", {}, ` ${seconds(left)} left`) : null) : null);
+    run.current ? h("span.now", {}, `${run.current}${run.progress ? ` ${Math.floor(100 * part)} %` : ""}`, left(run.progress) ? h("span.muted", {}, ` ${seconds(left(run.progress))} left`) : null) : null);
 }
 
 // Win rates by iteration as a line of 96 by 22; the mark at half is the baseline.

@@ -1,9 +1,9 @@
 // Prompts with all their completions: browse, search, the chosen and the rejected, a word-level difference.
 import { h, compact, empty, number, words, to, check, choose } from "./dom.js";
 import { ask, exported, send, ofRun, askOf } from "./data.js";
-import { line, tokenised, written } from "./text.js";
+import { line, tokenised, turns } from "./text.js";
 import { completion } from "./completion.js";
-import { go, redraw } from "./frame.js";
+import { go, redraw, running } from "./frame.js";
 import { headline } from "./run.js";
 import { sideBySide } from "./side.js";
 
@@ -24,7 +24,7 @@ export const samplesView = {
     const all = id && !exported ? await ask("runs") : null;
     return [run, listed, page, side, all];
   },
-  lively: (run) => run.state === "running",
+  lively: running,
   draw(place, run, listed, page, side, all) {
     const table = tableOf(place, listed.tables);
     if (!table) return [headline(run), empty("Nothing sampled yet", "Samples can be read here while the step that draws them is still running.", `align status ${run.name}`)];
@@ -134,7 +134,7 @@ function group(place, table, g) {
       exported ? null : h("a", { href: to(place.run, "samples", other), "data-focus": `side-${g.index}` }, "Everywhere it was answered"),
       exported ? null : h("button.plain", { "aria-expanded": String(noting === g.id), "data-focus": `note-${g.index}`, onclick: () => { noting = noting === g.id ? null : g.id; redraw(); } }, "Label")),
     g.noted?.note ? h("p.sample-note", {}, line(g.noted.note, 4000)) : null, noting === g.id ? noteForm(place, table, g) : null,
-    h("div.prompt", {}, g.prompt_pieces ? tokenised(g.prompt_pieces) : g.messages.map((m) => h("div.turn", {}, h("span.role", {}, line(m.role, 20)), written(m.content)))),
+    h("div.prompt", {}, g.prompt_pieces ? tokenised(g.prompt_pieces) : turns(g.messages)),
     g.completions.length ? h("div.completions", { class: `n${Math.min(4, g.completions.length)}` }, order(g.completions).map((c) => completion(c, differ))) : h("p.inline-empty", {}, "No completion: the prompt alone."));
 }
 

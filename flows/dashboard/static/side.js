@@ -1,7 +1,7 @@
 // One prompt everywhere it was answered: across the iterations of the run, and in other runs.
 import { h, number, words, to, check, choose, mean } from "./dom.js";
 import { exported } from "./data.js";
-import { line, written } from "./text.js";
+import { line, turns } from "./text.js";
 import { go } from "./frame.js";
 import { completion } from "./completion.js";
 
@@ -15,7 +15,7 @@ export function sideBySide(place, side, all) {
   if (!first) return [head, h("p.inline-empty.card", {}, "No step of these runs has sampled this prompt.")];
   const differ = place.parameters.get("diff") === "1";
   head.append(check("diff", differ, "word differences to the column before", (diff) => go({ diff })));
-  return [head, h("article.group", {}, h("div.prompt", {}, first.group.messages.map((m) => h("div.turn", {}, h("span.role", {}, line(m.role, 20)), written(m.content)))),
+  return [head, h("article.group", {}, h("div.prompt", {}, turns(first.group.messages)),
     h("div.side", { tabindex: 0, "data-focus": "side", "data-scroll": "side", "aria-label": "Answers side by side" }, side.places.map((p, i) => column(p, differ ? side.places[i - 1] : null))))];
 }
 

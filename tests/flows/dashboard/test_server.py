@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from flows.dashboard.app import make_app
 from flows.dashboard import files as files_module
+from flows.dashboard.app import make_app
 from flows.dashboard.files import Files, NotHere
 from flows.dashboard.guard import COOKIE, host_name
 from pipeline import runs, store
