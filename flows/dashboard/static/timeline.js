@@ -8,7 +8,7 @@ export function timeline(run, data) {
   const start = Math.min(...spans.map((s) => s.start)), end = Math.max(...spans.map((s) => s.end));
   const at = (t) => `${(100 * (t - start)) / Math.max(1e-6, end - start)}%`;
   const order = run.steps.map((s) => s.name).filter((n) => spans.some((s) => s.step === n));
-  const bar = (s) => h("i", { class: s.how, title: `${s.step}: ${seconds(s.end - s.start)}, ${s.how}, from ${clock(s.start)}`, style: { left: at(s.start), right: `${100 - Number.parseFloat(ats.end)}%` } });
+  const bar = (s) => h("i", { class: s.how, title: `${s.step}: ${seconds(s.end - s.start)}, ${s.how}, from ${clock(s.start)}`, style: { left: at(s.start), right: `${100 - Number.parseFloat(at(s.end))}%` } });
   const took = (name) => spans.filter((s) => s.step === name).reduce((a, s) => a + s.end - s.start, 0);
   return card("Timeline", { note: `${seconds(end - start)} by the clock, from ${clock(start)} UTC`, hint: "Each bar is one try of a step, start-up and waiting included. Hatched: its process was killed." },
     h("div.gantt", { role: "table", "aria-label": "Timeline of the steps" }, order.map((name) => h("div.gantt-row", { role: "row" }, h("span.gantt-name", { role: "rowheader" }, name), h("span.gantt-track", { role: "cell" }, spans.filter((s) => s.step === name).map(bar)), h("span.r.muted", { role: "cell" }, seconds(took(name)))))),
