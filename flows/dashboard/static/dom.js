@@ -1,4 +1,5 @@
 // Elements and text. Every text on the page becomes a text node: nothing here, or anywhere, parses markup.
+import { HEADS } from "./hints.js";
 
 if (window.trustedTypes) {
   // The only string that may act as markup is the empty one (the chart library clears its box with it), and the only
@@ -175,7 +176,7 @@ export function table(name, head, rows, kind = "") {
   const heads = head.flat(Infinity);
   const right = (i) => (typeof heads[i] === "string" && heads[i].startsWith("r|") ? ".r" : "");
   const cell = (c, i) => (c?.tagName === "TD" ? c : h(`td${right(i)}`, {}, c));
-  return h("div.scroll", { "data-scroll": name }, h(`table${kind}`, {}, h("thead", {}, h("tr", {}, heads.map((t, i) => (t instanceof Node ? t : h(`th${right(i)}`, {}, t.replace("r|", "")))))),
+  return h("div.scroll", { "data-scroll": name }, h(`table${kind}`, {}, h("thead", {}, h("tr", {}, heads.map((t, i) => (t instanceof Node ? t : h(`th${right(i)}`, { title: HEADS[t.replace("r|", "")] }, t.replace("r|", "")))))),
     h("tbody", {}, rows.map((r) => (Array.isArray(r) ? h("tr", {}, r.map(cell)) : r)))));
 }
 

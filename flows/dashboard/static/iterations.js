@@ -34,7 +34,7 @@ function table(place, run) {
   const side = (c) => (every || PHONE.includes(c.name) ? "r" : "r minor");
   const level = (c) => levelOf(rows.map((r) => r.cells[c.name]));
   const bounded = (c) => rows.some((r) => r.cells[c.name]?.low !== undefined);
-  const head = (c) => h("th", { class: side(c), title: HINTS[c.name] }, c.label, bounded(c) && h("small.bounds", {}, level(c) || "interval"));
+  const head = (c) => h("th", { class: side(c), title: c.hint }, c.label, bounded(c) && h("small.bounds", {}, level(c) || "interval"));
   const cells = (c, r) => {
     const cell = r.cells[c.name];
     if (!cell) return h("td", { class: side(c) }, none());

@@ -13,21 +13,21 @@ let open = null; // the run whose note is being written
 // name -> {label, of: the value it is sorted and folded by, cell, hint}; minor ones are not on a phone.
 const COLUMNS = {
   name: { label: "Run", of: (r) => r.name },
-  state: { label: "State", of: (r) => r.state, cell: (r) => h("td", {}, h("span.state", { class: r.state }, r.state), h("span.now.phone", {}, r.current ? [" ", r.current] : null)) },
+  state: { label: "State", hint: "As its record and its process say.", of: (r) => r.state, cell: (r) => h("td", {}, h("span.state", { class: r.state }, r.state), h("span.now.phone", {}, r.current ? [" ", r.current] : null)) },
   rate: { label: "Win rate", right: true, of: (r) => r.win_rates.at(-1)?.value ?? null, hint: "Of the last iteration judged, by the score that decides; ties half. 50 % is the model it is compared with.",
     cell: (r) => h("td.r", {}, r.win_rates.length ? h("b", {}, percent(r.win_rates.at(-1).value)) : none()) },
   interval: { label: "Interval", minor: true, cell: (r, level) => h("td.interval-cell.minor", {}, interval(r.win_rates.at(-1), "rate", level)), hint: "Where the win rate would lie for other prompts of the same kind." },
   course: { label: "By iteration", minor: true, cell: (r) => h("td.minor", {}, spark(r.win_rates)), hint: "Win rate by iteration; the dotted line is a half." },
-  steps: { label: "Steps", minor: true, of: (r) => r.done / Math.max(1, r.total), cell: (r) => h("td.minor", {}, steps(r)) },
+  steps: { label: "Steps", hint: "Done, of all; what runs, and its time left.", minor: true, of: (r) => r.done / Math.max(1, r.total), cell: (r) => h("td.minor", {}, steps(r)) },
   recipe: { label: "Recipe", fold: true, of: (r) => r.recipe },
   objective: { label: "Objective", fold: true, of: (r) => words(r.objective) },
   model: { label: "Model", fold: true, of: (r) => r.model || "" },
   data: { label: "Data", fold: true, of: (r) => r.data },
-  seed: { label: "Seed", fold: true, right: true, of: (r) => r.seed },
+  seed: { label: "Seed", hint: "Runs that differ in it only are one experiment.", fold: true, right: true, of: (r) => r.seed },
   tags: { label: "Tags", fold: true, of: (r) => r.tags.join(" "), cell: (r) => h("td.minor.tags-cell", {}, r.tags.map((t) => h("button.tag", { title: `Only runs tagged ${t}`, onclick: () => go({ q: t, at: null }) }, line(t, 40)))) },
   note: { label: "Note", fold: true, of: (r) => r.note, cell: (r) => h("td.note-cell.minor", {}, line(r.note, 80)) },
   created: { label: "Started", minor: true, right: true, hidden: true, of: (r) => r.created, cell: (r) => h("td.r.muted.minor", {}, ago(r.created)) },
-  changed: { label: "Changed", minor: true, right: true, of: (r) => r.changed, cell: (r) => h("td.r.muted.minor", {}, ago(r.changed)) },
+  changed: { label: "Changed", hint: "When it last wrote.", minor: true, right: true, of: (r) => r.changed, cell: (r) => h("td.r.muted.minor", {}, ago(r.changed)) },
 };
 
 export const runsView = {
