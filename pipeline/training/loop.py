@@ -124,7 +124,8 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
     steps = total_steps(settings, len(examples))
     with forward.enough_memory("while loading the optimizer's state", WEIGHTS):
         at = _start(model, optimizer, task, job)
-    averages, seen = {} if job.ema is None else average.begin(model, at.extra), Norms(*at.extra.get(_NORMS, torch.zeros(2)).tolist())
+    averages = {} if job.ema is None else average.begin(model, at.extra)
+    seen = Norms(*at.extra[_NORMS].tolist()) if _NORMS in at.extra else Norms()
     first, reported = at.updates - at.step, job.report.reported() if at.step else 0
     last = settings.schedule_steps or first + steps
     peak = throughput.peak_flops(device_of(model), settings.precision, runtime.peak_tflops) * world.size
@@ -146,8 +147,8 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
             job.report.progress(now, steps, "steps")
             stop, late = world.agree((bool(told), _late(runtime, saved)))
             if now < steps and (stop or late or _every(runtime, now)):
-                extra = {**task.state, **average.marked(averages), _NORMS: torch.tensor([seen.first, seen.high], dtype=torch.float64)}
-                state = Loaded(now, first + now, extra)
+                norms = torch.tensor([seen.first, seen.high], dtype=torch.float64)
+                state = Loaded(now, first + now, {**task.state, **average.marked(averages), _NORMS: norms})
                 with forward.enough_memory(f"in the checkpoint of step {now}", WRITING):
                     checkpoint.save(job.checkpoints, model, optimizer, state, runtime.keep_checkpoints, world)
                 saved = time.monotonic()

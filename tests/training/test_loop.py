@@ -118,8 +118,9 @@ def test_loss_that_is_not_finite_stops(tiny, tmp_path):
 
 
 def test_norms_that_explode_stop_it_before_they_are_infinite(tiny, tmp_path):
-    """At this learning rate they are 4.8, 47, 45, 52, 56, 5e3, 1e6, 2e14, 8e13, 2e7 ..., and nan four steps later. A run
-    that goes on from the checkpoint of step 8 stops at the same step, and carries nothing of it to the objective."""
+    """At this learning rate they are 4.8, 47, 45, 52, 56, 5e3, 1e6, 2e14, 8e13, 2e7 ..., and nan four steps later. A
+    run that goes on from the checkpoint of step 8 stops at the same step, and carries nothing of it to the objective.
+    """
     exploding = {"lr": 10.0, "epochs": 5.0}
     for start in ("from the first step", "from a checkpoint"):
         made = task({"module": "pipeline.objectives.ce"})
