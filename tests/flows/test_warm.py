@@ -183,8 +183,13 @@ def alive(pid: int) -> bool:
 
 def test_what_rows_need_is_imported_before_the_fork():
     """pyarrow imports pandas, half a second, for the first rows it is given: a fork finds it there."""
-    script = ("import importlib, sys\nfrom pipeline import warm\n"
-              "for name in warm.LATER: importlib.import_module(name)\nimport pyarrow\nbefore = set(sys.modules)\npyarrow.Table.from_pylist([{'a': [1]}]).to_pylist()\n"
-              "print(sorted(name for name in set(sys.modules) - before if not name.startswith('pyarrow')))")
+    script = """if True:
+        import importlib, sys
+        from pipeline import warm
+        for name in warm.LATER: importlib.import_module(name)
+        import pyarrow
+        before = set(sys.modules)
+        pyarrow.Table.from_pylist([{"a": [1]}]).to_pylist()
+        print(sorted(name for name in set(sys.modules) - before if not name.startswith("pyarrow")))"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
