@@ -55,7 +55,7 @@ class PrefectPage(Observer):
         if "PREFECT_API_URL" not in os.environ and (url := running_url(workspace)):
             os.environ["PREFECT_API_URL"] = url
         self._events = queue.SimpleQueue[Callable[[_FlowRun], None] | None]()
-        self._shown = 0.0  # when progress was last sent
+        self._shown: dict[str, float] = {}  # step -> when its progress was last sent
         self._given_up = False
         self._thread = threading.Thread(target=self._tell, args=(workspace, run), daemon=True)
         self._thread.start()
@@ -64,8 +64,8 @@ class PrefectPage(Observer):
         self._events.put(lambda page: page.start(step))
 
     def progress(self, step: str, state: dict[str, Any] | None) -> None:
-        if state and state.get("total") and time.monotonic() - self._shown > _EVERY:
-            self._shown = time.monotonic()
+        if state and state.get("total") and time.monotonic() - self._shown.get(step, 0.0) > _EVERY:
+            self._shown[step] = time.monotonic()
             share = 100 * min(1.0, state["done"] / state["total"])
             self._events.put(lambda page: page.progress(step, share))
 
@@ -115,7 +115,7 @@ class _FlowRun:
         self._set("flow_runs", self._id, "RUNNING")
         self._tasks: dict[str, str] = {}
         self._bars: dict[str, str] = {}
-        self._open = ""  # the task that is running
+        self._open: set[str] = set()  # steps that run
         self._cancelled = False
         if self._looked_at:
             from prefect.utilities.urls import url_for
@@ -127,7 +127,8 @@ class _FlowRun:
                          if ref.step in self._tasks] for name, refs in step.inputs.items()}
         task = self._post("/task_runs/", name=step.name, task_key=step.stage, dynamic_key=step.name, task_inputs=before,
                           flow_run_id=self._id, state={"type": "PENDING"})
-        self._tasks[step.name], self._open = task, step.name
+        self._tasks[step.name] = task
+        self._open.add(step.name)
         self._set("task_runs", task, "RUNNING")
         if self._looked_at:
             self._bars[step.name] = self._artifact(step.name, "progress", "progress", 0.0, step.name)
@@ -153,7 +154,7 @@ class _FlowRun:
                 table = [{"what": what, "number": number} for what, number in counts.items()]
                 self._artifact(step, "counts", "table", json.dumps(table), step)
         self._set("task_runs", self._tasks[step], "COMPLETED", how)
-        self._open = ""
+        self._open.discard(step)
 
     def obey(self) -> None:
         """Where somebody cancels the run on Prefect's page, it stops as one that is interrupted does."""
@@ -170,8 +171,8 @@ class _FlowRun:
 
     def end(self, outcome: str) -> None:
         state = _STATES.get(outcome, "COMPLETED")  # one that a gate stopped came to its end, too
-        if self._open:
-            self._set("task_runs", self._tasks[self._open], state)
+        for step in self._open:
+            self._set("task_runs", self._tasks[step], state)
         self._set("flow_runs", self._id, state, outcome)
 
     def _artifact(self, step: str, what: str, kind: str, data: Any, description: str) -> str:

@@ -67,6 +67,7 @@ class Hardware:
     timeout_minutes: float = setting(0.0, low=0)  # of one stage; 0: no limit
     warm_workers: bool = True  # steps are forks of a process that has imported torch; on CUDA each starts anew
     memory_gb: float | None = setting(None, above=0)  # of the device that trains; null: this machine's
+    jobs: int = setting(1, low=1)  # steps at a time, where none reads from the other and devices are left (docs/gpu.md)
     devices: int | None = setting(None, low=1)  # CUDA devices of a node; null: those that torch can use here
 
 
