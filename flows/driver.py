@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flows import gates, machine, machine_log, schedule, screen
+from flows import attempts, gates, machine, machine_log, schedule, screen
 from flows.engine_service import EngineFailed, EngineHolder
 from flows.estimate import disk_needed, measured, step_needed
 from flows.forecast import Forecast
@@ -149,7 +149,7 @@ class Driver:
             self.launch.warm.start((one.stage for one in left), around())
         taken = {device for one in self._crew.going.values() for device in one.devices}
         going = Going(step, need, schedule.devices(need, self.room, taken), started)
-        self._crew.start(going, lambda: self._ensure(item, self._forced(step), going))
+        self._crew.start(going, lambda: self._ensure(item, going))
 
     def _ended(self, end: End) -> None:
         """Update the record. Raises the step's error where it has one."""
@@ -178,19 +178,18 @@ class Driver:
                              f"{'goes' if len(others) == 1 else 'go'} on to the end and will be kept; Ctrl-C stops "
                              f"{'it' if len(others) == 1 else 'them'} at the last checkpoint or part")
 
-    def _ensure(self, item: plan.Planned, force: bool, going: Going) -> tuple[store.Artifact, bool]:
-        """`ensure`; once more where the engine was lost in mid-step: what is sampled stays."""
-        def attempt() -> tuple[store.Artifact, bool]:
-            rests = self.room.jobs == 1 or going.need.devices > 0
-            environment = {**schedule.seeing(going.devices), **self.engine.environment(item.step, rests)}
-            return ensure(self.launch, item, self.done, environment, self._crew.watch, force)
+    def _ensure(self, item: plan.Planned, going: Going) -> tuple[store.Artifact, bool]:
+        """In the step's thread: from its first try to its artifact."""
+        step = item.step
+        seconds, retries = attempts.of(self.run.config["hardware"], step.stage)
+        launch, rests = replace(self.launch, timeout=seconds), self.room.jobs == 1 or going.need.devices > 0
 
-        try:
-            return attempt()
-        except StepFailed:
-            if not self.engine.lost(item.step):
-                raise
-        return attempt()
+        def attempt() -> tuple[store.Artifact, bool]:
+            environment = {**schedule.seeing(going.devices), **self.engine.environment(step, rests)}
+            return ensure(launch, item, self.done, environment, self._crew.watch, self._forced(step))
+
+        return attempts.tried(attempt, retries, lambda: self.engine.lost(step), lambda why: self._crew.say(
+            lambda: self.tell(lambda observer: observer.again(step.name, why))))
 
     def _gate(self, step: Step, artifact: store.Artifact) -> None:
         """Obey a gate; its artifact is the decision, so a run that goes on decides the same."""

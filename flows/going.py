@@ -37,12 +37,12 @@ class End:
 
 
 class Crew:
-    """The threads of one driver. Only `watch` is called by them, everything else by the driver's own thread."""
+    """The threads of one driver. They call `watch` and `say`, everything else is called by the driver's own."""
 
     def __init__(self) -> None:
         self.going: dict[str, Going] = {}
         self._threads: dict[str, threading.Thread] = {}
-        self._news = queue.SimpleQueue[End | tuple[str, dict[str, Any] | None]]()
+        self._news = queue.SimpleQueue[End | tuple[str, dict[str, Any] | None] | Callable[[], None]]()
         self._over = threading.Event()
 
     def start(self, going: Going, work: Callable[[], tuple[Artifact, bool]]) -> None:
@@ -64,10 +64,14 @@ class Crew:
             raise _Stopped
         self._news.put((step, state))
 
+    def say(self, what: Callable[[], None]) -> None:
+        """To be done by the driver's own thread."""
+        self._news.put(what)
+
     def hear(self, told: Watch) -> End:
         """The next end of a step; its progress until then is told."""
         while not isinstance(news := self._news.get(), End):
-            told(*news)
+            told(*news) if isinstance(news, tuple) else news()
         name = news.going.step.name
         self._threads.pop(name).join()
         del self.going[name]

@@ -31,6 +31,7 @@ _EVERY = 2.0  # seconds between two updates of a step's progress
 _PATIENCE, _HURRY = 30.0, 3.0  # seconds a run that ended, or was interrupted, waits for what Prefect has not taken yet
 _START_SECONDS = 60
 _STATES = {runs.DONE: "COMPLETED", runs.FAILED: "FAILED", runs.INTERRUPTED: "CANCELLED"}
+FLOW_RUN = "ALIGNLOOP_FLOW_RUN"  # the id of a flow run of Prefect's own that this run is the work of (flows/flow.py)
 _DASHBOARD = "ALIGNLOOP_DASHBOARD"  # where the dashboard is, if not at its usual address on this machine
 
 
@@ -68,6 +69,9 @@ class PrefectPage(Observer):
             self._shown[step] = time.monotonic()
             share = 100 * min(1.0, state["done"] / state["total"])
             self._events.put(lambda page: page.progress(step, share))
+
+    def again(self, step: str, why: str) -> None:
+        self._events.put(lambda page: page.again(step, why))
 
     def finished(self, step: str, artifact: store.Artifact, cached: bool, seconds: float) -> None:
         self._events.put(lambda page: page.finish(step, artifact, "cached" if cached else f"{seconds:.1f} s"))
@@ -110,9 +114,13 @@ class _FlowRun:
     def __init__(self, client: Any, workspace: Path, run: str) -> None:
         self._client, self._workspace, self._run = client, workspace, run
         self._looked_at = bool(os.environ.get("PREFECT_API_URL"))  # nobody sees the temporary server's artifacts
-        flow = self._post("/flows/", name="alignloop")
-        self._id = self._post("/flow_runs/", flow_id=flow, name=run, state={"type": "PENDING"})
-        self._set("flow_runs", self._id, "RUNNING")
+        self._given = os.environ.get(FLOW_RUN, "")  # Prefect has started it, and says how it ended
+        if self._given:
+            self._id = self._given
+        else:
+            flow = self._post("/flows/", name="alignloop")
+            self._id = self._post("/flow_runs/", flow_id=flow, name=run, state={"type": "PENDING"})
+            self._set("flow_runs", self._id, "RUNNING")
         self._tasks: dict[str, str] = {}
         self._bars: dict[str, str] = {}
         self._open: set[str] = set()  # steps that run
@@ -137,6 +145,11 @@ class _FlowRun:
         if step in self._bars:
             self._client.request("PATCH", f"/artifacts/{self._bars[step]}", json={"data": share})
             self.obey()
+
+    def again(self, step: str, why: str) -> None:
+        self.log(f"{why}; it is tried again", step)
+        self._set("task_runs", self._tasks[step], "SCHEDULED", why, name="AwaitingRetry")
+        self._set("task_runs", self._tasks[step], "RUNNING", name="Retrying")
 
     def finish(self, step: str, artifact: store.Artifact, how: str) -> None:
         """The task is done: its counts as a log line and a table, links to its folder and to the dashboard's page."""
@@ -173,14 +186,15 @@ class _FlowRun:
         state = _STATES.get(outcome, "COMPLETED")  # one that a gate stopped came to its end, too
         for step in self._open:
             self._set("task_runs", self._tasks[step], state)
-        self._set("flow_runs", self._id, state, outcome)
+        if not self._given:
+            self._set("flow_runs", self._id, state, outcome)
 
     def _artifact(self, step: str, what: str, kind: str, data: Any, description: str) -> str:
         return self._post("/artifacts/", key=f"{key(self._run, step)}-{what}", type=kind, data=data,
                           description=description, flow_run_id=self._id, task_run_id=self._tasks[step])
 
-    def _set(self, kind: str, which: str, state: str, message: str = "") -> None:
-        self._post(f"/{kind}/{which}/set_state", force=True, state={"type": state, "message": message})
+    def _set(self, kind: str, which: str, state: str, message: str = "", **named: str) -> None:
+        self._post(f"/{kind}/{which}/set_state", force=True, state={"type": state, "message": message, **named})
 
     def _post(self, path: str, **content: Any) -> str:
         """The id of what was made ("" where nothing was)."""

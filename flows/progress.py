@@ -56,6 +56,9 @@ class Screen(Observer):
             shown.said = time.monotonic()
             screen.say(f"  ...     {self.line(step)}")
 
+    def again(self, step: str, why: str) -> None:
+        screen.paragraph(f"note: {why}; it is tried again")
+
     def finished(self, step: str, artifact: store.Artifact, cached: bool, seconds: float) -> None:
         self._expected = self._expected.after(step, None if cached else seconds)
         label, shown = self._label(step), self._running.pop(step, None)

@@ -30,7 +30,7 @@ _CUT_SHORT, _NOTHING = 135, 2**20  # SIGBUS: a file mapped into memory that the 
 _DISK = {code: fault for fault, code in files.EXIT.items()}
 _STOPPED = (130, 143)  # exit codes of a stage that somebody stopped
 _MEANING = {
-    124: "it ran longer than hardware.timeout_minutes allows",
+    124: "it ran longer than hardware.timeout_minutes (or hardware.stages) allows",
     137: "it was killed, most often because memory ran out: lower hardware.training.tokens_per_batch",
     143: "it was stopped",
     130: "it was interrupted",
@@ -48,6 +48,7 @@ class StepFailed(Exception):
     """A stage's process ended badly. Carries its exit code and the last lines it printed."""
 
     def __init__(self, step: str, code: int, lines: list[str]) -> None:
+        self.code = code
         why = lines[-1].strip() if code == 1 and lines else meaning(code)  # the stage's own last words
         super().__init__("\n".join([f"{step} failed: {why}", *(f"    {line}" for line in lines)]))
 

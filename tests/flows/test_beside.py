@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -206,7 +207,8 @@ def test_a_loop_on_the_built_in_world_makes_the_same_bytes_beside_and_killed(tmp
         if running == 2 and deaths < 3:
             time.sleep(0.4)
             for process in small.marked("killed"):
-                process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             killed.wait(60)
             killed, deaths = go("killed", 2), deaths + 1
         time.sleep(0.1)
