@@ -249,6 +249,17 @@ def _way(workspace: Path, name: str, log: str) -> str:
     return f"what was done before is kept; the whole log:{logs}\ngo on with:{command(workspace, 'run', f'run={name}')}"
 
 
+def _ways(workspace: Path, name: str) -> str:
+    """How to go on where a step has found the user's input wrong: the same command alone would find the same."""
+    run = runs.load(workspace, name)
+    words = [word for word in ([] if run is None else run.overrides) if word.partition("=")[0] != "run"]
+    logs = command(workspace, "logs", name)
+    return (f"what was done before is kept; the whole log:{logs}\n"
+            f"once a file, a server or hardware.* is put right, go on with:{command(workspace, 'run', f'run={name}')}\n"
+            "with another setting it is another run, which takes what is done from the store; change or add it here:"
+            f"{command(workspace, 'run', *words, f'run={name}-2')}")
+
+
 def main(workspace: Path, name: str, only: str | None, force: bool) -> int:
     """Exit code of the run: 0 done, 1 a stage failed, 2 the user's input is wrong, 143 stopped."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that observers are told of the end
@@ -273,7 +284,7 @@ def main(workspace: Path, name: str, only: str | None, force: bool) -> int:
     except UserError as error:
         screen.problems(error.problems)
         if begun:
-            screen.errors.print(_way(workspace, name, ""), markup=False)
+            screen.errors.print(_ways(workspace, name), markup=False)
         return 2
     except (StepFailed, EngineFailed) as error:
         screen.problems([str(error)])

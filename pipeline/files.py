@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline import clock
+
 ALGORITHM = "sha256"
 WORK, _NOTES = ".work-", "hashes"  # folders of unfinished work begin so; in each, the hashes of what is finished of it
 _CLONE = 0x40049409  # FICLONE: the new file shares the old one's blocks until either is written to
@@ -92,6 +94,7 @@ def sealed(content: dict[str, Any], name: str) -> dict[str, Any]:
     return {**content, name: seal(content, name)}
 
 
+@clock.spending(clock.HASH)
 def file_hash(path: Path) -> str:
     """The sha256 of a file's content, 64 hexadecimal digits."""
     with path.open("rb") as file:

