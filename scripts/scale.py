@@ -4,8 +4,8 @@
     python scripts/scale.py --write       # put them there, between the marks
     python scripts/scale_measure.py       # what the model says of this machine, and what is measured: docs/scale.json
 
-A stage takes as long as the slowest of what it does: products, its traffic to memory, between devices, to the disk. What
-is assumed of devices stands in `Device` and `Site`; nothing of it was measured here but the rows of one process.
+A stage takes as long as the slowest of what it does: products, its traffic to memory, between devices. What is assumed
+of devices stands in `Device` and `Site`; nothing of it was measured here but the rows of one process.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from flows.memory import Shape
 from flows.schedule import Need, Room, span
 
+ROOT = Path(__file__).resolve().parent.parent
 PAGE, MEASURED = ROOT / "docs" / "scale.md", ROOT / "docs" / "scale.json"
 HALF, FLOAT, STATE = 2, 4, 12  # bytes of a weight: in bfloat16; in float32; in a checkpoint, with both moments
 TOKEN = 12  # bytes of a sampled token in a table: id, text, compressed (flows/estimate.py)
@@ -124,13 +124,13 @@ def reading(shape: Shape, site: Site, work: Work, completions: int, devices: int
     tokens = float(work.prompts * (work.prompt + completions * work.completion))
     flops = work.prompts * forward(shape, work.prompt, [work.completion] * completions)
     fits = shape.weights * HALF < site.device.memory * 0.9
-    found = slowest(tokens, flops, 0.0, {"products": flops / (devices * site.device.flops * site.device.reads)}, devices)
-    return found if fits else Cost(tokens, flops, 0.0, found.seconds, "does not fit on one device", devices)
+    seconds = flops / (devices * site.device.flops * site.device.reads)
+    return Cost(tokens, flops, 0.0, seconds, "products" if fits else "does not fit on one device", devices)
 
 
 def training(shape: Shape, site: Site, work: Work, lora: bool = False) -> Cost:
-    """Pairs, once each. Layers are computed twice (gradient checkpointing); FSDP2 gathers the weights for either pass and
-    scatters the gradients of every micro-batch."""
+    """Pairs, once each. Layers are computed twice (gradient checkpointing); FSDP2 gathers the weights for either pass
+    and scatters the gradients of every micro-batch."""
     one, n = site.device, site.devices
     tokens = float(work.prompts * (work.prompt + 2 * work.completion))
     once = work.prompts * forward(shape, work.prompt, [work.completion] * 2)
@@ -223,13 +223,16 @@ def breaks_table(measured: dict) -> str:
         size, took = (size, took) if not lora else (0.0, 0.0)
         train = costs["train_preference"]
         link = train.moved / site.devices / train.seconds if site.devices > 1 else 0.0
+        spread = replace(costs["reference_logprobs"], devices=site.devices,
+                         seconds=costs["reference_logprobs"].seconds / site.devices)
         lines.append([name, f"{idle / whole:.0%}", hours(costs["reference_logprobs"].seconds),
                       hours(costs["build_groups"].seconds), number(size) if size else "-",
                       hours(took) if took else "-", f"{took / (work.every + took):.0%}" if took else "-",
-                      f"{number(link)}B/s" if link else "-"])
+                      f"{number(link)}B/s" if link else "-",
+                      hours(loop({**costs, "reference_logprobs": spread}, ITERATIONS, site.devices, 1))])
     return table(["setting", "device time idle", "log-probs of the reference on one device", "rows in one process",
-                  "bytes of a checkpoint", "its time", "of training, every 300 s", "network below which training waits"],
-                 lines)
+                  "bytes of a checkpoint", "its time", "of training, every 300 s",
+                  "network below which training waits", "the loop with those log-probs on all devices"], lines)
 
 
 def measured_table(measured: dict) -> str:

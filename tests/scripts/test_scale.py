@@ -15,7 +15,7 @@ MEASURED = json.loads(scale.MEASURED.read_text())
 
 
 def test_a_forward_pass_by_hand():
-    """A prompt of 4 and answers of 2 and 1: 7 tokens through 34 weights, 3 through the head of 10, and the pairs a mask
+    """A prompt of 4, answers of 2 and 1: 7 tokens through 34 weights, 3 through the head of 10, and the pairs a mask
     leaves: 8 of the prompt, 2 x 4 + 2 and 1 x 4 + 0.5 of the answers: 22.5, 4 x 1 x 2 products each."""
     assert scale.forward(TINY, 4, [2, 1]) == 2 * (34 * 7 + 10 * 3) + 8 * 22.5
 
@@ -33,8 +33,8 @@ def test_training_is_three_passes_and_one_again_and_waits_for_a_slow_network():
 
 
 def test_sampling_reads_the_weights_for_every_token_of_as_many_sequences_as_fit():
-    """8B in bfloat16 on one device: 16.1 GB of weights and, of 256 sequences with 512 tokens each on average, 17.2 GB of
-    keys and values, at 70 % of 3.35 TB/s: 14.2 ms for 256 tokens."""
+    """8B in bfloat16 on one device: 16.1 GB of weights and, of 256 sequences with 512 tokens each on average, 17.2 GB
+    of keys and values, at 70 % of 3.35 TB/s: 14.2 ms for 256 tokens."""
     found = scale.sampling(scale.LLAMA_8B, Site(1), Work(prompts=1000))
     assert found.tokens == 1000 * 8 * 512 and found.bound == "memory"
     assert found.seconds == pytest.approx(1000 * 8 * 512 / 256 * 14.2e-3, rel=0.02)
@@ -56,8 +56,7 @@ def test_the_weights_of_the_shapes_are_those_of_the_models():
 
 @pytest.mark.parametrize("case", [(60, [70, 70]), (20, [10] * 6)])
 def test_flops_are_what_torch_counts(case):
-    """The core's own forward and backward pass. torch counts whole attention blocks where the model counts what the mask
-    leaves, so it may count more."""
+    """The core's own forward and backward pass. torch counts whole attention blocks, the model what the mask leaves."""
     predicted, found = scale_measure.counted(Shape(64, 128, 2, 64, 64, 512, tied=True), *case)
     assert predicted == pytest.approx(found, rel=0.2)
 
