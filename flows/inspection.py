@@ -110,7 +110,7 @@ def verify(workspace: str, name: str | None) -> int:
             problems += store.damage(artifact)
             hashed += len(artifact.manifest["files"])
             unsealed += store.SEAL not in artifact.manifest
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problems.append(f"{manifest}: not a manifest ({error})")
     for problem in problems:
         screen.say(f"damaged: {problem}")

@@ -285,8 +285,8 @@ def _prefect_server(place: Path, port: int, *words: str) -> subprocess.Completed
 
 def _url(record: Path) -> str | None:
     try:
-        return str(json.loads(record.read_text())["url"])
-    except (OSError, ValueError, KeyError):
+        return next((str(line["url"]) for line in files.parsed_lines(record.read_bytes(), url=str)), None)
+    except OSError:
         return None
 
 

@@ -27,6 +27,7 @@ TAIL_LINES = 40
 _QUIET_THREADS = {"GOMP_SPINCOUNT": "3000"}
 _POLL_SECONDS = 0.1
 _CUT_SHORT, _NOTHING = 135, 2**20  # SIGBUS: a file mapped into memory that the disk, with so few bytes, did not hold
+_GIVEN = ""  # files of the user, beside those that steps made
 _DISK = {code: fault for fault, code in files.EXIT.items()}
 _STOPPED = (130, 143)  # exit codes of a stage that somebody stopped
 _MEANING = {
@@ -106,7 +107,7 @@ def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], env
     work.mkdir(parents=True, exist_ok=True)
     runs.event(launch.workspace, launch.run, step.name, "started", key=key)
     started = time.monotonic()
-    damaged = _hashing(step, done)
+    damaged = _hashing(launch.workspace, step, done)
     code = _run_worker(launch, item, done, work, environment, watch)
     problems = {} if code in _STOPPED else damaged()
     full = code == _CUT_SHORT and shutil.disk_usage(work).free < _NOTHING
@@ -118,6 +119,8 @@ def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], env
         runs.event(launch.workspace, launch.run, step.name, "failed", key=key, code=code)
     if problems:
         shutil.rmtree(work)
+        if _GIVEN in problems:
+            raise UserError(*(f"{step.name}: {line}" for line in problems[_GIVEN]))
         for name in problems:
             store.set_aside(launch.workspace, done[name])
         raise InputDamaged(step.name, launch.workspace, launch.run,
@@ -141,18 +144,23 @@ def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], env
     return artifact
 
 
-def _hashing(step: Step, done: dict[str, store.Artifact]) -> Callable[[], dict[str, list[str]]]:
+def _hashing(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> Callable[[], dict[str, list[str]]]:
     """Begin to hash what the step reads, in a thread, while the stage works. What is returned waits for the end of it
-    and gives the damaged files by the step that made them. Raises UserError where one cannot be read.
+    and gives the damaged files by the step that made them; as _GIVEN the user's that are not what the remembered hash,
+    which is in the step's key, says. Raises UserError where one cannot be read.
     """
     found: dict[str, list[str]] = {}
     failed: list[OSError] = []
+    given = store.cached_hashes(workspace, step.plugin.files(step.settings, step.runtime))
 
     def work() -> None:
         try:
             for ref in dict.fromkeys(ref for refs in step.inputs.values() for ref in refs):
                 if problems := store.damaged_files(done[ref.step], ref.part):
                     found[ref.step] = [*found.get(ref.step, []), *problems]
+            if changed := [path for path, known in given.items() if files.file_hash(path) != known]:
+                found[_GIVEN] = [f"{path}: content changed, though its size and time did not; where the disk did it, "
+                                 f"copy it again, where it is meant, say so: touch {path}" for path in changed]
         except OSError as error:
             failed.append(error)
 
@@ -173,7 +181,7 @@ def _run_worker(launch: Launch, item: Planned, done: dict[str, store.Artifact], 
     step = item.step
     for name in (step.name, ""):
         runs.progress_path(launch.workspace, launch.run, name).unlink(missing_ok=True)
-    path = work / "step.json"
+    path = work / worker.SPEC
     files.write_atomic(path, json.dumps(spec(launch, item, done, work)))
     log = log_path(launch.workspace, launch.run, step.name)
     log.parent.mkdir(parents=True, exist_ok=True)

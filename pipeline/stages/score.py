@@ -169,7 +169,7 @@ def _share(context: Context, source: "Source", target: Path, desks: AbstractSet[
         for start in range(0, len(of_part) if not (target / part.name).exists() else 0, _SLICE):
             number += 1
             place = slices.place(context.work, part, start)
-            if number % world.size == world.rank and not place.exists():
+            if number % world.size == world.rank and not slices.whole(place):
                 scorers = scorers or _scorers(replace(context, runtime=replace(context.runtime, models=own)), {}, desks)
                 slices.write(place, of_part[start : start + _SLICE], scorers)
     world.wait()
