@@ -36,7 +36,7 @@ ELSEWHERE = re.compile(
     r"engine\.url: |data\.new: adds prompts to a run, and .* has none named |"
     r"[a-z0-9_.]+\.key: the environment variable|notify\.[a-z_.]+: the environment has no ")
 # They would not end, load everything, or need a trained model: only their options are checked.
-NOT_RUN = {"dashboard", "server", "doctor", "chat", "sample", "export", "data", "label"}
+NOT_RUN = {"dashboard", "deploy", "server", "doctor", "chat", "sample", "export", "data", "label"}
 
 
 def name_of(path: Path) -> str:
