@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flows import gates, machine, machine_log, screen
+from flows import gates, launching, machine, machine_log, screen
 from flows.engine_service import EngineFailed, EngineHolder
 from flows.estimate import disk_needed, measured, step_needed
 from flows.forecast import Forecast
@@ -47,10 +47,12 @@ class Driver:
         hardware = run.config["hardware"]
         # CUDA stays out of it: what a library asks of it on import is lost to a fork.
         on = hardware.get("warm_workers") is not False  # records of older code do not say it
-        warm = on and not machine.on_cuda(str(hardware["training"]["device"]))
+        place = launching.of(run.config)
+        warm = on and not machine.on_cuda(str(hardware["training"]["device"])) and not place.elsewhere
         self.launch = Launch(workspace, run.name, hardware["grace_seconds"], 60 * hardware["timeout_minutes"],
-                             Warm(runs.folder(workspace, run.name) / "logs" / "warm.log") if warm else None)
-        self.engine = EngineHolder(self.launch.folder / "logs" / "engine.log", run.config["engine"], workspace)
+                             Warm(runs.folder(workspace, run.name) / "logs" / "warm.log") if warm else None, place)
+        self.engine = EngineHolder(self.launch.folder / "logs" / "engine.log", run.config["engine"], workspace,
+                                   place.elsewhere)
         self.observers = observers
         self.stopped_by = ""  # the gate that ended the run, "" where none did
 

