@@ -179,16 +179,8 @@ def test_the_doctor_asks_both_nodes(cluster, monkeypatch, tmp_path, capsys):
 @pytest.mark.long
 def test_a_training_over_two_nodes_is_that_of_two_processes(cluster, small_world, prefect, command, tmp_path):
     """torchrun on both nodes of one job meets where the job says: the weights are those of two processes here."""
-    words = ["recipe=sft", f"data.root={small_world}", "engine=transformers", "hardware.training.strategy=ddp",
-             "trainer.sft.epochs=1", "precision=float32"]
-    environment = {**os.environ, **prefect, **cluster, "PYTHONPATH": str(launched.ROOT)}
-    found = {}
-    for name, more in {"here": ["hardware.training.processes=2"], "two": [
-            "hardware.training.nodes=2", "launcher=slurm", "launcher.poll_seconds=0.5"]}.items():
-        place = tmp_path / name
-        call = [*words, *more, f"workspace={place}", f"run={name}"]
-        done = subprocess.run(command("run", *call), env=environment, capture_output=True, text=True,
-                              timeout=600)
-        assert done.returncode == 0, done.stdout + done.stderr
-        found[name] = launched.payload(place)
-    assert found["two"] == found["here"]
+    two, nodes = (launched.small_run(command, small_world, tmp_path / name, {**prefect, **cluster},
+                                     "hardware.training.strategy=ddp", *more)
+                  for name, more in {"two": ["hardware.training.processes=2"],
+                                     "nodes": ["hardware.training.nodes=2", "launcher=slurm"]}.items())
+    assert nodes == two
