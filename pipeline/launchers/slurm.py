@@ -37,7 +37,7 @@ class Asked(Resources):
 
     minutes: float | None = setting(None, above=0.0)  # until Slurm ends the job; null: the partition's default
     partition: str | None = None  # null: the cluster's default
-    flags: list[str] = field(default_factory=list)  # further words for sbatch, such as [--constraint=h100]
+    flags: list[str] = field(default_factory=list)  # further words for sbatch, such as ["--constraint=h100"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Settings:
     sample: Asked = field(default_factory=Asked)  # what samples
     model: Asked = field(default_factory=Asked)  # what holds a model on one device
     data: Asked = field(default_factory=Asked)  # what holds none
-    flags: list[str] = field(default_factory=list)  # further words for every sbatch, such as [--account=lab]
+    flags: list[str] = field(default_factory=list)  # further words for every sbatch, such as ["--account=lab"]
     requeue: bool = True  # Slurm may start a job anew where its node fails or others come first
     again: int = setting(0, low=0)  # times a step is submitted again whose job ran out of time or was put aside
     poll_seconds: float = setting(5.0, above=0.0)  # between two looks at the queue
@@ -56,7 +56,7 @@ class Settings:
 
     def check(self) -> list[tuple[str, str]]:
         lists = {"flags": self.flags, **{f"{kind}.flags": vars(self)[kind].flags for kind in KINDS}}
-        return [(key, f"{word!r}, expected words for sbatch that begin with -, such as --account=lab")
+        return [(key, f"{word!r}, expected words for sbatch, such as \"--account=lab\"")
                 for key, words in lists.items() for word in words if not word.startswith("-")]
 
 

@@ -91,3 +91,14 @@ def started(workspace: Path) -> list[str]:
     """The steps that were begun, in order, as often as they were."""
     lines = (runs.folder(workspace, "shown") / "events.jsonl").read_text().splitlines()
     return [event["step"] for event in map(json.loads, lines) if event["event"] == "started"]
+
+
+def small_run(command: Callable[..., list[str]], world: Path, workspace: Path, environment: dict[str, str],
+              *words: str) -> dict[str, str]:
+    """The payload of a run of SFT on the built-in world's first rows, each step's process cold."""
+    call = command("run", "recipe=sft", f"data.root={world}", "engine=transformers", "trainer.sft.epochs=1",
+                   "precision=float32", f"workspace={workspace}", "run=shown", *words)
+    done = subprocess.run(call, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, capture_output=True,
+                          text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return payload(workspace)

@@ -120,10 +120,10 @@ def test_no_launcher_changes_a_key(tmp_path):
     (["launcher=command", "launcher.prefix=[no-such-program]"],
      "launcher.prefix: no program 'no-such-program' is found here"),
     (["launcher=slurm", "launcher.train.cpus=many"],
-     "launcher.train.cpus: expected a whole number or null, got 'many'"),
-    (["launcher=slurm", "launcher.train.cpus=0"], "launcher.train.cpus: 0, expected at least 1"),
+     "launcher.train.cpus: expected a whole number, got 'many'"),
+    (["launcher=slurm", "launcher.train.cpus=0"], "launcher.train.cpus: 0 is out of range, expected 1 <= x"),
     (["launcher=slurm", "launcher.flags=[fast]"],
-     "launcher.flags: 'fast', expected words for sbatch that begin with -, such as --account=lab"),
+     "launcher.flags: 'fast', expected words for sbatch, such as \"--account=lab\""),
     (["launcher=ray"],
      "launcher.address: not set, expected the head's host:port, or auto where this machine belongs to the cluster"),
     (["launcher=slurp"], "launcher: no launcher named 'slurp' (did you mean slurm?)"),
@@ -161,3 +161,12 @@ def test_a_judges_key_goes_along(tmp_path):
     order = launching.order(place, prepare(words[:1] + words[3:]).steps[0], tmp_path / "w" / "step.json",
                             tmp_path / "log", 1.0, 0.0, around, "r")
     assert order.sent == {"MY_KEY": "1", "HF_TOKEN": "3"}
+
+
+@pytest.mark.long
+def test_a_run_of_the_built_in_world_gives_the_same_bytes(small_world, prefect, command, tmp_path):
+    """Every step cold and behind a shell, against warm ones here."""
+    here, there = (launched.small_run(command, small_world, tmp_path / name, prefect, *more)
+                   for name, more in {"here": [], "there": [
+                       "launcher=command", "launcher.prefix=[sh,-c,'exec {command}']"]}.items())
+    assert there == here and len(here) > 10
