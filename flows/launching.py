@@ -47,17 +47,18 @@ def of(config: Mapping[str, Any]) -> Place:
 
 def order(place: Place, step: Step, spec: Path, log: Path, grace: float, timeout: float,
           environment: Mapping[str, str], run: str) -> Order:
-    kind, runtime = kind_of(step.plugin), dataclasses.asdict(step.runtime)
+    kind, runtime = kind_of(step.plugin, step.settings, step.runtime), dataclasses.asdict(step.runtime)
     nodes = runtime.get("models", runtime)["nodes"] if step.plugin.distributed else 1
     return Order(spec, log, grace, timeout, environment, run, step.name, kind, nodes,
                  place.devices[kind] if place.devices else 0, place.names)
 
 
-def kind_of(stage: Stage) -> str:
+def kind_of(stage: Stage, settings: Any, runtime: Any) -> str:
     """One of the contract's KINDS."""
-    if stage.distributed:
-        return "train"
-    return "sample" if stage.samples else "model" if {"device", "models"} & _fields(stage.runtime) else "data"
+    if stage.samples:
+        return "sample"
+    devices = stage.devices if isinstance(stage.devices, int) else stage.devices(settings, runtime)
+    return "data" if not devices else "train" if stage.distributed else "model"
 
 
 def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tuple[str, Any]], list[str]]:
@@ -106,7 +107,3 @@ def _devices(config: Mapping[str, Any]) -> dict[str, int]:
     replicas = engine.get("replicas") or 1
     return {"train": training["processes"], "model": 1, "data": 0,
             "sample": 0 if elsewhere else replicas * cuda.split(list(engine.get("arguments") or ()))}
-
-
-def _fields(schema: Any) -> set[str]:
-    return {one.name for one in dataclasses.fields(schema)}

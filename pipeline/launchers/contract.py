@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from pipeline.config import setting
 
-# What a launcher has resources for: stages that train or score in several processes, that sample, that hold a model
-# on one device, and all others.
+# What a launcher has resources for: stages that train or score with a model, perhaps in several processes, that sample,
+# that hold a model on one device, and all others.
 KINDS = ("train", "sample", "model", "data")
 # Names of environment variables that a step's process needs wherever it runs begin so.
 _SENT = ("ALIGNLOOP_", "HF_", "OMP_", "GOMP_", "NCCL_", "VLLM_", "TOKENIZERS_", "PYTHONUNBUFFERED")
@@ -23,6 +23,10 @@ _NOT_SENT = "HF_HOME"  # a folder of this machine
 
 class Lost(Exception):
     """The step's process has gone for a reason that is not its own. The text: what happened, the way out."""
+
+    def __init__(self, text: str, code: int = 1) -> None:
+        super().__init__(text)
+        self.code = code  # 143 where somebody stopped it
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Settings:
     """The cluster, and what tasks ask of it by kind of stage."""
 
     address: str | None = None  # host:port of its head, or auto: the one this machine belongs to
-    train: Asked = field(default_factory=Asked)  # what trains or scores in several processes
+    train: Asked = field(default_factory=Asked)  # what trains, or scores with a model
     sample: Asked = field(default_factory=Asked)  # what samples
     model: Asked = field(default_factory=Asked)  # what holds a model on one device
     data: Asked = field(default_factory=Asked)  # what holds none

@@ -44,7 +44,7 @@ class Asked(Resources):
 class Settings:
     """What jobs ask for by kind of stage, and how they are watched."""
 
-    train: Asked = field(default_factory=Asked)  # what trains or scores in several processes
+    train: Asked = field(default_factory=Asked)  # what trains, or scores with a model
     sample: Asked = field(default_factory=Asked)  # what samples
     model: Asked = field(default_factory=Asked)  # what holds a model on one device
     data: Asked = field(default_factory=Asked)  # what holds none
@@ -111,7 +111,7 @@ class Job:
             _note(self.order, f"job {self.held.job} ended ({seen.state}); submitted again, it goes on from there")
             self.held = submit(self.order, self.settings)
             return None
-        raise Lost(_why(seen, self.held.job, self.order, self.settings))
+        raise Lost(_why(seen, self.held.job, self.order, self.settings), 143 if seen.state == "CANCELLED" else 1)
 
     def stop(self) -> None:
         lease.write(self.order.work, replace(self.held, stop=True))

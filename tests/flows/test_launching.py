@@ -9,7 +9,6 @@ import pytest
 from flows import launching
 from flows.compose import compose
 from flows.prepare import prepare
-from pipeline import stage
 from pipeline.errors import UserError
 from tests.flows import launched
 
@@ -93,12 +92,16 @@ def test_a_prefix_that_does_not_work_is_told(two_steps, drive, prefix, said):
 ENV = ["launcher=command", 'launcher.prefix=[env,"X=1"]']
 
 
-@pytest.mark.parametrize("name, kind", [
-    ("sft", "train"), ("train_preference", "train"), ("score", "train"), ("generate", "sample"),
-    ("reference_logprobs", "model"), ("diagnose", "model"), ("import_data", "data"), ("tokenize", "data"),
-])
-def test_the_kind_of_a_stage(name, kind):
-    assert launching.kind_of(stage.load(name)) == kind
+def test_the_kind_of_a_stage(tmp_path):
+    """A score by a rule is computed anywhere."""
+    kinds = {}
+    for more in ([], ["reward=rule"]):
+        for step in prepare(["recipe=pco", f"workspace={tmp_path}", *more]).steps:
+            kinds.setdefault(step.stage, set()).add(launching.kind_of(step.plugin, step.settings, step.runtime))
+    assert {name: kinds[name] for name in ("sft", "train_preference", "generate", "reference_logprobs", "import_data",
+                                           "tokenize", "score")} == {
+        "sft": {"train"}, "train_preference": {"train"}, "generate": {"sample"}, "reference_logprobs": {"model"},
+        "import_data": {"data"}, "tokenize": {"data"}, "score": {"train", "data"}}
 
 
 def test_no_launcher_changes_a_key(tmp_path):
