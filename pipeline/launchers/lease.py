@@ -9,6 +9,7 @@ files are seen by both sides, or there is nothing to write into.
 """
 
 import json
+import os
 import secrets
 import socket
 import time
@@ -112,9 +113,8 @@ def obeying(work: Path, token: str, also: Callable[[], bool] = lambda: False) ->
 
 
 def _tell(work: Path, token: str, code: int | None) -> None:
-    me = psutil.Process()
-    files.write_atomic(work / _NODE, json.dumps({"token": token, "host": socket.gethostname(), "pid": me.pid,
-                                                 "since": me.create_time(), "code": code}), durable=False)
+    told = {"token": token, "host": socket.gethostname(), "pid": os.getpid(), "code": code}
+    files.write_atomic(work / _NODE, json.dumps(told), durable=False)
 
 
 def _running(work: Path, token: str) -> bool:
@@ -125,7 +125,7 @@ def _running(work: Path, token: str) -> bool:
     if found["host"] != socket.gethostname():
         return True
     try:
-        return bool(psutil.Process(found["pid"]).create_time() == found["since"])
+        return token in psutil.Process(found["pid"]).cmdline()
     except psutil.NoSuchProcess:
         return False
 

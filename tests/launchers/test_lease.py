@@ -78,7 +78,7 @@ def test_one_that_was_killed_on_this_host_is_not_waited_for(tmp_path, begin):
 def test_one_on_another_host_is_waited_for_as_long_as_it_may_live(tmp_path):
     held = lease.take(tmp_path, 0.5, lost=1.0)
     (tmp_path / "node.json").write_text(json.dumps(
-        {"token": held.token, "host": "elsewhere", "pid": os.getpid(), "since": 0, "code": None}))
+        {"token": held.token, "host": "elsewhere", "pid": os.getpid(), "code": None}))
     began = time.monotonic()
     lease.take(tmp_path, 0.5, lost=1.0)
     assert 1.4 < time.monotonic() - began < 10
