@@ -16,7 +16,8 @@ from pipeline.errors import UserError, command, nearest
 
 _EPILOG = """\
 groups: recipe model data objective auxiliary negatives selection filters
-        reward engine sampling trainer evaluation replay gate hardware tracking notify published
+        reward engine sampling trainer evaluation replay gate hardware
+        launcher tracking notify published
 every key of the configuration can be set:
         align run recipe=pco objective.alpha=0.02 trainer.sft.lr=3e-4 seed=1
 exit code: 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted, 143 told to end"""
@@ -216,7 +217,10 @@ _COMMANDS = {
                   {"--apply": {"action": "store_true", "help": "remove it"}}),
     "options": Command("flows.options:show", _overrides, "[GROUP[=OPTION] | stage.NAME]",
                        "groups, options, settings with ranges"),
-    "doctor": Command("flows.doctor:doctor", _place, "", "versions, devices, room, what is missing"),
+    "doctor": Command("flows.doctor:doctor", _overrides, "[--cluster launcher=NAME ...]",
+                      "versions, devices, room, what is missing; of a launcher's nodes",
+                      {"--cluster": {"action": "store_true", "help": "what the nodes see, through the launcher"},
+                       "--nodes": {"type": int, "default": 1, "help": "that are asked at once: slurm, ray (1)"}}),
     "dashboard": Command("flows.dashboard.serve:dashboard", _place, "[--host H] [--port P]",
                          "the runs in the browser, live",
                          {"--host": {"default": "127.0.0.1",

