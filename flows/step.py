@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows import device_hours
 from flows.launching import HERE, Place, order
 from flows.warm import Gone, Warm
 from pipeline import files, runs, store, worker
@@ -142,10 +143,11 @@ def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], env
     parts = key_parts(launch.workspace, step, done)
     if store.fingerprint(step.stage, **parts) != key:
         raise UserError(f"{step.name}: a file it reads was changed while it was reading; run again")
+    runtime = dataclasses.asdict(step.runtime)
     artifact = store.commit(launch.workspace, step.stage, key, {
         **parts, **facts, "references": {name: [str(r) for r in refs] for name, refs in step.inputs.items()},
-        "runtime": dataclasses.asdict(step.runtime), "step": step.name, "iteration": step.iteration, "run": launch.run,
-        "process_seconds": round(time.monotonic() - started, 3), "git": _git_revision(),
+        "runtime": runtime, "devices": device_hours.held(runtime), "step": step.name, "iteration": step.iteration,
+        "run": launch.run, "process_seconds": round(time.monotonic() - started, 3), "git": _git_revision(),
         "created": round(time.time(), 3)})
     seconds = round(time.monotonic() - started, 3)
     runs.event(launch.workspace, launch.run, step.name, "finished", key=key, seconds=seconds)
