@@ -82,7 +82,8 @@ def killed(url: str, folder: Path, log: Path, comparisons: int, concurrency: int
     """So many comparisons in a process of their own, killed once the server has answered `answers` calls."""
     code = ("import sys; from pathlib import Path; from tests.rewards.judges import test_asking as t\n"
             "from pipeline.rewards.contract import Desk, Limits\n"
-            f"t.scores(sys.argv[1], Desk(Limits(concurrency={concurrency}), Path(sys.argv[2])), t.pairs({comparisons}))")
+            f"desk = Desk(Limits(concurrency={concurrency}), Path(sys.argv[2]))\n"
+            f"t.scores(sys.argv[1], desk, t.pairs({comparisons}))")
     process = subprocess.Popen([sys.executable, "-c", code, url, str(folder)], cwd=ROOT,
                                env={**os.environ, "PYTHONPATH": str(ROOT)})
     while len(asked(log)) < answers:
