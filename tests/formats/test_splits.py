@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -222,6 +223,14 @@ def test_faults_of_answers() -> None:
     assert splits.fault_of(["", ""]) == splits.fault_of([" "]) == "empty"
 
 
+@given(st.lists(st.integers(0, 5), max_size=30))
+def test_rows_of_one_value_are_a_group_as_numpy_counts_them(values: list[int]) -> None:
+    """What np.unique gives of marks, with less memory."""
+    first, of = division._grouped(np.array(values, np.uint64))
+    _, there, inverse = np.unique(np.array(values, np.uint64), return_index=True, return_inverse=True)
+    assert first.tolist() == there.tolist() and of.tolist() == inverse.tolist()
+
+
 DECIDE = """
 import sys, tempfile
 from collections import Counter
@@ -248,8 +257,8 @@ print(peak_memory())
 
 
 @pytest.mark.long
-def test_deciding_holds_some_seventy_bytes_of_a_row() -> None:
-    """So ten million rows take some 700 MB: their import stays below 1 GB (docs/data.md). Peaks of two processes."""
+def test_deciding_holds_some_sixty_bytes_of_a_row() -> None:
+    """So ten million rows take some 600 MB: their import stays below 1 GB (docs/data.md). Peaks of two processes."""
     peaks = [int(subprocess.run([sys.executable, "-c", DECIDE, str(rows)], capture_output=True, text=True, check=True,
                                 env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout) for rows in (500_000, 2_500_000)]
-    assert (peaks[1] - peaks[0]) / 2_000_000 < 80
+    assert (peaks[1] - peaks[0]) / 2_000_000 < 65
