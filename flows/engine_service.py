@@ -1,5 +1,6 @@
 """The sampling engine that outlives a stage: started once per run, early, used by every step that samples."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ class EngineHolder:
         self._model: Path | None = None  # the folder the service was started with
         self._shares_device = self._part.of(self._part.plugin.shares_device)
         self._asleep = False
+        self._waiting = threading.Lock()
+        self._given_up = False  # the run ends: nothing is started any more
         self._taken = self._served = False  # the engine takes models of this family; it has served once
 
     def warm_up(self, remaining: list[Step], done: dict[str, store.Artifact]) -> None:
@@ -55,13 +58,22 @@ class EngineHolder:
         assert start is not None and self._model is not None
         self._service = start(self._model, self._log, self._part.settings)
 
-    def environment(self, step: Step) -> dict[str, str]:
-        """What the step's process needs to use the service. Waits until it serves; starts it anew if it has died."""
-        if self._service is None:
+    def environment(self, step: Step, rests: bool = True) -> dict[str, str]:
+        """What the step's process needs to use the service. Waits until it serves; starts it anew if it has died.
+
+        rests: False for a step beside which another may sample. Steps that go on at the same time call it from threads.
+        """
+        serves = self._service is not None and self._service.alive()
+        if self._service is None or (not step.plugin.samples and serves and not self._shares_device):
             return {}
+        with self._waiting:
+            return self._environment(step, rests)
+
+    def _environment(self, step: Step, rests: bool) -> dict[str, str]:
         if not step.plugin.samples:
             self._look(step)
-            self._rest()
+            if rests:
+                self._rest()
             return {}
         if not self._service.alive():
             screen.say(f"note: the engine has ended ({self._log}); starting it again")
@@ -94,7 +106,7 @@ class EngineHolder:
         try:
             self._service.wait_ready(timeout)
         except RuntimeError as error:
-            if self._service.alive():
+            if self._service.alive() or self._given_up:
                 raise
             screen.say(f"note: the engine ended while it started ({str(error).splitlines()[0]}); starting it once more")
             self._service.stop()
@@ -112,6 +124,12 @@ class EngineHolder:
             except RuntimeError as error:
                 raise EngineFailed(f"the engine keeps the device's memory: {error}") from None
             self._asleep = True
+
+    def give_up(self) -> None:
+        """The run ends: a step that still waits for the engine, and so is the only one to sample, waits no longer."""
+        self._given_up = True
+        if self._service is not None and self._waiting.locked():
+            self._service.stop()
 
     def close(self) -> None:
         if self._service is not None:

@@ -22,15 +22,14 @@ def status(workspace: str, name: str | None) -> int:
     if name is None:
         return _all_runs(place)
     run = load_run(place, name)
-    progress = runs.progress(place, name) or {}
     rows, old = [], []
     for step in run.steps:
         seconds = f"{step['seconds']:.1f} s" if "seconds" in step else ""
         state, live = step["state"], runs.outcome(place, run)
         if state == "running" and live != runs.RUNNING:
             state = runs.INTERRUPTED
-        if state == "running" and progress.get("step") == step["name"] and progress.get("total"):
-            state = f"running {100 * progress['done'] / progress['total']:.0f} %"
+        if state == "running" and (far := runs.progress(place, name, step["name"])) and far["total"]:
+            state = f"running {100 * far['done'] / far['total']:.0f} %"
         artifact = store.find(place, step["stage"], step["key"]) if step.get("key") else None
         if state in ("done", "cached") and artifact is None:
             state = "missing"
@@ -111,7 +110,7 @@ def verify(workspace: str, name: str | None) -> int:
             problems += store.damage(artifact)
             hashed += len(artifact.manifest["files"])
             unsealed += store.SEAL not in artifact.manifest
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problems.append(f"{manifest}: not a manifest ({error})")
     for problem in problems:
         screen.say(f"damaged: {problem}")

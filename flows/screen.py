@@ -13,8 +13,18 @@ from flows import layout
 _ACTING = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _Screen(Console):
+    """Its reader may go (`align run | head`): rich would end the process, here the run goes on and is silent."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+console = _Screen(highlight=False, soft_wrap=True)
+errors = _Screen(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:

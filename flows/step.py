@@ -27,10 +27,11 @@ TAIL_LINES = 40
 _QUIET_THREADS = {"GOMP_SPINCOUNT": "3000"}
 _POLL_SECONDS = 0.1
 _CUT_SHORT, _NOTHING = 135, 2**20  # SIGBUS: a file mapped into memory that the disk, with so few bytes, did not hold
+_GIVEN = ""  # files of the user, beside those that steps made
 _DISK = {code: fault for fault, code in files.EXIT.items()}
 _STOPPED = (130, 143)  # exit codes of a stage that somebody stopped
 _MEANING = {
-    124: "it ran longer than hardware.timeout_minutes allows",
+    124: "it ran longer than hardware.timeout_minutes (or hardware.stages) allows",
     137: "it was killed, most often because memory ran out: lower hardware.training.tokens_per_batch",
     143: "it was stopped",
     130: "it was interrupted",
@@ -48,6 +49,7 @@ class StepFailed(Exception):
     """A stage's process ended badly. Carries its exit code and the last lines it printed."""
 
     def __init__(self, step: str, code: int, lines: list[str]) -> None:
+        self.code = code
         why = lines[-1].strip() if code == 1 and lines else meaning(code)  # the stage's own last words
         super().__init__("\n".join([f"{step} failed: {why}", *(f"    {line}" for line in lines)]))
 
@@ -71,10 +73,14 @@ class Launch:
     grace: float  # seconds between SIGTERM and SIGKILL
     timeout: float  # seconds a step may take, 0: no limit
     warm: Warm | None = None  # whose forks the steps are once it is ready
+    apart: bool = False  # steps run beside each other, each with a progress.json of its own
 
     @property
     def folder(self) -> Path:
         return runs.folder(self.workspace, self.run)
+
+    def progress_path(self, step: str) -> Path:
+        return runs.progress_path(self.workspace, self.run, step if self.apart else "")
 
 
 def ensure(launch: Launch, item: Planned, done: dict[str, store.Artifact], environment: dict[str, str], watch: Watch,
@@ -101,7 +107,7 @@ def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], env
     work.mkdir(parents=True, exist_ok=True)
     runs.event(launch.workspace, launch.run, step.name, "started", key=key)
     started = time.monotonic()
-    damaged = _hashing(step, done)
+    damaged = _hashing(launch.workspace, step, done)
     code = _run_worker(launch, item, done, work, environment, watch)
     problems = {} if code in _STOPPED else damaged()
     full = code == _CUT_SHORT and shutil.disk_usage(work).free < _NOTHING
@@ -113,6 +119,8 @@ def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], env
         runs.event(launch.workspace, launch.run, step.name, "failed", key=key, code=code)
     if problems:
         shutil.rmtree(work)
+        if _GIVEN in problems:
+            raise UserError(*(f"{step.name}: {line}" for line in problems[_GIVEN]))
         for name in problems:
             store.set_aside(launch.workspace, done[name])
         raise InputDamaged(step.name, launch.workspace, launch.run,
@@ -136,18 +144,23 @@ def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], env
     return artifact
 
 
-def _hashing(step: Step, done: dict[str, store.Artifact]) -> Callable[[], dict[str, list[str]]]:
+def _hashing(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> Callable[[], dict[str, list[str]]]:
     """Begin to hash what the step reads, in a thread, while the stage works. What is returned waits for the end of it
-    and gives the damaged files by the step that made them. Raises UserError where one cannot be read.
+    and gives the damaged files by the step that made them; as _GIVEN the user's that are not what the remembered hash,
+    which is in the step's key, says. Raises UserError where one cannot be read.
     """
     found: dict[str, list[str]] = {}
     failed: list[OSError] = []
+    given = store.cached_hashes(workspace, step.plugin.files(step.settings, step.runtime))
 
     def work() -> None:
         try:
             for ref in dict.fromkeys(ref for refs in step.inputs.values() for ref in refs):
                 if problems := store.damaged_files(done[ref.step], ref.part):
                     found[ref.step] = [*found.get(ref.step, []), *problems]
+            if changed := [path for path, known in given.items() if files.file_hash(path) != known]:
+                found[_GIVEN] = [f"{path}: content changed, though its size and time did not; where the disk did it, "
+                                 f"copy it again, where it is meant, say so: touch {path}" for path in changed]
         except OSError as error:
             failed.append(error)
 
@@ -166,22 +179,26 @@ def _hashing(step: Step, done: dict[str, store.Artifact]) -> Callable[[], dict[s
 def _run_worker(launch: Launch, item: Planned, done: dict[str, store.Artifact], work: Path,
                 environment: dict[str, str], watch: Watch) -> int:
     step = item.step
-    runs.progress_path(launch.workspace, launch.run).unlink(missing_ok=True)
-    path = work / "step.json"
+    for name in (step.name, ""):
+        runs.progress_path(launch.workspace, launch.run, name).unlink(missing_ok=True)
+    path = work / worker.SPEC
     files.write_atomic(path, json.dumps(spec(launch, item, done, work)))
     log = log_path(launch.workspace, launch.run, step.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     _note(log, f"{step.name} key {item.key}")
     environment = {**around(), **environment}
-    told = functools.partial(watch, step.name)
+
+    def told() -> None:
+        watch(step.name, runs.progress(launch.workspace, launch.run, step.name))
+
     if launch.warm is not None and launch.warm.ready():
         try:
-            return _watched(launch.warm.fork(path, log, launch.grace, launch.timeout, environment), launch, told)
+            return _watched(launch.warm.fork(path, log, launch.grace, launch.timeout, environment), told)
         except Gone as why:
             _note(log, f"{step.name} starts anew, cold: {why}")
     command = supervisor.command_line([sys.executable, "-P", "-m", "pipeline.worker", str(path)], log=log,
                                       grace=launch.grace, timeout=launch.timeout)
-    return _watched(_Cold(subprocess.Popen(command, env=environment)), launch, told)
+    return _watched(_Cold(subprocess.Popen(command, env=environment)), told)
 
 
 def around() -> dict[str, str]:
@@ -194,10 +211,10 @@ def _note(log: Path, line: str) -> None:
         file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
 
-def _watched(process: "Forked | _Cold", launch: Launch, told: Callable[[dict[str, Any] | None], None]) -> int:
+def _watched(process: "Forked | _Cold", told: Callable[[], None]) -> int:
     try:
         while (code := process.poll(_POLL_SECONDS)) is None:
-            told(runs.progress(launch.workspace, launch.run))
+            told()
     except Gone:
         raise
     except BaseException:
@@ -214,7 +231,7 @@ def spec(launch: Launch, item: Planned, done: dict[str, store.Artifact], work: P
             "inputs": {n: [str(done[r.step].path / r.part) for r in refs] for n, refs in step.inputs.items()},
             "digests": {n: [done[r.step].digest(r.part) for r in refs] for n, refs in step.inputs.items()},
             "metrics": str(launch.folder / "metrics.jsonl"),
-            "progress": str(runs.progress_path(launch.workspace, launch.run))}
+            "progress": str(launch.progress_path(step.name))}
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,10 @@ def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], se
     for one in (one for _, found in said[-1:] for one in found if one.rule not in ("gold", "quiet")):
         screen.paragraph(f"{one.rule}: {one.text}")
     work = sum(step.seconds for step in steps if not step.cached)
-    if work:
+    jobs = run.config["hardware"].get("jobs", 1)  # records of older code do not say it
+    if work and jobs > 1:
+        screen.say(f"\n{seconds:.1f} s; its steps, up to {jobs} at a time, took {work:.1f} s together")
+    elif work:
         screen.say(f"\n{seconds:.1f} s, of them {work:.1f} s in stages (orchestration "
                     f"{100 * max(0.0, seconds - work) / seconds:.1f} %)")
     else:

@@ -66,7 +66,7 @@ class Watcher:
         alive = self._sign_of_life()
         if alive != self.stuck_since and now - alive > 60 * self.settings.stuck_minutes:
             self.stuck_since = alive
-            running = next((s["name"] for s in run.steps if s["state"] == "running"), "between two steps")
+            running = ", ".join(s["name"] for s in run.steps if s["state"] == "running") or "between two steps"
             yield self._message("stuck", f"no progress for {screen.age(now - alive)}", [
                 f"step: {running}", f"look:{command(self.workspace, 'logs', self.name)}"])
 

@@ -16,7 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline import clock
+
 ALGORITHM = "sha256"
+_SEAL = "content_hash"  # of the rest, in a file of write_sealed
 WORK, _NOTES = ".work-", "hashes"  # folders of unfinished work begin so; in each, the hashes of what is finished of it
 _CLONE = 0x40049409  # FICLONE: the new file shares the old one's blocks until either is written to
 _FAULTS = {errno.ENOSPC: errno.ENOSPC, errno.EDQUOT: errno.ENOSPC, errno.EIO: errno.EIO, errno.EROFS: errno.EROFS}
@@ -92,6 +95,25 @@ def sealed(content: dict[str, Any], name: str) -> dict[str, Any]:
     return {**content, name: seal(content, name)}
 
 
+def write_sealed(path: Path, content: dict[str, Any], durable: bool = True) -> None:
+    """Write a mapping as JSON that carries its own hash: `read_sealed` sees whether the disk changed it."""
+    write_atomic(path, json.dumps(sealed(content, _SEAL)), durable)
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """The mapping that `write_sealed` wrote; None where there is none, or not as it was written. One without a hash is
+    of older code and taken as it is.
+    """
+    try:
+        found = parsed(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(found, dict) or (_SEAL in found and found[_SEAL] != seal(found, _SEAL)):
+        return None
+    return {key: value for key, value in found.items() if key != _SEAL}
+
+
+@clock.spending(clock.HASH)
 def file_hash(path: Path) -> str:
     """The sha256 of a file's content, 64 hexadecimal digits."""
     with path.open("rb") as file:
@@ -111,7 +133,8 @@ def note(path: Path, written: Path) -> None:
 def noted(work: Path) -> dict[Path, str]:
     """The files of unfinished work that a hash was remembered of -> that hash."""
     notes = work / _NOTES
-    return {work / kept.relative_to(notes).with_suffix(""): kept.read_text() for kept in notes.rglob(f"*.{ALGORITHM}")}
+    return {work / kept.relative_to(notes).with_suffix(""): kept.read_text(errors="replace")
+            for kept in notes.rglob(f"*.{ALGORITHM}")}
 
 
 def changed(work: Path) -> list[Path]:

@@ -44,6 +44,7 @@ MANIFEST = "manifest.json"
 SEAL = "manifest_hash"  # of the rest of the manifest; manifests of older code have none
 _HASH = "hash of the rest"  # of file-hashes.json
 SCHEMA = 1  # of a manifest
+_SMALL = 2**20  # bytes, a millisecond to hash
 _NUMBER = (int, float)
 _SHAPE: dict[str, type | tuple[type, ...]] = {  # of a manifest without a hash of its own
     "files": dict, "inputs": dict, "counts": dict, "dropped": dict, "settings": dict, "version": int, "run": str,
@@ -97,12 +98,18 @@ def lock_path(workspace: Path, kind: str, key: str) -> Path:
 
 
 def find(workspace: Path, kind: str, key: str) -> Artifact | None:
-    """The artifact, if its manifest is there, whole and of this folder, and every file has the size that it says."""
+    """The artifact, if its manifest is there, whole and of this folder, and every file has the size that it says.
+
+    Of its small files outside of parts (gate.json, comparison.json ...) the content, too: no step may read them, but
+    the run obeys them, and its report is made of them.
+    """
     path = artifact_path(workspace, kind, key)
     try:
         manifest = parsed((path / MANIFEST).read_bytes())
         whole = not manifest_problems(kind, key, manifest) and all(
-            (path / name).stat().st_size == f["size"] for name, f in manifest["files"].items())
+            (path / name).stat().st_size == f["size"]
+            and ("/" in name or f["size"] > _SMALL or file_hash(path / name) == f["hash"])
+            for name, f in manifest["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return Artifact(kind, key, path, manifest) if whole else None
@@ -149,10 +156,11 @@ def commit(workspace: Path, kind: str, key: str, facts: dict[str, Any]) -> Artif
         left_over.unlink()
     names = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
     files = {n: {"hash": file_hash(out / n), "size": (out / n).stat().st_size} for n in names if n != MANIFEST}
-    written = {os.path.relpath(path, out): known for path, known in noted(work).items()}
-    if damaged := [name for name in files if written.get(name) not in (None, files[name]["hash"])]:
-        raise UserError(*(f"{out / name}: content changed since it was written; run again, it is made again"
-                          for name in damaged))
+    hashes = {out / name: file["hash"] for name, file in files.items()}
+    if damaged := [path for path, known in noted(work).items()
+                   if path.exists() and (hashes.get(path) or file_hash(path)) != known]:
+        raise UserError(*(f"{path}: content changed since it was written; run again, it is made again"
+                          for path in damaged))
     for name in files:
         sync(out / name)
     for folder in [p for p in out.rglob("*") if p.is_dir()]:

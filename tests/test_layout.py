@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 PARTS = ("objectives", "selection", "negatives", "rewards", "replay", "engines", "training", "formats", "evaluation",
          "worlds")
 # What every part may stand on. "" is the package itself (its version, its place on disk).
-BASE = {"", "errors", "files", "records", "tables", "columns", "config", "stage", "statistics", "logistic", "markdown",
-        "web", "supervisor", "hub", "weights", "gguf_header", "source", "code"}
+BASE = {"", "errors", "clock", "files", "records", "tables", "columns", "config", "stage", "statistics", "logistic",
+        "markdown", "web", "supervisor", "hub", "weights", "gguf_header", "source", "code"}
 # What both sides of a contract stand on.
 CONTRACTS = tuple(f"{part}.contract" for part in ("objectives", "selection", "negatives", "rewards")) + (
     "engines.engine",)

@@ -33,9 +33,10 @@ def _summary(files: Files, name: str) -> Row:
     except (NotHere, KeyError, TypeError, AttributeError, ValueError):
         return {"name": name, "state": "unreadable", "changed": round(changed, 1)}
     running = state == runs.RUNNING
-    current = next((s["name"] for s in steps if running and s["state"] == runs.RUNNING), None)
+    going = [s["name"] for s in steps if running and s["state"] == runs.RUNNING]
     return {"name": name, **fixed, "state": state, "changed": round(changed, 1), "created": record.get("created"),
-            "done": done, "total": len(steps), "current": current, "progress": _progress(files, name, current),
+            "done": done, "total": len(steps), "current": ", ".join(going) or None,
+            "progress": _progress(files, name, going[0]) if len(going) == 1 else None,
             "win_rates": judged, **written.about(files, name)}
 
 
@@ -100,13 +101,13 @@ def log_tail(files: Files, name: str, step: str, lines: int) -> list[str]:
     return [] if signature(path) is None else runs.tail(path, lines)
 
 
-def _progress(files: Files, name: str, step: str | None) -> Row | None:
+def _progress(files: Files, name: str, step: str) -> Row | None:
     """How far the running step is, and how long the rest will take at the pace of the process that runs it.
 
     What an earlier process had done before it was stopped tells nothing of this one's pace.
     """
-    state = None if step is None else runs.progress(files.workspace, name)
-    if state is None or state["step"] != step or not state["total"]:
+    state = runs.progress(files.workspace, name, step)
+    if state is None or not state["total"]:
         return None
     done, total, seen, began = state["done"], state["total"], state.get("time", 0), state.get("began")
     made = min(done, total) - began["done"] if began else 0

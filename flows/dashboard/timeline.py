@@ -23,14 +23,13 @@ def timeline(files: Files, name: str) -> Row:
     events = _lines(files, name, "events.jsonl", step=str, event=str, time=(int, float))
     spans: list[Row] = []
     for event in events:
-        unfinished = next((span for span in reversed(spans) if span["end"] is None), None)
+        unfinished = [span for span in spans if span["step"] == event["step"] and span["end"] is None][-1:]
         if event["event"] == "started":
-            if unfinished is not None and unfinished["step"] == event["step"]:
-                unfinished |= {"end": event["time"], "how": "killed"}
+            for span in unfinished:
+                span |= {"end": event["time"], "how": "killed"}
             spans.append({"step": event["step"], "start": event["time"], "end": None, "how": "running"})
         elif event["event"] in _ENDS:
-            same = [span for span in spans if span["step"] == event["step"] and span["end"] is None]
-            for span in same[-1:]:
+            for span in unfinished:
                 span |= {"end": event["time"], "how": event["event"]}
     if not live:
         for span in (span for span in spans if span["end"] is None):

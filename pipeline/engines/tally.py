@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from pipeline import files
@@ -74,8 +73,11 @@ class Tally:
 
 def write_tally(work: Path, index: int, tally: Tally) -> None:
     """Before its part: a part that exists has its tally; a tally without a part is written again."""
-    files.write_atomic(work / "tallies" / f"{index:05d}.json", json.dumps(asdict(tally)))
+    files.write_sealed(work / "tallies" / f"{index:05d}.json", asdict(tally))
 
 
-def read_tally(work: Path, index: int) -> Tally:
-    return Tally(**json.loads((work / "tallies" / f"{index:05d}.json").read_text()))
+def read_tally(work: Path, index: int) -> Tally | None:
+    """None where the disk has changed it: its part is made again."""
+    known = files.read_sealed(work / "tallies" / f"{index:05d}.json")
+    whole = known is not None and known.keys() <= {one.name for one in fields(Tally)}
+    return Tally(**known) if known is not None and whole else None

@@ -13,8 +13,9 @@ class Repeats:
     in_answer: float
 
 
-def distinct(answers: Iterable[Sequence[int]], n: int) -> float:
-    """Distinct-n (Li et al. 2016): different n-grams over all n-grams of all answers, in [0, 1]; 0 for none.
+def distinct(answers: Iterable[Sequence[int]], n: int) -> float | None:
+    """Distinct-n (Li et al. 2016): different n-grams over all n-grams of all answers, in (0, 1]; None where no answer
+    is n tokens long.
 
     Falls with the number of answers, so compare tables of the same size.
     """
@@ -24,7 +25,7 @@ def distinct(answers: Iterable[Sequence[int]], n: int) -> float:
         grams = ngrams(answer, n)
         seen.update(grams)
         total += len(grams)
-    return len(seen) / total if total else 0.0
+    return len(seen) / total if total else None
 
 
 def repeats(answers: Sequence[tuple[Sequence[int], Sequence[int]]], n: int = 3) -> Repeats:
@@ -47,12 +48,14 @@ def repeats(answers: Sequence[tuple[Sequence[int], Sequence[int]]], n: int = 3) 
 
 
 def duplicate_share(groups: Iterable[Sequence[Sequence[int]]]) -> float:
-    """Share of answers that an earlier answer to the same prompt equals token for token; 0 where there are none."""
+    """Share of answers that an earlier answer to the same prompt equals token for token. Raises ValueError for none."""
     total = same = 0
     for answers in groups:
         total += len(answers)
         same += len(answers) - len({tuple(answer) for answer in answers})
-    return same / total if total else 0.0
+    if not total:
+        raise ValueError("the share of duplicates among no answers is undefined")
+    return same / total
 
 
 def ngrams(ids: Sequence[int], n: int) -> list[tuple[int, ...]]:

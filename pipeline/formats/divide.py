@@ -121,6 +121,7 @@ class Index:
             columns: dict[str, Any] = {name: np.array(column) for name, column in self.columns.items()}
             np.savez(file, **columns)
             file.flush()
+            files.note(folder / f"part-{number:05d}.npz", temporary)
 
     def column(self, name: str) -> np.ndarray:
         """Of all rows; nothing of it is kept."""

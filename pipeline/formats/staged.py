@@ -5,12 +5,11 @@
     state/00000.json            how far the part goes, and everything counted up to there; written last
 """
 
-import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pipeline import files
 from pipeline.errors import Problems
@@ -80,14 +79,15 @@ def _put(folder: Path, number: int, held: list[Entry], state: State) -> None:
         index.add(entry)
     index.save(folder / "index", number)
     plain = {**vars(state), "keys": sorted(state.keys)}
-    files.write_atomic(folder / "state" / f"{number:05d}.json", json.dumps(plain))
+    files.write_sealed(folder / "state" / f"{number:05d}.json", plain)
 
 
 def _begun(folder: Path) -> tuple[int, State]:
     """The number of the next part, and the state that the last whole one left."""
     found = sorted((folder / "state").glob("[0-9]*.json"))
-    if not found:
+    plain = files.read_sealed(found[-1]) if found else None
+    if plain is None:  # or one that the disk has changed
+        shutil.rmtree(folder, ignore_errors=True)
         return 0, State()
-    plain: dict[str, Any] = json.loads(found[-1].read_text())
     counts = {name: Counter(plain[name]) for name in ("facts", "dropped", "unread")}
     return len(found), State(**{**plain, **counts, "keys": set(plain["keys"])})

@@ -9,7 +9,6 @@
 What a training run holds of a million groups is what it is looking at, and processes on one machine share it.
 """
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline import files
 from pipeline.lm.arrays import Chunk, Numbers, Ragged
 
 _DONE = "done.json"
@@ -85,12 +85,15 @@ class Writer:
             if name.endswith(".lengths"):
                 name, whole = name[: -len(".lengths")], np.concatenate([[0], np.cumsum(whole, dtype=np.int64)])
             np.save(self.folder / f"{name}.npy", whole)
-        (self.folder / _DONE).write_text(json.dumps({"format": _FORMAT}))
+        for made in self.folder.iterdir():  # a training of days reads them, another one after a kill
+            files.note(made, made)
+        files.write_sealed(self.folder / _DONE, {"format": _FORMAT})
 
 
 def finished(folder: Path) -> bool:
     """Whether `folder` holds a whole table, as this version writes one."""
-    return (folder / _DONE).exists() and json.loads((folder / _DONE).read_text())["format"] == _FORMAT
+    done = files.read_sealed(folder / _DONE)
+    return done is not None and done.get("format") == _FORMAT
 
 
 def opened(folder: Path) -> Flat:

@@ -16,6 +16,7 @@ def write(path: Path, desks: Mapping[str, Desk]) -> None:
     lines = [json.dumps({"score": name, **row}) for name, desk in desks.items() for row in desk.rows]
     if lines:
         files.write_atomic(path, "".join(f"{line}\n" for line in lines))
+        files.note(path, path)
     else:
         path.unlink(missing_ok=True)  # of an attempt that was killed
     for desk in desks.values():

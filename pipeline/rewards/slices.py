@@ -1,6 +1,5 @@
 """Scores of a slice of a table on disk: what several processes have shared, for the one that puts it together."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,12 +14,17 @@ def place(work: Path, part: Path, start: int) -> Path:
 
 
 def write(path: Path, groups: Sequence[Group], scorers: Mapping[str, ScoreGroups]) -> None:
-    files.write_atomic(path, json.dumps({name: scorer(groups) for name, scorer in scorers.items()}))
+    files.write_sealed(path, {name: scorer(groups) for name, scorer in scorers.items()})
+
+
+def whole(path: Path) -> bool:
+    """Whether it is there, as it was written."""
+    return files.read_sealed(path) is not None
 
 
 def read(path: Path, names: Iterable[str], others: Mapping[str, ScoreGroups]) -> dict[str, ScoreGroups]:
     """A scorer for each of `names`, in their order: one that gives what the slice's file has, else that of `others`."""
-    found = json.loads(path.read_text())
+    found = files.read_sealed(path) or {}
 
     def known(name: str) -> ScoreGroups:
         return lambda groups: found[name]

@@ -131,7 +131,8 @@ def wanted(settings: Settings) -> set[str]:
 
 STAGE = Stage(
     Settings, run, version=1, inputs={"model": "optional", "policy": "optional", "reference": "optional"}, seeded=False,
-    runtime=Runtime, files=files, check=check, required=required, wanted=wanted,
+    runtime=Runtime, devices=lambda settings, runtime: int(_part(settings).plugin.holds_model), files=files,
+    check=check, required=required, wanted=wanted,
     sources=lambda settings, runtime: data.names(_root(runtime), settings.format),
     says=told("right about {accuracy:.1%} ({accuracy_low:.1%} to {accuracy_high:.1%}) of {pairs:,.0f} pairs",
               "length alone {length_accuracy:.1%}, chance 50 %", "mean of {subsets:.0f} subsets {mean_of_subsets:.1%}"))

@@ -201,7 +201,7 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
                "kl": result["kl"]["per_answer"], "kl_per_token": result["kl"]["per_token"],
                "length_mean": answers["tokens"], "length_drift": answers["tokens"] / max(1e-9, baseline["tokens"]) - 1,
                **{k: answers[k] for k in ("truncated", "distinct_1", "distinct_2", "distinct_3", "repeat_3gram",
-                                          "duplicate_share")}}
+                                          "duplicate_share") if answers[k] is not None}}
     for name in ("held_out_pairs", "trained_pairs"):
         numbers |= {f"{name}_{k}": v for k, v in (result[name] or {}).items() if k != "pairs"}
     numbers |= {f"negatives_{k}": v for k, v in (result["negatives"] or {}).items()}
@@ -233,6 +233,6 @@ STAGE = Stage(
     inputs={"model": "one", "reference": "one", "answers": "one", "answer_scores": "optional", "baseline": "one",
             "baseline_scores": "optional", "trained": "optional", "samples": "optional", "sample_scores": "optional",
             "groups": "optional", "watch": "optional", "replay": "optional"},
-    seeded=False, runtime=TrainRuntime,
+    seeded=False, runtime=TrainRuntime, devices=1,
     says=told("KL {kl:.2f} nats an answer", "length {length_mean:.1f} ({length_drift:+.0%})",
               "reward model right {reward_model_accuracy:.1%}"))

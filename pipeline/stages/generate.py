@@ -104,6 +104,9 @@ def run(context: Context) -> None:
     check_prompts(prompts, model, context.settings, context.runtime.max_refused_share)
     for torn in out.glob(".*.tmp"):
         torn.unlink()
+    done = tables.parts(out)
+    for unsure in reversed(done[len(_tallies(context.work, len(done))):]):
+        unsure.unlink()
     total = tables.count(prompts)
     if total == 0:
         write_tally(context.work, 0, Tally())
@@ -115,7 +118,13 @@ def run(context: Context) -> None:
             context.report.count(seconds_to_open_engine=round(time.monotonic() - began, 2))
             _sample_parts(engine, prompts, out, context)
             context.report.count(**engine.facts)
-    _report(sum((read_tally(context.work, index) for index in range(len(tables.parts(out)))), Tally()), context)
+    _report(sum(_tallies(context.work, len(tables.parts(out))), Tally()), context)
+
+
+def _tallies(work: Path, parts: int) -> list[Tally]:
+    """Of the parts that are done, up to the first whose tally the disk has changed."""
+    found = itertools.takewhile(lambda tally: tally is not None, (read_tally(work, index) for index in range(parts)))
+    return [tally for tally in found if tally is not None]
 
 
 def check_prompts(prompts: Path, model: Path, settings: Settings, max_refused_share: float) -> None:
@@ -225,7 +234,7 @@ def _sample_parts(engine: Engine, prompts: Path, out: Path, context: Context) ->
     began, done = time.monotonic(), start
     context.report.progress(done, total, "prompts")
     index = len(tables.parts(out))
-    tallies = [read_tally(context.work, i) for i in range(index)]
+    tallies = _tallies(context.work, index)
     while rows := list(itertools.islice(sampled, context.runtime.part_size)):
         now = time.monotonic()
         tally = replace(sum((one for _, one in rows), Tally()), seconds=now - began)

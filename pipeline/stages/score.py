@@ -169,7 +169,7 @@ def _share(context: Context, source: "Source", target: Path, desks: AbstractSet[
         for start in range(0, len(of_part) if not (target / part.name).exists() else 0, _SLICE):
             number += 1
             place = slices.place(context.work, part, start)
-            if number % world.size == world.rank and not place.exists():
+            if number % world.size == world.rank and not slices.whole(place):
                 scorers = scorers or _scorers(replace(context, runtime=replace(context.runtime, models=own)), {}, desks)
                 slices.write(place, of_part[start : start + _SLICE], scorers)
     world.wait()
@@ -285,8 +285,13 @@ def _scorers(context: Context, desks: Mapping[str, Desk], without: AbstractSet[s
             for name, part in _parts(context.settings).items() if name not in without}
 
 
+def devices(settings: Settings, runtime: Runtime) -> int:
+    """One for each process, where any of the scorers holds a model."""
+    return runtime.models.processes if any(part.plugin.holds_model for part in _parts(settings).values()) else 0
+
+
 STAGE = Stage(
     Settings, run, version=2,
     inputs={"groups": "one", "model": "optional", "policy": "optional", "reference": "optional", "logps": "optional"},
-    seeded=False, runtime=Runtime, distributed=True, files=files, check=check, required=required, wanted=wanted,
-    kinds=kinds, says=told("mean {score_mean:.3f}", "best of N {best_of_n_mean:.3f}"))
+    seeded=False, runtime=Runtime, distributed=True, devices=devices, files=files, check=check,
+    required=required, wanted=wanted, kinds=kinds, says=told("mean {score_mean:.3f}", "best of N {best_of_n_mean:.3f}"))

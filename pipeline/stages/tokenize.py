@@ -5,7 +5,6 @@ last whole one. Rows beyond the length limits are dropped, cut
 or refused as the settings say, and every one is accounted for by split and reason.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -93,12 +92,11 @@ def _encoded(context: Context, part: Path, split: str, encoder: Encoder, limits:
 
     target = context.out / split / part.name
     mark = context.work / "encoded" / f"{split}-{part.stem}.json"
-    if mark.is_file():
-        known = json.loads(mark.read_text())
+    if target.exists() and (known := files.read_sealed(mark)) is not None:
         return _Part(known["kept"], known["tokens"], Counter(known["noted"]), Counter(known["dropped"]))
     counted = _Part()
     tables.put_groups(target, _groups(context, part, split, encoder, limits, counted))
-    files.write_atomic(mark, json.dumps(vars(counted)))
+    files.write_sealed(mark, vars(counted))
     return counted
 
 

@@ -44,10 +44,10 @@ def find_mode(settings: Wandb, environment: Mapping[str, str]) -> tuple[str, str
     """
     if settings.mode != "auto":
         return settings.mode, f"tracking.wandb.mode={settings.mode}"
-    if environment.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+    if environment.get("WANDB_DISABLED", "").strip().lower() not in ("", "0", "false", "no", "off"):
         return "disabled", "WANDB_DISABLED"
     if asked := environment.get("WANDB_MODE", ""):
-        word = asked.lower()
+        word = asked.strip().lower()
         return _MODES.get(word, "offline"), "WANDB_MODE" if word in _MODES else f"WANDB_MODE={asked} is no mode of W&B"
     import wandb
 

@@ -7,7 +7,6 @@ Tensors are whole, however many processes trained them, so any number can go on.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -21,7 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.files import file_hash, sync
+from pipeline import clock
+from pipeline.files import file_hash, read_sealed, sync, write_sealed
 from pipeline.training import optim
 from pipeline.training.distribute import like
 from pipeline.training.gradients import ALONE, World
@@ -39,6 +39,7 @@ class Loaded:
     extra: dict[str, Tensor]  # what the objective carries from step to step
 
 
+@clock.spending(clock.WRITE)
 def save(folder: Path, model: Any, optimizer: torch.optim.Optimizer, at: Loaded, keep: int,
          world: World = ALONE) -> Path:
     """Write the state after step `at.step` and drop all but `keep`. Every process calls it; the first one writes."""
@@ -61,7 +62,7 @@ def save(folder: Path, model: Any, optimizer: torch.optim.Optimizer, at: Loaded,
 def _finish(folder: Path, temporary: Path, target: Path, at: Loaded, keep: int) -> None:
     hashes = {name: file_hash(temporary / name) for name in (_MODEL, _OPTIMIZER, _EXTRA)}
     manifest = {"step": at.step, "updates": at.updates, "sha256": hashes}
-    (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+    write_sealed(temporary / _MANIFEST, manifest)
     for path in (*temporary.iterdir(), temporary):
         sync(path)
     if target.exists():  # left damaged by something else; `newest` passed over it
@@ -77,9 +78,11 @@ def newest(folder: Path) -> Path | None:
     return next((path for path in sorted(folder.glob("step-*"), reverse=True) if _complete(path)), None)
 
 
+@clock.spending(clock.LOAD)
 def load(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> Loaded:
     """Put the state back, sharded as the model is."""
-    manifest = json.loads((path / _MANIFEST).read_text())
+    manifest = read_sealed(path / _MANIFEST)
+    assert manifest is not None, "`newest` has read it"
     put(model, load_file(path / _MODEL))
     optim.load_state(model, optimizer, load_file(path / _OPTIMIZER), manifest["updates"])
     return Loaded(int(manifest["step"]), int(manifest["updates"]), load_file(path / _EXTRA))
@@ -125,7 +128,8 @@ def put(model: Any, saved: dict[str, Tensor]) -> None:
 
 def _complete(path: Path) -> bool:
     try:
-        hashes = json.loads((path / _MANIFEST).read_text())["sha256"]
-        return all(file_hash(path / name) == wanted for name, wanted in hashes.items())
-    except (OSError, ValueError, KeyError):
+        manifest = read_sealed(path / _MANIFEST)
+        return manifest is not None and all(
+            file_hash(path / name) == wanted for name, wanted in manifest["sha256"].items())
+    except (OSError, KeyError):
         return False

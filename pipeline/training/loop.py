@@ -38,6 +38,11 @@ WRITING = ("every tensor is made whole, 4 bytes a weight and 8 more in a checkpo
            "anew with the stage's trainer.adapter.kind=lora")
 
 
+_TIMES = 1000.0  # the first step's norm, and the norm that gradients are clipped to
+_IN_A_ROW = 5
+_NORMS = "norms"  # beside what the objective carries in a checkpoint
+
+
 @dataclass(frozen=True)
 class Job:
     """Where and how to train."""
@@ -60,6 +65,26 @@ class Outcome:
     steps: int
     updates: int  # of the optimizer, earlier stages included
     averages: dict[str, Tensor]  # parameter name -> averaged weights, as they lie; empty without Job.ema
+
+
+@dataclass
+class Norms:
+    """Gradient norms that explode and stay finite. Clipping makes small steps of them, in directions that mean nothing.
+
+    Carried in the stage's checkpoints, so that a kill changes nothing.
+    """
+
+    first: float = 0.0  # of the first step that had a gradient
+    high: int = 0  # steps in a row, up to the last one, that were far over it
+
+    def explode(self, norm: float, limit: float | None) -> bool:
+        """Whether they do, with this step's. One step far above says nothing: a rare batch, a spike that passes.
+
+        norm: finite. limit: what it is clipped to; None: off.
+        """
+        self.first = self.first or norm
+        self.high = self.high + 1 if norm > _TIMES * max(self.first, limit or 1.0) else 0
+        return self.high >= _IN_A_ROW
 
 
 @dataclass
@@ -90,13 +115,17 @@ class _Window:
 
 
 def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job) -> Outcome:
-    """Train `model` in place. Raises UserError on a loss or gradient that is not finite, and on too little memory."""
+    """Train `model` in place.
+
+    Raises UserError on a loss or gradient that is not finite, on norms that explode, and on too little memory.
+    """
     settings, runtime, world = job.settings, job.runtime, job.world
     optimizer = optim.adamw(model, settings)
     steps = total_steps(settings, len(examples))
     with forward.enough_memory("while loading the optimizer's state", WEIGHTS):
         at = _start(model, optimizer, task, job)
     averages = {} if job.ema is None else average.begin(model, at.extra)
+    seen = Norms(*at.extra[_NORMS].tolist()) if _NORMS in at.extra else Norms()
     first, reported = at.updates - at.step, job.report.reported() if at.step else 0
     last = settings.schedule_steps or first + steps
     peak = throughput.peak_flops(device_of(model), settings.precision, runtime.peak_tflops) * world.size
@@ -106,7 +135,7 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
     with checkpoint.told_to_stop() as told:
         for step, chosen in enumerate(global_batches(ids, job.seed, settings.batch_size, at.step, steps), at.step):
             lr = settings.lr * lr_factor(settings, first + step, last)
-            batch, values = _step(model, optimizer, learned, task, [examples[i] for i in chosen], step, lr, job)
+            batch, values = _step(model, optimizer, learned, task, [examples[i] for i in chosen], step, lr, job, seen)
             window.add(values, batch)
             if job.ema is not None:
                 average.follow(averages, model, job.ema)
@@ -118,7 +147,8 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
             job.report.progress(now, steps, "steps")
             stop, late = world.agree((bool(told), _late(runtime, saved)))
             if now < steps and (stop or late or _every(runtime, now)):
-                state = Loaded(now, first + now, {**task.state, **average.marked(averages)})
+                norms = torch.tensor([seen.first, seen.high], dtype=torch.float64)
+                state = Loaded(now, first + now, {**task.state, **average.marked(averages), _NORMS: norms})
                 with forward.enough_memory(f"in the checkpoint of step {now}", WRITING):
                     checkpoint.save(job.checkpoints, model, optimizer, state, runtime.keep_checkpoints, world)
                 saved = time.monotonic()
@@ -176,7 +206,8 @@ def _start(model: Any, optimizer: torch.optim.Optimizer, task: gradients.Task, j
     found = checkpoint.newest(job.checkpoints)
     if found is not None:
         at = checkpoint.load(found, model, optimizer)
-        task.state.update({name: value.to(device_of(model)) for name, value in average.unmarked(at.extra).items()})
+        own = {name: value for name, value in average.unmarked(at.extra).items() if name != _NORMS}
+        task.state.update({name: value.to(device_of(model)) for name, value in own.items()})
         return at
     return Loaded(0, optim.load_folder(job.optimizer, model, optimizer) if job.optimizer is not None else 0, {})
 
@@ -191,7 +222,7 @@ def _late(runtime: TrainRuntime, saved: float) -> bool:
 
 def _step(
     model: Any, optimizer: torch.optim.Optimizer, learned: Sequence[Tensor], task: gradients.Task, batch: list[Example],
-    step: int, lr: float, job: Job,
+    step: int, lr: float, job: Job, seen: Norms,
 ) -> tuple[list[Example], dict[str, float]]:
     """One optimizer step. Returns the batch trained on and its mean metrics."""
     torch.manual_seed(derive_seed(job.seed, "step", step))  # whatever a model draws is fixed by the step
@@ -201,6 +232,11 @@ def _step(
         norm = _clip(learned, job.settings.grad_clip)
     if bad or not math.isfinite(norm):
         raise UserError(_not_finite(step, bad or [e.id for e in batch], values["loss"], norm, lr, job))
+    if seen.explode(norm, job.settings.grad_clip):
+        raise UserError(f"{_stopped(step, values['loss'], norm, lr)}; the norms of the last {_IN_A_ROW} steps are "
+                        f"over {_TIMES:,.0f} times that of the first ({seen.first:.3g}) and what they are clipped "
+                        f"to; {_last_good(job)}; lower the stage's trainer.lr, or raise its trainer.grad_clip if "
+                        "such norms are meant")
     for group in optimizer.param_groups:
         group["lr"] = lr
     with forward.enough_memory(f"in the optimizer at step {step + 1}", WEIGHTS):
@@ -216,8 +252,15 @@ def _clip(learned: Sequence[Tensor], limit: float | None) -> float:
 
 
 def _not_finite(step: int, ids: list[str], loss: float, norm: float, lr: float, job: Job) -> str:
-    kept = checkpoint.newest(job.checkpoints)
     names = ", ".join(first([repr(i) for i in ids], 8))
-    where = f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet"
-    return (f"training stopped at step {step + 1}: loss {loss}, gradient norm {norm}, learning rate {lr:.3g}; groups "
-            f"{names}; {where}; lower the stage's trainer.lr, set precision=float32, or look at these groups")
+    return (f"{_stopped(step, loss, norm, lr)}; groups {names}; {_last_good(job)}; lower the stage's trainer.lr, set "
+            "precision=float32, or look at these groups")
+
+
+def _stopped(step: int, loss: float, norm: float, lr: float) -> str:
+    return f"training stopped at step {step + 1}: loss {loss}, gradient norm {norm}, learning rate {lr:.3g}"
+
+
+def _last_good(job: Job) -> str:
+    kept = checkpoint.newest(job.checkpoints)
+    return f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet"

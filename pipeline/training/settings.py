@@ -85,6 +85,11 @@ class TrainRuntime(ModelRuntime):
         return problems
 
 
+def processes(settings: object, runtime: TrainRuntime) -> int:
+    """Devices of a stage that trains: one for each process on this node."""
+    return runtime.processes
+
+
 def total_steps(settings: TrainerSettings, groups: int) -> int:
     """Optimizer steps for `groups` groups. Every step is a full global batch: the last one reaches into the next
     pass over the data rather than being small and noisy.

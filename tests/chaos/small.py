@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -204,10 +205,10 @@ def running(workspace: Path, mark: str) -> str:
     return next((step["name"] for step in run.steps if step["state"] == "running"), BETWEEN) if run else START
 
 
-def gets_on(process: subprocess.Popen[bytes], workspace: Path, further: int) -> bool:
-    """Wait until the run has finished so many further steps; False where it ended before."""
-    begun = _finished(workspace)
-    while process.poll() is None:
+def gets_on(process: subprocess.Popen[bytes], workspace: Path, further: int, within: float = math.inf) -> bool:
+    """Wait until the run has finished so many further steps; False where it ended before, or the seconds are over."""
+    begun, deadline = _finished(workspace), time.monotonic() + within
+    while process.poll() is None and time.monotonic() < deadline:
         if _finished(workspace) >= begun + further:
             return True
         time.sleep(0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import os
 import random
 import re
 import shutil
@@ -71,6 +72,26 @@ def test_a_flipped_bit_of_what_a_step_reads_is_found_before_it_commits(times, co
     assert small.differing(workspace, original) == []
 
 
+@pytest.mark.parametrize("most", [50, pytest.param(10**6, marks=pytest.mark.long)])
+def test_every_byte_counts(most, copied):
+    """One seeded bit in each byte of one file of each kind, `most` bytes of it: what a commit asks of everything that
+    was read finds them all, and finds nothing once they are as they were."""
+    workspace, rng, flips = copied[0], random.Random(SEED), 0
+    done = small.made(workspace)
+    for _, maker, name in (read[0] for _, read in sorted(read_files(workspace).items())):
+        artifact, file, part = done[maker], done[maker].path / name, name.rpartition("/")[0]
+        content = file.read_bytes()
+        with file.open("r+b", buffering=0) as raw:
+            for at in sorted(rng.sample(range(len(content)), min(most, len(content)))):
+                os.pwrite(raw.fileno(), bytes([content[at] ^ 1 << rng.randrange(8)]), at)
+                assert store.damaged_files(artifact, part) == [
+                    f"{file}: content changed (its {store.ALGORITHM} is not the manifest's)"], (name, at)
+                os.pwrite(raw.fileno(), content[at : at + 1], at)
+                flips += 1
+        assert store.damaged_files(artifact, part) == []
+    print(f"{flips} flips in {len(read_files(workspace))} kinds of files")
+
+
 @pytest.mark.parametrize(("name", "table"), [("generate[2]", "groups"), ("score[2]", "scores")])
 @pytest.mark.parametrize("when", ["while it waits", "while it is made"])
 def test_a_flipped_bit_of_a_finished_part_is_found(when, name, table, copied, monkeypatch):
@@ -107,6 +128,63 @@ def test_a_flipped_bit_of_a_finished_part_is_found(when, name, table, copied, mo
     assert made.manifest["files"] == lost.manifest["files"] and store.damage(made) == []
     shutil.rmtree(made.path)
     shutil.copytree(original / made.path.relative_to(workspace), made.path)
+
+
+@pytest.mark.parametrize("number", [2, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", ["data", "tokens", "sft", "generate[2]", "score[2]"])
+def test_a_flipped_bit_of_unfinished_work_changes_nothing(name, number, copied, monkeypatch):
+    """Of any file of work that was killed before its commit: rows, marks of what is done, tallies, the arrays that
+    training reads, checkpoints and what they say of themselves. The same bytes and counts come of it."""
+    workspace, original = copied
+    monkeypatch.setattr(launch, "_run_worker", in_this_process)
+    done, rng = small.made(workspace), random.Random(SEED)
+    lost = done.pop(name)
+    step = next(one for one in plan.steps_of(runs.load(workspace, "small")) if one.name == name)
+    place, work = launch.Launch(workspace, "small", 5.0, 0.0), store.work_path(workspace, step.stage, lost.key)
+
+    def ensure() -> store.Artifact:
+        return launch.ensure(place, plan.look_up(workspace, step, done), done, {}, lambda *_: None)[0]
+
+    def killed(*_: object) -> None:
+        raise SystemExit(143)
+
+    shutil.rmtree(lost.path)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(store, "commit", killed)
+        ensure()
+    kept = workspace.parent / f"kept-{name}"
+    shutil.copytree(work, kept, dirs_exist_ok=True)
+    found = [path.relative_to(kept) for path in sorted(kept.rglob("*")) if path.is_file() and path.stat().st_size]
+    for file in rng.sample(found, min(number, len(found))):
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(kept, work)
+        flip(work / file, rng)
+        made = ensure()
+        assert made.manifest["files"] == lost.manifest["files"] and store.damage(made) == [], file
+        assert timeless(made) == timeless(lost), file
+        shutil.rmtree(made.path)
+    shutil.rmtree(kept)
+    shutil.copytree(original / lost.path.relative_to(workspace), lost.path)
+
+
+def timeless(artifact: store.Artifact) -> dict:
+    """What its manifest counts, without seconds, and what only a stage that has opened its engine says."""
+    counts = artifact.manifest["counts"].items()
+    return {k: v for k, v in counts if "second" not in k and k != "logprob_gap"} | artifact.manifest["dropped"]
+
+
+def test_a_flipped_bit_of_what_no_step_reads_is_found_when_the_run_looks(copied):
+    """comparison.json, diagnostics.json, evaluation.json: the run obeys them, and its report is made of them."""
+    workspace, original = copied
+    rng, names = random.Random(SEED), set()
+    for artifact in small.made(workspace).values():
+        for name in (name for name in artifact.manifest["files"] if "/" not in name):
+            flip(artifact.path / name, rng)
+            assert store.find(workspace, artifact.kind, artifact.key) is None, name
+            shutil.copy(original / artifact.path.relative_to(workspace) / name, artifact.path / name)
+            names.add(name)
+    assert names >= {"comparison.json", "comparison.md", "diagnostics.json", "evaluation.json", "outcomes.jsonl"}
+    assert small.differing(workspace, original) == []
 
 
 @pytest.mark.parametrize("times", [200, pytest.param(5000, marks=pytest.mark.long)])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ from flows import inspection
 from flows.driver import Driver
 from flows.step import InputDamaged
 from pipeline import plan, runs, store
+from pipeline.errors import UserError
 
 
 def _walk(workspace) -> list[str]:
@@ -36,6 +40,24 @@ def test_a_flipped_byte_is_found_before_anything_made_from_it_is_committed(two_s
     assert list((workspace / "artifacts" / "score").iterdir()) == [] and not data.artifact.path.exists()
     assert _walk(workspace) == ["done", "done"]
     assert file.read_bytes() == good
+
+
+def test_a_flipped_byte_of_the_users_own_file_is_found(two_steps):
+    """Whose hash is remembered by its size and time, which a disk that fails leaves as they were."""
+    workspace = two_steps()
+    run = runs.load(workspace, "shown")
+    file = Path(run.config["stage"]["import_data"]["runtime"]["root"]) / "sft.jsonl"
+    assert _walk(workspace) == ["done", "done"]
+    shutil.rmtree(next((workspace / "artifacts/import_data").iterdir()))
+    good, times = file.read_bytes(), file.stat()
+    file.write_bytes(good.replace(b"o", b"u", 1))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(UserError, match=rf"^data: {file}: content changed, though .* touch {file}$"):
+        _walk(workspace)
+    assert not list((workspace / "artifacts/import_data").glob("[!.]*"))
+    file.write_bytes(good)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert _walk(workspace) == ["done", "cached"]
 
 
 def test_a_store_of_older_code_goes_on(two_steps, capsys):

@@ -72,6 +72,15 @@ def test_another_service_on_the_dashboards_port_is_no_dashboard(tmp_path: Path, 
         assert prefect_side.dashboard(tmp_path) == ""
 
 
+@pytest.mark.parametrize("record", [
+    "", "[]", "3", '["url"]', '{"url": 3}', '{"url": "no address"}', "\xff" + "[" * 9000])
+def test_a_foreign_record_of_the_server_is_none(record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    (tmp_path / ".prefect").mkdir()
+    (tmp_path / ".prefect/server.json").write_bytes(record.encode("latin-1"))
+    assert prefect_side.running_url(tmp_path) is None
+    assert prefect_side.server("status", str(tmp_path), 4200) == 0 and "not running" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_prefect_that_is_nowhere_costs_one_note(two_steps, drive):
     workspace = two_steps()

@@ -1,11 +1,15 @@
 """What the terminal shows: tables fit it."""
 
 import io
+import os
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
 
 from flows import screen
+from pipeline import supervisor
 
 
 @pytest.fixture
@@ -35,6 +39,20 @@ def test_what_a_terminal_has_no_letter_for_is_shown_as_python_writes_it(monkeypa
         monkeypatch.setattr(screen, "console", Console(file=file, soft_wrap=True))
         screen.say(text)
         assert written.getvalue().decode(encoding).strip() == shown
+
+
+def test_a_reader_that_has_gone_ends_nothing():
+    """`align run | head`: what is said afterwards goes nowhere, and the process comes to its end."""
+    code = ("import sys\nfrom flows import screen\nscreen.say('first')\nsys.stdin.readline()\n"
+            "for _ in range(9):\n    screen.say('x' * 9000)\nscreen.table('t', ['a'], [['b']])\n"
+            "screen.errors.print('came to its end')\nsys.exit(7)")
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, env={**os.environ, **supervisor.imports()})
+    assert process.stdout.readline() == "first\n"
+    process.stdout.close()
+    process.stdin.write("\n")
+    process.stdin.close()
+    assert (process.stderr.read(), process.wait(30)) == ("came to its end\n", 7)
 
 
 def test_times_are_read_at_a_glance():

@@ -356,6 +356,7 @@ def test_the_mode_given_wins_over_the_environment_and_that_over_a_key():
     ({"WANDB_MODE": "disabled"}, "disabled"), ({"WANDB_MODE": "dryrun"}, "offline"),
     ({"WANDB_MODE": "Offline"}, "offline"), ({"WANDB_MODE": "DISABLED"}, "disabled"),
     ({"WANDB_DISABLED": "true"}, "disabled"), ({"WANDB_DISABLED": "True", "WANDB_MODE": "online"}, "disabled"),
+    ({"WANDB_DISABLED": "y"}, "disabled"), ({"WANDB_DISABLED": "0", "WANDB_MODE": " disabled "}, "disabled"),
     ({"WANDB_MODE": "of"}, "offline"), ({"WANDB_MODE": "Online"}, "online")])
 def test_what_the_user_switched_off_stays_off(environment: dict[str, str], mode: str):
     """Whatever key there is."""

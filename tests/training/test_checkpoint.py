@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -40,6 +41,29 @@ def test_damaged_or_half_written_is_passed_over(tiny, tmp_path):
     newest = checkpoint.newest(tmp_path)
     assert newest is not None and newest.name == "step-00000001"
     assert checkpoint.newest(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize("old, new", [
+    ('"step": 2', '"step": 3'), ('"updates": 9', '"updates": 8'), ("sha256", "shb256")])
+def test_one_that_says_another_step_than_it_was_made_at_is_passed_over(old, new, tiny, tmp_path):
+    """A flipped bit of its manifest: training would leave a batch out, and no file of the result would tell."""
+    model, optimizer = stepped(tiny)
+    for step in (1, 2):
+        checkpoint.save(tmp_path, model, optimizer, Loaded(step, 7 + step, {}), keep=2)
+    manifest = tmp_path / "step-00000002" / "manifest.json"
+    assert old in manifest.read_text() and checkpoint.newest(tmp_path) == manifest.parent
+    manifest.write_text(manifest.read_text().replace(old, new))
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000001"
+
+
+def test_one_of_older_code_is_gone_on_from(tiny, tmp_path):
+    """Its manifest has no hash of its own."""
+    model, optimizer = stepped(tiny)
+    made = checkpoint.save(tmp_path, model, optimizer, Loaded(2, 9, {}), keep=2) / "manifest.json"
+    known = json.loads(made.read_text())
+    made.write_text(json.dumps({key: known[key] for key in ("step", "updates", "sha256")}))
+    assert checkpoint.newest(tmp_path) == made.parent
+    assert checkpoint.load(made.parent, *stepped(tiny)).step == 2
 
 
 def test_a_signal_waits_for_the_step_and_is_not_lost():

@@ -23,7 +23,7 @@ from pipeline.records import Completion, Group
 from pipeline.stage import Reporter
 from pipeline.training import checkpoint, optim, policy, run
 from pipeline.training.gradients import accumulate
-from pipeline.training.loop import Job, fit
+from pipeline.training.loop import Job, Norms, fit
 from pipeline.training.settings import TrainerSettings, TrainRuntime
 from tests import given
 
@@ -115,6 +115,31 @@ def test_loss_that_is_not_finite_stops(tiny, tmp_path):
         fit(tiny.llama(), [*examples[:2], bad, examples[3]], task(DPO), job(tmp_path))
     assert "step 1" in str(caught.value) and "groups 'g2';" in str(caught.value)
     assert "there is no checkpoint yet" in str(caught.value)
+
+
+def test_norms_that_explode_stop_it_before_they_are_infinite(tiny, tmp_path):
+    """At this learning rate they are 4.8, 47, 45, 52, 56, 5e3, 1e6, 2e14, 8e13, 2e7 ..., and nan four steps later. A
+    run that goes on from the checkpoint of step 8 stops at the same step, and carries nothing of it to the objective.
+    """
+    exploding = {"lr": 10.0, "epochs": 5.0}
+    for start in ("from the first step", "from a checkpoint"):
+        made = task({"module": "pipeline.objectives.ce"})
+        with pytest.raises(UserError, match=r"stopped at step 10: loss \d+.*norms of the last 5 steps are over 1,000 "
+                                            r"times that of the first \(4\.\d+\).*step-00000008; lower the stage's"):
+            fit(tiny.llama(), tiny.examples(12), made, job(tmp_path, **exploding))
+        assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir())[-1] == "step-00000008", start
+        assert not made.state
+
+
+def test_a_few_norms_far_above_the_first_stop_nothing():
+    """Four in a row; five, one of them below; and none that is under 1,000 times the limit. Five in a row do."""
+    def explode(norms, limit=1.0):
+        seen = Norms()
+        return [seen.explode(norm, limit) for norm in norms]
+
+    assert not any(explode([0.0, 2.0, 2001.0, 2001.0, 2001.0, 2001.0, 1999.0, 2001.0]))
+    assert explode([2.0, *[2001.0] * 5]) == [*[False] * 5, True]
+    assert not any(explode([2.0, *[2001.0] * 9], limit=3.0)) and not any(explode([1e-9, *[999.0] * 9], limit=None))
 
 
 def test_out_of_memory_names_the_settings_that_help(tiny, tmp_path):

@@ -55,8 +55,8 @@ function figures(run) {
   const last = rows[rows.length - 1];
   const before = rows[rows.length - 2];
   const finished = run.steps.filter((s) => ["done", "cached"].includes(s.state)).length;
-  const running = run.steps.find((s) => s.state === "running");
-  const items = [["Steps", `${finished} of ${run.steps.length}`, running ? progressText(running) : run.state]];
+  const running = run.steps.filter((s) => s.state === "running").map(progressText).join(", ");
+  const items = [["Steps", `${finished} of ${run.steps.length}`, running || run.state]];
   const add = (label, cell, form, note) => cell && items.push([label, source(run.name, cell, FORMS[form](cell.value)), note]);
   if (last) {
     const rate = last.cells.win_rate;

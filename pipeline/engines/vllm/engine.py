@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
-import json
 import os
 import threading
 import time
@@ -206,14 +205,14 @@ class Engine:
                 f"by {found:.4f} nats per token, allowed are {limit:.4g} (engine.probe_tolerance). "
                 "Either it kept other weights, or vLLM computes this family differently: take engine=transformers")
         if self.first_gap is not None and not self.first_gap.exists():
-            files.write_atomic(self.first_gap, json.dumps({self.settings.dtype: found}))
+            files.write_sealed(self.first_gap, {self.settings.dtype: found})
 
 
 def allowed(first: Path | None, settings: Settings) -> float:
     """The largest gap that is rounding, nats per token: `_AT_START` times that of the run's first weights, within a
     quarter of the tolerance and all of it; engine.probe_tolerance itself where it is given.
     """
-    known = json.loads(first.read_text()) if first is not None and first.exists() else {}
+    known = (files.read_sealed(first) if first is not None else None) or {}
     if settings.probe_tolerance is not None or settings.dtype not in known:
         return settings.tolerance
     return min(settings.tolerance, max(settings.tolerance / 4, _AT_START * known[settings.dtype]))

@@ -45,15 +45,15 @@ def key_of(model: str, messages: Any, sampling: Mapping[str, Any]) -> str:
 
 
 def find(folder: Path, key: str) -> Reply | None:
-    """The answer kept under `key`; None where there is none, or a torn one."""
+    """The answer kept under `key`; None where there is none, or one that is not as it was written."""
     try:
-        return Reply(**files.parsed(_path(folder, key).read_bytes()))
-    except (OSError, ValueError, TypeError):
+        return Reply(**(files.read_sealed(_path(folder, key)) or {}))
+    except TypeError:
         return None
 
 
 def keep(folder: Path, key: str, reply: Reply) -> None:
-    files.write_atomic(_path(folder, key), json.dumps(asdict(reply)), durable=False)
+    files.write_sealed(_path(folder, key), asdict(reply), durable=False)
 
 
 def pay(folder: Path, run: str, model: str, reply: Reply | None) -> None:

@@ -109,6 +109,19 @@ def test_nothing_is_asked_twice_after_kill_9(tmp_path: Path) -> None:
         assert len(asked(log)) == before + 100 - answered
 
 
+def test_a_kept_answer_whose_bytes_changed_is_asked_for_again(tmp_path: Path) -> None:
+    """It would be another verdict, for good."""
+    log, folder = tmp_path / "log", tmp_path / "kept"
+    with serving(log) as url:
+        first = scores(url, Desk(Limits(), folder), pairs(2))
+        calls = len(asked(log))
+        kept_one = sorted((folder / "answers").rglob("*.json"))[0]
+        good = kept_one.read_bytes()
+        kept_one.write_bytes(good.replace(b"stop", b"stoq"))
+        assert scores(url, Desk(Limits(), folder), pairs(2)) == first
+        assert len(asked(log)) == calls + 1 and kept_one.read_bytes() == good
+
+
 @pytest.mark.parametrize(("budget", "most"), [
     (Budget(calls=7), 7), (Budget(tokens=2000), 18), (Budget(money=0.003), 25), (Budget(calls=0), 0),
     (Budget(tokens=0), 0), (Budget(money=0.0), 0)])
