@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from pipeline import __version__, files
 
@@ -22,7 +23,8 @@ def main(spec: Path) -> int:
     folder, me = spec.parent, f"{socket.gethostname()}-{os.getpid()}"
     with files.locked(folder / f"{me}.lock", me):
         before = (folder / TURN).read_text()
-        told = {"host": socket.gethostname(), "hash": files.file_hash(folder / CONTENT), "seen": None, "offset": None,
+        told: dict[str, Any] = {"host": socket.gethostname(), "hash": files.file_hash(folder / CONTENT), "seen": None,
+                                "offset": None,
                 "locked": files.is_locked(folder / LOCK), "alignloop": __version__,
                 "torch": importlib.metadata.version("torch"), "python": sys.version.split()[0]}
         asked = time.time()

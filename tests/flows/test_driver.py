@@ -15,9 +15,9 @@ import pytest
 from flows.cli import reach_this_machine_directly
 from flows.compose import CONF, compose
 from flows.driver import Driver
+from flows.failures import StepFailed
 from flows.observer import Observer
 from flows.prepare import expand, prepare
-from flows.step import StepFailed
 from pipeline import plan, runs
 from pipeline.errors import UserError
 
