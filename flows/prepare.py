@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows import models, policies, relative, settings, trainings, weekly
+from flows import launching, models, policies, relative, settings, trainings, weekly
 from flows.compose import Composed, compose, is_later
 from flows.inspection import FREE, compared
 from flows.notify import unheard
@@ -175,7 +175,7 @@ def expand(composed: Composed, own: dict[str, Composed] | None = None) -> list[S
     problems += _contradictions(readable)
     problems += plan.check(Path(composed.config["workspace"]), steps)
     given = {"": composed.given, **{step: other.given for step, other in own.items()}}
-    problems += trainings.problems(readable, steps, given)
+    problems += trainings.problems(readable, steps, given) + launching.problems(readable, composed.given)
     if typed or problems:
         raise UserError(*dict.fromkeys([*typed, *map(composed.in_users_words, problems)]))
     return steps

@@ -52,6 +52,16 @@ def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], se
         screen.say("\nin three sentences:")
     for sentence in story:
         screen.paragraph(sentence)
+    _say_time(run, steps, seconds)
+    screen.say(f"report    {folder / 'report.md'}\nmetrics   {folder / 'metrics.jsonl'}\nlogs      {folder / 'logs'}\n"
+               f"samples   {_samples(run, done)}\nto read   docs/reading-a-run.md: what the numbers mean\n")
+    ways = {"see it in the browser": ("dashboard",), "keep or send it as one page": ("report", run.name, "--html"),
+            "see its steps": ("status", run.name)}
+    for what, words in ways.items():
+        screen.say(f"{what}:{command(workspace, *words)}")
+
+
+def _say_time(run: runs.Run, steps: list[report.StepRecord], seconds: float) -> None:
     work = sum(step.seconds for step in steps if not step.cached)
     jobs = run.config["hardware"].get("jobs", 1)  # records of older code do not say it
     if work and jobs > 1:
@@ -61,12 +71,6 @@ def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], se
                     f"{100 * max(0.0, seconds - work) / seconds:.1f} %)")
     else:
         screen.say(f"\nevery step cached, {seconds:.1f} s")
-    screen.say(f"report    {folder / 'report.md'}\nmetrics   {folder / 'metrics.jsonl'}\nlogs      {folder / 'logs'}\n"
-               f"samples   {_samples(run, done)}\nto read   docs/reading-a-run.md: what the numbers mean\n")
-    ways = {"see it in the browser": ("dashboard",), "keep or send it as one page": ("report", run.name, "--html"),
-            "see its steps": ("status", run.name)}
-    for what, words in ways.items():
-        screen.say(f"{what}:{command(workspace, *words)}")
 
 
 def _folders(run: runs.Run, done: dict[str, store.Artifact], stage: str) -> list[tuple[dict[str, Any], Path]]:

@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 
 from flows import gates, results, screen
+from flows.failures import meaning
 from flows.notify import Message, Notify, ways
-from flows.step import meaning
 from pipeline import files, runs, store, supervisor, tables
 from pipeline.config import build
 from pipeline.errors import UserError, command

@@ -6,7 +6,7 @@ from flows import rewarded, verdicts
 from flows.dashboard import facts, written
 from flows.dashboard.facts import Row
 from flows.dashboard.files import STEP, Files, NotHere, signature
-from flows.step import meaning
+from flows.failures import meaning
 from flows.told import told
 from pipeline import runs
 from pipeline.errors import command
