@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.launching import HERE, Place, order
+from flows.place import HERE, Place, order
 from flows.warm import Gone, Warm
 from pipeline import files, runs, store, worker
 from pipeline.errors import UserError, command
