@@ -96,7 +96,7 @@ def test_the_kind_of_a_stage(tmp_path):
     """A score by a rule is computed anywhere."""
     kinds = {}
     for more in ([], ["reward=rule"]):
-        for step in prepare(["recipe=pco", f"workspace={tmp_path}", *more]).steps:
+        for step in prepare(["recipe=iterative_dpo", f"workspace={tmp_path}", *more]).steps:
             kinds.setdefault(step.stage, set()).add(place.kind_of(step.plugin, step.settings, step.runtime))
     assert {name: kinds[name] for name in ("sft", "train_preference", "generate", "reference_logprobs", "import_data",
                                            "tokenize", "score")} == {
