@@ -42,9 +42,10 @@ def _done(steps: list[tuple[int, str, Mapping[str, float]]]) -> str:
 
 def _came_to(iteration: int, now: Mapping[str, float]) -> str:
     rate, low, high = (100 * now[name] for name in ("win_rate", "win_rate_low", "win_rate_high"))
+    prompts = f"{now['prompts']:.0f} prompts" if "prompts" in now else "the prompts"
     how = "better than" if low > 50 else "worse than" if high < 50 else "not told apart from"
     return (f"After iteration {iteration} its answers are {how} those of the model it is compared with: they win "
-            f"{rate:.1f} % of {now['prompts']:.0f} prompts ({low:.1f} to {high:.1f} %).")
+            f"{rate:.1f} % of {prompts} ({low:.1f} to {high:.1f} %).")
 
 
 def _meant(worst: verdicts.Verdict | None) -> str:
