@@ -16,7 +16,8 @@ from pipeline.errors import UserError, command, nearest
 
 _EPILOG = """\
 groups: recipe model data objective auxiliary negatives selection filters
-        reward engine sampling trainer evaluation replay gate hardware tracking notify published
+        reward engine sampling trainer evaluation replay gate hardware
+        launcher tracking notify published
 every key of the configuration can be set:
         align run recipe=pco objective.alpha=0.02 trainer.sft.lr=3e-4 seed=1
 exit code: 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted, 143 told to end"""
@@ -196,6 +197,12 @@ _COMMANDS = {
                          {"--quick": {"action": "store_true", "help": "one seed"},
                           "--plan": {"action": "store_true", "dest": "only_plan", "help": "what it takes; then stop"},
                           "--to": {"metavar": "FILE", "help": "a Markdown file whose section NAME is written anew"}}),
+    "deploy": Command("flows.deploy:deploy", _overrides, "recipe=NAME ... [--cron WHEN] [--pool P] [--name N]",
+                      "a run as a deployment of Prefect's: on a schedule, on a worker elsewhere",
+                      {"--name": {"help": "of the deployment (the run's)"},
+                       "--pool": {"default": "alignloop", "help": "the work pool, made if there is none (alignloop)"},
+                       "--cron": {"metavar": "WHEN", "help": "'0 6 * * 1': Mondays at six"},
+                       "--timezone": {"metavar": "ZONE", "help": "of --cron, such as Europe/Berlin (UTC)"}}),
     "status": Command("flows.inspection:status", _place_and_name, "[NAME]", "the runs, or one run's steps"),
     "logs": Command("flows.watching:logs", _model, "RUN [STEP] [-f]", "what a step has printed; -f: go on as it does",
                     {"-f": {"action": "store_true", "dest": "follow", "help": "go on until the run ends"}}),
@@ -209,7 +216,10 @@ _COMMANDS = {
                   {"--apply": {"action": "store_true", "help": "remove it"}}),
     "options": Command("flows.options:show", _overrides, "[GROUP[=OPTION] | stage.NAME]",
                        "groups, options, settings with ranges"),
-    "doctor": Command("flows.doctor:doctor", _place, "", "versions, devices, room, what is missing"),
+    "doctor": Command("flows.doctor:doctor", _overrides, "[--cluster launcher=NAME ...]",
+                      "versions, devices, room, what is missing; of a launcher's nodes",
+                      {"--cluster": {"action": "store_true", "help": "what the nodes see, through the launcher"},
+                       "--nodes": {"type": int, "default": 1, "help": "that are asked at once: slurm, ray (1)"}}),
     "dashboard": Command("flows.dashboard.serve:dashboard", _place, "[--host H] [--port P]",
                          "the runs in the browser, live",
                          {"--host": {"default": "127.0.0.1",
@@ -218,9 +228,10 @@ _COMMANDS = {
     "label": Command("flows.dashboard.serve:label", _model, "RUN [STEP]",
                      "judge two policies' answers by hand, in the browser",
                      {"--host": {"default": "127.0.0.1", "help": "as of dashboard"}, "--port": {"type": int}}),
-    "report": Command("flows.dashboard.report:report", _place_and_name, "NAME [--html]",
-                      "a run's report, as one page with --html",
-                      {"--html": {"action": "store_true", "help": "write one page with everything in it"}}),
+    "report": Command("flows.dashboard.report:report", _place_and_name, "NAME [--html] [--timeline]",
+                      "a run's report, also as one page, or where its time went",
+                      {"--html": {"action": "store_true", "help": "write one page with everything in it"},
+                       "--timeline": {"action": "store_true", "help": "seconds of each step, by what they went to"}}),
     "chat": Command("flows.chat:chat", _model, "RUN|DIR [STEP] [--iteration K]", "talk to a run's model, or a folder's",
                     {"--iteration": {"type": int, "help": "the last model of that iteration; default: the last of all"},
                      **_SAMPLING}),

@@ -63,9 +63,9 @@ def _engine(chosen: Any, devices: int) -> dict[str, Any]:
     if longest := _longest(chosen):
         found["context_length"] = longest
     if chosen("engine.gpus_per_replica") is None:
-        found["replicas"] = max(1, devices // _split(list(chosen("engine.arguments") or ())))
+        found["replicas"] = max(1, devices // split(list(chosen("engine.arguments") or ())))
     else:  # Ray places the replicas, wherever in the cluster
-        found["gpus_per_replica"] = _split(list(chosen("engine.arguments") or ()))
+        found["gpus_per_replica"] = split(list(chosen("engine.arguments") or ()))
     return found
 
 
@@ -82,7 +82,7 @@ def _longest(chosen: Any) -> int | None:
     return longest if room is None else min(longest, room)
 
 
-def _split(arguments: list[str]) -> int:
+def split(arguments: list[str]) -> int:
     """Devices that one replica of vLLM takes, by its arguments."""
     for i, word in enumerate(map(str, arguments)):
         if match := _TENSOR_PARALLEL.match(word):

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from flows import data_build, data_read, screen
+from flows.failures import InputDamaged, StepFailed
 from flows.prepare import prepare
-from flows.step import InputDamaged, Launch, StepFailed, ensure
+from flows.step import Launch, ensure
 from pipeline import plan, runs, store
 from pipeline.errors import UserError
 from pipeline.records import Group
@@ -49,6 +50,10 @@ def data(action: str, words: list[str], rows: int) -> int:
         screen.table("tokens: median (and the length that 5 % exceed)",
                      ["split", "groups", "prompt", "answer", "longest", "turns", "same prompt"],
                      [[split, *one.cells()] for split, one in found.items()])
+        if dropped:
+            screen.paragraph("left out or cut as tokens: " + "; ".join(
+                f"{split}: {lost}" for split in data_read.SPLITS if (lost := left_out(dropped, split)) != "-")
+                + " (model.max_prompt_tokens, model.max_completion_tokens)")
         for split in held:
             for line in found[split].sentences(split):
                 screen.paragraph(line)
@@ -139,8 +144,8 @@ class Measures:
                    "make the chosen ones less likely, too (objective=dpop)")
         if self.margins:
             tied = sum(margin == 0 for margin in self.margins)
-            yield (f"{split}: scores of the chosen {min(self.scores):g} to {max(self.scores):g}; above the rejected by "
-                   f"{statistics.fmean(self.margins):.3g} on average, {tied} ties, "
+            yield (f"{split}: scores of the chosen {min(self.scores) + 0:g} to {max(self.scores) + 0:g}; above the "
+                   f"rejected by {statistics.fmean(self.margins):.3g} on average, {tied} ties, "
                    f"{sum(margin < 0 for margin in self.margins)} reversed")
         if self.labels:
             yield f"{split}: {self.labels} single answers with a label, {self.desirable} desirable"
@@ -184,7 +189,7 @@ def _examples(split: str, groups: list[Group], model: Path) -> None:
         _indented(prompt)
         names = ["answer"] * len(answers) if len(answers) < 2 else ["chosen", *["rejected"] * (len(answers) - 1)]
         for name, text, completion in zip(names, answers, group.completions, strict=True):
-            given = f", score {completion.scores['given']:g}" if "given" in completion.scores else ""
+            given = f", score {completion.scores['given'] + 0:g}" if "given" in completion.scores else ""
             screen.say(f"  {name} ({len(completion.token_ids)} tokens{given}):")
             _indented(text)
 

@@ -38,7 +38,10 @@ def _lines(counts: dict[str, int], iteration: int = 0) -> list[str]:
         found.append(f"{data}: kept with data.format.ties=keep: {kept}")
     if unread := _listed(counts, _UNREAD):
         found.append(f"{data}: keys not read: {unread}")
-    if iteration and any(key.startswith(_AS) and key != f"{_AS}prompts" for key in counts):
+    if iteration and counts.get("pref"):
+        found.append(f"{data}: its {counts['pref']} preferences are trained on from this iteration on; of other rows "
+                     "only the prompts are read")
+    elif iteration and any(key.startswith(_AS) and key != f"{_AS}prompts" for key in counts):
         found.append(f"{data}: only the prompts of these rows are read, no answers")
     return found
 

@@ -1,5 +1,6 @@
 """The sampling engine that outlives a stage: started once per run, early, used by every step that samples."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,27 @@ class EngineFailed(Exception):
 class EngineHolder:
     """Owns the run's engine service. It starts in the background as soon as a model exists whose shape it can take
     (weights are swapped in place later), so that its start overlaps training. Where training needs the engine's device
-    (`engine.sleep_level` above 0) it starts with the first step that samples, and sleeps during the others."""
+    (`engine.sleep_level` above 0) it starts with the first step that samples, and sleeps during the others. Where steps
+    run elsewhere and could not reach a service of this machine, each that samples starts its own."""
 
-    def __init__(self, log: Path, spec: dict[str, Any], workspace: Path) -> None:
+    def __init__(self, log: Path, spec: dict[str, Any], workspace: Path, elsewhere: bool = False) -> None:
         self._part = load_part(spec, "engine", Backend)
+        self._out_of_reach = elsewhere and not self._part.plugin.reachable
         self._log = log
         self._workspace = workspace
         self._service: Any = None
         self._model: Path | None = None  # the folder the service was started with
         self._shares_device = self._part.of(self._part.plugin.shares_device)
         self._asleep = False
+        self._waiting = threading.Lock()
+        self._given_up = False  # the run ends: nothing is started any more
         self._taken = self._served = False  # the engine takes models of this family; it has served once
 
     def warm_up(self, remaining: list[Step], done: dict[str, store.Artifact]) -> None:
         """Start the service if a step to come will sample and nothing serves yet. Raises UserError for a model that it
         cannot serve, as soon as there is one: also where its start waits for the device.
         """
-        if self._model is not None or self._part.plugin.start_service is None:
+        if self._model is not None or self._part.plugin.start_service is None or self._out_of_reach:
             return
         models = (a.path / "model" for a in done.values() if "model/generation_config.json" in a.manifest["files"])
         model = next(models, None)
@@ -55,13 +60,22 @@ class EngineHolder:
         assert start is not None and self._model is not None
         self._service = start(self._model, self._log, self._part.settings)
 
-    def environment(self, step: Step) -> dict[str, str]:
-        """What the step's process needs to use the service. Waits until it serves; starts it anew if it has died."""
-        if self._service is None:
+    def environment(self, step: Step, rests: bool = True) -> dict[str, str]:
+        """What the step's process needs to use the service. Waits until it serves; starts it anew if it has died.
+
+        rests: False for a step beside which another may sample. Steps that go on at the same time call it from threads.
+        """
+        serves = self._service is not None and self._service.alive()
+        if self._service is None or (not step.plugin.samples and serves and not self._shares_device):
             return {}
+        with self._waiting:
+            return self._environment(step, rests)
+
+    def _environment(self, step: Step, rests: bool) -> dict[str, str]:
         if not step.plugin.samples:
             self._look(step)
-            self._rest()
+            if rests:
+                self._rest()
             return {}
         if not self._service.alive():
             screen.say(f"note: the engine has ended ({self._log}); starting it again")
@@ -94,7 +108,7 @@ class EngineHolder:
         try:
             self._service.wait_ready(timeout)
         except RuntimeError as error:
-            if self._service.alive():
+            if self._service.alive() or self._given_up:
                 raise
             screen.say(f"note: the engine ended while it started ({str(error).splitlines()[0]}); starting it once more")
             self._service.stop()
@@ -112,6 +126,12 @@ class EngineHolder:
             except RuntimeError as error:
                 raise EngineFailed(f"the engine keeps the device's memory: {error}") from None
             self._asleep = True
+
+    def give_up(self) -> None:
+        """The run ends: a step that still waits for the engine, and so is the only one to sample, waits no longer."""
+        self._given_up = True
+        if self._service is not None and self._waiting.locked():
+            self._service.stop()
 
     def close(self) -> None:
         if self._service is not None:

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,8 @@ class Forecast:
     waiting: Mapping[str, str] = field(default_factory=dict)  # step -> its stage, those that run still
     measured: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds of it in earlier runs
     finished: tuple[tuple[str, float], ...] = ()  # (stage, seconds) of what this run has computed
+    # (step -> its seconds, those that go on) -> seconds of all; by itself: one after the other
+    together: Callable[[Mapping[str, float], Sequence[str]], float] = lambda seconds, running: sum(seconds.values())
 
     def after(self, step: str, seconds: float | None) -> "Forecast":
         """Without the step, which took so long; None: it was there already."""
@@ -21,20 +23,20 @@ class Forecast:
         return replace(self, waiting={name: stage for name, stage in self.waiting.items() if name != step},
                        finished=self.finished + took)
 
-    def left(self, running: str, elapsed: float, own: float | None) -> tuple[float, bool]:
+    def left(self, running: Mapping[str, tuple[float, float | None]]) -> tuple[float, bool]:
         """Seconds to the end of the run, and whether every step to come is among them (False: at least so long).
 
-        own: seconds that the running step says it takes still; None: what such a step takes, less what has passed.
+        running: step -> seconds that have passed, and those that it says it takes still; None: what such a step takes,
+        less what has passed.
         """
-        total, whole = 0.0, True
+        found, whole = dict[str, float](), True
         for step, stage in self.waiting.items():
             seconds = self._of(stage)
-            if step == running and own is not None:
-                seconds = own
-            elif step == running and seconds is not None:
-                seconds = max(0.0, seconds - elapsed)
-            total, whole = total + (seconds or 0.0), whole and seconds is not None
-        return total, whole
+            if step in running:
+                elapsed, own = running[step]
+                seconds = own if own is not None else None if seconds is None else max(0.0, seconds - elapsed)
+            found[step], whole = seconds or 0.0, whole and seconds is not None
+        return self.together(found, list(running)), whole
 
     def _of(self, stage: str) -> float | None:
         """As long as in this run; else as in earlier ones, times how much slower this one has been than they were."""

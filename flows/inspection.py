@@ -12,7 +12,7 @@ from pipeline.config import flat
 from pipeline.errors import UserError, command, nearest
 
 # What may differ between calls of one run.
-FREE = ("run", "workspace", "iterations", "hardware", "tracking", "notify", "choices")
+FREE = ("run", "workspace", "iterations", "hardware", "launcher", "tracking", "notify", "choices")
 SEEDS = ("seed", "seeds")  # in which the runs of one experiment may differ besides
 
 
@@ -22,15 +22,14 @@ def status(workspace: str, name: str | None) -> int:
     if name is None:
         return _all_runs(place)
     run = load_run(place, name)
-    progress = runs.progress(place, name) or {}
     rows, old = [], []
     for step in run.steps:
         seconds = f"{step['seconds']:.1f} s" if "seconds" in step else ""
         state, live = step["state"], runs.outcome(place, run)
         if state == "running" and live != runs.RUNNING:
             state = runs.INTERRUPTED
-        if state == "running" and progress.get("step") == step["name"] and progress.get("total"):
-            state = f"running {100 * progress['done'] / progress['total']:.0f} %"
+        if state == "running" and (far := runs.progress(place, name, step["name"])) and far["total"]:
+            state = f"running {100 * far['done'] / far['total']:.0f} %"
         artifact = store.find(place, step["stage"], step["key"]) if step.get("key") else None
         if state in ("done", "cached") and artifact is None:
             state = "missing"

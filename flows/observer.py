@@ -18,6 +18,9 @@ class Observer:
     def progress(self, step: str, state: dict[str, Any] | None) -> None:
         """Several times a second: the content of progress.json, {step, done, total, unit}; None before there is one."""
 
+    def again(self, step: str, why: str) -> None:
+        """The step failed and is tried again, from its last checkpoint or part on."""
+
     def finished(self, step: str, artifact: store.Artifact, cached: bool, seconds: float) -> None:
         """The step's artifact is in the store; `seconds` went by since it started."""
 

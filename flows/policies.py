@@ -45,6 +45,7 @@ def values_for(raw: dict[str, Any], given: dict[str, Any]) -> tuple[list[tuple[s
 def apply(config: dict[str, Any]) -> list[str]:
     """Write the words into the recipe's steps, in place. Returns what is wrong with them."""
     problems = [*weekly.apply(config), *replays.apply(config)]
+    weekly.join(config)
     recipe = config.get("recipe") or {}
     trains = any(isinstance(block, dict) and "train" in block for block in recipe.values())
     folders: dict[str, str] = {}

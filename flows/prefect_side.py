@@ -31,6 +31,7 @@ _EVERY = 2.0  # seconds between two updates of a step's progress
 _PATIENCE, _HURRY = 30.0, 3.0  # seconds a run that ended, or was interrupted, waits for what Prefect has not taken yet
 _START_SECONDS = 60
 _STATES = {runs.DONE: "COMPLETED", runs.FAILED: "FAILED", runs.INTERRUPTED: "CANCELLED"}
+FLOW_RUN = "ALIGNLOOP_FLOW_RUN"  # the id of a flow run of Prefect's own that this run is the work of (flows/flow.py)
 _DASHBOARD = "ALIGNLOOP_DASHBOARD"  # where the dashboard is, if not at its usual address on this machine
 
 
@@ -55,7 +56,7 @@ class PrefectPage(Observer):
         if "PREFECT_API_URL" not in os.environ and (url := running_url(workspace)):
             os.environ["PREFECT_API_URL"] = url
         self._events = queue.SimpleQueue[Callable[[_FlowRun], None] | None]()
-        self._shown = 0.0  # when progress was last sent
+        self._shown: dict[str, float] = {}  # step -> when its progress was last sent
         self._given_up = False
         self._thread = threading.Thread(target=self._tell, args=(workspace, run), daemon=True)
         self._thread.start()
@@ -64,10 +65,13 @@ class PrefectPage(Observer):
         self._events.put(lambda page: page.start(step))
 
     def progress(self, step: str, state: dict[str, Any] | None) -> None:
-        if state and state.get("total") and time.monotonic() - self._shown > _EVERY:
-            self._shown = time.monotonic()
+        if state and state.get("total") and time.monotonic() - self._shown.get(step, 0.0) > _EVERY:
+            self._shown[step] = time.monotonic()
             share = 100 * min(1.0, state["done"] / state["total"])
             self._events.put(lambda page: page.progress(step, share))
+
+    def again(self, step: str, why: str) -> None:
+        self._events.put(lambda page: page.again(step, why))
 
     def finished(self, step: str, artifact: store.Artifact, cached: bool, seconds: float) -> None:
         self._events.put(lambda page: page.finish(step, artifact, "cached" if cached else f"{seconds:.1f} s"))
@@ -110,12 +114,16 @@ class _FlowRun:
     def __init__(self, client: Any, workspace: Path, run: str) -> None:
         self._client, self._workspace, self._run = client, workspace, run
         self._looked_at = bool(os.environ.get("PREFECT_API_URL"))  # nobody sees the temporary server's artifacts
-        flow = self._post("/flows/", name="alignloop")
-        self._id = self._post("/flow_runs/", flow_id=flow, name=run, state={"type": "PENDING"})
-        self._set("flow_runs", self._id, "RUNNING")
+        self._given = os.environ.get(FLOW_RUN, "")  # Prefect has started it, and says how it ended
+        if self._given:
+            self._id = self._given
+        else:
+            flow = self._post("/flows/", name="alignloop")
+            self._id = self._post("/flow_runs/", flow_id=flow, name=run, state={"type": "PENDING"})
+            self._set("flow_runs", self._id, "RUNNING")
         self._tasks: dict[str, str] = {}
         self._bars: dict[str, str] = {}
-        self._open = ""  # the task that is running
+        self._open: set[str] = set()  # steps that run
         self._cancelled = False
         if self._looked_at:
             from prefect.utilities.urls import url_for
@@ -127,7 +135,8 @@ class _FlowRun:
                          if ref.step in self._tasks] for name, refs in step.inputs.items()}
         task = self._post("/task_runs/", name=step.name, task_key=step.stage, dynamic_key=step.name, task_inputs=before,
                           flow_run_id=self._id, state={"type": "PENDING"})
-        self._tasks[step.name], self._open = task, step.name
+        self._tasks[step.name] = task
+        self._open.add(step.name)
         self._set("task_runs", task, "RUNNING")
         if self._looked_at:
             self._bars[step.name] = self._artifact(step.name, "progress", "progress", 0.0, step.name)
@@ -136,6 +145,11 @@ class _FlowRun:
         if step in self._bars:
             self._client.request("PATCH", f"/artifacts/{self._bars[step]}", json={"data": share})
             self.obey()
+
+    def again(self, step: str, why: str) -> None:
+        self.log(f"{why}; it is tried again", step)
+        self._set("task_runs", self._tasks[step], "SCHEDULED", why, name="AwaitingRetry")
+        self._set("task_runs", self._tasks[step], "RUNNING", name="Retrying")
 
     def finish(self, step: str, artifact: store.Artifact, how: str) -> None:
         """The task is done: its counts as a log line and a table, links to its folder and to the dashboard's page."""
@@ -153,7 +167,7 @@ class _FlowRun:
                 table = [{"what": what, "number": number} for what, number in counts.items()]
                 self._artifact(step, "counts", "table", json.dumps(table), step)
         self._set("task_runs", self._tasks[step], "COMPLETED", how)
-        self._open = ""
+        self._open.discard(step)
 
     def obey(self) -> None:
         """Where somebody cancels the run on Prefect's page, it stops as one that is interrupted does."""
@@ -170,16 +184,17 @@ class _FlowRun:
 
     def end(self, outcome: str) -> None:
         state = _STATES.get(outcome, "COMPLETED")  # one that a gate stopped came to its end, too
-        if self._open:
-            self._set("task_runs", self._tasks[self._open], state)
-        self._set("flow_runs", self._id, state, outcome)
+        for step in self._open:
+            self._set("task_runs", self._tasks[step], state)
+        if not self._given:
+            self._set("flow_runs", self._id, state, outcome)
 
     def _artifact(self, step: str, what: str, kind: str, data: Any, description: str) -> str:
         return self._post("/artifacts/", key=f"{key(self._run, step)}-{what}", type=kind, data=data,
                           description=description, flow_run_id=self._id, task_run_id=self._tasks[step])
 
-    def _set(self, kind: str, which: str, state: str, message: str = "") -> None:
-        self._post(f"/{kind}/{which}/set_state", force=True, state={"type": state, "message": message})
+    def _set(self, kind: str, which: str, state: str, message: str = "", **named: str) -> None:
+        self._post(f"/{kind}/{which}/set_state", force=True, state={"type": state, "message": message, **named})
 
     def _post(self, path: str, **content: Any) -> str:
         """The id of what was made ("" where nothing was)."""
@@ -201,7 +216,7 @@ def dashboard(workspace: Path) -> str:
         return given if "?" in given else given.rstrip("/") + "/"
     usual = f"http://localhost:{PORT}/"
     try:
-        return usual if json.loads(web.fetch(f"{usual}api/runs", 1)[1])["workspace"] == str(workspace) else ""
+        return usual if json.loads(web.fetch(f"{usual}api/runs?first=1", 1)[1])["workspace"] == str(workspace) else ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 

@@ -1,7 +1,8 @@
-"""The progress of a run: the running step on one line, what is finished on a line each with the numbers behind it."""
+"""The progress of a run: each running step on one line, what is finished on a line each with the numbers behind it."""
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich import progress
@@ -18,6 +19,17 @@ _SPINNER = 2  # cells
 _BELOW = 10  # blanks before what has no room behind its step
 
 
+@dataclass
+class _Running:
+    """A step on the screen."""
+
+    position: int  # of those that have started, from 1
+    task: progress.TaskID
+    began: float
+    said: float
+    state: dict[str, Any] | None = None
+
+
 class Screen(Observer):
     """Progress of one run."""
 
@@ -25,31 +37,34 @@ class Screen(Observer):
         """steps: names, in running order. expected: without it, the time left of the run is not told."""
         self._steps, self._expected = list(steps), expected or Forecast()
         self._width = max(map(len, steps), default=0) + len(f"{len(steps)}/{len(steps)} ")
-        self._position, self._began, self._said = 0, time.monotonic(), 0.0
-        self._state: dict[str, Any] | None = None
+        self._position, self._running = 0, dict[str, _Running]()
         self._progress = progress.Progress(progress.SpinnerColumn(), _Line(self.line), console=screen.console,
                                            transient=True, disable=not screen.console.is_terminal)
         self._progress.start()
-        self._task: progress.TaskID | None = None
 
     def started(self, step: Step) -> None:
         self._position += 1
-        self._began = self._said = time.monotonic()
-        self._state = None
-        if self._task is None:
-            self._task = self._progress.add_task("")
+        now, task = time.monotonic(), self._progress.add_task(step.name)
+        self._running[step.name] = _Running(self._position, task, now, now)
 
     def progress(self, step: str, state: dict[str, Any] | None) -> None:
         if state is None or state.get("step") != step:
             return
-        self._state = state
-        if not screen.console.is_terminal and time.monotonic() - self._said > _PLAIN_EVERY:
-            self._said = time.monotonic()
-            screen.say(f"  ...     {self.line()}")
+        shown = self._running[step]
+        shown.state = state
+        if not screen.console.is_terminal and time.monotonic() - shown.said > _PLAIN_EVERY:
+            shown.said = time.monotonic()
+            screen.say(f"  ...     {self.line(step)}")
+
+    def again(self, step: str, why: str) -> None:
+        screen.paragraph(f"note: {why}; it is tried again")
 
     def finished(self, step: str, artifact: store.Artifact, cached: bool, seconds: float) -> None:
         self._expected = self._expected.after(step, None if cached else seconds)
-        say_finished("cached" if cached else "done", self._label(step), f" {seconds:8.1f} s", artifact)
+        label, shown = self._label(step), self._running.pop(step, None)
+        if shown is not None:
+            self._progress.remove_task(shown.task)
+        say_finished("cached" if cached else "done", label, f" {seconds:8.1f} s", artifact)
 
     def gate(self, lines: list[str]) -> None:
         for line in lines:
@@ -58,15 +73,18 @@ class Screen(Observer):
     def ended(self, outcome: str) -> None:
         self._progress.stop()
 
-    def line(self) -> str:
-        """Of the step that is running now."""
-        step, elapsed = self._steps[self._position - 1], time.monotonic() - self._began
-        own = forecast.left_of_step(self._state)
-        rest = self._expected.left(step, elapsed, own)
-        return running(self._label(step), self._state, elapsed, own, rest, screen.width())
+    def line(self, step: str) -> str:
+        """Of a step that is running now; the first of them tells how long the run still takes."""
+        going, now = dict(self._running), time.monotonic()  # what is shown is drawn by a thread of its own
+        if step not in going:
+            return ""
+        own = {name: (now - one.began, forecast.left_of_step(one.state)) for name, one in going.items()}
+        rest = self._expected.left(own) if step == next(iter(own)) else (0.0, True)
+        return running(self._label(step), going[step].state, *own[step], rest, screen.width())
 
     def _label(self, step: str) -> str:
-        return f"{self._position:>2}/{len(self._steps)} {step}".ljust(self._width)
+        position = self._running[step].position if step in self._running else self._position
+        return f"{position:>2}/{len(self._steps)} {step}".ljust(self._width)
 
 
 def say_finished(word: str, label: str, took: str, artifact: store.Artifact) -> None:
@@ -89,7 +107,7 @@ class _Line(progress.ProgressColumn):
         self._line = line
 
     def render(self, task: progress.Task) -> Text:
-        return Text(self._line(), no_wrap=True, overflow="ellipsis")
+        return Text(self._line(task.description), no_wrap=True, overflow="ellipsis")
 
 
 def running(label: str, state: Mapping[str, Any] | None, elapsed: float, own: float | None,

@@ -23,6 +23,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from flows.attempts import Attempts
 from flows.notify import Notify
 from pipeline import tracking
 from pipeline.config import flat, imported, load_plugin, problems_of, setting
@@ -54,7 +55,7 @@ PACKAGES = {
     "data": Package("formats", "FORMAT", "format"),
     "replay": Package("replay", "REPLAY"),
 }
-CONTRACTS = (*(package.contract for package in PACKAGES.values()), "BACKEND", "AUXILIARY", "JUDGMENTS")
+CONTRACTS = (*(package.contract for package in PACKAGES.values()), "BACKEND", "LAUNCHER", "AUXILIARY", "JUDGMENTS")
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,17 @@ class Hardware:
     training: dict[str, Any]
     judge: dict[str, Any] = dataclasses.field(default_factory=dict)
     grace_seconds: float = setting(20.0, low=0)  # between SIGTERM and SIGKILL when a stage is stopped
-    timeout_minutes: float = setting(0.0, low=0)  # of one stage; 0: no limit
+    timeout_minutes: float = setting(0.0, low=0)  # of one try of a step; 0: no limit
+    retries: int = setting(0, low=0)  # of a step whose process failed: again, from its last checkpoint or part on
+    stages: dict[str, Attempts] = dataclasses.field(default_factory=dict)  # where one differs: {sft: {retries: 2}}
     warm_workers: bool = True  # steps are forks of a process that has imported torch; on CUDA each starts anew
     memory_gb: float | None = setting(None, above=0)  # of the device that trains; null: this machine's
+    jobs: int = setting(1, low=1)  # steps at a time, where none reads from the other and devices are left (docs/gpu.md)
     devices: int | None = setting(None, low=1)  # CUDA devices of a node; null: those that torch can use here
+
+    def check(self) -> list[tuple[str, str]]:
+        known = {path.stem for path in (ROOT / "pipeline/stages").glob("[!_]*.py")}
+        return [(f"stages.{one}", f"no such stage{nearest(one, known)}") for one in self.stages if one not in known]
 
 
 # Keys of the configuration itself.

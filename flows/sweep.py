@@ -148,13 +148,15 @@ def _start(arm: Arm, place: Path, logs: Path, shares: list[list[str]], job: int)
 
 
 def _progress(place: Path, run: str) -> str:
-    record, state = runs.load(place, run), runs.progress(place, run)
+    record = runs.load(place, run)
     if record is None:
         return ""
     done = sum(step["state"] in ("done", "cached") for step in record.steps)
-    current = next((step["name"] for step in record.steps if step["state"] == runs.RUNNING), "")
-    far = f" {state['done']:g}/{state['total']:g} {state['unit']}" if state and state["step"] == current else ""
-    return f": {done} of {len(record.steps)} steps done{', ' if current else ''}{current}{far}"
+    told = [f": {done} of {len(record.steps)} steps done"]
+    for step in [step["name"] for step in record.steps if step["state"] == runs.RUNNING]:
+        state = runs.progress(place, run, step)
+        told.append(f"{step} {state['done']:g}/{state['total']:g} {state['unit']}" if state else step)
+    return ", ".join(told)
 
 
 def _compared(place: Path, done: list[str]) -> None:

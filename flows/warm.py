@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,6 +30,8 @@ class Warm:
         self.why_cold = ""  # why it serves no more
         self._process: subprocess.Popen[bytes] | None = None
         self._ready, self._read = False, b""
+        self._one = threading.RLock()  # steps that run beside each other are watched by threads of their own
+        self._codes: dict[int, int] = {}  # of the steps that have ended, until they are asked for
 
     def start(self, stages: Iterable[str], environment: dict[str, str]) -> None:
         """Begin to import what these stages need; does nothing where that was begun before."""
@@ -44,8 +47,8 @@ class Warm:
         if self._process is None or self.why_cold:
             return False
         try:
-            while not self._ready and (said := self.hear(0)) is not None:
-                self._ready = said.get("ready", False)
+            while not self._ready and self._hear(0) is not None:
+                pass
         except Gone:
             return False
         return self._ready
@@ -54,20 +57,38 @@ class Warm:
         """Start a step. Raises Gone where none was started."""
         assert self._process is not None and self._process.stdin is not None
         asked = {"spec": str(spec), "log": str(log), "grace": grace, "timeout": timeout, "environment": environment}
-        try:
-            self._process.stdin.write(json.dumps(asked).encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError:
-            raise self._gone() from None
-        while (said := self.hear(1)) is None:
-            pass
+        with self._one:
+            try:
+                self._process.stdin.write(json.dumps(asked).encode() + b"\n")
+                self._process.stdin.flush()
+            except OSError:
+                raise self._gone() from None
+            while not (said := self._hear(1) or {}).keys() & {"pid", "refused"} or "code" in said:
+                pass
         if "refused" in said:
             self.why_cold = said["refused"]
             raise Gone(self.why_cold)
         return Forked(self, said["pid"])
 
-    def hear(self, seconds: float) -> dict[str, Any] | None:
+    def code(self, pid: int, seconds: float) -> int | None:
+        """Exit code of the step that it forked, None where it does not end for so long. Raises Gone at its own end."""
+        end = time.monotonic() + seconds
+        while pid not in self._codes and (left := end - time.monotonic()) > 0:
+            with self._one:
+                if pid not in self._codes:
+                    self._hear(min(left, _POLL_SECONDS))
+        return self._codes.pop(pid, None)
+
+    def _hear(self, seconds: float) -> dict[str, Any] | None:
         """The next thing it says, None where it says nothing for so long. Raises Gone at its end."""
+        with self._one:
+            said = self._line(seconds)
+            if said is not None and "code" in said:
+                self._codes[said["pid"]] = said["code"]
+            self._ready = self._ready or bool(said and said.get("ready"))
+            return said
+
+    def _line(self, seconds: float) -> dict[str, Any] | None:
         assert self._process is not None and self._process.stdout is not None
         if b"\n" not in self._read:
             told = self._process.stdout.fileno()
@@ -103,19 +124,17 @@ class Forked:
     """The supervisor of a step that is a fork: what the driver asks of a Popen."""
 
     def __init__(self, warm: Warm, pid: int) -> None:
-        self._warm, self._process, self._code = warm, psutil.Process(pid), None
+        self._warm, self._process = warm, psutil.Process(pid)
+        self._code: int | None = None
 
     def poll(self, seconds: float) -> int | None:
         """The step's exit code, None while it runs. Raises Gone where the warm process ended, once the step has."""
-        end = time.monotonic() + seconds
-        while self._code is None and (left := end - time.monotonic()) > 0:
+        if self._code is None:
             try:
-                said = self._warm.hear(left)
+                self._code = self._warm.code(self._process.pid, seconds)
             except Gone:
                 psutil.wait_procs([self._process])  # it sees that its parent has gone
                 raise
-            if said is not None:
-                self._code = said["code"]
         return self._code
 
     def stop(self) -> None:
@@ -125,3 +144,6 @@ class Forked:
             with contextlib.suppress(Gone):
                 while self.poll(_POLL_SECONDS) is None:
                     pass
+
+    def waiting(self) -> str:
+        return ""

@@ -2,22 +2,24 @@
 
     align run run=NAME data.new=week2.jsonl     one iteration more (iterations=N: up to N), which samples from them
 
+New preferences among the rows are trained on, too, where the run trains on given ones (new_pairs.py).
+
 The run's record keeps what was added, in data.added: for which iterations, and the hash of every file. So what the
 earlier iterations made stands, whatever becomes of the files, and a file with other content is another week's.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows import models
+from flows import models, new_pairs
 from pipeline import plan, runs, store
 from pipeline.config import build, problems_of, setting
 from pipeline.errors import UserError, nearest
 from pipeline.stage import load
 
-NEW, ADDED, IMPORT = "data.new", "data.added", "import_prompts"
-STEPS = ("new_prompts", "new_tokens", "prompts")  # of a recipe's `each`: what it changes
+NEW, ADDED, IMPORT = "data.new", "data.added", new_pairs.IMPORT
+STEPS = ("new_prompts", "new_tokens", "prompts", *new_pairs.STEPS)  # of a recipe's `each`: what it changes
 _NAMES = ("prompt", "instruction", "input", "system")  # of data.columns: what a prompt is made of
 
 
@@ -29,6 +31,7 @@ class Added:
     first: int = setting(low=1)
     last: int = setting(low=1)
     content: tuple[str, ...] = ()  # name:hash of every file; of the hub's the path has the commit
+    pairs: int | None = None  # preferences that join what the run trains on; null: only prompts are read
 
 
 def expanded(typed: list[str]) -> tuple[list[str], list[str]]:
@@ -63,6 +66,7 @@ def expanded(typed: list[str]) -> tuple[list[str], list[str]]:
         raise UserError(f"iterations: {last} with {NEW}, but {name!r} has {done} already; expected more, or leave it "
                         "out for one more")
     new = Added(path, done + 1, int(last), content)
+    new = replace(new, pairs=new_pairs.counted(place, record.config, new))
     return _words(rest, [*known, new], new.last), [f"{_said(new)} from {path}"]
 
 
@@ -126,10 +130,12 @@ def apply(config: dict[str, Any]) -> list[str]:
     if "columns" in taken:
         taken["columns"] = {key: value for key, value in taken["columns"].items() if key in _NAMES}
     later = {one.first: {"first": one.first, "last": one.last, "fewer": True} for one in added}
+    joins = {one.first: new_pairs.settings(config, one.first) for one in added if one.pairs is not None}
+    joins |= {one.first: {"joins": 0} for one in added if one.pairs is None and joins and one.first > min(joins)}
     recipe["each"] = {
         "new_prompts": {
-            "stage": IMPORT, "from": start, "settings": taken,
-            "inputs": {"known": {one.first: _known(one.first) for one in added}},
+            "stage": IMPORT, "from": start, "settings": {**taken, **({"later": joins} if joins else {})},
+            "inputs": {"known": {one.first: _known(one.first, added) for one in added}},
             "runtime": {"later": {one.first: {"root": one.path, "content": list(one.content)} for one in added}}},
         "new_tokens": {"stage": "tokenize", "from": start, "inputs": {"data": "new_prompts[i]", "model": "init/model"}},
         **each,
@@ -143,13 +149,22 @@ class _List:
     added: tuple[Added, ...]
 
 
-def _known(first: int) -> list[str]:
+def _known(first: int, added: tuple[Added, ...]) -> list[str]:
     """The tables whose prompts the run has when iteration `first` begins."""
-    return ["data/sft", "data/pref", "data/eval", *(f"prompts[{i}]/groups" for i in range(1, first))]
+    pairs = [new_pairs.OWN.format(one.first) for one in added if one.pairs and one.first < first]
+    return ["data/sft", "data/pref", "data/eval", *(f"prompts[{i}]/groups" for i in range(1, first)), *pairs]
+
+
+def join(config: dict[str, Any]) -> None:
+    """Write new preferences into the steps that train on given ones, in place, once all others are written."""
+    given = (config.get("data") or {}).get("added") or []
+    if given and not problems_of(_List, {"added": given}) and "new_tokens" in (config["recipe"].get("each") or {}):
+        new_pairs.apply(config, list(build(_List, {"added": given}).added))
 
 
 def without(recipe: Any) -> Any:
-    """A recipe without what new prompts change."""
+    """A recipe without what new prompts and pairs change."""
     if not isinstance(recipe, dict) or not isinstance(recipe.get("each"), dict):
         return recipe
-    return {**recipe, "each": {name: node for name, node in recipe["each"].items() if name not in STEPS}}
+    each = {name: new_pairs.without(node) for name, node in recipe["each"].items() if name not in STEPS}
+    return {**recipe, "each": each}

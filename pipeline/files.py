@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline import clock
+
 ALGORITHM = "sha256"
 _SEAL = "content_hash"  # of the rest, in a file of write_sealed
 WORK, _NOTES = ".work-", "hashes"  # folders of unfinished work begin so; in each, the hashes of what is finished of it
@@ -111,6 +113,7 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     return {key: value for key, value in found.items() if key != _SEAL}
 
 
+@clock.spending(clock.HASH)
 def file_hash(path: Path) -> str:
     """The sha256 of a file's content, 64 hexadecimal digits."""
     with path.open("rb") as file:

@@ -286,7 +286,7 @@ def check(workspace: Path, steps: list[Step]) -> list[str]:
                 done[step.name] = item.artifact
             else:
                 found, _ = outside.checked(workspace, step)
-            if not found and wanted and not step.inputs:
+            if not found and wanted and (not step.inputs or step.stage in outside.IMPORTS):
                 found = outside.lacking(workspace, step, wanted)
         except UserError as error:
             found = error.problems

@@ -3,7 +3,7 @@
     <workspace>/runs/<name>/run.json       config (resolved), changes of single steps, steps with their keys, outcome
                             events.jsonl   started / finished / failed / cached, with times
                             metrics.jsonl  every metric any stage reported
-                            progress.json  how far the running stage is
+                            progress.json  how far the running step is; progress-<step>.json where several may run
                             logs/<step>.log
 
 These files decide what is done; no orchestrator is asked.
@@ -164,17 +164,31 @@ def log_path(workspace: Path, name: str, step: str) -> Path:
     return folder(workspace, name) / "logs" / f"{step}.log"
 
 
-def progress_path(workspace: Path, name: str) -> Path:
-    return folder(workspace, name) / "progress.json"
+def sign_of_life(workspace: Path, name: str) -> float:
+    """When a step of the run last wrote anything, or one began or ended; Unix time, 0 where there is nothing.
+
+    Not what is written beside it whatever it does: how busy the machine is, what was sent to whom, what somebody noted.
+    """
+    place = folder(workspace, name)
+    written = [place / file for file in ("run.json", "events.jsonl", "metrics.jsonl")]
+    written += place.glob("progress*.json")
+    logs = (path for path in (place / "logs").glob("*.log") if path.stem not in ("notify", "tracking", "warm"))
+    return max((path.stat().st_mtime for path in (*written, *logs) if path.exists()), default=0.0)
 
 
-def progress(workspace: Path, name: str) -> dict[str, Any] | None:
-    """How far the running stage is, {step, done, total, unit, time, began}; None before it has said so."""
-    try:
-        written = progress_path(workspace, name).read_bytes()
-    except OSError:
-        return None
-    return progress_of(written)
+def progress_path(workspace: Path, name: str, step: str = "") -> Path:
+    """step: of one beside which others may run."""
+    return folder(workspace, name) / (f"progress-{step}.json" if step else "progress.json")
+
+
+def progress(workspace: Path, name: str, step: str) -> dict[str, Any] | None:
+    """How far the running step is, {step, done, total, unit, time, began}; None before it has said so."""
+    for path in (progress_path(workspace, name, step), progress_path(workspace, name)):
+        with contextlib.suppress(OSError):
+            found = progress_of(path.read_bytes())
+            if found is not None and found["step"] == step:
+                return found
+    return None
 
 
 def progress_of(written: bytes) -> dict[str, Any] | None:

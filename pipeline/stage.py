@@ -191,6 +191,10 @@ class Stage:
     samples: bool = False
     """It uses the run's sampling engine."""
 
+    devices: int | Callable[[Any, Any], int] = 0
+    """How many its own processes hold a model on, the sampling engine's not among them; or a function of (settings,
+    runtime)."""
+
     files: Callable[[Any, Any], list[Path]] = lambda settings, runtime: []
     """(settings, runtime) -> the files from outside it reads: their content is part of the key."""
 

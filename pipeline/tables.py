@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import files
+from pipeline import clock, files
 from pipeline.records import Completion, Group, Message
 
 T = TypeVar("T")
@@ -96,6 +96,7 @@ def put_groups(part: Path, groups: Iterable[Group]) -> Path:
     return put(part, to_arrow(groups), 1024)
 
 
+@clock.spending(clock.WRITE)
 def put(path: Path, rows: pa.Table, row_group_size: int) -> Path:
     """Write a Parquet file so that it is either absent or complete."""
     with files.replacing(path) as temporary:

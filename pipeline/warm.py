@@ -24,8 +24,10 @@ import setproctitle
 from pipeline import supervisor, worker
 
 # What stages import when they run, beside their own module: five of seven seconds of a small step.
-_LATER = ("torch._dynamo", "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto",
-          "transformers.models.auto.tokenization_auto", "safetensors.torch", "pyarrow.parquet", "accelerate", "peft")
+LATER = ("torch._dynamo", "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto",
+          "transformers.models.auto.tokenization_auto", "safetensors.torch", "pyarrow.parquet", "accelerate", "peft",
+          "pandas",  # pyarrow imports it for the first rows it is given
+          "pipeline.engines.transformers.sampling", "pipeline.training.run")
 
 
 class _Worker(BaseException):
@@ -123,7 +125,7 @@ def main(stages: list[str]) -> int:
     setproctitle.setproctitle(" ".join([sys.executable, "-P", "-m", "pipeline.warm", *stages]))
     # Ctrl-C is the driver's to answer; a fork that is told of it before it looks finds it waiting.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-    for name in ("torch", "transformers", *(f"pipeline.stages.{stage}" for stage in stages), *_LATER):
+    for name in ("torch", "transformers", *(f"pipeline.stages.{stage}" for stage in stages), *LATER):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # so that no fork copies what its collector only looks through

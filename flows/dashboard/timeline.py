@@ -15,7 +15,8 @@ _ENDS = ("finished", "failed")
 
 
 def timeline(files: Files, name: str) -> Row:
-    """{"spans": [{step, start, end, how}], "machine": {time, cpu, memory_mb, own_memory_mb, gpu}}, times since 1970.
+    """{"spans": [{step, start, end, how}], "machine": {time, cpu, memory_mb, own_memory_mb, gpu, gpu_memory_mb}}, times
+    since 1970.
 
     A span without an end of its own ended when the next one began (its process was killed), or goes on.
     """
@@ -23,14 +24,13 @@ def timeline(files: Files, name: str) -> Row:
     events = _lines(files, name, "events.jsonl", step=str, event=str, time=(int, float))
     spans: list[Row] = []
     for event in events:
-        unfinished = next((span for span in reversed(spans) if span["end"] is None), None)
+        unfinished = [span for span in spans if span["step"] == event["step"] and span["end"] is None][-1:]
         if event["event"] == "started":
-            if unfinished is not None and unfinished["step"] == event["step"]:
-                unfinished |= {"end": event["time"], "how": "killed"}
+            for span in unfinished:
+                span |= {"end": event["time"], "how": "killed"}
             spans.append({"step": event["step"], "start": event["time"], "end": None, "how": "running"})
         elif event["event"] in _ENDS:
-            same = [span for span in spans if span["step"] == event["step"] and span["end"] is None]
-            for span in same[-1:]:
+            for span in unfinished:
                 span |= {"end": event["time"], "how": event["event"]}
     if not live:
         for span in (span for span in spans if span["end"] is None):
@@ -50,6 +50,8 @@ def _machine(files: Files, name: str) -> Row | None:
     if any(line.get("gpus") for line in lines):
         busy = [[gpu["busy"] for line in c for gpu in line.get("gpus", [])] for c in chunks]
         found["gpu"] = [round(sum(of) / len(of), 3) if of else None for of in busy]
+        used = [[sum(gpu["memory_mb"] for gpu in line["gpus"]) for line in c if line.get("gpus")] for c in chunks]
+        found["gpu_memory_mb"] = [round(sum(of) / len(of)) if of else None for of in used]
     return found
 
 

@@ -71,6 +71,25 @@ class Imported:
     compared: bool = False  # whether training texts are compared with evaluation prompts by their 13-grams
 
 
+def lacking(imported: Imported, where: str, wanted: dict[str, str]) -> list[str]:
+    """Two answers or more ("pairs"), no more than two ("two"), more ("lists"), rationales: where the preferences are
+    otherwise. wanted: what -> why and the way out; where: the beginning of a message.
+    """
+    problems = list[str]()
+    pairs, lists, labels = (imported.kinds.get(kind, 0) for kind in ("pairs", "lists", "labels"))
+    if "pairs" in wanted and labels:
+        apart = "; data.format.only=pairs leaves them out" if pairs + lists and imported.compared else ""
+        beside = f" beside {pairs + lists} pairs and lists" if pairs + lists else ""
+        problems.append(f"{where} holds single answers with a label{beside}, and {wanted['pairs']}{apart}")
+    if "two" in wanted and lists:
+        problems.append(f"{where} holds {lists} lists of more than two answers, and {wanted['two']}")
+    if "lists" in wanted and not lists:
+        problems.append(f"{where} holds {pairs} pairs and no list of more than two answers, and {wanted['lists']}")
+    if "rationales" in wanted and not any(g.rationale for split, g in imported.groups() if split == "pref"):
+        problems.append(f"{where} holds no preference with a rationale, and {wanted['rationales']}")
+    return problems
+
+
 _NEXT = {"": ("user",), "user": ("assistant",), "assistant": ("user",), "tool": ("assistant", "tool")}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import transformers
 
+from pipeline import clock
 from pipeline.errors import UserError, one_line
 from pipeline.lm import checks, folders
 from pipeline.source import ADAPTER
@@ -16,6 +17,7 @@ _TEXTS = ("The capital of France is Paris.", "  two  spaces\n\n\ttab", "naïve c
 _ADDS_BOS = "tokenizer.ggml.add_bos_token"
 
 
+@clock.spending(clock.LOAD)
 def from_gguf(file: Path, target: Path) -> None:
     """Write the model of a GGUF file as a float32 folder with its tokenizer, and its chat template where it has one.
 

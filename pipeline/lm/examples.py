@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import clock
 from pipeline.columns import Source
 from pipeline.errors import Problems, UserError
 from pipeline.lm import arrays, mapped
@@ -108,6 +109,7 @@ def of_chunk(chunk: Chunk) -> list[Example]:
     return [example(chunk, g, {}) for g in range(len(chunk.ids))]
 
 
+@clock.spending(clock.LOAD)
 def load(sources: Sequence[Source], folder: Path, beside: SideTables | None = None,
          stop_ids: Iterable[int] | None = None, weights: Sequence[float] = (), rationales: bool = False) -> Examples:
     """Read tokenised tables into arrays under `folder`, unless they are there already, and map them.

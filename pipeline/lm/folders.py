@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 
+from pipeline import clock
 from pipeline.engines.engine import model_facts, usable_positions
 from pipeline.errors import UserError, first
 from pipeline.lm import attention, devices, forward, rope
@@ -46,6 +47,7 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+@clock.spending(clock.LOAD)
 def load_policy(
     folder: Path, device: torch.device, runtime: ModelRuntime | None = None, options: dict[str, Any] | None = None
 ) -> Any:
@@ -83,6 +85,7 @@ def _left_over(found: dict[str, Any]) -> list[str]:
             "dropped; take both files from one place"] if left else []
 
 
+@clock.spending(clock.LOAD)
 def load_from_disk(folder: Path, scratch: Path) -> Any:
     """A causal LM whose weights are read from the folder layer by layer in each forward pass: for one pass of a large
     one. scratch: a folder for what has to be written again, which mostly is nothing.
@@ -103,6 +106,7 @@ def _places(module: torch.nn.Module, layers: torch.nn.Module, name: str = "") ->
             for place, where in _places(inner, layers, f"{name}.{child}".lstrip(".")).items()}
 
 
+@clock.spending(clock.LOAD)
 def load_reward(
     folder: Path, device: torch.device, seed: int, pad: int, runtime: ModelRuntime | None = None,
     options: dict[str, Any] | None = None,
@@ -132,6 +136,7 @@ def frozen(device: torch.device, precision: str) -> dict[str, Any]:
     return {"dtype": torch.bfloat16} if device.type == "cuda" and precision == "bfloat16" else {}
 
 
+@clock.spending(clock.LOAD)
 def load_scorer(folder: Path, device: torch.device, runtime: ModelRuntime | None = None,
                 mix: Sequence[float] = (1.0,), options: dict[str, Any] | None = None) -> Any:
     """A trained classifier as it scores: in evaluation mode, with one output, the sum of its own with these weights.
@@ -195,6 +200,7 @@ def _loaded(kind: Any, folder: Path, device: torch.device, runtime: ModelRuntime
     return (model, found) if report else model
 
 
+@clock.spending(clock.LOAD)
 def load_tokenizer(folder: Path, template: bool = False) -> Any:
     """Raises UserError where a chat template is wanted and not there."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -225,6 +231,7 @@ def context_length(model: Any) -> int | None:
     return usable_positions(model.config.get_text_config().to_dict())
 
 
+@clock.spending(clock.WRITE)
 def save_folder(model: Any, source: Path, target: Path, dtype: str) -> None:
     """Write `model` as a HF folder, with tokenizer, template and generation config byte for byte those of `source`.
 

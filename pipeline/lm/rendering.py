@@ -56,7 +56,7 @@ class Rendering:
         if completion is not None:
             messages.append(self._message("assistant", completion.text, completion.more))
         try:
-            text = self.apply(messages, generation, json.loads(group.template or "{}"))
+            text = self.apply(messages, generation, _further(group.template))
         except Exception as error:  # a template may refuse a conversation (roles that do not alternate)
             raise UserError(
                 f"example {group.id!r}: {self.of} chat template refuses this conversation: {error}") from None
@@ -147,8 +147,8 @@ class Rendering:
             return []
 
     def _message(self, role: str, content: str, more: str) -> dict[str, Any]:
-        own = self.held(content, typed=role in ("user", "tool"))
-        return {"role": role, "content": own, **self._held_in(json.loads(more or "{}"))}
+        own = {"role": role, "content": self.held(content, typed=role in ("user", "tool"))}
+        return {**own, **self._held_in(_further(more))} if more else own
 
     def _held_in(self, value: Any) -> Any:
         """The same with every text in it held."""
@@ -253,6 +253,11 @@ class Rendering:
 
     def shown(self, text: str) -> str:
         return _HELD.sub(lambda m: self._specials[int(m.group(1))], text)
+
+
+def _further(fields: str) -> dict[str, Any]:
+    """A record's further fields, which most have none of."""
+    return json.loads(fields) if fields else {}
 
 
 def date_of(tokenizer: Any) -> datetime.datetime:

@@ -19,6 +19,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.lm.behind import ids_behind
 from pipeline.lm.rendering import Rendering
 from pipeline.records import LENGTH, STOP, Completion, Group
 
@@ -59,13 +60,13 @@ class Encoder:
         if problems:
             raise UserError.of(problems, 5)
         prompt_ids = text.ids(prompts)
-        full_ids = iter(text.ids([one for texts in answers for one in texts]))
+        full_ids = ids_behind(text, prompts, prompt_ids, answers)
         made: list[Group] = []
-        for group, prompt, head, texts in zip(groups, prompts, prompt_ids, answers, strict=True):
+        for group, prompt, head, texts, full in zip(groups, prompts, prompt_ids, answers, full_ids, strict=True):
             problems.extend(self._bos_problem(group, prompt, head))
             completions = []
-            for completion, whole in zip(group.completions, texts, strict=True):
-                ids, problem = self._completion(group, prompt, head, whole, next(full_ids), completion)
+            for completion, whole, every in zip(group.completions, texts, full, strict=True):
+                ids, problem = self._completion(group, prompt, head, whole, every, completion)
                 problems.extend(problem)
                 completions.append(replace(completion, token_ids=tuple(ids)))
             made.append(replace(group, prompt_ids=tuple(head), completions=tuple(completions)))
@@ -124,8 +125,10 @@ class Encoder:
         self, group: Group, prompt: str, head: list[int], text: str, full: list[int], completion: Completion
     ) -> tuple[list[int], list[str]]:
         """The ids of one answer, and what is wrong with them."""
-        both = (f"prompt: {self.rendering.shown(prompt)[-200:]!r}; prompt with answer: "
-                f"{self.rendering.shown(text)[-300:]!r}")
+        def both() -> str:
+            return (f"prompt: {self.rendering.shown(prompt)[-200:]!r}; prompt with answer: "
+                    f"{self.rendering.shown(text)[-300:]!r}")
+
         kept = self._keeps(text[len(prompt):], completion)
         if kept and full[: len(head)] == head:
             tail = full[len(head):]
@@ -137,12 +140,12 @@ class Encoder:
         else:
             does = "leaves out the answer's text" if text.startswith(prompt) else (
                 "changes the prompt once there is an answer, so the boundary is undefined")
-            return [], [f"example {group.id!r}: the template {does}; {both}"]
+            return [], [f"example {group.id!r}: the template {does}; {both()}"]
         end = next((i for i, token in enumerate(tail) if token in self.stop_ids), None)
         if end is None:
             return [], [f"example {group.id!r}: missing EOS, the template does not end an answer with one of the stop "
                         f"ids {[self.tokenizer.convert_ids_to_tokens(i) for i in self.stop_ids]}; add the token it "
-                        f"ends with to eos_token_id of generation_config.json; {both}"]
+                        f"ends with to eos_token_id of generation_config.json; {both()}"]
         if self._unmarked and self._unmarked & {*self.rendering.ids([self.rendering.held(completion.text)])[0]}:
             return [], [f"example {group.id!r}: the answer's own text holds the stop token "
                         f"{self.tokenizer.convert_ids_to_tokens(tail[end])!r}; take it out of the data, or out of "
@@ -157,9 +160,9 @@ class Encoder:
     def _keeps(self, tail: str, completion: Completion) -> bool:
         """Whether the answer's text is in what the template wrote behind the prompt, and its reasoning where it has
         some and the template knows of reasoning."""
-        held, more = self.rendering.held, json.loads(completion.more or "{}")
+        held, more = self.rendering.held, json.loads(completion.more) if completion.more else {}
         thought = more.get("reasoning_content", "") if self.rendering.thinks else ""
-        return held(completion.text).strip() in tail and held(thought).strip() in tail
+        return held(completion.text).strip() in tail and (not thought or held(thought).strip() in tail)
 
     def _after(self, prompt: str, completion: Completion) -> list[int]:
         """The ids of an answer behind a prompt that may have opened its reasoning, and of the end of a turn."""

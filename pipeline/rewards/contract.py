@@ -75,6 +75,9 @@ class Scorer:
     needs: frozenset[str] | Callable[[Any], frozenset[str]] = frozenset()
     """Further models of earlier steps it takes, of "policy" and "reference": their folders."""
 
+    holds_model: bool = False
+    """Whether it holds a model on one of the run's devices, whoever made it."""
+
     files: Callable[[Any], list[Path]] = lambda settings: []
     """settings -> files from outside it reads: a change of their content is a change of the scores."""
 

@@ -96,4 +96,4 @@ def masked(net: Any, rate: float, seed: int) -> Iterator[None]:
 
 
 SCORER = Scorer(Settings, scorer, needs_model=lambda s: s.path is None, files=lambda s: folder_files(s.path),
-                suffixes=suffixes)
+                holds_model=True, suffixes=suffixes)

@@ -60,5 +60,5 @@ def scorer(settings: Settings, *, model: Path | None = None, runtime: ModelRunti
     return lambda groups: score_groups(encoder, net, groups, settings.precision, runtime)
 
 
-SCORER = Scorer(Settings, scorer, files=lambda s: folder_files(s.path),
+SCORER = Scorer(Settings, scorer, files=lambda s: folder_files(s.path), holds_model=True,
                 check=lambda s, limits: head_problems("path", s.path, len(names(s.path))))

@@ -149,4 +149,4 @@ def _extrapolated(net: Any, anchor: Any, rows: Rows, decouple: float, logits_per
     return torch.cat(found)
 
 
-SCORER = Scorer(Settings, scorer, needs=needs, files=files, suffixes=suffixes)
+SCORER = Scorer(Settings, scorer, needs=needs, holds_model=True, files=files, suffixes=suffixes)

@@ -62,4 +62,4 @@ def scorer(settings: Settings, *, model: Path | None = None, runtime: ModelRunti
     return lambda groups: scored(encoder, groups, folders.context_length(net), sums, float("nan"), fewest=1)
 
 
-SCORER = Scorer(Settings, scorer, needs=needs, files=lambda s: folder_files(s.path))
+SCORER = Scorer(Settings, scorer, needs=needs, holds_model=True, files=lambda s: folder_files(s.path))

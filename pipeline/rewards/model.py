@@ -89,4 +89,4 @@ def score_groups(encoder: Encoder, net: Any, groups: Sequence[Group], precision:
 
 
 SCORER = Scorer(Settings, scorer, needs_model=lambda s: s.path is None, files=lambda s: folder_files(s.path),
-                check=lambda s, limits: head_problems("path", s.path, 1))
+                holds_model=True, check=lambda s, limits: head_problems("path", s.path, 1))

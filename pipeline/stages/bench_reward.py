@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.config import Part, load_part, part_problems
 from pipeline.errors import UserError
+from pipeline.files import write_atomic
 from pipeline.formats import files as data
 from pipeline.records import Group
 from pipeline.rewards.contract import Desk, Limits, Score, Scorer
@@ -21,7 +22,7 @@ from pipeline.stage import Context, Stage, told
 from pipeline.statistics import mean
 from pipeline.training.settings import TrainRuntime
 
-_SLICE = 256  # groups between two signs of progress
+_SLICE = 256  # groups that are scored once, whenever the process is killed
 NONE = "no pair, expected rows with chosen and rejected, or ranked answers (docs/data.md)"
 
 
@@ -52,7 +53,11 @@ def run(context: Context) -> None:
     scores = list[list[float]]()
     for start in range(0, len(groups), _SLICE):
         context.report.progress(start, len(groups), "pairs")
-        scores += [[_first(one) for one in of_group] for of_group in score(groups[start : start + _SLICE])]
+        place = context.work / "scored" / f"{start}.json"  # one that is there a killed process has left
+        if not place.is_file():
+            made = [[_first(one) for one in of_group] for of_group in score(groups[start : start + _SLICE])]
+            write_atomic(place, json.dumps(made))
+        scores += json.loads(place.read_text())
     scored = [(group, values) for group, values in zip(groups, scores, strict=True) if all(map(math.isfinite, values))]
     for reason, number in [*left_out.items(), ("without a score", len(groups) - len(scored))]:
         context.report.drop(reason, number)
@@ -126,7 +131,8 @@ def wanted(settings: Settings) -> set[str]:
 
 STAGE = Stage(
     Settings, run, version=1, inputs={"model": "optional", "policy": "optional", "reference": "optional"}, seeded=False,
-    runtime=Runtime, files=files, check=check, required=required, wanted=wanted,
+    runtime=Runtime, devices=lambda settings, runtime: int(_part(settings).plugin.holds_model), files=files,
+    check=check, required=required, wanted=wanted,
     sources=lambda settings, runtime: data.names(_root(runtime), settings.format),
     says=told("right about {accuracy:.1%} ({accuracy_low:.1%} to {accuracy_high:.1%}) of {pairs:,.0f} pairs",
               "length alone {length_accuracy:.1%}, chance 50 %", "mean of {subsets:.0f} subsets {mean_of_subsets:.1%}"))

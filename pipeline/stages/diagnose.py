@@ -233,6 +233,6 @@ STAGE = Stage(
     inputs={"model": "one", "reference": "one", "answers": "one", "answer_scores": "optional", "baseline": "one",
             "baseline_scores": "optional", "trained": "optional", "samples": "optional", "sample_scores": "optional",
             "groups": "optional", "watch": "optional", "replay": "optional"},
-    seeded=False, runtime=TrainRuntime,
+    seeded=False, runtime=TrainRuntime, devices=1,
     says=told("KL {kl:.2f} nats an answer", "length {length_mean:.1f} ({length_drift:+.0%})",
               "reward model right {reward_model_accuracy:.1%}"))

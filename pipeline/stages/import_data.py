@@ -12,7 +12,7 @@ from pipeline.config import Part, load_part, part_problems, setting
 from pipeline.errors import UserError
 from pipeline.formats.contract import Format
 from pipeline.formats.divide import OVER_LIMIT
-from pipeline.formats.splits import SPLITS, Imported
+from pipeline.formats.splits import SPLITS, Imported, lacking
 from pipeline.stage import Context, Counts, Stage
 
 BUILTIN = "builtin:"
@@ -64,22 +64,8 @@ def check(settings: Settings, runtime: Runtime) -> list[str]:
 
 
 def lacks(settings: Settings, runtime: Runtime, wanted: dict[str, str]) -> list[str]:
-    """Two answers or more ("pairs"), no more than two ("two"), more ("lists"), rationales: where the preferences are
-    otherwise.
-    """
-    imported, where, problems = _import(settings, runtime), _place(runtime), list[str]()
-    pairs, lists, labels = (imported.kinds.get(kind, 0) for kind in ("pairs", "lists", "labels"))
-    if "pairs" in wanted and labels:
-        apart = "; data.format.only=pairs leaves them out" if pairs + lists and imported.compared else ""
-        beside = f" beside {pairs + lists} pairs and lists" if pairs + lists else ""
-        problems.append(f"{where} holds single answers with a label{beside}, and {wanted['pairs']}{apart}")
-    if "two" in wanted and lists:
-        problems.append(f"{where} holds {lists} lists of more than two answers, and {wanted['two']}")
-    if "lists" in wanted and not lists:
-        problems.append(f"{where} holds {pairs} pairs and no list of more than two answers, and {wanted['lists']}")
-    if "rationales" in wanted and not any(g.rationale for split, g in imported.groups() if split == "pref"):
-        problems.append(f"{where} holds no preference with a rationale, and {wanted['rationales']}")
-    return problems
+    """What other steps want of the preferences that they are not."""
+    return lacking(_import(settings, runtime), _place(runtime), wanted)
 
 
 def run(context: Context) -> None:

@@ -85,6 +85,6 @@ def _token_logps(context: Context, name: str, wanted: Sequence[Sequence[Group]])
 
 STAGE = Stage(
     Settings, run, version=1, inputs={"model": "one", "reference": "one", "seen": "one", "held_out": "one"},
-    seeded=False, runtime=TrainRuntime,
+    seeded=False, runtime=TrainRuntime, devices=1,
     says=told("chosen {held_out_chosen_log_ratio:+.1f} nats held out, {seen_chosen_log_ratio:+.1f} of those trained on",
               "rejected {held_out_rejected_log_ratio:+.1f}"))

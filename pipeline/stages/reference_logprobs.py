@@ -70,4 +70,4 @@ def _examples(sources: Sequence[Source]) -> Iterator[tuple[str, Example]]:
 
 
 STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "many"}, seeded=False, runtime=TrainRuntime,
-              says=told("{groups:,.0f} groups"))
+              devices=1, says=told("{groups:,.0f} groups"))

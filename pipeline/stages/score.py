@@ -285,8 +285,13 @@ def _scorers(context: Context, desks: Mapping[str, Desk], without: AbstractSet[s
             for name, part in _parts(context.settings).items() if name not in without}
 
 
+def devices(settings: Settings, runtime: Runtime) -> int:
+    """One for each process, where any of the scorers holds a model."""
+    return runtime.models.processes if any(part.plugin.holds_model for part in _parts(settings).values()) else 0
+
+
 STAGE = Stage(
     Settings, run, version=2,
     inputs={"groups": "one", "model": "optional", "policy": "optional", "reference": "optional", "logps": "optional"},
-    seeded=False, runtime=Runtime, distributed=True, files=files, check=check, required=required, wanted=wanted,
-    kinds=kinds, says=told("mean {score_mean:.3f}", "best of N {best_of_n_mean:.3f}"))
+    seeded=False, runtime=Runtime, distributed=True, devices=devices, files=files, check=check,
+    required=required, wanted=wanted, kinds=kinds, says=told("mean {score_mean:.3f}", "best of N {best_of_n_mean:.3f}"))

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.config import part_problems
 from pipeline.objectives.contract import Objective
 from pipeline.stage import Context, Cost, Stage, told
-from pipeline.training.settings import TrainerSettings, TrainRuntime
+from pipeline.training.settings import TrainerSettings, TrainRuntime, processes
 
 
 @dataclass(frozen=True)
@@ -30,5 +30,6 @@ def run(context: Context) -> None:
 
 
 STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "one"}, seeded=True, seed="sft",
-              runtime=TrainRuntime, distributed=True, cost=lambda settings: Cost(weights=1, checkpoints=True),
+              runtime=TrainRuntime, distributed=True, devices=processes,
+              cost=lambda settings: Cost(weights=1, checkpoints=True),
               says=told("{steps:,.0f} steps", "{groups:,.0f} answers"))

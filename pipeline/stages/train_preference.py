@@ -17,7 +17,7 @@ from pipeline.objectives import contract
 from pipeline.objectives.contract import Auxiliary, Needs, Objective
 from pipeline.selection.contract import LISTS, PAIRS
 from pipeline.stage import Context, Cost, Kinds, Stage, told
-from pipeline.training.settings import TrainerSettings, TrainRuntime
+from pipeline.training.settings import TrainerSettings, TrainRuntime, processes
 
 _WHY = {
     "reference": "log-probs of every completion under the reference",
@@ -176,6 +176,6 @@ STAGE = Stage(
     Settings, run, version=4,
     inputs={"model": "one", "groups": "many", "reference": "optional", "previous": "optional", "scored": "optional",
             "weights": "optional", "replay": "optional", "reference_model": "optional", "optimizer": "optional"},
-    seeded=True, runtime=TrainRuntime, distributed=True, required=required, wanted=wanted, misfit=misfit, wants=wants,
-    cost=cost,
+    seeded=True, runtime=TrainRuntime, distributed=True, devices=processes, required=required, wanted=wanted,
+    misfit=misfit, wants=wants, cost=cost,
     says=told("{steps:,.0f} steps", "{groups:,.0f} groups"))

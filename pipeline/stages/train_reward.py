@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.stage import Context, Cost, Stage, derive_seed, told
-from pipeline.training.settings import TrainerSettings, TrainRuntime
+from pipeline.training.settings import TrainerSettings, TrainRuntime, processes
 
 if TYPE_CHECKING:
     from pipeline.lm.examples import Example
@@ -115,7 +115,7 @@ def _check_pairs(training: Sequence[Example], held_out: Sequence[Example], setti
 
 
 STAGE = Stage(Settings, run, version=2, inputs={"model": "one", "groups": "many"}, seeded=True, seed="reward",
-              runtime=TrainRuntime, distributed=True, files=files, check=check,
+              runtime=TrainRuntime, distributed=True, devices=processes, files=files, check=check,
               wants=lambda settings: {"pairs": _PAIRS},
               cost=lambda settings: Cost(weights=1, checkpoints=True),
               says=told("held-out accuracy {held_out_accuracy:.1%} ({held_out_accuracy_low:.1%} to "

@@ -112,4 +112,5 @@ def _embeddings(context: Context, groups: Sequence[Group]) -> Tensor:
     return found
 
 
-STAGE = Stage(Settings, run, version=4, inputs={"model": "one", "groups": "many"}, seeded=True, runtime=TrainRuntime)
+STAGE = Stage(Settings, run, version=4, inputs={"model": "one", "groups": "many"}, seeded=True, runtime=TrainRuntime,
+              devices=1)

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline import clock
 from pipeline.files import file_hash, read_sealed, sync, write_sealed
 from pipeline.training import optim
 from pipeline.training.distribute import like
@@ -38,6 +39,7 @@ class Loaded:
     extra: dict[str, Tensor]  # what the objective carries from step to step
 
 
+@clock.spending(clock.WRITE)
 def save(folder: Path, model: Any, optimizer: torch.optim.Optimizer, at: Loaded, keep: int,
          world: World = ALONE) -> Path:
     """Write the state after step `at.step` and drop all but `keep`. Every process calls it; the first one writes."""
@@ -76,6 +78,7 @@ def newest(folder: Path) -> Path | None:
     return next((path for path in sorted(folder.glob("step-*"), reverse=True) if _complete(path)), None)
 
 
+@clock.spending(clock.LOAD)
 def load(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> Loaded:
     """Put the state back, sharded as the model is."""
     manifest = read_sealed(path / _MANIFEST)

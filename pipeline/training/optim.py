@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline import clock
 from pipeline.errors import UserError
 from pipeline.training.distribute import like
 from pipeline.training.settings import TrainerSettings
@@ -54,6 +55,7 @@ def load_state(model: Any, optimizer: torch.optim.Optimizer, tensors: dict[str, 
         raise UserError(*problems)
 
 
+@clock.spending(clock.WRITE)
 def save_folder(folder: Path, tensors: dict[str, Tensor], updates: int) -> None:
     """Write whole `state_tensors` for the next training stage: `updates` lets the schedule run through."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,6 +63,7 @@ def save_folder(folder: Path, tensors: dict[str, Tensor], updates: int) -> None:
     (folder / STATE).write_text(json.dumps({"updates": updates}) + "\n")
 
 
+@clock.spending(clock.LOAD)
 def load_folder(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> int:
     """Load what `save_folder` wrote. Returns the number of updates made so far."""
     if not (folder / STATE).is_file():

@@ -59,7 +59,7 @@ class TrainRuntime(ModelRuntime):
     strategy: str = setting("none", choices=STRATEGIES)  # of several processes: whole copies (ddp) or sharded weights
     processes: int = setting(1, low=1)  # on this node: one per device
     nodes: int = setting(1, low=1)  # that train together
-    rendezvous: str | None = None  # host:port of one of several nodes, the same on each
+    rendezvous: str | None = None  # host:port of one of several nodes, the same on each; job: the launcher says
 
     @property
     def world_size(self) -> int:
@@ -83,6 +83,11 @@ class TrainRuntime(ModelRuntime):
         if self.nodes > 1 and self.rendezvous is None:
             problems.append(("rendezvous", f"null with {self.nodes} nodes, expected host:port of one of them"))
         return problems
+
+
+def processes(settings: object, runtime: TrainRuntime) -> int:
+    """Devices of a stage that trains: one for each process on this node."""
+    return runtime.processes
 
 
 def total_steps(settings: TrainerSettings, groups: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import os
 import random
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import failures
 from flows import step as launch
 from pipeline import plan, runs, store, tables
 from pipeline.errors import UserError
@@ -62,13 +64,33 @@ def test_a_flipped_bit_of_what_a_step_reads_is_found_before_it_commits(times, co
             bad, lost = done[maker], done.pop(reader.name)
             shutil.rmtree(lost.path)
             flip(bad.path / name, rng)
-            with pytest.raises(launch.InputDamaged, match=re.escape(f"{bad.path / name}: content changed")):
+            with pytest.raises(failures.InputDamaged, match=re.escape(f"{bad.path / name}: content changed")):
                 launch.ensure(place, plan.look_up(workspace, reader, done), done, {}, lambda *_: None)
             assert not lost.path.exists() and not bad.path.exists(), kind
             assert not list(lost.path.parent.glob(".work-*")), kind
             for artifact in (bad, lost):
                 shutil.copytree(original / artifact.path.relative_to(workspace), artifact.path)
     assert small.differing(workspace, original) == []
+
+
+@pytest.mark.parametrize("most", [50, pytest.param(10**6, marks=pytest.mark.long)])
+def test_every_byte_counts(most, copied):
+    """One seeded bit in each byte of one file of each kind, `most` bytes of it: what a commit asks of everything that
+    was read finds them all, and finds nothing once they are as they were."""
+    workspace, rng, flips = copied[0], random.Random(SEED), 0
+    done = small.made(workspace)
+    for _, maker, name in (read[0] for _, read in sorted(read_files(workspace).items())):
+        artifact, file, part = done[maker], done[maker].path / name, name.rpartition("/")[0]
+        content = file.read_bytes()
+        with file.open("r+b", buffering=0) as raw:
+            for at in sorted(rng.sample(range(len(content)), min(most, len(content)))):
+                os.pwrite(raw.fileno(), bytes([content[at] ^ 1 << rng.randrange(8)]), at)
+                assert store.damaged_files(artifact, part) == [
+                    f"{file}: content changed (its {store.ALGORITHM} is not the manifest's)"], (name, at)
+                os.pwrite(raw.fileno(), content[at : at + 1], at)
+                flips += 1
+        assert store.damaged_files(artifact, part) == []
+    print(f"{flips} flips in {len(read_files(workspace))} kinds of files")
 
 
 @pytest.mark.parametrize(("name", "table"), [("generate[2]", "groups"), ("score[2]", "scores")])

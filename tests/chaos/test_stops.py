@@ -40,8 +40,8 @@ def _training(workspace: Path) -> None:
     """Return once the SFT has made some steps."""
     deadline = time.monotonic() + 120
     while True:
-        done = runs.progress(workspace, "small") if (workspace / "runs/small").is_dir() else None
-        if done is not None and done["step"] == "sft" and done["done"] > 3:
+        done = runs.progress(workspace, "small", "sft") if (workspace / "runs/small").is_dir() else None
+        if done is not None and done["done"] > 3:
             return
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -82,10 +82,10 @@ def test_it_goes_on_from_the_step_it_was_stopped_at(start, forking, tidy, tmp_pa
     step = int(_stopped(tmp_path / "ws", tidy, forking).removeprefix("step-"))
     process = start()
     deadline, state = time.monotonic() + 60, None
-    while state is None or state["step"] != "sft" or state["began"]["done"] != step:
+    while state is None or state["began"]["done"] != step:
         assert time.monotonic() < deadline, state
         time.sleep(0.1)
-        state = runs.progress(tmp_path / "ws", "small")
+        state = runs.progress(tmp_path / "ws", "small", "sft")
     process.terminate()
     process.communicate(timeout=PROMPT)
 

@@ -12,7 +12,7 @@ import pytest
 
 from flows import inspection
 from flows.driver import Driver
-from flows.step import InputDamaged
+from flows.failures import InputDamaged
 from pipeline import files, plan, runs, store
 from pipeline.errors import UserError
 

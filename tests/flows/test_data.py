@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,19 +13,22 @@ from flows.data import _script, _spread
 
 ROWS = [{"prompt": f"Name a thing that is number {i} of all.", "chosen": "A large <|end|> stone by the sea.",
          "rejected": "No.", "score_chosen": 9, "score_rejected": 4} for i in range(60)]
+LONG = [{**row, "prompt": f"Count {i}.", "chosen": "one two three " * 400} for i, row in enumerate(ROWS[:12])]
 
 
 def test_show_then_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, *LONG]))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.main(["data", "show", "a.jsonl", "--rows", "1"]) == 0
     told = capsys.readouterr().out
-    assert "data: 60 rows, read as: pairs (60); kept: sft" in told
+    assert "data: 72 rows, read as: pairs (72); kept: sft" in told
     assert "longer in 100%" in told and "scores of the chosen 9 to 9; above the rejected by 5 on average" in told
     assert "scripts: latin 100.0%" in told
+    assert re.search(r"left out or cut as tokens: (sft: truncated \d; )?pref: long_completion \d \(model\.max_",
+                     " ".join(told.split()))
     assert "\u27e6" in told and "<|end|> stone" in told.replace("\n    ", "")  # a text's own is no special token
-    assert all(len(line) <= 80 for line in told.splitlines() if not line.startswith(("data:", "sft:", "pref:")))
+    assert all(len(line) <= 80 for line in told.splitlines() if not line.startswith(("data:", "sft:", "pref:", "left")))
     assert cli.main(["data", "check", "a.jsonl"]) == 0
     told = capsys.readouterr().out
     assert "..." not in told  # nothing was made again

@@ -15,9 +15,9 @@ import pytest
 from flows.cli import reach_this_machine_directly
 from flows.compose import CONF, compose
 from flows.driver import Driver
+from flows.failures import StepFailed
 from flows.observer import Observer
 from flows.prepare import expand, prepare
-from flows.step import StepFailed
 from pipeline import plan, runs
 from pipeline.errors import UserError
 
@@ -189,8 +189,8 @@ def test_a_step_that_lost_its_engine_is_tried_once_more(lost, two_steps, monkeyp
     run = runs.load(workspace, "shown")
     steps = plan.steps_of(run)
     walking = Driver(workspace, run, steps)
-    walking.engine = SimpleNamespace(environment=lambda step: {}, lost=lambda step: lost, close=lambda: None,
-                                     warm_up=lambda remaining, done: None)
+    walking.engine = SimpleNamespace(environment=lambda step, rests: {}, lost=lambda step: lost, close=lambda: None,
+                                     warm_up=lambda remaining, done: None, give_up=lambda: None)
 
     def fails(place, item, *more):
         told.append(item.step.name)

@@ -109,8 +109,7 @@ def test_a_hacked_reward_stops_the_run_and_the_artifact_decides_again(tmp_path, 
 def test_an_iteration_is_set_aside_and_the_run_goes_on(tmp_path, world):
     """As above, but the third iteration is compared with the first, which it beats."""
     made = driver(tmp_path / "workspace", world, "previous")
-    for step in made.steps:
-        made.step(step)
+    made.walk()
     found = {i: gates.read(made.done[f"gate[{i}]"]) for i in (1, 2, 3)}
     assert [found[i]["decision"] for i in (1, 2, 3)] == ["pass", "previous", "pass"]
     assert found[3]["compared_with"] == 1 and made.stopped_by == ""
@@ -122,7 +121,7 @@ def test_an_iteration_is_set_aside_and_the_run_goes_on(tmp_path, world):
 def test_a_stop_in_the_store_ends_the_plan_there(tmp_path, world):
     made = driver(tmp_path / "workspace", world, "stop")
     for step in made.steps:  # also those behind the gate, as another run may have left them
-        made.step(step)
+        Driver(made.workspace, made.run, made.steps, only=step.name).walk()
     planned = plan.look_up_all(tmp_path / "workspace", made.steps)
     assert [item.step.name for item in gates.reachable(planned)][-1] == "gate[2]"
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,24 @@ def test_a_killed_driver_says_what_happened_and_how_to_go_on(two_steps, tmp_path
     assert "error: the run's process was killed by SIGKILL: " in done.stderr
     assert done.stderr.strip().endswith("go on with:\n    align run run=shown")
     assert runs.load(workspace, "shown").outcome == runs.INTERRUPTED
+
+
+def test_a_step_that_finds_a_setting_wrong_does_not_say_to_do_the_same_again(two_steps, tmp_path):
+    """What is wrong is known in the step alone: a score that is no number."""
+    workspace = two_steps()
+    (tmp_path / "rule_of_nothing.py").write_text("def f(messages, text):\n    return float('nan')\n")
+    run = runs.load(workspace, "shown")
+    run.config["stage"]["score"]["settings"]["reward"]["function"] = "rule_of_nothing.f"
+    runs.save(workspace, replace(run, overrides=["recipe=mine", "run=shown", "reward=rule"]))
+    done = subprocess.run([sys.executable, "-P", "-c", DRIVE, str(workspace)], cwd=tmp_path, text=True,
+                          capture_output=True, env={**os.environ, **supervisor.imports(),
+                                                    "PREFECT_API_URL": "http://127.0.0.1:9/api"})
+    assert done.returncode == 2
+    assert "error: scores: reward: the score 'reward' of all 5 completions is not finite" in done.stderr
+    assert done.stderr.endswith(
+        "once a file, a server or hardware.* is put right, go on with:\n    align run run=shown\n"
+        "with another setting it is another run, which takes what is done from the store; change or add it here:\n"
+        "    align run recipe=mine reward=rule run=shown-2\n")
 
 
 def _steps(workspace: Path, place: Path) -> list[plan.Step]:

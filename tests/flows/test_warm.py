@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -177,3 +179,17 @@ def test_a_run_whose_warm_process_dies_goes_on_cold(two_steps, tmp_path, monkeyp
 
 def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_what_rows_need_is_imported_before_the_fork():
+    """pyarrow imports pandas, half a second, for the first rows it is given: a fork finds it there."""
+    script = """if True:
+        import importlib, sys
+        from pipeline import warm
+        for name in warm.LATER: importlib.import_module(name)
+        import pyarrow
+        before = set(sys.modules)
+        pyarrow.Table.from_pylist([{"a": [1]}]).to_pylist()
+        print(sorted(name for name in set(sys.modules) - before if not name.startswith("pyarrow")))"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -11,7 +11,7 @@ import pytest
 from flows import origins, weekly
 from flows import step as launch
 from flows.prepare import CheckedRun, prepare
-from pipeline import plan, runs, store
+from pipeline import plan, runs, store, tables
 from pipeline.errors import UserError
 from tests.flows.loops import in_this_process
 
@@ -121,6 +121,63 @@ def test_what_cannot_go_on_is_told(place: Path, tmp_path: Path) -> None:
     assert "was stopped by gate[1], further iterations would not run" in problem("run=gated", f"data.new={file}")
 
 
+def pairs(path: Path, number: int, more: str = "") -> Path:
+    rows = [{"prompt": f"Pair {i} of week {number}?", "chosen": "Yes, so it is.", "rejected": "no"} for i in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + more)
+    return path
+
+
+def test_new_preferences_join_what_is_trained_on(place: Path, tmp_path: Path) -> None:
+    """From their iteration on, with log-probs of their own; a week without some changes nothing; nor do later weeks."""
+    before = prepare([*WORDS, f"workspace={place}"])
+    third = started(place, "run=job", f"data.new={pairs(tmp_path / 'w3.jsonl', 3)}")
+    assert same(before, third, 2)
+    assert inputs(third, "train[3]", "groups") == [
+        "tokens/pref", "new_tokens[3]/pref", "pairs[2]/groups", "pairs[3]/groups"]
+    assert inputs(third, "diagnose[3]", "trained") == inputs(third, "train[3]", "groups")
+    assert inputs(third, "prompts[3]", "prompts") == ["new_tokens[3]/unlabeled"]
+    fourth = started(place, "run=job", f"data.new={week(tmp_path / 'w4.jsonl', 4)}", "iterations=5")
+    fifth = started(place, "run=job", f"data.new={pairs(tmp_path / 'w6.jsonl', 6)}")
+    assert same(third, fourth, 3) and same(fourth, fifth, 5)
+    assert inputs(fourth, "train[5]", "groups")[:3] == ["tokens/pref", "new_tokens[3]/pref", "pairs[2]/groups"]
+    assert inputs(fifth, "train[6]", "groups")[:3] == ["tokens/pref", "new_tokens[3]/pref", "new_tokens[6]/pref"]
+    assert inputs(fifth, "new_prompts[6]", "known")[-1] == "new_prompts[3]/pref"
+    assert [one["pairs"] for one in fifth.run.config["data"]["added"]] == [6, 0, 6]
+    assert prepare([*WORDS, f"workspace={place}"]).steps == fifth.steps
+
+
+def test_new_preferences_get_what_the_first_ones_got(tmp_path: Path) -> None:
+    """Log-probs under the reference, scores, a place in a reward model that is trained again, and in a replay."""
+    place, words = tmp_path / "ws", ["recipe=iterative_dpo", "run=job", "objective=exo_rw", "reward.retrain=each",
+                                     "replay=last_k"]
+    started(place, *words)
+    made = started(place, "run=job", f"data.new={pairs(tmp_path / 'w3.jsonl', 3)}")
+    assert inputs(made, "train[3]", "reference")[:2] == ["pref_reference/logps", "new_reference[3]/logps"]
+    assert inputs(made, "train[3]", "scored") == ["pref_scores/scores", "new_scores[3]/scores"]
+    assert inputs(made, "new_scores[3]", "groups") == ["new_tokens[3]/pref"]
+    assert inputs(made, "retrained[3]", "groups") == ["tokens/pref", "new_tokens[3]/pref", "pairs[2]/groups"]
+    assert inputs(made, "replay[3]", "groups") == inputs(made, "train[3]", "groups")
+    followed = tmp_path / "followed"
+    started(followed, "recipe=iterative_dpo", "run=job", "reference=previous")
+    made = started(followed, "run=job", f"data.new={tmp_path / 'w3.jsonl'}")
+    assert inputs(made, "reference[3]", "groups") == inputs(made, "train[3]", "groups")
+    assert inputs(made, "train[3]", "reference") == ["reference[3]/logps"]
+
+
+def test_where_nothing_trains_on_given_preferences_their_prompts_count_and_labels_are_refused(tmp_path: Path) -> None:
+    place = tmp_path / "ws"
+    started(place, "recipe=online_dpo", "run=job")
+    made = started(place, "run=job", f"data.new={pairs(tmp_path / 'w3.jsonl', 3)}")
+    assert made.run.config["data"]["added"][0]["pairs"] is None
+    assert not any("new_tokens" in ref for ref in inputs(made, f"train[{made.steps[-1].iteration}]", "groups"))
+    label = json.dumps({"prompt": "q", "completion": "a", "label": True}) + "\n"
+    started(tmp_path / "other", *WORDS)
+    with pytest.raises(UserError) as caught:
+        prepare(["run=job", f"workspace={tmp_path / 'other'}", f"data.new={pairs(tmp_path / 'w4.jsonl', 4, label)}"])
+    (problem,) = caught.value.problems
+    assert f"data.new: {tmp_path}/w4.jsonl holds single answers with a label beside 6 pairs and lists" in problem
+
+
 SMALL = ["recipe=iterative_dpo", "run=job", "data=files", "engine=transformers", "replay=weighted",
          "model.arch.hidden_size=32", "model.arch.layers=1", "model.arch.heads=2", "model.arch.kv_heads=2",
          "model.arch.intermediate_size=64", "precision=float32", "model.max_prompt_tokens=64",
@@ -173,3 +230,16 @@ def test_two_weeks_of_a_job(tmp_path: Path) -> None:
     assert computed == [] and again.keys() == second.keys()
     third = prepare(["run=job", f"data.new={file}", where])
     assert [step.name for step in third.steps if step.stage == "import_prompts"] == ["new_prompts[3]", "new_prompts[4]"]
+    trained_on = {group.messages[0].content for group in tables.read(first["data"].path / "pref")}
+    file = pairs(tmp_path / "labelled.jsonl", 3)
+    with file.open("a") as lines:  # one that the first week had
+        lines.write(json.dumps(next(row for row in rows if row["prompt"] in trained_on)) + "\n")
+    record, third_done, computed = driven(prepare(["run=job", f"data.new={file}", where]))
+    assert computed and all(name.endswith("[4]") for name in computed)
+    new = third_done["new_prompts[4]"].manifest
+    assert (new["counts"]["unlabeled"], new["counts"]["pref"]) == (6, 6)
+    assert new["dropped"] == {"preference that the run has already": 1}
+    lines_of = origins.table(record, third_done).splitlines()
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines_of]
+    (row,) = [row for row in table if row[0] == "train[4]" and row[2] == "labelled"]
+    assert (row[1], int(row[3])) == ("iteration 4", 6 + third_done["pairs[4]"].manifest["counts"]["kept"])

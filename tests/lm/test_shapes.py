@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
+import random
 
 import pytest
 
 from pipeline.lm import rendering
+from pipeline.lm.behind import ids_behind
 from pipeline.lm.template import Encoder
 from pipeline.lm.template_check import template_problems
 from pipeline.records import LENGTH, Completion, Group, Message
@@ -35,6 +37,25 @@ def test_a_prompt_is_what_its_family_was_trained_on(name):
     (done,) = made.encode([hi])
     assert plain(made.tokenizer, done.prompt_ids).replace(" ", "") == "".join(SHAPES[name].prompt.split())
     assert template_problems(made.tokenizer, made.stop_ids) == []
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_an_answer_behind_a_prompt_is_tokenised_as_the_whole_text_is(name):
+    """What stands in front of the prompt's last added token is not tokenised again. Texts that begin and end with
+    blanks, letters that merge, others' alphabets, strings of special tokens; a text that does not go on from the
+    prompt; a prompt without an added token."""
+    made, rng = encoder(name), random.Random(1)
+    bits = ["ab", " ", "\n", "\n\n", "the", "1", "é", "鴨", "🦆", ".", *SHAPES[name].special, "</think>"]
+    text = made.rendering
+    for turns in (1, 3, 3, 3):
+        said = ["".join(rng.choices(bits, k=rng.randint(1, 9))) for _ in range(turns + 4)]
+        group = Group("g", tuple(Message(("user", "assistant")[i % 2], said[i]) for i in range(turns)))
+        prompt = text.prompt(group)
+        written = [text.answered(group, Completion(one)) for one in said[turns:]]
+        behind = [*(prompt + text.held(one) for one in said[turns:]), *written, "another text"]
+        heads = text.ids([prompt, "no token"])
+        assert ids_behind(text, [prompt, "no token"], heads, [behind, ["no token at all"]]) == [
+            text.ids(behind), text.ids(["no token at all"])]
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -231,3 +252,29 @@ def test_the_clock_stands_still(monkeypatch):
     told = encoder("llama3")
     told.tokenizer.init_kwargs[rendering.DATE_KEY] = "2025-01-02"
     assert "Today Date: 02 Jan 2025\n" in told.rendering.prompt(Group("g", TALK[:1]))
+
+
+def test_a_prompt_is_tokenised_once_however_many_answers_it_has():
+    """A prompt of 1,000 words and four answers of two: less than two prompts' worth of characters."""
+    class Counting:
+        def __init__(self, inner):
+            self.inner, self.characters = inner, 0
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def __len__(self):
+            return len(self.inner)
+
+        def __call__(self, texts, **options):
+            self.characters += sum(map(len, texts))
+            return self.inner(texts, **options)
+
+    shape = SHAPES["qwen2_5"]
+    counting = Counting(tokenizer_of(shape))
+    made = Encoder(counting, stop_ids_of(shape, counting.inner))
+    group = Group("g", (Message("user", "ducks " * 1000),), tuple(Completion(f"ab {i}") for i in range(4)))
+    made.encode([group])
+    first = counting.characters
+    made.encode([group])
+    assert 6000 < counting.characters - first < 12000 and first < 12000

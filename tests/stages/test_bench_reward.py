@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,30 @@ def test_ranked_lists_and_rows_without_a_preference(tmp_path: Path) -> None:
     found, report, _ = run(tmp_path, LENGTH)
     assert (found["all"]["pairs"], found["all"]["accuracy"]) == (3, 1.0)
     assert report.dropped == {"no preference": 1, "same row again": 1}
+
+
+SEEN: list[str] = []
+
+
+def once(messages: object, text: str) -> float:
+    """A rule that is killed at its seventh answer."""
+    SEEN.append(text)
+    if len(SEEN) == 7:
+        raise KeyboardInterrupt
+    return float(len(text))
+
+
+def test_a_killed_one_goes_on_behind_its_last_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_reward, "_SLICE", 2)
+    SEEN.clear()
+    write(tmp_path / "bench", "rows.jsonl", *(pair(i, f"{i} aa", f"{i} b") for i in range(5)))
+    rule = {"module": "pipeline.rewards.rule", "function": f"{__name__}.once"}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, rule)
+    found, _, _ = run(tmp_path, rule)
+    assert (found["all"]["pairs"], found["all"]["accuracy"]) == (5, 1.0)
+    again = SEEN[4:7]  # what was in hand when it was killed
+    assert Counter(SEEN) == Counter(f"{i} {text}" for i in range(5) for text in ("aa", "b")) + Counter(again)
 
 
 def test_a_judge_is_measured_as_it_scores(tmp_path: Path) -> None:

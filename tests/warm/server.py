@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[2]
 # What stages import only when they run.
 LAZY = ("torch._dynamo", "torch.distributed.run", "torch.distributed.fsdp", "torch.distributed.tensor",
         "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto",
-        "transformers.models.auto.tokenization_auto", "accelerate", "peft", "safetensors.torch", "pyarrow.parquet")
+        "transformers.models.auto.tokenization_auto", "accelerate", "peft", "safetensors.torch", "pyarrow.parquet",
+        "pandas")
 
 
 @dataclass(frozen=True)

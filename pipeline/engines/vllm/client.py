@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline import web
+from pipeline import clock, web
 from pipeline.engines.engine import FACTS, Answer, Request, Sample, adapter_base, adapter_rank, finished, model_facts
 from pipeline.engines.vllm import service
 from pipeline.errors import UserError
@@ -80,6 +80,7 @@ def fits(server: Server, model: Path) -> None:
                         f"ranks up to {server.lora_rank}; set engine.lora_rank={adapter_rank(model)}")
 
 
+@clock.spending(clock.LOAD)
 def load(server: Server, model: Path) -> Server:
     """Put the folder's weights, or its LoRA adapter, into the server: what asks for samples of them from now on.
 
