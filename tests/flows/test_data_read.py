@@ -48,8 +48,8 @@ def test_nor_where_other_steps_mind_what_the_preferences_are(tmp_path: Path):
     """A loop looks whether they are pairs, and whether the prompts are enough: both are known from the first plan."""
     rows = [{"prompt": f"say {i}", "chosen": "a", "rejected": "b"} for i in range(60)]
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    words = ["plan", "recipe=iterative_dpo", "data=files", f"data.root={tmp_path}/a.parquet", f"workspace={tmp_path}/ws",
-             "sampling.prompts_per_iteration=10"]
+    words = ["plan", "recipe=iterative_dpo", "data=files", f"data.root={tmp_path}/a.parquet",
+             f"workspace={tmp_path}/ws", "sampling.prompts_per_iteration=10"]
     first, second = plan(False, words), plan(True, words)
     assert "data: 60 rows, read as: pairs (60)" in second
     assert "'datasets'" in first.splitlines()[-1] and second.endswith("0 []\n")
