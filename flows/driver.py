@@ -15,15 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flows import attempts, gates, going_on, machine, machine_log, schedule, screen
+from flows import attempts, gates, going_on, launching, machine, machine_log, schedule, screen
 from flows.engine_service import EngineFailed, EngineHolder
 from flows.estimate import disk_needed, measured, step_needed
+from flows.failures import InputDamaged, StepFailed
 from flows.forecast import Forecast
 from flows.going import Crew, End, Going
 from flows.observer import Observer
 from flows.prefect_side import PrefectPage
 from flows.progress import Screen
-from flows.step import InputDamaged, Launch, StepFailed, around, ensure
+from flows.step import Launch, around, ensure
 from flows.summary import conclude
 from flows.warm import Warm
 from pipeline import files, plan, runs, store, tracking
@@ -48,14 +49,17 @@ class Driver:
         hardware = run.config["hardware"]
         # CUDA stays out of it: what a library asks of it on import is lost to a fork.
         on = hardware.get("warm_workers") is not False  # records of older code do not say it
-        warm = on and not machine.on_cuda(str(hardware["training"]["device"]))
+        place = launching.of(run.config)
+        warm = on and not machine.on_cuda(str(hardware["training"]["device"])) and not place.elsewhere
         self.room = schedule.room(hardware)
         self.launch = Launch(workspace, run.name, hardware["grace_seconds"], 60 * hardware["timeout_minutes"],
                              Warm(runs.folder(workspace, run.name) / "logs" / "warm.log") if warm else None,
-                             apart=self.room.jobs > 1)
-        self.engine = EngineHolder(self.launch.folder / "logs" / "engine.log", run.config["engine"], workspace)
+                             apart=self.room.jobs > 1, place=place)
+        self.engine = EngineHolder(self.launch.folder / "logs" / "engine.log", run.config["engine"], workspace,
+                                   place.elsewhere)
         self.observers = observers
         self.stopped_by = ""  # the gate that ended the run, "" where none did
+        self._devices = 0 if place.elsewhere else self.room.devices  # a cluster deals out its own
         self._engine_devices, self._crew = schedule.engine_devices(run.config["engine"]), Crew()
         self._looked_up: dict[str, plan.Planned] = {}
 
@@ -84,7 +88,7 @@ class Driver:
 
     def _all(self) -> None:
         """Start what can be started and hear how it ends, until nothing is left. After a failure nothing more is
-        started, and what goes on comes to its end (docs/decisions/024). Raises the first failure.
+        started, and what goes on comes to its end (docs/decisions/026). Raises the first failure.
         """
         waits, failures = schedule.after(self.wanted()), list[BaseException]()
         while True:
@@ -124,7 +128,7 @@ class Driver:
             except (UserError, OSError):  # it is begun, which says why it cannot be
                 return schedule.Need()
         there = self._looked_up[name].cached and not self._forced(step)
-        return schedule.Need() if there else schedule.need(step, self._engine_devices, self.room.devices)
+        return schedule.Need() if there else schedule.need(step, self._engine_devices, self._devices)
 
     def _forced(self, step: Step) -> bool:
         return self.force and step.name == self.only
@@ -134,7 +138,7 @@ class Driver:
         started = time.monotonic()
         self.tell(lambda observer: observer.started(step))
         item = self._looked_up.pop(step.name, None) or plan.look_up(self.workspace, step, self.done)
-        need = schedule.need(step, self._engine_devices, self.room.devices)
+        need = schedule.need(step, self._engine_devices, self._devices)
         if item.artifact is not None and not self._forced(step):
             self._ended(End(Going(step, need, (), started), item.artifact, cached=True))
             return
