@@ -44,7 +44,7 @@ def printed(tmp_path: Path, small_world: Path, capsys: pytest.CaptureFixture) ->
     run = prepare(words).run
     runs.save(place, run)
     assert inspection.collect(str(place), apply=False) == 0  # the step's artifact is nobody's yet
-    wrong(report, str(place), "first", False)
+    wrong(report, str(place), "first", False, False)
     steps = [{**s, "key": done["data"].key, "state": "done"} if s["name"] == "data" else s for s in run.steps]
     run = replace(run, steps=steps, outcome=runs.DONE)
     runs.save(place, run)
