@@ -65,10 +65,9 @@ def _call(name: str, words: list[str]) -> int:
 
 def reach_this_machine_directly() -> None:
     """Requests to this machine's own servers pass by a proxy of the environment, here and in every child process."""
-    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
-    if given.strip() != "*":
-        hosts = dict.fromkeys([*(host.strip() for host in given.split(",") if host.strip()), "127.0.0.1", "localhost"])
-        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
+    given = ",".join(os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY"))
+    hosts = dict.fromkeys([*(host.strip() for host in given.split(",") if host.strip()), "127.0.0.1", "localhost"])
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = "*" if "*" in hosts else ",".join(hosts)
 
 
 def leave_another_job() -> None:

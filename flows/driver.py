@@ -15,15 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flows import attempts, gates, launching, machine, machine_log, schedule, screen
+from flows import attempts, gates, launching, machine, machine_log, schedule, screen, ways
 from flows.engine_service import EngineFailed, EngineHolder
 from flows.estimate import disk_needed, measured, step_needed
+from flows.failures import InputDamaged, StepFailed
 from flows.forecast import Forecast
 from flows.going import Crew, End, Going
 from flows.observer import Observer
 from flows.prefect_side import PrefectPage
 from flows.progress import Screen
-from flows.step import InputDamaged, Launch, StepFailed, around, ensure
+from flows.step import Launch, around, ensure
 from flows.summary import conclude
 from flows.warm import Warm
 from pipeline import files, plan, runs, store, tracking
@@ -87,7 +88,7 @@ class Driver:
 
     def _all(self) -> None:
         """Start what can be started and hear how it ends, until nothing is left. After a failure nothing more is
-        started, and what goes on comes to its end (docs/decisions/024). Raises the first failure.
+        started, and what goes on comes to its end (docs/decisions/026). Raises the first failure.
         """
         waits, failures = schedule.after(self.wanted()), list[BaseException]()
         while True:
@@ -246,23 +247,6 @@ def _broken(run: runs.Run, error: BaseException, step: str | None = None) -> run
     return replace(run, outcome=state if step is None else run.outcome, steps=steps)
 
 
-def _way(workspace: Path, name: str, log: str) -> str:
-    """How to go on with a run that has failed. log: which one tells more, "" for that of the step that failed."""
-    logs = command(workspace, "logs", name, *([log] if log else []))
-    return f"what was done before is kept; the whole log:{logs}\ngo on with:{command(workspace, 'run', f'run={name}')}"
-
-
-def _ways(workspace: Path, name: str) -> str:
-    """How to go on where a step has found the user's input wrong: the same command alone would find the same."""
-    run = runs.load(workspace, name)
-    words = [word for word in ([] if run is None else run.overrides) if word.partition("=")[0] != "run"]
-    logs = command(workspace, "logs", name)
-    return (f"what was done before is kept; the whole log:{logs}\n"
-            f"once a file, a server or hardware.* is put right, go on with:{command(workspace, 'run', f'run={name}')}\n"
-            "with another setting it is another run, which takes what is done from the store; change or add it here:"
-            f"{command(workspace, 'run', *words, f'run={name}-2')}")
-
-
 def main(workspace: Path, name: str, only: str | None, force: bool) -> int:
     """Exit code of the run: 0 done, 1 a stage failed, 2 the user's input is wrong, 143 stopped."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that observers are told of the end
@@ -287,11 +271,12 @@ def main(workspace: Path, name: str, only: str | None, force: bool) -> int:
     except UserError as error:
         screen.problems(error.problems)
         if begun:
-            screen.errors.print(_ways(workspace, name), markup=False)
+            screen.errors.print(ways.after_a_mistake(workspace, name), markup=False)
         return 2
     except (StepFailed, EngineFailed) as error:
         screen.problems([str(error)])
-        screen.errors.print(_way(workspace, name, "engine" if isinstance(error, EngineFailed) else ""), markup=False)
+        log = "engine" if isinstance(error, EngineFailed) else ""
+        screen.errors.print(ways.after_a_failure(workspace, name, log), markup=False)
         return 1
     except (InputDamaged, DiskFull) as error:
         screen.problems([str(error)])

@@ -8,6 +8,7 @@ from typing import Any
 from flows import launching, models, policies, relative, settings, trainings, weekly
 from flows.compose import Composed, compose, is_later
 from flows.inspection import FREE, compared
+from flows.notify import unheard
 from flows.renamed import translated
 from flows.tied import tied_layers
 from pipeline import plan, runs
@@ -193,7 +194,7 @@ def _contradictions(config: dict[str, Any]) -> list[str]:
         problems.append(f"sampling.max_tokens: {sampling.longest} leaves no room for a prompt in a context of {room} "
                         "tokens (model.arch.max_position)")
     return [*problems, *_gate_without_a_judge(config), *_too_few_samples(config), *_unread(config),
-            *tied_layers(config), *(relative.problems(config) if _nodes(config, "evaluate") else [])]
+            *tied_layers(config), *unheard(config), *(relative.problems(config) if _nodes(config, "evaluate") else [])]
 
 
 def _nodes(config: dict[str, Any], stage: str) -> list[dict[str, Any]]:

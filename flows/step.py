@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows import device_hours
+from flows.failures import STOPPED, InputDamaged, StepFailed
 from flows.place import HERE, Place, order
 from flows.warm import Gone, Warm
 from pipeline import files, runs, store, worker
-from pipeline.errors import UserError, command
+from pipeline.errors import UserError
 from pipeline.launchers import lease
 from pipeline.launchers.contract import Lost, Started
 from pipeline.plan import Planned, Step, key_parts, look_up
@@ -31,39 +33,8 @@ _POLL_SECONDS = 0.1
 _CUT_SHORT, _NOTHING = 135, 2**20  # SIGBUS: a file mapped into memory that the disk, with so few bytes, did not hold
 _GIVEN = ""  # files of the user, beside those that steps made
 _DISK = {code: fault for fault, code in files.EXIT.items()}
-_STOPPED = (130, 143)  # exit codes of a stage that somebody stopped
-_MEANING = {
-    124: "it ran longer than hardware.timeout_minutes (or hardware.stages) allows",
-    137: "it was killed, most often because memory ran out: lower hardware.training.tokens_per_batch",
-    143: "it was stopped",
-    130: "it was interrupted",
-}
 
 Watch = Callable[[str, dict[str, Any] | None], None]  # (step, progress.json's content) several times a second
-
-
-def meaning(code: int) -> str:
-    """Of a stage's exit code, in words."""
-    return _MEANING.get(code, f"its process ended with exit code {code}")
-
-
-class StepFailed(Exception):
-    """A stage's process ended badly. Carries its exit code and the last lines it printed."""
-
-    def __init__(self, step: str, code: int, lines: list[str], why: str = "") -> None:
-        self.code = code
-        why = why or (lines[-1].strip() if code == 1 and lines else meaning(code))  # the stage's own last words
-        super().__init__("\n".join([f"{step} failed: {why}", *(f"    {line}" for line in lines)]))
-
-
-class InputDamaged(Exception):
-    """A stage read files whose bytes are not those the store promises. Nothing was made of them."""
-
-    def __init__(self, step: str, workspace: Path, run: str, files: list[str]) -> None:
-        super().__init__("\n".join([
-            f"{step}: what it reads was damaged on the disk; nothing was made of it",
-            *(f"    {line}" for line in files),
-            f"it was set aside; the same command makes it again:{command(workspace, 'run', f'run={run}')}"]))
 
 
 @dataclass(frozen=True)
@@ -115,9 +86,8 @@ def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], env
         code = _run_worker(launch, item, done, work, environment, watch)
     except Lost as why:
         runs.event(launch.workspace, launch.run, step.name, "failed", key=key, code=why.code)
-        log = log_path(launch.workspace, launch.run, step.name)
-        raise StepFailed(step.name, why.code, runs.tail(log, TAIL_LINES), str(why)) from None
-    problems = {} if code in _STOPPED else damaged()
+        raise StepFailed(step.name, why.code, _said(launch, item), str(why)) from None
+    problems = {} if code in STOPPED else damaged()
     full = code == _CUT_SHORT and shutil.disk_usage(work).free < _NOTHING
     if fault := errno.ENOSPC if full else _DISK.get(code, 0):
         for left_over in list(work.rglob(".*.tmp")):
@@ -136,20 +106,28 @@ def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], env
     if code != 0:
         if code == 2 and (work / worker.PROBLEMS).exists():
             raise UserError(*(f"{step.name}: {p}" for p in json.loads((work / worker.PROBLEMS).read_text())))
-        log = log_path(launch.workspace, launch.run, step.name)
-        raise StepFailed(step.name, code, runs.tail(log, TAIL_LINES))
+        raise StepFailed(step.name, code, _said(launch, item))
     facts = json.loads((work / worker.RESULT).read_text())
     parts = key_parts(launch.workspace, step, done)
     if store.fingerprint(step.stage, **parts) != key:
         raise UserError(f"{step.name}: a file it reads was changed while it was reading; run again")
+    runtime = dataclasses.asdict(step.runtime)
     artifact = store.commit(launch.workspace, step.stage, key, {
         **parts, **facts, "references": {name: [str(r) for r in refs] for name, refs in step.inputs.items()},
-        "runtime": dataclasses.asdict(step.runtime), "step": step.name, "iteration": step.iteration, "run": launch.run,
-        "process_seconds": round(time.monotonic() - started, 3), "git": _git_revision(),
+        "runtime": runtime, "devices": device_hours.held(runtime), "step": step.name, "iteration": step.iteration,
+        "run": launch.run, "process_seconds": round(time.monotonic() - started, 3), "git": _git_revision(),
         "created": round(time.time(), 3)})
     seconds = round(time.monotonic() - started, 3)
     runs.event(launch.workspace, launch.run, step.name, "finished", key=key, seconds=seconds)
     return artifact
+
+
+def _said(launch: Launch, item: Planned) -> list[str]:
+    """The last lines of this try's log: an earlier one's tell of another end."""
+    lines = runs.tail(log_path(launch.workspace, launch.run, item.step.name), 10 * TAIL_LINES)
+    begun = max((i for i, line in enumerate(lines) if line.startswith("--- ") and line.endswith(f" key {item.key}")),
+                default=-1)
+    return lines[begun + 1:][-TAIL_LINES:]
 
 
 def _hashing(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> Callable[[], dict[str, list[str]]]:

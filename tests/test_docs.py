@@ -37,7 +37,7 @@ ELSEWHERE = re.compile(
     r"launcher\.(module: (sbatch is not|Slurm does not|ray is not)|address: nothing answers|prefix: no program )|"
     r"[a-z0-9_.]+\.key: the environment variable|notify\.[a-z_.]+: the environment has no ")
 # They would not end, load everything, or need a trained model: only their options are checked.
-NOT_RUN = {"dashboard", "server", "doctor", "chat", "sample", "export", "data", "label"}
+NOT_RUN = {"dashboard", "deploy", "server", "doctor", "chat", "sample", "export", "data", "label"}
 
 
 def name_of(path: Path) -> str:

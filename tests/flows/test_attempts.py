@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from flows import attempts
+from flows.failures import StepFailed
 from flows.settings import Hardware
-from flows.step import StepFailed
 from pipeline.config import problems_of
 
 
@@ -52,7 +52,7 @@ def test_a_kind_of_stage_may_differ():
 
 
 def test_a_stage_that_there_is_not_is_named():
-    assert problems_of(Hardware, {"training": {}, "stages": {"trainn": {"retries": 1}, "sft": {}}}, "hardware") == [
-        "hardware.stages.trainn: no such stage"]
+    assert problems_of(Hardware, {"training": {}, "stages": {"scores": {"retries": 1}, "sft": {}}}, "hardware") == [
+            "hardware.stages.scores: no such stage (did you mean score?)"]
     assert problems_of(Hardware, {"training": {}, "stages": {"sft": {"retries": -1}}}, "hardware") == [
         "hardware.stages.sft.retries: -1 is out of range, expected 0 <= x"]

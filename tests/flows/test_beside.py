@@ -14,6 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows import inspection
+from flows.dashboard import overview
+from flows.dashboard.files import Files
 from flows.driver import Driver
 from pipeline import plan, runs, store
 from pipeline.files import parsed_lines
@@ -158,11 +161,18 @@ def _both_run(workspace: Path, process: subprocess.Popen[str], steps: set[str]) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_stopped_or_killed_with_two_running_it_goes_on_to_the_same_bytes(make, number):
-    """By SIGTERM both are interrupted and say so; after kill -9 of the driver nothing of it is left either."""
+def test_stopped_or_killed_with_two_running_it_goes_on_to_the_same_bytes(make, number, capsys):
+    """By SIGTERM both are interrupted and say so; after kill -9 of the driver nothing of it is left either. Until then
+    `align status` and the page show both."""
     workspace = make(2)
     process = _start(workspace, LINGERS="30")
     family = _both_run(workspace, process, {"left", "right"})
+    inspection.status(str(workspace), "shown")
+    shown = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert ["left", "running"] in shown and ["right", "running"] in shown
+    page = overview.one_run(Files(workspace), "shown")
+    assert [step["name"] for step in page["steps"] if step["state"] == "running"] == ["left", "right"]
+    assert overview.all_runs(Files(workspace))["runs"][0]["current"] == "left, right"
     process.send_signal(number)
     process.communicate(timeout=30)
     _, left = psutil.wait_procs(family, timeout=20)
