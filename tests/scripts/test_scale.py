@@ -56,7 +56,8 @@ def test_the_weights_of_the_shapes_are_those_of_the_models():
 
 @pytest.mark.parametrize("case", [(60, [70, 70]), (20, [10] * 6)])
 def test_flops_are_what_torch_counts(case):
-    """The core's own forward and backward pass. torch counts whole attention blocks, the model what the mask leaves."""
+    """The core's own forward and backward pass. torch's counter sees neither the CPU's attention nor the gradient of
+    the head's weights, which is added up in a buffer."""
     predicted, found = scale_measure.counted(Shape(64, 128, 2, 64, 64, 512, tied=True), *case)
     assert predicted == pytest.approx(found, rel=0.2)
 
