@@ -19,7 +19,7 @@ help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  variables: DEVICE=auto|cpu|cuda  PYTHON=python3.11  VENV=.venv  VLLM=yes|no"
-	@echo "             EXTRAS=bench,gguf,qlora,ray,tensorboard  ARGS='more arguments'"
+	@echo "             EXTRAS=bench,gguf,nvml,qlora,ray,tensorboard  ARGS='more arguments'"
 
 setup: $(STAMP) ## Make the environment (again after pyproject.toml changed)
 

@@ -4,11 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from flows.step import StepFailed
+from flows.failures import STOPPED, StepFailed
 from pipeline.config import setting
 
 Made = TypeVar("Made")
-_STOPPED = (130, 143)  # exit codes of a step that somebody stopped
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def tried(attempt: Callable[[], Made], retries: int, engine_lost: Callable[[], b
             if engine_lost() and not lost:
                 lost = True
                 continue
-            if retries <= 0 or error.code in _STOPPED:
+            if retries <= 0 or error.code in STOPPED:
                 raise
             retries -= 1
             say(str(error).partition("\n")[0])

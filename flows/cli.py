@@ -16,7 +16,8 @@ from pipeline.errors import UserError, command, nearest
 
 _EPILOG = """\
 groups: recipe model data objective auxiliary negatives selection filters
-        reward engine sampling trainer evaluation replay gate hardware tracking notify published
+        reward engine sampling trainer evaluation replay gate hardware
+        launcher tracking notify published
 every key of the configuration can be set:
         align run recipe=pco objective.alpha=0.02 trainer.sft.lr=3e-4 seed=1
 exit code: 0 done, 1 a stage failed, 2 your input is wrong, 130 interrupted, 143 told to end"""
@@ -64,10 +65,9 @@ def _call(name: str, words: list[str]) -> int:
 
 def reach_this_machine_directly() -> None:
     """Requests to this machine's own servers pass by a proxy of the environment, here and in every child process."""
-    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
-    if given.strip() != "*":
-        hosts = dict.fromkeys([*(host.strip() for host in given.split(",") if host.strip()), "127.0.0.1", "localhost"])
-        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
+    given = ",".join(os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY"))
+    hosts = dict.fromkeys([*(host.strip() for host in given.split(",") if host.strip()), "127.0.0.1", "localhost"])
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = "*" if "*" in hosts else ",".join(hosts)
 
 
 def leave_another_job() -> None:
@@ -216,7 +216,10 @@ _COMMANDS = {
                   {"--apply": {"action": "store_true", "help": "remove it"}}),
     "options": Command("flows.options:show", _overrides, "[GROUP[=OPTION] | stage.NAME]",
                        "groups, options, settings with ranges"),
-    "doctor": Command("flows.doctor:doctor", _place, "", "versions, devices, room, what is missing"),
+    "doctor": Command("flows.doctor:doctor", _overrides, "[--cluster launcher=NAME ...]",
+                      "versions, devices, room, what is missing; of a launcher's nodes",
+                      {"--cluster": {"action": "store_true", "help": "what the nodes see, through the launcher"},
+                       "--nodes": {"type": int, "default": 1, "help": "that are asked at once: slurm, ray (1)"}}),
     "dashboard": Command("flows.dashboard.serve:dashboard", _place, "[--host H] [--port P]",
                          "the runs in the browser, live",
                          {"--host": {"default": "127.0.0.1",

@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import replace
 
-from flows import cuda, data_read, gates, memory, progress, screen, trainings, watcher
+from flows import cuda, data_read, gates, launching, memory, progress, screen, trainings, watcher
 from flows.estimate import estimate, shortage
 from flows.prepare import CheckedRun, prepare
 from flows.summary import conclude
@@ -116,7 +116,8 @@ def _all_cached(prepared: CheckedRun, record: runs.Run, planned: list[Planned], 
 
 def _drive(prepared: CheckedRun, only: str | None, force: bool) -> int:
     """The flow in a process of its own, under a supervisor that leaves nothing behind."""
-    cuda.require(prepared.run.config)
+    if not launching.of(prepared.run.config).elsewhere:
+        cuda.require(prepared.run.config)
     driver = [sys.executable, "-m", "flows.driver", str(prepared.workspace), prepared.run.name, only or ""]
     grace = float(prepared.run.config["hardware"]["grace_seconds"]) + 15  # the stage's own grace comes first
     asked = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}

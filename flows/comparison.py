@@ -12,6 +12,7 @@ from typing import Any
 
 from flows import comparison_tables, screen, sweep_record
 from flows.inspection import FREE, SEEDS, compared, load_run
+from flows.rewarded import count_of
 from pipeline import arms, files, runs, statistics, store
 from pipeline.arms import Judged, Rate
 from pipeline.config import flat
@@ -19,7 +20,7 @@ from pipeline.errors import UserError, command
 
 # Name -> the stage whose count it is, and the count; the win rate is of the outcomes themselves.
 NUMBERS = {"length_controlled": ("evaluate", "length_controlled_win_rate"),
-           "learned": ("evaluate", "win_rate_reward"), "length": ("evaluate", "length_mean"),
+           "learned": ("evaluate", "win_rate by the score that is optimised"), "length": ("evaluate", "length_mean"),
            "truncated": ("evaluate", "truncated_share"), "kl": ("diagnose", "kl")}
 _HIDDEN = ("run", "workspace", *SEEDS, "hardware", "tracking", "notify")  # never a setting that tells two arms apart
 _ALL_PAIRS = 8  # arms, of more each is tested against the first only
@@ -121,13 +122,13 @@ def made(records: Sequence[Row], manifest: Manifest, folder: Folder) -> Comparis
     found, problems = [], list[str]()
     for i, same in enumerate(groups.values()):
         seeds = seed_names([record["config"] for record in same])
-        if len(set(seeds)) < len(seeds):
-            problems.append(f"compare: {', '.join(r['name'] for r in same)} differ in nothing, not even the seed; name "
-                            "one of each")
         judged: dict[int, list[Judged]] = {}
         for record, seed in zip(same, seeds, strict=True):
             for one in _judged(record, seed, manifest, folder):
                 judged.setdefault(one.iteration, []).append(one)
+        if any(len({one.seed for one in several}) < len(several) for several in judged.values()):
+            problems.append(f"compare: {', '.join(r['name'] for r in same)} differ in nothing, not even the seed; name "
+                            "one of each")
         found.append(Arm(_letters(i), differing[i], [r["name"] for r in same], dict(sorted(judged.items()))))
     if problems:
         raise UserError(*problems)
@@ -171,7 +172,7 @@ def _judged(record: Row, seed: str, manifest: Manifest, folder: Folder) -> list[
         for row in rows:
             by_prompt.setdefault(row["id"], []).append(row["outcome"])
         numbers, origins = dict[str, float](), dict[str, str]()
-        for name, (kind, field) in NUMBERS.items():
+        for name, (kind, field) in {**NUMBERS, "learned": ("evaluate", count_of(record["config"]))}.items():
             key, of = done.get((kind, step["iteration"]), ("", {"counts": {}}))
             if field in of["counts"]:
                 numbers[name], origins[name] = float(of["counts"][field]), f"{kind}/{key}"

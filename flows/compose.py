@@ -30,7 +30,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flows import cuda, policies, presets, settings, trainings
+from flows import cuda, launching, policies, presets, settings, trainings
 from flows.machine import automatic, precision_of
 from flows.renamed import NEVER, problems_of_steps, renamed
 from pipeline.config import flat, problems_of, setting
@@ -108,7 +108,7 @@ def compose(overrides: list[str], *, conf: Path = CONF) -> Composed:
         raise UserError(*problems, _first_line(error.__cause__ or error)) from None
     origins = settings.wires(raw["stage"])
     taken = _keys(values)
-    for bring in (policies.values_for, trainings.values_for, cuda.values_for):
+    for bring in (policies.values_for, trainings.values_for, cuda.values_for, launching.values_for):
         more, said = bring(raw, taken)
         values, notes = more + values, notes + said
     trainings.strip(raw)

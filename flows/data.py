@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from flows import data_build, data_read, screen
+from flows.failures import InputDamaged, StepFailed
 from flows.prepare import prepare
-from flows.step import InputDamaged, Launch, StepFailed, ensure
+from flows.step import Launch, ensure
 from pipeline import plan, runs, store
 from pipeline.errors import UserError
 from pipeline.records import Group

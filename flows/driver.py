@@ -15,15 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flows import attempts, gates, machine, machine_log, schedule, screen
+from flows import attempts, gates, going_on, launching, machine, machine_log, schedule, screen
 from flows.engine_service import EngineFailed, EngineHolder
 from flows.estimate import disk_needed, measured, step_needed
+from flows.failures import InputDamaged, StepFailed
 from flows.forecast import Forecast
 from flows.going import Crew, End, Going
 from flows.observer import Observer
 from flows.prefect_side import PrefectPage
 from flows.progress import Screen
-from flows.step import InputDamaged, Launch, StepFailed, around, ensure
+from flows.step import Launch, around, ensure
 from flows.summary import conclude
 from flows.warm import Warm
 from pipeline import files, plan, runs, store, tracking
@@ -48,14 +49,17 @@ class Driver:
         hardware = run.config["hardware"]
         # CUDA stays out of it: what a library asks of it on import is lost to a fork.
         on = hardware.get("warm_workers") is not False  # records of older code do not say it
-        warm = on and not machine.on_cuda(str(hardware["training"]["device"]))
+        place = launching.of(run.config)
+        warm = on and not machine.on_cuda(str(hardware["training"]["device"])) and not place.elsewhere
         self.room = schedule.room(hardware)
         self.launch = Launch(workspace, run.name, hardware["grace_seconds"], 60 * hardware["timeout_minutes"],
                              Warm(runs.folder(workspace, run.name) / "logs" / "warm.log") if warm else None,
-                             apart=self.room.jobs > 1)
-        self.engine = EngineHolder(self.launch.folder / "logs" / "engine.log", run.config["engine"], workspace)
+                             apart=self.room.jobs > 1, place=place)
+        self.engine = EngineHolder(self.launch.folder / "logs" / "engine.log", run.config["engine"], workspace,
+                                   place.elsewhere)
         self.observers = observers
         self.stopped_by = ""  # the gate that ended the run, "" where none did
+        self._devices = 0 if place.elsewhere else self.room.devices  # a cluster deals out its own
         self._engine_devices, self._crew = schedule.engine_devices(run.config["engine"]), Crew()
         self._looked_up: dict[str, plan.Planned] = {}
 
@@ -84,7 +88,7 @@ class Driver:
 
     def _all(self) -> None:
         """Start what can be started and hear how it ends, until nothing is left. After a failure nothing more is
-        started, and what goes on comes to its end (docs/decisions/024). Raises the first failure.
+        started, and what goes on comes to its end (docs/decisions/026). Raises the first failure.
         """
         waits, failures = schedule.after(self.wanted()), list[BaseException]()
         while True:
@@ -124,7 +128,7 @@ class Driver:
             except (UserError, OSError):  # it is begun, which says why it cannot be
                 return schedule.Need()
         there = self._looked_up[name].cached and not self._forced(step)
-        return schedule.Need() if there else schedule.need(step, self._engine_devices, self.room.devices)
+        return schedule.Need() if there else schedule.need(step, self._engine_devices, self._devices)
 
     def _forced(self, step: Step) -> bool:
         return self.force and step.name == self.only
@@ -134,7 +138,7 @@ class Driver:
         started = time.monotonic()
         self.tell(lambda observer: observer.started(step))
         item = self._looked_up.pop(step.name, None) or plan.look_up(self.workspace, step, self.done)
-        need = schedule.need(step, self._engine_devices, self.room.devices)
+        need = schedule.need(step, self._engine_devices, self._devices)
         if item.artifact is not None and not self._forced(step):
             self._ended(End(Going(step, need, (), started), item.artifact, cached=True))
             return
@@ -243,23 +247,6 @@ def _broken(run: runs.Run, error: BaseException, step: str | None = None) -> run
     return replace(run, outcome=state if step is None else run.outcome, steps=steps)
 
 
-def _way(workspace: Path, name: str, log: str) -> str:
-    """How to go on with a run that has failed. log: which one tells more, "" for that of the step that failed."""
-    logs = command(workspace, "logs", name, *([log] if log else []))
-    return f"what was done before is kept; the whole log:{logs}\ngo on with:{command(workspace, 'run', f'run={name}')}"
-
-
-def _ways(workspace: Path, name: str) -> str:
-    """How to go on where a step has found the user's input wrong: the same command alone would find the same."""
-    run = runs.load(workspace, name)
-    words = [word for word in ([] if run is None else run.overrides) if word.partition("=")[0] != "run"]
-    logs = command(workspace, "logs", name)
-    return (f"what was done before is kept; the whole log:{logs}\n"
-            f"once a file, a server or hardware.* is put right, go on with:{command(workspace, 'run', f'run={name}')}\n"
-            "with another setting it is another run, which takes what is done from the store; change or add it here:"
-            f"{command(workspace, 'run', *words, f'run={name}-2')}")
-
-
 def main(workspace: Path, name: str, only: str | None, force: bool) -> int:
     """Exit code of the run: 0 done, 1 a stage failed, 2 the user's input is wrong, 143 stopped."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that observers are told of the end
@@ -284,11 +271,12 @@ def main(workspace: Path, name: str, only: str | None, force: bool) -> int:
     except UserError as error:
         screen.problems(error.problems)
         if begun:
-            screen.errors.print(_ways(workspace, name), markup=False)
+            screen.errors.print(going_on.after_a_mistake(workspace, name), markup=False)
         return 2
     except (StepFailed, EngineFailed) as error:
         screen.problems([str(error)])
-        screen.errors.print(_way(workspace, name, "engine" if isinstance(error, EngineFailed) else ""), markup=False)
+        log = "engine" if isinstance(error, EngineFailed) else ""
+        screen.errors.print(going_on.after_a_failure(workspace, name, log), markup=False)
         return 1
     except (InputDamaged, DiskFull) as error:
         screen.problems([str(error)])

@@ -18,10 +18,12 @@ class EngineFailed(Exception):
 class EngineHolder:
     """Owns the run's engine service. It starts in the background as soon as a model exists whose shape it can take
     (weights are swapped in place later), so that its start overlaps training. Where training needs the engine's device
-    (`engine.sleep_level` above 0) it starts with the first step that samples, and sleeps during the others."""
+    (`engine.sleep_level` above 0) it starts with the first step that samples, and sleeps during the others. Where steps
+    run elsewhere and could not reach a service of this machine, each that samples starts its own."""
 
-    def __init__(self, log: Path, spec: dict[str, Any], workspace: Path) -> None:
+    def __init__(self, log: Path, spec: dict[str, Any], workspace: Path, elsewhere: bool = False) -> None:
         self._part = load_part(spec, "engine", Backend)
+        self._out_of_reach = elsewhere and not self._part.plugin.reachable
         self._log = log
         self._workspace = workspace
         self._service: Any = None
@@ -36,7 +38,7 @@ class EngineHolder:
         """Start the service if a step to come will sample and nothing serves yet. Raises UserError for a model that it
         cannot serve, as soon as there is one: also where its start waits for the device.
         """
-        if self._model is not None or self._part.plugin.start_service is None:
+        if self._model is not None or self._part.plugin.start_service is None or self._out_of_reach:
             return
         models = (a.path / "model" for a in done.values() if "model/generation_config.json" in a.manifest["files"])
         model = next(models, None)

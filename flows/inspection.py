@@ -12,7 +12,7 @@ from pipeline.config import flat
 from pipeline.errors import UserError, command, nearest
 
 # What may differ between calls of one run.
-FREE = ("run", "workspace", "iterations", "hardware", "tracking", "notify", "choices")
+FREE = ("run", "workspace", "iterations", "hardware", "launcher", "tracking", "notify", "choices")
 SEEDS = ("seed", "seeds")  # in which the runs of one experiment may differ besides
 
 

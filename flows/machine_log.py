@@ -1,7 +1,7 @@
 """How busy the machine is while a run goes on: `runs/NAME/machine.jsonl`, a line every few seconds.
 
     {"time", "cpu": share of all cores, "memory_mb": in use, "own_memory_mb": by the run's processes,
-     "gpus": [{"busy": share, "memory_mb"}, ...] where nvidia-smi tells}
+     "gpus": [{"busy": share, "memory_mb"}, ...] where NVML or nvidia-smi tells}
 """
 
 import contextlib
@@ -56,7 +56,28 @@ def state(own: psutil.Process) -> dict[str, Any]:
             **({"gpus": gpus} if gpus else {})}
 
 
+def _nvml() -> list[dict[str, float]] | None:
+    """By the driver's own library, where its Python side is installed (nvidia-ml-py); None where it tells nothing."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            found = []
+            for i in range(pynvml.nvmlDeviceGetCount()):
+                gpu = pynvml.nvmlDeviceGetHandleByIndex(i)
+                busy, used = pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu, pynvml.nvmlDeviceGetMemoryInfo(gpu).used
+                found.append({"busy": busy / 100, "memory_mb": round(used / 2**20)})
+            return found
+        finally:
+            pynvml.nvmlShutdown()
+    except Exception:  # not installed, no driver, a GPU that does not tell: each by an error class of its own
+        return None
+
+
 def _gpus() -> list[dict[str, float]]:
+    if (found := _nvml()) is not None:
+        return found
     if shutil.which(_QUERY[0]) is None:
         return []
     try:

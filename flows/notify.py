@@ -1,4 +1,4 @@
-"""`notify=`: where messages about a run go, and how one is sent: desktop, command, webhook, e-mail.
+"""`notify=`: where messages about a run go, and how one is sent: desktop, command, webhook, e-mail, Prefect.
 
 Secrets (a webhook's address, tokens, passwords) are named by the environment variable that holds them: they stand in no
 file of the run and in no message.
@@ -9,11 +9,16 @@ import os
 import shutil
 import subprocess
 import urllib.parse
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 from pipeline import web
 from pipeline.config import setting
+from pipeline.errors import command
 
 EVENTS = ("finished", "failed", "stuck", "gate", "falling")
 
@@ -63,6 +68,8 @@ class Notify:
     command: str | None = None
     webhook: Webhook | None = None  # null: none
     email: Email | None = None  # null: none
+    # Events alignloop.run.finished, .failed ... for automations, to PREFECT_API_URL or the workspace's `align server`.
+    prefect: bool = False
     events: str = ",".join(EVENTS)  # of which: finished, failed, stuck, gate (closed), falling (gold)
     stuck_minutes: float = setting(60.0, above=0.0)  # without any progress until a run counts as stuck
     samples: int = setting(0, low=0)  # answers of the last iteration quoted when it has finished; 0: none
@@ -79,7 +86,7 @@ class Notify:
 
     @property
     def on(self) -> bool:
-        return bool(self.desktop or self.command or self.webhook or self.email)
+        return bool(self.desktop or self.command or self.webhook or self.email or self.prefect)
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -94,6 +101,7 @@ class Message:
     run: str
     title: str
     text: str
+    workspace: str = ""  # the folder
 
 
 def ways(settings: Notify) -> dict[str, Callable[[Message], None]]:
@@ -108,6 +116,8 @@ def ways(settings: Notify) -> dict[str, Callable[[Message], None]]:
         found["webhook"] = lambda message: _post(webhook, message)
     if (email := settings.email) is not None:
         found["email"] = lambda message: _mail(email, message)
+    if settings.prefect:
+        found["prefect"] = _emit
     return found
 
 
@@ -147,6 +157,34 @@ def _mail(settings: Email, message: Message) -> None:
         if settings.user:
             server.login(settings.user, os.environ[settings.password_from])
         server.send_message(letter)
+
+
+def _emit(message: Message) -> None:
+    """To Prefect's API, which an automation is triggered by. It wants neither Prefect's package nor its worker here."""
+    url = prefect_url(Path(message.workspace))
+    if url is None:
+        raise OSError("no Prefect server: align server up, or PREFECT_API_URL")
+    event = {"id": str(uuid.uuid4()), "occurred": datetime.now(UTC).isoformat(),
+             "event": f"alignloop.run.{message.event}", "payload": vars(message),
+             "resource": {"prefect.resource.id": f"alignloop.run.{message.run}", "prefect.resource.name": message.run}}
+    status, _ = web.fetch(f"{url}/events", 10.0, os.environ.get("PREFECT_API_KEY", ""), json.dumps([event]).encode())
+    if not 200 <= status < 300:
+        raise OSError(f"it answered {status}")
+
+
+def prefect_url(workspace: Path) -> str | None:
+    """The API that this workspace's runs report to; None where no server is known or up."""
+    from flows.prefect_side import running_url  # here: every plan imports this module for its settings
+
+    return os.environ.get("PREFECT_API_URL") or running_url(workspace)
+
+
+def unheard(config: Mapping[str, Any]) -> list[str]:
+    """Whether events go to a Prefect that is not there: what a setting cannot know by itself."""
+    if not (config.get("notify") or {}).get("prefect") or prefect_url(Path(config["workspace"]).expanduser().resolve()):
+        return []
+    return [f"notify.prefect: no Prefect server is up; start one:{command(Path(config['workspace']), 'server', 'up')}\n"
+            "or export PREFECT_API_URL=..."]
 
 
 def _run(words: list[str], message: Message) -> None:

@@ -9,14 +9,16 @@ HEADERS = ("iteration", "win rate (interval)", "learned", "same length", "KL", "
 Entry = Mapping[str, Any]  # of comparison.json: see pipeline/stages/report.py
 
 
-def rows(entries: Sequence[Entry], kl: Mapping[int, float]) -> list[list[str]]:
+def rows(entries: Sequence[Entry], kl: Mapping[int, float], reward: str = "reward") -> list[list[str]]:
     """One row per iteration under HEADERS; row 0 is the SFT model, where all were compared with it.
 
     entries: of comparison.json. kl: iteration -> KL to the SFT model, nats an answer; none where it was not measured.
+    reward: the name of the score that the loop optimises.
     """
-    found = [_row(str(entry["iteration"]), rate_of(entry), _learned(entry), entry["length_controlled"]["win_rate"],
-                  kl.get(entry["iteration"]), entry["policy"]) for entry in entries]
-    start = _row("0", "50.0%", None if _learned(entries[0]) is None else 0.5, 0.5, 0.0, entries[0]["baseline"])
+    found = [_row(str(entry["iteration"]), rate_of(entry), _learned(entry, reward),
+                  entry["length_controlled"]["win_rate"], kl.get(entry["iteration"]), entry["policy"])
+             for entry in entries]
+    start = _row("0", "50.0%", None if _learned(entries[0], reward) is None else 0.5, 0.5, 0.0, entries[0]["baseline"])
     return [start, *found] if _one_baseline(entries) else found
 
 
@@ -45,10 +47,9 @@ def rate_of(entry: Entry) -> str:
     return f"{verdict['win_rate']:.1%} ({verdict['low']:.1%} to {verdict['high']:.1%})"
 
 
-def _learned(entry: Entry) -> float | None:
-    """The win rate by the score that is not the judge's; None where the learned reward judges, or several stand by."""
-    others = [verdict["win_rate"] for name, verdict in entry["scores"].items() if name != entry["score"]]
-    return others[0] if len(others) == 1 else None
+def _learned(entry: Entry, reward: str) -> float | None:
+    """The win rate by the score that the loop optimises; None where it judges itself, or was not given."""
+    return None if reward == entry["score"] else (entry["scores"].get(reward) or {}).get("win_rate")
 
 
 def _one_baseline(entries: Sequence[Entry]) -> bool:

@@ -216,7 +216,7 @@ def dashboard(workspace: Path) -> str:
         return given if "?" in given else given.rstrip("/") + "/"
     usual = f"http://localhost:{PORT}/"
     try:
-        return usual if json.loads(web.fetch(f"{usual}api/runs", 1)[1])["workspace"] == str(workspace) else ""
+        return usual if json.loads(web.fetch(f"{usual}api/runs?first=1", 1)[1])["workspace"] == str(workspace) else ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 

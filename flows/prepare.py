@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows import models, policies, relative, settings, trainings, weekly
+from flows import launching, models, policies, relative, settings, trainings, weekly
 from flows.compose import Composed, compose, is_later
 from flows.inspection import FREE, compared
+from flows.notify import unheard
 from flows.renamed import translated
 from flows.tied import tied_layers
 from pipeline import plan, runs
@@ -174,7 +175,7 @@ def expand(composed: Composed, own: dict[str, Composed] | None = None) -> list[S
     problems += _contradictions(readable)
     problems += plan.check(Path(composed.config["workspace"]), steps)
     given = {"": composed.given, **{step: other.given for step, other in own.items()}}
-    problems += trainings.problems(readable, steps, given)
+    problems += trainings.problems(readable, steps, given) + launching.problems(readable, composed.given)
     if typed or problems:
         raise UserError(*dict.fromkeys([*typed, *map(composed.in_users_words, problems)]))
     return steps
@@ -193,7 +194,7 @@ def _contradictions(config: dict[str, Any]) -> list[str]:
         problems.append(f"sampling.max_tokens: {sampling.longest} leaves no room for a prompt in a context of {room} "
                         "tokens (model.arch.max_position)")
     return [*problems, *_gate_without_a_judge(config), *_too_few_samples(config), *_unread(config),
-            *tied_layers(config), *(relative.problems(config) if _nodes(config, "evaluate") else [])]
+            *tied_layers(config), *unheard(config), *(relative.problems(config) if _nodes(config, "evaluate") else [])]
 
 
 def _nodes(config: dict[str, Any], stage: str) -> list[dict[str, Any]]:

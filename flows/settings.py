@@ -55,7 +55,7 @@ PACKAGES = {
     "data": Package("formats", "FORMAT", "format"),
     "replay": Package("replay", "REPLAY"),
 }
-CONTRACTS = (*(package.contract for package in PACKAGES.values()), "BACKEND", "AUXILIARY", "JUDGMENTS")
+CONTRACTS = (*(package.contract for package in PACKAGES.values()), "BACKEND", "LAUNCHER", "AUXILIARY", "JUDGMENTS")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,9 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.warm import Forked, Gone, Warm
-from pipeline import files, runs, store, supervisor, worker
-from pipeline.errors import UserError, command
+from flows import device_hours
+from flows.failures import STOPPED, InputDamaged, StepFailed
+from flows.place import HERE, Place, order
+from flows.warm import Gone, Warm
+from pipeline import files, runs, store, worker
+from pipeline.errors import UserError
+from pipeline.launchers import lease
+from pipeline.launchers.contract import Lost, Started
 from pipeline.plan import Planned, Step, key_parts, look_up
 from pipeline.runs import log_path
 
@@ -29,39 +33,8 @@ _POLL_SECONDS = 0.1
 _CUT_SHORT, _NOTHING = 135, 2**20  # SIGBUS: a file mapped into memory that the disk, with so few bytes, did not hold
 _GIVEN = ""  # files of the user, beside those that steps made
 _DISK = {code: fault for fault, code in files.EXIT.items()}
-_STOPPED = (130, 143)  # exit codes of a stage that somebody stopped
-_MEANING = {
-    124: "it ran longer than hardware.timeout_minutes (or hardware.stages) allows",
-    137: "it was killed, most often because memory ran out: lower hardware.training.tokens_per_batch",
-    143: "it was stopped",
-    130: "it was interrupted",
-}
 
 Watch = Callable[[str, dict[str, Any] | None], None]  # (step, progress.json's content) several times a second
-
-
-def meaning(code: int) -> str:
-    """Of a stage's exit code, in words."""
-    return _MEANING.get(code, f"its process ended with exit code {code}")
-
-
-class StepFailed(Exception):
-    """A stage's process ended badly. Carries its exit code and the last lines it printed."""
-
-    def __init__(self, step: str, code: int, lines: list[str]) -> None:
-        self.code = code
-        why = lines[-1].strip() if code == 1 and lines else meaning(code)  # the stage's own last words
-        super().__init__("\n".join([f"{step} failed: {why}", *(f"    {line}" for line in lines)]))
-
-
-class InputDamaged(Exception):
-    """A stage read files whose bytes are not those the store promises. Nothing was made of them."""
-
-    def __init__(self, step: str, workspace: Path, run: str, files: list[str]) -> None:
-        super().__init__("\n".join([
-            f"{step}: what it reads was damaged on the disk; nothing was made of it",
-            *(f"    {line}" for line in files),
-            f"it was set aside; the same command makes it again:{command(workspace, 'run', f'run={run}')}"]))
 
 
 @dataclass(frozen=True)
@@ -74,6 +47,7 @@ class Launch:
     timeout: float  # seconds a step may take, 0: no limit
     warm: Warm | None = None  # whose forks the steps are once it is ready
     apart: bool = False  # steps run beside each other, each with a progress.json of its own
+    place: Place = HERE  # what starts them
 
     @property
     def folder(self) -> Path:
@@ -108,8 +82,12 @@ def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], env
     runs.event(launch.workspace, launch.run, step.name, "started", key=key)
     started = time.monotonic()
     damaged = _hashing(launch.workspace, step, done)
-    code = _run_worker(launch, item, done, work, environment, watch)
-    problems = {} if code in _STOPPED else damaged()
+    try:
+        code = _run_worker(launch, item, done, work, environment, watch)
+    except Lost as why:
+        runs.event(launch.workspace, launch.run, step.name, "failed", key=key, code=why.code)
+        raise StepFailed(step.name, why.code, _said(launch, item), str(why)) from None
+    problems = {} if code in STOPPED else damaged()
     full = code == _CUT_SHORT and shutil.disk_usage(work).free < _NOTHING
     if fault := errno.ENOSPC if full else _DISK.get(code, 0):
         for left_over in list(work.rglob(".*.tmp")):
@@ -128,20 +106,28 @@ def _compute(launch: Launch, item: Planned, done: dict[str, store.Artifact], env
     if code != 0:
         if code == 2 and (work / worker.PROBLEMS).exists():
             raise UserError(*(f"{step.name}: {p}" for p in json.loads((work / worker.PROBLEMS).read_text())))
-        log = log_path(launch.workspace, launch.run, step.name)
-        raise StepFailed(step.name, code, runs.tail(log, TAIL_LINES))
+        raise StepFailed(step.name, code, _said(launch, item))
     facts = json.loads((work / worker.RESULT).read_text())
     parts = key_parts(launch.workspace, step, done)
     if store.fingerprint(step.stage, **parts) != key:
         raise UserError(f"{step.name}: a file it reads was changed while it was reading; run again")
+    runtime = dataclasses.asdict(step.runtime)
     artifact = store.commit(launch.workspace, step.stage, key, {
         **parts, **facts, "references": {name: [str(r) for r in refs] for name, refs in step.inputs.items()},
-        "runtime": dataclasses.asdict(step.runtime), "step": step.name, "iteration": step.iteration, "run": launch.run,
-        "process_seconds": round(time.monotonic() - started, 3), "git": _git_revision(),
+        "runtime": runtime, "devices": device_hours.held(runtime), "step": step.name, "iteration": step.iteration,
+        "run": launch.run, "process_seconds": round(time.monotonic() - started, 3), "git": _git_revision(),
         "created": round(time.time(), 3)})
     seconds = round(time.monotonic() - started, 3)
     runs.event(launch.workspace, launch.run, step.name, "finished", key=key, seconds=seconds)
     return artifact
+
+
+def _said(launch: Launch, item: Planned) -> list[str]:
+    """The last lines of this try's log: an earlier one's tell of another end."""
+    lines = runs.tail(log_path(launch.workspace, launch.run, item.step.name), 10 * TAIL_LINES)
+    begun = max((i for i, line in enumerate(lines) if line.startswith("--- ") and line.endswith(f" key {item.key}")),
+                default=-1)
+    return lines[begun + 1:][-TAIL_LINES:]
 
 
 def _hashing(workspace: Path, step: Step, done: dict[str, store.Artifact]) -> Callable[[], dict[str, list[str]]]:
@@ -186,19 +172,15 @@ def _run_worker(launch: Launch, item: Planned, done: dict[str, store.Artifact], 
     log = log_path(launch.workspace, launch.run, step.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     _note(log, f"{step.name} key {item.key}")
-    environment = {**around(), **environment}
-
-    def told() -> None:
-        watch(step.name, runs.progress(launch.workspace, launch.run, step.name))
-
+    asked = order(launch.place, step, path, log, launch.grace, launch.timeout, {**around(), **environment}, launch.run)
     if launch.warm is not None and launch.warm.ready():
+        lease.clear(work, launch.grace)
         try:
-            return _watched(launch.warm.fork(path, log, launch.grace, launch.timeout, environment), told)
+            fork = launch.warm.fork(path, log, launch.grace, launch.timeout, {**asked.environment})
+            return _watched(fork, launch, step.name, watch)
         except Gone as why:
             _note(log, f"{step.name} starts anew, cold: {why}")
-    command = supervisor.command_line([sys.executable, "-P", "-m", "pipeline.worker", str(path)], log=log,
-                                      grace=launch.grace, timeout=launch.timeout)
-    return _watched(_Cold(subprocess.Popen(command, env=environment)), told)
+    return _watched(launch.place.start(asked), launch, step.name, watch)
 
 
 def around() -> dict[str, str]:
@@ -211,11 +193,13 @@ def _note(log: Path, line: str) -> None:
         file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
 
-def _watched(process: "Forked | _Cold", told: Callable[[], None]) -> int:
+def _watched(process: Started, launch: Launch, step: str, watch: Watch) -> int:
     try:
         while (code := process.poll(_POLL_SECONDS)) is None:
-            told()
-    except Gone:
+            why = process.waiting()
+            waiting = {"step": step, "done": 0, "total": 0, "unit": why}
+            watch(step, waiting if why else runs.progress(launch.workspace, launch.run, step))
+    except (Gone, Lost):
         raise
     except BaseException:
         process.stop()
@@ -232,24 +216,6 @@ def spec(launch: Launch, item: Planned, done: dict[str, store.Artifact], work: P
             "digests": {n: [done[r.step].digest(r.part) for r in refs] for n, refs in step.inputs.items()},
             "metrics": str(launch.folder / "metrics.jsonl"),
             "progress": str(launch.progress_path(step.name))}
-
-
-@dataclass(frozen=True)
-class _Cold:
-    """A supervisor that was started as a command."""
-
-    process: subprocess.Popen[bytes]
-
-    def poll(self, seconds: float) -> int | None:
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return None
-
-    def stop(self) -> None:
-        """Have it end everything the stage has started, and wait."""
-        self.process.terminate()
-        self.process.wait()
 
 
 @functools.cache

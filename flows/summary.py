@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flows import gates, origins, outcome, reward_models, screen, verdicts, watched
+from flows import gates, origins, outcome, reward_models, rewarded, screen, verdicts, watched
+from flows.told import told
 from pipeline import files, report, runs, store
 from pipeline.errors import command
 
@@ -18,9 +19,11 @@ def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], se
     compared = [path for _, path in _folders(run, done, "report")][-1:]
     diagnostics = [(s["iteration"], json.loads((path / "diagnostics.json").read_text()))
                    for s, path in _folders(run, done, "diagnose")]
-    said = verdicts.of_steps((step.iteration, step.kind, step.counts) for step in steps)
+    counted, learned = [(step.iteration, step.kind, step.counts) for step in steps], rewarded.count_of(run.config)
+    said, story = verdicts.of_steps(counted, learned), told(counted, learned)
     means = "".join(f"- iteration {iteration}: {one.text} ({one.rule})\n" for iteration, found in said for one in found)
-    sections = {"What it means": means and f"By the rules of docs/reading-a-run.md:\n\n{means}",
+    sections = {"In three sentences": " ".join(story),
+                "What it means": means and f"By the rules of docs/reading-a-run.md:\n\n{means}",
                 "Evaluation": "".join((path / "comparison.md").read_text() for path in compared),
                 "Diagnostics": report.diagnostics_table(diagnostics), "Gates": gates.table(run, done),
                 "Reward models": reward_models.table(steps, [
@@ -40,10 +43,25 @@ def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], se
         entries = json.loads((path / "comparison.json").read_text())
         kl = {iteration: data["kl"]["per_answer"] for iteration, data in diagnostics}
         screen.say("")
-        screen.table(outcome.title(entries), list(outcome.HEADERS), outcome.rows(entries, kl))
+        heads = [rewarded.heading(run.config) if head == "learned" else head for head in outcome.HEADERS]
+        screen.table(outcome.title(entries), heads, outcome.rows(entries, kl, rewarded.name_of(run.config)))
         screen.paragraph(outcome.seen(entries))
     for one in (one for _, found in said[-1:] for one in found if one.rule not in ("gold", "quiet")):
         screen.paragraph(f"{one.rule}: {one.text}")
+    if story:
+        screen.say("\nin three sentences:")
+    for sentence in story:
+        screen.paragraph(sentence)
+    _say_time(run, steps, seconds)
+    screen.say(f"report    {folder / 'report.md'}\nmetrics   {folder / 'metrics.jsonl'}\nlogs      {folder / 'logs'}\n"
+               f"samples   {_samples(run, done)}\nto read   docs/reading-a-run.md: what the numbers mean\n")
+    ways = {"see it in the browser": ("dashboard",), "keep or send it as one page": ("report", run.name, "--html"),
+            "see its steps": ("status", run.name)}
+    for what, words in ways.items():
+        screen.say(f"{what}:{command(workspace, *words)}")
+
+
+def _say_time(run: runs.Run, steps: list[report.StepRecord], seconds: float) -> None:
     work = sum(step.seconds for step in steps if not step.cached)
     jobs = run.config["hardware"].get("jobs", 1)  # records of older code do not say it
     if work and jobs > 1:
@@ -53,12 +71,6 @@ def conclude(workspace: Path, run: runs.Run, done: dict[str, store.Artifact], se
                     f"{100 * max(0.0, seconds - work) / seconds:.1f} %)")
     else:
         screen.say(f"\nevery step cached, {seconds:.1f} s")
-    screen.say(f"report    {folder / 'report.md'}\nmetrics   {folder / 'metrics.jsonl'}\nlogs      {folder / 'logs'}\n"
-               f"samples   {_samples(run, done)}\nto read   docs/reading-a-run.md: what the numbers mean\n")
-    ways = {"see it in the browser": ("dashboard",), "keep or send it as one page": ("report", run.name, "--html"),
-            "see its steps": ("status", run.name)}
-    for what, words in ways.items():
-        screen.say(f"{what}:{command(workspace, *words)}")
 
 
 def _folders(run: runs.Run, done: dict[str, store.Artifact], stage: str) -> list[tuple[dict[str, Any], Path]]:

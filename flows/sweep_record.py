@@ -43,6 +43,8 @@ def load(place: Path, name: str) -> Sweep:
         known = sorted(found.parent.name for found in (place / "sweeps").glob("*/sweep.json"))
         raise UserError(f"sweep: no sweep named {name!r} in {place}{nearest(name, known)}")
     found = files.parsed_lines(path.read_bytes().replace(b"\n", b" "), name=str, words=list, runs=list)
-    if not found:
-        raise UserError(f"{path}: not a sweep's record; move the folder away and give the sweep's words again")
-    return Sweep(name, found[0]["words"], [Arm(**arm) for arm in found[0]["runs"]])
+    try:
+        return Sweep(name, found[0]["words"], [Arm(**arm) for arm in found[0]["runs"]])
+    except (IndexError, TypeError):
+        raise UserError(f"{path}: not a sweep's record; move the folder away and give the sweep's words again"
+                        ) from None

@@ -11,7 +11,7 @@ GOOD, WATCH, BAD = "good", "watch", "bad"
 # Name -> the stage whose count it is, and the count. Shares in [0, 1], lengths in tokens, KL in nats an answer.
 _OF = {
     "gold": ("evaluate", "win_rate"), "gold_low": ("evaluate", "win_rate_low"),
-    "gold_high": ("evaluate", "win_rate_high"), "learned": ("evaluate", "win_rate_reward"),
+    "gold_high": ("evaluate", "win_rate_high"),
     "same_length": ("evaluate", "length_controlled_win_rate"), "length": ("evaluate", "length_mean"),
     "start_length": ("evaluate", "baseline_length_mean"), "truncated": ("evaluate", "truncated_share"),
     "gain": ("report", "gain"), "gain_low": ("report", "gain_low"), "gain_high": ("report", "gain_high"),
@@ -31,19 +31,24 @@ class Verdict:
     numbers: dict[str, float] = field(default_factory=dict)
 
 
-def numbers(counts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def numbers(counts: Mapping[str, Mapping[str, float]], learned: str) -> dict[str, float]:
     """What the rules read, of the counts of an iteration's stages."""
-    return {name: counts[stage][count] for name, (stage, count) in _OF.items() if count in counts.get(stage, {})}
+    of = {**_OF, "learned": ("evaluate", learned)}
+    return {name: counts[stage][count] for name, (stage, count) in of.items() if count in counts.get(stage, {})}
 
 
-def of_steps(steps: Iterable[tuple[int, str, Mapping[str, float]]]) -> list[tuple[int, list[Verdict]]]:
-    """(iteration, stage, counts) of a run's steps -> what is said of the loop's iterations, where something is."""
+def of_steps(steps: Iterable[tuple[int, str, Mapping[str, float]]],
+             learned: str = "win_rate_reward") -> list[tuple[int, list[Verdict]]]:
+    """(iteration, stage, counts) of a run's steps -> what is said of the loop's iterations, where something is.
+
+    learned: the count of `evaluate` that is the win rate by the score which the loop optimises.
+    """
     found, before, by_iteration = [], None, dict[int, dict[str, Mapping[str, float]]]()
     for iteration, stage, counts in steps:
         if iteration > 0:
             by_iteration.setdefault(iteration, {})[stage] = counts
     for iteration, counted in sorted(by_iteration.items()):
-        now = numbers(counted)
+        now = numbers(counted, learned)
         if said := verdicts(now, before):
             found.append((iteration, said))
         before = now or before

@@ -144,3 +144,6 @@ class Forked:
             with contextlib.suppress(Gone):
                 while self.poll(_POLL_SECONDS) is None:
                     pass
+
+    def waiting(self) -> str:
+        return ""

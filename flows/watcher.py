@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 
 from flows import gates, results, screen
+from flows.failures import meaning
 from flows.notify import Message, Notify, ways
-from flows.step import meaning
 from pipeline import files, runs, store, supervisor, tables
 from pipeline.config import build
 from pipeline.errors import UserError, command
@@ -33,11 +33,14 @@ def start(workspace: Path, run: runs.Run, process: int) -> None:
     if "notify" not in run.config or not build(Notify, run.config["notify"], "notify").on:
         return
     log = runs.log_path(workspace, run.name, "notify")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:  # apart from the terminal: Ctrl-C is for the run
-        subprocess.Popen([sys.executable, "-P", "-m", "flows.watcher", str(workspace), run.name, str(process)],
-                         stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
-                         env={**os.environ, **supervisor.imports()})
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:  # apart from the terminal: Ctrl-C is for the run
+            subprocess.Popen([sys.executable, "-P", "-m", "flows.watcher", str(workspace), run.name, str(process)],
+                             stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+                             env={**os.environ, **supervisor.imports()})
+    except OSError as error:
+        screen.say(f"note: nobody will be told of this run ({error}); it goes on")
 
 
 @dataclass
@@ -63,7 +66,7 @@ class Watcher:
                 artifact = store.find(self.workspace, step["stage"], step["key"])
                 if artifact is not None:
                     yield from self._of_step(step["name"], artifact)
-        alive = self._sign_of_life()
+        alive = runs.sign_of_life(self.workspace, self.name)
         if alive != self.stuck_since and now - alive > 60 * self.settings.stuck_minutes:
             self.stuck_since = alive
             running = ", ".join(s["name"] for s in run.steps if s["state"] == "running") or "between two steps"
@@ -105,11 +108,6 @@ class Watcher:
         last = lines[-1] if lines else {}
         return [f"why: {meaning(last['code'])}"] if last.get("event") == "failed" and "code" in last else []
 
-    def _sign_of_life(self) -> float:
-        folder = runs.folder(self.workspace, self.name)
-        found = [*folder.glob("*.json*"), *(p for p in (folder / "logs").glob("*.log") if p.stem != "notify")]
-        return max((path.stat().st_mtime for path in found if path.exists()), default=0.0)
-
     def _samples(self, run: runs.Run) -> list[str]:
         """Prompts and answers of the last scored step, as many as are asked for."""
         scored = [s for s in run.steps if s["stage"] == "score" and s["state"] in _FINISHED]
@@ -128,7 +126,8 @@ class Watcher:
         return run
 
     def _message(self, event: str, what: str, lines: list[str]) -> Message:
-        return Message(event, self.name, f"{self.name}: {what}", "\n".join([*lines, f"on {socket.gethostname()}"]))
+        return Message(event, self.name, f"{self.name}: {what}", "\n".join([*lines, f"on {socket.gethostname()}"]),
+                       str(self.workspace))
 
 
 def tell(settings: Notify, message: Message, sleep: Callable[[float], None] = time.sleep) -> None:

@@ -164,6 +164,18 @@ def log_path(workspace: Path, name: str, step: str) -> Path:
     return folder(workspace, name) / "logs" / f"{step}.log"
 
 
+def sign_of_life(workspace: Path, name: str) -> float:
+    """When a step of the run last wrote anything, or one began or ended; Unix time, 0 where there is nothing.
+
+    Not what is written beside it whatever it does: how busy the machine is, what was sent to whom, what somebody noted.
+    """
+    place = folder(workspace, name)
+    written = [place / file for file in ("run.json", "events.jsonl", "metrics.jsonl")]
+    written += place.glob("progress*.json")
+    logs = (path for path in (place / "logs").glob("*.log") if path.stem not in ("notify", "tracking", "warm"))
+    return max((path.stat().st_mtime for path in (*written, *logs) if path.exists()), default=0.0)
+
+
 def progress_path(workspace: Path, name: str, step: str = "") -> Path:
     """step: of one beside which others may run."""
     return folder(workspace, name) / (f"progress-{step}.json" if step else "progress.json")

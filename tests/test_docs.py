@@ -34,6 +34,7 @@ ELSEWHERE = re.compile(
     r"(data\.root|evaluation\.watch\.root|reward\.bench\.root|[a-z0-9_.]+\.path): "
     r".*(cannot be opened|is not a folder|no folder)|"
     r"engine\.url: |data\.new: adds prompts to a run, and .* has none named |"
+    r"launcher\.(module: (sbatch is not|Slurm does not|ray is not)|address: nothing answers|prefix: no program )|"
     r"[a-z0-9_.]+\.key: the environment variable|notify\.[a-z_.]+: the environment has no ")
 # They would not end, load everything, or need a trained model: only their options are checked.
 NOT_RUN = {"dashboard", "deploy", "server", "doctor", "chat", "sample", "export", "data", "label"}

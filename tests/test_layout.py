@@ -33,10 +33,10 @@ HOMES = {
     "fastapi": ("flows/dashboard/",),
     "uvicorn": ("flows/dashboard/",),
 }
-MOST_LINES = 27500  # of code: docs/decisions/003-size.md
-MOST_YAML = 100  # files of conf; those of published and reproduce hold one paper's values or claims each
+MOST_LINES = 28600  # of code: docs/decisions/003-size.md
+MOST_YAML = 120  # files of conf; those of published and reproduce hold one paper's values or claims each
 # Distribution name -> the name it is imported by, where they differ.
-IMPORT_NAMES = {"hydra-core": "hydra", "pyyaml": "yaml"}
+IMPORT_NAMES = {"hydra-core": "hydra", "pyyaml": "yaml", "nvidia-ml-py": "pynvml"}
 
 
 def sources(*folders: str) -> list[Path]:
@@ -145,7 +145,8 @@ def test_every_imported_package_is_declared():
     """No package is used because another one happens to bring it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["vllm"],
-              *project["optional-dependencies"]["tensorboard"], *project["optional-dependencies"]["gguf"]]
+              *project["optional-dependencies"]["tensorboard"], *project["optional-dependencies"]["gguf"],
+              *project["optional-dependencies"]["nvml"]]
     names = [re.split(r"[^A-Za-z0-9_-]", requirement)[0] for requirement in wanted]
     declared = {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names}
     used = {

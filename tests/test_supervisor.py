@@ -54,6 +54,19 @@ def test_the_exit_code_is_the_commands_own():
     assert _start([sys.executable, "-c", "raise SystemExit(7)"]).wait() == 7
 
 
+def test_a_command_reads_standard_input_only_where_it_may():
+    read = [sys.executable, "-c", "import sys; print(sys.stdin.readline().strip() or 'nothing')"]
+    for may, said in ((True, b"a line\n"), (False, b"nothing\n")):
+        care = supervisor.command_line(read, log=None, grace=1, stdin=may)
+        assert subprocess.run(care, input=b"a line\n", stdout=subprocess.PIPE).stdout == said
+
+
+def test_it_ends_when_it_is_told_with_the_code_it_is_told():
+    code = ("from pipeline import supervisor; import sys; told = iter([None, 143]).__next__; "
+            "sys.exit(supervisor.supervise(['sleep', '60'], grace=1, told=told))")
+    assert subprocess.run([sys.executable, "-c", code], timeout=20).returncode == 143
+
+
 def test_a_signal_becomes_128_plus_its_number():
     assert _start([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]).wait() == 137
 

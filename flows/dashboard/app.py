@@ -24,6 +24,7 @@ from flows.dashboard import (
     ordering,
     overview,
     samples,
+    shared,
     timeline,
     written,
 )
@@ -113,13 +114,20 @@ def routes(files: Files) -> dict[str, Callable[..., Any]]:
     def test(run: Names, ours: str, theirs: str) -> Any:
         return compared.test(files, run, ours, theirs)
 
+    def graph(run: Names) -> Any:
+        return shared.shared(files, run)
+
     def prompt(name: str, id: str, run: Annotated[list[str] | None, Query()] = None) -> Any:
         return samples.same_prompt(files, name, id, run or [])
 
     def reading() -> Any:
         return {"text": READING.read_text() if READING.is_file() else None}
 
-    return {"runs": lambda: overview.all_runs(files), "reading": reading, "compare": compare, "compare/test": test,
+    def listed(first: int = 0) -> Any:
+        return overview.all_runs(files, first)
+
+    return {"runs": listed, "reading": reading, "compare": compare, "compare/test": test,
+            "shared": graph,
             "runs/{name}": lambda name: overview.one_run(files, name), "runs/{name}/log": log,
             "runs/{name}/metrics": lambda name: curves.metrics(files, name),
             "runs/{name}/iterations": lambda name: curves.iterations(files, name),
@@ -183,6 +191,10 @@ def _pages() -> dict[str, Page]:
     found = {}
     for path in sorted(p for p in STATIC.rglob("*") if p.suffix in _TYPES):
         body = path.read_bytes()
+        if path.name == "index.html":  # every module is asked for at once, not one after the other
+            names = sorted(module.name for module in STATIC.glob("*.js"))
+            preload = "\n".join(f'<link rel="modulepreload" href="{name}">' for name in names)
+            body = body.replace(b"<!-- modules -->", preload.encode())
         packed = body if path.suffix == ".woff2" else gzip.compress(body)
         found[path.relative_to(STATIC).as_posix()] = Page(body, _TYPES[path.suffix], packed)
     return found

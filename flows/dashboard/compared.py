@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flows import comparison, comparison_tables
+from flows import comparison, comparison_tables, device_hours
 from flows.comparison import Arm, Comparison
 from flows.dashboard import curves, facts
 from flows.dashboard.facts import Row
@@ -10,28 +10,29 @@ from flows.dashboard.files import Files, NotHere
 from pipeline import arms, statistics
 from pipeline.errors import UserError
 
-_MOST = 60  # runs
+MOST = 60  # runs
 _DAMAGED = (KeyError, TypeError, AttributeError, ValueError, OSError)  # of a record or an artifact
 
 
 def compare(files: Files, names: list[str]) -> Row:
     """The iteration rows of several runs, grouped into experiments, with the settings in which these differ."""
-    records = [files.run(name) for name in dict.fromkeys(names[:_MOST])]
+    records = [files.run(name) for name in dict.fromkeys(names[:MOST])]
     found, first = [], dict[str, Row]()
     for record in records:
         steps, mark = facts.steps_of(files, record), facts.experiment(record["config"])
         first.setdefault(mark, record)
-        numbers = {str(r["iteration"]): _numbers(steps, r) for r in facts.iterations(steps)}
+        numbers = {str(r["iteration"]): _numbers(steps, r) for r in facts.iterations(steps, record["config"])}
         found.append({"name": record["name"], **facts.about(record), "state": facts.live_state(files, record),
                       "experiment": mark, "numbers": numbers,
-                      "hours": round(sum(s["seconds"] or 0 for s in steps) / 3600, 4)})
+                      "hours": _hours(files, record)})
     try:
         differ = dict(zip(first, comparison.settings(list(first.values())), strict=True))
     except _DAMAGED:
         differ = {}
     for run in found:
         run["settings"] = differ.get(run["experiment"], {})
-    return {"runs": found, "columns": [vars(c) for c in facts.COLUMNS], **_judged(files, records)}
+    columns = facts.columns(records[0]["config"] if records else {})
+    return {"runs": found, "columns": [vars(c) for c in columns], **_judged(files, records)}
 
 
 def test(files: Files, names: list[str], ours: str, theirs: str) -> Row:
@@ -39,7 +40,7 @@ def test(files: Files, names: list[str], ours: str, theirs: str) -> Row:
 
     NotHere for a letter that is no arm's.
     """
-    made = _made(files, [files.run(name) for name in dict.fromkeys(names[:_MOST])])
+    made = _made(files, [files.run(name) for name in dict.fromkeys(names[:MOST])])
     known = {} if isinstance(made, str) else {arm.name: arm for arm in made.arms}
     if not {ours, theirs} <= known.keys():
         raise NotHere(f"no arm {ours} or {theirs} among these runs")
@@ -89,6 +90,11 @@ def _leader(files: Files, made: Comparison, arm: Arm) -> Row:
             "win_rate": {"value": rate.mean, "low": rate.low, "high": rate.high, "sd": rate.sd,
                          "seeds": len(rate.seeds), "prompts": rate.prompts, "level": arms.CONFIDENCE},
             "tokens": statistics.mean(trained) if trained else None}
+
+
+def _hours(files: Files, record: Row) -> dict[str, float]:
+    made = [facts for s in record["steps"] if (facts := files.manifest(s["stage"], s.get("key"))) is not None]
+    return {kind: round(value, 4) for kind, value in device_hours.hours(made).items()}
 
 
 def _numbers(steps: list[Row], row: Row) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from flows import rewarded
 from flows.dashboard.files import Files
 from flows.inspection import FREE, SEEDS, compared
 from pipeline import files, report, runs
@@ -26,9 +27,30 @@ class Column:
     low: str = ""  # the fields of its interval
     high: str = ""
     p_value: str = ""  # the field of the test that it is 0
+    hint: str = ""  # what it says, for those who meet it the first time
 
 
-COLUMNS = (
+HINTS = {
+    "prompts": "Prompts sampled for training.",
+    "samples": "Answers drawn for training, several a prompt.",
+    "reward": "Mean learned reward of the samples trained on.",
+    "best": "Mean reward of the best sample of each prompt: how far choosing alone gets.",
+    "margin": "Mean reward of the chosen less the rejected.",
+    "win_rate": "Share of prompts whose answer beats the baseline's by the score that judges; ties half.",
+    "gain": "Win rate less that of the iteration before, on the same prompts, in points. An interval clear "
+            "of 0 is a real change.",
+    "length_controlled": "Win rate at equal length: far below the win rate, and the gain is length.",
+    "win_rate_reward": "Win rate by the reward that was optimised. Rising while the win rate falls: the reward is "
+                       "gamed.",
+    "length": "Mean tokens of the judged answers.",
+    "truncated": "Share of judged answers cut at the token limit.",
+    "kl": "Nats an answer between policy and reference: how far it has moved.",
+    "reward_accuracy": "Share of pairs of new samples that the reward model orders as the judge does. At 50 % it "
+                       "guesses.",
+    "tokens_per_second": "Of the sampling engine.",
+    "kept": "Groups trained on.",
+}
+COLUMNS = tuple(replace(column, hint=HINTS[column.name]) for column in (
     Column("prompts", "Prompts", "generate", "prompts", "int", "train", total=True),
     Column("samples", "Samples", "generate", "completions", "int", "train", total=True),
     Column("kept", "Groups kept", "build_groups", "kept", "int", total=True),
@@ -44,7 +66,7 @@ COLUMNS = (
     Column("truncated", "Truncated", "evaluate", "truncated_share", "rate"),
     Column("kl", "KL", "diagnose", "kl", "num"),
     Column("reward_accuracy", "Reward's accuracy", "diagnose", "reward_model_accuracy", "rate"),
-    Column("tokens_per_second", "Tokens/s", "generate", "tokens_per_second", "speed", "train"))
+    Column("tokens_per_second", "Tokens/s", "generate", "tokens_per_second", "speed", "train")))
 
 
 def steps_of(files: Files, record: Row) -> list[Row]:
@@ -110,13 +132,20 @@ def upstream(steps: list[Row], name: str) -> Iterator[Row]:
             waiting += [ref.partition("/")[0] for ref in named[current]["inputs"]]
 
 
-def iterations(steps: list[Row]) -> list[Row]:
-    """One row per iteration: the cells of COLUMNS that have a number, rows left out by reason, time and memory."""
-    serves = purposes(steps)
+def columns(config: Row) -> list[Column]:
+    """COLUMNS with the win rate by the score that this run optimises."""
+    label = "By learned reward" if rewarded.heading(config) == "learned" else "By the reward"
+    count = rewarded.count_of(config)
+    return [replace(c, field=count, label=label) if c.name == "win_rate_reward" else c for c in COLUMNS]
+
+
+def iterations(steps: list[Row], config: Row) -> list[Row]:
+    """One row per iteration: the cells of `columns` that have a number, rows left out by reason, time and memory."""
+    serves, known = purposes(steps), columns(config)
     rows = []
     for number in sorted({s["iteration"] for s in steps}):
         own = [s for s in steps if s["iteration"] == number]
-        cells = {c.name: cell for c in COLUMNS if (cell := _cell(c, own, serves)) is not None}
+        cells = {c.name: cell for c in known if (cell := _cell(c, own, serves)) is not None}
         judging = {s["name"] for s in own if s["stage"] == "evaluate" or serves.get(s["name"]) == {"judge"}}
         dropped: dict[str, Row] = {}
         for step in own:

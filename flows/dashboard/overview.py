@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from flows import verdicts
+from flows import rewarded, verdicts
 from flows.dashboard import facts, written
 from flows.dashboard.facts import Row
 from flows.dashboard.files import STEP, Files, NotHere, signature
-from flows.step import meaning
+from flows.failures import meaning
+from flows.told import told
 from pipeline import runs
 from pipeline.errors import command
 from pipeline.files import parsed_lines
@@ -14,9 +15,14 @@ from pipeline.files import parsed_lines
 _TAIL = 12  # lines of a failed or running step
 
 
-def all_runs(files: Files) -> Row:
-    """Every run, newest first. A record that cannot be read is listed as such and hides no other."""
-    return {"workspace": str(files.workspace), "runs": [_summary(files, name) for name in files.run_names()]}
+def all_runs(files: Files, first: int = 0) -> Row:
+    """Every run, newest first, or the `first` ones alone, which cost their own share of the reading; "total" is of all.
+
+    A record that cannot be read is listed as such and hides no other.
+    """
+    names = files.run_names()
+    return {"workspace": str(files.workspace), "total": len(names),
+            "runs": [_summary(files, name) for name in (names[:first] if first > 0 else names)]}
 
 
 def _summary(files: Files, name: str) -> Row:
@@ -72,8 +78,11 @@ def one_run(files: Files, name: str) -> Row:
         if step["state"] == runs.FAILED and "code" in step:
             step["means"] = meaning(step["code"])
     return {"name": name, **facts.about(record), "state": state, "created": record.get("created"), "steps": steps,
-            "iterations": facts.iterations(steps), "columns": [vars(c) for c in facts.COLUMNS],
-            "verdicts": _verdicts(steps), "command": _typed(files, "run", *_words(record), f"run={name}"),
+            "iterations": facts.iterations(steps, record["config"]),
+            "columns": [vars(c) for c in facts.columns(record["config"])],
+            "verdicts": _verdicts(steps, record["config"]),
+            "told": told(_counted(steps), rewarded.count_of(record["config"])),
+            "command": _typed(files, "run", *_words(record), f"run={name}"),
             "go_on": None if state in (runs.RUNNING, runs.DONE) else _typed(files, "run", f"run={name}"),
             "overrides": record.get("overrides", []), "step_overrides": record.get("step_overrides", {})}
 
@@ -87,10 +96,14 @@ def _typed(files: Files, *words: str) -> str:
     return command(files.workspace, *words).strip()
 
 
-def _verdicts(steps: list[Row]) -> list[Row]:
+def _verdicts(steps: list[Row], config: Row) -> list[Row]:
     """What the rules of flows/verdicts.py say of each iteration."""
-    said = verdicts.of_steps((s["iteration"], s["stage"], s["counts"]) for s in steps)
+    said = verdicts.of_steps(_counted(steps), rewarded.count_of(config))
     return [{"iteration": iteration, "said": [vars(one) for one in found]} for iteration, found in said]
+
+
+def _counted(steps: list[Row]) -> list[tuple[int, str, Row]]:
+    return [(s["iteration"], s["stage"], s["counts"]) for s in steps]
 
 
 def log_tail(files: Files, name: str, step: str, lines: int) -> list[str]:

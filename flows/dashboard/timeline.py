@@ -15,7 +15,8 @@ _ENDS = ("finished", "failed")
 
 
 def timeline(files: Files, name: str) -> Row:
-    """{"spans": [{step, start, end, how}], "machine": {time, cpu, memory_mb, own_memory_mb, gpu}}, times since 1970.
+    """{"spans": [{step, start, end, how}], "machine": {time, cpu, memory_mb, own_memory_mb, gpu, gpu_memory_mb}}, times
+    since 1970.
 
     A span without an end of its own ended when the next one began (its process was killed), or goes on.
     """
@@ -49,6 +50,8 @@ def _machine(files: Files, name: str) -> Row | None:
     if any(line.get("gpus") for line in lines):
         busy = [[gpu["busy"] for line in c for gpu in line.get("gpus", [])] for c in chunks]
         found["gpu"] = [round(sum(of) / len(of), 3) if of else None for of in busy]
+        used = [[sum(gpu["memory_mb"] for gpu in line["gpus"]) for line in c if line.get("gpus")] for c in chunks]
+        found["gpu_memory_mb"] = [round(sum(of) / len(of)) if of else None for of in used]
     return found
 
 

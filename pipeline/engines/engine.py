@@ -117,6 +117,9 @@ class Backend:
     shares_device: bool | Callable[[Any], bool] = False
     """Whether training needs the service's device: it then starts with the first step that samples."""
 
+    reachable: bool = False
+    """Whether its service answers on other machines, too."""
+
     beams: bool = False
     """Whether it takes requests with `beams` or `no_repeat_ngram`."""
 

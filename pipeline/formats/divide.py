@@ -136,14 +136,15 @@ def _assign(index: Index, shares: Shares, dropped: Counter[str], needed: Sequenc
     """(rows,) int8, the place in SPLITS of each row's split, -1 where it is left out."""
     own = index.column("split")
     feeds = _feeds({SPLITS[number] for number in np.unique(own).tolist()}, needed)
-    prompts, first, of = np.unique(index.column("prompt"), return_index=True, return_inverse=True)
-    here, fixed = np.zeros(len(prompts), np.int8), np.zeros(len(prompts), np.int8)
+    points, of = _grouped(index.column("prompt"))
+    here, fixed = np.zeros(len(points), np.int8), np.zeros(len(points), np.int8)
     np.bitwise_or.at(here, of, (1 << own).astype(np.int8))
     np.bitwise_or.at(fixed, of, (index.column("fixed") << own).astype(np.int8))
-    points, chosen = index.column("point")[first], np.zeros(len(prompts), np.int8)
-    for bound, rows in {*zip(fixed.tolist(), here.tolist(), strict=True)}:
-        same = (fixed == bound) & (here == rows)
-        chosen[same] = _choose(points[same], _splits_in(bound), _splits_in(rows), feeds, shares)
+    points, chosen = index.column("point")[points], np.zeros(len(points), np.int8)
+    for pair in np.unique(fixed.astype(np.int16) << 8 | here).tolist():
+        places = np.flatnonzero((fixed == pair >> 8) & (here == (pair & 255)))
+        for some in (places[at:at + _HELD] for at in range(0, len(places), _HELD)):
+            chosen[some] = _choose(points[some], _splits_in(pair >> 8), _splits_in(pair & 255), feeds, shares)
     _give_one(chosen, points, here, feeds, needed)
     split = chosen[of]
     serves = np.array([[to in feeds.get(name, ()) for to in SPLITS] for name in SPLITS])
@@ -155,6 +156,20 @@ def _assign(index: Index, shares: Shares, dropped: Counter[str], needed: Sequenc
     dropped[UNDESIRABLE] += int(undesirable.sum())
     split[undesirable] = -1
     return split
+
+
+def _grouped(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(first, of): the first row with each value, in the values' order, and each row's place among them. np.unique
+    gives the same and holds twice as much.
+    """
+    order = np.argsort(values, kind="stable")
+    values = values[order]
+    new = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=new[1:])
+    del values
+    of = np.empty(len(order), np.int32)
+    of[order] = np.cumsum(new, dtype=np.int32) - 1
+    return order[new], of
 
 
 def _give_one(chosen: np.ndarray, points: np.ndarray, here: np.ndarray, feeds: dict[str, tuple[str, ...]],
@@ -210,7 +225,7 @@ def _unique(index: Index, split: np.ndarray, number: int, dropped: Counter[str])
     rows = np.flatnonzero(split == number)
     # Two rows with one prompt are two demonstrations or pairs, but only one prompt to sample from.
     by_id = SPLITS[number] in ("sft", "pref")
-    _, first = np.unique(index.column("id" if by_id else "messages")[rows], return_index=True)
+    first, _ = _grouped(index.column("id" if by_id else "messages")[rows])
     again = np.delete(rows, first)
     dropped[REPEATED if by_id else REPEATED_PROMPT] += len(again)
     split[again] = -1

@@ -52,7 +52,7 @@ def problems(folder: Folder, template_given: bool = False) -> list[str]:
         base = _json_files(folder.path)[0].get(ADAPTER, {}).get("base_model_name_or_path")
         return [f"an adapter of {base!r}; fetch it (hf download ORG/NAME --local-dir DIR) and give its folder and the "
                 "model it is merged on: model.path=DIR model.base=org/name"]
-    found = _links(folder.path) + _pointers(folder.path)
+    found = links(folder.path) + _pointers(folder.path)
     read, unreadable = _json_files(folder.path)
     found += unreadable
     if "config.json" not in folder.sizes:
@@ -70,7 +70,7 @@ def small_files_whole(folder: Folder) -> bool:
         not name.endswith(".safetensors") for name in _pointer_names(folder.path))
 
 
-def _links(path: Path) -> list[str]:
+def links(path: Path) -> list[str]:
     """A link out of the folder would carry another file into the store, and with an export to others."""
     blobs = path.resolve().parent.parent / "blobs"  # where the hub's cache keeps what its snapshots link to
     own = [path.resolve(), *([blobs] if path.resolve().parent.name == "snapshots" else [])]

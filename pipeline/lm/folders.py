@@ -184,7 +184,7 @@ def _loaded(kind: Any, folder: Path, device: torch.device, runtime: ModelRuntime
         torch.set_rng_state(state)  # a second try draws the head of a reward model as the first one did
         model, info = kind.from_pretrained(folder, output_loading_info=True, **{
             "dtype": torch.float32, "device_map": {"": device}, "use_safetensors": True, "attn_implementation": name,
-            **options})
+            "trust_remote_code": False, **options})
         found.update(info)
         return model
 
@@ -203,7 +203,7 @@ def _loaded(kind: Any, folder: Path, device: torch.device, runtime: ModelRuntime
 @clock.spending(clock.LOAD)
 def load_tokenizer(folder: Path, template: bool = False) -> Any:
     """Raises UserError where a chat template is wanted and not there."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if template and tokenizer.chat_template is None:
         raise UserError(f"reward: the tokenizer in {folder} has no chat template, expected one (chat_template.jinja) "
                         "that turns conversations into what the model was trained on")

@@ -164,32 +164,6 @@ class Rendering:
         ids = iter(self.tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else [])
         return [self._pieces(text) if _OPEN in text else next(ids) for text in texts]
 
-    def ids_behind(self, prompts: list[str], heads: list[list[int]], texts: list[list[str]]) -> list[list[list[int]]]:
-        """Of renderings that go on from a prompt whose ids, `heads`, are known: what `ids` gives, for less.
-
-        A tokenizer splits a text at its added tokens first, so what stands in front of the last one in the prompt is
-        not tokenised again for every answer. Where the prompt's own end comes out otherwise, all of the text is.
-        """
-        cuts = [self._last_added(prompt, head) for prompt, head in zip(prompts, heads, strict=True)]
-        rest = iter(self.ids([text[place:] if text.startswith(prompt) else text
-                              for prompt, (_, place), of in zip(prompts, cuts, texts, strict=True) for text in of]))
-        found = list[list[list[int]]]()
-        for prompt, head, (number, _), of in zip(prompts, heads, cuts, texts, strict=True):
-            made = [[*(head[:number] if text.startswith(prompt) else ()), *next(rest)] for text in of]
-            found.append([ids if not number or ids[: len(head)] == head else self.ids([text])[0]
-                          for text, ids in zip(of, made, strict=True)])
-        return found
-
-    def _last_added(self, prompt: str, head: list[int]) -> tuple[int, int]:
-        """How many ids, and how many characters, stand in front of the last added token; 0, 0 where there is none."""
-        number = next((i for i in reversed(range(len(head))) if head[i] in self._added), 0)
-        place = prompt.rfind(self._added[head[number]]) if number else -1
-        return (number, place) if place > 0 else (0, 0)
-
-    @cached_property
-    def _added(self) -> dict[int, str]:
-        return {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items()}
-
     def continuation(self, text: str) -> list[int]:
         """The ids of a piece of a rendering that goes on from another one."""
         return self._pieces(text, True)

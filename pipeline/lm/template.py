@@ -19,6 +19,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.lm.behind import ids_behind
 from pipeline.lm.rendering import Rendering
 from pipeline.records import LENGTH, STOP, Completion, Group
 
@@ -59,7 +60,7 @@ class Encoder:
         if problems:
             raise UserError.of(problems, 5)
         prompt_ids = text.ids(prompts)
-        full_ids = text.ids_behind(prompts, prompt_ids, answers)
+        full_ids = ids_behind(text, prompts, prompt_ids, answers)
         made: list[Group] = []
         for group, prompt, head, texts, full in zip(groups, prompts, prompt_ids, answers, full_ids, strict=True):
             problems.extend(self._bos_problem(group, prompt, head))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import hub, weights
 from pipeline.errors import UserError
+from pipeline.lm import checks
 from pipeline.lm.settings import ModelRuntime
 from pipeline.records import Group
 
@@ -31,7 +32,8 @@ def folder_problems(key: str, path: str | None, what: str) -> list[tuple[str, st
     missing = [name for name, globs in expected.items() if not any(any(folder.glob(g)) for g in globs)]
     pickled = "weights" in missing and any(folder.glob("*.bin"))
     way_out = "; its *.bin files are pickled and are not read: load the model and save_pretrained it again"
-    return [(key, f"{path!r} has no {' and no '.join(missing)}{way_out if pickled else ''}")] if missing else []
+    lacks = [f"{path!r} has no {' and no '.join(missing)}{way_out if pickled else ''}"] if missing else []
+    return [(key, problem) for problem in [*lacks, *(f"{path!r}: {link}" for link in checks.links(folder))]]
 
 
 def head_problems(key: str, path: str | None, number: int) -> list[tuple[str, str]]:

@@ -117,12 +117,11 @@ def _new(context: Context, made: Imported, left: Counter[str]) -> Iterator[tuple
         elif key in evaluated or _content(group) in pairs:
             left[EVALUATED if key in evaluated else KNOWN_PAIR] += 1
         else:
-            own = replace(group, iteration=joins, id=f"{group.id}/{_mark(_content(group))}" if group.id in ids
-                          else group.id)
-            yield "pref", own
+            # An id that no prompt has: what is sampled of one is trained on under the prompt's
+            yield "pref", replace(group, iteration=joins, id=f"{group.id}/{_mark(_content(group))}")
             if alone and key not in asked:
                 asked.add(key)
-                yield "unlabeled", _prompt(own, {own.id})
+                yield "unlabeled", _prompt(group, ids)
 
 
 def _prompt(group: Group, ids: set[str]) -> Group:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline import files, store, supervisor
+from pipeline import files, runs, store, supervisor
 from pipeline.tracking.tensorboard import TensorBoard
 from pipeline.tracking.wandb import Wandb
 
@@ -48,6 +48,8 @@ class Sink(Protocol):
     def finished(self, step: str, artifact: store.Artifact) -> None: ...
 
     def failed(self, step: str, code: int) -> None: ...
+
+    def quiet(self, since: float) -> None: ...
 
     def close(self) -> None: ...
 
@@ -127,6 +129,10 @@ def mirror(run_dir: Path, sinks: list[Sink], going_on: Callable[[], bool]) -> No
             else:
                 for sink in sinks:
                     sink.number(line)
+        if more:
+            since = runs.sign_of_life(run_dir.parent.parent, run_dir.name)
+            for sink in sinks:
+                sink.quiet(since)
         if numbers or events:
             files.write_atomic(state, json.dumps(reached))
     for sink in sinks:

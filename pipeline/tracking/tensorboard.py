@@ -41,6 +41,9 @@ class Mirror:
     def failed(self, step: str, code: int) -> None:
         """Nothing: there is no scalar for it."""
 
+    def quiet(self, since: float) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         """Write out and close every file."""
         for writer in self.writers.values():

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,8 @@ class Wandb:
     mode: str = setting("auto", choices=("auto", "online", "offline"))  # auto: online where a key is found
     init_timeout: float = setting(20.0, above=0.0)  # seconds to reach the service before going offline
     finish_timeout: float = setting(30.0, above=0.0)  # seconds a finished run waits for the mirror to finish
-    alerts: bool = False  # a W&B alert when a step fails, a gate closes, gold falls, and at the end of the run
+    alerts: bool = False  # a W&B alert when a step fails, a gate closes, gold falls, the run is stuck, and at its end
+    stuck_minutes: float = setting(60.0, above=0.0)  # without any progress until a run counts as stuck
     samples: int = setting(32, low=0)  # prompts in the table of samples of a scored step; 0: no table
 
 
@@ -89,6 +91,7 @@ class Mirror:
     handle: Any = None
     sent: int = 0
     referenced: int = 0
+    stuck_since: float = 0.0  # the last sign of life that was told of as too old
 
     def number(self, line: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
@@ -115,6 +118,13 @@ class Mirror:
         """A step's process ended badly."""
         self._alert(step, f"failed at {step}", f"exit code {code}; align logs {self.run_dir.name}", "ERROR")
 
+    def quiet(self, since: float) -> None:
+        """The run goes on, its last sign of life was at that Unix time: told of once, until it shows another."""
+        gone = (time.time() - since) / 60
+        if gone > self.settings.stuck_minutes and since != self.stuck_since:
+            self.stuck_since = since
+            self._alert(self.step, "stuck", f"no progress for {gone:.0f} minutes", "WARN")
+
     def _alert(self, step: str, what: str, text: str, level: str) -> None:
         if self.settings.alerts:
             self._turn_to(step)
@@ -129,6 +139,8 @@ class Mirror:
         outcome = json.loads((self.run_dir / "run.json").read_text()).get("outcome", "")
         if (self.sent or self.referenced) and (outcome == runs.DONE or outcome.startswith(runs.STOPPED_BY)):
             self._alert("", "finished", outcome, "INFO")
+        elif (self.sent or self.referenced) and outcome in (runs.RUNNING, runs.INTERRUPTED):  # killed, or stopped
+            self._alert("", "was interrupted", f"go on with: align run run={self.run_dir.name}", "ERROR")
         self._finish()
 
     def _finish(self) -> None:

@@ -59,7 +59,7 @@ class TrainRuntime(ModelRuntime):
     strategy: str = setting("none", choices=STRATEGIES)  # of several processes: whole copies (ddp) or sharded weights
     processes: int = setting(1, low=1)  # on this node: one per device
     nodes: int = setting(1, low=1)  # that train together
-    rendezvous: str | None = None  # host:port of one of several nodes, the same on each
+    rendezvous: str | None = None  # host:port of one of several nodes, the same on each; job: the launcher says
 
     @property
     def world_size(self) -> int:

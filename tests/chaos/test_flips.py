@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import failures
 from flows import step as launch
 from pipeline import plan, runs, store, tables
 from pipeline.errors import UserError
@@ -63,7 +64,7 @@ def test_a_flipped_bit_of_what_a_step_reads_is_found_before_it_commits(times, co
             bad, lost = done[maker], done.pop(reader.name)
             shutil.rmtree(lost.path)
             flip(bad.path / name, rng)
-            with pytest.raises(launch.InputDamaged, match=re.escape(f"{bad.path / name}: content changed")):
+            with pytest.raises(failures.InputDamaged, match=re.escape(f"{bad.path / name}: content changed")):
                 launch.ensure(place, plan.look_up(workspace, reader, done), done, {}, lambda *_: None)
             assert not lost.path.exists() and not bad.path.exists(), kind
             assert not list(lost.path.parent.glob(".work-*")), kind

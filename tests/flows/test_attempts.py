@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from flows import attempts
+from flows.failures import StepFailed
 from flows.settings import Hardware
-from flows.step import StepFailed
 from pipeline.config import problems_of
 
 

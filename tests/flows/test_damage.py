@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from flows import inspection
 from flows.driver import Driver
-from flows.step import InputDamaged
-from pipeline import plan, runs, store
+from flows.failures import InputDamaged
+from pipeline import files, plan, runs, store
 from pipeline.errors import UserError
 
 
@@ -58,6 +59,18 @@ def test_a_flipped_byte_of_the_users_own_file_is_found(two_steps):
     file.write_bytes(good)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert _walk(workspace) == ["done", "cached"]
+
+
+def test_what_a_step_reads_is_hashed_once_and_beside_it(two_steps, monkeypatch):
+    """Each file of its inputs, in a thread of its own: what it costs is these bytes, at the speed of SHA-256."""
+    workspace, hashed, real = two_steps(), [], files.file_hash
+    monkeypatch.setattr(store, "file_hash",
+                        lambda path: (hashed.append((path, threading.current_thread())), real(path))[1])
+    assert _walk(workspace) == ["done", "done"]
+    (data, _) = plan.look_up_all(workspace, plan.steps_of(runs.load(workspace, "shown")))
+    read = [data.artifact.path / name for name in data.artifact.manifest["files"] if name.startswith("sft/")]
+    beside = [path for path, thread in hashed if thread is not threading.main_thread()]
+    assert beside == read and read
 
 
 def test_a_store_of_older_code_goes_on(two_steps, capsys):

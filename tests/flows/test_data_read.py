@@ -44,6 +44,17 @@ def test_a_set_that_was_planned_before_is_not_read_again(tmp_path: Path):
     assert "'datasets'" in first.splitlines()[-1] and second.endswith("0 []\n")
 
 
+def test_nor_where_other_steps_mind_what_the_preferences_are(tmp_path: Path):
+    """A loop looks whether they are pairs, and whether the prompts are enough: both are known from the first plan."""
+    rows = [{"prompt": f"say {i}", "chosen": "a", "rejected": "b"} for i in range(60)]
+    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    words = ["plan", "recipe=iterative_dpo", "data=files", f"data.root={tmp_path}/a.parquet",
+             f"workspace={tmp_path}/ws", "sampling.prompts_per_iteration=10"]
+    first, second = plan(False, words), plan(True, words)
+    assert "data: 60 rows, read as: pairs (60)" in second
+    assert "'datasets'" in first.splitlines()[-1] and second.endswith("0 []\n")
+
+
 def test_the_place_of_a_mixture_is_not_in_its_key(tmp_path: Path):
     """Equal files elsewhere are the same artifact; another share of them is another one."""
     keys = []

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import transformers
 
 from pipeline import columns, store, tables
 from tests.flows.loops import run
+from tests.rewards.judges.server import asked, serving
 
 pytestmark = pytest.mark.long
 
@@ -63,11 +67,23 @@ def test_a_real_set_trains_a_policy(shape: str, tmp_path: Path) -> None:
         assert 0 < kept["kept"] <= kept["groups"]
 
 
-def test_demonstrations_and_prompts_of_two_sets_need_no_pairs_with_a_rule_as_reward(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reward", ["rule", "judge", "model"])
+def test_demonstrations_and_prompts_of_two_sets_need_no_pairs(reward: str, tmp_path: Path, make_model: Any) -> None:
+    """SFT on the one, samples of the other, preferences by a rule, by a judge behind a server, or by a model given."""
     places = f"[{{path: {place('dolly-hhrlhf-sample')}}},{{path: {place('hh-rlhf')}, files: 'prompts*'}}]"
-    words = ["recipe=online_dpo", f"data.sources={places}", "data.require=[sft,unlabeled,eval]", "reward=length",
-             "reward.scorer.unit=characters", "reward.scorer.high=10"]
-    done = run([*SMALL, *words], tmp_path, "real", "train[2]")
+    words = ["recipe=online_dpo", f"data.sources={places}", "data.require=[sft,unlabeled,eval]"]
+    if reward == "model":
+        folder = make_model(tmp_path / "base")
+        net = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
+        net.save_pretrained(tmp_path / "rm")
+        transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "rm")
+    with serving(tmp_path / "log") as url:
+        words += {"rule": ["reward=length", "reward.scorer.unit=characters", "reward.scorer.high=10"],
+                  "judge": ["reward=judge", "reward.scorer.model=judge", f"reward.scorer.base_url={url}"],
+                  "model": ["reward=model", f"reward.path={tmp_path / 'rm'}"]}[reward]
+        done = run([*SMALL, *words], tmp_path / "ws", "real", "train[2]")
     trained(done, "train[2]")
     counts = done["data"].manifest["counts"]
     assert counts["sft"] > 0 and counts["unlabeled"] > 0 and counts["pref"] == 0
+    assert done["pairs[2]"].manifest["counts"]["kept"] > 0
+    assert (len(asked(tmp_path / "log")) > 0) == (reward == "judge")

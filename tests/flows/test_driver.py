@@ -15,9 +15,9 @@ import pytest
 from flows.cli import reach_this_machine_directly
 from flows.compose import CONF, compose
 from flows.driver import Driver
+from flows.failures import StepFailed
 from flows.observer import Observer
 from flows.prepare import expand, prepare
-from flows.step import StepFailed
 from pipeline import plan, runs
 from pipeline.errors import UserError
 
@@ -171,14 +171,15 @@ def test_observers_hear_of_a_failure(two_steps, tmp_path, monkeypatch):
     assert {s["name"]: s["state"] for s in runs.load(workspace, "shown").steps} == {"data": "done", "scores": "failed"}
 
 
-@pytest.mark.parametrize(("given", "expected"), [
-    ("", "127.0.0.1,localhost"), ("intern, localhost", "intern,localhost,127.0.0.1"), ("*", "*")])
-def test_this_machine_is_asked_without_a_proxy(given, expected, monkeypatch):
+@pytest.mark.parametrize(("given", "small", "expected"), [
+    ("", "", "127.0.0.1,localhost"), ("intern, localhost", "", "intern,localhost,127.0.0.1"), ("*", "", "*"),
+    ("intern", "other", "other,intern,127.0.0.1,localhost"), ("intern", "*", "*")])
+def test_this_machine_is_asked_without_a_proxy(given, small, expected, monkeypatch):
+    """Programs read one of the two spellings, and none of the user's hosts gets lost."""
     monkeypatch.setenv("NO_PROXY", given)
-    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("no_proxy", small)
     reach_this_machine_directly()
-    assert os.environ["NO_PROXY"] == expected
-    monkeypatch.delenv("no_proxy", raising=False)  # what the call set, so that it does not outlive the test
+    assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == expected
 
 
 @pytest.mark.parametrize("lost", [True, False])

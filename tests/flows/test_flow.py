@@ -79,8 +79,15 @@ def _up(address: str) -> bool:
 def _ask(url: str, method: str = "POST", **content: object):
     body, kind = json.dumps(content).encode(), {"Content-Type": "application/json"}
     request = urllib.request.Request(url, data=body if method == "POST" else None, headers=kind, method=method)
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.loads(answer.read())
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:  # its database is busy: Prefect's own clients ask again, too
+            if error.code != 503 or time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")

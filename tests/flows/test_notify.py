@@ -47,6 +47,14 @@ def server():
         running.shutdown()
 
 
+def test_where_no_message_can_be_sent_the_run_goes_on(tmp_path, capsys):
+    """Its log cannot be opened, as on a disk that is full or fails."""
+    (tmp_path / "runs/r/logs/notify.log").mkdir(parents=True)
+    told = {"notify": {"command": "true"}}
+    watcher.start(tmp_path, runs.Run("r", told, [], {}, [], runs.RUNNING, 1.0), os.getpid())
+    assert capsys.readouterr().out.startswith("note: nobody will be told of this run ([Errno 21] Is a directory: ")
+
+
 def test_slack_and_matrix_get_bodies_of_their_own(server, monkeypatch):
     url, got = server
     monkeypatch.setenv("ALIGNLOOP_WEBHOOK_URL", f"{url}/rooms/R/send/m.room.message")
@@ -157,13 +165,18 @@ def step(name: str, stage: str, state: str, key: str = "k") -> dict[str, object]
 def test_a_run_without_progress_is_told_of_once_until_it_goes_on(watched):
     watching, change = watched
     change(steps=[step("train[1]", "train_preference", "running")])
-    begun = watching._sign_of_life()
+    begun = runs.sign_of_life(watching.workspace, "shown")
     assert list(watching.news(begun + 3599)) == []
     (message,) = watching.news(begun + 3661)
     assert message.title == "shown: no progress for 1 h" and message.text.startswith("step: train[1]\nlook:\n    align")
     assert list(watching.news(begun + 9999)) == []
+    for beside in ("machine.jsonl", "tracking.json", "about.json", "logs/notify.log"):  # written while nothing goes on
+        path = runs.folder(watching.workspace, "shown") / beside
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        os.utime(path, (begun + 9999, begun + 9999))
+    assert list(watching.news(begun + 99999)) == []
     log = runs.log_path(watching.workspace, "shown", "train[1]")
-    log.parent.mkdir()
     log.touch()
     os.utime(log, (begun + 9999, begun + 9999))
     assert [m.event for m in watching.news(begun + 99999)] == ["stuck"]

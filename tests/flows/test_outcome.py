@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flows import outcome
+from flows import outcome, rewarded
 
 
 def entry(iteration: int, rate: float, gain: tuple[float, float, float] | None, learned: float | None = 0.9) -> Any:
@@ -38,6 +38,26 @@ def test_without_one_baseline_there_is_no_row_0_and_without_a_second_score_no_le
     assert [row[2] for row in outcome.rows(entries, {})] == ["none", "none"]
     assert outcome.title(entries).endswith("against those of the iteration before, by gold")
     assert outcome.seen(entries) == "iteration 2 above 1 by gold: +10.0 points (+6.0 to +14.0), clear of zero"
+
+
+def test_the_rate_is_by_the_score_that_the_loop_optimises():
+    """Three scores: neither the judge's nor the one that only stands by is taken for it."""
+    made = entry(1, 0.75, None)
+    made["scores"] |= {"rule": {"win_rate": 0.61}, "length": {"win_rate": 0.99}}
+    assert [row[2] for row in outcome.rows([made], {}, "rule")] == ["50.0%", "61.0%"]
+    assert [row[2] for row in outcome.rows([made], {}, "gold")] == ["none", "none"], "it judges"
+    assert [row[2] for row in outcome.rows([made], {}, "other")] == ["none", "none"], "no answer has it"
+
+
+@pytest.mark.parametrize("module, heading", [("pipeline.rewards.model", "learned"), ("pipeline.rewards.rule", "reward"),
+                                             ("mine.scorer", "reward")])
+def test_only_a_models_score_is_called_learned(module: str, heading: str):
+    config = {"stage": {"score": {"settings": {"name": "mine", "reward": {"module": module}}}}}
+    assert (rewarded.heading(config), rewarded.count_of(config)) == (heading, "win_rate_mine")
+
+
+def test_a_record_that_does_not_say_it_is_of_a_learned_reward():
+    assert (rewarded.heading({}), rewarded.name_of({"stage": {}})) == ("learned", "reward")
 
 
 @pytest.mark.parametrize("gain, said", [

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import sweep
+from flows import sweep, sweep_record
 from flows.prepare import prepare
 from flows.sweep_plan import sweep_plan
 from flows.sweep_words import arms, sweep_name
@@ -74,6 +74,15 @@ def test_the_problems_of_all_runs_come_once_and_before_the_first_starts(tmp_path
         sweep.checked(sweep.described(words, "s", tmp_path), tmp_path)
     assert len([p for p in wrong.value.problems if p.startswith("iterations:")]) == 1
     assert any(p.startswith("s-dpoo: objective: no objective named 'dpoo'") for p in wrong.value.problems)
+
+
+@pytest.mark.parametrize("record", ["", "[]", '{"name": "s", "words": []}', '{"name": "s", "words": [], "runs": [3]}',
+                                    '{"name": "s", "words": [], "runs": [{"run": "a", "words": [], "lane": 2}]}'])
+def test_a_record_of_another_kind_or_version_is_told(record, tmp_path: Path):
+    (tmp_path / "sweeps/s").mkdir(parents=True)
+    (tmp_path / "sweeps/s/sweep.json").write_text(record)
+    with pytest.raises(UserError, match="not a sweep's record; move the folder away"):
+        sweep_record.load(tmp_path, "s")
 
 
 def test_what_runs_share_is_counted_once(tmp_path: Path):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +20,7 @@ from pipeline.formats.splits import Entry, Imported, Limits, Shares
 from pipeline.records import Message
 from tests.given import splits as whole
 
+ROOT = Path(__file__).parents[2]
 SYSTEM = Message("system", "s")
 
 
@@ -215,3 +221,44 @@ def test_faults_of_answers() -> None:
     assert [splits.fault_of(a) for a in ([], ["a"], ["a", "b"])] == ["", "", ""]
     assert splits.fault_of(["a", " a\n"]) == "identical"
     assert splits.fault_of(["", ""]) == splits.fault_of([" "]) == "empty"
+
+
+@given(st.lists(st.integers(0, 5), max_size=30))
+def test_rows_of_one_value_are_a_group_as_numpy_counts_them(values: list[int]) -> None:
+    """What np.unique gives of marks, with less memory."""
+    first, of = division._grouped(np.array(values, np.uint64))
+    _, there, inverse = np.unique(np.array(values, np.uint64), return_index=True, return_inverse=True)
+    assert first.tolist() == there.tolist() and of.tolist() == inverse.tolist()
+
+
+DECIDE = """
+import sys, tempfile
+from collections import Counter
+from pathlib import Path
+import numpy as np
+from pipeline.formats.divide import Index, check_ids, decided
+from pipeline.formats.splits import SPLITS, Limits, Shares
+from pipeline.stage import peak_memory
+rows, rng = int(sys.argv[1]), np.random.default_rng(0)
+with tempfile.TemporaryDirectory() as folder:
+    for number, start in enumerate(range(0, rows, 8192)):  # as an import leaves it, of pairs with ids
+        n = min(8192, rows - start)
+        marks = {name: rng.integers(0, 2**63, n, dtype=np.uint64) for name in ("prompt", "id", "messages")}
+        points = {name: rng.random(n) for name in ("point", "rank")}
+        bytes_of = {name: np.full(n, value, np.int8) for name, value in (
+            ("split", 1), ("fixed", 0), ("named", 1), ("undesirable", 0), ("kind", 2))}
+        np.savez(Path(folder) / f"part-{number:05d}.npz", **marks, **points, **bytes_of)
+    index = Index(Path(folder))
+    check_ids(index, None, None)
+    made, _ = decided(index, Shares(), Limits(pref=rows // 5), SPLITS, Counter())
+assert sum(made.counts.values()) > 0.9 * rows
+print(peak_memory())
+"""
+
+
+@pytest.mark.long
+def test_deciding_holds_some_sixty_bytes_of_a_row() -> None:
+    """So ten million rows take some 600 MB: their import stays below 1 GB (docs/data.md). Peaks of two processes."""
+    peaks = [int(subprocess.run([sys.executable, "-c", DECIDE, str(rows)], capture_output=True, text=True, check=True,
+                                env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout) for rows in (500_000, 2_500_000)]
+    assert (peaks[1] - peaks[0]) / 2_000_000 < 65

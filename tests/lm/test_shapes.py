@@ -9,6 +9,7 @@ import random
 import pytest
 
 from pipeline.lm import rendering
+from pipeline.lm.behind import ids_behind
 from pipeline.lm.template import Encoder
 from pipeline.lm.template_check import template_problems
 from pipeline.records import LENGTH, Completion, Group, Message
@@ -53,7 +54,7 @@ def test_an_answer_behind_a_prompt_is_tokenised_as_the_whole_text_is(name):
         written = [text.answered(group, Completion(one)) for one in said[turns:]]
         behind = [*(prompt + text.held(one) for one in said[turns:]), *written, "another text"]
         heads = text.ids([prompt, "no token"])
-        assert text.ids_behind([prompt, "no token"], heads, [behind, ["no token at all"]]) == [
+        assert ids_behind(text, [prompt, "no token"], heads, [behind, ["no token at all"]]) == [
             text.ids(behind), text.ids(["no token at all"])]
 
 

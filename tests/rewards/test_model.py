@@ -318,6 +318,20 @@ def test_weights_that_are_not_finite_are_named(folder: Path, tmp_path: Path) -> 
         folders.load_scorer(broken, torch.device("cpu"))
 
 
+def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    """As for model.path; one within the folder is no harm."""
+    linked = shutil.copytree(folder, tmp_path / "model")
+    (linked / "tokenizer.json").rename(linked / "own.json")
+    (linked / "tokenizer.json").symlink_to("own.json")
+    assert problems_of(model.Settings, {"path": str(linked)}, "reward.scorer") == []
+    (linked / "own.json").rename(tmp_path / "other.json")
+    (linked / "tokenizer.json").unlink()
+    (linked / "tokenizer.json").symlink_to(tmp_path / "other.json")
+    assert problems_of(model.Settings, {"path": str(linked)}, "reward.scorer") == [
+        f"reward.scorer.path: '{linked}': tokenizer.json is a link that leads out of the folder "
+        f"({tmp_path / 'other.json'}); put a copy there"]
+
+
 def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
     """Told at plan, with what to do; and what would load them is told not to."""
     pickled = tmp_path / "model"

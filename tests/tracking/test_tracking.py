@@ -17,7 +17,7 @@ from pipeline.config import build, problems_of
 from pipeline.records import Completion, Group, Message
 from pipeline.tracking import Settings, mirrored, read_lines
 from pipeline.tracking.tensorboard import TensorBoard
-from pipeline.tracking.wandb import Wandb, find_mode, run_id, sample_rows
+from pipeline.tracking.wandb import Mirror, Wandb, find_mode, run_id, sample_rows
 
 MIRROR = Settings(Wandb(mode="offline"))
 
@@ -165,6 +165,23 @@ def test_alerts_are_asked_for_and_say_what_notify_says(run_dir: Path):
              for r in records(path) if r.WhichOneof("record_type") == "alert"]
     assert sorted(found) == [("demo: failed at train[1]", "exit code 137; align logs demo", "ERROR"),
                              ("demo: finished", "done", "INFO")]
+
+
+def test_a_run_that_is_stuck_or_was_killed_is_an_alert(run_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without a line for 61 minutes: told of once; its driver gone, the record still says running."""
+    record = json.loads((run_dir / "run.json").read_text())
+    (run_dir / "run.json").write_text(json.dumps({**record, "outcome": "running"}))
+    report(run_dir, "sft", 3.0)
+    mirror = Mirror(Wandb(mode="offline", alerts=True), "offline", "a test", run_dir)
+    told: list[tuple[str, str, str]] = []
+    monkeypatch.setattr(Mirror, "_alert", lambda self, step, *words: told.append(words))
+    mirror.sent, now = 1, time.time()
+    for since in (now - 60 * 59, now - 60 * 61, now - 60 * 61, now - 60 * 90):
+        mirror.quiet(since)
+    monkeypatch.setattr(Mirror, "_iterations", lambda self: {})
+    mirror.close()
+    assert told == [("stuck", "no progress for 61 minutes", "WARN"), ("stuck", "no progress for 90 minutes", "WARN"),
+                    ("was interrupted", "go on with: align run run=demo", "ERROR")]
 
 
 def test_nothing_is_written_outside_the_workspace(run_dir: Path, tmp_path: Path):

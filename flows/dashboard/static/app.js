@@ -1,6 +1,6 @@
 // The frame: which view the address asks for, the header, and asking again while something can change.
-import { h, replace, swap } from "./dom.js";
-import { ask, exported } from "./data.js";
+import { h, replace, swap, to } from "./dom.js";
+import { exported } from "./data.js";
 import { redrawAll, sweep } from "./chart.js";
 import { line } from "./text.js";
 import { frame } from "./frame.js";
@@ -77,13 +77,14 @@ function header() {
   const lively = drawn && place.view.lively(...drawn);
   const status = exported ? h("span.live", {}, `exported ${exported.time}`)
     : h("span.live", { class: !reachable ? "lost" : lively ? "on" : null, role: "status" }, h("i.dot"), !reachable ? "not reachable" : lively ? "live" : "up to date");
+  const slash = () => h("span.slash", { "aria-hidden": "true" }, "/");
   const trail = h("nav.trail", { "aria-label": "Where you are" },
     exported ? h("span.brand", {}, "alignloop") : h("a.brand", { href: "#/", "data-focus": "brand" }, "alignloop"),
-    place.run && [h("span.slash", { "aria-hidden": "true" }, "/"), h("a.here", { href: `#/run/${encodeURIComponent(place.run)}`, "data-focus": "here" }, place.run)],
-    place.view === readingView && [h("span.slash", {}, "/"), h("span.here", {}, "reading a run")],
-    place.view === compareView && [h("span.slash", {}, "/"), h("span.here", {}, "compare")]);
+    place.run && [slash(), h("a.here", { href: to(place.run), "data-focus": "here" }, place.run)],
+    place.view === readingView && [slash(), h("span.here", {}, "reading a run")],
+    place.view === compareView && [slash(), h("span.here", {}, "compare")]);
   const tabs = place.run && h("nav.tabs", { "aria-label": "Views of this run" }, TABS.map(([tab, label]) =>
-    h("a", { href: `#/run/${encodeURIComponent(place.run)}${tab && `/${tab}`}`, "aria-current": tab === place.tab ? "page" : null, "data-focus": `tab-${tab}` }, label)));
+    h("a", { href: to(place.run, tab), "aria-current": tab === place.tab ? "page" : null, "data-focus": `tab-${tab}` }, label)));
   swap(top, h("div.bar", {}, trail, tabs, status));
   document.title = `${place.run ? `${place.run}${place.tab ? ` · ${place.tab}` : ""} · ` : ""}alignloop`;
 }
@@ -123,6 +124,6 @@ document.addEventListener("keydown", (event) => {
   const search = main.querySelector("input[type=search]");
   if (event.key === "/" && search) { event.preventDefault(); search.focus(); search.select(); }
   const tab = TABS[Number(event.key) - 1];
-  if (tab && place.run) location.hash = `#/run/${encodeURIComponent(place.run)}${tab[0] && `/${tab[0]}`}`;
+  if (tab && place.run) location.hash = to(place.run, tab[0]);
 });
 navigate();

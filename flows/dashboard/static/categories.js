@@ -1,5 +1,5 @@
 // Win rates by the prompts' categories, an iteration a column: from the evaluation.json of each.
-import { h, card, interval, levelOf, number, percent, words } from "./dom.js";
+import { h, card, interval, levelOf, number, percent, words, to, none } from "./dom.js";
 import { line } from "./text.js";
 
 export function categories(run, more) {
@@ -11,8 +11,8 @@ export function categories(run, more) {
   const level = levelOf(judged.flatMap((d) => names.map((name) => cell(d, name))));
   const rate = (d, name) => {
     const found = cell(d, name);
-    if (!found) return [h("td.r", {}, h("span.none", {}, "–")), h("td.interval-cell", {})];
-    const lineage = `#/run/${encodeURIComponent(run.name)}/lineage?${new URLSearchParams({ step: d.step })}`;
+    if (!found) return [h("td.r", {}, none()), h("td.interval-cell", {})];
+    const lineage = to(run.name, "lineage", { step: d.step });
     return [h("td.r", {}, h("a.number", { href: lineage, title: `categories of ${d.step}` }, percent(found.win_rate))), h("td.interval-cell", {}, interval(found, "rate", level))];
   };
   return card("Win rate by category", { note: "by the score that decides; the fewer prompts, the wider the interval" }, h("div.scroll.tall", { "data-scroll": "categories" }, h("table.categories", {},

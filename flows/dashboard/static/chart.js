@@ -1,5 +1,5 @@
 // Charts: one wrapper around ECharts. Colours come from the page's CSS, tooltips are drawn on the canvas.
-import { h } from "./dom.js";
+import { h, tick } from "./dom.js";
 
 const charts = new Map(); // key -> {box, chart, option}: a chart outlives the redraw of what is around it
 let loading = null;
@@ -31,15 +31,10 @@ export function solid(css) {
   document.body.append(probe);
   const found = getComputedStyle(probe).color;
   probe.remove();
-  const [r, g, b] = (found.match(/[\d.]+/g) || []).map(Number);
-  return found.startsWith("color(") ? `rgb(${[r, g, b].map((v) => Math.round(255 * v)).join(",")})` : toRgb(found);
-}
-
-function toRgb(css) {
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = 1;
   const brush = canvas.getContext("2d", { willReadFrequently: true });
-  brush.fillStyle = css;
+  brush.fillStyle = found;
   brush.fillRect(0, 0, 1, 1);
   return `rgb(${[...brush.getImageData(0, 0, 1, 1).data.slice(0, 3)].join(",")})`;
 }
@@ -106,7 +101,7 @@ const axisStyle = () => ({
 
 function styled({ zooms, ...option }) {
   const base = axisStyle();
-  const axis = (own, extra) => ({ ...base, ...extra, ...own, axisLabel: { ...base.axisLabel, ...(own.axisLabel || {}) } });
+  const axis = (own, extra) => ({ ...base, ...extra, ...own, axisLabel: { ...base.axisLabel, ...(own.type === "category" ? {} : { formatter: tick }), ...(own.axisLabel || {}) } });
   const many = (own, extra) => (Array.isArray(own) ? own.map((o) => axis(o, extra)) : axis(own || {}, extra));
   const named = [option.yAxis].flat().some((one) => one?.name);
   return {
@@ -126,6 +121,10 @@ function styled({ zooms, ...option }) {
     yAxis: many(option.yAxis, { axisLine: { show: false }, scale: true, nameLocation: "end", nameGap: 8, nameTextStyle: { color: color("muted"), fontSize: 11, align: "left" } }),
   };
 }
+
+// A line of a chart. What is null is a gap.
+export const curve = (name, data, tint, width = 2, dash = "solid", more = {}) => ({ name, type: "line", data, symbol: "none", lineStyle: { width, color: tint, type: dash }, itemStyle: { color: tint }, ...more });
+export const byIteration = (rows) => ({ type: "category", data: rows.map((r) => String(r.iteration)), name: "iteration" });
 
 // The series of a band between two lines over a category axis. Without a name: legend and tooltip leave it out.
 export function band(low, high, tint) {

@@ -1,39 +1,46 @@
 // Several runs side by side: numbers over the iterations, training curves, settings; all of the view is in its address.
-import { h, card, empty, FORMS, levelOf, number, tick, words } from "./dom.js";
-import { ask } from "./data.js";
-import { band, chart } from "./chart.js";
+import { h, card, empty, FORMS, levelOf, number, tick, words, to, check, choose, table, none, mean } from "./dom.js";
+import { ask, askOf } from "./data.js";
+import { band, chart, curve } from "./chart.js";
 import { experiments, key, look } from "./arms.js";
 import { leaders, tested } from "./leaders.js";
 import { overlay } from "./overlay.js";
 import { scales } from "./scales.js";
+import { shared } from "./shared.js";
 import { go } from "./frame.js";
 
 const NONE = { runs: [], columns: [], tables: [], leaders: [] };
-const VIEWS = [["", "Numbers"], ["curves", "Training curves"], ["settings", "Settings"]];
-const viewOf = (place) => VIEWS.find(([v]) => v === place.parameters.get("view"))?.[0] || "";
+const VIEWS = [["numbers", "Numbers"], ["curves", "Training curves"], ["settings", "Settings"], ["artifacts", "Artifacts"]];
+const namesOf = (data) => [...new Set(data.runs.flatMap((r) => Object.values(r.numbers).flatMap((n) => Object.keys(n))))];
+// The number to begin with: none where the runs have nothing but the counts of single steps.
+const first = (data) => ["win_rate", "reward", "margin", ...data.columns.map((c) => c.name)].find((n) => namesOf(data).includes(n));
+const viewOf = (place, data) => VIEWS.find(([v]) => v === place.parameters.get("view"))?.[0] || (first(data) ? "numbers" : "curves");
 
 export const compareView = {
   async load(place) {
     const names = place.parameters.getAll("run");
     if (!names.length) return [NONE];
     const data = await ask("compare", { run: names });
-    if (viewOf(place) === "curves") return [data, ...await Promise.all(data.runs.map((r) => ask(`runs/${encodeURIComponent(r.name)}/metrics`)))];
+    const view = viewOf(place, data);
+    if (view === "artifacts") return [data, await ask("shared", { run: names })];
+    if (view === "curves") return [data, ...await Promise.all(data.runs.map((r) => askOf(r.name, "metrics")))];
     const arms = tested(place);
     const known = arms && arms[0] !== arms[1] && arms.every((a) => data.leaders.some((l) => l.arm === a));
-    return [data, known && viewOf(place) === "" ? await ask("compare/test", { run: names, ours: arms[0], theirs: arms[1] }) : null];
+    return [data, known && view === "numbers" ? await ask("compare/test", { run: names, ours: arms[0], theirs: arms[1] }) : null];
   },
   lively: (data) => data.runs.some((r) => r.state === "running"),
   draw(place, data, ...more) {
     const head = h("div.page-head", {}, h("h1", {}, "Compare"), h("p.about", {}, `${data.runs.length} runs`));
     if (!data.runs.length) return [head, empty("No run chosen", "Tick runs in the list and choose Compare.", "align run recipe=iterative_dpo run=dpo")];
-    const view = viewOf(place);
+    const view = viewOf(place, data);
     head.append(h("nav.views", { "aria-label": "Ways to compare" }, VIEWS.map(([v, text]) => h("button", { "aria-pressed": String(v === view), "data-focus": `view-${v}`, onclick: () => go({ view: v }, { push: true }) }, text))));
     const groups = experiments(data, place.parameters.get("apart") === "1");
+    if (view === "artifacts") return [head, shared(place, data, more[0], groups)];
     if (view === "curves") return [head, legend(place, groups, true), overlay(place, data, more)];
-    const names = [...new Set(data.runs.flatMap((r) => Object.values(r.numbers).flatMap((n) => Object.keys(n))))];
+    const names = namesOf(data);
     if (!names.length) return [head, empty("Nothing to compare yet", "None of these runs has a number for an iteration yet; their training curves may be there.", `align status ${data.runs[0].name}`)];
-    const y = pick(place, "y", names, "win_rate");
-    if (view === "settings") return [head, h("div.controls", {}, chooser("Show", "y", y, names, data)), legend(place, groups, false), scales(place, data, y, names, { label, form, axis: valueAxis })];
+    const y = pick(place, "y", names, first(data));
+    if (view === "settings") return [head, h("div.controls", {}, chooser("Show", "y", y, names, data)), legend(place, groups, false), scales(place, data, y, { title: label(y, data), write: form(y, data), axis: valueAxis })];
     return [head, numbers(place, data, groups, names, y, more[0])];
   },
 };
@@ -47,11 +54,11 @@ function numbers(place, data, groups, names, y, test) {
   return [leaders(place, data, groups, test),
     h("div.controls.spaced", {}, chooser("Show", "y", y, names, data), chooser("over", "x", x, ["iteration", ...names], data),
       h("div.chips", { role: "group", "aria-label": "Iterations" }, iterations.map((i) => h("button.chip", { "aria-pressed": String(!hidden.has(i)), "data-focus": `i-${i}`, onclick: () => toggle(hidden, i) }, i ? `iteration ${i}` : "before the loop"))),
-      data.runs.length > groups.length || place.parameters.get("apart") ? h("label", {}, h("input", { type: "checkbox", "data-focus": "apart", ...(place.parameters.get("apart") && { checked: true }), onchange: (e) => go({ apart: e.target.checked }) }), "seeds apart") : null),
+      data.runs.length > groups.length || place.parameters.get("apart") ? check("apart", place.parameters.get("apart"), "seeds apart", (apart) => go({ apart })) : null),
     legend(place, groups, true),
     card(label(y, data), { note: groups.some((g) => g.runs.length > 1) ? "mean over seeds, the band from the lowest to the highest seed" : x === "iteration" ? null : `each point is an iteration, over ${label(x, data).toLowerCase()}` },
       chart(`compare/${data.runs.map((r) => r.name)}`, () => picture(seen, shown, x, y, data), { height: 380, label: `${label(y, data)} of ${groups.map((g) => g.name).join(", ")}` })),
-    table(groups, shown, y, data), data.tables.map(printed)];
+    byIteration(groups, shown, y, data), data.tables.map(printed)];
 }
 
 // Which look is which experiment; a click takes it out of the charts.
@@ -75,12 +82,11 @@ const form = (name, data) => FORMS[data.columns.find((c) => c.name === name)?.fo
 function chooser(text, name, value, names, data) {
   const columns = new Set(["iteration", ...data.columns.map((c) => c.name)]);
   const option = (n) => h("option", { value: n, selected: n === value }, n === "iteration" ? "iteration" : label(n, data));
-  return h("label", {}, text, h("select", { "data-focus": name, onchange: (e) => go({ [name]: e.target.value }) },
-    names.filter((n) => columns.has(n)).map(option), h("optgroup", { label: "Numbers of single steps" }, names.filter((n) => !columns.has(n)).sort().map(option))));
+  return h("label", {}, text, choose(name, value,
+    [...names.filter((n) => columns.has(n)).map(option), h("optgroup", { label: "Numbers of single steps" }, names.filter((n) => !columns.has(n)).sort().map(option))], (one) => go({ [name]: one })));
 }
 
 const at = (run, i, name) => run.numbers[String(i)]?.[name]?.value;
-const mean = (values) => (values.length ? values.reduce((a, b) => a + b, 0) / values.length : null);
 const known = (group, i, name) => group.runs.map((r) => at(r, i, name)).filter((v) => v !== undefined);
 
 function picture(groups, iterations, x, y, data) {
@@ -89,7 +95,7 @@ function picture(groups, iterations, x, y, data) {
 
 function style(k) {
   const { tint, dash, symbol } = look(k);
-  return { type: "line", symbol, symbolSize: 9, lineStyle: { width: 2, color: tint, type: dash }, itemStyle: { color: tint }, z: 4 };
+  return curve("", [], tint, 2, dash, { symbol, symbolSize: 9, z: 4 });
 }
 const valueAxis = (write, more) => ({ type: "value", ...more, axisLabel: { formatter: (v) => (write === FORMS.rate ? `${tick(100 * v)} %` : tick(write === FORMS.gain ? 100 * v : v)) } });
 
@@ -99,7 +105,7 @@ function overIterations(groups, iterations, y, data) {
   const lines = groups.flatMap((group) => {
     const { tint } = look(group.k);
     const values = iterations.map((i) => known(group, i, y));
-    const line = { ...style(group.k), name: group.name, data: values.map(mean), connectNulls: false };
+    const line = { ...style(group.k), name: group.name, data: values.map(mean) };
     if (group.runs.length > 1) {
       const ends = (one) => values.map((v) => (v.length ? one(...v) : null));
       return [...band(ends(Math.min), ends(Math.max), tint), line];
@@ -133,28 +139,28 @@ function overNumber(groups, iterations, x, y, data) {
     xAxis: { ...valueAxis(writeX), name: label(x, data), scale: true }, yAxis: { ...valueAxis(writeY), name: label(y, data) } };
 }
 
-function table(groups, iterations, y, data) {
+function byIteration(groups, iterations, y, data) {
   const write = form(y, data);
   const spread = (values) => { const m = mean(values); return Math.sqrt(values.reduce((a, v) => a + (v - m) ** 2, 0) / Math.max(1, values.length - 1)); };
   const level = levelOf(groups.flatMap((g) => iterations.flatMap((i) => g.runs.map((r) => r.numbers[String(i)]?.[y]))));
-  return card(`${label(y, data)} by iteration`, { note: `over seeds: mean, and standard deviation after ±${level ? `; of one run: its ${level} interval` : ""}` }, h("div.scroll", { "data-scroll": "compare" }, h("table.pinned", {},
-    h("thead", {}, h("tr", {}, h("th", {}, "Experiment"), h("th", {}, "Runs"), iterations.map((i) => h("th.r", {}, i ? `iteration ${i}` : "before")))),
-    h("tbody", {}, groups.map((g) => h("tr", {}, h("td.name", {}, key(g.k), " ", g.name),
-      h("td", {}, g.runs.map((r, i) => [i ? ", " : "", h("a", { href: `#/run/${encodeURIComponent(r.name)}/iterations` }, r.name), h("span.muted", {}, ` seed ${r.seed}`)])),
-      iterations.map((i) => cell(g, i, y, write, spread))))))));
+  return card(`${label(y, data)} by iteration`, { note: `over seeds: mean, and standard deviation after ±${level ? `; of one run: its ${level} interval` : ""}` }, table("compare",
+    ["Experiment", "Runs", iterations.map((i) => (i ? `r|iteration ${i}` : "r|before"))],
+    groups.map((g) => h("tr", {}, h("td.name", {}, key(g.k), " ", g.name),
+      h("td", {}, g.runs.map((r, i) => [i ? ", " : "", h("a", { href: to(r.name, "iterations") }, r.name), h("span.muted", {}, ` seed ${r.seed}`)])),
+      iterations.map((i) => cell(g, i, y, write, spread)))), ".pinned"));
 }
 
 function cell(group, i, y, write, spread) {
   const values = known(group, i, y);
-  if (!values.length) return h("td.r", {}, h("span.none", {}, "–"));
+  if (!values.length) return h("td.r", {}, none());
   if (values.length > 1) return h("td.r", {}, write(mean(values)), h("span.interval", {}, `± ${write(spread(values))}`));
   const run = group.runs.find((r) => at(r, i, y) !== undefined);
   const found = run.numbers[String(i)][y];
-  return h("td.r", {}, h("a.number", { href: `#/run/${encodeURIComponent(run.name)}/lineage?${new URLSearchParams({ step: found.step, field: found.field })}` }, write(found.value)),
+  return h("td.r", {}, h("a.number", { href: to(run.name, "lineage", { step: found.step, field: found.field }) }, write(found.value)),
     found.low !== undefined ? h("span.interval", {}, `${write(found.low).replace(" %", "")} to ${write(found.high)}`) : null);
 }
 
 // What `align compare` prints of the same runs.
-const printed = (table) => card(table.title[0].toUpperCase() + table.title.slice(1), {}, h("div.scroll", { "data-scroll": table.title }, h("table", {},
-  h("thead", {}, h("tr", {}, table.headers.map((t) => h(table.left.includes(t) ? "th" : "th.r", {}, t)))),
-  h("tbody", {}, table.rows.map((row) => h("tr", {}, row.map((text, i) => h(table.left.includes(table.headers[i]) ? "td" : "td.r", {}, text))))))));
+const printed = (made) => card(made.title[0].toUpperCase() + made.title.slice(1), {}, table(made.title,
+  made.headers.map((t) => (made.left.includes(t) ? t : `r|${t}`)),
+  made.rows));

@@ -1,7 +1,7 @@
 // One completion: its mark, its scores, its text or the words in which it differs from another.
 import { h, append, compact, number, words } from "./dom.js";
 import { line, plain, tokenised, written } from "./text.js";
-import { wordDiff } from "./diff.js";
+import { joined, wordDiff } from "./diff.js";
 
 export function completion(c, differ) {
   const scores = Object.entries(c.scores || {});
@@ -20,13 +20,7 @@ function difference(c, [a, b]) {
 }
 
 // The space between two changed words belongs to the change.
-function bridged(parts) {
-  const found = [];
-  for (const [i, [kind, text]] of parts.entries()) {
-    const last = found[found.length - 1];
-    const gap = kind === "same" && /^\s+$/.test(text) && last && last[0] !== "same" && parts[i + 1] && parts[i + 1][0] !== "same";
-    if (last && (gap || last[0] === kind)) last[1] += text;
-    else found.push([kind, text]);
-  }
-  return found;
-}
+const bridged = (parts) => joined(parts.map(([kind, text], i) => {
+  const around = [parts[i - 1]?.[0] ?? "same", parts[i + 1]?.[0] ?? "same"];
+  return [kind === "same" && /^\s+$/.test(text) && !around.includes("same") ? around[0] : kind, text];
+}));

@@ -16,6 +16,10 @@ export async function ask(path, parameters = {}) {
   return stored ? fromFile(path, parameters, address) : fromServer(address);
 }
 
+// A path of one run, and what is there.
+export const ofRun = (run, path = "") => `runs/${encodeURIComponent(run)}${path && `/${path}`}`;
+export const askOf = (run, path, parameters) => ask(ofRun(run, path), parameters);
+
 async function fromServer(address) {
   const known = kept.get(address);
   let answer;

@@ -1,6 +1,7 @@
 // What the run learns from: what was read of the rows, what each split holds, and a way to its examples.
-import { h, card, empty, number } from "./dom.js";
-import { ask } from "./data.js";
+import { h, card, empty, number, to, table } from "./dom.js";
+import { askOf } from "./data.js";
+import { running } from "./frame.js";
 import { line } from "./text.js";
 import { headline } from "./run.js";
 
@@ -8,10 +9,9 @@ const COLUMNS = ["Prompt", "Answer", "Longest", "Turns", "Same prompt"];
 
 export const datasetView = {
   async load(place) {
-    const base = `runs/${encodeURIComponent(place.run)}`;
-    return Promise.all([ask(base), ask(`${base}/data`)]);
+    return Promise.all([askOf(place.run), askOf(place.run, "data")]);
   },
-  lively: (run) => run.state === "running",
+  lively: running,
   draw: (place, run, data) => [
     headline(run),
     data.notes.length || data.splits.length ? null : empty("No data yet", "Its rows are not imported yet, or its recipe reads none.", "align data show PATH"),
@@ -22,9 +22,8 @@ export const datasetView = {
 };
 
 function splits(place, data) {
-  const rows = (s) => `#/run/${encodeURIComponent(place.run)}/samples?${new URLSearchParams({ step: s.step, part: s.split })}`;
-  return h("div.scroll", { "data-scroll": "splits" }, h("table", {},
-    h("thead", {}, h("tr", {}, h("th", {}, "Split"), h("th.r", {}, "Groups"), COLUMNS.map((name) => h("th.r", {}, name)), h("th", {}, "Left out or cut when encoded"))),
-    h("tbody", {}, data.splits.map((s) => h("tr", {}, h("td.name", {}, h("a", { href: rows(s), title: `examples of ${s.split}, as the trainer sees them` }, s.step === "tokens" ? s.split : `${s.split} of ${s.step}`)),
-      h("td.r", {}, number(s.groups)), s.cells.slice(1).map((cell) => h("td.r", {}, cell)), h("td", {}, line(s.left, 300)))))));
+  const rows = (s) => to(place.run, "samples", { step: s.step, part: s.split });
+  return table("splits", ["Split", "r|Groups", COLUMNS.map((name) => `r|${name}`), "Left out or cut when encoded"],
+    data.splits.map((s) => [h("td.name", {}, h("a", { href: rows(s), title: `examples of ${s.split}, as the trainer sees them` }, s.step === "tokens" ? s.split : `${s.split} of ${s.step}`)),
+      number(s.groups), ...s.cells.slice(1), line(s.left, 300)]));
 }

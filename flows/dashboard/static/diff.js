@@ -37,7 +37,8 @@ function between(a, b) {
   return [...found, ...a.slice(i).map((w) => ["only-a", w]), ...b.slice(j).map((w) => ["only-b", w])];
 }
 
-function joined(parts) {
+// Neighbours of one kind as one.
+export function joined(parts) {
   const found = [];
   for (const [kind, word] of parts) {
     const last = found[found.length - 1];

@@ -1,4 +1,5 @@
 // Elements and text. Every text on the page becomes a text node: nothing here, or anywhere, parses markup.
+import { HEADS } from "./hints.js";
 
 if (window.trustedTypes) {
   // The only string that may act as markup is the empty one (the chart library clears its box with it), and the only
@@ -17,7 +18,7 @@ export function h(name, attributes, ...children) {
   const element = document.createElement(tag);
   if (classes.length) element.className = classes.join(" ");
   for (const [key, value] of Object.entries(attributes || {})) {
-    if (value === null || value === undefined || value === false) continue;
+    if (lacks(value) || value === false) continue;
     if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
     else if (key === "style") for (const [k, v] of Object.entries(value)) element.style.setProperty(k, v);
     else if (key === "class") element.className = `${element.className} ${value}`.trim();
@@ -38,7 +39,7 @@ export function svgOf(name, attributes = {}, ...children) {
 
 export function append(element, children) {
   for (const child of children.flat(Infinity)) {
-    if (child === null || child === undefined || child === false) continue;
+    if (lacks(child) || child === false) continue;
     element.append(child instanceof Node ? child : String(child));
   }
   return element;
@@ -75,16 +76,18 @@ export function swap(holder, ...content) {
   if (caret && again.setSelectionRange && caret[0] !== null) again.setSelectionRange(...caret);
 }
 
-export const number = (value, digits = 0) =>
-  value === null || value === undefined ? "" : value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace("-", "−");
+const lacks = (value) => value === null || value === undefined;
 
-export const percent = (value, digits = 1) => (value === null || value === undefined ? "" : `${number(100 * value, digits)} %`);
+export const number = (value, digits = 0) =>
+  lacks(value) ? "" : value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace("-", "−");
+
+export const percent = (value, digits = 1) => (lacks(value) ? "" : `${number(100 * value, digits)} %`);
 
 export const signed = (value, write) => `${value > 0 ? "+" : ""}${write(value)}`;
 
 // A number of unknown size with four telling digits.
 export function compact(value) {
-  if (value === null || value === undefined) return "";
+  if (lacks(value)) return "";
   if (Number.isInteger(value) && Math.abs(value) < 1e6) return number(value);
   const size = Math.abs(value);
   if (size >= 1e9) return `${number(value / 1e9, 2)} G`;
@@ -125,13 +128,16 @@ export function interval(cell, form, heading) {
 export const pValue = (p) => (p === undefined ? "" : p < 0.001 ? "p\u00a0<\u00a00.001" : `p\u00a0=\u00a0${p.toFixed(3)}`);
 
 export function seconds(value) {
-  if (value === null || value === undefined) return "";
+  if (lacks(value)) return "";
   if (value < 10) return `${value.toFixed(1)} s`;
   if (value < 100) return `${Math.round(value)} s`;
   if (value < 3600) return `${Math.floor(value / 60)} min ${String(Math.round(value % 60)).padStart(2, "0")} s`;
   if (value < 86400) return `${Math.floor(value / 3600)} h ${String(Math.floor((value % 3600) / 60)).padStart(2, "0")} min`;
   return `${Math.floor(value / 86400)} d ${Math.floor((value % 86400) / 3600)} h`;
 }
+
+// Seconds until a step with this progress is done; null where nobody knows.
+export const left = (progress) => (progress?.ends > Date.now() / 1000 ? progress.ends - Date.now() / 1000 : null);
 
 // The same in one unit, for where there is little room.
 export const rough = (value) => (value < 90 ? `${Math.round(value)} s` : value < 5400 ? `${Math.round(value / 60)} min` : `${Math.round(value / 3600)} h`);
@@ -151,6 +157,34 @@ export const words = (name) => name.replaceAll("_", " ");
 
 // A small sign that says more when it is pointed at, focused or touched.
 export const help = (text) => h("button.help", { type: "button", "aria-label": text, "data-tip": text }, "?");
+
+// The address of a view of a run: which of its tabs, and what that shows.
+export const to = (run, tab = "", shows = null) => `#/run/${encodeURIComponent(run)}${tab && `/${tab}`}${shows ? `?${new URLSearchParams(shows)}` : ""}`;
+
+// A box to tick. told: of whether it is ticked now.
+export const check = (name, on, text, told, hint) => h("label", { title: hint }, h("input", { type: "checkbox", "data-focus": name, checked: Boolean(on), onchange: (e) => told(e.target.checked) }), text);
+
+// One of several: [[value, text], ...], or texts, or elements. told: of the value chosen.
+export function choose(name, value, options, told, label) {
+  const option = (o) => (o instanceof Node ? o : h("option", { value: [o].flat()[0], selected: [o].flat()[0] === value }, [o].flat().at(-1)));
+  return h("select", { "aria-label": label, "data-focus": name, onchange: (e) => told(e.target.value) }, options.map(option));
+}
+
+// A table that scrolls sideways. head: heads as texts, "r|" before one of numbers, or elements; rows: elements, or the
+// contents of their cells; an element that is a cell stays one.
+export function table(name, head, rows, kind = "") {
+  const heads = head.flat(Infinity);
+  const right = (i) => (typeof heads[i] === "string" && heads[i].startsWith("r|") ? ".r" : "");
+  const cell = (c, i) => (c?.tagName === "TD" ? c : h(`td${right(i)}`, {}, c));
+  return h("div.scroll", { "data-scroll": name }, h(`table${kind}`, {}, h("thead", {}, h("tr", {}, heads.map((t, i) => (t instanceof Node ? t : h(`th${right(i)}`, { title: HEADS[t.replace("r|", "")] }, t.replace("r|", "")))))),
+    h("tbody", {}, rows.map((r) => (Array.isArray(r) ? h("tr", {}, r.map(cell)) : r)))));
+}
+
+// For a number that is not there.
+export const none = () => h("span.none", {}, "–");
+
+export const mean = (values) => (values.length ? sum(values) / values.length : null);
+export const sum = (values) => values.reduce((a, b) => a + (b || 0), 0);
 
 // What to say where there is nothing: why, and the command that changes it.
 export function empty(title, text, command) {

@@ -18,7 +18,7 @@ export function edges(run, chosen, dag) {
       const [dx, dy] = row ? [(x2 - x1) / 2, 0] : [0, Math.max(14, Math.abs(y2 - y1) / 2)];
       const lift = row && x2 - x1 > 30 ? -26 : 0; // over the pills between
       const move = (x, y) => `${x - around.left} ${y - around.top}`;
-      return svgOf("path", { class: b === chosen?.name ? "in" : a === chosen?.name ? "out" : "", d: `M${move(x1, y1)}C${move(x1 + dx, y1 + dy + lift)} ${move(x2 - dx, y2 - dy + lift)} ${move(x2, y2)}` });
+      return svgOf("path", { class: b === chosen?.name ? "link in" : a === chosen?.name ? "link out" : "link", d: `M${move(x1, y1)}C${move(x1 + dx, y1 + dy + lift)} ${move(x2 - dx, y2 - dy + lift)} ${move(x2, y2)}` });
     }));
   };
   new ResizeObserver(draw).observe(box);

@@ -1,5 +1,5 @@
 // What the gates decided, from the gate.json of each: whether the loop goes on, from where, and why.
-import { h, card, number, percent } from "./dom.js";
+import { h, card, number, percent, to } from "./dom.js";
 import { line } from "./text.js";
 
 const SAID = { pass: "passed", stop: "the run stops here", previous: "set aside" };
@@ -16,6 +16,6 @@ export function gates(run, more) {
       h("p", {}, h("b", {}, `Iteration ${iteration}: ${SAID[decision] || decision}`), reasons.length ? [", because ", line(reasons.join("; "), 600), "."] : null,
         decision === "pass" ? null : h("span.muted", {}, ` The model to go on from is ${from ? `iteration ${from}'s` : "the one the loop began with"}.`)),
       undecided.map((why) => h("p.undecided", {}, line(`It ${why}.`, 600))),
-      h("small", {}, facts.join(" · "), " · ", h("a", { href: `#/run/${encodeURIComponent(run.name)}/lineage?${new URLSearchParams({ step })}` }, step)));
+      h("small", {}, facts.join(" · "), " · ", h("a", { href: to(run.name, "lineage", { step }) }, step)));
   })));
 }

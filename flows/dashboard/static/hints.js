@@ -1,19 +1,5 @@
-// What the columns and charts of the iterations say, for those who meet them the first time.
+// What the charts of the iterations say, and columns that no stage counts, for those who meet them the first time.
 export const HINTS = {
-  prompts: "Prompts sampled for training.",
-  samples: "Answers drawn for training, several a prompt.",
-  reward: "Mean learned reward of the samples trained on.",
-  best: "Mean reward of the best sample of each prompt: how far choosing alone gets.",
-  margin: "Mean reward of the chosen less the rejected.",
-  win_rate: "Share of prompts whose answer beats the baseline's by the score that judges; ties half.",
-  gain: "Win rate less that of the iteration before, on the same prompts, in points. An interval clear of 0 is a real change.",
-  length_controlled: "Win rate at equal length: far below the win rate, and the gain is length.",
-  win_rate_reward: "Win rate by the reward that was optimised. Rising while the win rate falls: the reward is gamed.",
-  length: "Mean tokens of the judged answers.",
-  truncated: "Share of judged answers cut at the token limit.",
-  kl: "Nats an answer between policy and reference: how far it has moved.",
-  reward_accuracy: "Share of pairs of new samples that the reward model orders as the judge does. At 50 % it guesses.",
-  tokens_per_second: "Of the sampling engine.",
   left_out: "Rows that cleaning and selection dropped; point at one for the reasons.",
   time: "Of the iteration's steps, wherever they were computed.",
   memory: "Highest of the iteration's steps.",
@@ -34,4 +20,11 @@ export const HINTS = {
   Repetition: "Repeated 3-grams: rising with length, answers repeat themselves.",
   "Draw of negatives": "What the draw of negatives reports on the groups it drew from.",
   "Signal in the samples": "How many prompts gave something to learn from, and why the others did not.",
+};
+
+// What heads of tables say, whichever table.
+export const HEADS = {
+  Step: "In running order.", State: "Done: computed; cached: taken from the store.", Time: "Of its processes.", Memory: "The highest.", Artifact: "Its key in the store.",
+  arm: "Runs that differ in seeds only.", iter: "Iteration.", seeds: "Runs judged.", "win %": "Mean ± deviation over seeds.", "95%": "Interval over prompts.", "LC %": "Win rate at equal length.",
+  p: "Chance of as much without a difference.", Holm: "p, for all rows together.", points: "Of win rate.", "cut %": "At the token limit.", KL: "Nats an answer.", length: "Tokens an answer.",
 };

@@ -1,20 +1,20 @@
 // What each iteration did: the table of its numbers, then one chart per question.
-import { h, card, empty, FORMS, interval, levelOf, pValue, tick, memory, number, percent, seconds, words } from "./dom.js";
-import { ask } from "./data.js";
-import { chart, color, series, shade, solid } from "./chart.js";
+import { h, card, empty, FORMS, interval, levelOf, pValue, memory, number, percent, seconds, words, choose, none } from "./dom.js";
+import { askOf } from "./data.js";
+import { byIteration, chart, color, curve, series, shade, solid } from "./chart.js";
 import { line } from "./text.js";
 import { headline, source } from "./run.js";
 import { diagnosed } from "./diagnosed.js";
 import { gates } from "./gates.js";
 import { categories } from "./categories.js";
-import { lines } from "./lines.js";
+import { bars, lines } from "./lines.js";
 import { HINTS } from "./hints.js";
 import { meaning } from "./verdicts.js";
-import { go } from "./frame.js";
+import { go, running } from "./frame.js";
 
 export const iterationsView = {
-  load: (place) => Promise.all([ask(`runs/${encodeURIComponent(place.run)}`), ask(`runs/${encodeURIComponent(place.run)}/iterations`)]),
-  lively: (run) => run.state === "running",
+  load: (place) => Promise.all([askOf(place.run), askOf(place.run, "iterations")]),
+  lively: running,
   draw(place, run, more) {
     if (!run.iterations.some((r) => Object.keys(r.cells).length)) {
       return [headline(run), empty("No iteration has a number yet", "The first ones appear when a step that samples, scores or evaluates is done. This shows how far the run is:", `align status ${run.name}`)];
@@ -23,21 +23,21 @@ export const iterationsView = {
   },
 };
 
-const RARE = new Set(["prompts", "samples", "reward", "best", "margin", "tokens_per_second", "truncated"]);
-const PHONE = new Set(["win_rate", "gain", "length"]);
+const RARE = ["prompts", "samples", "reward", "best", "margin", "tokens_per_second", "truncated"];
+const PHONE = ["win_rate", "gain", "length"];
 
 function table(place, run) {
   const rows = run.iterations.filter((r) => Object.keys(r.cells).length || r.seconds);
   const every = place.parameters.get("all") === "1";
   const known = run.columns.filter((c) => rows.some((r) => r.cells[c.name]));
-  const columns = known.filter((c) => every || !RARE.has(c.name));
-  const side = (c) => (every || PHONE.has(c.name) ? "r" : "r minor");
+  const columns = known.filter((c) => every || !RARE.includes(c.name));
+  const side = (c) => (every || PHONE.includes(c.name) ? "r" : "r minor");
   const level = (c) => levelOf(rows.map((r) => r.cells[c.name]));
   const bounded = (c) => rows.some((r) => r.cells[c.name]?.low !== undefined);
-  const head = (c) => h("th", { class: side(c), title: HINTS[c.name] }, c.label, bounded(c) && h("small.bounds", {}, level(c) || "interval"));
+  const head = (c) => h("th", { class: side(c), title: c.hint }, c.label, bounded(c) && h("small.bounds", {}, level(c) || "interval"));
   const cells = (c, r) => {
     const cell = r.cells[c.name];
-    if (!cell) return h("td", { class: side(c) }, h("span.none", {}, "–"));
+    if (!cell) return h("td", { class: side(c) }, none());
     const around = [interval(cell, c.form, level(c)), pValue(cell.p_value)].filter(Boolean);
     return h("td", { class: side(c) }, source(run.name, cell, FORMS[c.form](cell.value)), around.map((text) => h("small.bounds", {}, text)));
   };
@@ -59,14 +59,13 @@ function leftOut(run, row) {
 
 const inLoop = (run) => run.iterations.filter((r) => r.iteration > 0);
 const value = (r, name) => r.cells[name]?.value ?? null;
-const labels = (rows) => rows.map((r) => String(r.iteration));
 
 function charts(place, run, more) {
   const rows = inLoop(run);
   const key = (name) => `${run.name}/iterations/${name}`;
   const found = [];
   const add = (title, note, option, extra = {}) => found.push(card(title, { note, hint: HINTS[title], ...extra }, chart(key(title), option, { label: `${title}. ${note || ""}` })));
-  if (rows.some((r) => r.cells.win_rate)) add("Win rate", `against the baseline, ties half; bars are ${levelOf(rows.map((r) => r.cells.win_rate)) || ""} intervals`, () => winRates(rows));
+  if (rows.some((r) => r.cells.win_rate)) add("Win rate", `against the baseline, ties half; bars are ${levelOf(rows.map((r) => r.cells.win_rate)) || ""} intervals`, () => winRates(rows, run.columns.find((c) => c.name === "win_rate_reward").label.replace("By ", "")));
   for (const [purpose, title] of [["train", "Scores of the samples"], ["judge", "Scores of the answers judged"]]) {
     const scores = Object.keys(more.histograms[purpose]);
     if (!scores.length) continue;
@@ -90,23 +89,22 @@ function baseline(more, field) {
   return known.length ? { name: "baseline", value: known[known.length - 1].counts[field] } : null;
 }
 
-function winRates(rows) {
+function winRates(rows, reward) {
   const having = rows.filter((r) => r.cells.win_rate);
   const at = (name, part) => having.map((r) => r.cells[name]?.[part] ?? null);
   const accent = color("series-1");
   const bars = having.map((r, i) => (r.cells.win_rate.low === undefined ? null : [
     { coord: [i, r.cells.win_rate.low], symbol: "rect", symbolSize: [9, 1.5] }, { coord: [i, r.cells.win_rate.high], symbol: "rect", symbolSize: [9, 1.5] }])).filter(Boolean);
-  const gold = {
-    name: "deciding score", type: "line", data: at("win_rate", "value"), symbol: "circle", symbolSize: 8, lineStyle: { width: 2, color: accent }, itemStyle: { color: accent }, z: 5,
+  const gold = curve("deciding score", at("win_rate", "value"), accent, 2, "solid", { symbol: "circle", symbolSize: 8, z: 5,
     label: { show: having.length <= 8, position: "right", offset: [2, 13], formatter: (p) => percent(p.value), color: color("ink"), fontSize: 11.5, fontWeight: 600 },
     markLine: { silent: true, symbol: "none", animation: false, data: [...bars.map((b) => b.map((end) => ({ ...end, lineStyle: { color: accent, width: 1.5, type: "solid" } }))),
       { yAxis: 0.5, lineStyle: { color: color("muted"), type: "dashed", width: 1 }, label: { formatter: "baseline", color: color("muted"), fontSize: 10.5, position: "insideStartTop" } }], label: { show: false } },
-  };
+  });
   const learned = at("win_rate_reward", "value");
-  const other = learned.some((v) => v !== null) && { name: "learned reward", type: "line", data: learned, symbol: "circle", symbolSize: 6, lineStyle: { width: 1.5, type: "dashed", color: color("series-2") }, itemStyle: { color: color("series-2") } };
+  const other = learned.some((v) => v !== null) && curve(reward, learned, color("series-2"), 1.5, "dashed", { symbol: "circle", symbolSize: 6 });
   const low = Math.min(0.5, ...at("win_rate", "low").filter((v) => v !== null), ...at("win_rate", "value"));
   return {
-    legend: {}, xAxis: { type: "category", data: labels(having), name: "iteration", boundaryGap: true }, series: [gold, other].filter(Boolean),
+    legend: {}, xAxis: byIteration(having), series: [gold, other].filter(Boolean),
     yAxis: { type: "value", min: Math.max(0, Math.floor(low * 10 - 0.5) / 10), max: 1, axisLabel: { formatter: (v) => `${Math.round(100 * v)} %` } },
     tooltip: { formatter: (items) => [`iteration ${items[0].axisValue}`, ...items.map((i) => `${i.seriesName}  ${percent(i.value)}${i.seriesName === "deciding score" && having[i.dataIndex].cells.win_rate.low !== undefined ? `  (${percent(having[i.dataIndex].cells.win_rate.low)} to ${percent(having[i.dataIndex].cells.win_rate.high)})` : ""}`)].join("\n") },
   };
@@ -117,13 +115,12 @@ function histogram(made) {
   const many = made.series.length;
   return {
     legend: {}, tooltip: { valueFormatter: (v) => percent(v), axisPointer: { label: { show: false } } },
-    xAxis: { type: "value", min: made.edges[0], max: made.edges[made.edges.length - 1], name: "score", axisLabel: { formatter: tick, showMinLabel: false, showMaxLabel: false } },
+    xAxis: { type: "value", min: made.edges[0], max: made.edges[made.edges.length - 1], name: "score", axisLabel: { showMinLabel: false, showMaxLabel: false } },
     yAxis: { type: "value", min: 0, axisLabel: { formatter: (v) => `${number(100 * v)} %` } },
     series: made.series.map((s, i) => {
       const tint = solid(shade(i, many));
       const last = i === many - 1;
-      return { name: `${s.iteration ? `iteration ${s.iteration}` : "baseline"} · ${number(s.mean, 2)}`, type: "line", step: "middle", symbol: "none", data: s.share.map((v, k) => [middle[k], v]),
-        lineStyle: { color: tint, width: last ? 2 : 1.3 }, itemStyle: { color: tint }, areaStyle: last ? { color: tint, opacity: 0.1 } : undefined, z: last ? 5 : 2 };
+      return curve(`${s.iteration ? `iteration ${s.iteration}` : "baseline"} · ${number(s.mean, 2)}`, s.share.map((v, k) => [middle[k], v]), tint, last ? 2 : 1.3, "solid", { step: "middle", areaStyle: last ? { color: tint, opacity: 0.1 } : undefined, z: last ? 5 : 2 });
     }),
   };
 }
@@ -132,23 +129,18 @@ function histogram(made) {
 function trained(key, more) {
   const rows = more.trained.filter((t) => t.iteration > 0).map((t) => ({ iteration: t.iteration, values: t.values }));
   const has = (name) => rows.some((r) => r.values[name] !== undefined);
-  const found = [];
-  const picks = (names) => names.filter(([, name]) => has(name)).map(([label, name]) => [label, (r) => r.values[name] ?? null]);
-  const logps = picks([["chosen", "chosen_logps"], ["rejected", "rejected_logps"]]);
-  if (logps.length) found.push(card("Log-probs at the end of training", { hint: HINTS.logps, note: "sum over a completion, nats" }, chart(key("logps"), () => lines(rows, logps), { label: "Log-probs of chosen and rejected" })));
-  const ratios = picks([["chosen", "chosen_log_ratio"], ["rejected", "rejected_log_ratio"], ["margin", "logp_margin"]]);
-  if (ratios.length) found.push(card(ratios.length > 1 ? "Log-ratios and margin" : "Margin of the log-probs", { hint: HINTS.ratios, note: "to the reference where there is one, nats" }, chart(key("ratios"), () => lines(rows, ratios), { label: "Log-ratios" })));
-  return found;
+  const made = (name, title, note, names) => {
+    const parts = names.filter(([, of]) => has(of)).map(([label, of]) => [label, (r) => r.values[of] ?? null]);
+    return parts.length ? [card(title(parts), { hint: HINTS[name], note }, chart(key(name), () => lines(rows, parts), { label: title(parts) }))] : [];
+  };
+  return [...made("logps", () => "Log-probs at the end of training", "sum over a completion, nats", [["chosen", "chosen_logps"], ["rejected", "rejected_logps"]]),
+    ...made("ratios", (parts) => (parts.length > 1 ? "Log-ratios and margin" : "Margin of the log-probs"), "to the reference where there is one, nats", [["chosen", "chosen_log_ratio"], ["rejected", "rejected_log_ratio"], ["margin", "logp_margin"]])];
 }
 
 function kept(key, run, rows) {
   const reasons = [...new Set(rows.flatMap((r) => Object.keys(r.dropped)))];
   if (!rows.some((r) => r.cells.kept) && !reasons.length) return [];
-  const option = () => ({
-    legend: {}, tooltip: { valueFormatter: (v) => number(v), axisPointer: { type: "shadow" } }, xAxis: { type: "category", data: labels(rows), name: "iteration" }, yAxis: { type: "value", min: 0 },
-    series: [["kept", rows.map((r) => value(r, "kept") ?? 0), color("series-3")], ...reasons.map((reason, i) => [words(reason), rows.map((r) => r.dropped[reason]?.value ?? 0), series(i + 1)])]
-      .map(([name, data, tint]) => ({ name, type: "bar", stack: "rows", data, itemStyle: { color: tint }, barMaxWidth: 42 })),
-  });
+  const option = () => bars(rows, [["kept", (r) => value(r, "kept") ?? 0, color("series-3")], ...reasons.map((reason, i) => [words(reason), (r) => r.dropped[reason]?.value ?? 0, series(i + 1)])]);
   const all = run.iterations.flatMap((r) => Object.entries(r.dropped).map(([reason, d]) => [r.iteration, reason, d]));
   return [card("Groups kept, rows left out", { hint: HINTS.kept, note: all.length ? null : "nothing was left out" }, chart(key("kept"), option, { height: all.length ? 170 : 220, label: "Groups kept and rows left out by reason" }),
     all.length ? h("table.tight", {}, h("tbody", {}, all.map(([i, reason, d]) => h("tr", {}, h("td", {}, i ? `iteration ${i}` : "before the loop"), h("td", {}, line(words(reason))), h("td.r", {}, source(run.name, { step: d.step, field: reason }, number(d.value))))))) : null)];
@@ -162,7 +154,6 @@ function any(place, key, run, more) {
   const name = names.includes(place.parameters.get("number")) ? place.parameters.get("number") : names.find((n) => n.endsWith("truncated_share")) || names[0];
   const [base, field] = [name.slice(0, name.indexOf(".")), name.slice(name.indexOf(".") + 1)];
   const rows = loop.filter((n) => n.base === base && field in n.counts);
-  const tools = h("select", { "aria-label": "Which number", "data-focus": "any", onchange: (e) => go({ number: e.target.value }, { local: true }) },
-    names.map((n) => h("option", { value: n, selected: n === name }, words(n.replace(".", ": ")))));
+  const tools = choose("any", name, names.map((n) => [n, words(n.replace(".", ": "))]), (one) => go({ number: one }, { local: true }), "Which number");
   return card("Any other number", { hint: HINTS.any, tools }, chart(key("any"), () => lines(rows, [[words(field), (n) => n.counts[field]]]), { label: name }));
 }

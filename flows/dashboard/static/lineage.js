@@ -1,18 +1,17 @@
 // From a number back to the raw file: the artifact, its inputs with their digests, theirs, and why it was computed.
-import { h, card, compact, empty, memory, number, seconds, when, words } from "./dom.js";
-import { ask } from "./data.js";
+import { h, card, compact, empty, memory, number, seconds, when, words, to, choose, table } from "./dom.js";
+import { askOf } from "./data.js";
 import { line } from "./text.js";
-import { go } from "./frame.js";
+import { finished, go, running } from "./frame.js";
 import { headline } from "./run.js";
 
 export const lineageView = {
   async load(place) {
-    const base = `runs/${encodeURIComponent(place.run)}`;
-    const run = await ask(base);
+    const run = await askOf(place.run);
     const step = stepOf(place, run);
-    return [run, step ? await ask(`${base}/lineage`, { step: step.name }) : null];
+    return [run, step ? await askOf(place.run, "lineage", { step: step.name }) : null];
   },
-  lively: (run) => run.state === "running",
+  lively: running,
   draw(place, run, data) {
     if (!data) return [headline(run), empty("No step yet", "The run has no steps.", "align run recipe=pco run=demo")];
     const field = place.parameters.get("field");
@@ -22,13 +21,12 @@ export const lineageView = {
 
 function stepOf(place, run) {
   const asked = run.steps.find((s) => s.name === place.parameters.get("step"));
-  const finished = run.steps.filter((s) => s.key && ["done", "cached"].includes(s.state));
-  return asked || finished.filter((s) => s.stage === "evaluate").pop() || finished.pop() || run.steps[0];
+  const made = run.steps.filter((s) => s.key && finished(s));
+  return asked || made.filter((s) => s.stage === "evaluate").pop() || made.pop() || run.steps[0];
 }
 
 function controls(place, run, data, field) {
-  return h("div.controls", {}, h("label", {}, "Step ", h("select", { "data-focus": "step", onchange: (e) => go({ step: e.target.value, field: null }, { push: true }) },
-    run.steps.map((s) => h("option", { value: s.name, selected: s.name === data.step }, s.name)))),
+  return h("div.controls", {}, h("label", {}, "Step ", choose("step", data.step, run.steps.map((s) => s.name), (step) => go({ step, field: null }, { push: true }))),
   field && data.manifest ? h("p.traced", {}, h("b", {}, words(field)), " = ", h("b.mono", {}, String(valueOf(data.manifest, field))), " comes from ", h("span.mono", {}, data.manifest.path), "/manifest.json") : null);
 }
 
@@ -38,7 +36,7 @@ const valueOf = (manifest, field) => manifest.counts[field] ?? manifest.dropped[
 function chain(place, run, data, field) {
   const link = (item, i) => h("li", { class: i === 0 ? "first" : null },
     h("div.link-head", {}, h("button.plain", { "data-focus": `link-${item.step}`, onclick: () => go({ step: item.step, field: null }, { push: true }) }, h("b", {}, item.step)),
-      h("span.state", { class: item.state }, item.state), item.made_by ? h("span.note", {}, "from ", h("a", { href: `#/run/${encodeURIComponent(item.made_by.run)}/lineage?${new URLSearchParams({ step: item.made_by.step })}` }, `${item.made_by.run}: ${item.made_by.step}`)) : null),
+      h("span.state", { class: item.state }, item.state), item.made_by ? h("span.note", {}, "from ", h("a", { href: to(item.made_by.run, "lineage", { step: item.made_by.step }) }, `${item.made_by.run}: ${item.made_by.step}`)) : null),
     h("p.mono.muted", {}, item.key ? `${item.stage}/${item.key}` : `${item.stage}, not made yet`),
     item.digest ? h("p.note", {}, "bytes ", digest(item.digest), item.created ? ` · ${when(item.created)} UTC` : "") : null,
     item.inputs.length ? h("ul.inputs", {}, item.inputs.map((input) => h("li", {}, h("span.from", {}, "reads "), line(input.ref), " ", input.digest ? digest(input.digest) : null,
@@ -53,8 +51,7 @@ function why(data) {
   const { reason, nearest, differences } = data.rebuilt;
   const show = (v) => (v === null ? "null" : typeof v === "object" ? JSON.stringify(v) : String(v));
   return card("Why it was computed", {}, h("p.note", {}, `${reason[0].toUpperCase()}${reason.slice(1)}`, nearest ? [": ", h("code", {}, nearest.key), `, ${nearest.step} of ${nearest.run}, ${when(nearest.created)} UTC.`] : "."),
-    differences.length ? h("div.scroll", { "data-scroll": "why" }, h("table.tight", {}, h("thead", {}, h("tr", {}, h("th", {}, "Field"), h("th", {}, "There"), h("th", {}, "Here"))),
-      h("tbody", {}, differences.slice(0, 60).map((d) => h("tr", {}, h("td.mono", {}, line(d.field)), h("td.wrap.mono", {}, line(show(d.there), 90)), h("td.wrap.mono", {}, line(show(d.here), 90))))))) : null);
+    differences.length ? table("why", ["Field", "There", "Here"], differences.slice(0, 60).map((d) => [h("td.mono", {}, line(d.field)), h("td.wrap.mono", {}, line(show(d.there), 90)), h("td.wrap.mono", {}, line(show(d.here), 90))]), ".tight") : null);
 }
 
 function about(data, field) {

@@ -1,6 +1,6 @@
 // Training curves of several runs on the same axes: one number a chart, one look an experiment, hover in step over all.
-import { h, card, compact, tick, words } from "./dom.js";
-import { chart } from "./chart.js";
+import { h, card, compact, tick, words, check, choose, sum } from "./dom.js";
+import { chart, curve } from "./chart.js";
 import { experiments, look } from "./arms.js";
 import { badMarks, overName, overText, overs, points, smoothed } from "./points.js";
 import { families } from "./families.js";
@@ -25,13 +25,13 @@ export function overlay(place, data, metrics) {
 const rangeOf = (text) => { const ends = (text || "").split(",").map(Number); return text && ends.length === 2 && ends.every(Number.isFinite) ? ends : null; };
 
 function controls(steps, step, set, lines) {
-  const check = (key, label) => h("label", {}, h("input", { type: "checkbox", "data-focus": key, ...(set[key] && { checked: true }), onchange: (e) => go({ [key]: e.target.checked }) }), label);
+  const tick = (key, label) => check(key, set[key], label, (on) => go({ [key]: on }));
   const lacking = set.over !== "at" && lines.some((l) => !l.step[set.over === "time" ? "worked" : "tokens"]);
   return h("div.controls", {},
-    h("label", {}, "Step", h("select", { "data-focus": "step", onchange: (e) => go({ step: e.target.value, zoom: null }) }, steps.map((s) => h("option", { value: s, selected: s === step }, s)))),
-    h("label", {}, "over", h("select", { "data-focus": "by", onchange: (e) => go({ by: e.target.value === "at" ? null : e.target.value, zoom: null }) }, overs.map((o) => h("option", { value: o, selected: o === set.over }, TITLE[o])))),
+    h("label", {}, "Step", choose("step", step, steps, (one) => go({ step: one, zoom: null }))),
+    h("label", {}, "over", choose("by", set.over, overs.map((o) => [o, TITLE[o]]), (by) => go({ by: by === "at" ? null : by, zoom: null }))),
     h("label", {}, "Smoothing", h("input", { type: "range", min: 0, max: 0.98, step: 0.02, value: set.smooth, "data-focus": "smooth", "aria-label": "Smoothing", onchange: (e) => go({ smooth: Number(e.target.value) || null }) }), h("span.muted", {}, set.smooth.toFixed(2))),
-    check("xlog", "log x"), check("ylog", "log y"),
+    tick("xlog", "log x"), tick("ylog", "log y"),
     set.range ? h("button", { "data-focus": "unzoom", onclick: () => go({ zoom: null }) }, "Whole range") : h("span.note", {}, "drag over a chart to zoom, double click for the whole"),
     lacking ? h("span.note", {}, "some of these steps do not tell their rate and are left out") : null);
 }
@@ -42,9 +42,11 @@ function grid(data, step, set, lines) {
   const cards = families(names).flatMap(([title, group]) => group.names.map((name) => {
     const same = words(name) === title.toLowerCase() || group.names.length === 1;
     const averaged = Math.max(...lines.map((l) => l.step.averaged));
-    const left = lines.reduce((n, l) => n + (l.step.values[name] ? points(l.step, name, set.over, set).left : 0), 0);
-    const note = [same && words(name) === title.toLowerCase() ? "" : words(name), averaged > 1 ? `mean of ${averaged} lines a point, thin: lowest and highest` : "", left ? `${left} points are not above 0: no place on a log axis` : ""].filter(Boolean).join("; ");
-    return card(title, { note, hint: group.hint }, chart(`overlay/${data.runs.map((r) => r.name)}/${name}`, () => picture(name, group.unit, set, lines), {
+    const positive = lines.some((l) => l.step.values[name]?.some((v) => v > 0));
+    const own = { ...set, ylog: set.ylog && positive };
+    const left = sum(lines.map((l) => (l.step.values[name] ? points(l.step, name, set.over, own).left : 0)));
+    const note = [same && words(name) === title.toLowerCase() ? "" : words(name), averaged > 1 ? `mean of ${averaged} lines a point, thin: lowest and highest` : "", left ? `${left} points are not above 0: no place on a log axis` : "", set.ylog && !positive ? "nothing is above 0: no log axis" : ""].filter(Boolean).join("; ");
+    return card(title, { note, hint: group.hint }, chart(`overlay/${data.runs.map((r) => r.name)}/${name}`, () => picture(name, group.unit, own, lines), {
       height: 210, label: `${title}: ${words(name)} of ${step}, ${lines.length} runs`, group: "overlay", onzoom: (ends) => go({ zoom: ends && ends.map((v) => Number(v.toPrecision(6))).join(",") }) }));
   }));
   return h("div.grid.three", {}, cards);
@@ -55,7 +57,7 @@ function picture(name, unit, set, lines) {
     const { tint, dash, symbol } = look(group.k);
     const found = points(step, name, set.over, set);
     const few = found.points.length < 25;
-    const line = (list, more) => ({ name: group.name, type: "line", data: list, symbol: few ? symbol : "none", symbolSize: 6, connectNulls: false, itemStyle: { color: tint }, lineStyle: { width: 1.7, color: tint, type: dash }, ...more });
+    const line = (list, more) => curve(group.name, list, tint, 1.7, dash, { ...(few && { symbol }), symbolSize: 6, ...more });
     const quiet = { symbol: "none", silent: true, tooltip: { show: false }, z: 1 };
     const around = set.smooth ? [line(found.points, { ...quiet, lineStyle: { width: 1, color: tint, opacity: 0.28 } })]
       : [found.low, found.high].filter((l) => l.length).map((l) => line(l, { ...quiet, lineStyle: { width: 0.8, color: tint, opacity: 0.45 } }));
@@ -65,6 +67,6 @@ function picture(name, unit, set, lines) {
   });
   const text = (items) => [`${overName(set.over, lines[0].step.stage)} ${overText(set.over)(items[0].axisValue)}`, ...items.filter((i) => i.seriesType === "line" && i.value[1] !== null && made[i.seriesIndex]?.z === 4).map((i) => `${i.seriesName}  ${compact(i.value[1])}`)].join("\n");
   return { series: made, tooltip: { formatter: text },
-    xAxis: { type: set.xlog ? "log" : "value", name: overName(set.over, lines[0].step.stage), axisLabel: { formatter: set.over === "at" ? tick : overText(set.over) }, min: set.range ? set.range[0] : "dataMin", max: set.range ? set.range[1] : "dataMax" },
-    yAxis: { type: set.ylog ? "log" : "value", name: unit || words(name), axisLabel: { formatter: tick } } };
+    xAxis: { type: set.xlog ? "log" : "value", name: overName(set.over, lines[0].step.stage), axisLabel: { formatter: overText(set.over) }, min: set.range ? set.range[0] : "dataMin", max: set.range ? set.range[1] : "dataMax" },
+    yAxis: { type: set.ylog ? "log" : "value", name: unit || words(name) } };
 }

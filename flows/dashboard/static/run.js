@@ -1,21 +1,21 @@
 // One run: the DAG with iterations as rows and stages as pills, what each step cost, where it came from, its log.
-import { h, ago, card, FORMS, interval, levelOf, memory, number, pValue, percent, rough, seconds, signed, when, words } from "./dom.js";
-import { ask, exported } from "./data.js";
+import { h, ago, card, FORMS, interval, levelOf, memory, number, pValue, percent, rough, seconds, signed, when, words, to, table, sum, left } from "./dom.js";
+import { exported, askOf } from "./data.js";
 import { line, plain } from "./text.js";
-import { go } from "./frame.js";
+import { finished, go, running } from "./frame.js";
 import { edges } from "./edges.js";
 import { timeline } from "./timeline.js";
 import { meaning } from "./verdicts.js";
 
 export const runView = {
   async load(place) {
-    const run = await ask(`runs/${encodeURIComponent(place.run)}`);
+    const run = await askOf(place.run);
     const step = chosenStep(place, run);
-    const times = exported ? null : ask(`runs/${encodeURIComponent(place.run)}/timeline`);
-    const log = step && !exported && step.state !== "waiting" && !step.made_by ? await ask(`runs/${encodeURIComponent(place.run)}/log`, { step: step.name, lines: 60 }) : null;
+    const times = exported ? null : askOf(place.run, "timeline");
+    const log = step && !exported && step.state !== "waiting" && !step.made_by ? await askOf(place.run, "log", { step: step.name, lines: 60 }) : null;
     return [run, log, await times];
   },
-  lively: (run) => run.state === "running",
+  lively: running,
   draw: (place, run, log, times) => [
     headline(run, true),
     figures(run),
@@ -31,8 +31,6 @@ function work(run) {
   const [all, reused] = [sum(run.steps.map((s) => s.seconds)), sum(run.steps.filter((s) => s.made_by).map((s) => s.seconds))];
   return reused ? `${seconds(all)} of work, ${seconds(reused)} of it taken from other runs` : all ? `${seconds(all)} of work` : null;
 }
-
-const sum = (values) => values.reduce((a, b) => a + (b || 0), 0);
 
 // The name, what the run is, and how it stands. Every view of a run begins with it.
 export function headline(run, long = false) {
@@ -54,21 +52,21 @@ function figures(run) {
   const rows = run.iterations.filter((r) => r.cells.win_rate);
   const last = rows[rows.length - 1];
   const before = rows[rows.length - 2];
-  const finished = run.steps.filter((s) => ["done", "cached"].includes(s.state)).length;
-  const running = run.steps.filter((s) => s.state === "running").map(progressText).join(", ");
-  const items = [["Steps", `${finished} of ${run.steps.length}`, running || run.state]];
+  const done = run.steps.filter(finished).length;
+  const going = run.steps.filter(running).map(progressText).join(", ");
+  const items = [["Steps", `${done} of ${run.steps.length}`, going || run.state]];
   const add = (label, cell, form, note) => cell && items.push([label, source(run.name, cell, FORMS[form](cell.value)), note]);
   if (last) {
     const rate = last.cells.win_rate;
     add(`Win rate, iteration ${last.iteration}`, rate, "rate", bounds(rate, "rate"));
-    add("By the learned reward", last.cells.win_rate_reward, "rate", before && before.cells.win_rate_reward ? change(last, before, "win_rate_reward", true) : null);
+    add(run.columns.find((c) => c.name === "win_rate_reward").label, last.cells.win_rate_reward, "rate", before && before.cells.win_rate_reward ? change(last, before, "win_rate_reward", true) : null);
     if (before) add(`Gain on iteration ${before.iteration}, points`, last.cells.gain, "gain", [bounds(last.cells.gain, "gain"), pValue(last.cells.gain?.p_value)].filter(Boolean).join(", "));
     add("At equal length", last.cells.length_controlled, "rate", bounds(last.cells.length_controlled, "rate"));
     add("Length", last.cells.length, "len", before ? change(last, before, "length") : "tokens an answer");
   }
   const kept = sum(run.iterations.map((r) => r.cells.kept?.value));
-  const left = sum(run.iterations.flatMap((r) => Object.values(r.dropped).map((d) => d.value)));
-  if (kept) items.push(["Groups kept", number(kept), `${number(left)} rows left out`]);
+  const lost = sum(run.iterations.flatMap((r) => Object.values(r.dropped).map((d) => d.value)));
+  if (kept) items.push(["Groups kept", number(kept), `${number(lost)} rows left out`]);
   items.push(["Work", seconds(sum(run.steps.filter((s) => !s.made_by).map((s) => s.seconds))) || "–", `peak ${memory(Math.max(0, ...run.steps.map((s) => s.memory_mb || 0))) || "–"}`]);
   return h("dl.figures", {}, items.map(([label, value, note]) => h("div.figure", {}, h("dt", {}, label), h("dd", {}, value, note && h("small", {}, note)))));
 }
@@ -84,14 +82,13 @@ function change(last, before, name, points = false) {
 
 // A number that leads to the artifact it was read from.
 export function source(run, cell, text) {
-  return h("a.number", { href: `#/run/${encodeURIComponent(run)}/lineage?${new URLSearchParams({ step: cell.step, field: cell.field })}`, title: `${cell.field} of ${cell.step}` }, text);
+  return h("a.number", { href: to(run, "lineage", { step: cell.step, field: cell.field }), title: `${cell.field} of ${cell.step}` }, text);
 }
 
 export function progressText(step) {
   const p = step.progress;
   if (!p) return `${step.name} has started`;
-  const left = p.ends ? p.ends - Date.now() / 1000 : null;
-  return `${step.name} ${Math.floor((100 * p.done) / p.total)} %${left !== null && left > 0 ? `, ${seconds(left)} left` : ""}`;
+  return `${step.name} ${Math.floor((100 * p.done) / p.total)} %${left(p) ? `, ${seconds(left(p))} left` : ""}`;
 }
 
 function chosenStep(place, run) {
@@ -129,8 +126,7 @@ const STATE_WORDS = { waiting: "waiting", running: "running", done: "done", cach
 function pill(place, step, chosen, reads, read) {
   const p = step.progress;
   const share = p ? (100 * p.done) / p.total : 0;
-  const left = p && p.ends ? p.ends - Date.now() / 1000 : null;
-  const second = step.state === "running" ? (p ? `${Math.floor(share)} %${left !== null && left > 0 ? ` · ${rough(left)}` : ""}` : "starting")
+  const second = step.state === "running" ? (p ? `${Math.floor(share)} %${left(p) ? ` · ${rough(left(p))}` : ""}` : "starting")
     : step.state === "done" ? seconds(step.seconds) : step.state === "cached" ? (step.made_by ? `from ${step.made_by.run}` : `cached · ${seconds(step.seconds)}`) : STATE_WORDS[step.state] || step.state;
   const relation = step === chosen ? "chosen" : reads.has(step.name) ? "input" : read.has(step.name) ? "reader" : "";
   return h("button.pill", {
@@ -147,18 +143,18 @@ function legend() {
 function detail(place, run, log) {
   const step = chosenStep(place, run);
   if (!step) return null;
-  const lineage = `#/run/${encodeURIComponent(run.name)}/lineage?${new URLSearchParams({ step: step.name })}`;
+  const lineage = to(run.name, "lineage", { step: step.name });
   const made = step.made_by;
   const rows = [
     ["Stage", words(step.stage)],
     ["State", [h("span.state", { class: step.state }, step.state === "running" ? progressText(step) : STATE_WORDS[step.state] || step.state), step.code !== undefined && step.state === "failed" ? ` exit code ${step.code}` : ""]],
     step.state === "failed" && step.means && ["It means", step.means],
     ["failed", "interrupted"].includes(step.state) && run.go_on && ["Go on with", [h("code", {}, run.go_on), " ", copy("Copy", run.go_on)]],
-    made && ["Reused from", [h("a", { href: `#/run/${encodeURIComponent(made.run)}?${new URLSearchParams({ step: made.step })}` }, made.run), `, where it was ${made.step}`]],
+    made && ["Reused from", [h("a", { href: to(made.run, "", { step: made.step }) }, made.run), `, where it was ${made.step}`]],
     step.seconds !== null && ["Time", seconds(step.seconds)],
     step.memory_mb && ["Peak memory", memory(step.memory_mb)],
     step.ended && step.state !== "running" && ["Ended", `${when(step.ended)} UTC`],
-    step.inputs.length && ["Reads", step.inputs.map((ref, i) => [i ? ", " : "", h("a", { href: `#/run/${encodeURIComponent(run.name)}?${new URLSearchParams({ step: ref.split("/")[0] })}` }, ref)])],
+    step.inputs.length && ["Reads", step.inputs.map((ref, i) => [i ? ", " : "", h("a", { href: to(run.name, "", { step: ref.split("/")[0] }) }, ref)])],
     step.key && ["Artifact", h("a.mono", { href: lineage }, `${step.stage}/${step.key}`)],
   ].filter(Boolean);
   const lines = log?.lines?.length ? log.lines : step.tail || [];
@@ -175,13 +171,12 @@ function cost(place, run) {
   const most = Math.max(1, ...run.steps.map((s) => s.seconds || 0));
   const memoryMost = Math.max(1, ...run.steps.map((s) => s.memory_mb || 0));
   const bar = (value, top, thin) => value ? h("span.meter.long", { class: thin ? "thin" : null, style: { "--share": `${Math.max(1, (100 * value) / top)}%` }, "aria-hidden": "true" }, h("i")) : null;
-  return h("div.scroll", { "data-scroll": "cost" }, h("table.cost", {},
-    h("thead", {}, h("tr", {}, h("th", {}, "Step"), h("th", {}, "State"), h("th.r", {}, "Time"), h("th"), h("th.r", {}, "Memory"), h("th"), h("th", {}, "Computed by"), h("th", {}, "Artifact"))),
-    h("tbody", {}, run.steps.map((s) => h("tr", {},
-      h("td.name", {}, h("a", { href: `#/run/${encodeURIComponent(run.name)}?${new URLSearchParams({ step: s.name })}`, "data-focus": `cost-${s.name}` }, s.name)),
+  return table("cost", ["Step", "State", "r|Time", h("td"), "r|Memory", h("td"), "Computed by", "Artifact"],
+    run.steps.map((s) => h("tr", {},
+      h("td.name", {}, h("a", { href: to(run.name, "", { step: s.name }), "data-focus": `cost-${s.name}` }, s.name)),
       h("td", {}, h("span.state", { class: s.state }, STATE_WORDS[s.state] || s.state)),
       h("td.r", {}, seconds(s.seconds)), h("td.bar-cell", {}, bar(s.seconds, most)),
       h("td.r", {}, memory(s.memory_mb)), h("td.bar-cell", {}, bar(s.memory_mb, memoryMost, true)),
-      h("td", {}, s.made_by ? h("a", { href: `#/run/${encodeURIComponent(s.made_by.run)}?${new URLSearchParams({ step: s.made_by.step })}` }, `${s.made_by.run}: ${s.made_by.step}`) : s.key && ["done", "cached"].includes(s.state) ? h("span.muted", {}, "this run") : ""),
-      h("td.mono.muted", {}, s.key ? s.key.slice(0, 10) : ""))))));
+      h("td", {}, s.made_by ? h("a", { href: to(s.made_by.run, "", { step: s.made_by.step }) }, `${s.made_by.run}: ${s.made_by.step}`) : s.key && finished(s) ? h("span.muted", {}, "this run") : ""),
+      h("td.mono.muted", {}, s.key ? s.key.slice(0, 10) : ""))), ".cost");
 }

@@ -1,37 +1,44 @@
 // All runs of the workspace: what each is, how far, how good; what somebody noted of it. Ticked ones are compared.
-import { h, ago, svgOf, interval, levelOf, number, percent, seconds, empty, card, words } from "./dom.js";
-import { ask, exported, send } from "./data.js";
+import { h, ago, svgOf, interval, levelOf, number, percent, seconds, empty, card, words, to, check, none, mean, left } from "./dom.js";
+import { ask, exported, send, ofRun } from "./data.js";
 import { line } from "./text.js";
 import { settingsText } from "./arms.js";
 import { go, redraw } from "./frame.js";
 
 const chosen = new Set();
 const ROWS = 100; // a page
+let whole = false; // whether the first page was painted, and all may be asked for
 let open = null; // the run whose note is being written
 
 // name -> {label, of: the value it is sorted and folded by, cell, hint}; minor ones are not on a phone.
 const COLUMNS = {
   name: { label: "Run", of: (r) => r.name },
-  state: { label: "State", of: (r) => r.state, cell: (r) => h("td", {}, h("span.state", { class: r.state }, r.state), h("span.now.phone", {}, r.current ? [" ", r.current] : null)) },
+  state: { label: "State", hint: "As its record and its process say.", of: (r) => r.state, cell: (r) => h("td", {}, h("span.state", { class: r.state }, r.state), h("span.now.phone", {}, r.current ? [" ", r.current] : null)) },
   rate: { label: "Win rate", right: true, of: (r) => r.win_rates.at(-1)?.value ?? null, hint: "Of the last iteration judged, by the score that decides; ties half. 50 % is the model it is compared with.",
-    cell: (r) => h("td.r", {}, r.win_rates.length ? h("b", {}, percent(r.win_rates.at(-1).value)) : h("span.none", {}, "–")) },
+    cell: (r) => h("td.r", {}, r.win_rates.length ? h("b", {}, percent(r.win_rates.at(-1).value)) : none()) },
   interval: { label: "Interval", minor: true, cell: (r, level) => h("td.interval-cell.minor", {}, interval(r.win_rates.at(-1), "rate", level)), hint: "Where the win rate would lie for other prompts of the same kind." },
   course: { label: "By iteration", minor: true, cell: (r) => h("td.minor", {}, spark(r.win_rates)), hint: "Win rate by iteration; the dotted line is a half." },
-  steps: { label: "Steps", minor: true, of: (r) => r.done / Math.max(1, r.total), cell: (r) => h("td.minor", {}, steps(r)) },
-  recipe: { label: "Recipe", minor: true, fold: true, of: (r) => r.recipe },
-  objective: { label: "Objective", minor: true, fold: true, of: (r) => words(r.objective) },
-  model: { label: "Model", minor: true, fold: true, of: (r) => r.model || "" },
-  data: { label: "Data", minor: true, fold: true, of: (r) => r.data },
-  seed: { label: "Seed", minor: true, fold: true, right: true, of: (r) => r.seed },
-  tags: { label: "Tags", minor: true, fold: true, of: (r) => r.tags.join(" "), cell: (r) => h("td.minor", {}, r.tags.map((t) => h("button.tag", { title: `Only runs tagged ${t}`, onclick: () => go({ q: t, at: null }) }, line(t, 40)))) },
-  note: { label: "Note", minor: true, fold: true, of: (r) => r.note, cell: (r) => h("td.note-cell.minor", {}, line(r.note, 80)) },
+  steps: { label: "Steps", hint: "Done, of all; what runs, and its time left.", minor: true, of: (r) => r.done / Math.max(1, r.total), cell: (r) => h("td.minor", {}, steps(r)) },
+  recipe: { label: "Recipe", fold: true, of: (r) => r.recipe },
+  objective: { label: "Objective", fold: true, of: (r) => words(r.objective) },
+  model: { label: "Model", fold: true, of: (r) => r.model || "" },
+  data: { label: "Data", fold: true, of: (r) => r.data },
+  seed: { label: "Seed", hint: "Runs that differ in it only are one experiment.", fold: true, right: true, of: (r) => r.seed },
+  tags: { label: "Tags", fold: true, of: (r) => r.tags.join(" "), cell: (r) => h("td.minor.tags-cell", {}, r.tags.map((t) => h("button.tag", { title: `Only runs tagged ${t}`, onclick: () => go({ q: t, at: null }) }, line(t, 40)))) },
+  note: { label: "Note", fold: true, of: (r) => r.note, cell: (r) => h("td.note-cell.minor", {}, line(r.note, 80)) },
   created: { label: "Started", minor: true, right: true, hidden: true, of: (r) => r.created, cell: (r) => h("td.r.muted.minor", {}, ago(r.created)) },
-  changed: { label: "Changed", minor: true, right: true, of: (r) => r.changed, cell: (r) => h("td.r.muted.minor", {}, ago(r.changed)) },
+  changed: { label: "Changed", hint: "When it last wrote.", minor: true, right: true, of: (r) => r.changed, cell: (r) => h("td.r.muted.minor", {}, ago(r.changed)) },
 };
 
 export const runsView = {
-  load: () => Promise.all([ask("runs")]),
-  lively: (data) => data.runs.some((r) => r.state === "running"),
+  // The first page of many is there at once; what is sorted or filtered needs all.
+  async load(place) {
+    if (whole || place.parameters.size) return [await ask("runs")];
+    const data = await ask("runs", { first: ROWS });
+    whole = true;
+    return [data];
+  },
+  lively: (data) => data.runs.length < data.total || data.runs.some((r) => r.state === "running"),
   draw(place, data) {
     const head = h("div.page-head", {}, h("h1", {}, "Runs"), h("p.about", {}, h("span", {}, line(data.workspace))));
     if (!data.runs.length) {
@@ -45,8 +52,8 @@ export const runsView = {
     const grouped = get("group") ? byExperiment(found) : found;
     const start = Math.min(Number(get("at")) || 0, Math.max(0, found.length - 1));
     const columns = shownColumns(kept, get("columns"));
-    head.append(tools(place, kept, archived, columns));
-    return [head, card("", {}, found.length ? [table(place, grouped.slice(start, start + ROWS), found, columns), same(kept, columns), pager(found, start)] : h("p.inline-empty", {}, "No run matches the filter."))];
+    head.append(tools(place, get("archived") || archived ? kept.length : data.total, archived, columns));
+    return [head, card("", {}, found.length ? [table(place, grouped.slice(start, start + ROWS), found, columns), same(kept, columns), pager(data.runs.length < data.total ? data.total : found.length, start)] : h("p.inline-empty", {}, "No run matches the filter."))];
   },
 };
 
@@ -78,25 +85,25 @@ function same(runs, columns) {
   return parts.length ? h("p.note.alike", {}, "in all: ", parts.map((c, i) => [i ? ", " : "", `${COLUMNS[c].label.toLowerCase()} `, h("b", {}, line(String(COLUMNS[c].of(one)), 60))])) : null;
 }
 
-function tools(place, runs, archived, columns) {
+function tools(place, total, archived, columns) {
   const get = (name) => place.parameters.get(name) || "";
   const compare = h("button.main", { disabled: chosen.size < 1, "data-focus": "compare", onclick: () => (location.hash = `#/compare?${new URLSearchParams([...chosen].map((n) => ["run", n]))}`) },
     chosen.size ? `Compare ${chosen.size}` : "Compare");
-  const tick = (c) => h("label", {}, h("input", { type: "checkbox", "data-focus": `column-${c}`, ...(columns.includes(c) && { checked: true }), onchange: (e) => go({ columns: Object.keys(COLUMNS).filter((o) => (o === c ? e.target.checked : columns.includes(o))).join(",") }, { local: true }) }), COLUMNS[c].label);
+  const tick = (c) => check(`column-${c}`, columns.includes(c), COLUMNS[c].label, (on) => go({ columns: Object.keys(COLUMNS).filter((o) => (o === c ? on : columns.includes(o))).join(",") }, { local: true }));
   return h("div.tools", {},
-    h("span.note", {}, `${number(runs.length)} runs`),
+    h("span.note", {}, `${number(total)} runs`),
     h("input", { type: "search", placeholder: "Filter   /", "aria-label": "Filter runs", value: get("q"), "data-focus": "filter", oninput: (e) => go({ q: e.target.value, at: null }, { local: true }) }),
-    h("label", {}, h("input", { type: "checkbox", "data-focus": "group", ...(get("group") && { checked: true }), onchange: (e) => go({ group: e.target.checked }, { local: true }) }), "by experiment"),
-    archived ? h("label", {}, h("input", { type: "checkbox", "data-focus": "archived", ...(get("archived") && { checked: true }), onchange: (e) => go({ archived: e.target.checked }, { local: true }) }), `archived (${archived})`) : null,
+    check("group", get("group"), "by experiment", (group) => go({ group }, { local: true })),
+    archived ? check("archived", get("archived"), `archived (${archived})`, (on) => go({ archived: on }, { local: true })) : null,
     h("details.menu", { "data-open": "columns" }, h("summary.button", { "data-focus": "columns" }, "Columns"), h("div.menu-box", {}, Object.keys(COLUMNS).filter((c) => c !== "name").map(tick), h("button.plain", { onclick: () => go({ columns: null }) }, "As usual"))),
     compare);
 }
 
-function pager(found, start) {
-  if (found.length <= ROWS) return null;
+function pager(total, start) {
+  if (total <= ROWS) return null;
   return h("nav.pager", { "aria-label": "Pages" }, h("button", { disabled: start <= 0, "data-focus": "back", onclick: () => go({ at: Math.max(0, start - ROWS) || null }, { push: true }) }, "Back"),
-    h("button", { disabled: start + ROWS >= found.length, "data-focus": "next", onclick: () => go({ at: start + ROWS }, { push: true }) }, "Next"),
-    h("span.note", { role: "status" }, `${number(start + 1)} to ${number(Math.min(found.length, start + ROWS))} of ${number(found.length)}`));
+    h("button", { disabled: start + ROWS >= total, "data-focus": "next", onclick: () => go({ at: start + ROWS }, { push: true }) }, "Next"),
+    h("span.note", { role: "status" }, `${number(start + 1)} to ${number(Math.min(total, start + ROWS))} of ${number(total)}`));
 }
 
 function table(place, runs, found, columns) {
@@ -106,7 +113,7 @@ function table(place, runs, found, columns) {
   const level = levelOf(found.map((r) => (r.win_rates || []).at(-1)));
   const by = place.parameters.get("sort") || "";
   const head = (c) => {
-    const { label, right, minor, of, hint } = COLUMNS[c];
+    const { label, right, of, hint, fold, minor = fold } = COLUMNS[c];
     const text = c === "interval" ? level || label : label;
     const [up, down] = [by === c, by === `-${c}`];
     return h("th", { class: [right && "r", minor && "minor", c === "name" && "run-cell"].filter(Boolean).join(" ") || null, "aria-sort": up ? "ascending" : down ? "descending" : null, title: hint },
@@ -130,12 +137,11 @@ function differing(runs) {
 function experimentRow(run, runs, differ, wide) {
   const own = Object.fromEntries((run.typed || []).map((w) => w.split(/=(.*)/s)).filter(([key]) => differ.includes(key)));
   const rates = runs.flatMap((r) => (r.win_rates?.length ? [r.win_rates.at(-1).value] : []));
-  const mean = rates.reduce((a, b) => a + b, 0) / rates.length;
-  return h("tr.experiment", {}, h("td", { colspan: wide }, h("b", {}, line(settingsText(own) || [run.recipe, words(run.objective || ""), run.model, run.data].filter(Boolean).join(" · "))), h("span.muted", {}, ` ${runs.length} ${runs.length === 1 ? "run" : "runs"}${rates.length ? `, mean win rate ${percent(mean)}` : ""}`)));
+  return h("tr.experiment", {}, h("td", { colspan: wide }, h("b", {}, line(settingsText(own) || [run.recipe, words(run.objective || ""), run.model, run.data].filter(Boolean).join(" · "))), h("span.muted", {}, ` ${runs.length} ${runs.length === 1 ? "run" : "runs"}${rates.length ? `, mean win rate ${percent(mean(rates))}` : ""}`)));
 }
 
 function row(run, level, columns) {
-  const link = h("a", { href: `#/run/${encodeURIComponent(run.name)}`, "data-focus": `run-${run.name}` }, run.name);
+  const link = h("a", { href: to(run.name), "data-focus": `run-${run.name}` }, run.name);
   if (run.state === "unreadable") {
     return h("tr", {}, h("td.name.run-cell", {}, run.name), h("td", { colspan: columns.length }, h("span.state.unreadable", {}, "unreadable"), h("span.muted", {}, ` run.json cannot be read, changed ${ago(run.changed)}`)));
   }
@@ -148,9 +154,9 @@ function row(run, level, columns) {
 }
 
 function editor(run, wide) {
-  const keep = async (body) => { await send(`runs/${encodeURIComponent(run.name)}/about`, body); open = null; go({}); };
+  const keep = async (body) => { await send(ofRun(run.name, "about"), body); open = null; go({}); };
   const submit = (e) => { e.preventDefault(); const { tags, note } = e.target.elements; keep({ tags: tags.value.split(",").map((t) => t.trim()).filter(Boolean), note: note.value }); };
-  return h("tr.editor", {}, h("td", { colspan: wide }, h("form", { onsubmit: submit },
+  return h("tr.editor", {}, h("td", { colspan: wide }, h("form.note-form", { onsubmit: submit },
     h("label", {}, "Tags", h("input", { name: "tags", "data-keep": true, value: run.tags.join(", "), placeholder: "with commas between them", "data-focus": "edit-tags" })),
     h("label.grow", {}, "Note", h("input", { name: "note", "data-keep": true, value: run.note, "data-focus": "edit-note" })),
     h("button.main", {}, "Keep"), h("button", { type: "button", onclick: () => keep({ archived: !run.archived }) }, run.archived ? "Bring back" : "Archive"))));
@@ -159,16 +165,15 @@ function editor(run, wide) {
 function steps(run) {
   const part = run.progress ? run.progress.done / run.progress.total : 0;
   const share = `${(100 * (run.done + part)) / Math.max(1, run.total)}%`;
-  const left = run.progress && run.progress.ends ? run.progress.ends - Date.now() / 1000 : null;
   return h("span.steps", {},
     h("span.meter", { class: run.done === run.total ? "done" : null, style: { "--share": share }, "aria-hidden": "true" }, h("i")),
     h("span.count", {}, `${run.done}/${run.total}`),
-    run.current ? h("span.now", {}, `${run.current}${run.progress ? ` ${Math.floor(100 * part)} %` : ""}`, left !== null && left > 0 ? h("span.muted", {}, ` ${seconds(left)} left`) : null) : null);
+    run.current ? h("span.now", {}, `${run.current}${run.progress ? ` ${Math.floor(100 * part)} %` : ""}`, left(run.progress) ? h("span.muted", {}, ` ${seconds(left(run.progress))} left`) : null) : null);
 }
 
 // Win rates by iteration as a line of 96 by 22; the mark at half is the baseline.
 function spark(rates) {
-  if (!rates.length) return h("span.none", {}, "–");
+  if (!rates.length) return none();
   const [wide, high] = [96, 22];
   const values = rates.map((r) => r.value);
   const low = Math.min(0.5, ...values), top = Math.max(0.55, ...values);

@@ -1,9 +1,9 @@
 // Prompts with all their completions: browse, search, the chosen and the rejected, a word-level difference.
-import { h, compact, empty, number, words } from "./dom.js";
-import { ask, exported, send } from "./data.js";
-import { line, tokenised, written } from "./text.js";
+import { h, compact, empty, number, words, to, check, choose } from "./dom.js";
+import { ask, exported, send, ofRun, askOf } from "./data.js";
+import { line, tokenised, turns } from "./text.js";
 import { completion } from "./completion.js";
-import { go, redraw } from "./frame.js";
+import { go, redraw, running } from "./frame.js";
 import { headline } from "./run.js";
 import { sideBySide } from "./side.js";
 
@@ -14,18 +14,17 @@ let noting = null; // the prompt whose note is being written
 
 export const samplesView = {
   async load(place) {
-    const base = `runs/${encodeURIComponent(place.run)}`;
-    const [run, listed] = await Promise.all([ask(base), ask(`${base}/tables`)]);
+    const [run, listed] = await Promise.all([askOf(place.run), askOf(place.run, "tables")]);
     const table = tableOf(place, listed.tables);
     if (!table) return [run, listed, null, null];
     const id = place.parameters.get("id");
-    const page = await rowsOf(base, place, table);
+    const page = await rowsOf(place, table);
     const others = (place.parameters.get("with") || "").split(",").filter(Boolean);
-    const side = id ? await ask(`${base}/prompt`, { id, run: others }) : null;
+    const side = id ? await askOf(place.run, "prompt", { id, run: others }) : null;
     const all = id && !exported ? await ask("runs") : null;
     return [run, listed, page, side, all];
   },
-  lively: (run) => run.state === "running",
+  lively: running,
   draw(place, run, listed, page, side, all) {
     const table = tableOf(place, listed.tables);
     if (!table) return [headline(run), empty("Nothing sampled yet", "Samples can be read here while the step that draws them is still running.", `align status ${run.name}`)];
@@ -43,14 +42,14 @@ function tableOf(place, tables) {
 }
 
 // A page of the table, or the next hits of a search, asked for until a page is full or the table ends.
-async function rowsOf(base, place, table) {
+async function rowsOf(place, table) {
   const asked = { step: table.step, part: table.part, count: COUNT, ...wish(place), q: place.parameters.get("q"), answers: flag(place, "answers"), pieces: flag(place, "tokens") };
   let start = startOf(place);
-  const first = await ask(`${base}/samples`, { ...asked, start });
+  const first = await askOf(place.run, "samples", { ...asked, start });
   if (!asked.q || first.next === undefined) return first;
   const all = { ...first, groups: [...first.groups] };
   for (let round = 0; round < MOST_ROUNDS && all.groups.length < COUNT && all.next < all.rows; round++) {
-    const more = await ask(`${base}/samples`, { ...asked, start: all.next, count: COUNT - all.groups.length });
+    const more = await askOf(place.run, "samples", { ...asked, start: all.next, count: COUNT - all.groups.length });
     all.groups.push(...more.groups);
     all.next = more.next;
   }
@@ -71,31 +70,31 @@ function wish(place) {
 function selecting(place, table, page) {
   if (exported) return null;
   const get = (name) => place.parameters.get(name) || "";
-  const set = (name) => (e) => go({ [name]: e.target.value, at: null, q: null });
-  const bound = (name, text) => h("input.bound", { type: "number", step: "any", placeholder: text, "aria-label": `${text} of what is sorted by`, value: get(name), "data-focus": name, onchange: set(name) });
+  const set = (name) => (value) => go({ [name]: value, at: null, q: null });
+  const bound = (name, text) => h("input.bound", { type: "number", step: "any", placeholder: text, "aria-label": `${text} of what is sorted by`, value: get(name), "data-focus": name, onchange: (e) => set(name)(e.target.value) });
   const query = new URLSearchParams({ step: table.step, part: table.part, ...Object.fromEntries(Object.entries(wish(place)).filter(([, v]) => v)) });
   const scores = page.by_scores || [];
   return h("div.controls.selecting", {},
-    h("label", {}, "Sort by", h("select", { "data-focus": "by", onchange: (e) => go({ by: e.target.value, at: null, q: null, low: null, high: null }) }, h("option", { value: "" }, "the table's order"), Object.entries(BY).map(([b, text]) => h("option", { value: b, selected: b === get("by") }, text)))),
-    scores.length > 1 && get("by") ? h("select", { "aria-label": "Which score", "data-focus": "score", onchange: set("score") }, scores.map((s) => h("option", { value: s, selected: s === get("score") }, words(s)))) : null,
+    h("label", {}, "Sort by", choose("by", get("by"), [["", "the table's order"], ...Object.entries(BY)], (by) => go({ by, at: null, q: null, low: null, high: null }))),
+    scores.length > 1 && get("by") ? choose("score", get("score"), scores.map((s) => [s, words(s)]), set("score"), "Which score") : null,
     get("by") ? [h("button", { "data-focus": "rising", onclick: () => go({ rising: !get("rising"), at: null }) }, get("rising") ? "lowest first" : "highest first"), bound("low", "at least"), bound("high", "at most")] : null,
-    h("label", {}, "Only", h("select", { "data-focus": "only", onchange: set("only") }, [["", "all"], ["cut", "with a cut answer"], ["noted", "with a label or note"]].map(([o, text]) => h("option", { value: o, selected: o === get("only") }, text)))),
-    h("a.button", { href: `api/runs/${encodeURIComponent(place.run)}/export.jsonl?${query}`, download: "", title: "At most 10,000 prompts, one a line" }, "Export as JSONL"));
+    h("label", {}, "Only", choose("only", get("only"), [["", "all"], ["cut", "with a cut answer"], ["noted", "with a label or note"]], set("only"))),
+    h("a.button", { href: `api/${ofRun(place.run, "export.jsonl")}?${query}`, download: "", title: "At most 10,000 prompts, one a line" }, "Export as JSONL"));
 }
 
 function controls(place, tables, table, page) {
   const name = (t) => `${t.step}${t.part === "groups" ? "" : `/${t.part}`}`;
   const title = { score: "Scored samples", build_groups: "Groups trained on", generate: "Samples", tokenize: "Given data, tokenised", import_data: "Given data" };
   const kinds = [...new Set(tables.map((t) => t.stage))];
-  const select = h("select", { "aria-label": "Table", "data-focus": "table", onchange: (e) => go({ table: e.target.value, at: null }, { push: true }) },
+  const select = choose("table", "",
     kinds.map((kind) => h("optgroup", { label: title[kind] || words(kind) }, tables.filter((t) => t.stage === kind).map((t) =>
-      h("option", { value: `${t.step}/${t.part}`, selected: t === table }, `${name(t)} · ${number(t.rows)}${t.purpose.includes("judge") ? " · evaluation" : ""}${t.state === "running" ? " · so far" : ""}`)))));
-  const check = (key, label, hint) => h("label", { title: hint }, h("input", { type: "checkbox", "data-focus": key, ...(flag(place, key) && { checked: true }), onchange: (e) => go({ [key]: e.target.checked }) }), label);
+      h("option", { value: `${t.step}/${t.part}`, selected: t === table }, `${name(t)} · ${number(t.rows)}${t.purpose.includes("judge") ? " · evaluation" : ""}${t.state === "running" ? " · so far" : ""}`)))), (one) => go({ table: one, at: null }, { push: true }), "Table");
+  const tick = (key, label, hint) => check(key, flag(place, key), label, (on) => go({ [key]: on }), hint);
   const submit = (event) => { event.preventDefault(); go({ q: event.target.elements.q.value.trim(), at: null, by: null, only: null }, { push: true }); };
   return h("div.controls", {}, select,
     h("form.search", { role: "search", onsubmit: submit }, h("input", { type: "search", name: "q", placeholder: "Search prompts   /", "aria-label": "Search", value: place.parameters.get("q") || "", "data-focus": "q", onsearch: (e) => e.target.value === "" && go({ q: null, at: null }) }), h("button", {}, "Search")),
-    check("answers", "in answers too", "Search the completions as well"), check("diff", "word differences", "Mark the words in which chosen and rejected differ"),
-    exported ? null : check("tokens", "special tokens", "Show the ids the model saw and wrote, decoded token by token"),
+    tick("answers", "in answers too", "Search the completions as well"), tick("diff", "word differences", "Mark the words in which chosen and rejected differ"),
+    exported ? null : tick("tokens", "special tokens", "Show the ids the model saw and wrote, decoded token by token"),
     h("span.note.where", { role: "status" }, position(place, page)));
 }
 
@@ -132,10 +131,10 @@ function group(place, table, g) {
   const other = new URLSearchParams({ table: `${table.step}/${table.part}`, id: g.id });
   return h("article.group", { "aria-label": `Prompt ${g.index + 1}` },
     h("header.group-head", {}, h("span.row-number", {}, number(g.index + 1)), h("span.mono.muted", {}, line(g.id, 60)), g.measure !== undefined && g.measure !== null ? h("span.badge", {}, `${BY[place.parameters.get("by")]} ${compact(g.measure)}`) : null, (g.noted?.labels || []).map((l) => h("span.tag.badge", {}, line(l, 40))), g.label !== null && g.label !== undefined ? h("span.badge", {}, g.label ? "liked" : "disliked") : null,
-      exported ? null : h("a", { href: `#/run/${encodeURIComponent(place.run)}/samples?${other}`, "data-focus": `side-${g.index}` }, "Everywhere it was answered"),
+      exported ? null : h("a", { href: to(place.run, "samples", other), "data-focus": `side-${g.index}` }, "Everywhere it was answered"),
       exported ? null : h("button.plain", { "aria-expanded": String(noting === g.id), "data-focus": `note-${g.index}`, onclick: () => { noting = noting === g.id ? null : g.id; redraw(); } }, "Label")),
     g.noted?.note ? h("p.sample-note", {}, line(g.noted.note, 4000)) : null, noting === g.id ? noteForm(place, table, g) : null,
-    h("div.prompt", {}, g.prompt_pieces ? tokenised(g.prompt_pieces) : g.messages.map((m) => h("div.turn", {}, h("span.role", {}, line(m.role, 20)), written(m.content)))),
+    h("div.prompt", {}, g.prompt_pieces ? tokenised(g.prompt_pieces) : turns(g.messages)),
     g.completions.length ? h("div.completions", { class: `n${Math.min(4, g.completions.length)}` }, order(g.completions).map((c) => completion(c, differ))) : h("p.inline-empty", {}, "No completion: the prompt alone."));
 }
 
@@ -143,7 +142,7 @@ function noteForm(place, table, g) {
   const submit = async (e) => {
     e.preventDefault();
     const { labels, note } = e.target.elements;
-    await send(`runs/${encodeURIComponent(place.run)}/sample-note`, { step: table.step, id: g.id, labels: labels.value.split(",").map((l) => l.trim()).filter(Boolean), note: note.value });
+    await send(ofRun(place.run, "sample-note"), { step: table.step, id: g.id, labels: labels.value.split(",").map((l) => l.trim()).filter(Boolean), note: note.value });
     noting = null;
     go({});
   };

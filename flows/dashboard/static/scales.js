@@ -1,19 +1,20 @@
 // What settings do to a number: a point a run over one setting, or a line a run through all of them.
-import { h, card, svgOf, tick } from "./dom.js";
+import { h, card, svgOf, tick, choose } from "./dom.js";
 import { chart } from "./chart.js";
 import { experiments, look } from "./arms.js";
 import { go } from "./frame.js";
 
-export function scales(place, data, y, names, tools) {
+// title: of the number y; write: how it is written; axis: makes its axis.
+export function scales(place, data, y, { title, write, axis }) {
   const keys = [...new Set(data.runs.flatMap((r) => Object.keys(r.settings)))];
   if (!keys.length) return h("p.inline-empty.card", {}, "These runs differ in no setting: there is nothing to lay out.");
   const groups = experiments(data, false);
   const runs = groups.flatMap((g) => g.runs.map((r) => ({ ...r, k: g.k, group: g.name, value: lastOf(r, y) }))).filter((r) => r.value !== null);
-  if (!runs.length) return h("p.inline-empty.card", {}, `None of these runs has ${tools.label(y, data)} yet.`);
+  if (!runs.length) return h("p.inline-empty.card", {}, `None of these runs has ${title} yet.`);
   const x = keys.includes(place.parameters.get("setting")) ? place.parameters.get("setting") : keys[0];
-  return [card(`${tools.label(y, data)} over ${x}`, { note: "the last iteration, a point a run", tools: h("select", { "aria-label": "Setting", "data-focus": "setting", onchange: (e) => go({ setting: e.target.value }) }, keys.map((k) => h("option", { value: k, selected: k === x }, k))) },
-    chart(`scales/${data.runs.map((r) => r.name)}`, () => scatter(runs, x, y, data, tools), { height: 340, label: `${tools.label(y, data)} over ${x}` })),
-    card("All settings at once", { note: "a line a run; its look is its experiment's" }, h("div.scroll", { "data-scroll": "parallel" }, parallel(runs, keys, y, data, tools)))];
+  return [card(`${title} over ${x}`, { note: "the last iteration, a point a run", tools: choose("setting", x, keys, (setting) => go({ setting }), "Setting") },
+    chart(`scales/${data.runs.map((r) => r.name)}`, () => scatter(runs, x, title, write, axis), { height: 340, label: `${title} over ${x}` })),
+    card("All settings at once", { note: "a line a run; its look is its experiment's" }, h("div.scroll", { "data-scroll": "parallel" }, parallel(runs, keys, title, write)))];
 }
 
 export function lastOf(run, y) {
@@ -36,23 +37,21 @@ export function scale(values) {
   return { at: (v) => (known.length > 1 ? known.indexOf(v) / (known.length - 1) : 0.5), log: false, numeric: false, marks: known, write: (v) => v };
 }
 
-function scatter(runs, x, y, data, tools) {
+function scatter(runs, x, title, write, axis) {
   const made = scale(runs.map((r) => r.settings[x] ?? "-"));
-  const write = tools.form(y, data);
   const series = [...new Set(runs.map((r) => r.k))].map((k) => {
     const { tint, symbol } = look(k);
     const own = runs.filter((r) => r.k === k);
     return { name: own[0].group, type: "scatter", symbol, symbolSize: 11, itemStyle: { color: tint }, data: own.map((r) => ({ value: [made.numeric ? Number(r.settings[x]) : r.settings[x] ?? "-", r.value], run: r.name })) };
   });
-  return { series, tooltip: { trigger: "item", formatter: (p) => `${p.data.run}\n${x} ${p.value[0]}\n${tools.label(y, data)} ${write(p.value[1])}` },
-    xAxis: made.numeric ? { type: made.log ? "log" : "value", name: x, scale: true, axisLabel: { formatter: tick } } : { type: "category", data: made.marks, name: x },
-    yAxis: { ...tools.axis(write), name: tools.label(y, data) } };
+  return { series, tooltip: { trigger: "item", formatter: (p) => `${p.data.run}\n${x} ${p.value[0]}\n${title} ${write(p.value[1])}` },
+    xAxis: made.numeric ? { type: made.log ? "log" : "value", name: x, scale: true } : { type: "category", data: made.marks, name: x },
+    yAxis: { ...axis(write), name: title } };
 }
 
 // Upright axes side by side, the settings first, the number last.
-function parallel(runs, keys, y, data, tools) {
-  const write = tools.form(y, data);
-  const axes = [...keys.map((key) => ({ key, name: key.split(".").at(-1), ...scale(runs.map((r) => r.settings[key] ?? "-")), of: (r) => r.settings[key] ?? "-" })), { key: y, name: tools.label(y, data), ...scale(runs.map((r) => String(r.value))), write, of: (r) => String(r.value) }];
+function parallel(runs, keys, title, write) {
+  const axes = [...keys.map((key) => ({ name: key.split(".").at(-1), ...scale(runs.map((r) => r.settings[key] ?? "-")), of: (r) => r.settings[key] ?? "-" })), { name: title, ...scale(runs.map((r) => String(r.value))), write, of: (r) => String(r.value) }];
   const last = axes.at(-1);
   last.marks = [Math.min(...runs.map((r) => r.value)), Math.max(...runs.map((r) => r.value))];
   const [wide, high, top, side] = [Math.max(560, 170 * axes.length), 280, 34, 80];

@@ -12,8 +12,8 @@ export function plain(text) {
   for (const match of text.matchAll(ACTING)) {
     if (match.index > from) nodes.push(text.slice(from, match.index));
     const code = match[0].codePointAt(0);
-    const name = NAMES[code] || `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
-    nodes.push(h("span.acting", { title: `U+${code.toString(16).toUpperCase().padStart(4, "0")}` }, name));
+    const plainly = `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
+    nodes.push(h("span.acting", { title: plainly }, NAMES[code] || plainly));
     from = match.index + match[0].length;
   }
   nodes.push(text.slice(from));
@@ -37,6 +37,9 @@ export function written(text) {
   fill();
   return box;
 }
+
+// The messages of a prompt.
+export const turns = (messages) => messages.map((m) => h("div.turn", {}, h("span.role", {}, line(m.role, 20)), written(m.content)));
 
 // The same token by token: [[text, special], ...].
 export function tokenised(pieces) {

@@ -1,8 +1,8 @@
 // Live curves of every training and sampling step, a chart per kind of number.
-import { h, card, compact, empty, tick, words } from "./dom.js";
-import { ask } from "./data.js";
-import { chart, series } from "./chart.js";
-import { go } from "./frame.js";
+import { h, card, compact, empty, words, check } from "./dom.js";
+import { askOf } from "./data.js";
+import { chart, curve, series } from "./chart.js";
+import { go, running } from "./frame.js";
 import { families } from "./families.js";
 import { badMarks, overName, overText, points } from "./points.js";
 import { headline, progressText } from "./run.js";
@@ -10,15 +10,15 @@ import { headline, progressText } from "./run.js";
 const TRAINS = new Set(["sft", "train_reward", "train_preference"]);
 
 export const trainingView = {
-  load: (place) => Promise.all([ask(`runs/${encodeURIComponent(place.run)}`), ask(`runs/${encodeURIComponent(place.run)}/metrics`)]),
-  lively: (run) => run.state === "running",
+  load: (place) => Promise.all([askOf(place.run), askOf(place.run, "metrics")]),
+  lively: running,
   draw(place, run, metrics) {
     const steps = metrics.steps.filter((s) => Object.keys(s.values).length);
     if (!steps.length) return [headline(run), empty("No curve yet", "Curves begin with the first training step; what runs now is on the run's page. To start one:", "align run recipe=pco run=demo")];
     const chosen = choice(place, steps);
     const running = run.steps.find((s) => s.state === "running");
     return [headline(run), h("div.chooser", {}, h("div.chips", { role: "group", "aria-label": "Steps" }, steps.map((s) => chip(place, s, chosen))),
-      h("label", {}, h("input", { type: "checkbox", "data-focus": "by", ...(place.parameters.get("by") && { checked: true }), onchange: (e) => go({ by: e.target.checked && "time" }) }), "over time of work"),
+      check("by", place.parameters.get("by"), "over time of work", (on) => go({ by: on && "time" })),
       running && h("span.note", {}, progressText(running))), h("div.grid.three", {}, grid(place, run, chosen))];
   },
 };
@@ -60,9 +60,8 @@ function curves(steps, { names, unit }, over) {
     const tint = steps.length > 1 ? series(i) : series(place);
     const found = points(step, name, over);
     const label = steps.length > 1 ? (names.length > 1 ? `${step.step} ${words(name)}` : step.step) : words(name);
-    return [{ name: label, type: "line", symbol: found.points.length < 3 ? "circle" : "none", connectNulls: false,
-      data: found.points, lineStyle: { width: 1.6, color: tint, type: DASHES[place % DASHES.length] }, itemStyle: { color: tint } }, ...(found.bad.length ? [badMarks(found.bad, tint, label)] : [])];
+    return [curve(label, found.points, tint, 1.6, DASHES[place % DASHES.length], found.points.length < 3 ? { symbol: "circle" } : {}), ...(found.bad.length ? [badMarks(found.bad, tint, label)] : [])];
   }));
   return { legend: steps.length > 1 || names.length > 1 ? {} : undefined, tooltip: { valueFormatter: compact }, series: lines,
-    xAxis: { type: "value", name: overName(over, steps[0].stage), axisLabel: { formatter: overText(over) }, max: "dataMax", min: "dataMin" }, yAxis: { type: "value", name: unit, axisLabel: { formatter: tick } } };
+    xAxis: { type: "value", name: overName(over, steps[0].stage), axisLabel: { formatter: overText(over) }, max: "dataMax", min: "dataMin" }, yAxis: { type: "value", name: unit } };
 }

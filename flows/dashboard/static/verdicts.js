@@ -11,7 +11,7 @@ export function meaning(run, last = false) {
   if (!shown.length) return null;
   const said = (one) => h("li", { class: one.level }, h("span.sign", { role: "img", "aria-label": WORD[one.level] }, SIGN[one.level]), h("span", {}, line(one.text, 300), " ",
     exported ? h("span.muted", {}, `(${one.rule})`) : h("a", { href: `#/reading?${new URLSearchParams({ at: one.rule })}`, title: "The rule, and what to do" }, one.rule)));
-  return card("What it means", { note: "by written rules; each name leads to its rule" }, h("div.verdicts", {}, shown.map((v) => [h("h3", {}, `Iteration ${v.iteration}`), h("ul", {}, v.said.map(said))])));
+  return card("What it means", { note: "by written rules; each name leads to its rule" }, last && h("p.told", {}, line(run.told.join(" "), 900)), h("div.verdicts", {}, shown.map((v) => [h("h3", {}, `Iteration ${v.iteration}`), h("ul", {}, v.said.map(said))])));
 }
 
 export const readingView = {

@@ -142,4 +142,4 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 BACKEND = Backend(Settings, open_engine, start_service, check_service, refuse_model=engine.refuse_model,
-                  shares_device=lambda s: s.sleep_level > 0)
+                  shares_device=lambda s: s.sleep_level > 0, reachable=True)

@@ -43,6 +43,12 @@ def test_the_leaderboard(files: Files):
     assert first["numbers"]["length"] == 50.0 and first["numbers"]["kl"] == 5.0
 
 
+def test_hours_are_those_of_the_devices_a_step_held(files: Files):
+    """These artifacts do not say what they held: one process each, of 1.5 s for the first, a second more for each."""
+    run = next(r for r in compared.compare(files, ["b0.1-0"])["runs"])
+    assert run["hours"].keys() == {"process"} and 0.05 < run["hours"]["process"] < 0.15
+
+
 def test_two_arms_are_tested_on_what_they_share(files: Files):
     """Seed 0 is all they share: there both won 8 of 10."""
     found = compared.test(files, NAMES, "A", "B")

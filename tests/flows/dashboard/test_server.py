@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from flows.dashboard import files as files_module
 from flows.dashboard.app import make_app
 from flows.dashboard.files import Files, NotHere
 from flows.dashboard.guard import COOKIE, host_name
 from pipeline import runs, store
 from pipeline.stage import Reporter
 from tests.flows.dashboard import world
+from tests.flows.dashboard.crowd import copies
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,20 @@ def test_the_list_of_runs(workspace: Path):
     assert [round(w["value"], 3) for w in run["win_rates"]] == [0.7, 0.8]
     assert [w["level"] for w in run["win_rates"]] == [world.LEVEL] * 2, "from the artifact's settings"
     assert run["experiment"] == found["good-1"]["experiment"], "they differ in the seed only"
+
+
+def test_the_first_rows_of_many_cost_their_own_reading_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """120 runs of two evaluations: 10 rows read 10 records and 20 manifests, all 120 the rest, and again nothing."""
+    copies(tmp_path, world.whole_run(tmp_path, "run", number=4), 119)
+    read: list[Path] = []
+    parse = files_module._parse
+    monkeypatch.setattr(files_module, "_parse", lambda path: (read.append(path), parse(path))[1])
+    app = client(tmp_path)
+    first = app.get("/api/runs", params={"first": 10}).json()
+    assert (len(first["runs"]), first["total"]) == (10, 120)
+    assert [path.name for path in read].count("run.json") == 10 and len(read) == 30
+    assert len(app.get("/api/runs").json()["runs"]) == 120 and len(read) == 360
+    assert app.get("/api/runs").json()["runs"][:10] == first["runs"] and len(read) == 360
 
 
 def test_a_run_has_its_steps_and_where_they_came_from(workspace: Path):

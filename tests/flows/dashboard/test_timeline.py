@@ -41,8 +41,9 @@ def test_the_machines_lines_are_averaged(tmp_path: Path):
     """801 lines become 267 points of three: times 0, 1 and 2 are 1 on average, and cores 0, 0.1 and 0.2."""
     run = written(tmp_path)
     assert timeline(Files(tmp_path), "timed")["machine"] is None
-    rest = {"memory_mb": 100, "own_memory_mb": 10, "gpus": [{"busy": 0.5, "memory_mb": 1}]}
+    rest = {"memory_mb": 100, "own_memory_mb": 10, "gpus": [{"busy": 0.5, "memory_mb": 1}] * 2}
     lines = [json.dumps({"time": float(i), "cpu": i % 10 / 10, **rest}) for i in range(801)]
     (run.folder / "machine.jsonl").write_text("\n".join([*lines, '{"time": 1, "cp']))
     found = timeline(Files(tmp_path), "timed")["machine"]
     assert (len(found["time"]), found["time"][0], found["cpu"][0], found["gpu"][0]) == (267, 1.0, 0.1, 0.5)
+    assert found["gpu_memory_mb"][0] == 2, "of both GPUs together"

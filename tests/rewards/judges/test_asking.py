@@ -58,30 +58,47 @@ def test_a_slow_server_with_errors_and_hangs(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_500_comparisons_end_in_little_more_than_the_ideal_time(tmp_path: Path) -> None:
-    """1,000 calls of 0.2 s, 20 at a time: 10 s at best; a twentieth fails, a hundredth hangs."""
-    with serving(tmp_path / "log", 0.2, 0.05, 0.01) as url:
+    """1,000 calls of 0.2 s, 20 at a time: 10 s at best; a twentieth fails, a hundredth hangs. Every question is
+    answered once; killed in the middle, all but those in flight are.
+    """
+    log, folder = tmp_path / "log", tmp_path / "killed"
+    with serving(log, 0.2, 0.05, 0.01) as url:
         desk, began = Desk(Limits(concurrency=20), tmp_path / "kept"), time.monotonic()
         found = scores(url, desk, pairs(500))
         seconds = time.monotonic() - began
     assert found == [[0.5, 0.0], [0.5, 1.0]] * 250
+    assert (len(asked(log, 200)), len(set(asked(log, 200)))) == (1000, 1000)
+    assert 30 < len(asked(log, 503)) < 75 and 3 < len(asked(log, 0)) < 25
     assert seconds < 1.3 * 10.0
+    log = tmp_path / "log of the killed"
+    with serving(log, 0.2, 0.05, 0.01) as url:
+        killed(url, folder, log, 500, 20, answers=400)
+        assert scores(url, Desk(Limits(concurrency=20), folder), pairs(500)) == [[0.5, 0.0], [0.5, 1.0]] * 250
+    times = Counter(asked(log, 200))
+    assert len(times) == 1000 and max(times.values()) <= 2 and times.total() <= 1000 + 20
+
+
+def killed(url: str, folder: Path, log: Path, comparisons: int, concurrency: int, answers: int) -> None:
+    """So many comparisons in a process of their own, killed once the server has answered `answers` calls."""
+    code = ("import sys; from pathlib import Path; from tests.rewards.judges import test_asking as t\n"
+            "from pipeline.rewards.contract import Desk, Limits\n"
+            f"desk = Desk(Limits(concurrency={concurrency}), Path(sys.argv[2]))\n"
+            f"t.scores(sys.argv[1], desk, t.pairs({comparisons}))")
+    process = subprocess.Popen([sys.executable, "-c", code, url, str(folder)], cwd=ROOT,
+                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+    while len(asked(log)) < answers:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(0.4)  # what was in flight is answered to nobody
 
 
 def test_nothing_is_asked_twice_after_kill_9(tmp_path: Path) -> None:
     """Killed in the middle, the run asks again what was in flight at most; a third run asks nothing."""
     log, folder = tmp_path / "log", tmp_path / "kept"
-    code = ("import sys; from pathlib import Path; from tests.rewards.judges import test_asking as t\n"
-            "from pipeline.rewards.contract import Desk, Limits\n"
-            "t.scores(sys.argv[1], Desk(Limits(concurrency=4), Path(sys.argv[2])), t.pairs(50))")
     with serving(log, 0.05) as url:
-        process = subprocess.Popen([sys.executable, "-c", code, url, str(folder)], cwd=ROOT,
-                                   env={**os.environ, "PYTHONPATH": str(ROOT)})
-        while len(asked(log)) < 30:
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        time.sleep(0.2)  # what was in flight is answered to nobody
+        killed(url, folder, log, 50, 4, answers=30)
         answered = len(list((folder / "answers").rglob("*.json")))
         before = len(asked(log))
         assert before - 4 <= answered <= before < 100
