@@ -12,6 +12,7 @@ from typing import Any
 
 from flows import launching, screen
 from flows.compose import compose
+from flows.place import Place
 from pipeline import __version__, files
 from pipeline.errors import UserError
 from pipeline.launchers.contract import Lost, Order
@@ -69,7 +70,7 @@ def wrong(one: dict[str, Any], content: str) -> list[str]:
     return problems
 
 
-def _asked(place: launching.Place, folder: Path, nodes: int) -> tuple[list[dict[str, Any]], str]:
+def _asked(place: Place, folder: Path, nodes: int) -> tuple[list[dict[str, Any]], str]:
     """The reports of the nodes, and why there are not more of them."""
     (folder / CONTENT).write_bytes(secrets.token_bytes(2**20))
     (folder / TURN).write_text("")
@@ -85,7 +86,8 @@ def _asked(place: launching.Place, folder: Path, nodes: int) -> tuple[list[dict[
                 for path in [path for path in folder.glob("*-*.json") if path.stem not in held]:
                     at[path.stem], held[path.stem] = time.time(), files.is_locked(path.with_suffix(".lock"))
                     if len(held) == nodes:
-                        files.write_atomic(folder / TURN, json.dumps(at))
+                        now = time.time()
+                        files.write_atomic(folder / TURN, json.dumps({me: (then, now) for me, then in at.items()}))
         except BaseException as error:
             if not isinstance(error, Lost):
                 process.stop()

@@ -1,64 +1,25 @@
-"""`launcher=`: what starts a run's steps, what a step asks of it, and what cannot work, said before anything starts."""
+"""`launcher=`: what starts a run's steps, by its configuration, and what cannot work, said before anything starts."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows import cuda, machine
-from pipeline.config import Part, flat, load_part, load_plugin, part_problems
+from flows import machine
+from flows.place import LOCAL, Place
+from pipeline.config import flat, load_part, load_plugin, part_problems
 from pipeline.errors import UserError
 from pipeline.launchers import local
-from pipeline.launchers.contract import Launcher, Order, Started
-from pipeline.plan import Step
-from pipeline.stage import Stage
+from pipeline.launchers.contract import Launcher
 
-_LOCAL = {"module": "pipeline.launchers.local"}
 _MEETS = "job"  # as hardware.training.rendezvous: where the launcher says
-
-
-@dataclass(frozen=True)
-class Place:
-    """What starts the steps of a run."""
-
-    part: Part[Launcher]
-    devices: Mapping[str, int] = field(default_factory=dict)  # kind of stage -> CUDA devices it uses on a node
-    names: frozenset[str] = frozenset()  # environment variables that hold keys
-
-    @property
-    def elsewhere(self) -> bool:
-        return self.part.plugin.elsewhere
-
-    def start(self, order: Order) -> Started:
-        return self.part.plugin.start(order, self.part.settings)
-
-
-HERE = Place(Part(_LOCAL["module"], local.LAUNCHER, local.Settings()))
 
 
 def of(config: Mapping[str, Any]) -> Place:
     """The place that a run's configuration names; records of older code name none."""
     keys = {str(value) for key, value in flat(dict(config)).items() if key.endswith(".key") and value}
-    return Place(load_part(config.get("launcher") or _LOCAL, "launcher", Launcher), _devices(config), frozenset(keys))
-
-
-def order(place: Place, step: Step, spec: Path, log: Path, grace: float, timeout: float,
-          environment: Mapping[str, str], run: str) -> Order:
-    kind, runtime = kind_of(step.plugin, step.settings, step.runtime), dataclasses.asdict(step.runtime)
-    nodes = runtime.get("models", runtime)["nodes"] if step.plugin.distributed else 1
-    return Order(spec, log, grace, timeout, environment, run, step.name, kind, nodes,
-                 place.devices[kind] if place.devices else 0, place.names)
-
-
-def kind_of(stage: Stage, settings: Any, runtime: Any) -> str:
-    """One of the contract's KINDS."""
-    if stage.samples:
-        return "sample"
-    devices = stage.devices if isinstance(stage.devices, int) else stage.devices(settings, runtime)
-    return "data" if not devices else "train" if stage.distributed else "model"
+    return Place(load_part(config.get("launcher") or LOCAL, "launcher", Launcher), _devices(config), frozenset(keys))
 
 
 def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tuple[str, Any]], list[str]]:
@@ -106,4 +67,4 @@ def _devices(config: Mapping[str, Any]) -> dict[str, int]:
     elsewhere = engine.get("url") is not None or "gpus_per_replica" in engine
     replicas = engine.get("replicas") or 1
     return {"train": training["processes"], "model": 1, "data": 0,
-            "sample": 0 if elsewhere else replicas * cuda.split(list(engine.get("arguments") or ()))}
+            "sample": 0 if elsewhere else replicas * machine.split(list(engine.get("arguments") or ()))}

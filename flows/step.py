@@ -16,7 +16,7 @@ from typing import Any
 
 from flows import device_hours
 from flows.failures import STOPPED, InputDamaged, StepFailed
-from flows.launching import HERE, Place, order
+from flows.place import HERE, Place, order
 from flows.warm import Gone, Warm
 from pipeline import files, runs, store, worker
 from pipeline.errors import UserError

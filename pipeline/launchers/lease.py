@@ -36,6 +36,7 @@ class Lease:
     lost: float = 0.0  # seconds without a beat after which the node's side ends; 0: it goes on without its driver
     beat: int = 0
     stop: bool = False
+    heard: bool = False  # the driver has taken note of its end
 
 
 def take(work: Path, grace: float, lost: float) -> Lease:
@@ -91,6 +92,12 @@ def ended(work: Path, token: str) -> int | None:
     return code if isinstance(code, int) else None
 
 
+def holds(work: Path, token: str) -> bool:
+    """Whether this order is the one to work at."""
+    lease = read(work)
+    return lease is not None and lease.token == token and not lease.stop
+
+
 def obeying(work: Path, token: str, also: Callable[[], bool] = lambda: False) -> Callable[[], int | None]:
     """For the supervisor on the node: 143 once the order no longer holds, its driver beats no more, another node of it
     has failed, or `also` says so; else None.
@@ -100,11 +107,11 @@ def obeying(work: Path, token: str, also: Callable[[], bool] = lambda: False) ->
     def told() -> int | None:
         nonlocal seen, at
         try:
-            lease, failed = read(work), ended(work, token)
+            lease, over = read(work), not holds(work, token) or ended(work, token)
         except OSError:  # a file server that hangs for a moment; the beats are then missing, too
             return None
         now = time.monotonic()
-        if lease is None or lease.token != token or lease.stop or failed or also():
+        if lease is None or over or also():
             return 143
         seen, at = (lease.beat, now) if lease.beat != seen else (seen, at)
         return 143 if lease.lost and now - at > lease.lost else None

@@ -11,11 +11,14 @@ import json
 import os
 import select
 import sys
+import time
 from pathlib import Path
 
 from pipeline import supervisor
 from pipeline.launchers import lease
 from pipeline.launchers.contract import Order
+
+_FIRST_SECONDS = 60.0  # that the first node may take to begin after the others
 
 
 def command_line(order: Order, token: str, python: str | None, *, listen: bool = False, node: str = "0") -> list[str]:
@@ -45,15 +48,18 @@ def main() -> int:
             return 2
         os.environ.update(json.loads(line))
     told = lease.obeying(work, options.token, _hung_up if options.listen else lambda: False)
-    if (code := told()) is not None:  # before it writes anything: another order's word may stand there
+    if not lease.holds(work, options.token):  # before it writes anything: another order's word may stand there
         print("this order no longer holds", file=sys.stderr)
-        return code
+        return 143
     if first:
         lease.begin(work, options.token)
+    until = time.monotonic() + _FIRST_SECONDS
+    while lease.ended(work, options.token) is not None and time.monotonic() < until:  # a job that is started anew
+        time.sleep(0.1)
     if (code := told()) is None:
         code = supervisor.supervise([sys.executable, "-P", "-m", options.module, str(options.spec)],
                                     grace=options.grace, timeout=options.timeout, told=told)
-    if first or code:
+    if first or (code and told() is None):  # not into a folder that others have gone on with
         lease.end(work, options.token, code)
     return code
 

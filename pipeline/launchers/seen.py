@@ -23,17 +23,17 @@ def main(spec: Path) -> int:
     folder, me = spec.parent, f"{socket.gethostname()}-{os.getpid()}"
     with files.locked(folder / f"{me}.lock", me):
         before = (folder / TURN).read_text()
-        told: dict[str, Any] = {"host": socket.gethostname(), "hash": files.file_hash(folder / CONTENT), "seen": None,
-                                "offset": None,
-                "locked": files.is_locked(folder / LOCK), "alignloop": __version__,
-                "torch": importlib.metadata.version("torch"), "python": sys.version.split()[0]}
+        told: dict[str, Any] = {
+            "host": socket.gethostname(), "hash": files.file_hash(folder / CONTENT), "seen": None, "offset": None,
+            "locked": files.is_locked(folder / LOCK), "alignloop": __version__,
+            "torch": importlib.metadata.version("torch"), "python": sys.version.split()[0]}
         asked = time.time()
         files.write_atomic(folder / f"{me}.json", json.dumps(told))
         while (turn := (folder / TURN).read_text()) == before and time.time() - asked < _PATIENCE:
             time.sleep(0.05)
         if turn != before:
-            now, there = time.time(), json.loads(turn)[me]
-            told |= {"seen": now - asked, "offset": (asked + now) / 2 - there}
+            now, (heard, answered) = time.time(), json.loads(turn)[me]  # of this clock, and of the other side's
+            told |= {"seen": now - asked - (answered - heard), "offset": (asked - heard + now - answered) / 2}
         files.write_atomic(folder / f"{me}.json", json.dumps({**told, "ended": True}))
     return 0
 

@@ -92,6 +92,7 @@ class Job:
     def poll(self, seconds: float) -> int | None:
         code = lease.ended(self.order.work, self.held.token)
         if code == 0:
+            lease.write(self.order.work, replace(self.held, heard=True))
             return 0
         if (now := time.monotonic()) >= self._look_at:
             self._look_at = now + (self.settings.poll_seconds if code is None else min(1.0, self.settings.poll_seconds))
@@ -129,7 +130,7 @@ class Job:
 def start(order: Order, settings: Settings) -> Job:
     """Of an order that a job still works at, or has finished while nobody was looking, that job."""
     old = lease.read(order.work)
-    if old is not None and not old.stop and (job := old.job or _found(order, old.token)):
+    if old is not None and not (old.stop or old.heard) and (job := old.job or _found(order, old.token)):
         if lease.ended(order.work, old.token) == 0 or look(job).state in (*_LIVE, _UNKNOWN):
             _note(order, f"job {job} of an earlier run works at it, or has; nothing is submitted")
             return Job(order, settings, replace(old, job=job))
@@ -212,7 +213,7 @@ def check(settings: Settings, workspace: Path) -> list[str]:
     known = _ask("sinfo", "--noheader", "--format=%R")
     if known.returncode != 0:
         said = (known.stderr.strip().splitlines() or ["no message"])[-1]
-        return [f"module: Slurm does not answer ({said})"]
+        return [f"module: Slurm does not answer ({said}); sinfo asks the same, or launcher=local"]
     there = known.stdout.split()
     return [f"{kind}.partition: no partition {asked.partition!r}, expected one of {', '.join(there)}"
             for kind in KINDS if (asked := vars(settings)[kind]).partition and asked.partition not in there]

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from flows import launching
+from flows import launching, place
 from flows.compose import compose
 from flows.prepare import prepare
 from pipeline.errors import UserError
@@ -96,8 +96,8 @@ def test_the_kind_of_a_stage(tmp_path):
     """A score by a rule is computed anywhere."""
     kinds = {}
     for more in ([], ["reward=rule"]):
-        for step in prepare(["recipe=pco", f"workspace={tmp_path}", *more]).steps:
-            kinds.setdefault(step.stage, set()).add(launching.kind_of(step.plugin, step.settings, step.runtime))
+        for step in prepare(["recipe=iterative_dpo", f"workspace={tmp_path}", *more]).steps:
+            kinds.setdefault(step.stage, set()).add(place.kind_of(step.plugin, step.settings, step.runtime))
     assert {name: kinds[name] for name in ("sft", "train_preference", "generate", "reference_logprobs", "import_data",
                                            "tokenize", "score")} == {
         "sft": {"train"}, "train_preference": {"train"}, "generate": {"sample"}, "reference_logprobs": {"model"},
@@ -159,10 +159,10 @@ def test_the_devices_that_a_kind_of_stage_uses(words, devices, tmp_path):
 
 def test_a_judges_key_goes_along(tmp_path):
     words = ["recipe=pco", "reward=served", "reward.scorer.key=MY_KEY", f"workspace={tmp_path}"]
-    place = launching.of(compose(words).config)
+    there = launching.of(compose(words).config)
     around = {"MY_KEY": "1", "HOME": "2", "HF_TOKEN": "3", "HF_HOME": "4"}
-    order = launching.order(place, prepare(words[:1] + words[3:]).steps[0], tmp_path / "w" / "step.json",
-                            tmp_path / "log", 1.0, 0.0, around, "r")
+    order = place.order(there, prepare(words[:1] + words[3:]).steps[0], tmp_path / "w" / "step.json",
+                        tmp_path / "log", 1.0, 0.0, around, "r")
     assert order.sent == {"MY_KEY": "1", "HF_TOKEN": "3"}
 
 

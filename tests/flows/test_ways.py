@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli, driver, failures, inspection, summary, watching, ways
+from flows import cli, driver, failures, going_on, inspection, summary, watching
 from flows.dashboard.report import report
 from flows.prepare import prepare
 from pipeline import runs
@@ -58,7 +58,7 @@ def printed(tmp_path: Path, small_world: Path, capsys: pytest.CaptureFixture) ->
         wrong(runs.hold(place, "first").__enter__)
     wrong(prepare, [*words, "trainer.sft.lr=1"])
     texts.append(str(failures.InputDamaged("tokens", place, "first", [])))
-    texts.append(ways.after_a_failure(place, "first", ""))
+    texts.append(going_on.after_a_failure(place, "first", ""))
     disk = driver.Driver(place, replace(run, config={**run.config, "workspace": str(place)}), [])
     texts += [disk._why(errno.ENOSPC), disk._why(errno.EIO)]
     return set(COMMAND.findall("\n".join([*texts, capsys.readouterr().out])))

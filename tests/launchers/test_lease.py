@@ -54,6 +54,17 @@ def test_an_order_that_no_longer_holds_does_not_begin(tmp_path, begin):
     assert lease.ended(tmp_path, "newer") == 0
 
 
+def test_a_job_that_is_started_anew_goes_on(tmp_path, begin):
+    """Slurm ends it, to make room, and starts it again: it is the same order."""
+    held = lease.take(tmp_path, 1.0, lost=0.0)
+    process = begin(held.token)
+    process.terminate()
+    assert process.wait(10) == 143 and lease.ended(tmp_path, held.token) == 143
+    again = begin(held.token)
+    time.sleep(1)
+    assert again.poll() is None and lease.ended(tmp_path, held.token) is None
+
+
 def test_without_beats_it_ends_and_with_them_it_goes_on(tmp_path, begin):
     held = lease.take(tmp_path, 1.0, lost=1.5)
     process, began = begin(held.token), time.monotonic()
