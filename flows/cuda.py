@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,6 @@ _LARGE = 1e9  # weights from which on layers are computed twice instead of kept:
 # processes, CUDA's graphs and a display.
 _SHARE = 0.85
 _FEWEST = 64  # tokens of context: the probe of the weights needs 32
-_TENSOR_PARALLEL = re.compile(r"--tensor-parallel-size(?:=(\d+))?$")
 
 
 def values_for(raw: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[tuple[str, Any]], list[str]]:
@@ -63,9 +61,9 @@ def _engine(chosen: Any, devices: int) -> dict[str, Any]:
     if longest := _longest(chosen):
         found["context_length"] = longest
     if chosen("engine.gpus_per_replica") is None:
-        found["replicas"] = max(1, devices // split(list(chosen("engine.arguments") or ())))
+        found["replicas"] = max(1, devices // machine.split(list(chosen("engine.arguments") or ())))
     else:  # Ray places the replicas, wherever in the cluster
-        found["gpus_per_replica"] = split(list(chosen("engine.arguments") or ()))
+        found["gpus_per_replica"] = machine.split(list(chosen("engine.arguments") or ()))
     return found
 
 
@@ -80,16 +78,6 @@ def _longest(chosen: Any) -> int | None:
     longest = max(_FEWEST, prompt + max([answer, *answers]))
     room = memory.positions({key: chosen(f"model.{key}") for key in ("path", "base", "arch")})
     return longest if room is None else min(longest, room)
-
-
-def split(arguments: list[str]) -> int:
-    """Devices that one replica of vLLM takes, by its arguments."""
-    for i, word in enumerate(map(str, arguments)):
-        if match := _TENSOR_PARALLEL.match(word):
-            following = arguments[i + 1] if i + 1 < len(arguments) else "1"
-            number = match[1] or str(following)
-            return max(1, int(number)) if number.isdigit() else 1
-    return 1
 
 
 def _planned_for_one() -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flows import cuda, machine
+from flows import machine
 
 GPU, CPU = "GPU", "process"  # what is counted; processes of a CPU share its cores
 
@@ -16,7 +16,7 @@ def held(runtime: Mapping[str, Any]) -> tuple[str, int]:
     engine, models = runtime.get("engine"), runtime.get("models") or runtime
     if engine is not None:
         on_gpus = machine.cuda() and not engine.get("url")
-        each = engine.get("gpus_per_replica") or cuda.split(list(engine.get("arguments") or ()))
+        each = engine.get("gpus_per_replica") or machine.split(list(engine.get("arguments") or ()))
         return (GPU, (engine.get("replicas") or 1) * each) if on_gpus else (CPU, engine.get("replicas") or 1)
     if "device" not in models:
         return CPU, 1

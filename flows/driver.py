@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flows import attempts, gates, launching, machine, machine_log, schedule, screen, ways
+from flows import attempts, gates, going_on, launching, machine, machine_log, schedule, screen
 from flows.engine_service import EngineFailed, EngineHolder
 from flows.estimate import disk_needed, measured, step_needed
 from flows.failures import InputDamaged, StepFailed
@@ -271,12 +271,12 @@ def main(workspace: Path, name: str, only: str | None, force: bool) -> int:
     except UserError as error:
         screen.problems(error.problems)
         if begun:
-            screen.errors.print(ways.after_a_mistake(workspace, name), markup=False)
+            screen.errors.print(going_on.after_a_mistake(workspace, name), markup=False)
         return 2
     except (StepFailed, EngineFailed) as error:
         screen.problems([str(error)])
         log = "engine" if isinstance(error, EngineFailed) else ""
-        screen.errors.print(ways.after_a_failure(workspace, name, log), markup=False)
+        screen.errors.print(going_on.after_a_failure(workspace, name, log), markup=False)
         return 1
     except (InputDamaged, DiskFull) as error:
         screen.problems([str(error)])

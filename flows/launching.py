@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows import cuda, machine
+from flows import machine
 from flows.place import LOCAL, Place
 from pipeline.config import flat, load_part, load_plugin, part_problems
 from pipeline.errors import UserError
@@ -67,4 +67,4 @@ def _devices(config: Mapping[str, Any]) -> dict[str, int]:
     elsewhere = engine.get("url") is not None or "gpus_per_replica" in engine
     replicas = engine.get("replicas") or 1
     return {"train": training["processes"], "model": 1, "data": 0,
-            "sample": 0 if elsewhere else replicas * cuda.split(list(engine.get("arguments") or ()))}
+            "sample": 0 if elsewhere else replicas * machine.split(list(engine.get("arguments") or ()))}

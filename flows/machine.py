@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 import psutil
 
 from pipeline import supervisor
+
+_TENSOR_PARALLEL = re.compile(r"--tensor-parallel-size(?:=(\d+))?$")
 
 
 def automatic(choices: dict[str, str]) -> list[str]:
@@ -96,3 +99,13 @@ def gpus() -> list[str]:
     query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     here = cuda() and shutil.which(query[0]) is not None
     return subprocess.run(query, capture_output=True, text=True).stdout.split() if here else []
+
+
+def split(arguments: list[str]) -> int:
+    """Devices that one replica of vLLM takes, by its arguments."""
+    for i, word in enumerate(map(str, arguments)):
+        if match := _TENSOR_PARALLEL.match(word):
+            following = arguments[i + 1] if i + 1 < len(arguments) else "1"
+            number = match[1] or str(following)
+            return max(1, int(number)) if number.isdigit() else 1
+    return 1

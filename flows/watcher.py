@@ -33,11 +33,14 @@ def start(workspace: Path, run: runs.Run, process: int) -> None:
     if "notify" not in run.config or not build(Notify, run.config["notify"], "notify").on:
         return
     log = runs.log_path(workspace, run.name, "notify")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:  # apart from the terminal: Ctrl-C is for the run
-        subprocess.Popen([sys.executable, "-P", "-m", "flows.watcher", str(workspace), run.name, str(process)],
-                         stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
-                         env={**os.environ, **supervisor.imports()})
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:  # apart from the terminal: Ctrl-C is for the run
+            subprocess.Popen([sys.executable, "-P", "-m", "flows.watcher", str(workspace), run.name, str(process)],
+                             stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+                             env={**os.environ, **supervisor.imports()})
+    except OSError as error:
+        screen.say(f"note: nobody will be told of this run ({error}); it goes on")
 
 
 @dataclass

@@ -43,7 +43,14 @@ def remove(workspace: Path, garbage: list[Garbage]) -> int:
     """Delete it: each folder under its lock, and only if no run needs it by now. Returns the bytes freed."""
     freed = 0
     for item in garbage:
-        with contextlib.suppress(store.Busy), store.lock(workspace, item.path.parent.name, _key(item.path)):
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(store.lock(workspace, item.path.parent.name, _key(item.path)))
+            except store.Busy:
+                continue
+            except OSError as error:
+                if not files.no_room(error):
+                    raise  # on a full disk a lock that is not there yet is nobody's
             if item.path.is_dir() and _reason(workspace, item.path, _kept(workspace)):
                 (item.path / store.MANIFEST).unlink(missing_ok=True)  # killed from here on, it is no artifact
                 shutil.rmtree(item.path)
@@ -100,8 +107,11 @@ def _keys(folder: Path, record: tuple[int, ...], events: tuple[int, ...],
 
     record, events, labels: marks of its files, so that each is read once. labels.json names what was judged by hand.
     """
-    written = (folder / "run.json").read_text(errors="replace") if record else ""
-    named = _KEY.findall(written + ((folder / "labels.json").read_text(errors="replace") if labels else ""))
+    written = _text(folder / "run.json", record) or ""
+    judged, happened = _text(folder / "labels.json", labels), _text(folder / "events.jsonl", events)
+    if judged is None or happened is None:
+        return None
+    named = _KEY.findall(written + judged)
     try:
         content = files.parsed(written)
         whole = not runs.record_problem(content, folder.name)
@@ -109,9 +119,16 @@ def _keys(folder: Path, record: tuple[int, ...], events: tuple[int, ...],
         whole = False
     if whole and (content["outcome"] == runs.DONE or content["outcome"].startswith(runs.STOPPED_BY)):
         return frozenset(named)
-    happened = (folder / "events.jsonl").read_text(errors="replace") if events else ""
     keys = frozenset(named + _KEY.findall(happened))
     return keys if keys or whole or not record else None
+
+
+def _text(path: Path, mark: tuple[int, ...]) -> str | None:
+    """Of a run's file; "" where there is none, None where it cannot be read."""
+    try:
+        return path.read_text(errors="replace") if mark else ""
+    except OSError:
+        return None
 
 
 def size(folder: Path) -> int:

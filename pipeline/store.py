@@ -231,7 +231,7 @@ def set_aside(workspace: Path, artifact: Artifact) -> None:
         return
     for spec in (workspace / "artifacts").glob("*/.work-*/step.json"):
         kind, key = spec.parent.parent.name, spec.parent.name.removeprefix(".work-")
-        if str(artifact.path) in spec.read_text() and not is_locked(lock_path(workspace, kind, key)):
+        if artifact.key in spec.read_text(errors="replace") and not is_locked(lock_path(workspace, kind, key)):
             shutil.rmtree(spec.parent)
 
 

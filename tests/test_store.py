@@ -164,7 +164,8 @@ def test_only_what_is_damaged_is_set_aside(tmp_path):
     assert store.damaged_files(bad, "model") == store.damage(bad) != []
     works = [store.work_path(tmp_path, "sft", letter * 20) for letter in "abc"]
     for work, read in zip(works, (bad, good, bad), strict=True):
-        files.write_atomic(work / "step.json", json.dumps({"inputs": {"model": [str(read.path / "model")]}}))
+        seen_at = f"/where/the/store/was/score/{read.key}/model"  # it may have been moved since
+        files.write_atomic(work / "step.json", json.dumps({"inputs": {"model": [seen_at]}}))
     with store.lock(tmp_path, "sft", "c" * 20):
         for artifact in (good, bad):
             store.set_aside(tmp_path, artifact)
@@ -289,6 +290,21 @@ def test_gc_reads_the_events_where_the_record_is_lost(text, tmp_path):
     assert _garbage(tmp_path) == {loose.path}
     (tmp_path / "runs" / "r" / "run.json").unlink()
     assert _garbage(tmp_path) == {loose.path}
+
+
+def test_gc_removes_nothing_where_a_record_cannot_be_read(tmp_path):
+    """Neither does it end: a folder of that name, another user's file, a disk that fails there."""
+    made, loose = _fill(tmp_path), _fill(tmp_path, key="j" * 20)
+    folder = tmp_path / "runs/r"
+    (folder / "run.json").mkdir(parents=True)
+    assert _garbage(tmp_path) == set() and gc.unreadable(tmp_path) == [folder]
+    (folder / "events.jsonl").write_text(f'{{"event": "finished", "key": "{made.key}"}}\n')
+    assert _garbage(tmp_path) == {loose.path}
+    (folder / "events.jsonl").unlink()
+    (folder / "events.jsonl").mkdir()
+    (folder / "run.json").rmdir()
+    (folder / "run.json").write_text(_run("running", made.key))
+    assert _garbage(tmp_path) == set()
 
 
 def test_gc_removes_nothing_where_a_record_says_nothing(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.config import Part, load_part, part_problems
 from pipeline.errors import UserError
-from pipeline.files import write_atomic
+from pipeline.files import read_sealed, write_sealed
 from pipeline.formats import files as data
 from pipeline.records import Group
 from pipeline.rewards.contract import Desk, Limits, Score, Scorer
@@ -54,10 +54,10 @@ def run(context: Context) -> None:
     for start in range(0, len(groups), _SLICE):
         context.report.progress(start, len(groups), "pairs")
         place = context.work / "scored" / f"{start}.json"  # one that is there a killed process has left
-        if not place.is_file():
+        if (found := read_sealed(place)) is None:
             made = [[_first(one) for one in of_group] for of_group in score(groups[start : start + _SLICE])]
-            write_atomic(place, json.dumps(made))
-        scores += json.loads(place.read_text())
+            write_sealed(place, found := {"scores": made})
+        scores += found["scores"]
     scored = [(group, values) for group, values in zip(groups, scores, strict=True) if all(map(math.isfinite, values))]
     for reason, number in [*left_out.items(), ("without a score", len(groups) - len(scored))]:
         context.report.drop(reason, number)

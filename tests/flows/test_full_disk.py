@@ -66,6 +66,35 @@ def test_a_disk_that_is_really_full(two_steps, tmp_path):
     assert "left []" in said and "run shown: failed" in said and "gc 0" in said
 
 
+NO_ENTRY = """
+import sys
+from pathlib import Path
+from flows import inspection
+workspace = Path(sys.argv[1])
+try:
+    for number in range(10**6):
+        (workspace / str(number)).touch()
+except OSError as error:
+    print(error.strerror, flush=True)
+sys.exit(inspection.collect(str(workspace), True))
+"""
+
+
+@pytest.mark.skipif(not _may_mount(), reason="may mount no file system here")
+def test_gc_runs_where_not_even_a_lock_can_be_made(two_steps, tmp_path):
+    """A store that was copied without its locks, on a file system without a free inode."""
+    start, mounted = two_steps(), tmp_path / "mounted"
+    mounted.mkdir()
+    (start / "artifacts/score/.trash-key-1").mkdir(parents=True)
+    (start / "artifacts/score/.trash-key-1/file").write_text("1234")
+    shutil.move(start, f"{mounted}-start")
+    few = [word.replace("size=2m", "size=2m,nr_inodes=200") for word in MOUNTED]
+    done = subprocess.run([*few, str(mounted), sys.executable, NO_ENTRY], capture_output=True, text=True,
+                          env={**os.environ, **supervisor.imports()})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(os.strerror(errno.ENOSPC)) and done.stdout.endswith("freed 4 B\n")
+
+
 @pytest.mark.parametrize("place", ["manifest", "record", "event"])
 def test_no_room_for_what_the_driver_writes(place, two_steps, monkeypatch):
     workspace = two_steps()
@@ -130,4 +159,9 @@ def test_only_what_is_still_to_run_has_to_fit(two_steps):
     work.mkdir(parents=True)
     (work / "half").write_bytes(bytes(weights - 100))
     assert estimate.disk_needed(config, workspace, todo, run.steps) == 100
+    config["hardware"] = {"training": {"keep_checkpoints": 2}}  # each of the weights and both moments
+    assert estimate.disk_needed(config, workspace, todo, run.steps) == 100 + 6 * weights
+    (work / "checkpoint").write_bytes(bytes(100 + 3 * weights))
+    assert estimate.disk_needed(config, workspace, todo, run.steps) == 3 * weights
+    (work / "checkpoint").unlink()
     assert inspection.verify(str(workspace), None) == 0

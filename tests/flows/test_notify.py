@@ -47,6 +47,14 @@ def server():
         running.shutdown()
 
 
+def test_where_no_message_can_be_sent_the_run_goes_on(tmp_path, capsys):
+    """Its log cannot be opened, as on a disk that is full or fails."""
+    (tmp_path / "runs/r/logs/notify.log").mkdir(parents=True)
+    told = {"notify": {"command": "true"}}
+    watcher.start(tmp_path, runs.Run("r", told, [], {}, [], runs.RUNNING, 1.0), os.getpid())
+    assert capsys.readouterr().out.startswith("note: nobody will be told of this run ([Errno 21] Is a directory: ")
+
+
 def test_slack_and_matrix_get_bodies_of_their_own(server, monkeypatch):
     url, got = server
     monkeypatch.setenv("ALIGNLOOP_WEBHOOK_URL", f"{url}/rooms/R/send/m.room.message")

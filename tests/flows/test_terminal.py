@@ -121,4 +121,4 @@ def test_a_report_in_a_terminal_is_laid_out_and_behind_a_pipe_markdown(shown, tm
         "1              512  77.1% (69.5% to 83.3%)  rows over the limit"]
     runs.save(tmp_path, runs.Run("night", {"choices": {}}, [], {}, [], runs.DONE, 0.0))
     (runs.folder(tmp_path, "night") / "report.md").write_text(REPORT)
-    assert shown(None, report, str(tmp_path), "night", False) == [*REPORT.splitlines(), ""]
+    assert shown(None, report, str(tmp_path), "night", False, False) == [*REPORT.splitlines(), ""]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli, driver, failures, inspection, summary, watching, ways
+from flows import cli, driver, failures, going_on, inspection, summary, watching
 from flows.dashboard.report import report
 from flows.prepare import prepare
 from pipeline import runs
@@ -44,7 +44,7 @@ def printed(tmp_path: Path, small_world: Path, capsys: pytest.CaptureFixture) ->
     run = prepare(words).run
     runs.save(place, run)
     assert inspection.collect(str(place), apply=False) == 0  # the step's artifact is nobody's yet
-    wrong(report, str(place), "first", False)
+    wrong(report, str(place), "first", False, False)
     steps = [{**s, "key": done["data"].key, "state": "done"} if s["name"] == "data" else s for s in run.steps]
     run = replace(run, steps=steps, outcome=runs.DONE)
     runs.save(place, run)
@@ -58,7 +58,7 @@ def printed(tmp_path: Path, small_world: Path, capsys: pytest.CaptureFixture) ->
         wrong(runs.hold(place, "first").__enter__)
     wrong(prepare, [*words, "trainer.sft.lr=1"])
     texts.append(str(failures.InputDamaged("tokens", place, "first", [])))
-    texts.append(ways.after_a_failure(place, "first", ""))
+    texts.append(going_on.after_a_failure(place, "first", ""))
     disk = driver.Driver(place, replace(run, config={**run.config, "workspace": str(place)}), [])
     texts += [disk._why(errno.ENOSPC), disk._why(errno.EIO)]
     return set(COMMAND.findall("\n".join([*texts, capsys.readouterr().out])))

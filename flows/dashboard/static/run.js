@@ -52,15 +52,9 @@ function figures(run) {
   const rows = run.iterations.filter((r) => r.cells.win_rate);
   const last = rows[rows.length - 1];
   const before = rows[rows.length - 2];
-<<<<<<< HEAD
   const done = run.steps.filter(finished).length;
-  const running = run.steps.find((s) => s.state === "running");
-  const items = [["Steps", `${done} of ${run.steps.length}`, running ? progressText(running) : run.state]];
-=======
-  const finished = run.steps.filter((s) => ["done", "cached"].includes(s.state)).length;
-  const running = run.steps.filter((s) => s.state === "running").map(progressText).join(", ");
-  const items = [["Steps", `${finished} of ${run.steps.length}`, running || run.state]];
->>>>>>> m-main
+  const going = run.steps.filter(running).map(progressText).join(", ");
+  const items = [["Steps", `${done} of ${run.steps.length}`, going || run.state]];
   const add = (label, cell, form, note) => cell && items.push([label, source(run.name, cell, FORMS[form](cell.value)), note]);
   if (last) {
     const rate = last.cells.win_rate;

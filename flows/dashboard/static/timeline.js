@@ -19,7 +19,7 @@ const clock = (t) => new Date(t * 1000).toISOString().slice(5, 16).replace("T", 
 
 function machine(run, m, start) {
   const line = (name, values, k) => curve(name, values.map((v, i) => [m.time[i] - start, v]), series(k), 1.5, ["solid", "dashed", "dotted"][k]);
-  const axis = { xAxis: { type: "value", name: "time since the start", min: 0, axisLabel: { formatter: seconds } } };
+  const axis = { grid: { right: 36 }, xAxis: { type: "value", name: "time since the start", min: 0, axisLabel: { formatter: seconds } } };
   const busy = () => ({ ...axis, legend: m.gpu ? {} : undefined, tooltip: { valueFormatter: (v) => percent(v, 0) }, yAxis: { type: "value", min: 0, max: 1, name: "busy", axisLabel: { formatter: (v) => percent(v, 0) } }, series: [line("cores", m.cpu, 0), ...(m.gpu ? [line("GPUs", m.gpu, 1)] : [])] });
   const memory = () => ({ ...axis, legend: {}, tooltip: { valueFormatter: (v) => `${number(v, 1)} GB` }, yAxis: { type: "value", min: 0, name: "GB" }, series: [line("whole machine", m.memory_mb.map((v) => v / 1024), 0), line("this run", m.own_memory_mb.map((v) => v / 1024), 1), ...(m.gpu ? [line("GPUs", m.gpu_memory_mb.map((v) => v && v / 1024), 2)] : [])] });
   return [chart(`${run.name}/machine/busy`, busy, { height: 150, label: "How busy cores and GPUs were", group: "machine" }), chart(`${run.name}/machine/memory`, memory, { height: 150, label: "Memory in use", group: "machine" })];

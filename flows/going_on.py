@@ -1,4 +1,4 @@
-"""How to go on with a run that has ended badly."""
+"""What a run that did not come to its end says of how to go on."""
 
 from pathlib import Path
 
