@@ -143,7 +143,7 @@ function experimentRow(run, runs, differ, wide) {
 function row(run, level, columns) {
   const link = h("a", { href: to(run.name), "data-focus": `run-${run.name}` }, run.name);
   if (run.state === "unreadable") {
-    return h("tr", {}, h("td.name.run-cell", {}, run.name), h("td", { colspan: columns.length }, h("span.state.unreadable", {}, "unreadable"), h("span.muted", {}, ` run.json cannot be read, changed ${ago(run.changed)}`)));
+    return h("tr", {}, h("td.name.run-cell", {}, run.name), h("td.why", { colspan: columns.length }, h("span.state.unreadable", {}, "unreadable"), h("span.muted", {}, ` run.json cannot be read, changed ${ago(run.changed)}`)));
   }
   const tick = h("input", { type: "checkbox", "aria-label": `Choose ${run.name}`, "data-focus": `tick-${run.name}`, ...(chosen.has(run.name) && { checked: true }),
     onchange: (e) => { e.target.checked ? chosen.add(run.name) : chosen.delete(run.name); redraw(); } });
