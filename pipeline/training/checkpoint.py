@@ -93,6 +93,7 @@ def save(folder: Path, model: Any, optimizer: torch.optim.Optimizer, at: Loaded,
     """
     mine, begun = writing or Writing(), time.monotonic()
     mine.end()
+    world.settle()
     target, temporary = folder / f"step-{at.step:08d}", folder / f".step-{at.step:08d}.tmp"
     if world.first:
         for stale in folder.glob(".step-*.tmp"):
