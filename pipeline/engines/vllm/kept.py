@@ -1,0 +1,66 @@
+"""A run's servers, as the next run of the workspace takes them up: the record of them, and whether they will do."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline import files, waiting
+from pipeline.engines.engine import FACTS, Keeping, adapter_base
+from pipeline.engines.vllm import client, service
+from pipeline.engines.vllm.service import Service, Settings
+
+_RECORD = {"seconds", "pids", "urls", "key", "log", "model", "host", "made"}
+_TORCH = ("torch", "transformers")
+
+
+def made(model: Path, settings: Settings) -> dict[str, str]:
+    """What determines a server but for its weights -> a hash of it, as some of it may be secret."""
+    base = adapter_base(model) or model
+    command = service.arguments(model, "", 0, settings)
+    command[command.index("--model") + 1] = ""
+    shares = [service.engine_environment(settings, replica) for replica in range(settings.replicas)]
+    given = {name: value for name, value in os.environ.items() if name.startswith(("VLLM_", "CUDA_", "OMP_", "MKL_"))}
+    facts = json.loads((base / FACTS).read_text())
+    things = {
+        "architecture": {name: value for name, value in facts.items() if name not in client.NOT_ARCHITECTURE},
+        "arguments": command,
+        "surroundings": [shares, given],
+        "versions": [sys.version, *service.builds(), *(importlib.metadata.version(name) for name in _TORCH)],
+        "code": [files.file_hash(path) for path in sorted(Path(__file__).parent.glob("*.py"))],
+    }
+    return {name: hashlib.sha256(files.canonical(thing).encode()).hexdigest() for name, thing in things.items()}
+
+
+def record(running: Service, model: Path, settings: Settings) -> dict[str, Any]:
+    return {"seconds": settings.keep_seconds, "pids": [process.pid for process in running.processes],
+            "urls": list(running.urls), "key": running.key, "log": str(running.log.resolve()),
+            "model": str((adapter_base(model) or model).resolve()), "host": socket.gethostname(),
+            "made": made(model, settings)}
+
+
+def resume(found: dict[str, Any], model: Path, log: Path, settings: Settings, place: Path) -> Service:
+    """Its servers write to the log of the run that started them: the new one's says where that is."""
+    if not found.keys() >= _RECORD or found["host"] != socket.gethostname():
+        raise waiting.Unusable("it is of another machine, or of another version of this code")
+    keepers = tuple(waiting.Keeper(pid, place) for pid in found["pids"])
+    if any(keeper.poll() is not None for keeper in keepers):
+        raise waiting.Unusable("it has ended")
+    now = made(model, settings)
+    if other := [name for name in now if found["made"].get(name) != now[name]]:
+        raise waiting.Unusable(f"this run needs another one: {', '.join(other)} changed")
+    if not (Path(found["model"]) / FACTS).exists() or not any(Path(found["model"]).glob("*.safetensors")):
+        raise waiting.Unusable(f"the weights it was started with are gone: {found['model']}")
+    if silent := [url for url in found["urls"] if not service.answers(url, found["key"])]:
+        raise waiting.Unusable(f"nothing answers at {', '.join(silent)}")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        file.write(f"the servers of an earlier run go on, at {', '.join(found['urls'])}; their log: {found['log']}\n")
+    return Service(tuple(found["urls"]), found["key"], keepers, log, settings.sleep_level)
+
+
+KEEPING = Keeping(lambda s: 0.0 if s.url else s.keep_seconds, service.start, record, resume)

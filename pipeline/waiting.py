@@ -1,0 +1,164 @@
+"""An engine that waits for the next run of its workspace: what is written of it, and who may have it.
+
+    <workspace>/engine/waiting.json   what it is and where; it lies there only while the engine waits
+                       lock           held by the run that uses the engine, or that will leave one
+
+Both are their owner's alone: the engine's key is in the record. The kernel frees the lock of a run that was killed,
+and a keeper ends what it keeps as soon as nobody holds the lock and no record names it (`verdict`). So nobody has to
+be alive, and no clock be right, for an engine to end.
+"""
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline import files
+
+TOLD = 143  # exit code of what was told to end
+_RECORD, _LOCK = "waiting.json", "lock"
+_PATIENCE = 1.0  # seconds: keepers look at the lock for a moment
+_END_SECONDS = 15.0  # from SIGTERM to SIGKILL of a keeper, which has its server to end
+
+
+class Unusable(Exception):
+    """Why a run cannot go on with the engine that waited."""
+
+
+def folder(workspace: Path) -> Path:
+    return workspace.resolve() / "engine"
+
+
+def record_path(place: Path) -> Path:
+    return place / _RECORD
+
+
+def read(place: Path) -> dict[str, Any] | None:
+    """The record, with at least `seconds` (how long it waits) and `pids` (its keepers); None where nothing waits that
+    is this user's.
+    """
+    path = record_path(place)
+    try:
+        mine = path.stat().st_uid == os.getuid()
+    except OSError:
+        return None
+    found = files.read_sealed(path) if mine else None
+    return found if found is not None and {"seconds", "pids"} <= found.keys() else None
+
+
+def claim(place: Path) -> contextlib.ExitStack | None:
+    """The lock, until the stack is closed; None where another run, or another user, has it."""
+    held = contextlib.ExitStack()
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        held.enter_context(files.locked(place / _LOCK, str(os.getpid()), _PATIENCE))
+    except (files.Held, PermissionError):
+        return None
+    return held
+
+
+def is_claimed(place: Path) -> bool:
+    return files.is_locked(place / _LOCK)
+
+
+def take(place: Path) -> dict[str, Any] | None:
+    """The record, which is gone then. For who holds the lock."""
+    found = read(place)
+    record_path(place).unlink(missing_ok=True)
+    return found
+
+
+def leave(place: Path, record: dict[str, Any]) -> None:
+    """Let the engine wait. For who holds the lock, and gives it up behind this."""
+    files.write_sealed(record_path(place), record, durable=False, mode=0o600)
+
+
+def verdict(place: Path) -> Callable[[], int | None]:
+    """What a keeper asks again and again: the exit code with which to end now, None to go on.
+
+    It goes on while a run holds the lock, and for the record's seconds while one that names it lies there.
+    """
+    since: list[float] = []  # when it was first seen waiting, on a clock that nobody sets
+
+    def told() -> int | None:
+        if not _named(place):
+            since.clear()
+            return None if is_claimed(place) or _named(place) else TOLD  # it may just have been left
+        record, now = read(place), time.monotonic()
+        since.extend([] if since else [now])
+        if record is None or now - since[0] < record["seconds"]:
+            return None
+        if (held := claim(place)) is None:  # a run takes it at this moment
+            return None
+        with held:
+            if read(place) != record:
+                return None
+            take(place)
+            return TOLD
+
+    return told
+
+
+def _named(place: Path) -> bool:
+    return os.getpid() in (read(place) or {"pids": ()})["pids"]
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """A keeper that an earlier run has started, with what is needed of subprocess.Popen."""
+
+    pid: int
+    place: Path  # its command line names it, so another process with this pid is not taken for it
+
+    def poll(self) -> int | None:
+        return TOLD if self._process() is None else None
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
+
+    def terminate(self) -> None:
+        if (process := self._process()) is not None:
+            process.terminate()
+
+    def wait(self, timeout: float = float("inf")) -> int:
+        """Raises subprocess.TimeoutExpired."""
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("keeper", timeout)
+            time.sleep(0.05)
+        return TOLD
+
+    def kill(self) -> None:
+        """It and all it started."""
+        if (process := self._process()) is not None:
+            for one in [*process.children(recursive=True), process]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+
+    def _process(self) -> psutil.Process | None:
+        try:
+            process = psutil.Process(self.pid)
+            there = process.status() != psutil.STATUS_ZOMBIE and str(self.place) in process.cmdline()
+        except psutil.Error:
+            return None
+        return process if there else None
+
+
+def end(place: Path, record: dict[str, Any]) -> None:
+    """End an engine whose record was taken, and wait until it has ended."""
+    keepers = [Keeper(pid, place) for pid in record["pids"]]
+    for keeper in keepers:
+        keeper.terminate()
+    for keeper in keepers:
+        try:
+            keeper.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            keeper.kill()
