@@ -123,7 +123,7 @@ def _drive(prepared: CheckedRun, only: str | None, force: bool) -> int:
     asked = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     unheard = signal.pthread_sigmask(signal.SIG_BLOCK, asked)  # the supervisor's too, until it can answer one
     watched = supervisor.command_line(driver + (["--force"] if force else []), log=None, grace=grace,
-                                      spare=waiting.record_path(waiting.folder(prepared.workspace)))
+                                      spare=waiting.folder(prepared.workspace))
     process = subprocess.Popen(watched, env={**os.environ, **supervisor.imports()}, start_new_session=True)
     received: list[int] = []
 

@@ -140,7 +140,7 @@ class EngineHolder:
     def close(self, well: bool = False) -> None:
         """well: the run came to its end, so that the engine may wait for the next one."""
         service, self._service = self._service, None
-        if service is not None and not (well and self._served and self._model and self._kept.leave(
-                service, self._model, self._shares_device and not self._asleep)):
+        awake = self._shares_device and not self._asleep
+        if service is not None and not (well and self._served and self._kept.leave(service, awake)):
             service.stop()
         self._kept.give_up()

@@ -18,6 +18,7 @@ class KeptEngine:
         self._part, self._workspace, self._log = part, workspace, log
         self._place = waiting.folder(workspace)
         self._held: contextlib.ExitStack | None = None
+        self._record: dict[str, Any] = {}  # of what may wait
         self.resumed = False  # what `begin` gave last is of an earlier run
 
     def begin(self, model: Path) -> Any:
@@ -30,7 +31,8 @@ class KeptEngine:
         if self._held is None and (seconds or waiting.read(self._place)):
             self._held = waiting.claim(self._place)
             if self._held is None:
-                self._note("another run uses the engine of this workspace; this one starts its own, which ends with it")
+                self._note("another run, or user, has the engine of this workspace; this one starts its own, which ends "
+                           "with it")
             elif (service := self._resume(model)) is not None:
                 screen.say("the engine of an earlier run goes on")
                 self.resumed = True
@@ -38,7 +40,9 @@ class KeptEngine:
         if self._held is None or plugin.keeping is None or not seconds:
             self.give_up()
             return plugin.start_service(model, self._log, settings)
-        return plugin.keeping.start(model, self._log, settings, self._place)
+        service = plugin.keeping.start(model, self._log, settings, self._place)
+        self._record = plugin.keeping.record(service, model, settings)
+        return service
 
     def _resume(self, model: Path) -> Any:
         keeping, found = self._part.plugin.keeping, waiting.take(self._place)
@@ -47,21 +51,20 @@ class KeptEngine:
         try:
             if keeping is None:
                 raise waiting.Unusable("this run needs another one")
-            return keeping.resume(found, model, self._log, self._part.settings, self._place)
+            service = keeping.resume(found, model, self._log, self._part.settings, self._place)
         except waiting.Unusable as error:
             self._note(f"the engine that waited for this run is not used ({error}); it starts one cold")
-            waiting.end(self._place, found)
+            waiting.stop(waiting.keepers(self._place, found))
             return None
+        self._record = found
+        return service
 
     def clear(self) -> None:
         """End one that waits, for a run whose steps sample by themselves: they need its memory."""
-        if waiting.read(self._place) is not None and (held := waiting.claim(self._place)) is not None:
-            with held:
-                if (found := waiting.take(self._place)) is not None:
-                    self._note("the engine that waited is ended: this run takes another one")
-                    waiting.end(self._place, found)
+        if waiting.read(self._place) is not None and waiting.clear(self._place):
+            self._note("the engine that waited is ended: this run takes another one")
 
-    def leave(self, service: Any, model: Path, awake: bool) -> bool:
+    def leave(self, service: Any, awake: bool) -> bool:
         """Let it wait, without the device's memory where others need that; whether it does. It never fails a run."""
         plugin, settings = self._part.plugin, self._part.settings
         if self._held is None or plugin.keeping is None or not (seconds := plugin.keeping.seconds(settings)):
@@ -71,8 +74,8 @@ class KeptEngine:
                 return False
             if awake:
                 service.rest()
-            waiting.leave(self._place, plugin.keeping.record(service, model, settings))
-        except (OSError, RuntimeError, UserError) as error:
+            waiting.leave(self._place, {**self._record, "seconds": seconds})
+        except (OSError, RuntimeError) as error:
             self._note(f"the engine cannot wait for the next run ({error}); it ends")
             return False
         screen.say(f"the engine stays for {seconds:g} s, end it with:{end_it(self._workspace)}")
@@ -100,7 +103,7 @@ def tell(workspace: Path) -> None:
     """Say that one waits, where one does."""
     place = waiting.folder(workspace)
     found = waiting.read(place)
-    if found is not None and all(waiting.Keeper(pid, place).poll() is None for pid in found["pids"]):
+    if found is not None and all(keeper.poll() is None for keeper in waiting.keepers(place, found)):
         screen.say(f"\nan engine waits for the next run, {found['seconds']:g} s from the end of the last; end it with:"
                    f"{end_it(workspace)}")
 
@@ -108,16 +111,9 @@ def tell(workspace: Path) -> None:
 def stop(workspace: Path) -> int:
     """End the engine that waits. Exit code."""
     place = waiting.folder(workspace)
-    if not place.exists():
-        screen.say("no engine waits")
-        return 0
-    held = waiting.claim(place)
-    if held is None:
+    ended = waiting.clear(place) if place.exists() else False
+    if ended is None:
         raise UserError(f"a run uses the engine, and ends it: stop that run; it is going on in:"
                         f"{command(workspace, 'status')}")
-    with held:
-        found = waiting.take(place)
-        if found is not None:
-            waiting.end(place, found)
-    screen.say("no engine waits" if found is None else "the engine has ended")
+    screen.say("the engine has ended" if ended else "no engine waits")
     return 0

@@ -143,8 +143,7 @@ def _start(arm: Arm, place: Path, logs: Path, shares: list[list[str]], job: int)
     bind = (lambda: os.sched_setaffinity(0, mine)) if mine else None
     log = logs / f"{arm.run}.log"
     log.unlink(missing_ok=True)  # of an earlier try; what the steps printed is kept with the run
-    spare = waiting.record_path(waiting.folder(place))
-    watched = supervisor.command_line(command, log=log, grace=120, spare=spare)
+    watched = supervisor.command_line(command, log=log, grace=120, spare=waiting.folder(place))
     return subprocess.Popen(watched, env=environment, start_new_session=True, preexec_fn=bind)
 
 

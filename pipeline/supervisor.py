@@ -13,7 +13,6 @@ Exit code: the command's own; 128 + n when signal n ended it; 124 timeout; 143 o
 import argparse
 import ctypes
 import functools
-import json
 import os
 import signal
 import subprocess
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline import files
+from pipeline import files, waiting
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
@@ -34,8 +33,8 @@ _POLL_SECONDS = 0.5
 def command_line(command: list[str], *, log: Path | None, grace: float, timeout: float = 0,
                  stdin: bool = False, spare: Path | None = None) -> list[str]:
     """The argv that runs `command` under a supervisor of its own. `log` gets its stdout and stderr, appended; `stdin`:
-    it reads the supervisor's standard input, else none. `spare`: a file of JSON whose `pids` may outlive a command that
-    ends with 0, with what they started, where their command lines name the file's folder.
+    it reads the supervisor's standard input, else none. `spare`: where an engine that waits (pipeline/waiting.py) may
+    outlive a command that ends with 0.
     """
     options = ["--grace", str(grace), "--timeout", str(timeout), "--parent", str(os.getpid())]
     options += (["--log", str(log)] if log else []) + (["--stdin"] if stdin else [])
@@ -135,7 +134,9 @@ def _kill_descendants(spare: Path | None = None) -> None:
     """SIGKILL until none is left but what is spared: a process may fork between the look and the kill."""
     me = psutil.Process()
     for _ in range(100):
-        spared = {p for root in _spared(spare) for p in (root, *root.children(recursive=True))}
+        waits = (waiting.read(spare) if spare else None) or {"pids": ()}
+        roots = [keeper.process() for keeper in waiting.keepers(spare or Path(), waits)]
+        spared = {p for root in roots if root for p in (root, *root.children(recursive=True))}
         left = [p for p in me.children(recursive=True) if p not in spared and p.status() != psutil.STATUS_ZOMBIE]
         if not left:
             return
@@ -145,16 +146,6 @@ def _kill_descendants(spare: Path | None = None) -> None:
             except psutil.NoSuchProcess:
                 pass
         psutil.wait_procs(left, timeout=0.2)
-
-
-def _spared(record: Path | None) -> list[psutil.Process]:
-    """Those that the record names, as far as they are what it means: it may be old, a pid be reused."""
-    try:
-        pids = json.loads(record.read_bytes())["pids"] if record is not None else []
-        found = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
-        return [process for process in found if record is not None and str(record.parent) in process.cmdline()]
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
-        return []
 
 
 def in_child() -> None:
@@ -176,7 +167,7 @@ def _main() -> int:
     parser.add_argument("--log", type=Path, help="append the command's stdout and stderr to this file")
     parser.add_argument("--stdin", action="store_true", help="let the command read this process's standard input")
     parser.add_argument("--parent", type=int, default=0, help="pid whose end ends the command (default: the parent)")
-    parser.add_argument("--spare", type=Path, help="a JSON file whose pids may outlive a command that ends with 0")
+    parser.add_argument("--spare", type=Path, help="folder of an engine that may outlive a command that ends with 0")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     command = options.command[1:] if options.command[:1] == ["--"] else options.command

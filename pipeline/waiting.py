@@ -10,9 +10,10 @@ be alive, and no clock be right, for an engine to end.
 
 import contextlib
 import os
+import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from pipeline import files
 TOLD = 143  # exit code of what was told to end
 _RECORD, _LOCK = "waiting.json", "lock"
 _PATIENCE = 1.0  # seconds: keepers look at the lock for a moment
-_END_SECONDS = 15.0  # from SIGTERM to SIGKILL of a keeper, which has its server to end
+_END_SECONDS = 10.0  # from SIGTERM to SIGKILL of a keeper, which has its server to end
 
 
 class Unusable(Exception):
@@ -40,8 +41,8 @@ def record_path(place: Path) -> Path:
 
 
 def read(place: Path) -> dict[str, Any] | None:
-    """The record, with at least `seconds` (how long it waits) and `pids` (its keepers); None where nothing waits that
-    is this user's.
+    """The record, with at least `seconds` (how long it waits) and `pids` (its keepers); None where nothing waits on
+    this machine that is this user's.
     """
     path = record_path(place)
     try:
@@ -49,7 +50,7 @@ def read(place: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     found = files.read_sealed(path) if mine else None
-    return found if found is not None and {"seconds", "pids"} <= found.keys() else None
+    return found if found is not None and found.get("host") == socket.gethostname() else None
 
 
 def claim(place: Path) -> contextlib.ExitStack | None:
@@ -63,10 +64,6 @@ def claim(place: Path) -> contextlib.ExitStack | None:
     return held
 
 
-def is_claimed(place: Path) -> bool:
-    return files.is_locked(place / _LOCK)
-
-
 def take(place: Path) -> dict[str, Any] | None:
     """The record, which is gone then. For who holds the lock."""
     found = read(place)
@@ -76,6 +73,7 @@ def take(place: Path) -> dict[str, Any] | None:
 
 def leave(place: Path, record: dict[str, Any]) -> None:
     """Let the engine wait. For who holds the lock, and gives it up behind this."""
+    record = {**record, "host": socket.gethostname()}
     files.write_sealed(record_path(place), record, durable=False, mode=0o600)
 
 
@@ -89,7 +87,7 @@ def verdict(place: Path) -> Callable[[], int | None]:
     def told() -> int | None:
         if not _named(place):
             since.clear()
-            return None if is_claimed(place) or _named(place) else TOLD  # it may just have been left
+            return None if files.is_locked(place / _LOCK) or _named(place) else TOLD  # it may just have been left
         record, now = read(place), time.monotonic()
         since.extend([] if since else [now])
         if record is None or now - since[0] < record["seconds"]:
@@ -117,14 +115,14 @@ class Keeper:
     place: Path  # its command line names it, so another process with this pid is not taken for it
 
     def poll(self) -> int | None:
-        return TOLD if self._process() is None else None
+        return TOLD if self.process() is None else None
 
     @property
     def returncode(self) -> int | None:
         return self.poll()
 
     def terminate(self) -> None:
-        if (process := self._process()) is not None:
+        if (process := self.process()) is not None:
             process.terminate()
 
     def wait(self, timeout: float = float("inf")) -> int:
@@ -136,14 +134,7 @@ class Keeper:
             time.sleep(0.05)
         return TOLD
 
-    def kill(self) -> None:
-        """It and all it started."""
-        if (process := self._process()) is not None:
-            for one in [*process.children(recursive=True), process]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    one.kill()
-
-    def _process(self) -> psutil.Process | None:
+    def process(self) -> psutil.Process | None:
         try:
             process = psutil.Process(self.pid)
             there = process.status() != psutil.STATUS_ZOMBIE and str(self.place) in process.cmdline()
@@ -152,13 +143,40 @@ class Keeper:
         return process if there else None
 
 
-def end(place: Path, record: dict[str, Any]) -> None:
-    """End an engine whose record was taken, and wait until it has ended."""
-    keepers = [Keeper(pid, place) for pid in record["pids"]]
-    for keeper in keepers:
-        keeper.terminate()
-    for keeper in keepers:
+def keepers(place: Path, record: dict[str, Any]) -> tuple[Keeper, ...]:
+    return tuple(Keeper(pid, place) for pid in record["pids"])
+
+
+def clear(place: Path) -> bool | None:
+    """End the engine that waits. Whether one did; None where a run has it."""
+    if (held := claim(place)) is None:
+        return None
+    with held:
+        found = take(place)
+        stop(keepers(place, found) if found else ())
+    return found is not None
+
+
+def stop(processes: Iterable[subprocess.Popen[bytes] | Keeper]) -> None:
+    """End keepers and what they keep, and wait until they have ended."""
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        process.terminate()
+    for process in running:
         try:
-            keeper.wait(_END_SECONDS)
+            process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
-            keeper.kill()
+            _kill_tree(process.pid)
+            process.wait()
+
+
+def _kill_tree(pid: int) -> None:
+    try:
+        root = psutil.Process(pid)
+        tree = [*root.children(recursive=True), root]
+    except psutil.NoSuchProcess:
+        return
+    for process in tree:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(tree, timeout=5)

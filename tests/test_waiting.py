@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -51,7 +50,8 @@ def start(tmp_path: Path, place: Path) -> Iterator[Start]:
 
 
 def record(*keepers: subprocess.Popen, seconds: float = 600.0) -> dict:
-    return {"seconds": seconds, "pids": [keeper.pid for keeper in keepers], "key": "secret"}
+    pids = [keeper.pid for keeper in keepers]
+    return {"seconds": seconds, "pids": pids, "key": "secret", "host": socket.gethostname()}
 
 
 def held(place: Path):
@@ -122,7 +122,7 @@ def test_kill_9_while_it_waits_leaves_no_orphan(start, place, killed):
     if killed:
         until(lambda: keeper.poll() is not None or (serves(url) and len(family(keeper)) == 4))
         with held(place):
-            waiting.end(place, record(keeper))
+            waiting.stop(waiting.keepers(place, record(keeper)))
     assert all_gone(everything)
     keeper.wait(20)
 
@@ -133,7 +133,7 @@ def test_ended_at_once_by_who_holds_the_lock_also_where_it_hears_nothing(start, 
         keeper, _ = start()
         everything = family(keeper)
         keeper.send_signal(signal.SIGSTOP)
-        waiting.end(place, record(keeper))
+        waiting.stop(waiting.keepers(place, record(keeper)))
         assert all_gone(everything)
 
 
@@ -142,7 +142,7 @@ def test_no_other_process_is_taken_for_a_keeper(place):
     mine = waiting.Keeper(os.getpid(), place)
     assert mine.poll() == waiting.TOLD
     mine.terminate()
-    mine.kill()
+    waiting.stop([mine])
     assert waiting.Keeper(2**22 + 1, place).poll() == waiting.TOLD
 
 
@@ -160,9 +160,12 @@ def test_the_record_is_its_owners_alone(place):
 def test_one_lock_and_a_record_of_somebody_else_or_torn_is_none(place, monkeypatch):
     with held(place):
         assert waiting.claim(place) is None
-        waiting.leave(place, {"seconds": 1.0, "pids": []})
-        assert waiting.read(place) == {"seconds": 1.0, "pids": []}
+        waiting.leave(place, record(seconds=1.0))
+        assert waiting.read(place) == record(seconds=1.0)
         monkeypatch.setattr(os, "getuid", lambda: 12345)
+        assert waiting.read(place) is None
+        monkeypatch.undo()
+        monkeypatch.setattr(socket, "gethostname", lambda: "another machine")
         assert waiting.read(place) is None
         monkeypatch.undo()
         path = waiting.record_path(place)
@@ -174,19 +177,19 @@ def test_one_lock_and_a_record_of_somebody_else_or_torn_is_none(place, monkeypat
 @pytest.mark.parametrize(("code", "named", "outlives"), [(0, True, True), (1, True, False), (0, False, False)])
 def test_a_supervisor_spares_what_waits_only_behind_a_run_that_ended_well(tmp_path, code, named, outlives):
     """named: the process says on its command line that it is kept there, as keepers do."""
-    file = tmp_path / "engine" / "waiting.json"
-    file.parent.mkdir()
-    words = [str(file.parent)] if named else []
+    place = waiting.folder(tmp_path)
+    place.mkdir()
+    words = [str(place)] if named else []
     child = "import subprocess, time; subprocess.Popen(['sleep', '60']); print('up', flush=True); time.sleep(60)"
     script = "\n".join([
-        "import json, subprocess, sys",
+        "import subprocess, sys",
         f"p = subprocess.Popen([sys.executable, '-c', {child!r}, *{words!r}], start_new_session=True, stdout=-1)",
         "p.stdout.readline()",
-        f"open({str(file)!r}, 'w').write(json.dumps({{'pids': [p.pid]}}))",
-        f"sys.exit({code})"])
-    command = supervisor.command_line([sys.executable, "-c", script], log=None, grace=2.0, spare=file)
+        "from pathlib import Path; from pipeline import waiting",
+        f"waiting.leave(Path({str(place)!r}), {{'seconds': 60, 'pids': [p.pid]}}); sys.exit({code})"])
+    command = supervisor.command_line([sys.executable, "-c", script], log=None, grace=2.0, spare=place)
     assert subprocess.run(command, timeout=60).returncode == code
-    pid = json.loads(file.read_text())["pids"][0]
+    (pid,) = (waiting.read(place) or {})["pids"]
     alive = psutil.pid_exists(pid)
     if alive:
         root = psutil.Process(pid)

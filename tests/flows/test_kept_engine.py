@@ -90,7 +90,7 @@ def run(told, monkeypatch, tmp_path):
 
 def whole(engine: KeptEngine, awake: bool = False) -> bool:
     """A run with it, ended well -> whether the engine waits."""
-    waits = engine.leave(engine.begin(MODEL), MODEL, awake)
+    waits = engine.leave(engine.begin(MODEL), awake)
     engine.give_up()
     return waits
 
@@ -117,7 +117,7 @@ def test_without_the_setting_nothing_waits_and_nothing_is_written(run, told, tmp
 def test_a_run_without_the_setting_takes_it_up_and_does_not_leave_it(run, told):
     whole(run())
     last = run(seconds=0.0)
-    assert not last.leave(last.begin(MODEL), MODEL, False)
+    assert not last.leave(last.begin(MODEL), False)
     assert last.resumed and told == ["may wait", "resumed"]
     last.give_up()
 
@@ -146,15 +146,15 @@ def test_of_two_runs_at_once_the_second_has_its_own(run, told, capsys):
     first.begin(MODEL)
     assert not whole(second)
     assert told == ["may wait", "resumed", "ends with its run"]
-    assert "another run uses the engine of this workspace; this one starts its own" in said(capsys)
+    assert "another run, or user, has the engine of this workspace; this one starts its own" in said(capsys)
     first.give_up()
 
 
 def test_started_again_in_the_same_run_it_may_wait_again(run, told):
     engine = run()
     engine.begin(MODEL).running = False
-    assert not engine.leave(run.made[0], MODEL, False)  # it has ended
-    assert engine.leave(engine.begin(MODEL), MODEL, False)
+    assert not engine.leave(run.made[0], False)  # it has ended
+    assert engine.leave(engine.begin(MODEL), False)
     assert told == ["may wait", "may wait"]
     engine.give_up()
 

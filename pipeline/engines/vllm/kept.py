@@ -4,7 +4,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from pipeline.engines.engine import FACTS, Keeping, adapter_base
 from pipeline.engines.vllm import client, service
 from pipeline.engines.vllm.service import Service, Settings
 
-_RECORD = {"seconds", "pids", "urls", "key", "log", "model", "host", "made"}
 _TORCH = ("torch", "transformers")
 
 
@@ -39,18 +37,17 @@ def made(model: Path, settings: Settings) -> dict[str, str]:
 def record(running: Service, model: Path, settings: Settings) -> dict[str, Any]:
     return {"seconds": settings.keep_seconds, "pids": [process.pid for process in running.processes],
             "urls": list(running.urls), "key": running.key, "log": str(running.log.resolve()),
-            "model": str((adapter_base(model) or model).resolve()), "host": socket.gethostname(),
-            "made": made(model, settings)}
+            "model": str((adapter_base(model) or model).resolve()), "made": made(model, settings)}
 
 
 def resume(found: dict[str, Any], model: Path, log: Path, settings: Settings, place: Path) -> Service:
     """Its servers write to the log of the run that started them: the new one's says where that is."""
-    if not found.keys() >= _RECORD or found["host"] != socket.gethostname():
-        raise waiting.Unusable("it is of another machine, or of another version of this code")
-    keepers = tuple(waiting.Keeper(pid, place) for pid in found["pids"])
+    if settings.url:
+        raise waiting.Unusable("engine.url names others")
+    keepers = waiting.keepers(place, found)
     if any(keeper.poll() is not None for keeper in keepers):
         raise waiting.Unusable("it has ended")
-    now = made(model, settings)
+    now = made(model, settings)  # looked at first: other code may write another record
     if other := [name for name in now if found["made"].get(name) != now[name]]:
         raise waiting.Unusable(f"this run needs another one: {', '.join(other)} changed")
     if not (Path(found["model"]) / FACTS).exists() or not any(Path(found["model"]).glob("*.safetensors")):

@@ -5,7 +5,6 @@ keeper (`pipeline.engines.vllm.keeper`) that starts it again after a crash and l
 whatever ends it or the process that started it.
 """
 
-import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -19,8 +18,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import psutil
 
 from pipeline import supervisor, waiting, web
 from pipeline.config import setting
@@ -145,15 +142,7 @@ class Service:
 
     def stop(self) -> None:
         """End every process of it. Safe to call twice."""
-        running = [process for process in self.processes if process.poll() is None]
-        for process in running:
-            process.terminate()
-        for process in running:
-            try:
-                process.wait(_GRACE + 5)
-            except subprocess.TimeoutExpired:
-                _kill_tree(process.pid)
-                process.wait()
+        waiting.stop(self.processes)
 
 
 def tail(log: Path, lines: int = 30) -> str:
@@ -283,15 +272,3 @@ def _free_port(host: str) -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
-
-
-def _kill_tree(pid: int) -> None:
-    try:
-        root = psutil.Process(pid)
-        tree = [*root.children(recursive=True), root]
-    except psutil.NoSuchProcess:
-        return
-    for process in tree:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(tree, timeout=5)

@@ -120,6 +120,11 @@ def test_its_weights_are_gone(waits, model, tmp_path):
         resume(waits, later)
 
 
+def test_a_run_with_servers_of_the_users_own_takes_those(waits, model):
+    with pytest.raises(waiting.Unusable, match="engine.url names others"):
+        resume(waits, model, Settings(url="http://here:8000"))
+
+
 def test_its_keeper_was_killed_or_the_machine_started_anew(waits, model):
     waits.keeper.kill()
     waits.keeper.wait()
@@ -129,15 +134,13 @@ def test_its_keeper_was_killed_or_the_machine_started_anew(waits, model):
 
 @pytest.mark.parametrize(("change", "why"), [
     ({"key": "another"}, "nothing answers at http"), ({"urls": ["http://127.0.0.1:9"]}, "nothing answers at http"),
-    ({"host": "elsewhere"}, "it is of another machine")])
-def test_another_server_in_its_place_none_or_one_elsewhere(waits, model, change, why):
+])
+def test_another_server_in_its_place_or_none(waits, model, change, why):
     with pytest.raises(waiting.Unusable, match=why):
         resume(waits, model, **change)
 
 
 def test_a_record_of_other_code(waits, model):
-    with pytest.raises(waiting.Unusable, match="of another version of this code"):
-        kept.resume({"seconds": 1.0, "pids": []}, model, waits.log, SETTINGS, waits.place)
     with pytest.raises(waiting.Unusable, match="another one: code changed"):
         resume(waits, model, made={**waits.record["made"], "code": "0" * 64})
 
