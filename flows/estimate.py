@@ -63,7 +63,8 @@ def disk_needed(config: dict[str, Any], workspace: Path, planned: list[Planned],
     the artifact it had is gone, too.
     """
     had = {record["name"]: record.get("key") for record in records}
-    parameters, total, checkpoints = count_parameters(config["model"]) or 0.0, 0.0, 0.0
+    parameters, total = count_parameters(config["model"]) or 0.0, 0.0
+    checkpoints: float | None = None
     for item in planned if only is None else [item for item in planned if item.step.name in only]:
         key, stage, cost = had.get(item.step.name), item.step.stage, _cost(item)
         if item.cached or (item.key is None and key and store.find(workspace, stage, key) is not None):
@@ -71,9 +72,10 @@ def disk_needed(config: dict[str, Any], workspace: Path, planned: list[Planned],
         needed = _sampled(item, planned, workspace) * _TOKEN_BYTES + cost.weights * _FLOAT * parameters
         held = size(store.work_path(workspace, stage, item.key)) if item.key else 0
         total += max(0.0, needed - held)
-        if cost.checkpoints and not held:  # of the one that is running
-            checkpoints = 3 * _FLOAT * parameters * config["hardware"]["training"]["keep_checkpoints"]
-    return total + checkpoints
+        if cost.checkpoints and checkpoints is None:  # of the one that runs first; later ones get its room
+            room = 3 * _FLOAT * parameters * config["hardware"]["training"]["keep_checkpoints"]
+            checkpoints = max(0.0, room - max(0.0, held - needed))
+    return total + (checkpoints or 0.0)
 
 
 def step_needed(config: dict[str, Any], workspace: Path, planned: list[Planned], item: Planned,

@@ -8,6 +8,7 @@ from flows import verdicts
 from flows.verdicts import BAD, WATCH
 
 _TOLD = (BAD, WATCH)  # what is said first
+_LATER = ("divergence", "reward-model")  # rules that say nothing against what was reached
 
 
 def told(steps: Iterable[tuple[int, str, Mapping[str, float]]], learned: str) -> list[str]:
@@ -22,7 +23,8 @@ def told(steps: Iterable[tuple[int, str, Mapping[str, float]]], learned: str) ->
     last, now = judged[-1]
     iterations, said = verdicts.of_steps(listed, learned), []
     for level in _TOLD:
-        said += [one for i, found in iterations if i == last for one in found if one.level == level]
+        of_level = [one for i, found in iterations if i == last for one in found if one.level == level]
+        said += sorted(of_level, key=lambda one: one.rule in _LATER)
     return [_done(listed), _came_to(last, now), _meant(said[0] if said else None)]
 
 
@@ -51,5 +53,8 @@ def _came_to(iteration: int, now: Mapping[str, float]) -> str:
 def _meant(worst: verdicts.Verdict | None) -> str:
     if worst is None:
         return "No rule finds anything odd in how it got there; other seeds would show how far that is chance."
-    what = "Do not trust that yet" if worst.level == BAD else "Look at one thing first"
+    if worst.rule in _LATER:
+        what = "Before another iteration"
+    else:
+        what = "Do not trust that yet" if worst.level == BAD else "Look at one thing first"
     return f"{what}: {worst.text} (docs/reading-a-run.md, {worst.rule})."

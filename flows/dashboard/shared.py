@@ -17,7 +17,10 @@ def shared(files: Files, names: list[str]) -> Row:
     ranks = {run: {name: i for i, name in enumerate(own)} for run, own in steps.items()}
     order = sorted({name for own in ranks.values() for name in own},
                    key=lambda name: (max(own.get(name, 0) for own in ranks.values()), name))
-    listed = sorted(steps, key=lambda run: [str(steps[run].get(name, {}).get("key") or "~") for name in order])
+    marks = dict.fromkeys(s["key"] for own in steps.values() for s in own.values())
+    first = {mark: i for i, mark in enumerate(marks)}  # so that runs stay as they were named where nothing is shared
+    listed = sorted(steps, key=lambda run: [first[steps[run][name]["key"]] if name in steps[run] else len(first)
+                                            for name in order])
     places: dict[tuple[str, str], int] = {}
     artifacts: list[Row] = []
     for at, run in enumerate(listed):

@@ -83,7 +83,11 @@ def decided(index: "Index", shares: Shares, limits: Limits, needed: Sequence[str
         _unique(index, split, number, dropped)
         _cut(index, split, number, getattr(limits, name), dropped)
     prompts = index.column("prompt")
-    overlap = np.isin(prompts[split == _EVAL], prompts[(split >= 0) & (split != _EVAL)]).sum()
+    evaluated, others = prompts[split == _EVAL], prompts[(split >= 0) & (split != _EVAL)]
+    del prompts
+    others.sort()
+    places = np.searchsorted(others, evaluated)
+    overlap = (others[places[places < len(others)]] == evaluated[places < len(others)]).sum()
     counts = {name: int((split == number).sum()) for number, name in enumerate(SPLITS)}
     kinds = np.bincount(index.column("kind")[split == SPLITS.index("pref")], minlength=LABEL + 1).tolist()
     left_out = {reason: number for reason, number in sorted(dropped.items()) if number}

@@ -17,6 +17,7 @@ from pathlib import Path
 from pipeline import supervisor
 from pipeline.launchers import lease
 from pipeline.launchers.contract import Order
+from pipeline.worker import HOSTS
 
 _FIRST_SECONDS = 60.0  # that the first node may take to begin after the others
 
@@ -47,6 +48,7 @@ def main() -> int:
                   file=sys.stderr)
             return 2
         os.environ.update(json.loads(line))
+    os.environ[HOSTS] = str(int(first))
     told = lease.obeying(work, options.token, _hung_up if options.listen else lambda: False)
     if not lease.holds(work, options.token):  # before it writes anything: another order's word may stand there
         print("this order no longer holds", file=sys.stderr)

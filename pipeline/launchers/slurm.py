@@ -213,7 +213,7 @@ def check(settings: Settings, workspace: Path) -> list[str]:
     known = _ask("sinfo", "--noheader", "--format=%R")
     if known.returncode != 0:
         said = (known.stderr.strip().splitlines() or ["no message"])[-1]
-        return [f"module: Slurm does not answer ({said})"]
+        return [f"module: Slurm does not answer ({said}); sinfo asks the same, or launcher=local"]
     there = known.stdout.split()
     return [f"{kind}.partition: no partition {asked.partition!r}, expected one of {', '.join(there)}"
             for kind in KINDS if (asked := vars(settings)[kind]).partition and asked.partition not in there]

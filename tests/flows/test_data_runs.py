@@ -82,7 +82,8 @@ def test_demonstrations_and_prompts_of_two_sets_need_no_pairs(reward: str, tmp_p
                   "judge": ["reward=judge", "reward.scorer.model=judge", f"reward.scorer.base_url={url}"],
                   "model": ["reward=model", f"reward.path={tmp_path / 'rm'}"]}[reward]
         done = run([*SMALL, *words], tmp_path / "ws", "real", "train[2]")
-    trained(done, "train[2]")
+    assert done["train[2]"].manifest["counts"]["steps"] in (1, 2)  # 12 prompts, less those whose samples are tied
+    assert (done["train[2]"].path / "model" / "model.safetensors").is_file()
     counts = done["data"].manifest["counts"]
     assert counts["sft"] > 0 and counts["unlabeled"] > 0 and counts["pref"] == 0
     assert done["pairs[2]"].manifest["counts"]["kept"] > 0

@@ -159,4 +159,9 @@ def test_only_what_is_still_to_run_has_to_fit(two_steps):
     work.mkdir(parents=True)
     (work / "half").write_bytes(bytes(weights - 100))
     assert estimate.disk_needed(config, workspace, todo, run.steps) == 100
+    config["hardware"] = {"training": {"keep_checkpoints": 2}}  # each of the weights and both moments
+    assert estimate.disk_needed(config, workspace, todo, run.steps) == 100 + 6 * weights
+    (work / "checkpoint").write_bytes(bytes(100 + 3 * weights))
+    assert estimate.disk_needed(config, workspace, todo, run.steps) == 3 * weights
+    (work / "checkpoint").unlink()
     assert inspection.verify(str(workspace), None) == 0

@@ -95,7 +95,7 @@ def test_a_stopped_run_leaves_nothing(held, drive, cluster, number, left):
 @pytest.mark.long
 @pytest.mark.parametrize("victim, said", [
     ("pipeline.worker", "scores failed: it was killed, most often because memory ran out"),
-    ("launchers.node", "scores failed: the task on Ray ended with exit code"),
+    ("pipeline.launchers.node", "scores failed: the task on Ray ended with exit code"),
 ])
 def test_a_kill_on_the_node_is_one_line_and_the_same_command_goes_on(held, drive, cluster, victim, said):
     workspace, wait = held

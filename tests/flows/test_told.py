@@ -32,5 +32,11 @@ def test_the_worst_that_a_rule_says_is_what_to_make_of_it():
     assert found[2].startswith("Do not trust that yet: learned up, gold down") and found[2].endswith(", gamed).")
 
 
+def test_what_speaks_against_another_iteration_only_is_said_so():
+    """The reward model guesses: gold's win stands all the same."""
+    found = told([*steps(), (2, "diagnose", {"reward_model_accuracy": 0.52})], "win_rate_reward")
+    assert found[2].startswith("Before another iteration: the reward model orders 52.0% of the new samples")
+
+
 def test_a_run_that_nothing_judged_is_not_told_of():
     assert told(steps()[:2], "win_rate_reward") == []

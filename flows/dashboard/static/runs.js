@@ -19,14 +19,14 @@ const COLUMNS = {
   interval: { label: "Interval", minor: true, cell: (r, level) => h("td.interval-cell.minor", {}, interval(r.win_rates.at(-1), "rate", level)), hint: "Where the win rate would lie for other prompts of the same kind." },
   course: { label: "By iteration", minor: true, cell: (r) => h("td.minor", {}, spark(r.win_rates)), hint: "Win rate by iteration; the dotted line is a half." },
   steps: { label: "Steps", hint: "Done, of all; what runs, and its time left.", minor: true, of: (r) => r.done / Math.max(1, r.total), cell: (r) => h("td.minor", {}, steps(r)) },
-  recipe: { label: "Recipe", fold: true, of: (r) => r.recipe },
-  objective: { label: "Objective", fold: true, of: (r) => words(r.objective) },
-  model: { label: "Model", fold: true, of: (r) => r.model || "" },
-  data: { label: "Data", fold: true, of: (r) => r.data },
+  recipe: { label: "Recipe", hint: "Its loop.", fold: true, of: (r) => r.recipe },
+  objective: { label: "Objective", hint: "Its loss.", fold: true, of: (r) => words(r.objective) },
+  model: { label: "Model", hint: "Where it starts.", fold: true, of: (r) => r.model || "" },
+  data: { label: "Data", hint: "What it learns from.", fold: true, of: (r) => r.data },
   seed: { label: "Seed", hint: "Runs that differ in it only are one experiment.", fold: true, right: true, of: (r) => r.seed },
-  tags: { label: "Tags", fold: true, of: (r) => r.tags.join(" "), cell: (r) => h("td.minor.tags-cell", {}, r.tags.map((t) => h("button.tag", { title: `Only runs tagged ${t}`, onclick: () => go({ q: t, at: null }) }, line(t, 40)))) },
-  note: { label: "Note", fold: true, of: (r) => r.note, cell: (r) => h("td.note-cell.minor", {}, line(r.note, 80)) },
-  created: { label: "Started", minor: true, right: true, hidden: true, of: (r) => r.created, cell: (r) => h("td.r.muted.minor", {}, ago(r.created)) },
+  tags: { label: "Tags", hint: "Yours; click one.", fold: true, of: (r) => r.tags.join(" "), cell: (r) => h("td.minor.tags-cell", {}, r.tags.map((t) => h("button.tag", { title: `Only runs tagged ${t}`, onclick: () => go({ q: t, at: null }) }, line(t, 40)))) },
+  note: { label: "Note", hint: "Yours.", fold: true, of: (r) => r.note, cell: (r) => h("td.note-cell.minor", {}, line(r.note, 80)) },
+  created: { label: "Started", hint: "First start.", minor: true, right: true, hidden: true, of: (r) => r.created, cell: (r) => h("td.r.muted.minor", {}, ago(r.created)) },
   changed: { label: "Changed", hint: "When it last wrote.", minor: true, right: true, of: (r) => r.changed, cell: (r) => h("td.r.muted.minor", {}, ago(r.changed)) },
 };
 
@@ -143,7 +143,7 @@ function experimentRow(run, runs, differ, wide) {
 function row(run, level, columns) {
   const link = h("a", { href: to(run.name), "data-focus": `run-${run.name}` }, run.name);
   if (run.state === "unreadable") {
-    return h("tr", {}, h("td.name.run-cell", {}, run.name), h("td", { colspan: columns.length }, h("span.state.unreadable", {}, "unreadable"), h("span.muted", {}, ` run.json cannot be read, changed ${ago(run.changed)}`)));
+    return h("tr", {}, h("td.name.run-cell", {}, run.name), h("td.why", { colspan: columns.length }, h("span.state.unreadable", {}, "unreadable"), h("span.muted", {}, ` run.json cannot be read, changed ${ago(run.changed)}`)));
   }
   const tick = h("input", { type: "checkbox", "aria-label": `Choose ${run.name}`, "data-focus": `tick-${run.name}`, ...(chosen.has(run.name) && { checked: true }),
     onchange: (e) => { e.target.checked ? chosen.add(run.name) : chosen.delete(run.name); redraw(); } });

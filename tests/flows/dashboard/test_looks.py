@@ -41,6 +41,13 @@ def test_no_view_sticks_out_or_complains(page, address: str, view: str, look: in
     assert page.run("return window.hacked ?? null") is None
 
 
+def test_a_phone_has_the_win_rates_within_its_width(page, address: str):
+    """A torn record's long word of why is on as many lines as it takes."""
+    page.look(NARROW)
+    page.show(address, *ROUTES["runs"])
+    assert page.run("return document.querySelector('.runs b').getBoundingClientRect().right") <= NARROW[0]
+
+
 def test_runs_without_an_evaluation_open_on_their_curves(page, address: str):
     page.look()
     page.show(address, *ROUTES["unjudged"])
