@@ -5,18 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from flows import screen
-from pipeline import waiting
+from pipeline import files, waiting
 from pipeline.config import Part
 from pipeline.engines.engine import Backend
 from pipeline.errors import UserError, command
+
+_END = ("stop", "--engine")
 
 
 class KeptEngine:
     """A run's part in it. While it holds the workspace's lock, what it has started or taken up serves it alone."""
 
     def __init__(self, part: Part[Backend], workspace: Path, log: Path) -> None:
-        self._part, self._workspace, self._log = part, workspace, log
-        self._place = waiting.folder(workspace)
+        self._part, self._workspace, self._log, self._place = part, workspace, log, waiting.folder(workspace)
         self._held: contextlib.ExitStack | None = None
         self._record: dict[str, Any] = {}  # of what may wait
         self.resumed = False  # what `begin` gave last is of an earlier run
@@ -31,11 +32,8 @@ class KeptEngine:
         if self._held is None and (seconds or waiting.read(self._place)):
             self._held = waiting.claim(self._place)
             if self._held is None:
-                self._note("another run, or user, has the engine of this workspace; this one starts its own, which ends "
-                           "with it")
+                self._note("another run, or user, has the engine of this workspace; this one starts its own")
             elif (service := self._resume(model)) is not None:
-                screen.say("the engine of an earlier run goes on")
-                self.resumed = True
                 return service
         if self._held is None or plugin.keeping is None or not seconds:
             self.give_up()
@@ -56,7 +54,8 @@ class KeptEngine:
             self._note(f"the engine that waited for this run is not used ({error}); it starts one cold")
             waiting.stop(waiting.keepers(self._place, found))
             return None
-        self._record = found
+        self._note(f"the engine of an earlier run goes on; its log: {found['log']}")
+        self._record, self.resumed = found, True
         return service
 
     def clear(self) -> None:
@@ -67,18 +66,17 @@ class KeptEngine:
     def leave(self, service: Any, awake: bool) -> bool:
         """Let it wait, without the device's memory where others need that; whether it does. It never fails a run."""
         plugin, settings = self._part.plugin, self._part.settings
-        if self._held is None or plugin.keeping is None or not (seconds := plugin.keeping.seconds(settings)):
+        seconds = plugin.keeping.seconds(settings) if plugin.keeping and service.alive() else 0.0
+        if self._held is None or not seconds:
             return False
         try:
-            if not service.alive():
-                return False
             if awake:
                 service.rest()
             waiting.leave(self._place, {**self._record, "seconds": seconds})
         except (OSError, RuntimeError) as error:
             self._note(f"the engine cannot wait for the next run ({error}); it ends")
             return False
-        screen.say(f"the engine stays for {seconds:g} s, end it with:{end_it(self._workspace)}")
+        screen.say(f"the engine stays for {seconds:g} s, end it with:{command(self._workspace, *_END)}")
         return True
 
     def give_up(self) -> None:
@@ -91,12 +89,7 @@ class KeptEngine:
         screen.paragraph(f"note: {text}")
         with contextlib.suppress(OSError):
             self._log.parent.mkdir(parents=True, exist_ok=True)
-            with self._log.open("a") as file:
-                file.write(f"{text}\n")
-
-
-def end_it(workspace: Path) -> str:
-    return command(workspace, "stop", "--engine")
+            files.append_line(self._log, text)
 
 
 def tell(workspace: Path) -> None:
@@ -105,7 +98,7 @@ def tell(workspace: Path) -> None:
     found = waiting.read(place)
     if found is not None and all(keeper.poll() is None for keeper in waiting.keepers(place, found)):
         screen.say(f"\nan engine waits for the next run, {found['seconds']:g} s from the end of the last; end it with:"
-                   f"{end_it(workspace)}")
+                   f"{command(workspace, *_END)}")
 
 
 def stop(workspace: Path) -> int:

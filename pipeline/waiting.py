@@ -24,7 +24,6 @@ from pipeline import files
 
 TOLD = 143  # exit code of what was told to end
 _RECORD, _LOCK = "waiting.json", "lock"
-_PATIENCE = 1.0  # seconds: keepers look at the lock for a moment
 _END_SECONDS = 10.0  # from SIGTERM to SIGKILL of a keeper, which has its server to end
 
 
@@ -44,12 +43,9 @@ def read(place: Path) -> dict[str, Any] | None:
     """The record, with at least `seconds` (how long it waits) and `pids` (its keepers); None where nothing waits on
     this machine that is this user's.
     """
-    path = record_path(place)
-    try:
-        mine = path.stat().st_uid == os.getuid()
-    except OSError:
-        return None
-    found = files.read_sealed(path) if mine else None
+    found, path = None, record_path(place)
+    with contextlib.suppress(OSError):
+        found = files.read_sealed(path) if path.stat().st_uid == os.getuid() else None
     return found if found is not None and found.get("host") == socket.gethostname() else None
 
 
@@ -58,7 +54,7 @@ def claim(place: Path) -> contextlib.ExitStack | None:
     held = contextlib.ExitStack()
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        held.enter_context(files.locked(place / _LOCK, str(os.getpid()), _PATIENCE))
+        held.enter_context(files.locked(place / _LOCK, str(os.getpid()), wait=1.0))  # keepers look at it for a moment
     except (files.Held, PermissionError):
         return None
     return held
@@ -73,8 +69,7 @@ def take(place: Path) -> dict[str, Any] | None:
 
 def leave(place: Path, record: dict[str, Any]) -> None:
     """Let the engine wait. For who holds the lock, and gives it up behind this."""
-    record = {**record, "host": socket.gethostname()}
-    files.write_sealed(record_path(place), record, durable=False, mode=0o600)
+    files.write_sealed(record_path(place), {**record, "host": socket.gethostname()}, durable=False, mode=0o600)
 
 
 def verdict(place: Path) -> Callable[[], int | None]:
@@ -84,27 +79,21 @@ def verdict(place: Path) -> Callable[[], int | None]:
     """
     since: list[float] = []  # when it was first seen waiting, on a clock that nobody sets
 
+    def named() -> dict[str, Any] | None:
+        found = read(place)
+        return found if found is not None and os.getpid() in found["pids"] else None
+
     def told() -> int | None:
-        if not _named(place):
+        if (record := named()) is None:
             since.clear()
-            return None if files.is_locked(place / _LOCK) or _named(place) else TOLD  # it may just have been left
-        record, now = read(place), time.monotonic()
-        since.extend([] if since else [now])
-        if record is None or now - since[0] < record["seconds"]:
-            return None
-        if (held := claim(place)) is None:  # a run takes it at this moment
-            return None
+            return None if files.is_locked(place / _LOCK) or named() else TOLD  # it may just have been left
+        since[:] = since or [time.monotonic()]
+        if time.monotonic() - since[0] < record["seconds"] or (held := claim(place)) is None:
+            return None  # its time is not over, or a run takes it at this moment
         with held:
-            if read(place) != record:
-                return None
-            take(place)
-            return TOLD
+            return TOLD if read(place) == record and take(place) else None
 
     return told
-
-
-def _named(place: Path) -> bool:
-    return os.getpid() in (read(place) or {"pids": ()})["pids"]
 
 
 @dataclass(frozen=True)
@@ -116,10 +105,6 @@ class Keeper:
 
     def poll(self) -> int | None:
         return TOLD if self.process() is None else None
-
-    @property
-    def returncode(self) -> int | None:
-        return self.poll()
 
     def terminate(self) -> None:
         if (process := self.process()) is not None:
@@ -135,12 +120,11 @@ class Keeper:
         return TOLD
 
     def process(self) -> psutil.Process | None:
-        try:
+        with contextlib.suppress(psutil.Error):
             process = psutil.Process(self.pid)
-            there = process.status() != psutil.STATUS_ZOMBIE and str(self.place) in process.cmdline()
-        except psutil.Error:
-            return None
-        return process if there else None
+            if process.status() != psutil.STATUS_ZOMBIE and str(self.place) in process.cmdline():
+                return process
+        return None
 
 
 def keepers(place: Path, record: dict[str, Any]) -> tuple[Keeper, ...]:
@@ -171,11 +155,10 @@ def stop(processes: Iterable[subprocess.Popen[bytes] | Keeper]) -> None:
 
 
 def _kill_tree(pid: int) -> None:
-    try:
+    tree = list[psutil.Process]()
+    with contextlib.suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)
         tree = [*root.children(recursive=True), root]
-    except psutil.NoSuchProcess:
-        return
     for process in tree:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

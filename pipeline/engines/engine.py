@@ -104,7 +104,7 @@ class Keeping:
     """(model folder, log file, settings, the folder whose lock the caller holds) -> a service that may wait."""
 
     record: Callable[[Any, Path, Any], dict[str, Any]]
-    """(service, model folder, settings) -> what a later run needs to go on with it."""
+    """(service, model folder, settings) -> what a later run needs to go on with it; `log`: where it writes."""
 
     resume: Callable[[dict[str, Any], Path, Path, Any, Path], Service]
     """(that record, the later run's model folder, log and settings, the folder) -> the service; raises

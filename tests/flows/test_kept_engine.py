@@ -70,7 +70,8 @@ def run(told, monkeypatch, tmp_path):
 
     keeping = Keeping(
         lambda s: s.seconds, lambda model, log, settings, place: begin("may wait", place),
-        lambda service, model, s: {"seconds": s.seconds, "pids": [service.keeper.pid], "kind": s.kind}, resume)
+        lambda service, model, s: {"seconds": s.seconds, "pids": [service.keeper.pid], "kind": s.kind,
+                                       "log": "its.log"}, resume)
 
     def make(keeps: bool = True, **settings) -> KeptEngine:
         module = types.ModuleType("waiting_engine")
@@ -104,6 +105,7 @@ def test_the_next_run_goes_on_with_it_and_the_screen_says_how_to_end_it(run, tol
     assert f"the engine stays for 600 s, end it with: align stop --engine workspace={tmp_path / 'w'}" in said(capsys)
     second = run()
     second.begin(MODEL)
+    assert (tmp_path / "engine.log").read_text() == "the engine of an earlier run goes on; its log: its.log\n"
     assert second.resumed and told == ["may wait", "resumed"]
     assert waiting.read(waiting.folder(tmp_path / "w")) is None  # nobody else can have it
     second.give_up()
@@ -224,7 +226,7 @@ def test_the_second_of_two_runs_starts_no_vllm_and_samples_the_same_bytes(
         assert "the engine of an earlier run goes on" in align(kept, "second", "engine.keep_seconds=300", "seed=1")
         assert keepers(place) == before
         (line,) = (runs.folder(kept, "second") / "logs" / "engine.log").read_text().splitlines()
-        assert line.startswith("the servers of an earlier run go on")
+        assert line.endswith(f"its log: {runs.folder(kept, 'first') / 'logs' / 'engine.log'}")
         secret = (waiting.read(place) or {})["key"]
         texts = [p.read_text(errors="replace") for p in kept.rglob("*") if p.is_file() and p.parent != place]
         assert not [text for text in texts if secret in text]

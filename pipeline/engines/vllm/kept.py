@@ -13,22 +13,17 @@ from pipeline.engines.engine import FACTS, Keeping, adapter_base
 from pipeline.engines.vllm import client, service
 from pipeline.engines.vllm.service import Service, Settings
 
-_TORCH = ("torch", "transformers")
-
 
 def made(model: Path, settings: Settings) -> dict[str, str]:
     """What determines a server but for its weights -> a hash of it, as some of it may be secret."""
     base = adapter_base(model) or model
-    command = service.arguments(model, "", 0, settings)
-    command[command.index("--model") + 1] = ""
-    shares = [service.engine_environment(settings, replica) for replica in range(settings.replicas)]
     given = {name: value for name, value in os.environ.items() if name.startswith(("VLLM_", "CUDA_", "OMP_", "MKL_"))}
-    facts = json.loads((base / FACTS).read_text())
     things = {
-        "architecture": {name: value for name, value in facts.items() if name not in client.NOT_ARCHITECTURE},
-        "arguments": command,
-        "surroundings": [shares, given],
-        "versions": [sys.version, *service.builds(), *(importlib.metadata.version(name) for name in _TORCH)],
+        "architecture": {name: value for name, value in json.loads((base / FACTS).read_text()).items()
+                         if name not in client.NOT_ARCHITECTURE},
+        "arguments": [word for word in service.arguments(model, "", 0, settings) if word != str(base.resolve())],
+        "surroundings": [given, *(service.engine_environment(settings, one) for one in range(settings.replicas))],
+        "versions": [sys.version, *service.builds(), *map(importlib.metadata.version, ("torch", "transformers"))],
         "code": [files.file_hash(path) for path in sorted(Path(__file__).parent.glob("*.py"))],
     }
     return {name: hashlib.sha256(files.canonical(thing).encode()).hexdigest() for name, thing in things.items()}
@@ -41,7 +36,7 @@ def record(running: Service, model: Path, settings: Settings) -> dict[str, Any]:
 
 
 def resume(found: dict[str, Any], model: Path, log: Path, settings: Settings, place: Path) -> Service:
-    """Its servers write to the log of the run that started them: the new one's says where that is."""
+    """Its servers go on to write to the log of the run that started them."""
     if settings.url:
         raise waiting.Unusable("engine.url names others")
     keepers = waiting.keepers(place, found)
@@ -54,9 +49,6 @@ def resume(found: dict[str, Any], model: Path, log: Path, settings: Settings, pl
         raise waiting.Unusable(f"the weights it was started with are gone: {found['model']}")
     if silent := [url for url in found["urls"] if not service.answers(url, found["key"])]:
         raise waiting.Unusable(f"nothing answers at {', '.join(silent)}")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file:
-        file.write(f"the servers of an earlier run go on, at {', '.join(found['urls'])}; their log: {found['log']}\n")
     return Service(tuple(found["urls"]), found["key"], keepers, log, settings.sleep_level)
 
 

@@ -41,8 +41,7 @@ class Settings(vllm_service.Settings):
     cpus_per_replica: int = setting(1, low=0)  # that Ray sets aside
 
     def check(self) -> list[tuple[str, str]]:
-        kept = [("keep_seconds", "actors end with their run: leave it out, or take engine=vllm")]
-        return [*super().check(), *(kept if self.keep_seconds else [])]
+        return [*super().check(), *([("keep_seconds", "expected 0, actors end too")] if self.keep_seconds else [])]
 
 
 class RayService:

@@ -111,9 +111,8 @@ class Service:
         deadline = time.monotonic() + timeout
         for url, process in zip(self.urls, self.processes, strict=True):
             while not answers(url, self.key):
-                if process.poll() is not None:
-                    raise RuntimeError(
-                        f"vLLM ended with code {process.returncode} before it was ready\n{tail(self.log)}")
+                if (code := process.poll()) is not None:
+                    raise RuntimeError(f"vLLM ended with code {code} before it was ready\n{tail(self.log)}")
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"vLLM is not ready after {timeout:.0f} s\n{tail(self.log)}")
                 time.sleep(0.2)
