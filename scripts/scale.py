@@ -51,7 +51,7 @@ class Site:
     per_node: int = 8
     net: float = 50e9  # B/s of each device to other nodes: one port of 400 Gb/s
     disk: float = 5e9  # B/s of the shared file system, together
-    hashes: float = 1.5e9  # B/s of SHA-256, one process
+    copies: float = 3e9  # B/s of each device to the memory of its node that is not pinned
     device: Device = Device()
 
 
@@ -143,9 +143,9 @@ def training(shape: Shape, site: Site, work: Work, lora: bool = False) -> Cost:
 
 
 def checkpoint(shape: Shape, site: Site) -> tuple[float, float]:
-    """(bytes of one, seconds of it): gathered, written, hashed and flushed by one process, while all wait."""
+    """(bytes of one, seconds that training waits for it): each device copies its share to its node's memory."""
     size = float(STATE * shape.weights)
-    return size, size / site.disk + size / site.hashes
+    return size, size / site.devices / site.copies
 
 
 def rows(work: Work, per_completion: float) -> Cost:
@@ -231,7 +231,7 @@ def breaks_table(measured: dict) -> str:
                       f"{number(link)}B/s" if link else "-",
                       hours(loop({**costs, "reference_logprobs": spread}, ITERATIONS, site.devices, 1))])
     return table(["setting", "device time idle", "log-probs of the reference on one device", "rows in one process",
-                  "bytes of a checkpoint", "its time", "of training, every 300 s",
+                  "bytes of a checkpoint", "training waits", "of training, every 300 s",
                   "network below which training waits", "the loop with those log-probs on all devices"], lines)
 
 

@@ -90,7 +90,9 @@ class ForwardShell(torch.nn.Module):
 
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor as `parameter` is: on its device, sharded as it is."""
+    """A whole tensor as `parameter` is: on its device, sharded as it is. One that lies so is as it was."""
+    if isinstance(tensor, DTensor):
+        return tensor
     moved = tensor.to(parameter.device)
     if not isinstance(parameter, DTensor):
         return moved

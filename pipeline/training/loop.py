@@ -129,7 +129,7 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
     first, reported = at.updates - at.step, job.report.reported() if at.step else 0
     last = settings.schedule_steps or first + steps
     peak = throughput.peak_flops(device_of(model), settings.precision, runtime.peak_tflops) * world.size
-    window, saved = _Window(throughput.shape_of(model), peak), time.monotonic()
+    window, writing = _Window(throughput.shape_of(model), peak), checkpoint.Writing()
     ids, learned = ids_of(examples), list(optim.trained(model).values())
     job.report.progress(at.step, steps, "steps")
     with checkpoint.told_to_stop() as told:
@@ -145,15 +145,17 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
                     job.report.metric(now, **window.means(steps - now), lr=lr)
                 window = _Window(window.shape, peak)
             job.report.progress(now, steps, "steps")
-            stop, late = world.agree((bool(told), _late(runtime, saved)))
+            writing.check()
+            stop, late = world.agree((bool(told), writing.due(runtime.checkpoint_every_seconds)))
             if now < steps and (stop or late or _every(runtime, now)):
                 norms = torch.tensor([seen.first, seen.high], dtype=torch.float64)
                 state = Loaded(now, first + now, {**task.state, **average.marked(averages), _NORMS: norms})
                 with forward.enough_memory(f"in the checkpoint of step {now}", WRITING):
-                    checkpoint.save(job.checkpoints, model, optimizer, state, runtime.keep_checkpoints, world)
-                saved = time.monotonic()
+                    checkpoint.save(job.checkpoints, model, optimizer, state, runtime.keep_checkpoints, world, writing)
                 if stop:
+                    writing.end()
                     raise SystemExit(128 + signal.SIGTERM)
+    writing.end()
     world.settle()
     return Outcome(optimizer, steps, first + steps, averages)
 
@@ -203,7 +205,7 @@ def lr_factor(settings: TrainerSettings, step: int, last: int) -> float:
 
 def _start(model: Any, optimizer: torch.optim.Optimizer, task: gradients.Task, job: Job) -> Loaded:
     """Where to begin: at the newest checkpoint, behind an earlier stage's last update, or at nothing."""
-    found = checkpoint.newest(job.checkpoints)
+    found = checkpoint.newest(job.checkpoints, job.world)
     if found is not None:
         at = checkpoint.load(found, model, optimizer)
         own = {name: value for name, value in average.unmarked(at.extra).items() if name != _NORMS}
@@ -214,10 +216,6 @@ def _start(model: Any, optimizer: torch.optim.Optimizer, task: gradients.Task, j
 
 def _every(runtime: TrainRuntime, done: int) -> bool:
     return runtime.checkpoint_every_steps is not None and done % runtime.checkpoint_every_steps == 0
-
-
-def _late(runtime: TrainRuntime, saved: float) -> bool:
-    return runtime.checkpoint_every_seconds is not None and time.monotonic() - saved >= runtime.checkpoint_every_seconds
 
 
 def _step(

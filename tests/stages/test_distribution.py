@@ -174,20 +174,49 @@ def test_sharded_with_drawn_negatives(world, finish, tmp_path, kind):
     assert (tmp_path / "two" / "out" / "adapter" / "adapter_config.json").is_file() == (kind != "none")
 
 
+def check_gone_on(work: Path, alone: Path) -> None:
+    """Steps 6 to 12 of `work` are those of one process."""
+    ours, theirs = metrics(work), metrics(alone)[5:]
+    assert [line["at"] for line in ours] == list(range(6, 13))
+    for name in ("loss", "grad_norm"):
+        assert [line[name] for line in ours] == pytest.approx([line[name] for line in theirs], rel=1e-4, abs=1e-4)
+    assert apart(work, alone) < 1e-3
+
+
+def test_each_process_writes_its_own_rows(alone, sharded):
+    """Half of the weights and of their two moments each; together what one process writes."""
+    made = sharded / "checkpoints" / "step-00000005"
+    sizes = {path.name: path.stat().st_size for path in made.glob("*.safetensors")}
+    assert len(sizes) == 6
+    whole = sum(tensor.nbytes for tensor in weights(alone).values())
+    for rank in ("00000-of-00002", "00001-of-00002"):
+        assert 0.45 * whole < sizes[f"model.{rank}.safetensors"] < 0.55 * whole + 4096
+        assert 0.9 * whole < sizes[f"optimizer.{rank}.safetensors"] < 1.1 * whole + 8192
+
+
 def test_a_checkpoint_of_two_goes_on_with_one(world, alone, sharded, tmp_path):
     shutil.copytree(sharded / "checkpoints" / "step-00000005", tmp_path / "work" / "checkpoints" / "step-00000005")
     in_process(world, tmp_path / "work")
-    assert [line["at"] for line in metrics(tmp_path / "work")] == list(range(6, 13))
-    assert apart(tmp_path / "work", alone) < 1e-3
+    check_gone_on(tmp_path / "work", alone)
 
 
-def test_killed_and_started_again_in_the_same_layout(world, sharded, finish, tmp_path):
-    """torchrun killed -9 behind a checkpoint: its processes go too, and the next try ends in the same bytes."""
+def test_a_checkpoint_of_two_goes_on_with_four(world, alone, sharded, finish, tmp_path):
+    shutil.copytree(sharded / "checkpoints" / "step-00000005", tmp_path / "work" / "checkpoints" / "step-00000005")
+    code, said = finish(spec(world, tmp_path / "work", processes=4, strategy="fsdp2"))
+    assert code == 0, said
+    check_gone_on(tmp_path / "work", alone)
+
+
+@pytest.mark.parametrize("seen", ["step-00000005", ".step-00000010.tmp"])
+def test_killed_and_started_again_in_the_same_layout(world, sharded, finish, tmp_path, seen):
+    """torchrun killed -9 behind a checkpoint, or as threads begin with one: its processes go too, and the next try ends
+    in the same bytes.
+    """
     work = tmp_path / "work"
     path = spec(world, work, processes=2, strategy="fsdp2", checkpoint_every_steps=5)
     command = supervisor.command_line([sys.executable, "-m", "pipeline.worker", str(path)], log=work / "log", grace=5)
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    wait_for(lambda: (work / "checkpoints" / "step-00000005").exists() or process.poll() is not None)
+    wait_for(lambda: (work / "checkpoints" / seen).exists() or process.poll() is not None)
     (torchrun,) = psutil.Process(process.pid).children()
     ranks = [p for p in torchrun.children() if "pipeline.worker" in " ".join(p.cmdline())]
     torchrun.send_signal(signal.SIGKILL)
