@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -159,7 +159,8 @@ def stages(shape: Shape, site: Site, work: Work, per_completion: float, lora: bo
     few = Work(1000, 1, work.prompt, work.completion)
     judged = sampling(shape, site, few)
     return {"generate": sampling(shape, site, work), "score": reading(shape, site, work, work.samples, site.devices),
-            "build_groups": rows(work, per_completion), "reference_logprobs": reading(shape, site, work, 2, 1),
+            "build_groups": rows(work, per_completion),
+            "reference_logprobs": reading(shape, site, work, 2, site.devices),
             "train_preference": training(shape, site, work, lora), "answers and their scores": judged}
 
 
@@ -223,16 +224,11 @@ def breaks_table(measured: dict) -> str:
         size, took = (size, took) if not lora else (0.0, 0.0)
         train = costs["train_preference"]
         link = train.moved / site.devices / train.seconds if site.devices > 1 else 0.0
-        spread = replace(costs["reference_logprobs"], devices=site.devices,
-                         seconds=costs["reference_logprobs"].seconds / site.devices)
-        lines.append([name, f"{idle / whole:.0%}", hours(costs["reference_logprobs"].seconds),
-                      hours(costs["build_groups"].seconds), number(size) if size else "-",
+        lines.append([name, f"{idle / whole:.0%}", hours(costs["build_groups"].seconds), number(size) if size else "-",
                       hours(took) if took else "-", f"{took / (work.every + took):.0%}" if took else "-",
-                      f"{number(link)}B/s" if link else "-",
-                      hours(loop({**costs, "reference_logprobs": spread}, ITERATIONS, site.devices, 1))])
-    return table(["setting", "device time idle", "log-probs of the reference on one device", "rows in one process",
-                  "bytes of a checkpoint", "training waits", "of training, every 300 s",
-                  "network below which training waits", "the loop with those log-probs on all devices"], lines)
+                      f"{number(link)}B/s" if link else "-"])
+    return table(["setting", "device time idle", "rows in one process", "bytes of a checkpoint", "training waits",
+                  "of training, every 300 s", "network below which training waits"], lines)
 
 
 def measured_table(measured: dict) -> str:

@@ -31,7 +31,7 @@ from pipeline.lm.settings import PRECISIONS
 from pipeline.negatives.contract import Draw
 from pipeline.records import Group
 from pipeline.stage import Context, Stage, told
-from pipeline.training.settings import TrainRuntime
+from pipeline.training.settings import TrainRuntime, processes
 
 Logps = list[list[list[float]]]  # by group, completion, token
 
@@ -58,6 +58,7 @@ class Settings:
 
 def run(context: Context) -> None:
     from pipeline import columns
+    from pipeline.training import frozen
 
     settings: Settings = context.settings
     answers = list(columns.scored(context, "answers", "answer_scores"))
@@ -69,7 +70,9 @@ def run(context: Context) -> None:
                              settings.pairs)
     first = [replace(g, completions=g.completions[:1]) for g in answers if g.completions]  # one says enough for the KL
     wanted = [held_out, trained, first]
-    policy, reference = _token_logps(context, "model", wanted, 0), _token_logps(context, "reference", wanted, 1)
+    world, policy, reference = frozen.token_logps(context, wanted)
+    if not world.first:
+        return
     held_pairs, trained_pairs = (joined(wanted[i], policy[i], reference[i]) for i in (0, 1))
     result: dict[str, Any] = {
         "schema": 1, "score": settings.score, "learned": settings.learned,
@@ -211,28 +214,11 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def _token_logps(context: Context, name: str, wanted: Sequence[Sequence[Group]], turn: int) -> list[Logps]:
-    """Token log-probs of every completion of every table under the model of input `name`."""
-    from pipeline.lm import arrays, folders, logps
-    from pipeline.lm import examples as data
-
-    runtime = context.runtime
-    model = logps.open_frozen(context.one(name), folders.prepare_machine(runtime), runtime,
-                              context.settings.precision)
-    found = []
-    for index, groups in enumerate(wanted):
-        examples = data.of_chunk(arrays.of_groups(groups)) if groups else []
-        data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
-        found.append(logps.token_logps(model, examples, runtime, context.settings.precision))
-        context.report.progress(turn * len(wanted) + index + 1, 2 * len(wanted), "tables")
-    return found
-
-
 STAGE = Stage(
     Settings, run, version=3,
     inputs={"model": "one", "reference": "one", "answers": "one", "answer_scores": "optional", "baseline": "one",
             "baseline_scores": "optional", "trained": "optional", "samples": "optional", "sample_scores": "optional",
             "groups": "optional", "watch": "optional", "replay": "optional"},
-    seeded=False, runtime=TrainRuntime, devices=1,
+    seeded=False, runtime=TrainRuntime, distributed=True, devices=processes,
     says=told("KL {kl:.2f} nats an answer", "length {length_mean:.1f} ({length_drift:+.0%})",
               "reward model right {reward_model_accuracy:.1%}"))

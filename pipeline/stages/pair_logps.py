@@ -10,7 +10,6 @@ and pair_logps.json: summaries of both tables, log-probs by place and by offset 
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from pipeline.evaluation.logprobs import PairLogps
 from pipeline.lm.settings import PRECISIONS
 from pipeline.records import Group
 from pipeline.stage import Context, Stage, told
-from pipeline.training.settings import TrainRuntime
+from pipeline.training.settings import TrainRuntime, processes
 
 TABLES = ("seen", "held_out")
 Logps = list[list[float]]  # by completion, token
@@ -35,10 +34,13 @@ class Settings:
 
 def run(context: Context) -> None:
     from pipeline import columns, tables
+    from pipeline.training import frozen
 
     sources = {name: columns.sources(context, name)[0] for name in TABLES}
     groups = {name: list(tables.read(source.path)) for name, source in sources.items()}
-    policy, reference = (_token_logps(context, model, [*groups.values()]) for model in ("model", "reference"))
+    world, policy, reference = frozen.token_logps(context, [*groups.values()])
+    if not world.first:
+        return
     result: dict[str, Any] = {"schema": 1}
     for name, ours, theirs in zip(TABLES, policy, reference, strict=True):
         found = groups[name]
@@ -68,23 +70,8 @@ def _numbers(group: Group, ours: Logps, theirs: Logps) -> list[dict[str, float]]
     return made
 
 
-def _token_logps(context: Context, name: str, wanted: Sequence[Sequence[Group]]) -> list[list[Logps]]:
-    """Token log-probs under the model of input `name`: by table and group."""
-    from pipeline.lm import arrays, folders, logps
-    from pipeline.lm import examples as data
-
-    runtime, folder, precision = context.runtime, context.one(name), context.settings.precision
-    model = logps.open_frozen(folder, folders.prepare_machine(runtime), runtime, precision)
-    found = []
-    for groups in wanted:
-        examples = data.of_chunk(arrays.of_groups(groups))
-        data.check_fits(examples, model.get_input_embeddings().weight.shape[0], folders.context_length(model))
-        found.append(logps.token_logps(model, examples, runtime, precision))
-    return found
-
-
 STAGE = Stage(
     Settings, run, version=1, inputs={"model": "one", "reference": "one", "seen": "one", "held_out": "one"},
-    seeded=False, runtime=TrainRuntime, devices=1,
+    seeded=False, runtime=TrainRuntime, distributed=True, devices=processes,
     says=told("chosen {held_out_chosen_log_ratio:+.1f} nats held out, {seen_chosen_log_ratio:+.1f} of those trained on",
               "rejected {held_out_rejected_log_ratio:+.1f}"))

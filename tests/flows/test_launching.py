@@ -100,7 +100,7 @@ def test_the_kind_of_a_stage(tmp_path):
             kinds.setdefault(step.stage, set()).add(place.kind_of(step.plugin, step.settings, step.runtime))
     assert {name: kinds[name] for name in ("sft", "train_preference", "generate", "reference_logprobs", "import_data",
                                            "tokenize", "score")} == {
-        "sft": {"train"}, "train_preference": {"train"}, "generate": {"sample"}, "reference_logprobs": {"model"},
+        "sft": {"train"}, "train_preference": {"train"}, "generate": {"sample"}, "reference_logprobs": {"train"},
         "import_data": {"data"}, "tokenize": {"data"}, "score": {"train", "data"}}
 
 
