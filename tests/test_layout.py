@@ -33,7 +33,7 @@ HOMES = {
     "fastapi": ("flows/dashboard/",),
     "uvicorn": ("flows/dashboard/",),
 }
-MOST_LINES = 28600  # of code: docs/decisions/003-size.md
+MOST_LINES = 29000  # of code: docs/decisions/003-size.md
 MOST_YAML = 120  # files of conf; those of published and reproduce hold one paper's values or claims each
 # Distribution name -> the name it is imported by, where they differ.
 IMPORT_NAMES = {"hydra-core": "hydra", "pyyaml": "yaml", "nvidia-ml-py": "pynvml"}
