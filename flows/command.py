@@ -12,7 +12,7 @@ from flows import cuda, data_read, gates, launching, memory, progress, screen, t
 from flows.estimate import estimate, shortage
 from flows.prepare import CheckedRun, prepare
 from flows.summary import conclude
-from pipeline import plan, runs, store, supervisor
+from pipeline import plan, runs, store, supervisor, waiting
 from pipeline.errors import UserError, command, nearest
 from pipeline.plan import Planned
 
@@ -122,8 +122,9 @@ def _drive(prepared: CheckedRun, only: str | None, force: bool) -> int:
     grace = float(prepared.run.config["hardware"]["grace_seconds"]) + 15  # the stage's own grace comes first
     asked = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     unheard = signal.pthread_sigmask(signal.SIG_BLOCK, asked)  # the supervisor's too, until it can answer one
-    process = subprocess.Popen(supervisor.command_line(driver + (["--force"] if force else []), log=None, grace=grace),
-                               env={**os.environ, **supervisor.imports()}, start_new_session=True)
+    watched = supervisor.command_line(driver + (["--force"] if force else []), log=None, grace=grace,
+                                      spare=waiting.folder(prepared.workspace))
+    process = subprocess.Popen(watched, env={**os.environ, **supervisor.imports()}, start_new_session=True)
     received: list[int] = []
 
     def stop(number: int, _frame: object) -> None:

@@ -65,9 +65,10 @@ class Driver:
 
     def walk(self) -> None:
         """Every wanted step, up to a gate that stops the run. How it ended is recorded, whatever happens."""
+        well = False
         try:
             self._all()
-            self.run = gates.ended(self.run, self.stopped_by)
+            self.run, well = gates.ended(self.run, self.stopped_by), True
         except BaseException as error:
             self.engine.give_up()
             self._crew.halt()
@@ -81,7 +82,7 @@ class Driver:
             except OSError as error:
                 raise DiskFull(self._why(files.disk_fault(error) or errno.EIO)) from None
             finally:
-                self.engine.close()
+                self.engine.close(well)
                 if self.launch.warm is not None:
                     self.launch.warm.close()
                 self.tell(lambda observer: observer.ended(self.run.outcome))

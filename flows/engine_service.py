@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import screen
+from flows.kept_engine import KeptEngine
 from pipeline import store
 from pipeline.config import load_part
 from pipeline.engines.engine import Backend
@@ -19,13 +20,15 @@ class EngineHolder:
     """Owns the run's engine service. It starts in the background as soon as a model exists whose shape it can take
     (weights are swapped in place later), so that its start overlaps training. Where training needs the engine's device
     (`engine.sleep_level` above 0) it starts with the first step that samples, and sleeps during the others. Where steps
-    run elsewhere and could not reach a service of this machine, each that samples starts its own."""
+    run elsewhere and could not reach a service of this machine, each that samples starts its own. One may wait for the
+    next run (flows/kept_engine.py)."""
 
     def __init__(self, log: Path, spec: dict[str, Any], workspace: Path, elsewhere: bool = False) -> None:
         self._part = load_part(spec, "engine", Backend)
         self._out_of_reach = elsewhere and not self._part.plugin.reachable
         self._log = log
         self._workspace = workspace
+        self._kept = KeptEngine(self._part, workspace, log)
         self._service: Any = None
         self._model: Path | None = None  # the folder the service was started with
         self._shares_device = self._part.of(self._part.plugin.shares_device)
@@ -38,6 +41,8 @@ class EngineHolder:
         """Start the service if a step to come will sample and nothing serves yet. Raises UserError for a model that it
         cannot serve, as soon as there is one: also where its start waits for the device.
         """
+        if self._part.plugin.start_service is None and self._wanted(remaining, done):
+            self._kept.clear()
         if self._model is not None or self._part.plugin.start_service is None or self._out_of_reach:
             return
         models = (a.path / "model" for a in done.values() if "model/generation_config.json" in a.manifest["files"])
@@ -56,9 +61,9 @@ class EngineHolder:
 
     def _begin(self) -> None:
         """The service is None where the user's own server serves."""
-        start = self._part.plugin.start_service
-        assert start is not None and self._model is not None
-        self._service = start(self._model, self._log, self._part.settings)
+        assert self._model is not None
+        self._service = self._kept.begin(self._model)
+        self._asleep = self._kept.resumed and self._shares_device
 
     def environment(self, step: Step, rests: bool = True) -> dict[str, str]:
         """What the step's process needs to use the service. Waits until it serves; starts it anew if it has died.
@@ -81,7 +86,6 @@ class EngineHolder:
             screen.say(f"note: the engine has ended ({self._log}); starting it again")
             self._service.stop()  # of several replicas, those that are left
             self._begin()
-            self._asleep = False
         try:
             self._wait_ready()
             self._served = True
@@ -133,7 +137,10 @@ class EngineHolder:
         if self._service is not None and self._waiting.locked():
             self._service.stop()
 
-    def close(self) -> None:
-        if self._service is not None:
-            self._service.stop()
-            self._service = None
+    def close(self, well: bool = False) -> None:
+        """well: the run came to its end, so that the engine may wait for the next one."""
+        service, self._service = self._service, None
+        awake = self._shares_device and not self._asleep
+        if service is not None and not (well and self._served and self._kept.leave(service, awake)):
+            service.stop()
+        self._kept.give_up()

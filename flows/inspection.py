@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows import results, screen, weekly
+from flows import kept_engine, results, screen, weekly
 from pipeline import files, gc, plan, runs, stage, store
 from pipeline.config import flat
 from pipeline.errors import UserError, command, nearest
@@ -52,6 +52,7 @@ def status(workspace: str, name: str | None) -> int:
 
 def _say_what_next(place: Path, run: runs.Run) -> None:
     """Where its report is, and the command that fits how the run stands."""
+    kept_engine.tell(place)
     written, outcome = runs.folder(place, run.name) / "report.md", runs.outcome(place, run)
     if written.exists():
         screen.say(f"\nreport: {written}")
@@ -92,6 +93,7 @@ def _all_runs(place: Path) -> int:
                  spare=("data", "recipe"))
     for problem in damaged:
         screen.say(f"damaged: {problem}")
+    kept_engine.tell(place)
     return 0
 
 
@@ -211,7 +213,7 @@ def compared(config: dict[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
     """
     stages = {name: {k: v for k, v in (node or {}).items() if k != "runtime"}
               for name, node in (config.get("stage") or {}).items()}
-    engine = {k: v for k, v in (config.get("engine") or {}).items() if k != "replicas"}
+    engine = {k: v for k, v in (config.get("engine") or {}).items() if k not in ("replicas", "keep_seconds")}
     data = {k: v for k, v in (config.get("data") or {}).items() if k != "added"}
     kept = {k: v for k, v in config.items() if k not in free}
     return {**kept, "engine": engine, "stage": stages, "data": data, "recipe": weekly.without(config.get("recipe"))}

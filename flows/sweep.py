@@ -18,7 +18,7 @@ from flows.inspection import load_run
 from flows.prepare import CheckedRun, prepare
 from flows.sweep_record import Arm, Sweep, folder, load, save
 from flows.sweep_words import arms, sweep_name
-from pipeline import files, runs, supervisor
+from pipeline import files, runs, supervisor, waiting
 from pipeline.errors import UserError
 
 _POLL = 0.2  # seconds between two looks at the running arms
@@ -143,7 +143,7 @@ def _start(arm: Arm, place: Path, logs: Path, shares: list[list[str]], job: int)
     bind = (lambda: os.sched_setaffinity(0, mine)) if mine else None
     log = logs / f"{arm.run}.log"
     log.unlink(missing_ok=True)  # of an earlier try; what the steps printed is kept with the run
-    watched = supervisor.command_line(command, log=log, grace=120)
+    watched = supervisor.command_line(command, log=log, grace=120, spare=waiting.folder(place))
     return subprocess.Popen(watched, env=environment, start_new_session=True, preexec_fn=bind)
 
 

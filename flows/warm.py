@@ -124,23 +124,29 @@ class Forked:
     """The supervisor of a step that is a fork: what the driver asks of a Popen."""
 
     def __init__(self, warm: Warm, pid: int) -> None:
-        self._warm, self._process = warm, psutil.Process(pid)
+        self._warm, self._pid = warm, pid
         self._code: int | None = None
+        try:
+            self._process: psutil.Process | None = psutil.Process(pid)
+        except psutil.NoSuchProcess:  # it was quick: its end is told already
+            self._process = None
 
     def poll(self, seconds: float) -> int | None:
         """The step's exit code, None while it runs. Raises Gone where the warm process ended, once the step has."""
         if self._code is None:
             try:
-                self._code = self._warm.code(self._process.pid, seconds)
+                self._code = self._warm.code(self._pid, seconds)
             except Gone:
-                psutil.wait_procs([self._process])  # it sees that its parent has gone
+                if self._process is not None:
+                    psutil.wait_procs([self._process])  # it sees that its parent has gone
                 raise
         return self._code
 
     def stop(self) -> None:
         """Have the supervisor end everything the stage has started, and wait."""
-        if self._code is None:
-            self._process.send_signal(signal.SIGTERM)
+        if self._code is None and self._process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(Gone):
                 while self.poll(_POLL_SECONDS) is None:
                     pass

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 
-from flows import screen
+from flows import kept_engine, screen
 from flows.inspection import folder_of, load_run
 from pipeline import runs
 from pipeline.errors import UserError, command, nearest
@@ -62,8 +62,14 @@ def _telling(place: Path, name: str) -> str:
     return max((s["name"] for s in steps), key=lambda s: (folder / f"{s}.log").stat().st_mtime, default="")
 
 
-def stop(workspace: str, name: str | None) -> int:
-    """End a run that is going on, as Ctrl-C in its terminal would; wait until it has ended."""
+def stop(workspace: str, name: str | None, engine: bool = False) -> int:
+    """End a run that is going on, as Ctrl-C in its terminal would, or the engine that waits for the next one; wait
+    until it has ended.
+    """
+    if engine:
+        if name is not None:
+            raise UserError("--engine: ends the engine that waits, which is no run's: leave RUN out")
+        return kept_engine.stop(folder_of(workspace))
     if name is None:
         raise UserError("RUN: missing, say which run; align status lists them")
     place = folder_of(workspace)

@@ -95,9 +95,9 @@ def sealed(content: dict[str, Any], name: str) -> dict[str, Any]:
     return {**content, name: seal(content, name)}
 
 
-def write_sealed(path: Path, content: dict[str, Any], durable: bool = True) -> None:
+def write_sealed(path: Path, content: dict[str, Any], durable: bool = True, mode: int = 0o666) -> None:
     """Write a mapping as JSON that carries its own hash: `read_sealed` sees whether the disk changed it."""
-    write_atomic(path, json.dumps(sealed(content, _SEAL)), durable)
+    write_atomic(path, json.dumps(sealed(content, _SEAL)), durable, mode)
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
@@ -162,9 +162,10 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         sync(path.parent)
 
 
-def write_atomic(path: Path, text: str, durable: bool = True) -> None:
-    """Write a small file in one go: see `replacing`."""
+def write_atomic(path: Path, text: str, durable: bool = True, mode: int = 0o666) -> None:
+    """Write a small file in one go: see `replacing`. mode: its rights, less what the umask takes."""
     with replacing(path, durable) as temporary:
+        temporary.touch(mode)  # before anything is in it
         temporary.write_text(text)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline import files
+from pipeline import files, waiting
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
@@ -31,12 +31,14 @@ _POLL_SECONDS = 0.5
 
 
 def command_line(command: list[str], *, log: Path | None, grace: float, timeout: float = 0,
-                 stdin: bool = False) -> list[str]:
+                 stdin: bool = False, spare: Path | None = None) -> list[str]:
     """The argv that runs `command` under a supervisor of its own. `log` gets its stdout and stderr, appended; `stdin`:
-    it reads the supervisor's standard input, else none.
+    it reads the supervisor's standard input, else none. `spare`: where an engine that waits (pipeline/waiting.py) may
+    outlive a command that ends with 0.
     """
     options = ["--grace", str(grace), "--timeout", str(timeout), "--parent", str(os.getpid())]
     options += (["--log", str(log)] if log else []) + (["--stdin"] if stdin else [])
+    options += ["--spare", str(spare)] if spare else []
     return [sys.executable, "-P", "-m", "pipeline.supervisor", *options, "--", *command]
 
 
@@ -49,17 +51,18 @@ def imports() -> dict[str, str]:
 
 
 def supervise(command: list[str], *, grace: float, timeout: float = 0, parent: int = 0, stdin: bool = False,
-              told: Callable[[], int | None] = lambda: None) -> int:
+              told: Callable[[], int | None] = lambda: None, spare: Path | None = None) -> int:
     """Run `command` in this process's care and return its exit code. Meant to be called by a process of its own.
 
+    parent: the pid whose end ends the command; 0: the parent's, -1: none, `told` says when.
     told: asked twice a second; the exit code with which to end the command now, None to go on.
     """
     return take_care(functools.partial(_started, command, stdin), grace=grace, timeout=timeout, parent=parent,
-                     told=told)
+                     told=told, spare=spare)
 
 
 def take_care(start: Callable[[], int], *, grace: float, timeout: float = 0, parent: int = 0,
-              told: Callable[[], int | None] = lambda: None) -> int:
+              told: Callable[[], int | None] = lambda: None, spare: Path | None = None) -> int:
     """As `supervise`, of what `start` begins: a child in a session of its own that calls `in_child`. It gives its pid.
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -68,7 +71,7 @@ def take_care(start: Callable[[], int], *, grace: float, timeout: float = 0, par
     parent = parent or os.getppid()
     deadline = time.monotonic() + timeout if timeout else None
     code = _wait(child, parent, deadline, grace, told)
-    _kill_descendants()
+    _kill_descendants(spare if code == 0 else None)
     return code
 
 
@@ -107,7 +110,7 @@ def _reason_to_stop(
     told = None if received is None else received.si_signo
     if told == signal.SIGINT:
         return 130
-    if told in (signal.SIGTERM, signal.SIGHUP) or os.getppid() != parent:
+    if told in (signal.SIGTERM, signal.SIGHUP) or parent not in (-1, os.getppid()):
         return 143
     return 124 if deadline is not None and now >= deadline else None
 
@@ -127,11 +130,14 @@ def _reap(child: int) -> int | None:
             found = code if code >= 0 else 128 - code
 
 
-def _kill_descendants() -> None:
-    """SIGKILL until none is left: a process may fork between the look and the kill."""
+def _kill_descendants(spare: Path | None = None) -> None:
+    """SIGKILL until none is left but what is spared: a process may fork between the look and the kill."""
     me = psutil.Process()
     for _ in range(100):
-        left = [p for p in me.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+        waits = (waiting.read(spare) if spare else None) or {"pids": ()}
+        roots = [keeper.process() for keeper in waiting.keepers(spare or Path(), waits)]
+        spared = {p for root in roots if root for p in (root, *root.children(recursive=True))}
+        left = [p for p in me.children(recursive=True) if p not in spared and p.status() != psutil.STATUS_ZOMBIE]
         if not left:
             return
         for process in left:
@@ -161,6 +167,7 @@ def _main() -> int:
     parser.add_argument("--log", type=Path, help="append the command's stdout and stderr to this file")
     parser.add_argument("--stdin", action="store_true", help="let the command read this process's standard input")
     parser.add_argument("--parent", type=int, default=0, help="pid whose end ends the command (default: the parent)")
+    parser.add_argument("--spare", type=Path, help="folder of an engine that may outlive a command that ends with 0")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
@@ -171,7 +178,8 @@ def _main() -> int:
             redirect(options.log)
     except OSError as error:
         return no_log(options.log, error)
-    return supervise(command, grace=options.grace, timeout=options.timeout, parent=options.parent, stdin=options.stdin)
+    return supervise(command, grace=options.grace, timeout=options.timeout, parent=options.parent, stdin=options.stdin,
+                     spare=options.spare)
 
 
 def no_log(log: Path, error: OSError) -> int:

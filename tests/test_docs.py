@@ -170,6 +170,9 @@ def test_every_align_command_runs(words: tuple[str, ...], workspace: Path):
         assert code == 0 or "no log" in shown, shown
     elif command == "options":
         assert called([command, *rest])[0] == 0
+    elif command == "stop":  # its option stands in the place of a run
+        code, shown = called([command, *rest, *options, f"workspace={workspace}"])
+        assert code == 0, shown
     elif command not in NOT_RUN:
         code, shown = called([command, *rest, f"workspace={workspace}"])
         assert code == 0, shown

@@ -15,7 +15,7 @@ PARTS = ("objectives", "selection", "negatives", "rewards", "replay", "engines",
          "worlds")
 # What every part may stand on. "" is the package itself (its version, its place on disk).
 BASE = {"", "errors", "clock", "files", "records", "tables", "columns", "config", "stage", "statistics", "logistic",
-        "markdown", "web", "supervisor", "hub", "weights", "gguf_header", "source", "code"}
+        "markdown", "web", "supervisor", "hub", "weights", "gguf_header", "source", "code", "waiting"}
 # What both sides of a contract stand on.
 CONTRACTS = tuple(f"{part}.contract" for part in ("objectives", "selection", "negatives", "rewards")) + (
     "engines.engine",)

@@ -94,6 +94,24 @@ class Service(Protocol):
 
 
 @dataclass(frozen=True)
+class Keeping:
+    """How a service may wait for the next run of its workspace (pipeline/waiting.py)."""
+
+    seconds: Callable[[Any], float]
+    """settings -> how long it waits, 0: not at all."""
+
+    start: Callable[[Path, Path, Any, Path], Service]
+    """(model folder, log file, settings, the folder whose lock the caller holds) -> a service that may wait."""
+
+    record: Callable[[Any, Path, Any], dict[str, Any]]
+    """(service, model folder, settings) -> what a later run needs to go on with it; `log`: where it writes."""
+
+    resume: Callable[[dict[str, Any], Path, Path, Any, Path], Service]
+    """(that record, the later run's model folder, log and settings, the folder) -> the service; raises
+    waiting.Unusable with why it will not do."""
+
+
+@dataclass(frozen=True)
 class Backend:
     """What a module in pipeline/engines declares as BACKEND."""
 
@@ -119,6 +137,9 @@ class Backend:
 
     reachable: bool = False
     """Whether its service answers on other machines, too."""
+
+    keeping: Keeping | None = None
+    """How its service may wait for the next run; None: it ends with the run."""
 
     beams: bool = False
     """Whether it takes requests with `beams` or `no_repeat_ngram`."""

@@ -79,8 +79,17 @@ class Writing:
 
     def end(self) -> None:
         """Wait until what was begun is written. Raises what the thread has raised."""
-        if self.thread is not None:
-            self.thread.join()
+        with self.ended():
+            pass
+
+    @contextlib.contextmanager
+    def ended(self) -> Iterator[None]:
+        """Whatever ends the body, what was begun is written first."""
+        try:
+            yield
+        finally:
+            if self.thread is not None:
+                self.thread.join()
         self.check()
 
 

@@ -33,9 +33,10 @@ from pipeline.training.settings import TrainerSettings, TrainRuntime, total_step
 
 WEIGHTS = ("every weight needs its gradient and two moments beside it; set the stage's trainer.adapter.kind=lora, or "
            "spread them with hardware.training.strategy=fsdp2 over more hardware.training.processes")
-WRITING = ("every tensor is made whole, 4 bytes a weight and 8 more in a checkpoint (with fsdp2 on the device first); "
-           "free memory and run the same command, which goes on from the last checkpoint where there is one, or train "
-           "anew with the stage's trainer.adapter.kind=lora")
+WRITING = ("every tensor is made whole, 4 bytes a weight and 8 more for the moments (with fsdp2 on the device first; a "
+           "checkpoint of several processes: each one's share, on the CPU); free memory and run the same command, "
+           "which goes on from the last checkpoint where there is one, or train anew with the stage's "
+           "trainer.adapter.kind=lora")
 
 
 _TIMES = 1000.0  # the first step's norm, and the norm that gradients are clipped to
@@ -132,7 +133,7 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
     window, writing = _Window(throughput.shape_of(model), peak), checkpoint.Writing()
     ids, learned = ids_of(examples), list(optim.trained(model).values())
     job.report.progress(at.step, steps, "steps")
-    with checkpoint.told_to_stop() as told:
+    with checkpoint.told_to_stop() as told, writing.ended():
         for step, chosen in enumerate(global_batches(ids, job.seed, settings.batch_size, at.step, steps), at.step):
             lr = settings.lr * lr_factor(settings, first + step, last)
             batch, values = _step(model, optimizer, learned, task, [examples[i] for i in chosen], step, lr, job, seen)
@@ -155,7 +156,6 @@ def fit(model: Any, examples: Sequence[Example], task: gradients.Task, job: Job)
                 if stop:
                     writing.end()
                     raise SystemExit(128 + signal.SIGTERM)
-    writing.end()
     world.settle()
     return Outcome(optimizer, steps, first + steps, averages)
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline import clock
 from pipeline.errors import UserError
+from pipeline.training import shards
 from pipeline.training.distribute import like
 from pipeline.training.settings import TrainerSettings
 
@@ -65,10 +66,10 @@ def save_folder(folder: Path, tensors: dict[str, Tensor], updates: int) -> None:
 
 @clock.spending(clock.LOAD)
 def load_folder(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> int:
-    """Load what `save_folder` wrote. Returns the number of updates made so far."""
+    """Load what `save_folder` wrote; of sharded weights each process reads its rows. Returns the updates so far."""
     if not (folder / STATE).is_file():
         raise UserError(f"{folder}: no {STATE}, expected the optimizer folder of a train_preference artifact "
                         "made with keep_optimizer: true")
     updates = int(json.loads((folder / STATE).read_text())["updates"])
-    load_state(model, optimizer, load_file(folder / TENSORS), updates)
+    load_state(model, optimizer, shards.Saved.of([folder / TENSORS]).load(trained(model)), updates)
     return updates

@@ -69,7 +69,7 @@ class Saved:
         return {name: self._like(name, live.get(name, live.get(name.partition(".")[2]))) for name in self.places}
 
     def _like(self, name: str, parameter: Tensor | None) -> Tensor:
-        if not isinstance(parameter, DTensor):
+        if not isinstance(parameter, DTensor) or self._shape(name) != list(parameter.shape):
             return self._read(name)
         mesh, local = parameter.device_mesh, parameter.to_local()
         if local.numel():
@@ -77,13 +77,17 @@ class Saved:
         return DTensor.from_local(local, mesh, parameter.placements, run_check=False, shape=parameter.shape,
                                   stride=parameter.stride())
 
+    def _shape(self, name: str) -> list[int]:
+        shapes = [file.get_slice(name).get_shape() for file in self.places[name]]
+        return [sum(shape[0] for shape in shapes), *shapes[0][1:]]
+
     def _read(self, name: str, wanted: tuple[int, int] | None = None) -> Tensor:
         """Rows [start, stop) of a tensor, None: all of it."""
-        found, first = [], 0
-        for file in self.places[name]:
+        files, found, first = self.places[name], [], 0
+        if wanted is None and len(files) == 1:  # a number, too
+            return files[0].get_tensor(name)
+        for file in files:
             part = file.get_slice(name)
-            if not part.get_shape():  # a number
-                return file.get_tensor(name)
             length = part.get_shape()[0]
             start, stop = wanted or (0, first + length)
             low, high = max(start - first, 0), min(stop - first, length)

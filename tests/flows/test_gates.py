@@ -65,7 +65,8 @@ def config(world: Path, action: str, iterations: int = 3) -> dict:
     return {
         "recipe": recipe, "iterations": iterations, "seed": 0, "stage": stages, "tracking": {"wandb": None},
         "engine": {"module": "pipeline.engines.transformers"}, "choices": {"recipe": "gated"},
-        "hardware": {"grace_seconds": 5.0, "timeout_minutes": 2.0, "warm_workers": False},
+        "hardware": {"grace_seconds": 5.0, "timeout_minutes": 2.0, "warm_workers": False,
+                     "training": {"device": "cpu"}},
     }
 
 

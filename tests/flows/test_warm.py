@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from flows.driver import Driver
-from flows.warm import Gone, Warm
+from flows.warm import Forked, Gone, Warm
 from pipeline import plan, runs, tables
 from pipeline import warm as parent
 from pipeline.records import Completion, Group, Message
@@ -179,6 +179,17 @@ def test_a_run_whose_warm_process_dies_goes_on_cold(two_steps, tmp_path, monkeyp
 
 def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_step_that_has_ended_before_it_is_looked_at(warmed, fork):
+    """Its supervisor is gone when the driver asks the system for it; how it ended is known all the same."""
+    step = fork()
+    while step.poll(0.1) is None:
+        pass
+    warmed._codes[step._pid] = 0  # as it is told once
+    late = Forked(warmed, step._pid)
+    late.stop()  # there is nothing to stop
+    assert late._process is None and late.poll(0.1) == 0
 
 
 def test_what_rows_need_is_imported_before_the_fork():

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
+from pipeline.errors import UserError
 from pipeline.training import checkpoint, distribute, optim, shards
 from pipeline.training.checkpoint import Loaded, Writing
 from pipeline.training.gradients import World
@@ -73,25 +74,45 @@ def test_only_the_rows_asked_for_are_read(tmp_path):
     assert asked == [slice(2, 3), slice(0, 2)]
 
 
-def test_sharded_weights_get_their_rows(tiny, tmp_path):
+@pytest.fixture
+def sharded(tiny):
+    """A model under FSDP2 in this one process, and its optimizer."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    model = tiny.llama(seed=1)
+    distribute.shard(model, init_device_mesh("cpu", (1,)), MixedPrecisionPolicy())
+    yield model, optim.adamw(model, TrainerSettings())
+    torch.distributed.destroy_process_group()
+
+
+def same_moments(sharded, model, optimizer) -> None:
+    live, (other, own) = optim.trained(model), sharded
+    for name, p in optim.trained(other).items():
+        for moment in ("exp_avg", "exp_avg_sq"):
+            found = own.state[p][moment]
+            assert isinstance(found, DTensor) and torch.equal(found.to_local(), optimizer.state[live[name]][moment])
+
+
+def test_sharded_weights_get_their_rows(tiny, sharded, tmp_path):
     """Weights and both moments of a model under FSDP2, from the files of two that had them whole."""
     model, optimizer = stepped(tiny)
     both_save(tmp_path, model, optimizer, Loaded(3, 9, {"shift": torch.tensor(0.5)}))
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        other = tiny.llama(seed=1)
-        distribute.shard(other, init_device_mesh("cpu", (1,)), MixedPrecisionPolicy())
-        own = optim.adamw(other, TrainerSettings())
-        at = checkpoint.load(tmp_path / "step-00000003", other, own)
-        assert at == Loaded(3, 9, {"shift": torch.tensor(0.5)})
-        live = optim.trained(model)
-        for name, p in optim.trained(other).items():
-            assert isinstance(p, DTensor) and isinstance(own.state[p]["exp_avg"], DTensor)
-            assert torch.equal(p.to_local(), live[name])
-            for moment in ("exp_avg", "exp_avg_sq"):
-                assert torch.equal(own.state[p][moment].to_local(), optimizer.state[live[name]][moment])
-    finally:
-        torch.distributed.destroy_process_group()
+    assert checkpoint.load(tmp_path / "step-00000003", *sharded) == Loaded(3, 9, {"shift": torch.tensor(0.5)})
+    same_moments(sharded, model, optimizer)
+    live = optim.trained(model)
+    assert all(torch.equal(p.to_local(), live[name]) for name, p in optim.trained(sharded[0]).items())
+
+
+def test_so_do_moments_of_an_earlier_step(tiny, sharded, tmp_path):
+    """And those of another model are told by their shapes."""
+    model, optimizer = stepped(tiny)
+    tensors = optim.state_tensors(model, optimizer)
+    optim.save_folder(tmp_path, tensors, 9)
+    assert optim.load_folder(tmp_path, *sharded) == 9
+    same_moments(sharded, model, optimizer)
+    name = next(iter(tensors))
+    optim.save_folder(tmp_path, {**tensors, name: tensors[name][:-1].clone()}, 9)
+    with pytest.raises(UserError, match=f"no state of the shape .* for {name.partition('.')[2]}"):
+        optim.load_folder(tmp_path, *sharded)
 
 
 def both_save(folder, model, optimizer, at: Loaded, keep: int = 2, writing=(None, None)) -> None:
@@ -191,3 +212,17 @@ def test_checkpoints_take_a_twentieth_of_the_time():
 def test_files_of_two_and_the_file_of_one_have_other_names():
     assert shards.file_of("model.safetensors", 0, 1) == "model.safetensors"
     assert shards.file_of("model.safetensors", 1, 16) == "model.00001-of-00016.safetensors"
+
+
+def test_an_error_in_training_lets_the_thread_end(tmp_path):
+    """A checkpoint of a good step, begun before a loss that is not finite: it is there to go on from."""
+    writing = Writing()
+
+    def slowly() -> None:
+        time.sleep(0.05)
+        (tmp_path / "done").touch()
+
+    with pytest.raises(ValueError, match="not finite"), writing.ended():
+        writing.start(slowly)
+        raise ValueError("not finite")
+    assert (tmp_path / "done").exists()

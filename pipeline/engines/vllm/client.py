@@ -18,7 +18,7 @@ from pipeline.engines.engine import FACTS, Answer, Request, Sample, adapter_base
 from pipeline.engines.vllm import service
 from pipeline.errors import UserError
 
-_NOT_ARCHITECTURE = {"transformers_version", "torch_dtype", "dtype", "_name_or_path", "use_cache"}
+NOT_ARCHITECTURE = {"transformers_version", "torch_dtype", "dtype", "_name_or_path", "use_cache"}
 _SEQUENCES = 256  # in one forward pass of a server that does not say
 _ABORTED = "abort"  # vLLM's finish_reason for what was in flight when it was told to stop
 _OTHER_LOAD = 409  # what vllm_server answers where other weights have been loaded since
@@ -222,7 +222,7 @@ def _same_architecture(served: Path, model: Path, url: str) -> None:
 
 
 def _differing(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return [k for k in sorted({*was, *now} - _NOT_ARCHITECTURE) if was.get(k) != now.get(k)]
+    return [k for k in sorted({*was, *now} - NOT_ARCHITECTURE) if was.get(k) != now.get(k)]
 
 
 def healthy(url: str) -> bool:

@@ -30,6 +30,7 @@ from pipeline.engines.vllm import client, served
 from pipeline.engines.vllm import service as vllm_service
 from pipeline.engines.vllm.client import Server
 from pipeline.engines.vllm.dispatch import Dispatcher, Lane, ServerLost
+from pipeline.engines.vllm.kept import KEEPING
 from pipeline.engines.vllm.servers import Keepers, servers_at
 from pipeline.engines.vllm.service import Service, Settings
 from pipeline.errors import UserError
@@ -268,4 +269,4 @@ def _ask(server: Server, requests: list[Request], connections: set, decode: Call
 
 
 BACKEND = Backend(Settings, open_engine, start_service, check_service, findings, refuse_model,
-                  shares_device=lambda s: s.sleep_level > 0)
+                  shares_device=lambda s: s.sleep_level > 0, keeping=KEEPING)

@@ -40,6 +40,9 @@ class Settings(vllm_service.Settings):
     gpus_per_replica: int = setting(0, low=0)  # more than one: also arguments=[--tensor-parallel-size, N]
     cpus_per_replica: int = setting(1, low=0)  # that Ray sets aside
 
+    def check(self) -> list[tuple[str, str]]:
+        return [*super().check(), *([("keep_seconds", "expected 0, actors end too")] if self.keep_seconds else [])]
+
 
 class RayService:
     """The actors of a run, held by a process of their own: as long as it lives, they do."""

