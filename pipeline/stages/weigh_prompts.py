@@ -21,10 +21,10 @@ from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.records import Group
 from pipeline.stage import Context, Stage, derive_seed
-from pipeline.training.settings import TrainRuntime
+from pipeline.training.settings import TrainRuntime, processes
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from pipeline.training.gradients import World
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,10 @@ def run(context: Context) -> None:
         raise UserError(f"weigh_prompts: found {sum(up)} thumbs-up and {len(up) - sum(up)} thumbs-down, expected both; "
                         "set train.weigh_prompts=false")
     seen = _sampled(judged, settings.sample, context.seed)
-    ratios = density_ratios(_embeddings(context, judged).numpy(), up, seen, settings.penalty)
+    world, features = _embeddings(context, judged)
+    if not world.first:
+        return
+    ratios = density_ratios(features, up, seen, settings.penalty)
     weights = {group.id: min(settings.high, max(settings.low, ratio))
                for group, ratio, wanted in zip(judged, ratios, up, strict=True) if not wanted}
     columns.write_part(context.out / "weights", 0, (
@@ -91,26 +94,30 @@ def _sampled(groups: Sequence[Group], most: int, seed: int) -> list[int]:
     return [i for wanted in (True, False) for i in [i for i in order if groups[i].label is wanted][:most]]
 
 
-def _embeddings(context: Context, groups: Sequence[Group]) -> Tensor:
-    """(N, H) float32, mean final hidden state over a prompt's tokens."""
+def _embeddings(context: Context, groups: Sequence[Group]) -> tuple[World, np.ndarray]:
+    """The processes that shared the passes, and (N, H) float32, mean final hidden state over a prompt's tokens."""
     import torch
 
     from pipeline.lm import folders, forward, logps, packed
     from pipeline.lm.examples import Example
+    from pipeline.training import distribute, frozen
 
-    device, runtime = folders.prepare_machine(context.runtime), context.runtime
+    runtime = context.runtime
+    world, device = distribute.join(runtime, folders.prepare_machine(runtime))
     model = logps.open_frozen(context.one("model"), device, runtime, "float32")
     prompts = [np.asarray(group.prompt_ids, np.int32) for group in groups]
     examples = [Example(g.id, ids, (ids[:1],)) for g, ids in zip(groups, prompts, strict=True)]  # any one more token
-    found, done = torch.empty(len(groups), model.config.get_text_config().hidden_size), 0
-    for micro in packed.micro_batches(examples, runtime.tokens_per_batch):
+    own: list[list[np.ndarray]] = [[] for _ in groups]
+    shares, done = packed.micro_batches(examples, runtime.tokens_per_batch)[frozen.share(world)], 0
+    for micro in shares:
         with torch.no_grad():
             states = forward.states_of_sequences(model, forward.collate([examples[i] for i in micro], device))
-            found[micro] = torch.stack([one.float().mean(dim=0) for one in states]).cpu()
+            for i, mean in zip(micro, torch.stack([one.float().mean(dim=0) for one in states]).cpu(), strict=True):
+                own[i] = [mean.numpy()]
         done += len(micro)
-        context.report.progress(done, len(groups), "prompts")
-    return found
+        context.report.progress(done, sum(map(len, shares)), "prompts")
+    return world, np.stack([mean for (mean,) in frozen.together(world, own)])
 
 
 STAGE = Stage(Settings, run, version=4, inputs={"model": "one", "groups": "many"}, seeded=True, runtime=TrainRuntime,
-              devices=1)
+              distributed=True, devices=processes)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,6 +103,15 @@ def test_pair_logps(world, both):
     one, two = both("pair_logps", FLOAT, model=world.policy, reference=world.reference, seen=world.few,
                     held_out=world.few)
     assert len(written(one)) == 3 and written(one) == written(two) and counts(one) == counts(two)
+
+
+def test_weigh_prompts(world, both, tmp_path):
+    """The mean states of 40 prompts, on which the classifier stands."""
+    judged = [replace(group, completions=group.completions[:1], label=i % 2 == 0,
+                      prompt_ids=(1, 4, *range(30, 40 + i), 5)) for i, group in enumerate(groups(40))]
+    one, two = both("weigh_prompts", {}, model=world.policy, groups=given.write(tmp_path / "judged", judged).path)
+    assert written(one) == written(two) and counts(one) == counts(two)
+    assert counts(two)["weighed"] == 20 and counts(two)["weight_mean"] != 1.0
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
