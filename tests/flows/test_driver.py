@@ -189,8 +189,9 @@ def test_a_step_that_lost_its_engine_is_tried_once_more(lost, two_steps, monkeyp
     run = runs.load(workspace, "shown")
     steps = plan.steps_of(run)
     walking = Driver(workspace, run, steps)
-    walking.engine = SimpleNamespace(environment=lambda step, rests: {}, lost=lambda step: lost, close=lambda well: None,
-                                     warm_up=lambda remaining, done: None, give_up=lambda: None)
+    walking.engine = SimpleNamespace(environment=lambda step, rests: {}, lost=lambda step: lost,
+                                     close=lambda well: None, warm_up=lambda remaining, done: None,
+                                     give_up=lambda: None)
 
     def fails(place, item, *more):
         told.append(item.step.name)
