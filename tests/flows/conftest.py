@@ -16,6 +16,7 @@ import pytest
 from flows.prefect_side import _answers as answers
 from flows.prefect_side import environment as prefect_environment
 from pipeline import plan, runs, supervisor
+from tests.flows import launched
 
 ROOT = Path(__file__).parent.parent.parent
 ROWS = {"sft": 96, "pref": 64, "unlabeled": 96, "eval": 12}
@@ -134,12 +135,16 @@ def two_steps(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def drive(warm: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
     """drive(workspace, PREFECT_API_URL=...) -> the driver's process for the run "shown", its output as text."""
+    return lambda workspace, **environment: launched.drive(workspace, {**warm, **environment}, warm["PYTHONPATH"])
 
-    def call(workspace: Path, **environment: str) -> subprocess.Popen[str]:
-        given = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT")}
-        paths = f"{workspace.parent / 'world'}:{warm['PYTHONPATH']}"
-        return subprocess.Popen([sys.executable, "-m", "flows.driver", str(workspace), "shown", ""], text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                env={**given, **warm, "PYTHONPATH": paths, **environment})
 
-    return call
+@pytest.fixture
+def held(two_steps: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Path]:
+    """A workspace whose second step goes on as long as the file, the second path, is there."""
+    return launched.slow(two_steps, monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def drive_cold(prefect: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
+    """As `drive`, but each step of the run is a process of its own that starts cold, as a user's does."""
+    return lambda workspace, **environment: launched.drive(workspace, {**prefect, **environment})

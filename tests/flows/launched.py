@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -38,13 +39,15 @@ def through(workspace: Path, module: str, **settings: Any) -> None:
     runs.save(workspace, replace(run, config={**run.config, "launcher": spec}))
 
 
-def drive(workspace: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
-    """The driver of the run "shown", its output as text. Its steps start cold, as a user's do: kills mean something."""
+def drive(workspace: Path, environment: dict[str, str], path: str = str(ROOT)) -> subprocess.Popen[str]:
+    """The driver of the run "shown", its output as text. Its steps start cold, as a user's do: kills mean something;
+    warm with the environment and the path of the tests' warm server.
+    """
     given = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
-    paths = os.pathsep.join([str(workspace.parent / "world"), str(ROOT)])
+    paths = os.pathsep.join([str(workspace.parent / "world"), path])
     return subprocess.Popen([sys.executable, "-m", "flows.driver", str(workspace), "shown", ""], text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            env={**given, "PYTHONPATH": paths, **environment})
+                            env={**given, **environment, "PYTHONPATH": paths})
 
 
 def slow(two_steps: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, place: Path) -> tuple[Path, Path]:
@@ -56,6 +59,15 @@ def slow(two_steps: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, place:
     monkeypatch.syspath_prepend(place / "world")
     sys.modules.pop("slow", None)
     return two_steps("slow.words"), wait
+
+
+def orphan(workspace: Path, wait: Path, driver: subprocess.Popen[str], seconds: float) -> None:
+    """Kill the driver while the second step works, wait so long for the step to end by itself, let the next one end."""
+    until(lambda: working(wait))
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    until(lambda: not processes(workspace), seconds)
+    wait.unlink()
 
 
 def until(what: Callable[[], Any], seconds: float = 60) -> Any:

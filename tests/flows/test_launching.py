@@ -13,47 +13,32 @@ from pipeline.errors import UserError
 from tests.flows import launched
 
 
-@pytest.fixture
-def held(two_steps, monkeypatch, tmp_path):
-    return launched.slow(two_steps, monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def drive(prefect):
-    return lambda workspace, **environment: launched.drive(workspace, {**prefect, **environment})
-
-
-def test_the_artifacts_are_those_of_this_machine(two_steps, drive):
+def test_the_artifacts_are_those_of_this_machine(two_steps, drive_cold):
     """Through a shell that reads a text, in a workspace that needs quotes; the key of a judge goes along."""
     workspace = two_steps()
-    assert drive(workspace).wait(60) == 0
+    assert drive_cold(workspace).wait(60) == 0
     here = launched.payload(workspace)
     moved = workspace.rename(workspace.with_name("here"))
     assert len(here) > 3 and moved.exists()
     workspace = two_steps()
     launched.through(workspace, "command", prefix=["sh", "-c", "exec env -u ALIGNLOOP_X {command}"])
-    driver = drive(workspace)
+    driver = drive_cold(workspace)
     assert driver.communicate(timeout=60)[0] and driver.returncode == 0
     assert launched.payload(workspace) == here
 
 
-def test_after_the_drivers_death_the_step_ends_and_the_same_command_goes_on(held, drive):
+def test_after_the_drivers_death_the_step_ends_and_the_same_command_goes_on(held, drive_cold):
     workspace, wait = held
     launched.through(workspace, "command", prefix=["env", "X=1"], lost_seconds=60.0)
-    driver = drive(workspace)
-    launched.until(lambda: launched.working(wait))
-    driver.send_signal(signal.SIGKILL)
-    driver.communicate()
-    launched.until(lambda: not launched.processes(workspace), 10)
-    wait.unlink()
-    assert drive(workspace).wait(60) == 0
+    launched.orphan(workspace, wait, drive_cold(workspace), 10)
+    assert drive_cold(workspace).wait(60) == 0
     assert launched.started(workspace) == ["data", "scores", "scores"]
 
 
-def test_a_stopped_run_leaves_nothing(held, drive):
+def test_a_stopped_run_leaves_nothing(held, drive_cold):
     workspace, wait = held
     launched.through(workspace, "command", prefix=["sh", "-c", "{command}; exit $?"])
-    driver = drive(workspace)
+    driver = drive_cold(workspace)
     launched.until(lambda: launched.working(wait))
     driver.send_signal(signal.SIGINT)
     driver.communicate(timeout=30)
@@ -65,27 +50,27 @@ def test_a_stopped_run_leaves_nothing(held, drive):
     ("pipeline.worker", "scores failed: it was killed, most often because memory ran out"),
     ("launchers.node", "scores failed: `env X=1` ended with exit code 137 while the step ran on"),
 ])
-def test_a_kill_on_the_node_is_one_line_and_the_same_command_goes_on(held, drive, victim, said):
+def test_a_kill_on_the_node_is_one_line_and_the_same_command_goes_on(held, drive_cold, victim, said):
     workspace, wait = held
     launched.through(workspace, "command", prefix=["env", "X=1"])
-    driver = drive(workspace)
+    driver = drive_cold(workspace)
     launched.until(lambda: launched.working(wait))
     inner = [p for p in launched.processes(workspace, victim) if "supervisor" not in " ".join(p.cmdline())]
     inner[-1].kill()
     printed = driver.communicate(timeout=60)[0]
     assert driver.returncode == 1 and said in " ".join(printed.split()) and "Traceback" not in printed
     wait.unlink()
-    assert drive(workspace).wait(60) == 0
+    assert drive_cold(workspace).wait(60) == 0
 
 
 @pytest.mark.parametrize("prefix, said", [
     (["false"], "`false` ended with exit code 1 before the step began; try by hand: false true"),
     (["sh", "-c", "exec {command} </dev/null"], "nothing came through standard input; let the launcher's prefix pass"),
 ])
-def test_a_prefix_that_does_not_work_is_told(two_steps, drive, prefix, said):
+def test_a_prefix_that_does_not_work_is_told(two_steps, drive_cold, prefix, said):
     workspace = two_steps()
     launched.through(workspace, "command", prefix=prefix)
-    driver = drive(workspace)
+    driver = drive_cold(workspace)
     assert said in " ".join(driver.communicate(timeout=60)[0].split()) and driver.returncode == 1
 
 

@@ -43,49 +43,34 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process.communicate(timeout=60)
 
 
-@pytest.fixture
-def held(two_steps, monkeypatch, tmp_path):
-    return launched.slow(two_steps, monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def drive(prefect):
-    return lambda workspace: launched.drive(workspace, prefect)
-
-
-def test_the_artifacts_are_those_of_this_machine(two_steps, drive, cluster):
+def test_the_artifacts_are_those_of_this_machine(two_steps, drive_cold, cluster):
     """The second node alone has what the steps ask for."""
     workspace = two_steps()
-    assert drive(workspace).wait(60) == 0
+    assert drive_cold(workspace).wait(60) == 0
     here = launched.payload(workspace)
     workspace.rename(workspace.with_name("here"))
     workspace = two_steps()
     launched.through(workspace, "ray", address=cluster, data={"cpus": 2, "resources": {"second": 1}})
-    driver = drive(workspace)
+    driver = drive_cold(workspace)
     assert driver.communicate(timeout=120)[0] and driver.returncode == 0
     assert launched.payload(workspace) == here
 
 
 @pytest.mark.long
-def test_after_the_drivers_death_the_step_ends_and_the_same_command_goes_on(held, drive, cluster):
+def test_after_the_drivers_death_the_step_ends_and_the_same_command_goes_on(held, drive_cold, cluster):
     workspace, wait = held
     launched.through(workspace, "ray", address=cluster, lost_seconds=60.0)
-    driver = drive(workspace)
-    launched.until(lambda: launched.working(wait))
-    driver.send_signal(signal.SIGKILL)
-    driver.communicate()
-    launched.until(lambda: not launched.processes(workspace), 30)
-    wait.unlink()
-    assert drive(workspace).wait(60) == 0
+    launched.orphan(workspace, wait, drive_cold(workspace), 30)
+    assert drive_cold(workspace).wait(60) == 0
     assert launched.started(workspace) == ["data", "scores", "scores"]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("number, left", [(signal.SIGINT, 0), (signal.SIGTERM, 0)])
-def test_a_stopped_run_leaves_nothing(held, drive, cluster, number, left):
+def test_a_stopped_run_leaves_nothing(held, drive_cold, cluster, number, left):
     workspace, wait = held
     launched.through(workspace, "ray", address=cluster)
-    driver = drive(workspace)
+    driver = drive_cold(workspace)
     launched.until(lambda: launched.working(wait))
     driver.send_signal(number)
     driver.communicate(timeout=60)
@@ -97,10 +82,10 @@ def test_a_stopped_run_leaves_nothing(held, drive, cluster, number, left):
     ("pipeline.worker", "scores failed: it was killed, most often because memory ran out"),
     ("pipeline.launchers.node", "scores failed: the task on Ray ended with exit code"),
 ])
-def test_a_kill_on_the_node_is_one_line_and_the_same_command_goes_on(held, drive, cluster, victim, said):
+def test_a_kill_on_the_node_is_one_line_and_the_same_command_goes_on(held, drive_cold, cluster, victim, said):
     workspace, wait = held
     launched.through(workspace, "ray", address=cluster)
-    driver = drive(workspace)
+    driver = drive_cold(workspace)
     launched.until(lambda: launched.working(wait))
     inner = [p for p in launched.processes(workspace, f"-m {victim} ")
              if "supervisor" not in " ".join(p.cmdline()) and "ray_host" not in " ".join(p.cmdline())]
@@ -108,14 +93,14 @@ def test_a_kill_on_the_node_is_one_line_and_the_same_command_goes_on(held, drive
     printed = driver.communicate(timeout=60)[0]
     assert driver.returncode == 1 and said in " ".join(printed.split()) and "Traceback" not in printed
     wait.unlink()
-    assert drive(workspace).wait(60) == 0
+    assert drive_cold(workspace).wait(60) == 0
 
 
 @pytest.mark.long
-def test_what_the_cluster_does_not_have_is_told(two_steps, drive, cluster):
+def test_what_the_cluster_does_not_have_is_told(two_steps, drive_cold, cluster):
     workspace = two_steps()
     launched.through(workspace, "ray", address=cluster, data={"gpus": 1})
-    printed = " ".join(drive(workspace).communicate(timeout=60)[0].split())
+    printed = " ".join(drive_cold(workspace).communicate(timeout=60)[0].split())
     assert "the cluster has 0 GPU, the step asks for 1 x 1 (launcher.train, sample, model, data)" in printed
 
 

@@ -25,16 +25,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture
-def held(two_steps, monkeypatch, tmp_path):
-    return launched.slow(two_steps, monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def drive(prefect):
-    return lambda workspace, **environment: launched.drive(workspace, {**prefect, **environment})
-
-
-@pytest.fixture
 def submitted(cluster) -> Callable[[], int]:
     """The number of jobs that were submitted in this test."""
     before = len(slurm_cluster.jobs(cluster))
@@ -45,41 +35,41 @@ def log(workspace: Path, step: str) -> str:
     return runs.log_path(workspace, "shown", step).read_text()
 
 
-def test_the_artifacts_are_those_of_this_machine(two_steps, drive, cluster, submitted):
+def test_the_artifacts_are_those_of_this_machine(two_steps, drive_cold, cluster, submitted):
     workspace = two_steps()
-    assert drive(workspace).wait(60) == 0
+    assert drive_cold(workspace).wait(60) == 0
     here = launched.payload(workspace)
     workspace.rename(workspace.with_name("here"))
     workspace = two_steps()
     launched.through(workspace, "slurm", poll_seconds=0.5, data={"cpus": 2, "minutes": 5, "memory_gb": 0.5})
-    driver = drive(workspace, **cluster)
+    driver = drive_cold(workspace, **cluster)
     assert driver.communicate(timeout=60)[0] and driver.returncode == 0
     assert launched.payload(workspace) == here and submitted() == 2
     assert "submitted as Slurm's job" in log(workspace, "scores")
 
 
-def test_the_same_command_finds_the_job_of_a_driver_that_died(held, drive, cluster, submitted):
+def test_the_same_command_finds_the_job_of_a_driver_that_died(held, drive_cold, cluster, submitted):
     """The first time it still runs; the second time it has finished while nobody was there."""
     workspace, wait = held
     launched.through(workspace, "slurm", poll_seconds=0.5)
     for found in (lambda: launched.working(wait), lambda: "nothing is submitted" in log(workspace, "scores")):
-        driver = drive(workspace, **cluster)
+        driver = drive_cold(workspace, **cluster)
         launched.until(found)
         driver.send_signal(signal.SIGKILL)
         driver.communicate()
     wait.unlink()
     launched.until(lambda: not slurm_cluster.jobs(cluster, *LIVE))
-    driver = drive(workspace, **cluster)
+    driver = drive_cold(workspace, **cluster)
     assert driver.communicate(timeout=60)[0] and driver.returncode == 0
     assert submitted() == 2
     assert log(workspace, "scores").count("of an earlier run works at it, or has; nothing is submitted") == 2
 
 
 @pytest.mark.long
-def test_a_stopped_run_leaves_no_job(held, drive, cluster):
+def test_a_stopped_run_leaves_no_job(held, drive_cold, cluster):
     workspace, wait = held
     launched.through(workspace, "slurm", poll_seconds=0.5)
-    driver = drive(workspace, **cluster)
+    driver = drive_cold(workspace, **cluster)
     launched.until(lambda: launched.working(wait))
     driver.send_signal(signal.SIGINT)
     driver.communicate(timeout=60)
@@ -87,11 +77,11 @@ def test_a_stopped_run_leaves_no_job(held, drive, cluster):
 
 
 @pytest.mark.long
-def test_a_job_that_cannot_start_yet_is_waited_for_and_taken_back(two_steps, drive, cluster):
+def test_a_job_that_cannot_start_yet_is_waited_for_and_taken_back(two_steps, drive_cold, cluster):
     """It asks for a day that has not come: the screen says that it is pending, and a stop cancels it."""
     workspace = two_steps()
     launched.through(workspace, "slurm", poll_seconds=0.5, flags=["--begin=now+1day"])
-    driver = drive(workspace, **cluster)
+    driver = drive_cold(workspace, **cluster)
     launched.until(lambda: slurm_cluster.jobs(cluster, "PENDING"))
     driver.send_signal(signal.SIGTERM)
     driver.communicate(timeout=60)
@@ -103,10 +93,10 @@ def test_a_job_that_cannot_start_yet_is_waited_for_and_taken_back(two_steps, dri
     ("scancel", "was cancelled; go on"),
     ("worker", "scores failed: it was killed, most often because memory ran out"),
 ])
-def test_what_happened_to_a_job_is_one_line_and_the_same_command_goes_on(held, drive, cluster, end, said):
+def test_what_happened_to_a_job_is_one_line_and_the_same_command_goes_on(held, drive_cold, cluster, end, said):
     workspace, wait = held
     launched.through(workspace, "slurm", poll_seconds=0.5)
-    driver = drive(workspace, **cluster)
+    driver = drive_cold(workspace, **cluster)
     launched.until(lambda: launched.working(wait))
     if end == "scancel":
         slurm_cluster.asked(cluster, "scancel", *slurm_cluster.jobs(cluster, "RUNNING"))
@@ -116,18 +106,18 @@ def test_what_happened_to_a_job_is_one_line_and_the_same_command_goes_on(held, d
     printed = driver.communicate(timeout=60)[0]
     assert driver.returncode == 1 and said in " ".join(printed.split()) and "Traceback" not in printed
     wait.unlink()
-    assert drive(workspace, **cluster).wait(60) == 0
+    assert drive_cold(workspace, **cluster).wait(60) == 0
 
 
 @pytest.mark.long
-def test_a_job_out_of_time_is_told_and_goes_on_when_it_may_be_submitted_again(held, drive, cluster, submitted):
+def test_a_job_out_of_time_is_told_and_goes_on_when_it_may_be_submitted_again(held, drive_cold, cluster, submitted):
     """Slurm counts whole minutes."""
     workspace, wait = held
     launched.through(workspace, "slurm", poll_seconds=0.5, data={"minutes": 1})
-    printed = drive(workspace, **cluster).communicate(timeout=200)[0]
+    printed = drive_cold(workspace, **cluster).communicate(timeout=200)[0]
     assert "ran out of time after 1 minutes; more: launcher.data.minutes" in " ".join(printed.split())
     launched.through(workspace, "slurm", poll_seconds=0.5, data={"minutes": 1}, again=1)
-    driver = drive(workspace, **cluster)
+    driver = drive_cold(workspace, **cluster)
     launched.until(lambda: "submitted again, it goes on from there" in log(workspace, "scores"), 200)
     wait.unlink()
     assert driver.communicate(timeout=60)[0] and driver.returncode == 0
@@ -135,11 +125,11 @@ def test_a_job_out_of_time_is_told_and_goes_on_when_it_may_be_submitted_again(he
 
 
 @pytest.mark.long
-def test_a_lost_node_is_told(held, drive, cluster):
+def test_a_lost_node_is_told(held, drive_cold, cluster):
     """Its daemon and the step's processes end at once, as when the machine does."""
     workspace, wait = held
     launched.through(workspace, "slurm", poll_seconds=0.5, requeue=False, flags=["--nodelist=two"])
-    driver = drive(workspace, **cluster)
+    driver = drive_cold(workspace, **cluster)
     launched.until(lambda: launched.working(wait))
     subprocess.run(["scontrol", "update", "NodeName=two", "State=DOWN", "Reason=test"], check=True,
                    env={**os.environ, **cluster})
