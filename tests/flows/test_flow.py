@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.deploy import deploy
 from flows.prefect_side import environment as prefect_environment
@@ -236,7 +237,9 @@ def test_what_cannot_run_is_not_deployed(tmp_path, monkeypatch, capsys):
     words = ["recipe=sft", f"workspace={tmp_path}"]
     with pytest.raises(UserError, match=r"--cron: 'weekly' .*expected minute, hour, day"):
         deploy(words, None, "alignloop", "weekly", None)
-    with pytest.raises(UserError, match=r"Prefect: http://127.0.0.1:9/api does not take it \(ConnectError"):
+    # Prefect reads its environment once in a process, which other tests have used for their servers.
+    with (temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+          pytest.raises(UserError, match=r"Prefect: http://127.0.0.1:9/api does not take it \(ConnectError")):
         deploy(words, None, "alignloop", None, None)
     monkeypatch.delenv("PREFECT_API_URL")
     with pytest.raises(UserError, match=r"(?s)Prefect: no server runs for .*align server up workspace="):
